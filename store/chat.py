@@ -1,0 +1,123 @@
+"""Conversations: which characters of a rendered chat template are the assistant's reply.
+
+The tokenizer (a transformers one) renders; nothing here imports it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from caskd.store.errors import UsageError
+
+Message = Mapping[str, Any]
+_START, _END = "\ue000caskd-start\ue001", "\ue000caskd-end\ue001"  # private use: in no real text
+_OPEN_TAG = re.compile(r"(\{%-?\s*generation\s*)(-?)(%\})(\n?)")
+_CLOSE_TAG = re.compile(r"(^[ \t]*)?(\{%)(-?)(\s*endgeneration\s*-?%\})", re.MULTILINE)
+
+
+def conversation_segments(tokenizer: Any, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """The rendered conversation in order, cut into (text, whether it is the assistant's reply).
+
+    The template's own `{% generation %}` marks decide where it has them; else the difference of
+    rendered prefixes, each with the generation prompt.
+
+    Raises:
+        UsageError: no chat template, a message without role and content, or prefixes that differ.
+    """
+    _check_messages(messages)
+    template = _template(tokenizer)
+    full = _render(tokenizer, messages)
+    spans = None
+    if _OPEN_TAG.search(template):
+        spans = _marked_spans(tokenizer, messages, template, full)
+    if spans is None:
+        spans = _prefix_spans(tokenizer, messages, full)
+    cuts = [0, *(edge for span in spans for edge in span), len(full)]
+    return [(full[a:b], n % 2 == 1) for n, (a, b) in enumerate(pairwise(cuts)) if a < b]
+
+
+def last_reply(messages: Sequence[Message]) -> str:
+    """Content of the last assistant turn.
+
+    Raises:
+        UsageError: there is none.
+    """
+    _check_messages(messages)
+    for message in reversed(messages):
+        if message["role"] == "assistant":
+            return str(message["content"])
+    raise UsageError("a conversation has no assistant turn; expected one to compare with: drop it")
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    for message in messages:
+        given = message if isinstance(message, Mapping) else {}
+        if not (isinstance(given.get("role"), str) and isinstance(given.get("content"), str)):
+            raise UsageError(
+                f"a message is {str(message)[:80]!r}; expected an object with text in 'role' and "
+                "'content': mend the data, or name another column with --messages-column"
+            )
+
+
+def _template(tokenizer: Any) -> str:
+    if not tokenizer.chat_template:
+        raise UsageError(
+            "the data has messages but the tokenizer has no chat template; expected a teacher with "
+            "one: give a chat model to --teacher, or data with prompt and response columns"
+        )
+    return str(tokenizer.get_chat_template())
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    if not messages:
+        return ""
+    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    return str(rendered)
+
+
+def _marked_spans(
+    tokenizer: Any, messages: Sequence[Message], template: str, full: str
+) -> list[tuple[int, int]] | None:
+    """Spans of the template's own marks; None where the marks cannot be made visible.
+
+    Each tag gets a printed mark beside it that trims the white space which the tag itself would
+    trim (transformers renders with trim_blocks and lstrip_blocks). The result counts only if it is
+    the unmarked rendering once the marks are taken out.
+    """
+
+    def opened(tag: re.Match[str]) -> str:
+        head, dash, close, _newline = tag.groups()
+        return f"{head}{dash}{close}{{{{ '{_START}' {dash}}}}}"
+
+    def closed(tag: re.Match[str]) -> str:
+        _indent, head, dash, close = tag.groups()
+        return f"{{{{{dash} '{_END}' }}}}{head}{dash}{close}"
+
+    marked = _CLOSE_TAG.sub(closed, _OPEN_TAG.sub(opened, template))
+    rendered = _render(tokenizer, messages, chat_template=marked)
+    spans, position = [], 0
+    for piece in re.split(f"({_START}.*?{_END})", rendered, flags=re.DOTALL):
+        text = piece.replace(_START, "").replace(_END, "")
+        if piece.startswith(_START):
+            spans.append((position, position + len(text)))
+        position += len(text)
+    same = rendered.replace(_START, "").replace(_END, "") == full
+    return spans if same else None
+
+
+def _prefix_spans(tokenizer: Any, messages: Sequence[Message], full: str) -> list[tuple[int, int]]:
+    spans = []
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
+        through = _render(tokenizer, messages[: turn + 1])
+        if not before or not through.startswith(before) or not full.startswith(through):
+            raise UsageError(
+                f"the chat template renders the first {turn + 1} messages otherwise alone than in "
+                "the whole conversation, so the reply cannot be told from its prompt; expected a "
+                "template with {% generation %} marks, or conversations of one assistant turn"
+            )
+        spans.append((len(before), len(through)))
+    return spans

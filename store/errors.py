@@ -1,0 +1,43 @@
+"""Errors that a user can meet, in one small tree.
+
+Each message is one line: what was got, what was expected, what to do next. `exit_code` is what the
+command line returns: 1 a check failed, 2 usage, 3 an identity mismatch.
+"""
+
+
+class CaskdError(Exception):
+    """Base of every error that is the user's to mend: one line, no traceback."""
+
+    exit_code = 2
+
+
+class UsageError(CaskdError, ValueError):
+    """An argument, a file or a value is not what was expected."""
+
+
+class StoreError(CaskdError):
+    """Base of everything that can be wrong with a store."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at this place."""
+
+
+class IncompleteError(StoreError):
+    """The store is not sealed, or a shard is not committed yet."""
+
+
+class CorruptError(StoreError):
+    """Bytes are missing or differ from what the commit records say."""
+
+    exit_code = 1
+
+
+class UnsafeError(StoreError):
+    """The store holds something that caskd refuses to read (unknown version, codec, file type)."""
+
+
+class IdentityError(StoreError):
+    """Two identities that must agree do not: the field, both values, and the next command."""
+
+    exit_code = 3

@@ -1,0 +1,93 @@
+"""What a store holds, from its metadata alone: no array is opened."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from caskd.store import commits, layout
+from caskd.store.reader import TeacherStore
+from caskd.store.seal import all_units
+
+
+def store_info(url: str | Path) -> dict[str, Any]:
+    """Identity, counts and sizes of the store at `url`, sealed or not (JSON types only)."""
+    store = TeacherStore.open(url, allow_unsealed=True)
+    spec = store.spec
+    # An unfinished store has the rows of its committed shards only; a seal spares reading them.
+    sizes, rows = (store.seal["bytes"], spec.num_rows) if store.sealed else _committed(store)
+    row_arrays = layout.row_layouts(spec.top_k, spec.chunk_rows, spec.shard_rows)
+    committed = spec.num_shards if store.sealed else store.num_committed_shards()
+    return {
+        "name": store.name,
+        "teacher": spec.teacher,
+        "kind": spec.kind,
+        "sealed": store.sealed,
+        "digest": store.digest if store.sealed else None,
+        "num_examples": spec.num_examples,
+        "num_rows": spec.num_rows,
+        "num_tokens": spec.num_tokens,
+        "top_k": spec.top_k,
+        "vocab_size": spec.vocab_size,
+        "encoding": spec.encoding,
+        "num_shards": spec.num_shards,
+        "num_committed_shards": committed,
+        "shard_rows": spec.shard_rows,
+        "statuses": store.seal["statuses"] if store.sealed else None,
+        "tasks": list(spec.tasks),
+        "bytes": sum(sizes.values()),
+        "bytes_per_row": round(sum(sizes.values()) / rows, 3) if rows else None,
+        "fields": {
+            array.name: {
+                "dtype": array.dtype,
+                "cells": array.cells or 1,
+                "bytes_per_row": round(sizes.get(array.name, 0) / rows, 3) if rows else None,
+            }
+            for array in row_arrays
+        },
+        "identity": spec.identity,
+    }
+
+
+def _committed(store: TeacherStore) -> tuple[dict[str, int], int]:
+    """Bytes by array and rows of what is committed so far."""
+    sizes: Counter[str] = Counter()
+    rows = 0
+    for unit in all_units(store.spec):
+        if commits.is_committed(store.root, unit):
+            record = commits.read_record(store.root, unit)
+            sizes.update(record.bytes_by_array())
+            rows += int(record.facts["num_rows"])
+    return dict(sizes), rows
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """The same for a person."""
+    state = "sealed" if info["sealed"] else (
+        f"NOT sealed: {info['num_committed_shards']} of {info['num_shards']} shards committed"
+    )  # fmt: skip
+    per_row = info["bytes_per_row"]
+    size = f"{info['bytes'] / 1e6:,.2f} MB" + (f", {per_row:,.1f} bytes a row" if per_row else "")
+    rows = [
+        ("store", f"{info['name']} ({state})"),
+        ("teacher", info["teacher"]),
+        ("examples", f"{info['num_examples']:,}"),
+        ("rows", f"{info['num_rows']:,} in {info['num_shards']} shards of {info['shard_rows']:,}"),
+        ("kept", f"top {info['top_k']} of {info['vocab_size']:,} logits, {info['encoding']}"),
+        ("tasks", ", ".join(info["tasks"][:8]) + (" ..." if len(info["tasks"]) > 8 else "")),
+        ("size", size),
+    ]
+    if info["statuses"]:
+        listed = ", ".join(f"{n:,} {status}" for status, n in sorted(info["statuses"].items()))
+        rows.append(("statuses", listed))
+    lines = [f"{name:<9} {clean(value)}" for name, value in rows if value]
+    lines.append("fields    name, type, bytes a row")
+    for name, array in info["fields"].items():
+        kind = array["dtype"] + (f" x {array['cells']}" if array["cells"] > 1 else "")
+        cost = "-" if array["bytes_per_row"] is None else f"{array['bytes_per_row']:,.2f}"
+        lines.append(f"          {name:<12} {kind:<14} {cost:>8}")
+    return "\n".join(lines)
+
+
+def clean(text: str) -> str:
+    """`text` without control characters: what a store says must not drive a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))

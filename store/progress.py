@@ -1,0 +1,81 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, one line a minute elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Report `amount` more units done; `note` replaces the text shown beside the bar."""
+
+
+class _Lines:
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self.first_done = done
+        self.started = self.last_line = time.monotonic()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            self.line(note)
+
+    def line(self, note: str = "") -> None:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        rate = (self.done - self.first_done) / elapsed
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+        text = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}"
+        print(
+            f"{text}, {rate:,.1f} {self.unit}/s{left}{'  ' + note if note else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Bar:
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        rate = TextColumn("{task.fields[rate]}")
+        self.bar = RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+            rate, TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )  # fmt: skip
+        self.task = self.bar.add_task(label, total=total, completed=done, note="", rate="")
+        self.unit = unit
+        self.bar.start()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        speed = self.bar.tasks[0].speed
+        rate = f"{speed:,.1f} {self.unit}/s" if speed else ""
+        self.bar.update(self.task, advance=amount, note=note, rate=rate)
+
+
+@contextmanager
+def progress(
+    label: str, total: int, unit: str, *, done: int = 0, quiet: bool = False
+) -> Iterator[Progress]:
+    """Show the progress of `total` units, `done` of them done before; `quiet` shows nothing."""
+    if not quiet and sys.stderr.isatty():
+        bar = _Bar(label, total, unit, done)
+        try:
+            yield bar
+        finally:
+            bar.bar.stop()
+        return
+    lines = _Lines(label, total, unit, done)
+    if quiet:
+        lines.last_line = float("inf")
+    yield lines

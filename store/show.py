@@ -1,0 +1,105 @@
+"""One example of a store, token by token, for a person; no tokenizer is needed."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caskd.store.info import clean
+from caskd.store.layout import STATUSES
+from caskd.store.reader import StoreBatch, TeacherStore
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+NUM_CHOICES = 4
+
+
+def token_text(token: bytes) -> str:
+    """A token's bytes as printable text: spaces and line breaks visible, the rest escaped."""
+    text = token.decode("utf-8", errors="backslashreplace")
+    return clean(text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5"))
+
+
+def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
+    """The example as JSON types: its text, status and one entry per row."""
+    batch, vocab = store.read([example]), store.vocab
+    index = store.index
+    return {
+        "example": example,
+        "source_index": int(index.source_index[example]),
+        "task": store.spec.tasks[int(index.task[example])],
+        "status": STATUSES[int(index.status[example])],
+        "tokens": [
+            {"id": int(i), "text": token_text(vocab[i]), "is_response": bool(r)}
+            for i, r in zip(batch.token_ids, batch.is_response, strict=True)
+        ],
+        "rows": [_row_json(batch, vocab, n) for n in range(batch.num_rows)],
+    }
+
+
+def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
+    ids, logits, logsumexp = (batch.column(f)[n] for f in ("topk_ids", "topk_logits", "logsumexp"))
+    shown = min(NUM_CHOICES, int(batch.column("num_kept")[n]))
+    probabilities = np.exp(logits[:shown] - logsumexp)
+    return {
+        "position": int(batch.logit_positions[n]) + 1,
+        "label": int(batch.labels[n]),
+        "label_text": token_text(vocab[batch.labels[n]]),
+        "label_rank": int(batch.column("label_rank")[n]) if shown else None,
+        "label_probability": (
+            float(np.exp(batch.column("label_logit")[n] - logsumexp)) if shown else None
+        ),
+        "tail_mass": float(batch.column("tail_mass")[n]) if shown else None,
+        "choices": [
+            {"id": int(i), "text": token_text(vocab[i]), "probability": float(p)}
+            for i, p in zip(ids[:shown], probabilities, strict=True)
+        ],
+    }
+
+
+def example_view(store: TeacherStore, example: int) -> "Group":
+    """The example as a rich renderable; nothing in it is read as markup."""
+    from rich.console import Group
+    from rich.text import Text
+
+    value = example_json(store, example)
+    heading = Text(
+        f"example {example}: task {clean(value['task']) or '-'}, status {value['status']}, "
+        f"source line {value['source_index']}, {len(value['rows'])} rows"
+    )
+    body = Text("text  ")
+    for token in value["tokens"]:
+        body.append(token["text"], style="bold green" if token["is_response"] else "dim")
+    return Group(heading, body, _rows_table(value["rows"]))
+
+
+def _rows_table(rows: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("position", "label", "rank", "p(label)"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    table.add_column("teacher's choices")
+    table.add_column("tail mass", justify="right")
+    for row in rows:
+        rank = row["label_rank"]
+        if rank is None:
+            table.add_row(str(row["position"]), Text(row["label_text"]), "-", "-", "no row", "-")
+            continue
+        style = "green" if rank == 0 else "yellow" if rank < NUM_CHOICES else "red"
+        choices = Text()
+        for choice in row["choices"]:
+            mark = "bold green" if choice["id"] == row["label"] else ""
+            choices.append(choice["text"], style=mark)
+            choices.append(f" {choice['probability']:.3f}   ", style="dim")
+        table.add_row(
+            str(row["position"]),
+            Text(row["label_text"], style=style),
+            Text(str(rank), style=style),
+            f"{row['label_probability']:.3f}",
+            choices,
+            f"{row['tail_mass']:.4f}",
+        )
+    return table

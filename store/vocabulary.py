@@ -1,0 +1,109 @@
+"""The vocabulary as bytes, and the two digests that say whether two parties mean the same tokens.
+
+The tokenizer (a transformers one) is passed in; nothing here loads one.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+
+
+def vocab_size(tokenizer: Any) -> int:
+    """V: the tokenizer's largest id + 1, added tokens included."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def token_bytes(tokenizer: Any) -> list[bytes]:
+    """Bytes that each token stands for: index = id, length V; ids that no token has are b"".
+
+    Byte-level BPE is mapped back to its bytes, SentencePiece's space mark and byte tokens likewise;
+    plain vocabularies and added tokens are their own text in UTF-8.
+    """
+    vocab: dict[str, int] = tokenizer.get_vocab()
+    added = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items()}
+    decode = _token_decoder(tokenizer, vocab)
+    tokens = [b""] * vocab_size(tokenizer)
+    for token, id_ in vocab.items():
+        tokens[id_] = added[id_].encode() if id_ in added else decode(token)
+    return tokens
+
+
+def vocab_digest(tokens: list[bytes]) -> str:
+    """sha256 over every token's bytes in the order of ids, each with its length before it."""
+    digest = hashlib.sha256()
+    for token in tokens:
+        digest.update(len(token).to_bytes(4, "little") + token)
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 over all that turns text into ids: normaliser, pre-tokeniser, merges, template.
+
+    Truncation and padding are left out: they are a caller's state, not the tokenizer's.
+    """
+    content: dict[str, Any] = {
+        "pipeline": _pipeline(tokenizer),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+    }
+    if content["pipeline"] is None:
+        content["pipeline"] = [type(tokenizer).__name__, tokenizer.get_vocab()]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def template_digest(tokenizer: Any) -> str:
+    """sha256 of the chat template."""
+    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+
+
+def _pipeline(tokenizer: Any) -> dict[str, Any] | None:
+    """The fast tokenizer's own description, None for a tokenizer written in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    pipeline: dict[str, Any] = json.loads(backend.to_str())
+    pipeline["truncation"] = pipeline["padding"] = None
+    return pipeline
+
+
+def _token_decoder(tokenizer: Any, vocab: dict[str, int]) -> Callable[[str], bytes]:
+    stages = _decoder_stages((_pipeline(tokenizer) or {}).get("decoder"))
+    if "ByteLevel" in stages or "\u0120the" in vocab:
+        table = _byte_level_table()
+        return lambda token: _from_byte_level(token, table)
+    if stages & {"Metaspace", "ByteFallback", "Replace"} or "<0x0A>" in vocab:
+        return _from_sentencepiece
+    return str.encode
+
+
+def _decoder_stages(decoder: dict[str, Any] | None) -> set[str]:
+    if decoder is None:
+        return set()
+    nested = [_decoder_stages(part) for part in decoder.get("decoders", [])]
+    return {decoder["type"]}.union(*nested)
+
+
+def _byte_level_table() -> dict[str, int]:
+    """GPT-2's byte alphabet: printable bytes are themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _from_byte_level(token: str, table: dict[str, int]) -> bytes:
+    if all(char in table for char in token):
+        return bytes(table[char] for char in token)
+    return token.encode()
+
+
+def _from_sentencepiece(token: str) -> bytes:
+    match = _BYTE_TOKEN.fullmatch(token)
+    if match:
+        return bytes([int(match.group(1), 16)])
+    return token.replace(_SPACE_MARK, " ").encode()

@@ -1,0 +1,178 @@
+"""Writing a store: plan the geometry, commit shards in any order, seal.
+
+Legend: R rows of a shard, k cells per row.
+
+Everything goes through commits.py: bytes are staged and synced, a create-only record decides, and
+only then do files enter data.zarr. A worker owns a whole shard of every row array, since two
+writers inside one Zarr shard lose data without an error.
+"""
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store import commits, files, layout
+from caskd.store.card import card
+from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError
+from caskd.store.planner import find_store
+from caskd.store.reader import ExampleIndex, TeacherStore
+from caskd.store.seal import seal_content
+from caskd.store.spec import StoreSpec, canonical_json
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ShardExample:
+    """One example of a shard: what the teacher is shown and where its rows go."""
+
+    index: int
+    token_ids: npt.NDArray[np.uint32]
+    is_response: npt.NDArray[np.uint8]
+    row_start: int  # within the shard
+    row_count: int
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The unit of work: one shard and its examples, in corpus order."""
+
+    shard: int
+    examples: Sequence[ShardExample]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to compute, without the filler."""
+        return sum(example.row_count for example in self.examples)
+
+
+class StoreWriter:
+    """Fills the shards of a planned store.
+
+    Raises:
+        StoreNotFoundError: nothing has been planned at `path`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path)
+        spec = find_store(self.root)
+        if spec is None:
+            raise StoreNotFoundError(f"{path}: no store there. Run caskd plan first.")
+        self.spec: StoreSpec = spec
+        self.layouts = layout.row_layouts(spec.top_k, spec.chunk_rows, spec.shard_rows)
+        self._store = TeacherStore(self.root, spec)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the store is finished; a sealed store never changes."""
+        return files.regular_size(self.root / "seal.json") is not None
+
+    def missing_shards(self) -> list[int]:
+        """Shards that nobody has committed; those that are get moved into place if they are not."""
+        missing = []
+        for shard in range(self.spec.num_shards):
+            unit = commits.shard_unit(shard)
+            if commits.is_committed(self.root, unit):
+                commits.roll_forward(self.root, commits.read_record(self.root, unit))
+            else:
+                missing.append(shard)
+        return missing
+
+    @cached_property
+    def _index(self) -> ExampleIndex:
+        return self._store.index
+
+    def shard(self, shard: int) -> ShardWork:
+        """The examples whose rows stand in `shard`."""
+        index, first = self._index, shard * self.spec.shard_rows
+        inside = (index.row_count > 0) & (index.row_start // self.spec.shard_rows == shard)
+        chosen = np.flatnonzero(inside)
+        batch = self._store.read(chosen, fields=())
+        examples = []
+        for i, example in enumerate(chosen):
+            tokens = slice(batch.token_offsets[i], batch.token_offsets[i + 1])
+            examples.append(
+                ShardExample(
+                    index=int(example),
+                    token_ids=batch.token_ids[tokens],
+                    is_response=batch.is_response[tokens],
+                    row_start=int(index.row_start[example]) - first,
+                    row_count=int(index.row_count[example]),
+                )
+            )
+        return ShardWork(shard, examples)
+
+    def commit(
+        self, work: ShardWork, rows: Mapping[str, Array], non_finite: Sequence[int] = ()
+    ) -> bool:
+        """Encode a shard's rows and commit them.
+
+        Args:
+            work: what `shard` returned.
+            rows: arrays [R] and [R, k] by field name, R = shard_rows, filler with num_kept 0.
+            non_finite: indices of examples for which the teacher gave NaN or Inf in some row.
+
+        Returns:
+            False when another worker committed this shard with other content; theirs stays.
+        """
+        contents = {}
+        for array in self.layouts:
+            values = rows[array.name]
+            expected = array.shape(self.spec.shard_rows)
+            if values.shape != expected or values.dtype != array.dtype:
+                raise ValueError(
+                    f"{array.name}: {values.dtype}{values.shape}, expected {array.dtype}{expected}."
+                )
+            contents[array.key(work.shard)] = layout.encode(array, len(values), values)[1][0]
+        statuses = Counter(self._status_of(example.index) for example in work.examples)
+        for example in non_finite:
+            statuses[self._status_of(example)] -= 1
+            statuses["non_finite"] += 1
+        facts = {
+            "num_rows": work.num_rows,
+            "statuses": {name: count for name, count in statuses.items() if count},
+            "non_finite_examples": sorted(int(example) for example in non_finite),
+        }
+        return commits.commit(self.root, commits.shard_unit(work.shard), contents, facts)
+
+    def _status_of(self, example: int) -> str:
+        return layout.STATUSES[self._index.status[example]]
+
+    def record_environment(self, facts: Mapping[str, Any]) -> Path:
+        """Keep what merely surrounds an attempt (versions, device, times); outside the seal."""
+        data = canonical_json(facts)
+        path = self.root / "environment" / f"{hashlib.sha256(data).hexdigest()[:16]}.json"
+        path.parent.mkdir(exist_ok=True)
+        files.replace_file(path, data)
+        return path
+
+    def seal(self) -> dict[str, Any]:
+        """Write totals and the digest over all commits, last; sealing twice changes nothing.
+
+        Raises:
+            IncompleteError: a shard is not committed yet.
+            CorruptError: a committed file is missing or has another size.
+        """
+        missing = self.missing_shards()
+        if missing:
+            raise IncompleteError(
+                f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
+                "Run caskd precompute again to fill them."
+            )
+        totals, digests = seal_content(self.root, self.spec)
+        if not self.sealed:
+            shutil.rmtree(self.root / commits.STAGING, ignore_errors=True)
+            files.replace_file(self.root / "commits" / "commits.sha256", digests)
+            files.replace_file(self.root / "README.md", card(self.spec, totals).encode())
+            files.create_exclusive(self.root / "seal.json", canonical_json(totals))
+        if files.read_small(self.root / "seal.json") != canonical_json(totals):
+            raise CorruptError(f"{self.root}/seal.json: differs from what the commits add up to.")
+        return totals

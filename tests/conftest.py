@@ -1,0 +1,23 @@
+"""Settings for every test: offline, one thread, quiet third parties."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_configure(config):  # type: ignore[no-untyped-def]
+    """Turn off warnings of named third parties that a test cannot mend."""
+    for ignored in (
+        "ignore::DeprecationWarning:deepspeed",
+        "ignore::FutureWarning:deepspeed",
+        "ignore::UserWarning:deepspeed",
+        "ignore::DeprecationWarning:torch",
+        "ignore::FutureWarning:torch",
+        "ignore::UserWarning:torch",
+    ):
+        config.addinivalue_line("filterwarnings", ignored)

@@ -1,0 +1,348 @@
+"""A store from plan to seal: geometry, alignment, commits, reading, and what must be noticed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stores
+import zarr
+
+from caskd.store import TeacherStore, alignment, commits, verify_store
+from caskd.store.errors import (
+    CaskdError,
+    CorruptError,
+    IdentityError,
+    IncompleteError,
+    StoreNotFoundError,
+    UnsafeError,
+    UsageError,
+)
+from caskd.store.info import store_info
+from caskd.store.planner import find_store, plan_store
+from caskd.store.verify import row_problems
+from caskd.store.writer import StoreWriter
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TeacherStore:
+    return stores.make_store(tmp_path / "s")
+
+
+def test_rows_are_the_teachers_at_the_position_before_each_response_token(
+    store: TeacherStore,
+) -> None:
+    batch = store.read(range(len(store)))
+    for i, example in enumerate(stores.examples()):
+        rows = slice(batch.row_offsets[i], batch.row_offsets[i + 1])
+        own = np.flatnonzero(example.is_response)
+        own = own[own >= 1]
+        np.testing.assert_array_equal(batch.labels[rows], example.token_ids[own])
+        np.testing.assert_array_equal(batch.logit_positions[rows], own - 1)
+        wanted = stores.row_fields(stores.logits_of(i, len(own)), example.token_ids[own], 4)
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(batch.column(name)[rows], values, err_msg=name)
+
+
+def test_a_shift_of_rows_labels_or_mask_by_one_is_noticed(store: TeacherStore) -> None:
+    """The stored label_logit and label_rank tie each row to its own label."""
+    batch = store.read([0, 1, 2])
+    assert row_problems(batch) == []
+    moved = {
+        "rows": np.roll(batch.column("label_rank"), 1),
+        "argmax": np.roll(batch.column("argmax"), 1),
+    }
+    assert row_problems(type(batch)(**{**vars(batch), "label_rank": moved["rows"]}))
+    assert row_problems(type(batch)(**{**vars(batch), "argmax": moved["argmax"]}))
+    assert row_problems(type(batch)(**{**vars(batch), "labels": np.roll(batch.labels, 1)}))
+
+
+def test_alignment_of_the_first_token_several_turns_and_none() -> None:
+    mask = np.array([1, 1, 0, 1, 0, 0, 1], np.uint8)
+    tokens = np.arange(10, 17, dtype=np.uint32)
+    assert alignment.row_positions(mask).tolist() == [1, 3, 6]
+    assert alignment.logit_positions(mask).tolist() == [0, 2, 5]
+    assert alignment.row_labels(tokens, mask).tolist() == [11, 13, 16]
+    assert alignment.num_rows(mask) == 3
+    assert alignment.num_rows(np.zeros(0, np.uint8)) == 0
+
+
+def test_no_example_straddles_a_shard_and_filler_has_no_teacher_row(store: TeacherStore) -> None:
+    index, size = store.index, store.spec.shard_rows
+    with_rows = index.row_count > 0
+    last = index.row_start + index.row_count - 1
+    assert (index.row_start[with_rows] // size == last[with_rows] // size).all()
+    kept = zarr.open_group(store.root / "data.zarr", mode="r", zarr_format=3)["num_kept"][...]
+    assert kept.shape == (store.spec.num_shards * size,)
+    used = np.zeros(len(kept), bool)
+    for start, count in zip(index.row_start, index.row_count, strict=True):
+        assert not used[start : start + count].any()
+        used[start : start + count] = True
+    assert (kept[used] > 0).all()
+    assert (kept[~used] == 0).all()
+    assert (~used).any()
+
+
+def test_counts_add_up_in_the_seal(store: TeacherStore) -> None:
+    assert store.seal["statuses"] == {"ok": 18, "empty": 2}
+    info = store_info(store.root)
+    assert info["num_examples"] == 20
+    assert info["num_rows"] == int(store.row_counts().sum())
+    assert info["bytes"] == sum(
+        len(data)
+        for name, data in stores.tree(store.root).items()
+        if name.startswith("data.zarr/") or name == "store.json"
+    )
+    assert info["bytes_per_row"] == round(info["bytes"] / info["num_rows"], 3)
+    assert info["sealed"] is True
+    assert info["teacher"] == "toy"
+    assert {"topk_ids", "topk_logits", "argmax"} <= set(info["fields"])
+
+
+def test_same_bytes_in_any_order_of_shards_and_after_a_rerun(tmp_path: Path) -> None:
+    one = stores.make_store(tmp_path / "one")
+    plan_store(
+        tmp_path / "two", stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB
+    )
+    stores.fill(tmp_path / "two", only=list(range(one.spec.num_shards))[::-2])
+    stores.fill(tmp_path / "two").seal()
+    StoreWriter(tmp_path / "two").seal()
+    assert stores.tree(tmp_path / "one") == stores.tree(tmp_path / "two")
+    assert not (tmp_path / "two" / commits.STAGING).exists()
+
+
+@pytest.mark.parametrize("stop", ["staged", "decided", "half moved"])
+def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, stop: str) -> None:
+    whole = stores.tree(stores.make_store(tmp_path / "whole").root)
+    path = tmp_path / "s"
+    plan_store(path, stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB)
+    record = commits.CommitRecord.from_json(whole["commits/00001.json"], "00001")
+    staged = path / commits.STAGING / record.digest
+    for item in record.file_records:
+        target = staged / item.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(whole[item.name])
+    if stop != "staged":
+        (path / "commits" / "00001.json").write_bytes(record.to_json())
+    if stop == "half moved":
+        first = record.file_records[0].name
+        (path / first).parent.mkdir(parents=True, exist_ok=True)
+        (staged / first).rename(path / first)
+    stores.fill(path).seal()
+    assert stores.tree(path) == whole
+
+
+def test_the_first_commit_of_a_shard_wins(tmp_path: Path) -> None:
+    plan_store(
+        tmp_path / "s", stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB
+    )
+    writer = StoreWriter(tmp_path / "s")
+    work = writer.shard(0)
+    rows = stores.shard_rows_of(work, 32, 4)
+    other = {**rows, "logsumexp": rows["logsumexp"] + np.float32(1e-3)}
+    assert writer.commit(work, rows)
+    before = stores.tree(tmp_path / "s")
+    assert writer.commit(work, rows), "equal content is success"
+    assert not writer.commit(work, other), "other content has lost"
+    assert stores.tree(tmp_path / "s") == before
+
+
+def test_another_identity_is_refused_and_names_the_field(tmp_path: Path) -> None:
+    make = {"shard_rows": 32, "vocab": stores.VOCAB}
+    plan_store(tmp_path / "s", stores.identity(), stores.examples(), **make)
+    before = stores.tree(tmp_path / "s")
+    with pytest.raises(IdentityError, match=r"capture\.top_k is 4 there, but 5 here") as caught:
+        plan_store(tmp_path / "s", stores.identity(5), stores.examples(), **make)
+    assert caught.value.exit_code == 3
+    same = plan_store(tmp_path / "s", stores.identity(), [], **make)
+    assert same == find_store(tmp_path / "s")
+    assert stores.tree(tmp_path / "s") == before
+
+
+def test_a_plan_decided_but_not_published_is_completed(tmp_path: Path) -> None:
+    plan_store(
+        tmp_path / "a", stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB
+    )
+    whole = stores.tree(tmp_path / "a")
+    record = commits.read_record(tmp_path / "a", commits.PLAN)
+    staged = tmp_path / "b" / commits.STAGING / record.digest
+    for item in record.file_records:
+        (staged / item.name).parent.mkdir(parents=True, exist_ok=True)
+        (staged / item.name).write_bytes(whole[item.name])
+    (tmp_path / "b" / "commits").mkdir()
+    (tmp_path / "b" / "commits" / "plan.json").write_bytes(record.to_json())
+    assert find_store(tmp_path / "b") == find_store(tmp_path / "a")
+    assert stores.tree(tmp_path / "b") == whole
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_plan_that_fails_leaves_nothing(tmp_path: Path, existed: bool) -> None:
+    path = tmp_path / "s"
+    if existed:
+        path.mkdir()
+    with pytest.raises(UsageError, match="Raise --shard-rows"):
+        plan_store(path, stores.identity(), stores.examples(), shard_rows=4, vocab=stores.VOCAB)
+    with pytest.raises(UsageError, match="no example has a response"):
+        plan_store(path, stores.identity(), [], shard_rows=32, vocab=stores.VOCAB)
+    with pytest.raises(UsageError, match="Try --shard-rows 1024"):
+        plan_store(path, stores.identity(), [], shard_rows=1000, vocab=stores.VOCAB)
+    assert path.exists() == existed
+    assert not existed or list(path.iterdir()) == []
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UsageError, match=r"'thesis\.tex' but no store"):
+        plan_store(tmp_path, stores.identity(), [], shard_rows=32, vocab=stores.VOCAB)
+    with pytest.raises(StoreNotFoundError, match=r"found no store\.json"):
+        TeacherStore.open(tmp_path)
+
+
+def test_an_unsealed_store_opens_only_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    plan_store(path, stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB)
+    stores.fill(path, only=[0])
+    with pytest.raises(IncompleteError, match="not sealed"):
+        TeacherStore.open(path)
+    part = TeacherStore.open(path, allow_unsealed=True)
+    assert part.read([0]).num_rows > 0
+    with pytest.raises(IncompleteError, match="not committed yet"):
+        part.read([len(part) - 2])
+    with pytest.raises(IncompleteError, match="shards are not committed"):
+        StoreWriter(path).seal()
+    assert not verify_store(path).ok
+    assert store_info(path)["num_committed_shards"] == 1
+
+
+def test_every_missing_truncated_or_changed_file_is_noticed(store: TeacherStore) -> None:
+    for name, data in stores.tree(store.root).items():
+        if name == "README.md":
+            continue
+        middle = len(data) // 2
+        harms = [
+            None,
+            data[:middle],
+            data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        ]
+        for harm in harms:
+            (store.root / name).unlink() if harm is None else (store.root / name).write_bytes(harm)
+            try:
+                noticed = not verify_store(store.root).ok
+            except CaskdError:
+                noticed = True
+            assert noticed, (name, harms.index(harm))
+            (store.root / name).write_bytes(data)
+    assert verify_store(store.root, full=True).ok
+
+
+@pytest.mark.parametrize("field", ["topk_ids", "label_rank"])
+def test_reading_changed_bytes_raises(store: TeacherStore, field: str) -> None:
+    file = next((store.root / "data.zarr" / field / "c").rglob("0"))
+    while file.is_dir():
+        file = file / "0"
+    data = bytearray(file.read_bytes())
+    data[10] ^= 4
+    file.write_bytes(bytes(data))
+    fresh = TeacherStore.open(store.root)
+    with pytest.raises(CorruptError, match=field):
+        fresh.read(range(len(fresh)))
+    file.unlink()
+    with pytest.raises(CorruptError, match="missing"):
+        TeacherStore.open(store.root).read([0])
+
+
+def test_a_file_that_no_commit_names_and_a_link_are_noticed(
+    store: TeacherStore, tmp_path: Path
+) -> None:
+    stray = store.root / "data.zarr" / "topk_ids" / "c" / "99"
+    stray.write_text("x")
+    assert any("no commit names it" in problem for problem in verify_store(store.root).problems)
+    stray.unlink()
+    target = store.root / "data.zarr" / "argmax" / "c" / "0"
+    outside = tmp_path / "outside"
+    target.rename(outside)
+    target.symlink_to(outside)
+    assert any("not a regular file" in problem for problem in verify_store(store.root).problems)
+    with pytest.raises(UnsafeError):
+        TeacherStore.open(store.root).read([0])
+
+
+def test_a_row_that_lies_is_found_by_full_verification(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    plan_store(path, stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB)
+    writer = StoreWriter(path)
+    for shard in writer.missing_shards():
+        work = writer.shard(shard)
+        rows = stores.shard_rows_of(work, 32, 4)
+        if shard == 1:
+            rows["topk_ids"][0, [1, 2]] = rows["topk_ids"][0, [2, 1]]
+            rows["topk_logits"][0, [1, 2]] = rows["topk_logits"][0, [2, 1]]
+        writer.commit(work, rows)
+    writer.seal()
+    assert verify_store(path).ok
+    report = verify_store(path, full=True)
+    assert [p for p in report.problems if "rank order" in p]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "reads version 1"),
+        ({"format": "other"}, "expected 'caskd-store'"),
+        ({"geometry": {}}, "not a valid store.json"),
+        ({"identity": []}, "not a valid store.json"),
+    ],
+)
+def test_a_store_json_of_another_kind_is_refused(
+    store: TeacherStore, change: dict[str, object], message: str
+) -> None:
+    path = store.root / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UnsafeError, match=message):
+        TeacherStore.open(store.root)
+
+
+def test_fields_and_indices_are_checked(store: TeacherStore) -> None:
+    batch = store.read([3, 3, 0], fields=["argmax"])
+    assert batch.topk_ids is None
+    assert len(batch.column("argmax")) == batch.num_rows
+    with pytest.raises(UsageError, match="was not read"):
+        batch.column("topk_ids")
+    with pytest.raises(UsageError, match="expected 0 to 19"):
+        store.read([20])
+    with pytest.raises(UsageError, match="expected some of"):
+        store.read([0], fields=["logits"])
+    assert store.read([]).num_rows == 0
+
+
+def test_zarr_alone_reads_the_arrays(store: TeacherStore) -> None:
+    group = zarr.open_group(store.root / "data.zarr", mode="r", zarr_format=3)
+    index = store.index
+    start, count = int(index.row_start[0]), int(index.row_count[0])
+    np.testing.assert_array_equal(
+        group["topk_ids"][start : start + count], store.read([0]).column("topk_ids")
+    )
+
+
+def test_show_escapes_what_the_store_contains(store: TeacherStore) -> None:
+    from caskd.store.show import example_json, token_text
+
+    assert "\x1b" not in token_text(b"\x1b[31m")
+    assert token_text(b" \n") == "\u2423\u21b5"
+    value = example_json(store, 0)
+    assert len(value["rows"]) == store.index.row_count[0]
+    assert all(row["choices"][0]["probability"] > 0 for row in value["rows"])
+
+
+def test_store_commands_import_no_torch(store: TeacherStore) -> None:
+    code = (
+        "import sys; from caskd.store.commands import InfoConfig, info_command, VerifyConfig, "
+        f"verify_command; info_command(InfoConfig({str(store.root)!r}, json=True)); "
+        f"verify_command(VerifyConfig({str(store.root)!r}, full=True)); "
+        "assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ": ok (" in done.stdout
