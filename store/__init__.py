@@ -1,7 +1,8 @@
 """The teacher store: format, writer, reader, integrity. Needs numpy and zarr, never torch."""
 
+from caskd.store.batch import StoreBatch
 from caskd.store.errors import StoreError
-from caskd.store.reader import StoreBatch, TeacherStore
+from caskd.store.reader import TeacherStore
 from caskd.store.spec import StoreSpec
 from caskd.store.verify import verify_store
 

@@ -21,6 +21,7 @@ from caskd.store.errors import CorruptError, UnsafeError
 from caskd.store.spec import canonical_json
 
 PLAN = "plan"
+PILOT = "pilot"
 STAGING = "staging"
 
 

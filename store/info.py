@@ -15,7 +15,7 @@ def store_info(url: str | Path) -> dict[str, Any]:
     spec = store.spec
     # An unfinished store has the rows of its committed shards only; a seal spares reading them.
     sizes, rows = (store.seal["bytes"], spec.num_rows) if store.sealed else _committed(store)
-    row_arrays = layout.row_layouts(spec.top_k, spec.chunk_rows, spec.shard_rows)
+    row_arrays = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
     committed = spec.num_shards if store.sealed else store.num_committed_shards()
     return {
         "name": store.name,
@@ -37,7 +37,7 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "bytes": sum(sizes.values()),
         "bytes_per_row": round(sum(sizes.values()) / rows, 3) if rows else None,
         "fields": {
-            array.name: {
+            _FIELD_OF.get(array.name, array.name): {
                 "dtype": array.dtype,
                 "cells": array.cells or 1,
                 "bytes_per_row": round(sizes.get(array.name, 0) / rows, 3) if rows else None,
@@ -46,6 +46,9 @@ def store_info(url: str | Path) -> dict[str, Any]:
         },
         "identity": spec.identity,
     }
+
+
+_FIELD_OF = {"topk_id_codes": "topk_ids", "topk_logit_steps": "topk_logits"}
 
 
 def _committed(store: TeacherStore) -> tuple[dict[str, int], int]:

@@ -1,4 +1,4 @@
-"""Every array of a store: name, dtype, shape and chunking. zarr is used through this file only.
+"""Every array of a store: name, dtype, shape, chunking, codec chain, and its zarr.json.
 
 Legend: R rows of a shard, k cells per row, E examples, T tokens of the store, V vocabulary.
 """
@@ -6,18 +6,25 @@ Legend: R rows of a shard, k cells per row, E examples, T tokens of the store, V
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store.codecs import LITTLE_ENDIAN, Chain, chain_metadata
 from caskd.store.errors import UsageError
+from caskd.store.spec import canonical_json
 
 Array = npt.NDArray[Any]
+Encoding = Literal["compact", "exact"]
 
-MAX_CHUNK_ROWS = 512
-TOKEN_SHARD = 1 << 20
+CELL_CHUNK = 512
+COLUMN_CHUNK = 4096
 TOKEN_CHUNK = 1 << 14
+TOKEN_SHARD = 1 << 20
+
+STATUSES = ("ok", "truncated", "too_long", "empty", "out_of_vocabulary", "non_finite")
+GROUP_METADATA = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class ArrayLayout:
     dtype: str
     chunk: int
     shard: int
+    chain: Chain = "shuffled"
     cells: int | None = None  # second axis, always whole in a chunk
 
     def shape(self, length: int) -> tuple[int, ...]:
@@ -38,6 +46,37 @@ class ArrayLayout:
         """File of a shard, relative to the store."""
         return f"data.zarr/{self.name}/c/{shard}" + ("" if self.cells is None else "/0")
 
+    @property
+    def metadata_key(self) -> str:
+        """File of the array's zarr.json, relative to the store."""
+        return f"data.zarr/{self.name}/zarr.json"
+
+    def metadata(self, length: int) -> dict[str, Any]:
+        """The array's zarr.json; a reader accepts nothing else."""
+        sharding = {
+            "chunk_shape": list(self.shape(self.chunk)),
+            "codecs": chain_metadata(self.chain, self.dtype),
+            "index_codecs": [LITTLE_ENDIAN, {"name": "crc32c"}],
+            "index_location": "end",
+        }
+        grid = {"chunk_shape": list(self.shape(self.shard))}
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape(length)),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": grid},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0,
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "attributes": {},
+            "storage_transformers": [],
+        }
+
+    def metadata_bytes(self, length: int) -> bytes:
+        """The bytes of the array's zarr.json."""
+        return canonical_json(self.metadata(length))
+
 
 def chunk_rows_for(shard_rows: int) -> int:
     """Rows of an inner chunk: small enough for random reads, a divisor of the shard.
@@ -47,38 +86,56 @@ def chunk_rows_for(shard_rows: int) -> int:
     """
     if shard_rows < 1:
         raise UsageError(f"--shard-rows is {shard_rows}; expected at least 1.")
-    if shard_rows <= MAX_CHUNK_ROWS:
+    if shard_rows <= CELL_CHUNK:
         return shard_rows
-    if shard_rows % MAX_CHUNK_ROWS:
-        nearest = math.ceil(shard_rows / MAX_CHUNK_ROWS) * MAX_CHUNK_ROWS
+    if shard_rows % CELL_CHUNK:
+        nearest = math.ceil(shard_rows / CELL_CHUNK) * CELL_CHUNK
         raise UsageError(
-            f"--shard-rows is {shard_rows}; expected a multiple of {MAX_CHUNK_ROWS} "
-            f"(or at most {MAX_CHUNK_ROWS}). Try --shard-rows {nearest}."
+            f"--shard-rows is {shard_rows}; expected a multiple of {CELL_CHUNK} "
+            f"(or at most {CELL_CHUNK}). Try --shard-rows {nearest}."
         )
-    return MAX_CHUNK_ROWS
+    return CELL_CHUNK
 
 
-def row_layouts(top_k: int, chunk_rows: int, shard_rows: int) -> tuple[ArrayLayout, ...]:
-    """The row arrays of a `topk` store."""
-    columns: dict[str, tuple[str, int | None]] = {
-        "topk_ids": ("uint32", top_k),
-        "topk_logits": ("float32", top_k),
-        "num_kept": ("uint16", None),
-        "logsumexp": ("float32", None),
-        "label_logit": ("float32", None),
-        "tail_mass": ("float32", None),
-        "argmax": ("uint32", None),
-        "label_rank": ("uint32", None),
-    }
-    # A column of single numbers is small: one chunk a shard compresses best and is read in one go.
-    return tuple(
-        ArrayLayout(name, dtype, chunk_rows if cells else shard_rows, shard_rows, cells)
-        for name, (dtype, cells) in columns.items()
+def row_layouts(
+    encoding: str, top_k: int, chunk_rows: int, shard_rows: int
+) -> tuple[ArrayLayout, ...]:
+    """The row arrays of a `topk` store, as they are on disk."""
+
+    def cells(name: str, dtype: str, chain: Chain) -> ArrayLayout:
+        return ArrayLayout(name, dtype, chunk_rows, shard_rows, chain, top_k)
+
+    def column(name: str, dtype: str, chain: Chain) -> ArrayLayout:
+        chunk = math.gcd(COLUMN_CHUNK, shard_rows) if shard_rows > COLUMN_CHUNK else shard_rows
+        return ArrayLayout(name, dtype, chunk, shard_rows, chain)
+
+    if encoding == "compact":
+        top = (
+            cells("topk_id_codes", "uint32", "packed"),
+            cells("topk_logit_steps", "uint16", "transposed"),
+        )
+    else:
+        top = (
+            cells("topk_ids", "uint32", "packed"),
+            cells("topk_logits", "float32", "transposed"),
+        )
+    return (
+        *top,
+        column("num_kept", "uint16", "shuffled"),
+        column("logsumexp", "float32", "packed"),
+        column("label_logit", "float32", "packed"),
+        column("tail_mass", "float32", "shuffled"),
+        column("argmax", "uint32", "packed"),
+        column("label_rank", "uint32", "packed"),
     )
 
 
+ROW_FIELDS = (
+    "topk_ids", "topk_logits", "num_kept", "logsumexp", "label_logit", "tail_mass", "argmax",
+    "label_rank",
+)  # fmt: skip
 TOKEN_LAYOUTS = (
-    ArrayLayout("token_ids", "uint32", TOKEN_CHUNK, TOKEN_SHARD),
+    ArrayLayout("token_ids", "uint32", TOKEN_CHUNK, TOKEN_SHARD, "packed"),
     ArrayLayout("is_response", "uint8", TOKEN_CHUNK, TOKEN_SHARD),
 )
 EXAMPLE_LAYOUTS = tuple(
@@ -97,73 +154,16 @@ VOCAB_LAYOUTS = (
     ArrayLayout("vocab_bytes", "uint8", TOKEN_SHARD, TOKEN_SHARD),
     ArrayLayout("vocab_offsets", "int64", TOKEN_SHARD, TOKEN_SHARD),
 )
-
-STATUSES = ("ok", "truncated", "too_long", "empty", "out_of_vocabulary", "non_finite")
-
-
-def encode(layout: ArrayLayout, length: int, values: Array) -> tuple[bytes, list[bytes]]:
-    """Encode entries with zarr itself.
-
-    Args:
-        layout: the array.
-        length: entries of the whole array on its first axis, for the metadata.
-        values: entries, starting at a shard boundary.
-
-    Returns:
-        The bytes of the array's zarr.json, and the bytes of one file per shard of `values`.
-    """
-    import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
-    from zarr.storage import MemoryStore
-
-    def create(store: MemoryStore, size: int) -> "zarr.Array[Any]":
-        return zarr.create_array(
-            store,
-            name=layout.name,
-            shape=layout.shape(size),
-            dtype=layout.dtype,
-            chunks=layout.shape(layout.chunk),
-            shards=layout.shape(layout.shard),
-            compressors=[
-                BloscCodec(
-                    typesize=np.dtype(layout.dtype).itemsize,
-                    cname="zstd",
-                    clevel=3,
-                    shuffle="bitshuffle",
-                ),
-                Crc32cCodec(),
-            ],
-            fill_value=0,
-            # An all-zero chunk must exist: a missing one is always an error.
-            config={"write_empty_chunks": True},
-        )
-
-    described: dict[str, Any] = {}
-    encoded: dict[str, Any] = {}
-    create(MemoryStore(described), length)
-    create(MemoryStore(encoded), len(values))[...] = values
-    shards = range(math.ceil(len(values) / layout.shard))
-    keys = [layout.key(shard).removeprefix("data.zarr/") for shard in shards]
-    metadata: bytes = described[f"{layout.name}/zarr.json"].to_bytes()
-    return metadata, [encoded[key].to_bytes() for key in keys]
+ID_ORDER = ArrayLayout("id_order", "uint32", TOKEN_SHARD, TOKEN_SHARD, "packed")
 
 
-GROUP_METADATA = b'{\n "attributes": {},\n "node_type": "group",\n "zarr_format": 3\n}\n'
+def row_metadata(layouts: Iterable[ArrayLayout], length: int) -> dict[str, bytes]:
+    """The zarr.json of arrays whose shards come later: file name -> bytes."""
+    return {array.metadata_key: array.metadata_bytes(length) for array in layouts}
 
 
-def encode_whole(layout: ArrayLayout, values: Array) -> dict[str, bytes]:
-    """Encode a whole array: file name relative to the store -> bytes."""
-    metadata, shards = encode(layout, len(values), values)
-    contents = {f"data.zarr/{layout.name}/zarr.json": metadata}
-    contents.update({layout.key(i): data for i, data in enumerate(shards)})
-    return contents
-
-
-def array_metadata(layouts: Iterable[ArrayLayout], length: int) -> dict[str, bytes]:
-    """The zarr.json of arrays that are not written yet: file name -> bytes."""
-    return {
-        f"data.zarr/{layout.name}/zarr.json": encode(
-            layout, length, np.zeros(layout.shape(0), layout.dtype)
-        )[0]
-        for layout in layouts
-    }
+def as_stored(array: ArrayLayout, values: Array) -> Array:
+    """`values` if they have the array's dtype and cells; anything else is a bug of ours."""
+    assert values.dtype == np.dtype(array.dtype), (array.name, values.dtype)
+    assert values.shape[1:] == array.shape(0)[1:], (array.name, values.shape)
+    return values

@@ -19,6 +19,7 @@ import numpy as np
 from caskd.store import alignment, commits, files, layout
 from caskd.store.errors import UsageError
 from caskd.store.examples import TokenizedExample
+from caskd.store.shard_file import encode_shards, encode_whole
 from caskd.store.spec import StoreSpec, check_identity
 
 STORE_JSON = "store.json"
@@ -67,7 +68,7 @@ class _Axis:
 
     def _flush(self, amount: int) -> None:
         values = np.concatenate(self.pending) if self.pending else np.zeros(0, self.array.dtype)
-        for data in layout.encode(self.array, amount, values[:amount])[1]:
+        for data in encode_shards(self.array, values[:amount]):
             self.records.append(_stage(self.staged, self.array.key(self.num_shards), data))
             self.num_shards += 1
         self.pending, self.num_pending = [values[amount:]], len(values) - amount
@@ -75,8 +76,8 @@ class _Axis:
     def close(self) -> list[commits.FileRecord]:
         if self.num_pending:
             self._flush(self.num_pending)
-        for name, data in layout.array_metadata([self.array], self.length).items():
-            self.records.append(_stage(self.staged, name, data))
+        metadata = self.array.metadata_bytes(self.length)
+        self.records.append(_stage(self.staged, self.array.metadata_key, metadata))
         return self.records
 
 
@@ -210,13 +211,13 @@ def _plan_contents(
     contents = {"data.zarr/zarr.json": layout.GROUP_METADATA}
     for array in layout.EXAMPLE_LAYOUTS:
         values = np.asarray(geometry.columns[array.name], dtype=array.dtype)
-        contents.update(layout.encode_whole(array, values))
+        contents.update(encode_whole(array, values))
     joined = np.frombuffer(b"".join(vocab), dtype=np.uint8)
     offsets = np.concatenate([[0], np.cumsum([len(token) for token in vocab])]).astype(np.int64)
-    contents.update(layout.encode_whole(layout.VOCAB_LAYOUTS[0], joined))
-    contents.update(layout.encode_whole(layout.VOCAB_LAYOUTS[1], offsets))
-    rows = layout.row_layouts(spec.top_k, spec.chunk_rows, spec.shard_rows)
-    contents.update(layout.array_metadata(rows, spec.num_shards * spec.shard_rows))
+    contents.update(encode_whole(layout.VOCAB_LAYOUTS[0], joined))
+    contents.update(encode_whole(layout.VOCAB_LAYOUTS[1], offsets))
+    rows = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
+    contents.update(layout.row_metadata(rows, spec.num_shards * spec.shard_rows))
     contents[STORE_JSON] = spec.to_json()
     return contents
 

@@ -12,7 +12,8 @@ from caskd.store.spec import StoreSpec
 
 def all_units(spec: StoreSpec) -> list[str]:
     """Every commit that a finished store has, the plan first."""
-    return [commits.PLAN, *map(commits.shard_unit, range(spec.num_shards))]
+    pilot = [commits.PILOT] if spec.encoding == "compact" else []
+    return [commits.PLAN, *pilot, *map(commits.shard_unit, range(spec.num_shards))]
 
 
 def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:

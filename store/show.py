@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caskd.store.batch import StoreBatch
 from caskd.store.info import clean
 from caskd.store.layout import STATUSES
-from caskd.store.reader import StoreBatch, TeacherStore
+from caskd.store.reader import TeacherStore
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -20,11 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.store import commits, files, layout
+from caskd.store.batch import ExampleIndex
 from caskd.store.card import card
+from caskd.store.encoding import encode_rows, frequency_order
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError
 from caskd.store.planner import find_store
-from caskd.store.reader import ExampleIndex, TeacherStore
+from caskd.store.reader import TeacherStore
 from caskd.store.seal import seal_content
+from caskd.store.shard_file import encode_shards, encode_whole
 from caskd.store.spec import StoreSpec, canonical_json
 
 Array = npt.NDArray[Any]
@@ -67,7 +70,9 @@ class StoreWriter:
         if spec is None:
             raise StoreNotFoundError(f"{path}: no store there. Run caskd plan first.")
         self.spec: StoreSpec = spec
-        self.layouts = layout.row_layouts(spec.top_k, spec.chunk_rows, spec.shard_rows)
+        self.layouts = layout.row_layouts(
+            spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows
+        )
         self._store = TeacherStore(self.root, spec)
 
     @property
@@ -77,38 +82,58 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards that nobody has committed; those that are get moved into place if they are not."""
-        missing = []
-        for shard in range(self.spec.num_shards):
-            unit = commits.shard_unit(shard)
-            if commits.is_committed(self.root, unit):
-                commits.roll_forward(self.root, commits.read_record(self.root, unit))
-            else:
-                missing.append(shard)
-        return missing
+        shards = range(self.spec.num_shards)
+        return [shard for shard in shards if not self._complete(commits.shard_unit(shard))]
+
+    def _complete(self, unit: str) -> bool:
+        if not commits.is_committed(self.root, unit):
+            return False
+        commits.roll_forward(self.root, commits.read_record(self.root, unit))
+        return True
 
     @cached_property
     def _index(self) -> ExampleIndex:
         return self._store.index
+
+    def pilot(self) -> ShardWork | None:
+        """A few examples, spread over the corpus, whose rows say which ids are frequent.
+
+        None when the encoding needs no pilot, or it is committed already.
+        """
+        if self.spec.encoding != "compact" or self._complete(commits.PILOT):
+            return None
+        counts = self._index.row_count
+        chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
+        starts = np.concatenate([[0], np.cumsum(counts[chosen])])
+        return ShardWork(-1, self._examples(chosen, starts))
+
+    def commit_pilot(self, rows: Mapping[str, Array]) -> bool:
+        """Freeze the order of ids from the pilot's rows; False if another worker's differs."""
+        cells = np.arange(rows["topk_ids"].shape[1]) < rows["num_kept"][:, None]
+        counts = np.bincount(rows["topk_ids"][cells], minlength=self.spec.vocab_size)
+        contents = encode_whole(layout.ID_ORDER, frequency_order(counts))
+        facts = {"num_rows": 0, "statuses": {}}
+        return commits.commit(self.root, commits.PILOT, contents, facts)
 
     def shard(self, shard: int) -> ShardWork:
         """The examples whose rows stand in `shard`."""
         index, first = self._index, shard * self.spec.shard_rows
         inside = (index.row_count > 0) & (index.row_start // self.spec.shard_rows == shard)
         chosen = np.flatnonzero(inside)
+        return ShardWork(shard, self._examples(chosen, index.row_start[chosen] - first))
+
+    def _examples(self, chosen: Array, row_starts: Array) -> list[ShardExample]:
         batch = self._store.read(chosen, fields=())
-        examples = []
-        for i, example in enumerate(chosen):
-            tokens = slice(batch.token_offsets[i], batch.token_offsets[i + 1])
-            examples.append(
-                ShardExample(
-                    index=int(example),
-                    token_ids=batch.token_ids[tokens],
-                    is_response=batch.is_response[tokens],
-                    row_start=int(index.row_start[example]) - first,
-                    row_count=int(index.row_count[example]),
-                )
+        return [
+            ShardExample(
+                index=int(example),
+                token_ids=batch.token_ids[batch.token_offsets[i] : batch.token_offsets[i + 1]],
+                is_response=batch.is_response[batch.token_offsets[i] : batch.token_offsets[i + 1]],
+                row_start=int(row_starts[i]),
+                row_count=int(self._index.row_count[example]),
             )
-        return ShardWork(shard, examples)
+            for i, example in enumerate(chosen)
+        ]
 
     def commit(
         self, work: ShardWork, rows: Mapping[str, Array], non_finite: Sequence[int] = ()
@@ -122,16 +147,15 @@ class StoreWriter:
 
         Returns:
             False when another worker committed this shard with other content; theirs stays.
+
+        Raises:
+            IncompleteError: the pilot that this encoding needs is not committed.
         """
-        contents = {}
-        for array in self.layouts:
-            values = rows[array.name]
-            expected = array.shape(self.spec.shard_rows)
-            if values.shape != expected or values.dtype != array.dtype:
-                raise ValueError(
-                    f"{array.name}: {values.dtype}{values.shape}, expected {array.dtype}{expected}."
-                )
-            contents[array.key(work.shard)] = layout.encode(array, len(values), values)[1][0]
+        stored = encode_rows(self.spec.encoding, rows, self._store.id_order)
+        contents = {
+            array.key(work.shard): encode_shards(array, stored[array.name])[0]
+            for array in self.layouts
+        }
         statuses = Counter(self._status_of(example.index) for example in work.examples)
         for example in non_finite:
             statuses[self._status_of(example)] -= 1
@@ -176,3 +200,20 @@ class StoreWriter:
         if files.read_small(self.root / "seal.json") != canonical_json(totals):
             raise CorruptError(f"{self.root}/seal.json: differs from what the commits add up to.")
         return totals
+
+
+PILOT_SHARE, MIN_PILOT_ROWS, MAX_PILOT_ROWS = 1 / 128, 256, 1 << 15
+
+
+def pilot_rows(num_rows: int) -> int:
+    """Rows of the pilot of a store: enough to rank ids, little beside the capture."""
+    return min(num_rows, MAX_PILOT_ROWS, max(MIN_PILOT_ROWS, int(num_rows * PILOT_SHARE)))
+
+
+def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArray[np.int64]:
+    """Examples spread evenly over the corpus that together have about `target` rows."""
+    with_rows = np.flatnonzero(row_counts)
+    mean = row_counts[with_rows].mean()
+    amount = int(np.clip(np.ceil(target / mean), 1, len(with_rows)))
+    places = np.linspace(0, len(with_rows) - 1, amount).round().astype(np.int64)
+    return with_rows[np.unique(places)]

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def pytest_configure(config):  # type: ignore[no-untyped-def]
     """Turn off warnings of named third parties that a test cannot mend."""
     for ignored in (
+        "ignore:Numcodecs codecs are not in the Zarr version 3 specification",
         "ignore::DeprecationWarning:deepspeed",
         "ignore::FutureWarning:deepspeed",
         "ignore::UserWarning:deepspeed",

@@ -14,7 +14,7 @@ from caskd.store.writer import ShardWork, StoreWriter
 VOCAB = [b"<pad>", b"<s>", b"</s>", b"\x1b[31m", *(bytes([c]) for c in range(97, 123))]
 
 
-def identity(top_k: int = 4, **capture: Any) -> dict[str, Any]:
+def identity(top_k: int = 4, encoding: str = "compact", **capture: Any) -> dict[str, Any]:
     """A complete identity for a store over VOCAB."""
     return {
         "teacher": {"name": "toy", "revision": None, "weights_digest": "00", "adapter": None},
@@ -31,7 +31,7 @@ def identity(top_k: int = 4, **capture: Any) -> dict[str, Any]:
             "logits_dtype": "float32", "attention": "eager", "quantization": None,
             "temperature": 1.0, **capture,
         },
-        "encoding": "exact",
+        "encoding": encoding,
     }  # fmt: skip
 
 
@@ -99,6 +99,9 @@ def shard_rows_of(work: ShardWork, shard_rows: int, top_k: int) -> dict[str, np.
 def fill(path: Path, *, only: list[int] | None = None) -> StoreWriter:
     """Commit the missing shards of a planned store (or some of them)."""
     writer = StoreWriter(path)
+    pilot = writer.pilot()
+    if pilot is not None:
+        assert writer.commit_pilot(shard_rows_of(pilot, pilot.num_rows, writer.spec.top_k))
     for shard in writer.missing_shards() if only is None else only:
         work = writer.shard(shard)
         rows = shard_rows_of(work, writer.spec.shard_rows, writer.spec.top_k)
@@ -107,10 +110,17 @@ def fill(path: Path, *, only: list[int] | None = None) -> StoreWriter:
 
 
 def make_store(
-    path: Path, *, num: int = 20, seed: int = 0, shard_rows: int = 32, top_k: int = 4
+    path: Path,
+    *,
+    num: int = 20,
+    seed: int = 0,
+    shard_rows: int = 32,
+    top_k: int = 4,
+    encoding: str = "compact",
 ) -> TeacherStore:
     """Plan, fill and seal a store."""
-    plan_store(path, identity(top_k), examples(num, seed), shard_rows=shard_rows, vocab=VOCAB)
+    made = identity(top_k, encoding)
+    plan_store(path, made, examples(num, seed), shard_rows=shard_rows, vocab=VOCAB)
     fill(path).seal()
     return TeacherStore.open(path)
 

@@ -1,0 +1,104 @@
+"""What reading a store gives: some examples, their tokens, labels, positions and row fields.
+
+Legend: B examples asked for, T their tokens, N their rows, k cells per row.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store import alignment
+from caskd.store.errors import CorruptError, UsageError
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class StoreBatch:
+    """Some examples, concatenated in the order asked for.
+
+    `logit_positions[n]` is the position, within its own example, whose logits predict row n;
+    `labels[n]` is the token that stands one position later. Row fields that were not asked for
+    are None. Cells of a row from `num_kept` on are padding: mask by `num_kept`, never by value.
+    """
+
+    example_indices: npt.NDArray[np.int64]  # [B]
+    token_ids: npt.NDArray[np.uint32]  # [T]
+    is_response: npt.NDArray[np.uint8]  # [T]
+    token_offsets: npt.NDArray[np.int64]  # [B + 1]
+    row_offsets: npt.NDArray[np.int64]  # [B + 1]
+    logit_positions: npt.NDArray[np.int64]  # [N]
+    labels: npt.NDArray[np.uint32]  # [N]
+    topk_ids: npt.NDArray[np.uint32] | None = None  # [N, k], rank order
+    topk_logits: npt.NDArray[np.float32] | None = None  # [N, k]
+    num_kept: npt.NDArray[np.uint16] | None = None  # [N]
+    logsumexp: npt.NDArray[np.float32] | None = None  # [N]
+    label_logit: npt.NDArray[np.float32] | None = None  # [N]
+    tail_mass: npt.NDArray[np.float32] | None = None  # [N]
+    argmax: npt.NDArray[np.uint32] | None = None  # [N]
+    label_rank: npt.NDArray[np.uint32] | None = None  # [N]
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.labels)
+
+    def column(self, name: str) -> Array:
+        """A row field that was asked for.
+
+        Raises:
+            UsageError: it was not read.
+        """
+        values: Array | None = getattr(self, name)
+        if values is None:
+            raise UsageError(f"field {name!r} was not read; name it in read(fields=...).")
+        return values
+
+
+@dataclass(frozen=True)
+class ExampleIndex:
+    """The example axis, whole in memory."""
+
+    token_start: npt.NDArray[np.int64]
+    token_count: npt.NDArray[np.int32]
+    row_start: npt.NDArray[np.int64]
+    row_count: npt.NDArray[np.int32]
+    status: npt.NDArray[np.uint8]
+    source_index: npt.NDArray[np.int64]
+    task: npt.NDArray[np.uint16]
+
+
+def assemble(
+    chosen: npt.NDArray[np.int64],
+    index: ExampleIndex,
+    token_ids: Array,
+    is_response: Array,
+    rows: dict[str, Array],
+) -> StoreBatch:
+    """Derive positions and labels of each example from its tokens and mask, and concatenate."""
+    token_offsets = np.concatenate([[0], np.cumsum(index.token_count[chosen], dtype=np.int64)])
+    row_offsets = np.concatenate([[0], np.cumsum(index.row_count[chosen], dtype=np.int64)])
+    positions, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint32)]
+    for example, start, stop in zip(chosen, token_offsets, token_offsets[1:], strict=False):
+        mask, tokens = is_response[start:stop], token_ids[start:stop]
+        if index.row_count[example] == 0:
+            continue
+        positions.append(alignment.logit_positions(mask))
+        labels.append(alignment.row_labels(tokens, mask))
+        if len(labels[-1]) != index.row_count[example]:
+            raise CorruptError(
+                f"example {example}: {len(labels[-1])} response tokens, but "
+                f"{index.row_count[example]} rows. Run caskd store verify."
+            )
+    return StoreBatch(
+        example_indices=chosen,
+        token_ids=token_ids,
+        is_response=is_response,
+        token_offsets=token_offsets.astype(np.int64),
+        row_offsets=row_offsets.astype(np.int64),
+        logit_positions=np.concatenate(positions),
+        labels=np.concatenate(labels),
+        **rows,
+    )

@@ -1,0 +1,109 @@
+"""How one chunk becomes bytes and comes back: three codec chains, each ending in crc32c.
+
+`shuffled`: blosc (zstd, bitshuffle). `transposed`: the same with the two axes swapped, so that
+cells of one rank lie together. `packed`: pcodec, for numbers without a byte structure.
+
+Sizes are checked before anything is decoded: a header that states another size than the chunk's is
+damage or an attack, and nothing is allocated for it.
+"""
+
+import struct
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs import blosc
+
+from caskd.store.errors import CorruptError
+
+Array = npt.NDArray[Any]
+Chain = Literal["shuffled", "transposed", "packed"]
+
+_CRC = struct.Struct("<I")
+_BLOSC_HEADER = struct.Struct("<BBBBIII")
+BLOSC_LEVEL = 3
+PCODEC_LEVEL = 8
+_CRC_CODEC = {"name": "crc32c"}
+LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+def chain_metadata(chain: Chain, dtype: str) -> list[dict[str, Any]]:
+    """The chain as Zarr v3 codecs, for zarr.json."""
+    if chain == "packed":
+        packed = {"name": "numcodecs.pcodec", "configuration": {"level": PCODEC_LEVEL}}
+        return [packed, _CRC_CODEC]
+    blosc_codec = {
+        "name": "blosc",
+        "configuration": {
+            "typesize": np.dtype(dtype).itemsize,
+            "cname": "zstd",
+            "clevel": BLOSC_LEVEL,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
+        },
+    }
+    head: list[dict[str, Any]] = []
+    if chain == "transposed":
+        head = [{"name": "transpose", "configuration": {"order": [1, 0]}}]
+    # One byte has no endianness, and zarr writes none.
+    plain = {"name": "bytes"} if np.dtype(dtype).itemsize == 1 else LITTLE_ENDIAN
+    return [*head, plain, blosc_codec, _CRC_CODEC]
+
+
+def encode_chunk(chain: Chain, values: Array) -> bytes:
+    """Bytes of a whole chunk."""
+    if chain == "packed":
+        payload = _pack(values)
+    else:
+        plain = np.ascontiguousarray(values.T if chain == "transposed" else values)
+        payload = blosc.compress(plain, b"zstd", BLOSC_LEVEL, blosc.BITSHUFFLE, 0)
+    return payload + _CRC.pack(google_crc32c.value(payload))
+
+
+def decode_chunk(chain: Chain, data: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
+    """The chunk's values, in an array of its own.
+
+    Raises:
+        CorruptError: the crc32c differs, or the payload states or holds another size.
+    """
+    payload = data[:-4]
+    if len(data) < 4 or _CRC.unpack(data[-4:])[0] != google_crc32c.value(payload):
+        raise CorruptError("its crc32c differs")
+    stored = shape[::-1] if chain == "transposed" else shape
+    values: Array = np.empty(stored, dtype)
+    if chain == "packed":
+        _unpack(payload, values)
+    else:
+        if len(payload) < _BLOSC_HEADER.size:
+            raise CorruptError("its payload is too short for a header")
+        *_, num_bytes, _block, packed = _BLOSC_HEADER.unpack_from(payload)
+        if num_bytes != values.nbytes or packed != len(payload):
+            raise CorruptError(f"its header states {num_bytes:,} bytes, expected {values.nbytes:,}")
+        try:
+            blosc.decompress(payload, values)
+        except (RuntimeError, ValueError):
+            raise CorruptError("its payload does not decompress") from None
+    return values.T if chain == "transposed" else values
+
+
+def _pack(values: Array) -> bytes:
+    from pcodec import ChunkConfig, standalone
+
+    packed: bytes = standalone.simple_compress(
+        np.ascontiguousarray(values).reshape(-1), ChunkConfig(compression_level=PCODEC_LEVEL)
+    )
+    return packed
+
+
+def _unpack(payload: bytes, out: Array) -> None:
+    from pcodec import standalone
+
+    flat = out.reshape(-1)
+    try:
+        # The output buffer bounds what a hostile payload can make of itself.
+        progress = standalone.simple_decompress_into(payload, flat)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise CorruptError(f"its payload does not decode ({error})") from None
+    if not progress.finished or progress.n_processed != flat.size:
+        raise CorruptError(f"it holds another number of values than {flat.size:,}")

@@ -1,0 +1,93 @@
+"""The predictions file: what is written is read, and nothing else passes for one."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from caskd.eval.predictions import exact_match, read_predictions, refuse_existing
+from caskd.store.errors import UsageError
+
+
+def test_round_trip(predictions_file):
+    file = predictions_file("a", [1, 0, 1], token_logprobs=[[-1.0], [-2.0, -3.0], [-0.5]])
+    read = read_predictions(file)
+    assert len(read) == 3
+    assert read.source == "a.parquet"
+    assert read.num_parameters == 10
+    assert read.strings("example_id") == ["e0", "e1", "e2"]
+    assert read.numbers("quality").tolist() == [1.0, 0.0, 1.0]
+    assert [part.tolist() for part in read.token_logprobs()] == [[-1.0], [-2.0, -3.0], [-0.5]]
+
+
+def test_log_probabilities_follow_their_example(predictions_file):
+    read = read_predictions(predictions_file("a", [1, 0], token_logprobs=[[-1.0], [-2.0, -3.0]]))
+    swapped = read.take([1, 0])
+    assert [part.tolist() for part in swapped.token_logprobs()] == [[-2.0, -3.0], [-1.0]]
+
+
+def test_exact_match_forgives_white_space_only():
+    assert exact_match(" a  b\n", "a b") == 1.0
+    assert exact_match("a B", "a b") == 0.0
+    assert exact_match("ab", "a b") == 0.0
+
+
+def test_a_file_that_exists_is_left_alone(tmp_path, predictions_file):
+    file = predictions_file("a", [1])
+    with pytest.raises(UsageError, match="exists; remove it or choose another --out"):
+        predictions_file("a", [0])
+    assert read_predictions(file).numbers("quality").tolist() == [1.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+    with pytest.raises(UsageError, match=r"ends in \.parquet"):
+        refuse_existing(tmp_path / "out.csv")
+
+
+def write_text(path):
+    path.write_text("not a table")
+
+
+def write_plain_table(path):
+    pq.write_table(pa.table({"a": [1]}), path)
+
+
+def write_foreign_metadata(path):
+    pq.write_table(pa.table({"a": [1]}).replace_schema_metadata({"caskd": "[1]"}), path)
+
+
+@pytest.mark.parametrize("write", [write_text, write_plain_table, write_foreign_metadata])
+def test_other_files_are_refused(tmp_path, write):
+    write(tmp_path / "x.parquet")
+    with pytest.raises(UsageError, match="expected a file of caskd predict"):
+        read_predictions(str(tmp_path / "x.parquet"))
+
+
+def test_a_missing_file_says_how_to_write_it(tmp_path):
+    with pytest.raises(UsageError, match="no such file; write it with: caskd predict"):
+        read_predictions(str(tmp_path / "no.parquet"))
+
+
+def test_an_empty_file_is_refused(predictions_file):
+    with pytest.raises(UsageError, match="holds no example"):
+        read_predictions(predictions_file("a", []))
+
+
+def test_an_example_that_is_there_twice_is_refused(predictions_file):
+    file = predictions_file("a", [1, 1, 0], example_id=["x", "y", "x"])
+    with pytest.raises(UsageError, match="example 'x' is there twice"):
+        read_predictions(file)
+
+
+def test_a_missing_value_is_refused(predictions_file):
+    with pytest.raises(UsageError, match="values are missing"):
+        read_predictions(predictions_file("a", [1, 0], reference=["x", None]))
+
+
+def test_a_later_version_is_refused(predictions_file):
+    with pytest.raises(UsageError, match="predictions of version 2, expected 1"):
+        read_predictions(predictions_file("a", [1], metadata={"version": 2}))
+
+
+def test_a_missing_column_is_refused(tmp_path, predictions_file):
+    table = pq.read_table(predictions_file("a", [1])).drop_columns(["quality"])
+    pq.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match="columns are missing"):
+        read_predictions(str(tmp_path / "b.parquet"))
