@@ -1,0 +1,109 @@
+"""The objectives by name, and the one function that makes every mask.
+
+For response tokens i with label y, student p_S, teacher p_L and label weight w, all of them are
+
+    L = - sum_i a_i * ( w * log p_S(y_i) + (1 - w) * sum_v p_L(v) log p_S(v) )
+
+and differ in w and in the rule for the mask a_i only.
+
+Dimension letters: N rows (predicted response tokens).
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from caskd.store.errors import UsageError
+
+MaskRule = Literal["all", "either", "teacher", "student"]
+Tail = Literal["bucket", "renormalise", "drop", "none"]
+TAILS: tuple[Tail, ...] = get_args(Tail)
+
+IGNORE_LABEL = -100
+"""Rows with this label count nowhere."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which rows count, and how much of each is the label's."""
+
+    rule: MaskRule
+    w: float
+
+    @property
+    def needs_distribution(self) -> bool:
+        """Whether the teacher's top-k is part of the loss."""
+        return self.w < 1
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a row without a teacher row cannot count."""
+        return self.needs_distribution or self.rule in ("either", "teacher")
+
+
+OBJECTIVES = MappingProxyType(
+    {
+        "xent": Objective("all", 1.0),
+        "dist": Objective("all", 0.5),
+        "cat-xent": Objective("either", 1.0),
+        "cat-dist": Objective("either", 0.5),
+        "cat-xent-l": Objective("teacher", 1.0),
+        "cat-xent-s": Objective("student", 1.0),
+        "cat-dist-l": Objective("teacher", 0.5),
+        "cat-dist-s": Objective("student", 0.5),
+    }
+)
+
+
+def resolve_objective(name: str, w: float | None = None) -> Objective:
+    """The objective called `name`, with `w` in place of its own label weight when given.
+
+    Raises:
+        UsageError: the name is not in `OBJECTIVES`, or `w` is outside [0, 1].
+    """
+    if name not in OBJECTIVES:
+        raise UsageError(f"objective {name!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
+    objective = OBJECTIVES[name]
+    if w is None:
+        return objective
+    if not 0 <= w <= 1:
+        raise UsageError(f"w is {w}, expected a label weight between 0 (teacher only) and 1")
+    return Objective(objective.rule, float(w))
+
+
+def keep_mask(
+    student_argmax: Tensor | None, teacher_argmax: Tensor | None, label: Tensor, rule: MaskRule
+) -> Tensor:
+    """Which rows count: alpha of Cascade-Aware Training (arXiv 2406.00060).
+
+    Rows of label `IGNORE_LABEL` are never kept.
+
+    Args:
+        student_argmax: [N] ids, of the same forward pass; None where the rule does not ask for it.
+        teacher_argmax: [N] ids; None where the rule does not ask for it.
+        label: [N] ids.
+        rule: `all` rows; those where `either` model's argmax is the label (CAT); or the
+            `teacher`'s, or the `student`'s alone.
+
+    Returns:
+        [N] bool.
+
+    Raises:
+        UsageError: the rule is unknown or asks for an argmax that was not given.
+    """
+    if rule not in get_args(MaskRule):
+        raise UsageError(f"mask rule {rule!r} is unknown; choose one of {get_args(MaskRule)}")
+    counted = label != IGNORE_LABEL
+    if rule == "all":
+        return counted
+    if rule != "teacher" and student_argmax is None:
+        raise UsageError(f"mask rule {rule!r} needs student_argmax, got None; pass it")
+    if rule != "student" and teacher_argmax is None:
+        raise UsageError(f"mask rule {rule!r} needs teacher_argmax, got None; pass it")
+    if rule == "teacher":
+        return counted & (teacher_argmax == label)
+    if rule == "student":
+        return counted & (student_argmax == label)
+    return counted & ((student_argmax == label) | (teacher_argmax == label))
