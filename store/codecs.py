@@ -20,6 +20,10 @@ from caskd.store.errors import CorruptError
 Array = npt.NDArray[Any]
 Chain = Literal["shuffled", "transposed", "packed"]
 
+# With threads, the blocks of a blosc frame come in the order in which they were finished, and equal
+# work would not give equal bytes. A chunk is far too small to gain from them.
+blosc.use_threads = False
+
 _CRC = struct.Struct("<I")
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
 BLOSC_LEVEL = 3

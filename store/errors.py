@@ -33,6 +33,10 @@ class CorruptError(StoreError):
     exit_code = 1
 
 
+class StoreWriteError(StoreError):
+    """The disk did not take what was to be written: it is full, read-only or failing."""
+
+
 class UnsafeError(StoreError):
     """The store holds something that caskd refuses to read (unknown version, codec, file type)."""
 

@@ -61,8 +61,10 @@ def row_fields(logits: np.ndarray, labels: np.ndarray, top_k: int) -> dict[str, 
     """The row fields by the book: sorts, sums in float64, nothing clever."""
     n = np.arange(len(labels))
     order = np.lexsort((np.broadcast_to(np.arange(logits.shape[1]), logits.shape), -logits))
-    probabilities = np.exp(logits.astype(np.float64))
-    probabilities /= probabilities.sum(1, keepdims=True)
+    high = logits.max(1).astype(np.float64)
+    weights = np.exp(logits - high[:, None])
+    total = weights.sum(1)
+    probabilities = weights / total[:, None]
     ids = order[:, :top_k]
     label_logit = logits[n, labels]
     above = (logits > label_logit[:, None]).sum(1)
@@ -73,7 +75,7 @@ def row_fields(logits: np.ndarray, labels: np.ndarray, top_k: int) -> dict[str, 
         "topk_ids": ids.astype(np.uint32),
         "topk_logits": np.take_along_axis(logits, ids, 1),
         "num_kept": np.full(len(labels), top_k, np.uint16),
-        "logsumexp": np.log(np.exp(logits.astype(np.float64)).sum(1)).astype(np.float32),
+        "logsumexp": (high + np.log(total)).astype(np.float32),
         "label_logit": label_logit,
         "tail_mass": np.take_along_axis(probabilities, order[:, top_k:], 1)
         .sum(1)

@@ -119,11 +119,12 @@ class _Gradients:
     ) -> "_Gradients":
         # Float16 overflows in sums that are not divided yet; autograd casts after scaling.
         row_dtype = exact if hidden.dtype == torch.float16 else hidden.dtype
-        sums = [torch.zeros_like(hidden, dtype=row_dtype) if wanted[0] else None]
-        for parameter, want in zip((head.weight, head.bias), wanted[1:], strict=True):
-            kept = want and parameter is not None
-            sums.append(torch.zeros_like(parameter, dtype=exact) if kept else None)
-        return cls(*sums)
+        row_sums = torch.zeros_like(hidden, dtype=row_dtype) if wanted[0] else None
+        weight = torch.zeros_like(head.weight, dtype=exact) if wanted[1] else None
+        bias = None
+        if head.bias is not None and wanted[2]:
+            bias = torch.zeros_like(head.bias, dtype=exact)
+        return cls(row_sums, weight, bias)
 
     def add_(self, gradient: Tensor, inputs: Tensor, weight: Tensor, index: Tensor) -> None:
         """Take a tile's gradient [n, V] back through the head.

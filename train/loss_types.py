@@ -46,8 +46,9 @@ class TeacherRows:
 
     def take(self, index: Tensor) -> "TeacherRows":
         """The rows at `index` [n]."""
-        columns = (getattr(self, field.name) for field in fields(self))
-        return TeacherRows(*(None if column is None else column[index] for column in columns))
+        rest = (getattr(self, field.name) for field in fields(self)[1:])
+        taken = (None if column is None else column[index] for column in rest)
+        return TeacherRows(self.argmax[index], *taken)
 
 
 @dataclass(frozen=True, eq=False)

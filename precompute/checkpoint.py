@@ -1,0 +1,111 @@
+"""Who the teacher is, found out before any weight is loaded."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caskd.store.errors import UsageError
+
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_NO_LIMIT = 1_000_000_000  # tokenizers without a limit of their own say 10^30
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """A checkpoint on this machine and what can be said of it without its weights."""
+
+    folder: Path
+    name: str
+    """Last folder name, or hub id: never a path."""
+    revision: str | None
+    tokenizer: Any
+    num_ids: int
+    """Ids that the model can read and predict."""
+    load_dtype: str
+    attention: str
+    max_length: int | None
+
+
+def find_teacher(teacher: str, dtype: str) -> TeacherSource:
+    """Locate a teacher and read its configuration and tokenizer.
+
+    Raises:
+        UsageError: no such folder or hub id, no causal LM, no tokenizer, or no safetensors.
+    """
+    folder, name, revision = _locate(teacher)
+    if not list(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"teacher {teacher!r} has no .safetensors file; expected a transformers checkpoint in "
+            "safetensors: convert it with save_pretrained, or give another --teacher"
+        )
+    config, tokenizer, split, attention = _describe(folder, teacher)
+    own = getattr(config, "dtype", None) or "float32"
+    tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
+    limits = [getattr(config, "max_position_embeddings", None) or _NO_LIMIT, tokenizer_limit]
+    return TeacherSource(
+        folder=folder,
+        name=name,
+        revision=revision,
+        tokenizer=tokenizer,
+        num_ids=split.num_ids,
+        load_dtype=str(own).removeprefix("torch.") if dtype == "auto" else dtype,
+        attention=attention,
+        max_length=min(limits) if min(limits) < _NO_LIMIT else None,
+    )
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the names and sha256 of the safetensors files, streamed."""
+    files = sorted(folder.glob("*.safetensors"))
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        digests = list(pool.map(_file_digest, files))
+    lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _file_digest(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _locate(teacher: str) -> tuple[Path, str, str | None]:
+    folder = Path(teacher)
+    if folder.is_dir():
+        return folder, folder.resolve().name, None
+    if teacher.count("/") > 1 or teacher.startswith((".", "/", "~")):
+        raise UsageError(f"no teacher folder {teacher!r}; expected a folder or a hub id: --teacher")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(teacher, allow_patterns=_PATTERNS))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"no teacher {teacher!r}: no such folder, and the hub gave {type(error).__name__}; "
+            "expected a folder or a hub id: check --teacher and the connection"
+        ) from error
+    return snapshot, teacher, snapshot.name  # the cache names a snapshot by its commit
+
+
+def _describe(folder: Path, teacher: str) -> tuple[Any, Any, Any, str]:
+    """Configuration, tokenizer, the model's halves without weights, and its attention."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from caskd.precompute.architecture import SplitModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"teacher {teacher!r} does not open ({reason}); expected a causal language model with "
+            "its tokenizer, in safetensors and without code of its own: give another --teacher"
+        ) from error
+    attention = str(getattr(model.config, "_attn_implementation", None))
+    return config.get_text_config(), tokenizer, SplitModel(model), attention

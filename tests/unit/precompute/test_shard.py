@@ -1,0 +1,105 @@
+"""Filling a shard: batches, memory, and every row exactly once."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from caskd.precompute.shard import TokenBudget, fill_shard, next_batch
+from caskd.store.alignment import num_rows
+from caskd.store.errors import UsageError
+from caskd.store.writer import ShardExample, ShardWork
+
+SHARD_ROWS = 100
+
+
+def example(index: int, prompt: int, response: int, row_start: int) -> ShardExample:
+    mask = np.repeat([0, 1], [prompt, response]).astype(np.uint8)
+    tokens = np.full(prompt + response, index, dtype=np.uint32)
+    return ShardExample(index, tokens, mask, row_start, num_rows(mask))
+
+
+@pytest.fixture
+def work() -> ShardWork:
+    sizes, examples, row = [(2, 3), (1, 9), (4, 1), (5, 5), (1, 1), (2, 8)], [], 0
+    for n, (prompt, response) in enumerate(sizes):
+        examples.append(example(10 + n, prompt, response, row))
+        row += response
+    return ShardWork(0, examples)
+
+
+class Counting:
+    """A teacher whose row is (example, place), and which holds only so many padded tokens."""
+
+    def __init__(self, most_tokens: int = 10**9, nan: int | None = None) -> None:
+        self.most_tokens, self.nan = most_tokens, nan
+        self.answered: Counter[int] = Counter()
+        self.batches: list[list[int]] = []
+
+    def rows(self, examples):
+        if max(len(e.token_ids) for e in examples) * len(examples) > self.most_tokens:
+            raise MemoryError("full")
+        self.batches.append([len(e.token_ids) for e in examples])
+        self.answered.update(e.index for e in examples)
+        labels = [np.full(e.row_count, e.index) for e in examples]
+        places = [np.arange(e.row_count) for e in examples]
+        kept = [
+            np.where((e.index == self.nan) & (np.arange(e.row_count) == 0), 0, 1) for e in examples
+        ]
+        return {
+            "argmax": np.concatenate(labels),
+            "label_rank": np.concatenate(places),
+            "num_kept": np.concatenate(kept),
+        }
+
+
+def fill(work, teacher, budget):
+    rows = {name: np.zeros(SHARD_ROWS, np.int64) for name in ("argmax", "label_rank", "num_kept")}
+    reports: list[int] = []
+    non_finite = fill_shard(work, teacher, rows, budget, reports.append)
+    assert sum(reports) == work.num_rows
+    for e in work.examples:
+        place = slice(e.row_start, e.row_start + e.row_count)
+        assert (rows["argmax"][place] == e.index).all()
+        assert rows["label_rank"][place].tolist() == list(range(e.row_count))
+    assert not rows["argmax"][work.num_rows :].any()
+    assert teacher.answered == Counter(e.index for e in work.examples)
+    return non_finite
+
+
+@pytest.mark.parametrize("tokens", [1, 10, 17, 10_000])
+def test_batches_are_longest_first_and_fit_the_budget(work, tokens):
+    teacher = Counting()
+    assert fill(work, teacher, TokenBudget(tokens)) == []
+    lengths = [length for batch in teacher.batches for length in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    for batch in teacher.batches:
+        assert len(batch) == 1 or batch[0] * len(batch) <= tokens
+
+
+def test_a_batch_takes_what_fits():
+    waiting = [example(0, 4, 6, 0), example(1, 4, 6, 0), example(2, 1, 1, 0)]
+    assert len(next_batch(waiting, 29)) == 2
+    assert len(next_batch(waiting, 30)) == 3
+    assert len(next_batch(waiting, 3)) == 1
+
+
+@pytest.mark.parametrize("most_tokens", [10, 13, 25, 40])
+def test_out_of_memory_halves_and_computes_each_row_once(work, most_tokens):
+    teacher, budget = Counting(most_tokens), TokenBudget(10_000)
+    assert fill(work, teacher, budget) == []
+    assert budget.tokens < 10_000
+
+
+def test_one_example_that_does_not_fit_is_an_error(work):
+    with pytest.raises(UsageError, match="it is one example"):
+        fill(work, Counting(9), TokenBudget(10_000))
+
+
+def test_fixed_batches_never_shrink(work):
+    with pytest.raises(UsageError, match="--deterministic fixes the batches"):
+        fill(work, Counting(30), TokenBudget(10_000, fixed=True))
+
+
+def test_examples_with_a_row_without_teacher_are_named(work):
+    assert fill(work, Counting(nan=13), TokenBudget(20)) == [13]

@@ -1,0 +1,115 @@
+"""The compact encoding keeps what it promises: exact ids, a small KL, close probabilities."""
+
+import numpy as np
+import pytest
+import stores
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caskd.store import encoding, layout
+from caskd.store.codecs import decode_chunk, encode_chunk
+from caskd.store.errors import CorruptError
+from caskd.store.writer import pilot_examples, pilot_rows
+
+V, K = 500, 64
+
+
+def rows_of(
+    seed: int, scale: float, num_rows: int = 64
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_t(3, (num_rows, V)) * scale).astype(np.float32)
+    return logits, stores.row_fields(logits, rng.integers(0, V, num_rows), K)
+
+
+def round_trip(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    order = encoding.frequency_order(np.bincount(rows["topk_ids"].ravel(), minlength=V))
+    stored = encoding.encode_rows("compact", rows, order)
+    assert stored["topk_logit_steps"].dtype == np.uint16
+    assert stored["topk_id_codes"].dtype == np.uint32
+    return {
+        **{name: values for name, values in stored.items() if name in rows},
+        "topk_ids": encoding.decode_ids(stored["topk_id_codes"], rows["num_kept"], order),
+        "topk_logits": encoding.decode_logits(
+            stored["topk_logit_steps"], rows["num_kept"], rows["logsumexp"]
+        ),
+    }
+
+
+def probabilities(rows: dict[str, np.ndarray]) -> np.ndarray:
+    """[N, k + 1]: what a reader takes, the tail last."""
+    cells = np.arange(K) < rows["num_kept"][:, None]
+    with np.errstate(invalid="ignore"):
+        log_p = rows["topk_logits"].astype(np.float64) - rows["logsumexp"][:, None]
+    p = np.where(cells, np.exp(log_p), 0)
+    tail = rows["tail_mass"].astype(np.float64)[:, None]
+    return np.concatenate([p * (1 - tail) / p.sum(1, keepdims=True), tail], axis=1)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([0.0, 0.1, 1.0, 3.0, 20.0, 300.0]))
+def test_ids_are_exact_and_probabilities_close(seed: int, scale: float) -> None:
+    _, rows = rows_of(seed, scale)
+    back = round_trip(rows)
+    for name in ("topk_ids", "num_kept", "logsumexp", "label_logit", "argmax", "label_rank"):
+        np.testing.assert_array_equal(back[name], rows[name])
+    assert (np.diff(back["topk_logits"], axis=1) <= 0).all()
+    p, q = probabilities(rows), probabilities(back)
+    assert np.abs(p - q).max() <= 2e-3
+    kl = np.where(p > 0, p * np.log(np.maximum(p, 1e-300) / np.maximum(q, 1e-300)), 0).sum(1)
+    assert kl.mean() <= 1.2e-5
+
+
+def test_padding_and_rows_without_a_teacher_come_back_as_padding() -> None:
+    _, rows = rows_of(0, 2.0)
+    rows["num_kept"][:8] = 0
+    rows["num_kept"][8:16] = 5
+    padding = np.arange(K) >= rows["num_kept"][:, None]
+    rows["topk_ids"] = np.where(padding, 0, rows["topk_ids"]).astype(np.uint32)
+    rows["topk_logits"] = np.where(padding, -np.inf, rows["topk_logits"]).astype(np.float32)
+    back = round_trip(rows)
+    np.testing.assert_array_equal(back["topk_ids"], rows["topk_ids"])
+    np.testing.assert_array_equal(np.isneginf(back["topk_logits"]), padding)
+
+
+def test_tail_mass_is_rounded_to_11_bits_and_never_above_one() -> None:
+    values = np.array([0, 1e-30, 1e-8, 0.1, 0.5, 1 - 1e-7, 1], np.float32)
+    _, rows = rows_of(0, 1.0, 7)
+    rows["tail_mass"] = values
+    back = round_trip(rows)["tail_mass"]
+    assert back.max() <= 1
+    np.testing.assert_allclose(back, values, rtol=2.0**-12)
+
+
+@pytest.mark.parametrize("chain", ["shuffled", "transposed", "packed"])
+def test_a_chunk_says_when_it_is_not_what_was_written(chain: str) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (32, 8)).astype(np.uint32)
+    data = encode_chunk(chain, values)
+    np.testing.assert_array_equal(decode_chunk(chain, data, "uint32", (32, 8)), values)
+    for position in range(len(data)):
+        changed = data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
+        with pytest.raises(CorruptError):
+            decode_chunk(chain, changed, "uint32", (32, 8))
+    for shape in [(31, 8), (33, 8)]:
+        with pytest.raises(CorruptError):
+            decode_chunk(chain, data, "uint32", shape)
+    with pytest.raises(CorruptError):
+        decode_chunk(chain, data[:3], "uint32", (32, 8))
+
+
+def test_the_pilot_is_small_and_spread_over_the_corpus() -> None:
+    assert [pilot_rows(n) for n in (10, 1000, 10**6, 10**9)] == [10, 256, 7812, 1 << 15]
+    counts = np.full(10_000, 20, np.int32)
+    counts[::3] = 0
+    chosen = pilot_examples(counts, 1000)
+    assert (counts[chosen] > 0).all()
+    assert 900 <= counts[chosen].sum() <= 1100
+    assert chosen[0] < 100
+    assert chosen[-1] > 9_900
+
+
+def test_shard_rows_that_do_not_divide_are_refused_with_one_that_does() -> None:
+    assert layout.chunk_rows_for(65_536) == 512
+    assert layout.chunk_rows_for(100) == 100
+    with pytest.raises(ValueError, match="Try --shard-rows 1024"):
+        layout.chunk_rows_for(1000)
