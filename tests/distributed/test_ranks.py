@@ -1,0 +1,142 @@
+"""Ranks, micro-batches, accumulation and ZeRO stages do not change what is learnt."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import capture, config_for
+from transformers import AutoModelForCausalLM
+
+from caskd.store import TeacherStore
+from caskd.train.batches import collate, fields_to_read
+from caskd.train.losses import cascade_aware_loss
+from caskd.train.objectives import OBJECTIVES
+from caskd.train.plan import plan_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+DRIVER = Path(__file__).with_name("steps_driver.py")
+STAGES = (0, 1, 2, 3)
+REFERENCE, MASKED_REFERENCE = "1:float32:16:dist", "1:float32:16:cat-dist"
+ACCUMULATED = tuple(f"{stage}:float32:4:dist" for stage in STAGES)
+ONE_RANK = (REFERENCE, *ACCUMULATED, MASKED_REFERENCE)
+DTYPES = ("float32", "bfloat16")
+TWO_RANKS = (
+    *(f"{stage}:{dtype}:2:dist" for stage in STAGES for dtype in DTYPES),
+    "2:float32:2:cat-dist",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("ranks")
+    capture(directory)
+    return directory
+
+
+def drive(root: Path, launcher: list[str], cases: tuple[str, ...], name: str) -> dict[str, Any]:
+    out = root / f"{name}.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(root / "jit")}
+    command = [*launcher, str(DRIVER), str(root), str(out), *cases]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert not (root / "jit").exists(), "an operator was compiled at start-up"
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def one(root: Path) -> dict[str, Any]:
+    return drive(root, [sys.executable], ONE_RANK, "one")
+
+
+@pytest.fixture(scope="module")
+def two(root: Path) -> dict[str, Any]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return drive(root, [*torchrun, "--nproc-per-node", "2"], TWO_RANKS, "two")
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Relative 2-norm of the difference over all tensors together."""
+    assert ours.keys() == theirs.keys()
+    difference = sum(float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours)
+    size = sum(float(theirs[n].double().square().sum()) for n in theirs)
+    return (difference / size) ** 0.5
+
+
+def plain_gradient(root: Path) -> tuple[dict[str, torch.Tensor], float]:
+    """The first step's gradient and loss by plain torch: one batch, dense logits, autograd."""
+    config = config_for(root, global_batch_size=16, micro_batch_size=16, objective="dist")
+    plan = plan_run(config)
+    store = TeacherStore.open(config.store)
+    model = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
+    examples = plan.order.examples_for_step(0, 16)
+    assert len(set(store.row_counts()[examples])) > 4, "the responses must have unequal lengths"
+    batch = collate(store.read(examples, fields_to_read(OBJECTIVES["dist"])), pad_id=0)
+    hidden = model.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+    sums = cascade_aware_loss(
+        hidden.flatten(0, 1)[batch.gather_index],
+        model.lm_head.weight,
+        batch.labels,
+        batch.teacher,
+        objective="dist",
+        impl="dense",
+    )
+    loss = sums.loss / sums.num_rows
+    loss.backward()
+    gradient = {f"model.{name}": p.grad for name, p in model.named_parameters()}
+    return gradient, float(loss.detach())
+
+
+def test_one_rank_has_the_gradient_of_plain_torch(root: Path, one: dict[str, Any]) -> None:
+    gradient, loss = plain_gradient(root)
+    assert distance(one[REFERENCE]["gradient"], gradient) < 1e-6
+    assert one[REFERENCE]["losses"][0] == pytest.approx(loss, rel=1e-6)
+    norm = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
+    assert norm > 0.02, "the clipping must have something to clip"
+    for case in (REFERENCE, *ACCUMULATED):
+        assert one[case]["norms"][0] == pytest.approx(norm, rel=1e-5), case
+
+
+@pytest.mark.parametrize("case", ACCUMULATED)
+def test_accumulation_and_stage_change_nothing(one: dict[str, Any], case: str) -> None:
+    check_same(one[case], one[REFERENCE])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_equal_one(one: dict[str, Any], two: dict[str, Any], stage: int) -> None:
+    check_same(two[f"{stage}:float32:2:dist"], one[REFERENCE])
+
+
+def test_a_mask_changes_nothing_of_that(one: dict[str, Any], two: dict[str, Any]) -> None:
+    """Ranks keep different numbers of rows; the divisor is the number of all rows of the step."""
+    assert 0 < one[MASKED_REFERENCE]["keep"][0] < 1
+    check_same(two["2:float32:2:cat-dist"], one[MASKED_REFERENCE])
+
+
+def check_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert distance(ours["gradient"], theirs["gradient"]) < 1e-6
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-6)
+    assert ours["norms"] == pytest.approx(theirs["norms"], rel=1e-5)
+    # Adam divides by the gradient's own size, which magnifies rounding where that is tiny.
+    assert distance(ours["weights"], theirs["weights"]) < 1e-5
+    assert ours["keep"] == theirs["keep"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bfloat16_is_near(one: dict[str, Any], two: dict[str, Any], stage: int) -> None:
+    """A gradient that lost a micro-batch or a rank would be off by tens of percent."""
+    ours = two[f"{stage}:bfloat16:2:dist"]
+    assert ours["losses"][0] == pytest.approx(one[REFERENCE]["losses"][0], rel=0.1)
+    assert ours["norms"][0] == pytest.approx(one[REFERENCE]["norms"][0], rel=0.1)
+
+
+@pytest.mark.parametrize("case", TWO_RANKS)
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all(
+    two: dict[str, Any], case: str
+) -> None:
+    assert two[case]["poisoned_applied"] is False
+    assert two[case]["poisoned_changed"] == []

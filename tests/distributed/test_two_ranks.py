@@ -1,0 +1,68 @@
+"""The command line under torchrun: two ranks train, stop, go on, and fail as one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training import capture, read_metrics
+
+from caskd.train.manifest import CHECKPOINTS, checkpoint_path
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("two")
+    capture(directory)
+    return directory
+
+
+def torchrun(root: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "caskd.cli", "train", "--store", str(root / "store"), "--out", str(out),
+        "--student", str(root / "student"), "--steps", "6", "--save-every", "3",
+        "--global-batch-size", "8", "--micro-batch-size", "2", "--dtype", "float32", "--lr", "1e-3",
+        *more,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_two_ranks_resume_bitwise(root: Path, tmp_path: Path) -> None:
+    stage = ("--zero-stage", "3")
+    first = torchrun(root, tmp_path / "run", *stage)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert first.stdout.count("8 examples = 2 x 2 ranks x 2 accumulation") == 1, (
+        "rank 0 alone talks"
+    )
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "run", whole)
+
+    shutil.rmtree(checkpoint_path(tmp_path / "run", 6))  # as if killed after step 3
+    second = torchrun(root, tmp_path / "run", *stage, "--resume")
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert read_metrics(tmp_path / "run") == read_metrics(whole)
+    assert [line["step"] for line in read_metrics(whole)] == [1, 2, 3, 4, 5, 6]
+    ours, theirs = (
+        load_file(checkpoint_path(run, 6) / "weights.safetensors")
+        for run in (tmp_path / "run", whole)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_mistake_ends_all_ranks_and_writes_nothing(root: Path, tmp_path: Path) -> None:
+    done = torchrun(root, tmp_path / "run", "--micro-batch-size", "3")
+    assert done.returncode != 0
+    assert "Try --global-batch-size 12" in done.stderr
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,83 @@
+"""Padding and the gather index, at a toy size where every figure can be checked by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from caskd.store import StoreBatch
+from caskd.train.batches import collate, fields_to_read
+from caskd.train.objectives import OBJECTIVES
+from caskd.train.read_ahead import ReadAhead
+
+
+def toy() -> StoreBatch:
+    """[10 11 | 12 13] and [20 | 21 22 23], the response behind the bar."""
+    return StoreBatch(
+        example_indices=np.array([4, 2]),
+        token_ids=np.array([10, 11, 12, 20, 21, 22, 23], np.uint32),
+        is_response=np.array([0, 0, 1, 0, 1, 1, 1], np.uint8),
+        token_offsets=np.array([0, 3, 7]),
+        row_offsets=np.array([0, 1, 4]),
+        logit_positions=np.array([1, 0, 1, 2]),
+        labels=np.array([12, 21, 22, 23], np.uint32),
+        argmax=np.array([12, 9, 9, 23], np.uint32),
+        num_kept=np.array([2, 2, 2, 0], np.uint16),
+    )
+
+
+def test_the_gathered_position_stands_before_its_label() -> None:
+    batch = collate(toy(), pad_id=7)
+    assert batch.input_ids.tolist() == [[10, 11, 12, 7], [20, 21, 22, 23]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    flat = batch.input_ids.flatten()
+    assert flat[batch.gather_index].tolist() == [11, 20, 21, 22]
+    assert flat[batch.gather_index + 1].tolist() == batch.labels.tolist() == [12, 21, 22, 23]
+
+
+def test_teacher_rows_are_what_was_read() -> None:
+    teacher = collate(toy(), pad_id=7).teacher
+    assert teacher.argmax.tolist() == [12, 9, 9, 23]
+    assert teacher.argmax.dtype == torch.int64
+    assert teacher.num_kept is not None
+    assert teacher.num_kept.tolist() == [2, 2, 2, 0]
+    assert teacher.topk_ids is None
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_distillation_reads_the_top_k(name: str) -> None:
+    read = fields_to_read(OBJECTIVES[name])
+    assert "argmax" in read
+    assert ("topk_logits" in read) == ("dist" in name)
+
+
+def test_read_ahead_keeps_the_order_and_ends() -> None:
+    with ReadAhead(iter(range(20))) as items:
+        assert list(items) == list(range(20))
+        assert items.seconds_waited > 0
+
+
+def test_an_exception_of_the_reader_is_raised_where_the_item_is_asked_for() -> None:
+    def failing():  # type: ignore[no-untyped-def]
+        yield 1
+        raise KeyError("shard 7")
+
+    with ReadAhead(failing()) as items:
+        iterator = iter(items)
+        assert next(iterator) == 1
+        with pytest.raises(KeyError, match="shard 7"):
+            next(iterator)
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    taken = []
+
+    def endless():  # type: ignore[no-untyped-def]
+        while True:
+            taken.append(len(taken))
+            yield taken[-1]
+
+    with ReadAhead(endless(), ahead=2) as items:
+        assert next(iter(items)) == 0
+    after = len(taken)
+    assert after <= 5  # one taken, two queued, one in hand, one being read
+    assert not items._thread.is_alive()

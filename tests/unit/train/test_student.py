@@ -1,0 +1,101 @@
+"""The loss inside the student is that of the model's own logits, whatever its head does to them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    PhiConfig,
+)
+
+from caskd.store.errors import UsageError
+from caskd.train.batches import MicroBatch
+from caskd.train.loss_types import TeacherRows
+from caskd.train.student import (
+    SUM_NAMES,
+    LossOptions,
+    StudentWithLoss,
+    check_head,
+    check_width,
+)
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 41,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "gpt2": GPT2Config(
+        vocab_size=41,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=32,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "phi (bias)": PhiConfig(**SMALL),
+    "gemma2 (soft cap)": Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=1.5),
+    "cohere (scale)": CohereConfig(**SMALL, logit_scale=0.3),
+    "granite (divisor)": GraniteConfig(**SMALL, logits_scaling=3.0),
+}
+
+
+def model_of(name: str) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loss_is_that_of_the_models_own_logits(name: str) -> None:
+    model = model_of(name)
+    check_head(name, model)
+    tokens = torch.randint(3, 41, (2, 7), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(tokens)
+    mask[1, 5:] = 0
+    index, labels = torch.tensor([2, 3, 7, 11]), torch.tensor([5, 6, 7, 8])
+    argmax = torch.tensor([5, 0, 0, 8])
+    batch = MicroBatch(tokens, mask, index, labels, TeacherRows(argmax=argmax))
+    loss, sums = StudentWithLoss(model, LossOptions("xent", None, "bucket"))(batch)
+    logits = model(tokens, attention_mask=mask).logits.flatten(0, 1)[index]
+    expected = functional.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    by_name = dict(zip(SUM_NAMES, sums.tolist(), strict=True))
+    assert by_name["num_rows"] == 4
+    assert by_name["teacher_correct"] == 2
+
+
+def test_a_head_that_does_something_else_is_refused() -> None:
+    model = model_of("gemma2 (soft cap)")
+    head = model.lm_head
+    model.lm_head = torch.nn.Sequential(head, torch.nn.Softplus())
+    model.get_output_embeddings = lambda: head
+    with pytest.raises(UsageError, match="computes its logits in a way"):
+        check_head("it", model)
+
+
+def test_a_narrow_embedding_is_refused_and_a_wide_one_is_not() -> None:
+    model = model_of("llama")
+    check_width("it", model, 41)
+    check_width("it", model, 30)
+    with pytest.raises(UsageError, match="its embedding has 41 rows"):
+        check_width("it", model, 42)

@@ -1,0 +1,30 @@
+"""The student's side: order -> batches -> loss -> DeepSpeed -> export."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from caskd.train.config import TrainConfig
+    from caskd.train.loop import train
+    from caskd.train.losses import LossSums, cascade_aware_loss, keep_mask
+
+_HOMES = {
+    "TrainConfig": "caskd.train.config",
+    "train": "caskd.train.loop",
+    "cascade_aware_loss": "caskd.train.losses",
+    "keep_mask": "caskd.train.losses",
+    "LossSums": "caskd.train.losses",
+}
+
+__all__ = ["LossSums", "TrainConfig", "cascade_aware_loss", "keep_mask", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: a config must not cost the import of torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

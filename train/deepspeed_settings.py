@@ -1,0 +1,118 @@
+"""DeepSpeed's configuration from our flags, and a user's own JSON merged into it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from caskd.store.errors import UsageError
+
+Settings = dict[str, Any]
+
+_FLAGS = {
+    ("train_batch_size",): "--global-batch-size",
+    ("train_micro_batch_size_per_gpu",): "--micro-batch-size",
+    ("gradient_accumulation_steps",): "--global-batch-size and --micro-batch-size",
+    ("gradient_clipping",): "--clip-grad-norm",
+    ("zero_optimization", "stage"): "--zero-stage",
+    ("bf16", "enabled"): "--dtype",
+    ("fp16", "enabled"): "--dtype (float16 is not supported)",
+}
+
+
+def deepspeed_settings(
+    *,
+    global_batch_size: int,
+    micro_batch_size: int,
+    accumulation_steps: int,
+    clip_grad_norm: float,
+    zero_stage: int,
+    dtype: str,
+) -> Settings:
+    """DeepSpeed's configuration as a dictionary.
+
+    The true number of accumulation steps is in it: with 1 and several backwards ZeRO-2 keeps the
+    last gradient only (https://github.com/allenai/open-instruct/pull/1498).
+    """
+    settings: Settings = {
+        "train_batch_size": global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": clip_grad_norm,
+        "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": False},
+        # Ours is torch's AdamW: DeepSpeed's own are compiled at their first use, for minutes.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+    }
+    if dtype == "bfloat16" and zero_stage > 0:  # stage 0 accumulates in bfloat16 and cannot else
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def read_settings(path: Path) -> Settings:
+    """A user's DeepSpeed JSON.
+
+    Raises:
+        UsageError: no such file, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--deepspeed-config {path}: {error.strerror or error}.") from None
+    except ValueError as error:
+        raise UsageError(f"--deepspeed-config {path}: not JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"--deepspeed-config {path}: expected a JSON object.")
+    return value
+
+
+def merge_settings(ours: Settings, theirs: Mapping[str, Any], where: str) -> Settings:
+    """Our settings with a user's added; the value "auto" leaves ours.
+
+    Raises:
+        UsageError: a key says something else than the flag that it belongs to.
+    """
+    for key in ("optimizer", "scheduler"):
+        if key in theirs:
+            raise UsageError(
+                f"{where}: {key!r} is there, but caskd sets it itself (--lr, --warmup-steps, "
+                "--weight-decay). Take it out."
+            )
+    for path, value in _leaves(theirs, ()):
+        expected = _at(ours, path)
+        if path in _FLAGS and value not in ("auto", expected):
+            raise UsageError(
+                f"{where}: {'.'.join(path)} is {value!r}, but {_FLAGS[path]} gives {expected!r}. "
+                "Take the key out, or change the flag."
+            )
+    return _merged(ours, theirs)
+
+
+def _merged(ours: Settings, theirs: Mapping[str, Any]) -> Settings:
+    merged = dict(ours)
+    for key, value in theirs.items():
+        if isinstance(value, Mapping):
+            before = ours.get(key)
+            merged[key] = _merged(before if isinstance(before, dict) else {}, value)
+        elif value != "auto":
+            merged[key] = value
+    return merged
+
+
+def _leaves(
+    value: Mapping[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _leaves(inner, (*path, key))
+        else:
+            yield (*path, key), inner
+
+
+def _at(settings: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings

@@ -1,0 +1,241 @@
+"""DeepSpeed 0.19, fenced: no other file imports it. Its quirks are commented where they are met.
+
+Micro-steps of a batch go through `TrainEngine.micro_step`; the last one applies the optimizer step.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before the import: named, the accelerator is not guessed and no warning is printed about it.
+import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
+from deepspeed.utils import logger as deepspeed_logger
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from caskd.train.batches import MicroBatch
+
+CHECKPOINT_TAG = "deepspeed"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Ranks]:
+    """Join the other ranks of the launcher, or be the only one in a plain `python` start."""
+    alone = {}
+    if "RANK" not in os.environ:  # deepspeed.initialize would look for MPI
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        alone["MASTER_PORT"] = str(_free_port())
+    os.environ.update(alone)
+    try:
+        yield _connect()
+    finally:
+        if torch.distributed.is_initialized():
+            deepspeed.comm.destroy_process_group()  # torch's own would leave stale groups behind
+        for name in alone:
+            del os.environ[name]
+
+
+def _connect() -> Ranks:
+    _quiet_logger(int(os.environ["RANK"]))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cpu")
+    if on_gpu:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        # Otherwise the shared-memory collective is compiled at the first start, for minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with _silent_stdout():
+        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    torch.distributed.barrier()  # nobody writes before everybody has checked its options
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+class TrainEngine:
+    """A module under DeepSpeed, with AdamW and no scheduler.
+
+    Args:
+        module: returns (loss, sums) from a `MicroBatch`.
+        settings: DeepSpeed's configuration, as `deepspeed_settings` makes it.
+        ranks: this process.
+        weight_decay: of matrices; vectors are not decayed.
+    """
+
+    def __init__(
+        self, module: nn.Module, settings: Mapping[str, Any], ranks: Ranks, *, weight_decay: float
+    ) -> None:
+        self.ranks = ranks
+        self.stage = int(settings["zero_optimization"]["stage"])
+        plain = self.stage == 0 and not settings["bf16"]["enabled"]
+        optimizer_class = _SkippingAdamW if plain else torch.optim.AdamW
+        optimizer = optimizer_class(_parameter_groups(module, weight_decay), lr=0.0)
+        # DeepSpeed casts buffers to bfloat16 with the module; rotary frequencies must stay exact.
+        buffers = {name: value.clone() for name, value in module.named_buffers()}
+        with _silent_stdout():
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=dict(settings)
+            )
+        for name, value in self._engine.module.named_buffers():
+            value.data = buffers[name].to(ranks.device)
+        if self.stage and not settings["bf16"]["enabled"]:
+            # In float32 DeepSpeed would apply a step whose gradient is not finite.
+            self._engine.optimizer.check_grad_overflow = True
+        self._engine.train()
+        self._norm: float | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def micro_step(self, batch: MicroBatch, loss_scale: float) -> Tensor:
+        """Forward and backward of `loss_scale` x the summed loss; a step's last one applies it.
+
+        DeepSpeed averages gradients over ranks and would divide by accumulation, too. The caller's
+        scale is world_size / (rows of the whole step), and the second division is turned off, so
+        that the gradient is that of sum / rows however the step is cut.
+
+        Returns:
+            The sums [S] of this rank's micro-batch.
+        """
+        sums: Tensor
+        loss, sums = self._engine(batch.to(self.ranks.device))
+        # The product matters even for a scale of 1: with the module's own output as the loss,
+        # scale_wrt_gas=False is not honoured by the hook on outputs.
+        self._engine.backward(loss * loss_scale, scale_wrt_gas=False)
+        if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(grads))
+        self._engine.step()
+        return sums
+
+    def was_step_applied(self) -> bool:
+        """Whether the last step changed the weights; not if its gradient was not finite."""
+        return bool(self._engine.was_step_applied())
+
+    def grad_norm(self) -> float:
+        """2-norm of the last step's gradient over all ranks, before clipping."""
+        if self.stage == 0 and self._norm is not None:
+            return self._norm
+        return float(self._engine.get_global_grad_norm())
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next step."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks, on CPU."""
+        if self.ranks.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values.cpu()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.ranks.world_size > 1:
+            torch.distributed.barrier()
+
+    def save(self, directory: Path) -> None:
+        """Write this rank's part of the engine's state; every rank must call it."""
+        with _silent_stdout():
+            self._engine.save_checkpoint(str(directory), tag=CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Read what `save` wrote, on as many ranks."""
+        with _silent_stdout():
+            path, _ = self._engine.load_checkpoint(str(directory), tag=CHECKPOINT_TAG)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed loaded nothing from {directory}")
+
+    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole float32 value of every weight and saved buffer of the student, on CPU.
+
+        Every rank must go through it to the end, as weights may have to be gathered.
+        """
+        model: Any = self.module.model
+        masters = self._unfused_masters()
+        for name, parameter in model.named_parameters():
+            value = safe_get_full_fp32_param(parameter) if self.stage else masters.get(parameter)
+            yield name, (parameter if value is None else value).detach().float().cpu()
+        saved = model.state_dict().keys()
+        yield from ((n, b.cpu()) for n, b in model.named_buffers() if n in saved)
+
+    def _unfused_masters(self) -> dict[Tensor, Tensor]:
+        """float32 masters by parameter, where stage 0 trains in bfloat16."""
+        optimizer = self._engine.optimizer
+        groups = getattr(optimizer, "fp32_groups", []) if self.stage == 0 else []
+        pairs = zip(getattr(optimizer, "fp16_groups", []), groups, strict=False)
+        return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+
+    def close(self) -> None:
+        """Release what DeepSpeed holds."""
+        self._engine.destroy()
+
+
+class _SkippingAdamW(torch.optim.AdamW):
+    """AdamW for stage 0 in float32, where no optimizer of DeepSpeed's checks the gradient.
+
+    The engine reads `overflow`, as it does of its own optimizers.
+    """
+
+    overflow = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
+        self.overflow = not bool(torch.isfinite(torch.nn.utils.get_total_norm(grads)))
+        if not self.overflow:
+            super().step(closure)
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    groups = [(matrices, weight_decay), (vectors, 0.0)]
+    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
+
+
+def _quiet_logger(rank: int) -> None:
+    """Warnings only, of rank 0 only, and on stderr: stdout belongs to results."""
+    deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    deepspeed_logger.handlers = [_StderrHandler()]
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"deepspeed: {record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """DeepSpeed prints memory figures and the like, with no way to turn them off."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

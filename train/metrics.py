@@ -1,0 +1,91 @@
+"""What a step says of itself: sums over ranks become averages, and a line of metrics.jsonl."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from caskd.store.files import replace_file
+from caskd.store.progress import Progress
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
+    """Averages of a step from its sums over all ranks and micro-steps.
+
+    `loss` is per response token, whatever --normalise divides the gradient by. `tail_mass` and `kl`
+    (nats, to the teacher) are per row that has a teacher distribution, None where none was read.
+    `student_accuracy` is over the rows that met the student's head: all of them, except under
+    masks that need the teacher only. Not finite becomes None.
+    """
+    distilled = sums["num_distilled"]
+    return {
+        "loss": _ratio(sums["loss"], sums["num_rows"]),
+        "keep_fraction": _ratio(sums["num_kept"], sums["num_rows"]),
+        "student_accuracy": _ratio(sums["student_correct"], sums["num_measured"]),
+        "teacher_accuracy": _ratio(sums["teacher_correct"], sums["num_rows"]),
+        "tail_mass": _ratio(sums["tail_mass"], distilled),
+        "kl": _ratio(sums["teacher_kl"], distilled),
+    }
+
+
+def _ratio(value: float, count: float) -> float | None:
+    return finite_or_none(value / count) if count else None
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no nan."""
+    return value if math.isfinite(value) else None
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per optimizer step, each written whole and at once.
+
+    Args:
+        path: of the file.
+        done_steps: steps that the run has behind it. Lines of later ones, which a resumed run takes
+            again, are dropped, and so is a line that a crash cut short.
+    """
+
+    def __init__(self, path: Path, done_steps: int) -> None:
+        kept = [line for line in _lines(path) if _step_of(line) <= done_steps]
+        replace_file(path, "".join(f"{line}\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put the lines on disk."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def report(bar: Progress, metrics: Mapping[str, Any]) -> None:
+    """Move the progress bar one step on, with the figures that one watches."""
+    shown = {
+        "loss": metrics["loss"],
+        "keep": metrics["keep_fraction"],
+        "acc": metrics["student_accuracy"],
+    }
+    parts = [f"{name} {value:.3f}" for name, value in shown.items() if value is not None]
+    bar.advance(1, f"{' '.join(parts)} lr {metrics['lr']:.1e}")

@@ -1,0 +1,135 @@
+"""Which example is read when: a pure function of (seed, epoch, position), for any number of ranks.
+
+Legend: E examples that have rows, G examples of a step (the global batch), P positions.
+
+Reads stay near-sequential: the store's shards are visited in a random order, a window of a few at a
+time, and examples are shuffled within a window. One epoch runs into the next without a gap, so that
+every step has G examples.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store.errors import UsageError
+
+IntArray = npt.NDArray[np.int64]
+
+WINDOW_BLOCKS = 4
+"""Shards shuffled together; so many top-k shards of 64 cells fit the store's chunk cache."""
+
+
+def permutation(size: int, *key: int) -> IntArray:
+    """A permutation of range(size) that depends on `key` alone.
+
+    It sorts the raw stream of a bit generator, which numpy keeps the same in all versions; the
+    stream of `Generator.permutation` may change (NEP 19).
+    """
+    keys = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleOrder:
+    """The order of one store's examples.
+
+    Attributes:
+        blocks: examples [E_b] of each block, in store order; each has rows.
+        seed: of the shuffle.
+    """
+
+    blocks: tuple[IntArray, ...]
+    seed: int
+
+    @property
+    def num_examples(self) -> int:
+        """E, the length of an epoch."""
+        return sum(map(len, self.blocks))
+
+    def at(self, positions: IntArray) -> IntArray:
+        """Example indices [P] at positions [P], counted from the start of the first epoch."""
+        epochs, offsets = np.divmod(positions, self.num_examples)
+        found = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            found[here] = self._in_epoch(int(epoch), offsets[here])
+        return found
+
+    def examples_for_step(self, step: int, global_batch_size: int) -> IntArray:
+        """The G examples of an optimizer step (0 is the first), whoever computes them."""
+        return self.at(np.arange(step * global_batch_size, (step + 1) * global_batch_size))
+
+    def _in_epoch(self, epoch: int, offsets: IntArray) -> IntArray:
+        windows, ends = _windows(self, epoch)
+        found = np.empty(len(offsets), np.int64)
+        which = np.searchsorted(ends, offsets, side="right")
+        for window in np.unique(which):
+            here = which == window
+            start = ends[window - 1] if window else 0
+            shuffled = _shuffled_window(self, epoch, int(window), windows[window])
+            found[here] = shuffled[offsets[here] - start]
+        return found
+
+
+@lru_cache(maxsize=4)
+def _windows(order: ExampleOrder, epoch: int) -> tuple[list[tuple[int, ...]], IntArray]:
+    """The blocks of each window of an epoch, and the position at which each window ends."""
+    visit = permutation(len(order.blocks), order.seed, epoch)
+    windows = [
+        tuple(int(b) for b in visit[i : i + WINDOW_BLOCKS])
+        for i in range(0, len(visit), WINDOW_BLOCKS)
+    ]
+    sizes = [sum(len(order.blocks[b]) for b in window) for window in windows]
+    return windows, np.cumsum(sizes, dtype=np.int64)
+
+
+@lru_cache(maxsize=4)
+def _shuffled_window(
+    order: ExampleOrder, epoch: int, window: int, blocks: tuple[int, ...]
+) -> IntArray:
+    examples = np.concatenate([order.blocks[b] for b in blocks])
+    return examples[permutation(len(examples), order.seed, epoch, 1 + window)]
+
+
+def blocks_of(
+    row_counts: npt.NDArray[np.int32], row_starts: IntArray, shard_rows: int
+) -> tuple[IntArray, ...]:
+    """The examples [E_b] with rows of each shard that has any, in store order."""
+    examples = np.flatnonzero(row_counts).astype(np.int64)
+    if not len(examples):
+        return ()
+    shards = row_starts[examples] // shard_rows
+    return tuple(np.split(examples, np.flatnonzero(np.diff(shards)) + 1))
+
+
+def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """Micro-steps per optimizer step.
+
+    Raises:
+        UsageError: the global batch cannot be divided so; it names a size that can.
+    """
+    per_forward = micro_batch_size * world_size
+    if global_batch_size % per_forward:
+        nearest = -(-global_batch_size // per_forward) * per_forward
+        raise UsageError(
+            f"--global-batch-size is {global_batch_size}; expected a multiple of "
+            f"--micro-batch-size {micro_batch_size} x {world_size} ranks. "
+            f"Try --global-batch-size {nearest}, or another --micro-batch-size."
+        )
+    return global_batch_size // per_forward
+
+
+def longest_first(examples: IntArray, token_counts: npt.NDArray[np.int32]) -> IntArray:
+    """The examples of a step by length, longest first: micro-batches then carry little padding, all
+    ranks work on similar lengths, and running out of memory shows at the first micro-step."""
+    return examples[np.argsort(-token_counts[examples].astype(np.int64), kind="stable")]
+
+
+def rank_slice(
+    examples: IntArray, *, micro_step: int, rank: int, world_size: int, micro_batch_size: int
+) -> IntArray:
+    """The examples of one rank in one micro-step, out of the G of the step."""
+    start = (micro_step * world_size + rank) * micro_batch_size
+    return examples[start : start + micro_batch_size]
