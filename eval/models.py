@@ -3,7 +3,6 @@
 Legend: B examples of a batch, P prompt tokens after left padding, N new tokens, V vocabulary.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from caskd.eval.config import PredictConfig
 from caskd.eval.predictions import digest
 from caskd.store.errors import UsageError
 from caskd.store.vocabulary import tokenizer_digest
-
-_HASH_BYTES = 16 << 20
+from caskd.store.weights import weights_digest
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,10 @@ def load_model(config: PredictConfig) -> LoadedModel:
     """
     device = _device(config.device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model)
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(config.model, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model, dtype=config.dtype, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
@@ -143,21 +143,10 @@ def _identity(name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     return {
         "name": folder.resolve().name if folder.exists() else name,
         "revision": getattr(model.config, "_commit_hash", None),
-        "weights_digest": _weights_digest(folder) if folder.is_dir() else None,
+        "weights_digest": weights_digest(folder) if folder.is_dir() else None,
         "config_digest": digest(json.dumps(settings, sort_keys=True, default=str).encode()),
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "num_parameters": total,
         "num_non_embedding_parameters": total - sum(p.numel() for p in embedding),
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-
-
-def _weights_digest(folder: Path) -> str:
-    """One digest over the weight files of a folder, by name and content."""
-    total = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        total.update(file.name.encode())
-        with file.open("rb") as content:
-            while block := content.read(_HASH_BYTES):
-                total.update(block)
-    return total.hexdigest()[:32]

@@ -1,7 +1,5 @@
 """Who the teacher is, found out before any weight is loaded."""
 
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +52,6 @@ def find_teacher(teacher: str, dtype: str) -> TeacherSource:
         attention=attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
     )
-
-
-def weights_digest(folder: Path) -> str:
-    """sha256 over the names and sha256 of the safetensors files, streamed."""
-    files = sorted(folder.glob("*.safetensors"))
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        digests = list(pool.map(_file_digest, files))
-    lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _file_digest(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _locate(teacher: str) -> tuple[Path, str, str | None]:

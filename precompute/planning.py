@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.precompute.checkpoint import TeacherSource, find_teacher, weights_digest
+from caskd.precompute.checkpoint import TeacherSource, find_teacher
 from caskd.precompute.config import PrecomputeConfig, check_numbers
 from caskd.store.corpus import Columns, corpus_digest, decide_columns, read_records
 from caskd.store.errors import UsageError
@@ -15,6 +15,7 @@ from caskd.store.planner import find_store, plan_store
 from caskd.store.progress import progress
 from caskd.store.spec import StoreSpec, check_identity
 from caskd.store.vocabulary import template_digest, token_bytes, tokenizer_digest, vocab_digest
+from caskd.store.weights import weights_digest
 
 
 @dataclass(frozen=True)

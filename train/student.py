@@ -133,7 +133,7 @@ def load_student(name: str, spec: StoreSpec) -> Any:
 
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise UsageError(
