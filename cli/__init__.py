@@ -1,0 +1,1 @@
+"""The `caskd` command: a table of subcommands (`main.py`), and the demo."""

@@ -1,0 +1,59 @@
+"""Repeated flags: `--small A --small B` and `--small A B` say the same."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+def multi_value_flags(config_class: type) -> frozenset[str]:
+    """The flags of a config class that take several values: its fields that are tuples or lists."""
+    hints = get_type_hints(config_class)
+    fields = dataclasses.fields(config_class)
+    return frozenset(_flag(field.name) for field in fields if _is_sequence(hints[field.name]))
+
+
+def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Gather the values of every repeated flag behind its first appearance.
+
+    Args:
+        args: the words of a command line.
+        flags: the flags, with dashes, that take several values; all others are left as they stand.
+
+    Returns:
+        The same words, `--flag A ... --flag B` written as `--flag A B ...`.
+    """
+    merged: list[list[str]] = []  # one group per flag, with its values; positionals stand alone
+    first: dict[str, list[str]] = {}
+    group: list[str] | None = None
+    for index, word in enumerate(args):
+        if word == "--":
+            return [*_flatten(merged), *args[index:]]
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            group = group if group is not None else _append(merged, [])
+            group.append(word)
+        elif _flag(name) in flags:
+            group = first.get(_flag(name)) or _append(merged, [_flag(name)])
+            first[_flag(name)] = group
+            group.extend([value] if equals else [])
+        else:
+            group = _append(merged, [word])
+    return _flatten(merged)
+
+
+def _append(groups: list[list[str]], group: list[str]) -> list[str]:
+    groups.append(group)
+    return group
+
+
+def _flatten(groups: list[list[str]]) -> list[str]:
+    return [word for group in groups for word in group]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.removeprefix("--").replace("_", "-")
+
+
+def _is_sequence(hint: Any) -> bool:
+    kinds = (get_origin(hint), *(get_origin(part) for part in get_args(hint)))
+    return tuple in kinds or list in kinds

@@ -1,0 +1,29 @@
+# The recipes are what .ci/run runs, on the environment that is active.
+
+# lint, types and tests
+check: lint types test
+
+# style and formatting
+lint:
+    ruff check .
+    ruff format --check .
+
+# static types
+types:
+    mypy
+
+# the whole suite on two processes
+test:
+    OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
+
+# the whole story on embedded tasks, into caskd-demo/
+demo:
+    caskd demo
+
+# every benchmark; results go to benchmarks/results/
+bench:
+    for file in benchmarks/bench_*.py; do python "$file"; done
+
+# sdist, and a wheel built from it
+package:
+    python -m build

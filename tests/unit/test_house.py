@@ -1,0 +1,154 @@
+"""The house: who imports whom, what the front doors promise, how large a file may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from caskd.cli.main import COMMANDS, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("cli", "eval", "precompute", "store", "train")
+MAY_IMPORT = {
+    "cli": {"precompute", "train", "eval", "store"},
+    "precompute": {"store"},
+    "train": {"store"},
+    "eval": {"store"},
+    "store": set[str](),
+}
+FRONT_DOORS = {
+    "store": {"TeacherStore", "StoreBatch", "StoreSpec", "StoreError", "verify_store"},
+    "precompute": {"PrecomputeConfig", "plan", "precompute"},
+    "train": {"TrainConfig", "train", "cascade_aware_loss", "keep_mask", "LossSums"},
+    "eval": {"PredictConfig", "predict", "deferral_curve", "DeferralCurve", "Cascade"},
+}
+HEAVY = ("torch", "transformers", "deepspeed")
+LONGEST_FILE = 350
+
+
+def files(*folders: str) -> list[Path]:
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert found, f"no Python files in {folders}"
+    return found
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    allowed = MAY_IMPORT[room] | {room}
+    for path in files(room):
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "caskd" and len(parts) > 1:
+                assert parts[1] in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_are_imported_as_caskd(room: str) -> None:
+    for path in files(room):
+        bare = [name for name in imported(path) if name.split(".")[0] in ROOMS]
+        assert not bare, f"{path.relative_to(ROOT)} imports {bare}"
+
+
+def test_only_the_engine_imports_deepspeed() -> None:
+    users = {
+        path for path in files(*ROOMS) if "deepspeed" in {n.split(".")[0] for n in imported(path)}
+    }
+    assert {str(path.relative_to(ROOT)) for path in users} == {"train/engine.py"}
+
+
+def test_store_imports_nothing_heavy() -> None:
+    for path in files("store"):
+        heavy = {name.split(".")[0] for name in imported(path)} & set(HEAVY)
+        assert not heavy, f"{path.relative_to(ROOT)} imports {heavy}"
+
+
+@pytest.mark.parametrize("room", ["precompute", "train", "eval"])
+def test_configs_import_nothing_heavy(room: str) -> None:
+    heavy = {name.split(".")[0] for name in imported(ROOT / room / "config.py")} & set(HEAVY)
+    assert not heavy
+
+
+def test_files_stay_small() -> None:
+    long = {
+        str(path.relative_to(ROOT)): count
+        for path in files(*ROOMS, "tests", "examples")
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > LONGEST_FILE
+    }
+    assert not long
+
+
+def test_examples_stay_short() -> None:
+    for path in files("examples"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 100, path
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_links_resolve_and_are_typed(room: str) -> None:
+    link = ROOT / "src" / "caskd" / room
+    assert link.resolve() == ROOT / room
+    assert (ROOT / room / "py.typed").exists()
+
+
+@pytest.mark.parametrize("room", FRONT_DOORS)
+def test_front_doors_hand_out_what_they_promise(room: str) -> None:
+    door = import_module(f"caskd.{room}")
+    assert set(door.__all__) == FRONT_DOORS[room]
+    for name in door.__all__:
+        assert getattr(door, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        door.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_resolves(name: str) -> None:
+    assert isinstance(resolve(COMMANDS[name].config), type)
+    assert callable(resolve(COMMANDS[name].function))
+
+
+def heavy_after(code: str) -> str:
+    """What of HEAVY a fresh interpreter has loaded after running `code`."""
+    script = f"import sys\n{code}\nprint([n for n in {HEAVY} if n in sys.modules], file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stderr.strip()
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["store", "--help"]])
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    assert heavy_after(f"from caskd.cli.main import main; assert main({words}) == 0") == "[]"
+
+
+@pytest.mark.parametrize("room", ["store", "precompute", "train", "eval"])
+def test_front_doors_load_nothing_heavy(room: str) -> None:
+    config = "" if room == "store" else f"; import caskd.{room}.config"
+    assert heavy_after(f"import caskd.{room}{config}") == "[]"
+
+
+def test_opening_a_store_loads_nothing_heavy() -> None:
+    assert heavy_after("from caskd.store import TeacherStore, verify_store") == "[]"
+    assert heavy_after("import caskd.store.commands, caskd.store.show") == "[]"
+
+
+def test_the_help_of_each_command_loads_nothing_heavy() -> None:
+    lines = "\n".join(
+        f"try: main({name.split()} + ['--help'])\nexcept SystemExit as stop: assert stop.code == 0"
+        for name in COMMANDS
+    )
+    assert heavy_after(f"from caskd.cli.main import main\n{lines}") == "[]"
