@@ -82,7 +82,7 @@ def _rows_table(rows: list[dict[str, Any]]) -> "Table":
     table = Table(box=None, pad_edge=False)
     for name in ("position", "label", "rank", "p(label)"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    table.add_column("teacher's choices")
+    table.add_column("teacher's choices", no_wrap=True)
     table.add_column("tail mass", justify="right")
     for row in rows:
         rank = row["label_rank"]
@@ -94,13 +94,13 @@ def _rows_table(rows: list[dict[str, Any]]) -> "Table":
         for choice in row["choices"]:
             mark = "bold green" if choice["id"] == row["label"] else ""
             choices.append(choice["text"], style=mark)
-            choices.append(f" {choice['probability']:.3f}   ", style="dim")
+            choices.append(f" {choice['probability']:.3f}  ", style="dim")
         table.add_row(
             str(row["position"]),
             Text(row["label_text"], style=style),
             Text(str(rank), style=style),
             f"{row['label_probability']:.3f}",
-            choices,
+            choices[:-2],
             f"{row['tail_mass']:.4f}",
         )
     return table

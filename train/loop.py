@@ -114,7 +114,10 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
                 _save(plan, engine, step, skipped)
             batches.seconds_waited, started = 0.0, time.perf_counter()
 
-    return _save(plan, engine, step, skipped)
+    last = _save(plan, engine, step, skipped)
+    if first:
+        print("\n".join(_closing(config, step, last)), flush=True)
+    return last
 
 
 def train_step(
@@ -169,6 +172,16 @@ def batch_reader(plan: RunPlan, ranks: Ranks) -> BatchReader:
         world_size=ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
     )
+
+
+def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:
+    """What was reached, where it is, and what to type next."""
+    if step < config.steps:
+        return [
+            f"stopped by SIGTERM after step {step:,} of {config.steps:,}, saved in {last}",
+            "next: the same command with --resume",
+        ]
+    return [f"trained {step:,} steps, saved in {last}", f"next: caskd export {config.out} MODEL"]
 
 
 def _save(plan: RunPlan, engine: TrainEngine, step: int, skipped: int) -> Path:
