@@ -27,3 +27,7 @@ bench:
 # sdist, and a wheel built from it
 package:
     python -m build
+
+# the large counts of the fault tests, into benchmarks/results/faults.csv
+nightly:
+    OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py

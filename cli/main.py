@@ -55,6 +55,41 @@ COMMANDS: dict[str, Command] = {
         "caskd.store.commands:verify_command",
         "re-read every byte of a store and check it",
     ),
+    "store repair": Command(
+        "caskd.store.commands:RepairConfig",
+        "caskd.store.commands:repair_command",
+        "take out what does not verify, for the capture to put back",
+    ),
+    "store seal": Command(
+        "caskd.store.commands:SealConfig",
+        "caskd.store.commands:seal_command",
+        "seal a store whose shards are all committed",
+    ),
+    "store diff": Command(
+        "caskd.store.commands:DiffConfig",
+        "caskd.store.commands:diff_command",
+        "in which identity fields and rows two stores differ",
+    ),
+    "store card": Command(
+        "caskd.store.sharing_commands:CardConfig",
+        "caskd.store.sharing_commands:card_command",
+        "what a store is, how it was made, how good it is, for people",
+    ),
+    "store ls": Command(
+        "caskd.store.sharing_commands:ListConfig",
+        "caskd.store.sharing_commands:list_command",
+        "the stores at a place: a directory, s3://, gs://, hf://",
+    ),
+    "store push": Command(
+        "caskd.store.sharing_commands:PushConfig",
+        "caskd.store.sharing_commands:push_command",
+        "copy a sealed store to a place, checked at both ends",
+    ),
+    "store pull": Command(
+        "caskd.store.sharing_commands:PullConfig",
+        "caskd.store.sharing_commands:pull_command",
+        "copy a sealed store from a place, checked as it comes",
+    ),
     "train": Command(
         "caskd.train.config:TrainConfig",
         "caskd.train.loop:train",
@@ -91,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: from a subcommand's own `--help` (0) or usage error (2).
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if not sys.stderr.isatty():
+        # Bars of weights being loaded are noise in a log, where nobody sees them move.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = _dispatch(words)
         sys.stdout.flush()

@@ -18,6 +18,19 @@ def row_positions(is_response: npt.NDArray[np.uint8]) -> IntArray:
     return positions[positions >= 1].astype(np.int64)
 
 
+def joined_row_positions(is_response: npt.NDArray[np.uint8], offsets: IntArray) -> IntArray:
+    """The same of several examples that stand one behind the other, counted from the first one.
+
+    Args:
+        is_response: of all of them, [T].
+        offsets: where each begins, and the end of the last, [B + 1].
+    """
+    has_row = is_response != 0
+    # An example without tokens begins where the next one does, or at the very end.
+    has_row[offsets[offsets < len(has_row)]] = False
+    return np.flatnonzero(has_row)
+
+
 def logit_positions(is_response: npt.NDArray[np.uint8]) -> IntArray:
     """Positions [N] whose logits predict the rows: one before each row's own token."""
     return row_positions(is_response) - 1

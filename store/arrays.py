@@ -3,98 +3,133 @@
 Legend: k cells per row.
 """
 
-import json
+import threading
 from collections import OrderedDict
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store import commits, encoding, files, layout
-from caskd.store.chunk_cache import ChunkCache
-from caskd.store.errors import CorruptError, IncompleteError, UnsafeError
+from caskd.store import contents, files, layout, records, safety
+from caskd.store.batch import ExampleIndex
+from caskd.store.chunk_cache import ChunkCache, Pieces, cut
+from caskd.store.encoding import decode_logits
+from caskd.store.errors import CorruptError, UnsafeError
+from caskd.store.id_orders import decode_ids
+from caskd.store.ledger import Ledger
 from caskd.store.shard_file import ShardFile
 from caskd.store.spec import StoreSpec
 
 Array = npt.NDArray[Any]
 
 CACHE_BYTES = 256 << 20
-MAX_OPEN_FILES = 64
+MAX_OPEN_FILES = 256
 
 
 class StoreArrays:
     """Fields by name; a compact store's topk_ids and topk_logits are made from what is on disk."""
 
-    def __init__(self, root: Path, spec: StoreSpec) -> None:
+    def __init__(self, root: Path, spec: StoreSpec, ledger: Ledger | None = None) -> None:
         self.root, self.spec, self.name = root, spec, root.name
         rows = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         self._layouts = {array.name: array for array in (*fixed, layout.ID_ORDER, *rows)}
         self._row_arrays = frozenset(array.name for array in rows)
-        self._trusted: set[str] = set()
+        self.ledger = ledger or Ledger(root, spec)
+        self._limits = contents.value_limits(spec)
         self._known_metadata: dict[str, int] = {}
         self._open_files: OrderedDict[str, ShardFile] = OrderedDict()
-        self._cache = ChunkCache(CACHE_BYTES)
+        self._caches: dict[str, ChunkCache] = {}
+        self._gathering = threading.Lock()  # a chunk's slot must stay its own while it is copied
 
     @cached_property
     def id_order(self) -> npt.NDArray[np.uint32] | None:
-        """Ids, most frequent first; None where the encoding has none."""
-        return self.whole(layout.ID_ORDER.name) if self.spec.encoding == "compact" else None
+        """Orders of ids [C, V]; None where the encoding has none."""
+        if self.spec.encoding != "compact":
+            return None
+        orders = self.whole(layout.ID_ORDER.name).reshape(-1, self.spec.vocab_size)
+        contents.check_id_order(orders, self.name)
+        return orders
 
     def gather(self, name: str, starts: Array, counts: Array) -> Array:
         """Entries starts[i] to starts[i] + counts[i] of a field, concatenated."""
-        parts = [
-            self._slice(name, start, start + count)
-            for start, count in zip(starts.tolist(), counts.tolist(), strict=True)
-            if count
-        ]
-        return np.concatenate(parts) if parts else self._nothing(name)
+        return self.gather_fields((name,), starts, counts)[name]
 
-    def _nothing(self, name: str) -> Array:
-        dtypes = {"topk_ids": "uint32", "topk_logits": "float32"}
-        if name in dtypes:
-            return np.zeros((0, self.spec.top_k), dtypes[name])
-        return np.zeros(0, self._layouts[name].dtype)
+    def gather_fields(self, names: Sequence[str], starts: Array, counts: Array) -> dict[str, Array]:
+        """The same of several fields of one axis."""
+        pieces: dict[int, Pieces] = {}
+        with self._gathering:
+            return {name: self._gather(name, starts, counts, pieces) for name in names}
 
-    def _slice(self, name: str, start: int, stop: int) -> Array:
-        size = self._layouts[name].chunk if name in self._layouts else self.spec.chunk_rows
-        first, last = start // size, (stop - 1) // size
-        parts = []
-        for chunk in range(first, last + 1):
-            base = chunk * size
-            parts.append(self._chunk(name, chunk)[max(start - base, 0) : stop - base])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _gather(self, name: str, starts: Array, counts: Array, pieces: dict[int, Pieces]) -> Array:
+        """A field; `pieces` remembers by chunk size how the runs are cut."""
+        shape, dtype = self._chunk_of(name)
+        if shape[0] not in pieces:
+            pieces[shape[0]] = cut(starts, counts, shape[0])
+        found = np.empty((int(counts.sum()), *shape[1:]), dtype)
+        cache, at = self._cache(name), 0
+        for group in pieces[shape[0]].groups(cache.slots):
+            stop = at + int(group.counts.sum())
+            cache.take(group, found[at:stop])
+            at = stop
+        return found
 
-    def _chunk(self, name: str, chunk: int) -> Array:
-        """A decoded chunk of a field, from the cache if it is there."""
-        values = self._cache.get((name, chunk))
-        if values is None:
-            if name in self._layouts:
-                values = self._disk_chunk(self._layouts[name], chunk)
-            else:
-                values = self._cells(name, chunk)
-            self._cache.put((name, chunk), values)
-        return values
+    def prefetch(
+        self, chosen: npt.NDArray[np.int64], index: ExampleIndex, fields: Sequence[str]
+    ) -> None:
+        """Nothing is fetched from a local disk."""
 
-    def _cells(self, name: str, chunk: int) -> Array:
-        """A chunk of topk_ids or topk_logits of a compact store."""
-        rows = self.spec.chunk_rows
-        start, stop = chunk * rows, (chunk + 1) * rows
-        num_kept = self._slice("num_kept", start, stop)
+    def _chunk_of(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of a field's chunk."""
+        if name in self._layouts:
+            array = self._layouts[name]
+            return array.shape(array.chunk), array.dtype
+        dtype = "uint32" if name == "topk_ids" else "float32"
+        return (self.spec.chunk_rows, self.spec.top_k), dtype
+
+    def _cache(self, name: str) -> ChunkCache:
+        """The decoded chunks of a field; all fields of a row keep about as many rows."""
+        if name not in self._caches:
+            shape, dtype = self._chunk_of(name)
+            entries = CACHE_BYTES // (8 * self.spec.top_k + 64)
+            if name not in layout.ROW_FIELDS:
+                entries *= 2  # a question is often as long as its answer
+            length = self._length(name) or shape[0]
+            slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
+            self._caches[name] = ChunkCache(slots, shape, dtype, partial(self._decode, name))
+        return self._caches[name]
+
+    def _decode(self, name: str, chunk: int, out: Array) -> None:
+        """Decode a chunk of a field into `out`."""
+        if name in self._layouts:
+            out[:] = self._disk_chunk(self._layouts[name], chunk)
+            return
+        num_kept = self._beside("num_kept", chunk)
         if name == "topk_ids":
             codes = self._disk_chunk(self._layouts["topk_id_codes"], chunk)
             assert self.id_order is not None
-            return encoding.decode_ids(codes, num_kept, self.id_order)
-        steps = self._disk_chunk(self._layouts["topk_logit_steps"], chunk)
-        return encoding.decode_logits(steps, num_kept, self._slice("logsumexp", start, stop))
+            decode_ids(codes, self._beside("topk_id_order", chunk), num_kept, self.id_order, out)
+        else:
+            steps = self._disk_chunk(self._layouts["topk_logit_steps"], chunk)
+            decode_logits(steps, num_kept, self._beside("logsumexp", chunk), out)
+
+    def _beside(self, name: str, chunk: int) -> Array:
+        """The part of a column that belongs to a chunk of cells, which lies in one of its own."""
+        rows, column = self.spec.chunk_rows, self._layouts[name].chunk
+        start = chunk * rows
+        return self._cache(name).get(start // column)[start % column : start % column + rows]
 
     def _disk_chunk(self, array: layout.ArrayLayout, chunk: int) -> Array:
         per_shard = -(-array.shard // array.chunk)
         shard, number = divmod(chunk, per_shard)
+        self._admit(array, shard)
         try:
-            return self._shard_file(array, shard).chunk(number)
+            values = self._shard_file(array, shard).chunk(number)
+            contents.check_values(array.name, values, self._limits)
+            return values
         except (CorruptError, OSError) as error:
             first = shard * array.shard + number * array.chunk
             raise CorruptError(
@@ -102,12 +137,16 @@ class StoreArrays:
                 "Run caskd store verify to see what else is wrong."
             ) from None
 
+    def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
+        """Compare a file that is about to be opened with its commit record."""
+        if array.key(shard) not in self._open_files:
+            self.ledger.check_file(self._unit_of(array.name, shard), array.key(shard))
+            if array.name not in self._known_metadata:
+                self._check_metadata(array)
+
     def _shard_file(self, array: layout.ArrayLayout, shard: int) -> ShardFile:
         key = array.key(shard)
         if key not in self._open_files:
-            self._trust(self._unit_of(array.name, shard))
-            if array.name not in self._known_metadata:
-                self._check_metadata(array)
             if len(self._open_files) >= MAX_OPEN_FILES:
                 self._open_files.popitem(last=False)[1].close()
             self._open_files[key] = ShardFile(self.root / key, array)
@@ -116,32 +155,36 @@ class StoreArrays:
 
     def _unit_of(self, name: str, shard: int) -> str:
         if name == layout.ID_ORDER.name:
-            return commits.PILOT
-        return commits.shard_unit(shard) if name in self._row_arrays else commits.PLAN
+            return records.PILOT
+        return records.shard_unit(shard) if name in self._row_arrays else records.PLAN
 
     def _length(self, name: str) -> int | None:
         """Entries on the first axis of an array; None for vocab_bytes, whose own is free."""
         spec = self.spec
-        if name in self._row_arrays:
+        if name in self._row_arrays or name in layout.ROW_FIELDS:
             return spec.num_shards * spec.shard_rows
         if name in ("token_ids", "is_response"):
             return spec.num_tokens
         if name == "vocab_offsets":
             return spec.vocab_size + 1
         if name == layout.ID_ORDER.name:
-            return spec.vocab_size
+            return layout.num_orders(spec.num_rows) * spec.vocab_size
         return None if name == "vocab_bytes" else spec.num_examples
 
     def _check_metadata(self, array: layout.ArrayLayout) -> None:
         """Accept only the zarr.json that this version writes: no other codec, shape or dtype."""
         where = f"{self.name}/{array.metadata_key}"
-        try:
-            found = json.loads(files.read_small(self.root / array.metadata_key))
-            length = self._length(array.name)
-            if length is None:
-                length = int(found["shape"][0])
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise CorruptError(f"{where}: not the metadata of an array.") from None
+        is_pilot = array.name == layout.ID_ORDER.name
+        self.ledger.item(records.PILOT if is_pilot else records.PLAN, array.metadata_key)
+        found = safety.parse_json(files.read_small(self.root, array.metadata_key), where)
+        length = self._length(array.name)
+        if length is None:
+            try:
+                length = found["shape"][0]
+            except (KeyError, IndexError, TypeError):
+                length = -1
+            if not safety.is_count(length, contents.MAX_TOKEN_BYTES * self.spec.vocab_size):
+                raise CorruptError(f"{where}: not the metadata of an array.")
         if found != array.metadata(length):
             raise UnsafeError(f"{where}: differs from what format version 1 says of this array.")
         self._known_metadata[array.name] = length
@@ -149,20 +192,14 @@ class StoreArrays:
     def whole(self, name: str) -> Array:
         """A whole array of the plan or the pilot."""
         array = self._layouts[name]
-        self._trust(self._unit_of(name, 0))
         if name not in self._known_metadata:
             self._check_metadata(array)
         length = self._known_metadata[name]
-        return self._slice(name, 0, length) if length else np.zeros(0, array.dtype)
+        return self._read_whole(array, length)
 
-    def _trust(self, unit: str) -> None:
-        """Check the commit record of `unit` and the sizes of its files, once."""
-        if unit in self._trusted:
-            return
-        if not commits.is_committed(self.root, unit):
-            if files.regular_size(self.root / "seal.json") is not None:
-                raise CorruptError(f"{self.name}/commits/{unit}.json: missing from a sealed store.")
-            raise IncompleteError(f"{self.name}: {unit} is not committed yet.")
-        for item in commits.read_record(self.root, unit).file_records:
-            commits.check_size(self.root, unit, item)
-        self._trusted.add(unit)
+    def _read_whole(self, array: layout.ArrayLayout, length: int) -> Array:
+        whole = np.empty(-(-length // array.chunk) * array.chunk, array.dtype)
+        for chunk in range(len(whole) // array.chunk):
+            start = chunk * array.chunk
+            whole[start : start + array.chunk] = self._disk_chunk(array, chunk)
+        return whole[:length]

@@ -78,27 +78,33 @@ def assemble(
     rows: dict[str, Array],
 ) -> StoreBatch:
     """Derive positions and labels of each example from its tokens and mask, and concatenate."""
-    token_offsets = np.concatenate([[0], np.cumsum(index.token_count[chosen], dtype=np.int64)])
-    row_offsets = np.concatenate([[0], np.cumsum(index.row_count[chosen], dtype=np.int64)])
-    positions, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.uint32)]
-    for example, start, stop in zip(chosen, token_offsets, token_offsets[1:], strict=False):
-        mask, tokens = is_response[start:stop], token_ids[start:stop]
-        if index.row_count[example] == 0:
-            continue
-        positions.append(alignment.logit_positions(mask))
-        labels.append(alignment.row_labels(tokens, mask))
-        if len(labels[-1]) != index.row_count[example]:
-            raise CorruptError(
-                f"example {example}: {len(labels[-1])} response tokens, but "
-                f"{index.row_count[example]} rows. Run caskd store verify."
-            )
+    token_offsets, row_offsets = (
+        _offsets(index.token_count[chosen]),
+        _offsets(index.row_count[chosen]),
+    )
+    places = alignment.joined_row_positions(is_response, token_offsets)
+    found = np.diff(np.searchsorted(places, token_offsets))
+    wrong = np.flatnonzero(found != index.row_count[chosen])
+    if len(wrong):
+        example = chosen[wrong[0]]
+        raise CorruptError(
+            f"example {example}: {found[wrong[0]]} response tokens, but "
+            f"{index.row_count[example]} rows. Run caskd store verify."
+        )
     return StoreBatch(
         example_indices=chosen,
         token_ids=token_ids,
         is_response=is_response,
-        token_offsets=token_offsets.astype(np.int64),
-        row_offsets=row_offsets.astype(np.int64),
-        logit_positions=np.concatenate(positions),
-        labels=np.concatenate(labels),
+        token_offsets=token_offsets,
+        row_offsets=row_offsets,
+        logit_positions=places - 1 - np.repeat(token_offsets[:-1], found),
+        labels=token_ids[places],
         **rows,
     )
+
+
+def _offsets(counts: Array) -> npt.NDArray[np.int64]:
+    """Where each part begins and the last one ends, [n + 1]."""
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets

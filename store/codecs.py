@@ -1,7 +1,8 @@
-"""How one chunk becomes bytes and comes back: three codec chains, each ending in crc32c.
+"""How one chunk becomes bytes and comes back: four codec chains, each ending in crc32c.
 
-`shuffled`: blosc (zstd, bitshuffle). `transposed`: the same with the two axes swapped, so that
-cells of one rank lie together. `packed`: pcodec, for numbers without a byte structure.
+`plain`: blosc (zstd), for text. `shuffled`: blosc (zstd, bitshuffle). `transposed`: the same with
+the two axes swapped, so that cells of one rank lie together. `packed`: pcodec, for numbers without
+a byte structure.
 
 Sizes are checked before anything is decoded: a header that states another size than the chunk's is
 damage or an attack, and nothing is allocated for it.
@@ -18,7 +19,7 @@ from numcodecs import blosc
 from caskd.store.errors import CorruptError
 
 Array = npt.NDArray[Any]
-Chain = Literal["shuffled", "transposed", "packed"]
+Chain = Literal["plain", "shuffled", "transposed", "packed"]
 
 # With threads, the blocks of a blosc frame come in the order in which they were finished, and equal
 # work would not give equal bytes. A chunk is far too small to gain from them.
@@ -26,8 +27,8 @@ blosc.use_threads = False
 
 _CRC = struct.Struct("<I")
 _BLOSC_HEADER = struct.Struct("<BBBBIII")
-BLOSC_LEVEL = 3
-PCODEC_LEVEL = 8
+BLOSC_LEVEL = 4
+PCODEC_LEVEL = 9
 _CRC_CODEC = {"name": "crc32c"}
 LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
@@ -43,7 +44,7 @@ def chain_metadata(chain: Chain, dtype: str) -> list[dict[str, Any]]:
             "typesize": np.dtype(dtype).itemsize,
             "cname": "zstd",
             "clevel": BLOSC_LEVEL,
-            "shuffle": "bitshuffle",
+            "shuffle": "noshuffle" if chain == "plain" else "bitshuffle",
             "blocksize": 0,
         },
     }
@@ -61,7 +62,8 @@ def encode_chunk(chain: Chain, values: Array) -> bytes:
         payload = _pack(values)
     else:
         plain = np.ascontiguousarray(values.T if chain == "transposed" else values)
-        payload = blosc.compress(plain, b"zstd", BLOSC_LEVEL, blosc.BITSHUFFLE, 0)
+        shuffle = blosc.NOSHUFFLE if chain == "plain" else blosc.BITSHUFFLE
+        payload = blosc.compress(plain, b"zstd", BLOSC_LEVEL, shuffle, 0)
     return payload + _CRC.pack(google_crc32c.value(payload))
 
 
@@ -92,11 +94,13 @@ def decode_chunk(chain: Chain, data: bytes, dtype: str, shape: tuple[int, ...]) 
 
 
 def _pack(values: Array) -> bytes:
-    from pcodec import ChunkConfig, standalone
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
-    packed: bytes = standalone.simple_compress(
-        np.ascontiguousarray(values).reshape(-1), ChunkConfig(compression_level=PCODEC_LEVEL)
-    )
+    config = ChunkConfig(compression_level=PCODEC_LEVEL)
+    if values.ndim > 1:
+        # Neighboring cells of a row have nothing to do with each other; pcodec need not find out.
+        config.delta_spec, config.mode_spec = DeltaSpec.no_op(), ModeSpec.classic()
+    packed: bytes = standalone.simple_compress(np.ascontiguousarray(values).reshape(-1), config)
     return packed
 
 

@@ -1,13 +1,18 @@
-"""`caskd store info | show | verify`: what the command line offers for a store."""
+"""`caskd store info | show | verify | repair | seal | diff`: the command line of one store."""
 
 import json
 from dataclasses import dataclass
 
 import tyro
 
+from caskd.store.diff import diff_lines, diff_stores
+from caskd.store.errors import UsageError
 from caskd.store.info import info_text, store_info
+from caskd.store.places import clean_url, is_remote
 from caskd.store.reader import TeacherStore
+from caskd.store.repair import repair_lines, repair_store
 from caskd.store.verify import verify_store
+from caskd.store.writer import StoreWriter
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,40 @@ class VerifyConfig:
     """The store's directory."""
     full: bool = False
     """Also compare sha256, and check the meaning of every row."""
+    sample: str | None = None
+    """Read only this part of the shards, chosen at random: 5%, or 0.05."""
+    seed: int = 0
+    """Which part that is."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """Take out what does not verify, while nobody writes; the capture then puts it back."""
+
+    store: tyro.conf.Positional[str]
+    """The store's directory."""
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
+
+@dataclass(frozen=True)
+class SealConfig:
+    """Seal a store whose shards are all committed, after re-reading every byte."""
+
+    store: tyro.conf.Positional[str]
+    """The store's directory."""
+
+
+@dataclass(frozen=True)
+class DiffConfig:
+    """In which identity fields and rows two stores differ; exit 1 if they do."""
+
+    a: tyro.conf.Positional[str]
+    """One store's directory."""
+    b: tyro.conf.Positional[str]
+    """The other's."""
     json: bool = False
     """Print one JSON object instead of lines."""
 
@@ -65,7 +104,16 @@ def show_command(config: ShowConfig) -> None:
 
 def verify_command(config: VerifyConfig) -> int:
     """Print what `caskd store verify` prints; returns 1 if anything is wrong."""
-    report = verify_store(config.store, full=config.full, quiet=config.json)
+    if is_remote(config.store):
+        place = clean_url(config.store)
+        raise UsageError(
+            f"{place}: verify reads a directory. Copy the store, which checks every byte, with "
+            f"caskd store pull {place} DIRECTORY"
+        )
+    part = None if config.sample is None else _part(config.sample)
+    report = verify_store(
+        config.store, full=config.full, sample=part, seed=config.seed, quiet=config.json
+    )
     if config.json:
         print(json.dumps({"ok": report.ok, **vars(report)}, indent=1))
     else:
@@ -76,3 +124,36 @@ def verify_command(config: VerifyConfig) -> int:
         verdict = "ok" if report.ok else f"{len(report.problems)} problems"
         print(f"{config.store}: {verdict} ({checked}{rows})")
     return 0 if report.ok else 1
+
+
+def _part(text: str) -> float:
+    """`5%` or `0.05` as a number."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"--sample is {text!r}; expected a part, such as 5% or 0.05.") from None
+
+
+def repair_command(config: RepairConfig) -> None:
+    """Print what `caskd store repair` prints."""
+    report = repair_store(config.store)
+    if config.json:
+        print(json.dumps(vars(report), indent=1))
+    else:
+        print("\n".join(repair_lines(config.store, report)))
+
+
+def seal_command(config: SealConfig) -> None:
+    """Print what `caskd store seal` prints."""
+    totals = StoreWriter(config.store).seal()
+    print(f"{config.store}: sealed, digest {totals['commits_digest']}")
+
+
+def diff_command(config: DiffConfig) -> int:
+    """Print what `caskd store diff` prints; returns 1 if the stores differ."""
+    found = diff_stores(config.a, config.b, quiet=config.json)
+    if config.json:
+        print(json.dumps({"same": found.same, **vars(found)}, indent=1))
+    else:
+        print("\n".join(diff_lines(found)))
+    return 0 if found.same else 1

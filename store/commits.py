@@ -1,116 +1,86 @@
-"""Commit records: what exists in a store, and what its bytes must be.
+"""Committing: bytes are staged and synced, a create-only record decides, then the files move.
 
-A listing proves nothing (Zarr answers a missing chunk with its fill value), so readers trust these
-records only. A record names files relative to the store, with size, crc32c and sha256; it holds no
-clock and no host, so equal work gives equal records.
+A unit is the plan, the pilot or a shard. Any number of workers may be at the same unit, die at any
+step, or wake up late: the first record that is created wins, and what it names is finished by
+whoever comes by. Only bytes that a record names enter data.zarr.
 """
 
-import hashlib
-import json
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import google_crc32c
+from caskd.store import faults, files
+from caskd.store.errors import CorruptError, StoreWriteError
+from caskd.store.records import (
+    PILOT,
+    PLAN,
+    STAGING,
+    CommitRecord,
+    FileRecord,
+    check_size,
+    is_committed,
+    read_record,
+    record_name,
+    shard_unit,
+)
 
-from caskd.store import files
-from caskd.store.errors import CorruptError, UnsafeError
-from caskd.store.spec import canonical_json
+RENAME_ATTEMPTS = 8
 
-PLAN = "plan"
-PILOT = "pilot"
-STAGING = "staging"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """One file: its name relative to the store, and what its bytes must be."""
-
-    name: str
-    size: int
-    crc32c: str
-    sha256: str
-
-    @classmethod
-    def of(cls, name: str, data: bytes) -> "FileRecord":
-        """Describe `data` as the content of `name`."""
-        return cls(name, len(data), crc32c_hex(data), hashlib.sha256(data).hexdigest())
-
-
-@dataclass(frozen=True)
-class CommitRecord:
-    """The decision that a shard (or the plan) consists of these files."""
-
-    unit: str
-    file_records: tuple[FileRecord, ...]
-    facts: Mapping[str, Any]
-
-    def to_json(self) -> bytes:
-        """The record's bytes; equal work gives equal bytes."""
-        listed = [vars(record) for record in sorted(self.file_records, key=lambda r: r.name)]
-        return canonical_json({"unit": self.unit, "files": listed, **self.facts})
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the record's bytes; names its staging folder."""
-        return hashlib.sha256(self.to_json()).hexdigest()
-
-    def bytes_by_array(self) -> Counter[str]:
-        """Bytes per array of data.zarr; everything else counts as `metadata`."""
-        sizes: Counter[str] = Counter()
-        for item in self.file_records:
-            parts = item.name.split("/")
-            sizes[parts[1] if len(parts) > 2 else "metadata"] += item.size
-        return sizes
-
-    @classmethod
-    def from_json(cls, data: bytes, unit: str) -> "CommitRecord":
-        """Parse and check a record.
-
-        Raises:
-            CorruptError: not a record of this unit, or a file name that leaves the store.
-        """
-        try:
-            value = json.loads(data)
-            listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
-            found = value.pop("unit")
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-            raise CorruptError(f"commits/{unit}.json: not a commit record.") from None
-        if found != unit:
-            raise CorruptError(f"commits/{unit}.json: holds the record of {found!r}.")
-        for record in listed:
-            name = PurePosixPath(record.name)
-            if name.is_absolute() or ".." in name.parts or "\\" in record.name:
-                raise UnsafeError(f"commits/{unit}.json: names a file outside the store.")
-        return cls(unit, listed, value)
+__all__ = [
+    "PILOT",
+    "PLAN",
+    "STAGING",
+    "CommitRecord",
+    "FileRecord",
+    "check_size",
+    "is_committed",
+    "read_record",
+    "shard_unit",
+]
 
 
-def crc32c_hex(data: bytes) -> str:
-    """crc32c of `data` as eight hexadecimal digits."""
-    return f"{google_crc32c.value(data):08x}"
+def is_complete(root: Path, unit: str) -> bool:
+    """Whether `unit` is committed and all its files are there; moves those that wait in staging."""
+    if not is_committed(root, unit):
+        return False
+    try:
+        roll_forward(root, read_record(root, unit))
+    except CorruptError:
+        return False
+    return True
 
 
-def shard_unit(shard: int) -> str:
-    """Name of a shard's commit record, without `.json`."""
-    return f"{shard:05d}"
+def new_folder(root: Path) -> Path:
+    """A folder in staging that is nobody else's, to be filled with `stage`."""
+    return root / STAGING / uuid.uuid4().hex
 
 
-def record_path(root: Path, unit: str) -> Path:
-    """Where the record of `unit` stands."""
-    return root / "commits" / f"{unit}.json"
+def check_writable(root: Path) -> None:
+    """Write and remove a few bytes in staging, before anything expensive is computed.
+
+    Raises:
+        StoreWriteError: the place is full, read-only or not ours.
+    """
+    draft = new_folder(root)
+    try:
+        files.write_synced(draft, b"caskd")
+    except FileNotFoundError:
+        check_overtaken(root, PLAN)
+    finally:
+        files.unlink(draft)
+        sweep(root)
 
 
-def read_record(root: Path, unit: str) -> CommitRecord:
-    """Read the commit record of `unit`."""
-    return CommitRecord.from_json(files.read_small(record_path(root, unit)), unit)
+def staged_name(name: str) -> str:
+    """What a file is called while it is in staging: one flat folder is one sync."""
+    return name.replace("/", "+")
 
 
-def is_committed(root: Path, unit: str) -> bool:
-    """Whether the decision about `unit` has been made."""
-    return files.regular_size(record_path(root, unit)) is not None
+def stage(folder: Path, name: str, data: bytes) -> FileRecord:
+    """Write and sync one file of a commit to come."""
+    files.write_synced(folder / staged_name(name), data)
+    return FileRecord.of(name, data)
 
 
 def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[str, Any]) -> bool:
@@ -119,25 +89,70 @@ def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[
     Returns:
         False when another worker committed this unit with other content: the first commit wins.
     """
-    record = CommitRecord(
-        unit, tuple(FileRecord.of(name, data) for name, data in contents.items()), facts
-    )
+    described = tuple(FileRecord.of(name, data) for name, data in contents.items())
+    record = CommitRecord(unit, described, facts)
     if is_committed(root, unit):
+        if read_record(root, unit).digest != record.digest:
+            return False
+        if is_complete(root, unit):
+            return True
+    folder = new_folder(root)
+    try:
+        for name, data in contents.items():
+            stage(folder, name, data)
+        return publish(root, folder, record)
+    except FileNotFoundError:
+        check_overtaken(root, unit)
         return read_record(root, unit).digest == record.digest
-    for name, data in contents.items():
-        files.write_synced(root / STAGING / record.digest / name, data)
-    return decide(root, record)
+    finally:
+        files.remove_tree(folder)
+        sweep(root)
 
 
-def decide(root: Path, record: CommitRecord) -> bool:
-    """Create the record of staged files exclusively, then roll forward; False if another won."""
-    record_path(root, record.unit).parent.mkdir(exist_ok=True)
-    won = files.create_exclusive(record_path(root, record.unit), record.to_json())
+def publish(root: Path, folder: Path, record: CommitRecord) -> bool:
+    """Decide for the files staged in `folder` and move them into place; False if others won."""
+    kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
+    files.fsync_directory(folder)
+    faults.point(f"{kind}.staged")
+    _show(root, folder, record)
+    faults.point(f"{kind}.published")
+    won = files.create_exclusive(root / record_name(record.unit), record.to_json(), root / STAGING)
+    faults.point(f"{kind}.won" if won else f"{kind}.lost")
     if not won and read_record(root, record.unit).digest != record.digest:
-        shutil.rmtree(root / STAGING / record.digest, ignore_errors=True)
+        files.remove_tree(root / STAGING / record.digest)
         return False
     roll_forward(root, record)
     return True
+
+
+def check_overtaken(root: Path, unit: str) -> None:
+    """Check that staging went away under our hands because others finished and sealed the store.
+
+    Raises:
+        StoreWriteError: `unit` is not decided, so somebody else removed it.
+    """
+    if not is_committed(root, unit):
+        raise StoreWriteError(
+            f"{root}: staging was removed during the work. Run the same command again."
+        ) from None
+
+
+def _show(root: Path, folder: Path, record: CommitRecord) -> None:
+    """Give a complete folder the name under which everybody finds it."""
+    shared = root / STAGING / record.digest
+    for attempts_left in reversed(range(RENAME_ATTEMPTS)):
+        try:
+            files.rename(folder, shared)
+            break
+        except FileExistsError:
+            # A twin's folder of the same digest holds the same bytes and serves as well as ours;
+            # once the twin is done it is gone, and ours takes its name after all.
+            if shared.is_dir():
+                break
+            if not attempts_left:
+                raise StoreWriteError(f"cannot write {shared}: it comes and goes.") from None
+    files.fsync_directory(root / STAGING)
+    files.fsync_directory(root)
 
 
 def roll_forward(root: Path, record: CommitRecord) -> None:
@@ -147,39 +162,45 @@ def roll_forward(root: Path, record: CommitRecord) -> None:
         CorruptError: a file is neither in staging nor in place with the recorded size.
     """
     staged = root / STAGING / record.digest
+    kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
+    if not staged.is_dir() or (root / STAGING).is_symlink():
+        for item in record.file_records:
+            check_size(root, record.unit, item)
+        return
+    names = [item.name for item in record.file_records]
+    for name in names:
+        files.size_inside(root, name)  # refuses a way through links
+        files.make_directories((root / name).parent)
+    # A folder has to be durable before the only copy of something moves into it.
+    files.sync_ancestors(root, names)
     # By name, so that store.json, which says that a plan is there, comes after data.zarr.
     for item in sorted(record.file_records, key=lambda item: item.name):
-        source, target = staged / item.name, root / item.name
-        if files.regular_size(source) == item.size:
-            try:
-                files.move_file(source, target)
-            except FileNotFoundError:
-                # Another worker rolled the same record forward between the two calls.
-                check_size(root, record.unit, item)
-        else:
-            check_size(root, record.unit, item)
-    shutil.rmtree(staged, ignore_errors=True)
+        faults.point(f"{kind}.moving")
+        _move(root, staged, record.unit, item)
+    files.sync_ancestors(root, names)
+    faults.point(f"{kind}.moved")
+    # Staging goes only when what came out of it is durable.
+    files.remove_tree(staged)
+    faults.point(f"{kind}.finished")
 
 
-def check_size(root: Path, unit: str, item: FileRecord) -> None:
-    """Check that a committed file is there with its recorded size.
+def _move(root: Path, staged: Path, unit: str, item: FileRecord) -> None:
+    source, target = staged / staged_name(item.name), root / item.name
+    if files.regular_size(source) != item.size:
+        check_size(root, unit, item)
+        return
+    there = files.size_inside(root, item.name) == item.size
+    if there and f"{files.crc32_inside(root, item.name):08x}" == item.crc32:
+        return
+    try:
+        files.rename(source, target)
+    except FileNotFoundError:
+        # Another worker rolled the same record forward between the two calls.
+        check_size(root, unit, item)
 
-    Raises:
-        CorruptError: names the file and the commit.
-    """
-    size = files.regular_size(root / item.name)
-    if size != item.size:
-        got = "missing" if size is None else f"{size:,} bytes"
-        raise CorruptError(
-            f"{item.name}: {got}, but commit {unit} says {item.size:,} bytes. "
-            "Run caskd store verify to see what else is wrong."
-        )
 
-
-def commits_digest_list(root: Path, units: Iterable[str]) -> bytes:
-    """The bytes of `commits/commits.sha256`, in sha256sum's own format."""
-    lines = (
-        f"{hashlib.sha256(files.read_small(record_path(root, unit))).hexdigest()}  {unit}.json\n"
-        for unit in units
-    )
-    return "".join(lines).encode()
+def sweep(root: Path) -> None:
+    """Remove staging from a sealed store: whatever is still in it came too late."""
+    if files.size_inside(root, "seal.json") is not None and (root / STAGING).is_dir():
+        files.remove_tree(root / STAGING)
+        files.fsync_directory(root)

@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from caskd.store import commits, layout
+from caskd.store import layout, records
+from caskd.store.ledger import all_units
 from caskd.store.reader import TeacherStore
-from caskd.store.seal import all_units
 
 
 def store_info(url: str | Path) -> dict[str, Any]:
@@ -55,9 +55,10 @@ def _committed(store: TeacherStore) -> tuple[dict[str, int], int]:
     """Bytes by array and rows of what is committed so far."""
     sizes: Counter[str] = Counter()
     rows = 0
+    present = records.committed_units(store.root)
     for unit in all_units(store.spec):
-        if commits.is_committed(store.root, unit):
-            record = commits.read_record(store.root, unit)
+        if unit in present:
+            record = records.read_record(store.root, unit)
             sizes.update(record.bytes_by_array())
             rows += int(record.facts["num_rows"])
     return dict(sizes), rows

@@ -109,9 +109,11 @@ def row_layouts(
         chunk = math.gcd(COLUMN_CHUNK, shard_rows) if shard_rows > COLUMN_CHUNK else shard_rows
         return ArrayLayout(name, dtype, chunk, shard_rows, chain)
 
+    top: tuple[ArrayLayout, ...]
     if encoding == "compact":
         top = (
             cells("topk_id_codes", "uint32", "packed"),
+            column("topk_id_order", "uint8", "shuffled"),
             cells("topk_logit_steps", "uint16", "transposed"),
         )
     else:
@@ -124,7 +126,7 @@ def row_layouts(
         column("num_kept", "uint16", "shuffled"),
         column("logsumexp", "float32", "packed"),
         column("label_logit", "float32", "packed"),
-        column("tail_mass", "float32", "shuffled"),
+        column("tail_mass", "float32", "packed"),
         column("argmax", "uint32", "packed"),
         column("label_rank", "uint32", "packed"),
     )
@@ -151,10 +153,16 @@ EXAMPLE_LAYOUTS = tuple(
     )
 )
 VOCAB_LAYOUTS = (
-    ArrayLayout("vocab_bytes", "uint8", TOKEN_SHARD, TOKEN_SHARD),
-    ArrayLayout("vocab_offsets", "int64", TOKEN_SHARD, TOKEN_SHARD),
+    ArrayLayout("vocab_bytes", "uint8", TOKEN_SHARD, TOKEN_SHARD, "plain"),
+    ArrayLayout("vocab_offsets", "int64", TOKEN_CHUNK, TOKEN_SHARD, "packed"),
 )
-ID_ORDER = ArrayLayout("id_order", "uint32", TOKEN_SHARD, TOKEN_SHARD, "packed")
+ID_ORDER = ArrayLayout("id_order", "uint32", TOKEN_CHUNK, TOKEN_SHARD, "packed")
+_ORDERS_FROM_ROWS = ((1 << 19, 16), (1 << 16, 8), (1 << 15, 4))
+
+
+def num_orders(num_rows: int) -> int:
+    """Orders of ids in `id_order`: as many as save a store of so many rows more than they take."""
+    return next((number for least, number in _ORDERS_FROM_ROWS if num_rows >= least), 1)
 
 
 def row_metadata(layouts: Iterable[ArrayLayout], length: int) -> dict[str, bytes]:

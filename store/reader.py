@@ -3,7 +3,6 @@
 Legend: B examples asked for, T their tokens, N their rows, k cells per row.
 """
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -13,21 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store import commits, files, layout
+from caskd.store import contents, files, layout, ledger, records
 from caskd.store.arrays import StoreArrays
 from caskd.store.batch import ExampleIndex, StoreBatch, assemble
 from caskd.store.errors import (
-    CorruptError,
     IncompleteError,
     StoreNotFoundError,
     UsageError,
 )
+from caskd.store.places import is_remote
 from caskd.store.spec import StoreSpec
 
 Array = npt.NDArray[Any]
-
-CACHE_BYTES = 256 << 20
-MAX_OPEN_FILES = 64
 
 
 class TeacherStore:
@@ -37,19 +33,23 @@ class TeacherStore:
     shard is first touched, and every chunk's crc32c when it is decoded.
     """
 
-    def __init__(self, root: Path, spec: StoreSpec) -> None:
+    def __init__(self, root: Path, spec: StoreSpec, arrays: StoreArrays | None = None) -> None:
         self.root, self.spec = root, spec
         self.name = root.name
-        self._arrays = StoreArrays(root, spec)
+        self._arrays = arrays or StoreArrays(root, spec)
 
     @classmethod
     def open(cls, url: str | Path, *, allow_unsealed: bool = False) -> "TeacherStore":
-        """Open the store at `url`, a directory.
+        """Open the store at `url`: a directory, or `s3://`, `gs://`, `hf://` through a cache.
 
         Raises:
             StoreNotFoundError: there is none.
             IncompleteError: it is not sealed yet and `allow_unsealed` is false.
         """
+        if is_remote(url):
+            from caskd.store.remote import open_remote
+
+            return open_remote(str(url))
         root = Path(url)
         if files.regular_size(root / "store.json") is None:
             hint = "" if root.is_dir() else " (no such directory)"
@@ -57,12 +57,14 @@ class TeacherStore:
                 f"{url}: expected a store, found no store.json{hint}. "
                 "Write one with caskd precompute, or check the path."
             )
-        spec = StoreSpec.from_json(files.read_small(root / "store.json"), f"{url}/store.json")
-        store = cls(root, spec)
+        data = files.read_small(root, "store.json")
+        store = cls(root, StoreSpec.from_json(data, f"{url}/store.json"))
+        store._arrays.ledger.check_spec(data)
         if not (store.sealed or allow_unsealed):
             raise IncompleteError(
                 f"{url}: the store is not sealed ({store.num_committed_shards()} of "
-                f"{spec.num_shards} shards are committed). Run caskd precompute again to finish it."
+                f"{store.spec.num_shards} shards are committed). "
+                "Run caskd precompute again to finish it."
             )
         return store
 
@@ -72,18 +74,12 @@ class TeacherStore:
     @property
     def sealed(self) -> bool:
         """Whether the store is finished."""
-        return files.regular_size(self.root / "seal.json") is not None
+        return self._arrays.ledger.sealed
 
     @cached_property
     def seal(self) -> dict[str, Any]:
         """Totals and digest of a sealed store."""
-        try:
-            value = json.loads(files.read_small(self.root / "seal.json"))
-        except ValueError:
-            value = None
-        if not isinstance(value, dict) or "commits_digest" not in value:
-            raise CorruptError(f"{self.name}/seal.json: not a seal.")
-        return value
+        return ledger.read_seal(self.root)
 
     @property
     def digest(self) -> str:
@@ -92,13 +88,16 @@ class TeacherStore:
 
     def num_committed_shards(self) -> int:
         """Shards that are committed so far."""
-        units = map(commits.shard_unit, range(self.spec.num_shards))
-        return sum(commits.is_committed(self.root, unit) for unit in units)
+        present = records.committed_units(self.root)
+        return sum(records.shard_unit(shard) in present for shard in range(self.spec.num_shards))
 
     @cached_property
     def index(self) -> ExampleIndex:
         """The example axis (about 30 bytes an example)."""
-        return ExampleIndex(**{a.name: self._arrays.whole(a.name) for a in layout.EXAMPLE_LAYOUTS})
+        columns = {a.name: self._arrays.whole(a.name) for a in layout.EXAMPLE_LAYOUTS}
+        index = ExampleIndex(**columns)
+        contents.check_index(index, self.spec, self.name)
+        return index
 
     @cached_property
     def vocab(self) -> list[bytes]:
@@ -107,11 +106,12 @@ class TeacherStore:
             self._arrays.whole("vocab_bytes").tobytes(),
             self._arrays.whole("vocab_offsets"),
         )
+        contents.check_vocab(offsets, len(joined), self.name)
         return [joined[a:b] for a, b in pairwise(offsets.tolist())]
 
     @property
     def id_order(self) -> npt.NDArray[np.uint32] | None:
-        """Ids, most frequent first, of a compact store; None where the encoding has none."""
+        """Orders of ids [C, V] of a compact store; None where the encoding has none."""
         return self._arrays.id_order
 
     def row_counts(self) -> npt.NDArray[np.int32]:
@@ -121,6 +121,11 @@ class TeacherStore:
     def token_counts(self) -> npt.NDArray[np.int32]:
         """Tokens of each example."""
         return self.index.token_count
+
+    def prefetch(self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None) -> None:
+        """Start to fetch what reading these examples will need, if the store is a remote one."""
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        self._arrays.prefetch(chosen, self.index, layout.ROW_FIELDS if fields is None else fields)
 
     def read(
         self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None
@@ -148,12 +153,9 @@ class TeacherStore:
                 f"field {unknown[0]!r}: expected some of {', '.join(layout.ROW_FIELDS)}."
             )
         index = self.index
-        token_ids, is_response = (
-            self._arrays.gather(name, index.token_start[chosen], index.token_count[chosen])
-            for name in ("token_ids", "is_response")
+        tokens = self._arrays.gather_fields(
+            ("token_ids", "is_response"), index.token_start[chosen], index.token_count[chosen]
         )
-        rows = {
-            name: self._arrays.gather(name, index.row_start[chosen], index.row_count[chosen])
-            for name in (layout.ROW_FIELDS if fields is None else fields)
-        }
-        return assemble(chosen, index, token_ids, is_response, rows)
+        wanted = layout.ROW_FIELDS if fields is None else fields
+        rows = self._arrays.gather_fields(wanted, index.row_start[chosen], index.row_count[chosen])
+        return assemble(chosen, index, tokens["token_ids"], tokens["is_response"], rows)

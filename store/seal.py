@@ -1,19 +1,18 @@
 """The seal: totals and one digest over every commit, a pure function of the commit records."""
 
+import contextlib
 import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from caskd.store import commits
+from caskd.store import commits, faults, files, records
+from caskd.store.card import card
 from caskd.store.errors import CorruptError
-from caskd.store.spec import StoreSpec
+from caskd.store.ledger import DIGEST_LIST, all_units
+from caskd.store.spec import StoreSpec, canonical_json
 
-
-def all_units(spec: StoreSpec) -> list[str]:
-    """Every commit that a finished store has, the plan first."""
-    pilot = [commits.PILOT] if spec.encoding == "compact" else []
-    return [commits.PLAN, *pilot, *map(commits.shard_unit, range(spec.num_shards))]
+__all__ = ["all_units", "seal_content", "write_seal"]
 
 
 def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
@@ -24,9 +23,11 @@ def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
     """
     num_bytes: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
-    num_rows = 0
+    num_rows, digests = 0, {}
     for unit in all_units(spec):
-        record = commits.read_record(root, unit)
+        data = files.read_small(root, records.record_name(unit), records.RECORD_LIMIT)
+        digests[unit] = hashlib.sha256(data).hexdigest()
+        record = records.CommitRecord.from_json(data, unit)
         statuses.update(record.facts["statuses"])
         num_rows += record.facts["num_rows"]
         num_bytes.update(record.bytes_by_array())
@@ -35,13 +36,59 @@ def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
             f"{root.name}: commits hold {num_rows:,} rows and {statuses.total():,} examples, "
             f"but store.json says {spec.num_rows:,} and {spec.num_examples:,}."
         )
-    digests = commits.commits_digest_list(root, all_units(spec))
+    digest_list = records.digest_list(digests)
     totals = {
         "num_examples": spec.num_examples,
         "num_rows": num_rows,
         "num_shards": spec.num_shards,
         "statuses": dict(statuses),
         "bytes": dict(num_bytes),
-        "commits_digest": hashlib.sha256(digests).hexdigest(),
+        "commits_digest": hashlib.sha256(digest_list).hexdigest(),
     }
-    return totals, digests
+    return totals, digest_list
+
+
+def write_seal(root: Path, spec: StoreSpec) -> dict[str, Any]:
+    """Seal a store whose shards are all committed; sealing twice changes nothing.
+
+    Raises:
+        CorruptError: a committed file is missing or differs from its record.
+    """
+    sealed = files.size_inside(root, "seal.json") is not None
+    if not sealed:
+        _check_files(root, spec)
+    totals, digest_list = seal_content(root, spec)
+    faults.point("seal.checked")
+    if not sealed:
+        # A twin may seal meanwhile and sweep staging away; what it wrote is compared below.
+        with contextlib.suppress(FileNotFoundError):
+            _write(root, spec, totals, digest_list)
+    if files.read_small(root, "seal.json") != canonical_json(totals):
+        raise CorruptError(f"{root}/seal.json: differs from what the commits add up to.")
+    commits.sweep(root)
+    return totals
+
+
+def _check_files(root: Path, spec: StoreSpec) -> None:
+    """Re-read what will never be computed again with the strong digest."""
+    for unit in all_units(spec):
+        for item in records.read_record(root, unit).file_records:
+            digest = hashlib.sha256()
+            with files.open_inside(root, item.name) as handle:
+                for block in files.blocks(handle):
+                    digest.update(block)
+            if digest.hexdigest() != item.sha256:
+                raise CorruptError(
+                    f"{root}/{item.name}: its sha256 differs from commit {unit}. "
+                    f"Run caskd store repair {root}, then the capture again."
+                )
+
+
+def _write(root: Path, spec: StoreSpec, totals: dict[str, Any], digest_list: bytes) -> None:
+    scratch = root / commits.STAGING
+    files.replace_file(root / DIGEST_LIST, digest_list, scratch)
+    faults.point("seal.digests")
+    files.replace_file(root / "README.md", card(spec, totals).encode(), scratch)
+    faults.point("seal.card")
+    files.create_exclusive(root / "seal.json", canonical_json(totals), scratch)
+    faults.point("seal.sealed")

@@ -59,6 +59,7 @@ class ShardFile:
 
     def __init__(self, path: Path, array: ArrayLayout) -> None:
         self.array = array
+        self._fd = -1
         # Neither follow a link nor wait on a pipe that somebody put in a chunk's place.
         self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
@@ -110,5 +111,10 @@ class ShardFile:
             raise CorruptError(f"chunk {number}: {error}") from None
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file; closing twice is nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()

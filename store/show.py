@@ -42,15 +42,15 @@ def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
 def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
     ids, logits, logsumexp = (batch.column(f)[n] for f in ("topk_ids", "topk_logits", "logsumexp"))
     shown = min(NUM_CHOICES, int(batch.column("num_kept")[n]))
-    probabilities = np.exp(logits[:shown] - logsumexp)
+    with np.errstate(over="ignore"):  # what a store says may be impossible
+        probabilities = np.exp(logits[:shown] - logsumexp)
+        label_probability = float(np.exp(batch.column("label_logit")[n] - logsumexp))
     return {
         "position": int(batch.logit_positions[n]) + 1,
         "label": int(batch.labels[n]),
         "label_text": token_text(vocab[batch.labels[n]]),
         "label_rank": int(batch.column("label_rank")[n]) if shown else None,
-        "label_probability": (
-            float(np.exp(batch.column("label_logit")[n] - logsumexp)) if shown else None
-        ),
+        "label_probability": label_probability if shown else None,
         "tail_mass": float(batch.column("tail_mass")[n]) if shown else None,
         "choices": [
             {"id": int(i), "text": token_text(vocab[i]), "probability": float(p)}

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from caskd.store import safety
 from caskd.store.errors import IdentityError, UnsafeError
 
 FORMAT = "caskd-store"
@@ -105,21 +106,22 @@ class StoreSpec:
             UnsafeError: not a caskd store, or of a version that this caskd does not know.
         """
         try:
-            value = json.loads(data)
+            value = safety.parse_json(data, where)
             if value["format"] != FORMAT:
-                raise UnsafeError(f"{where}: format is {value['format']!r}, expected {FORMAT!r}.")
+                raise UnsafeError(
+                    f"{where}: format is {safety.shown(value['format'])}, expected {FORMAT!r}."
+                )
             if value["format_version"] != FORMAT_VERSION:
                 raise UnsafeError(
-                    f"{where}: format version {value['format_version']!r}, but this caskd reads "
-                    f"version {FORMAT_VERSION}. Install a caskd that reads it."
+                    f"{where}: format version {safety.shown(value['format_version'])}, but this "
+                    f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
                 )
-            spec = cls(identity=value["identity"], tasks=tuple(value["tasks"]), **value["geometry"])
-            _ = (spec.top_k, spec.vocab_size, spec.vocab_digest, spec.teacher, spec.kind)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError) as error:
             raise UnsafeError(
                 f"{where}: not a valid store.json ({type(error).__name__})."
             ) from None
-        return spec
+        safety.check_store_json(value, where)
+        return cls(identity=value["identity"], tasks=tuple(value["tasks"]), **value["geometry"])
 
 
 def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str, Any, Any]]:

@@ -3,20 +3,32 @@
 Legend: N rows of a shard, k cells per row.
 """
 
-import hashlib
-from collections.abc import Iterator
+import math
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from caskd.store import commits, files
+from caskd.store import files, records
 from caskd.store.batch import StoreBatch
-from caskd.store.errors import StoreError
+from caskd.store.check import check_unit, named_record, strays
+from caskd.store.errors import (
+    CorruptError,
+    IncompleteError,
+    StoreError,
+    UnsafeError,
+    UsageError,
+)
+from caskd.store.ledger import DIGEST_LIST, all_units
+from caskd.store.planner import read_spec
 from caskd.store.progress import progress
 from caskd.store.reader import TeacherStore
-from caskd.store.seal import all_units, seal_content
+from caskd.store.seal import seal_content
 from caskd.store.spec import canonical_json
+
+V_MAX = 1 << 40  # beyond any id
 
 
 @dataclass
@@ -34,12 +46,21 @@ class VerifyReport:
         return not self.problems
 
 
-def verify_store(url: str | Path, *, full: bool = False, quiet: bool = True) -> VerifyReport:
+def verify_store(
+    url: str | Path,
+    *,
+    full: bool = False,
+    sample: float | None = None,
+    seed: int = 0,
+    quiet: bool = True,
+) -> VerifyReport:
     """Re-read a store and compare it with its commit records and its seal.
 
     Args:
         url: the store.
-        full: also compare sha256, and check the meaning of every row: order, ties, ranks, mass.
+        full: also compare sha256, and check the meaning of every row.
+        sample: read plan and pilot, and this part of the shards, chosen at random.
+        seed: which part that is.
         quiet: show no progress.
 
     Returns:
@@ -47,66 +68,86 @@ def verify_store(url: str | Path, *, full: bool = False, quiet: bool = True) -> 
 
     Raises:
         StoreNotFoundError: there is no store.
+        UnsafeError: store.json is not one that can be read.
+        UsageError: `sample` is not a part.
     """
-    store = TeacherStore.open(url, allow_unsealed=True)
     report = VerifyReport()
-    units = all_units(store.spec)
-    present = [unit for unit in units if _exists(store.root, unit, report)]
+    store = _open(url, report)
+    units, there = all_units(store.spec), records.committed_units(store.root)
+    present = [unit for unit in units if unit in there]
     if len(present) < len(units):
         report.problems.append(
-            f"not sealed: {len(units) - len(present)} of {len(units) - 1} shards are missing. "
+            f"not sealed: {len(units) - len(present)} of {len(units)} commits are missing. "
             "Run caskd precompute again to finish it."
         )
-    named: set[str] = set()
-    with progress("verify", len(present), "commits", quiet=quiet) as bar:
-        for unit in present:
-            named |= _check_unit(store.root, unit, full, report)
-            bar.advance()
-    report.problems += [f"{name}: no commit names it." for name in _foreign(store.root, named)]
+    chosen = sampled_units(present, sample, seed)
+    with progress("verify", len(chosen), "commits", quiet=quiet) as bar:
+        named = _check_units(store, chosen, full, report, bar.advance)
+    named |= _named(store, {*present} - {*chosen}, report)
+    report.problems += [
+        f"{name}: no commit names it." for name in strays(store.root, {*units}, named)
+    ]
     if len(present) == len(units):
         _check_seal(store, report)
     if full and report.ok:
-        _check_rows(store, report)
+        _check_rows(store, {*chosen}, report)
     return report
 
 
-def _exists(root: Path, unit: str, report: VerifyReport) -> bool:
+def _open(url: str | Path, report: VerifyReport) -> TeacherStore:
+    """The store, also where opening it finds damage; that goes into the report."""
     try:
-        return commits.is_committed(root, unit)
-    except StoreError as error:
+        return TeacherStore.open(url, allow_unsealed=True)
+    except (CorruptError, IncompleteError, UnsafeError) as error:
         report.problems.append(str(error))
-        return False
+        return TeacherStore(Path(url), read_spec(Path(url), str(url)))
 
 
-def _check_unit(root: Path, unit: str, full: bool, report: VerifyReport) -> set[str]:
-    """Compare the files of one commit; returns their names."""
-    try:
-        record = commits.read_record(root, unit)
-    except StoreError as error:
-        report.problems.append(str(error))
-        return set()
-    for item in record.file_records:
+def sampled_units(units: Sequence[str], sample: float | None, seed: int) -> list[str]:
+    """The plan, the pilot, and a random part of the shards, in order.
+
+    Raises:
+        UsageError: `sample` is not above 0 and at most 1.
+    """
+    if sample is None:
+        return [*units]
+    if not 0 < sample <= 1:
+        raise UsageError(f"--sample is {sample:.4%}; expected above 0 % and at most 100 %.")
+    shards = [unit for unit in units if unit.isdigit()]
+    chosen = {*random.Random(seed).sample(shards, math.ceil(sample * len(shards)))}
+    return [unit for unit in units if unit in chosen or not unit.isdigit()]
+
+
+def _check_units(
+    store: TeacherStore,
+    units: Iterable[str],
+    full: bool,
+    report: VerifyReport,
+    advance: Callable[[], None],
+) -> set[str]:
+    """Read the files of some units; returns their names."""
+    named: set[str] = set()
+    for unit in units:
+        found = check_unit(store.root, store.spec, unit, full=full)
+        report.num_files += found.num_files
+        report.num_bytes += found.num_bytes
+        report.problems += found.problems
+        named |= found.names
+        advance()
+    return named
+
+
+def _named(store: TeacherStore, units: Iterable[str], report: VerifyReport) -> set[str]:
+    """Names of the files of units that are not read."""
+    named: set[str] = set()
+    for unit in units:
         try:
-            commits.check_size(root, unit, item)
+            listed = named_record(store.root, store.spec, unit).file_records
         except StoreError as error:
             report.problems.append(str(error))
             continue
-        data = (root / item.name).read_bytes()
-        report.num_files += 1
-        report.num_bytes += len(data)
-        if commits.crc32c_hex(data) != item.crc32c:
-            report.problems.append(f"{item.name}: its crc32c differs from commit {unit}.")
-        elif full and hashlib.sha256(data).hexdigest() != item.sha256:
-            report.problems.append(f"{item.name}: its sha256 differs from commit {unit}.")
-    return {item.name for item in record.file_records}
-
-
-def _foreign(root: Path, named: set[str]) -> Iterator[str]:
-    """Files inside data.zarr that no commit names."""
-    for path in sorted((root / "data.zarr").rglob("*")):
-        name = path.relative_to(root).as_posix()
-        if (path.is_symlink() or not path.is_dir()) and name not in named:
-            yield name
+        named |= {item.name for item in listed}
+    return named
 
 
 def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
@@ -115,17 +156,21 @@ def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
         return
     try:
         totals, digests = seal_content(store.root, store.spec)
-        if files.read_small(store.root / "commits" / "commits.sha256") != digests:
-            report.problems.append("commits/commits.sha256: differs from the commit records.")
-        if files.read_small(store.root / "seal.json") != canonical_json(totals):
+        if files.read_small(store.root, DIGEST_LIST, len(digests)) != digests:
+            report.problems.append(f"{DIGEST_LIST}: differs from the commit records.")
+        if files.read_small(store.root, "seal.json") != canonical_json(totals):
             report.problems.append("seal.json: differs from what the commits add up to.")
     except StoreError as error:
         report.problems.append(str(error))
 
 
-def _check_rows(store: TeacherStore, report: VerifyReport) -> None:
-    for start in range(0, len(store), 256):
-        examples = range(start, min(start + 256, len(store)))
+def _check_rows(store: TeacherStore, units: Collection[str], report: VerifyReport) -> None:
+    """Check the rows of the shards in `units`."""
+    shards = store.index.row_start // store.spec.shard_rows
+    wanted = np.isin(shards, [int(unit) for unit in units if unit.isdigit()])
+    chosen = np.flatnonzero(wanted & (store.row_counts() > 0))
+    for start in range(0, len(chosen), 256):
+        examples = chosen[start : start + 256]
         try:
             batch = store.read(examples)
         except StoreError as error:
@@ -134,7 +179,7 @@ def _check_rows(store: TeacherStore, report: VerifyReport) -> None:
         report.num_rows += batch.num_rows
         wrong = row_problems(batch, exact=store.spec.encoding == "exact")
         if wrong:
-            report.problems.append(f"examples {start} to {examples[-1]}: {wrong[0]}")
+            report.problems.append(f"examples {examples[0]} to {examples[-1]}: {wrong[0]}")
 
 
 def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
@@ -152,14 +197,19 @@ def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
     known = kept > 0
     cells = np.arange(ids.shape[1]) < kept[:, None]
     pairs = cells[:, 1:]
-    with np.errstate(invalid="ignore"):  # padding cells are -inf
+    with np.errstate(all="ignore"):  # padding cells are -inf
         falling = logits[:, :-1] > logits[:, 1:]
         tied = logits[:, :-1] == logits[:, 1:]
         if exact:
             tied &= ids[:, :-1] < ids[:, 1:]
         mass = np.where(cells, np.exp(logits.astype(np.float64) - logsumexp[:, None]), 0.0)
-    total = mass.sum(axis=1) + tail
+        total = mass.sum(axis=1) + tail
+    in_order = np.sort(np.where(cells, ids, V_MAX - np.arange(ids.shape[1])), axis=1)
+    values = np.stack([logsumexp, batch.column("label_logit"), tail, np.where(known, total, 0)])
     checks = {
+        "a value is not finite": ~np.isfinite(values).all(axis=0),
+        "tail_mass is not between 0 and 1": ~((tail >= 0) & (tail <= 1)),
+        "topk_ids name an id twice": (in_order[:, 1:] == in_order[:, :-1]).any(axis=1),
         "topk_ids are not in rank order": (pairs & ~(falling | tied)).any(axis=1),
         "argmax is not topk_ids[0]": argmax != ids[:, 0],
         "label_rank 0 does not mean that the label is the argmax": (rank == 0)

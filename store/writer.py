@@ -8,7 +8,6 @@ writers inside one Zarr shard lose data without an error.
 """
 
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store import commits, files, layout
+from caskd.store import commits, files, layout, records
 from caskd.store.batch import ExampleIndex
-from caskd.store.card import card
-from caskd.store.encoding import encode_rows, frequency_order
-from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError
+from caskd.store.encoding import encode_rows
+from caskd.store.errors import IncompleteError, StoreNotFoundError
+from caskd.store.id_orders import fit_orders
 from caskd.store.planner import find_store
 from caskd.store.reader import TeacherStore
-from caskd.store.seal import seal_content
+from caskd.store.seal import write_seal
 from caskd.store.shard_file import encode_shards, encode_whole
 from caskd.store.spec import StoreSpec, canonical_json
 
@@ -62,6 +61,7 @@ class StoreWriter:
 
     Raises:
         StoreNotFoundError: nothing has been planned at `path`.
+        StoreWriteError: the store is not finished and cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -74,6 +74,9 @@ class StoreWriter:
             spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows
         )
         self._store = TeacherStore(self.root, spec)
+        commits.sweep(self.root)
+        if not self.sealed:
+            commits.check_writable(self.root)
 
     @property
     def sealed(self) -> bool:
@@ -83,12 +86,12 @@ class StoreWriter:
     def missing_shards(self) -> list[int]:
         """Shards that nobody has committed; those that are get moved into place if they are not."""
         shards = range(self.spec.num_shards)
-        return [shard for shard in shards if not self._complete(commits.shard_unit(shard))]
+        return [shard for shard in shards if not self._complete(records.shard_unit(shard))]
 
     def _complete(self, unit: str) -> bool:
-        if not commits.is_committed(self.root, unit):
+        if not records.is_committed(self.root, unit):
             return False
-        commits.roll_forward(self.root, commits.read_record(self.root, unit))
+        commits.roll_forward(self.root, records.read_record(self.root, unit))
         return True
 
     @cached_property
@@ -100,7 +103,7 @@ class StoreWriter:
 
         None when the encoding needs no pilot, or it is committed already.
         """
-        if self.spec.encoding != "compact" or self._complete(commits.PILOT):
+        if self.spec.encoding != "compact" or commits.is_complete(self.root, records.PILOT):
             return None
         counts = self._index.row_count
         chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
@@ -108,12 +111,12 @@ class StoreWriter:
         return ShardWork(-1, self._examples(chosen, starts))
 
     def commit_pilot(self, rows: Mapping[str, Array]) -> bool:
-        """Freeze the order of ids from the pilot's rows; False if another worker's differs."""
-        cells = np.arange(rows["topk_ids"].shape[1]) < rows["num_kept"][:, None]
-        counts = np.bincount(rows["topk_ids"][cells], minlength=self.spec.vocab_size)
-        contents = encode_whole(layout.ID_ORDER, frequency_order(counts))
+        """Freeze the orders of ids from the pilot's rows; False if another worker's differs."""
+        num_orders = layout.num_orders(self.spec.num_rows)
+        orders = fit_orders(rows["topk_ids"], rows["num_kept"], self.spec.vocab_size, num_orders)
+        contents = encode_whole(layout.ID_ORDER, orders.reshape(-1))
         facts = {"num_rows": 0, "statuses": {}}
-        return commits.commit(self.root, commits.PILOT, contents, facts)
+        return commits.commit(self.root, records.PILOT, contents, facts)
 
     def shard(self, shard: int) -> ShardWork:
         """The examples whose rows stand in `shard`."""
@@ -165,7 +168,7 @@ class StoreWriter:
             "statuses": {name: count for name, count in statuses.items() if count},
             "non_finite_examples": sorted(int(example) for example in non_finite),
         }
-        return commits.commit(self.root, commits.shard_unit(work.shard), contents, facts)
+        return commits.commit(self.root, records.shard_unit(work.shard), contents, facts)
 
     def _status_of(self, example: int) -> str:
         return layout.STATUSES[self._index.status[example]]
@@ -174,8 +177,8 @@ class StoreWriter:
         """Keep what merely surrounds an attempt (versions, device, times); outside the seal."""
         data = canonical_json(facts)
         path = self.root / "environment" / f"{hashlib.sha256(data).hexdigest()[:16]}.json"
-        path.parent.mkdir(exist_ok=True)
-        files.replace_file(path, data)
+        files.replace_file(path, data, self.root / commits.STAGING)
+        commits.sweep(self.root)
         return path
 
     def seal(self) -> dict[str, Any]:
@@ -183,7 +186,7 @@ class StoreWriter:
 
         Raises:
             IncompleteError: a shard is not committed yet.
-            CorruptError: a committed file is missing or has another size.
+            CorruptError: a committed file is missing or differs from its record.
         """
         missing = self.missing_shards()
         if missing:
@@ -191,23 +194,18 @@ class StoreWriter:
                 f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
                 "Run caskd precompute again to fill them."
             )
-        totals, digests = seal_content(self.root, self.spec)
-        if not self.sealed:
-            shutil.rmtree(self.root / commits.STAGING, ignore_errors=True)
-            files.replace_file(self.root / "commits" / "commits.sha256", digests)
-            files.replace_file(self.root / "README.md", card(self.spec, totals).encode())
-            files.create_exclusive(self.root / "seal.json", canonical_json(totals))
-        if files.read_small(self.root / "seal.json") != canonical_json(totals):
-            raise CorruptError(f"{self.root}/seal.json: differs from what the commits add up to.")
-        return totals
+        return write_seal(self.root, self.spec)
 
 
-PILOT_SHARE, MIN_PILOT_ROWS, MAX_PILOT_ROWS = 1 / 128, 256, 1 << 15
+PILOT_SHARE, MAX_PILOT_ROWS = 1 / 128, 1 << 15
+MIN_PILOT_ROWS, SMALL_PILOT_SHARE, SMALL_PILOT_ROWS = 256, 1 / 32, 1 << 11
 
 
 def pilot_rows(num_rows: int) -> int:
     """Rows of the pilot of a store: enough to rank ids, little beside the capture."""
-    return min(num_rows, MAX_PILOT_ROWS, max(MIN_PILOT_ROWS, int(num_rows * PILOT_SHARE)))
+    small = min(SMALL_PILOT_ROWS, int(num_rows * SMALL_PILOT_SHARE))
+    wanted = max(MIN_PILOT_ROWS, small, int(num_rows * PILOT_SHARE))
+    return min(num_rows, MAX_PILOT_ROWS, wanted)
 
 
 def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArray[np.int64]:

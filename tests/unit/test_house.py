@@ -21,11 +21,14 @@ MAY_IMPORT = {
     "store": set[str](),
 }
 FRONT_DOORS = {
-    "store": {"TeacherStore", "StoreBatch", "StoreSpec", "StoreError", "verify_store"},
+    "store": {
+        "TeacherStore", "StoreBatch", "StoreSpec", "StoreError", "pull_store", "push_store",
+        "verify_store",
+    },
     "precompute": {"PrecomputeConfig", "plan", "precompute"},
     "train": {"TrainConfig", "train", "cascade_aware_loss", "keep_mask", "LossSums"},
     "eval": {"PredictConfig", "predict", "deferral_curve", "DeferralCurve", "Cascade"},
-}
+}  # fmt: skip
 HEAVY = ("torch", "transformers", "deepspeed")
 LONGEST_FILE = 350
 

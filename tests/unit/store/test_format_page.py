@@ -12,8 +12,14 @@ from caskd.store import layout
 PAGE = Path(__file__).parents[3] / "docs" / "store-format.md"
 
 
-def test_the_reader_on_the_page_reads_a_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_orders", [1, 3])
+def test_the_reader_on_the_page_reads_a_store(
+    tmp_path: Path, num_orders: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "num_orders", lambda _: num_orders)
     store = stores.make_store(tmp_path / "s")
+    assert store.id_order is not None
+    assert len(store.id_order) == num_orders
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert len(blocks) == 1
     assert len(blocks[0].splitlines()) <= 15

@@ -34,7 +34,7 @@ def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, 
     record = commits.CommitRecord.from_json(whole["commits/00001.json"], "00001")
     staged = path / commits.STAGING / record.digest
     for item in record.file_records:
-        target = staged / item.name
+        target = staged / commits.staged_name(item.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(whole[item.name])
     if stop != "staged":
@@ -42,7 +42,7 @@ def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, 
     if stop == "half moved":
         first = record.file_records[0].name
         (path / first).parent.mkdir(parents=True, exist_ok=True)
-        (staged / first).rename(path / first)
+        (staged / commits.staged_name(first)).rename(path / first)
     stores.fill(path).seal()
     assert stores.tree(path) == whole
 
@@ -70,8 +70,8 @@ def test_a_plan_decided_but_not_published_is_completed(tmp_path: Path) -> None:
     record = commits.read_record(tmp_path / "a", commits.PLAN)
     staged = tmp_path / "b" / commits.STAGING / record.digest
     for item in record.file_records:
-        (staged / item.name).parent.mkdir(parents=True, exist_ok=True)
-        (staged / item.name).write_bytes(whole[item.name])
+        staged.mkdir(parents=True, exist_ok=True)
+        (staged / commits.staged_name(item.name)).write_bytes(whole[item.name])
     (tmp_path / "b" / "commits").mkdir()
     (tmp_path / "b" / "commits" / "plan.json").write_bytes(record.to_json())
     assert find_store(tmp_path / "b") == find_store(tmp_path / "a")

@@ -1,0 +1,82 @@
+"""Named places where a disk, a machine or an operator may fail, so that tests can make them fail.
+
+`CASKD_FAULT=point:number:action` lets the `number`-th arrival at `point` (`*`: any) do `action`:
+
+    kill | stop        SIGKILL or SIGSTOP this process
+    delay              sleep a twentieth of a second
+    ENOSPC, EIO, ...   raise OSError with that number
+
+A `+` after the number means from that arrival on. Without the variable a point costs one
+comparison. A fault that was configured and never reached shows in `Fault.reached`.
+"""
+
+import errno
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from caskd.store.errors import UsageError
+
+VARIABLE = "CASKD_FAULT"
+DELAY_SECONDS = 0.05
+
+_PROTOCOL = ("staged", "published", "won", "lost", "moving", "moved", "finished")
+PRIMITIVES = (
+    "file.write", "file.fsync", "file.rename", "file.link", "file.unlink",
+    "directory.make", "directory.fsync", "tree.remove",
+)  # fmt: skip
+POINTS = (
+    *PRIMITIVES,
+    *(f"{kind}.{step}" for kind in ("plan", "pilot", "shard") for step in _PROTOCOL),
+    "seal.checked", "seal.digests", "seal.card", "seal.sealed",
+)  # fmt: skip
+
+Hook = Callable[..., None]
+hook: Hook | None = None
+
+
+def point(name: str, *paths: Path) -> None:
+    """Arrive at a place that may fail; `paths` are what is about to be changed."""
+    if hook is not None:
+        hook(name, *paths)
+
+
+class Fault:
+    """One configured fault.
+
+    Raises:
+        UsageError: the text is not `point:number:action`, or there is no such point.
+    """
+
+    def __init__(self, text: str) -> None:
+        match = re.fullmatch(r"([a-z.]+|\*):(\d+)(\+?):(kill|stop|delay|E[A-Z0-9]+)", text)
+        if match is None or match[1] not in (*POINTS, "*"):
+            raise UsageError(f"{VARIABLE}={text!r}: expected point:number:action, see faults.py.")
+        self.point, self.action = match[1], match[4]
+        self.number, self.persists = int(match[2]), bool(match[3])
+        self.count, self.reached = 0, False
+
+    def __call__(self, name: str, *_paths: Path) -> None:
+        """Count an arrival, and act when it is the one."""
+        if self.point not in (name, "*"):
+            return
+        self.count += 1
+        if self.count == self.number or (self.persists and self.count > self.number):
+            self.reached = True
+            self._act()
+
+    def _act(self) -> None:
+        if self.action == "delay":
+            time.sleep(DELAY_SECONDS)
+        elif self.action in ("kill", "stop"):
+            os.kill(os.getpid(), signal.SIGKILL if self.action == "kill" else signal.SIGSTOP)
+        else:
+            number = getattr(errno, self.action)
+            raise OSError(number, os.strerror(number))
+
+
+if VARIABLE in os.environ:
+    hook = Fault(os.environ[VARIABLE])

@@ -1,0 +1,131 @@
+"""A directory that keeps files of remote stores, least recently used out first.
+
+Several processes may share it. A file gets its name when it is whole and checked; one process
+fetches it while others that want it wait. An eviction at the wrong moment costs a second fetch and
+nothing else, and so does a wrong clock, which only makes a bad choice of what goes.
+"""
+
+import fcntl
+import os
+import uuid
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from caskd.store.errors import StoreWriteError, UsageError
+
+DIRECTORY_VARIABLE, LIMIT_VARIABLE = "CASKD_CACHE", "CASKD_CACHE_GB"
+DEFAULT_GB = 100.0
+_LOCKS = 256
+_EVICTIONS = 8
+_SCANS_PER_LIMIT = 32
+
+
+class ShardCache:
+    """Files below `root`, of at most about `limit` bytes together.
+
+    A file that a reader has open keeps its space until it is closed, beyond the limit.
+    """
+
+    def __init__(self, root: Path, limit: int) -> None:
+        self.root, self.limit = root, limit
+        self._unseen = limit  # bytes fetched since the last look; the first fetch looks
+        try:
+            for folder in (root, root / "drafts", root / "locks"):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StoreWriteError(
+                f"{root}: cannot be the cache of remote stores ({error.strerror}). "
+                f"Set {DIRECTORY_VARIABLE} to a directory on a local disk."
+            ) from None
+
+    @classmethod
+    def from_environment(cls) -> "ShardCache":
+        """The cache at CASKD_CACHE (~/.cache/caskd), of CASKD_CACHE_GB (100) gigabytes.
+
+        Raises:
+            UsageError: the limit is no positive number.
+        """
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_GB))
+        try:
+            limit = int(float(text) * 1e9)
+        except (ValueError, OverflowError):
+            limit = 0
+        if limit <= 0:
+            raise UsageError(f"{LIMIT_VARIABLE}={text}: expected gigabytes, such as 200 or 0.5.")
+        return cls(Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "caskd"), limit)
+
+    def keep(self, name: str, size: int, fetch: Callable[[], bytes]) -> Path:
+        """The file `name` of `size` bytes; `fetch` gives its checked content if it is not here."""
+        path = self.root / name
+        if not self._touch(path, size):
+            with self._only_one(name):
+                if not self._touch(path, size):
+                    self.put(name, fetch())
+        return path
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file whole, replacing what was there."""
+        path = self.root / name
+        for attempt in range(_EVICTIONS):
+            draft = self.root / "drafts" / uuid.uuid4().hex
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft.write_bytes(data)
+                os.replace(draft, path)
+                break
+            except OSError as error:
+                draft.unlink(missing_ok=True)
+                # Another process may have evicted even the draft, when the limit is very small.
+                if not isinstance(error, FileNotFoundError) or attempt == _EVICTIONS - 1:
+                    raise StoreWriteError(
+                        f"{path}: cannot be written ({error.strerror}). Free some space, or set "
+                        f"{DIRECTORY_VARIABLE} and {LIMIT_VARIABLE} to what there is."
+                    ) from None
+        self._unseen += len(data)
+        if self._unseen * _SCANS_PER_LIMIT >= self.limit:
+            self._unseen = 0
+            self._evict(path, len(data))
+
+    def drop(self, name: str) -> None:
+        """Remove a file that turned out to be damaged."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def _touch(self, path: Path, size: int) -> bool:
+        """Whether the file is here; marks it as used now."""
+        try:
+            if os.lstat(path).st_size != size:
+                return False
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def _only_one(self, name: str) -> Iterator[None]:
+        """Keep others from fetching the same file; without locks they just fetch it too."""
+        number = zlib.crc32(name.encode()) % _LOCKS
+        handle = os.open(self.root / "locks" / f"{number:03d}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _evict(self, newest: Path, size_of_newest: int) -> None:
+        """Remove what was used longest ago until the rest fits."""
+        found = []
+        for path in (*self.root.glob("drafts/*"), *self.root.glob("*/data.zarr/*/c/**/*")):
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                if path != newest and not path.is_dir():
+                    found.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in found) + size_of_newest
+        for _, size, path in sorted(found):
+            if total <= self.limit:
+                return
+            path.unlink(missing_ok=True)
+            total -= size

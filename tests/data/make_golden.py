@@ -1,0 +1,80 @@
+"""Write the golden stores of format version 1, which every later version must read.
+
+    PYTHONPATH=tests python tests/data/make_golden.py
+
+Run it only while the format has not been released: afterwards its files never change. The compact
+store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
+has several orders of ids.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import stores
+
+from caskd.store import layout
+from caskd.store.planner import plan_store
+from caskd.store.reader import TeacherStore
+from caskd.store.writer import ShardWork, StoreWriter
+
+HERE = Path(__file__).parent
+NUM_EXAMPLES, TOP_K = 4, 2
+REPEATS = {"exact": 1, "compact": 1264}
+SHARD_ROWS = {"exact": 16, "compact": 1 << 15}
+
+
+def rows_of(work: ShardWork, shard_rows: int) -> dict[str, np.ndarray]:
+    """Every row of a shard; example i is a repetition of example i % NUM_EXAMPLES."""
+    rows: dict[str, np.ndarray] = {}
+    for example in work.examples:
+        labels = example.token_ids[np.flatnonzero(example.is_response)]
+        logits = stores.logits_of(example.index % NUM_EXAMPLES, len(labels))
+        for name, values in stores.row_fields(logits, labels, TOP_K).items():
+            target = rows.setdefault(name, np.zeros((shard_rows, *values.shape[1:]), values.dtype))
+            target[example.row_start : example.row_start + len(labels)] = values
+    rows["topk_logits"][rows["num_kept"] == 0] = -np.inf
+    return rows
+
+
+def write(encoding: str) -> TeacherStore:
+    """One golden store, in place of what is there."""
+    path, shard_rows = HERE / f"golden-v1-{encoding}", SHARD_ROWS[encoding]
+    shutil.rmtree(path, ignore_errors=True)
+    examples = stores.examples(NUM_EXAMPLES) * REPEATS[encoding]
+    identity = stores.identity(TOP_K, encoding)
+    plan_store(path, identity, examples, shard_rows=shard_rows, vocab=stores.VOCAB)
+    writer = StoreWriter(path)
+    pilot = writer.pilot()
+    if pilot is not None:
+        writer.commit_pilot(rows_of(pilot, pilot.num_rows))
+    for shard in writer.missing_shards():
+        work = writer.shard(shard)
+        writer.commit(work, rows_of(work, shard_rows))
+    writer.seal()
+    return TeacherStore.open(path)
+
+
+def known_values(store: TeacherStore) -> dict[str, object]:
+    """What the exact store holds: digests of all it gives, and its first example in full."""
+    batch, first = store.read(range(len(store))), store.read([0])
+    names = ("token_ids", "is_response", "logit_positions", "labels", *layout.ROW_FIELDS)
+    return {
+        "sha256": {
+            name: hashlib.sha256(np.ascontiguousarray(getattr(batch, name)).tobytes()).hexdigest()
+            for name in names
+        },
+        "first_example": {name: getattr(first, name).tolist() for name in names},
+    }
+
+
+if __name__ == "__main__":
+    exact = write("exact")
+    known = json.dumps(known_values(exact), indent=1) + "\n"
+    (HERE / "golden-v1.json").write_text(known, encoding="utf-8")
+    compact = write("compact")
+    for store in (exact, compact):
+        size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
+        print(f"{store.root.name}: {store.spec.num_rows:,} rows, {size:,} bytes")

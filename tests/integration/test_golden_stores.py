@@ -1,0 +1,67 @@
+"""Stores that an earlier caskd wrote: every version reads them to the values that are known."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caskd.store import layout
+from caskd.store.errors import UnsafeError
+from caskd.store.reader import TeacherStore
+from caskd.store.verify import verify_store
+
+DATA = Path(__file__).parents[1] / "data"
+EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
+KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", [EXACT, COMPACT], ids=lambda path: path.name)
+def test_a_golden_store_is_small_and_verifies(path: Path) -> None:
+    assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 200_000
+    assert not verify_store(path, full=True).problems
+
+
+def test_the_exact_golden_store_holds_the_known_values() -> None:
+    store = TeacherStore.open(EXACT)
+    batch = store.read(range(len(store)))
+    found = {
+        name: hashlib.sha256(np.ascontiguousarray(getattr(batch, name)).tobytes()).hexdigest()
+        for name in KNOWN["sha256"]
+    }
+    assert found == KNOWN["sha256"]
+    first = store.read([0])
+    for name, values in KNOWN["first_example"].items():
+        assert getattr(first, name).tolist() == values, name
+
+
+def test_the_compact_golden_store_holds_the_same_rows_again_and_again() -> None:
+    exact, compact = TeacherStore.open(EXACT), TeacherStore.open(COMPACT)
+    assert compact.id_order is not None
+    assert len(compact.id_order) == layout.num_orders(compact.spec.num_rows) == 4
+    wanted = exact.read(range(len(exact)))
+    batch = compact.read(range(len(compact)))
+    repeats = len(compact) // len(exact)
+    for name in KNOWN["sha256"]:
+        values, known = getattr(batch, name), getattr(wanted, name)
+        known = np.tile(known, (repeats, *[1] * (known.ndim - 1)))
+        if name == "tail_mass":
+            np.testing.assert_allclose(values, known, rtol=2.0**-10, atol=0)
+        elif name == "topk_logits":
+            np.testing.assert_allclose(values, known, rtol=0, atol=0.126)
+            lse = batch.column("logsumexp")[:, None]
+            np.testing.assert_allclose(np.exp(values - lse), np.exp(known - lse), atol=2e-3)
+        else:
+            np.testing.assert_array_equal(values, known, err_msg=name)
+
+
+def test_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(EXACT, tmp_path / "s")
+    path = tmp_path / "s" / "store.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**value, "format_version": 2}), encoding="utf-8")
+    with pytest.raises(UnsafeError, match="format version 2, but this caskd reads version 1") as e:
+        TeacherStore.open(tmp_path / "s")
+    assert "\n" not in str(e.value)

@@ -1,0 +1,116 @@
+"""The card: what it says is so, what people wrote stays, what a store says does no harm."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stores import make_store, tree
+
+from caskd.cli.main import main
+from caskd.store import TeacherStore, verify_store
+from caskd.store.card import NO_LICENSE, card, license_note, plain
+from caskd.store.quality import measure_quality, rank_bins, rank_names
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TeacherStore:
+    return make_store(tmp_path / "store", num=40)
+
+
+def test_figures_by_hand(store: TeacherStore) -> None:
+    batch = store.read(range(len(store)))
+    log_p = (batch.column("label_logit") - batch.column("logsumexp")).astype(np.float64)
+    quality = measure_quality(store)
+    assert quality.num_rows == store.spec.num_rows
+    assert quality.accuracy == (batch.labels == batch.argmax).mean()
+    assert quality.perplexity == pytest.approx(np.exp(-log_p.mean()), rel=1e-6)
+    assert quality.mean_tail_mass == pytest.approx(batch.column("tail_mass").mean(), rel=1e-6)
+    ranks = batch.column("label_rank")
+    assert quality.ranks[0] == (ranks == 0).sum()
+    assert quality.ranks[1] == (ranks == 1).sum()
+    assert quality.ranks[2] == ((ranks == 2) | (ranks == 3)).sum()
+    assert sum(quality.ranks) == store.spec.num_rows
+
+
+def test_bins_of_ranks() -> None:
+    ranks = np.array([0, 1, 2, 3, 4, 7, 8, 2**32 - 1], np.uint32)
+    assert rank_bins(ranks).tolist() == [0, 1, 2, 2, 3, 3, 4, 32]
+    assert rank_names(5) == ["0", "1", "2-3", "4-7", "8-15"]
+
+
+def test_figures_do_not_depend_on_the_batch(
+    store: TeacherStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure_quality(store)
+    monkeypatch.setattr("caskd.store.quality.EXAMPLES_AT_ONCE", 7)
+    parts = measure_quality(store)
+    assert parts.ranks == whole.ranks
+    assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-12)
+
+
+def test_the_card_at_seal_is_cheap_and_says_the_main_things(store: TeacherStore) -> None:
+    text = (store.root / "README.md").read_text()
+    assert "A store reveals its corpus" in text
+    assert "caskd train --store" in text
+    assert store.digest in text
+    assert NO_LICENSE in text
+    assert "perplexity" not in text
+
+
+def test_printing_changes_nothing_and_writing_only_the_card(
+    store: TeacherStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(store.root)
+    assert main(["store", "card", str(store.root)]) == 0
+    printed = capsys.readouterr().out
+    assert tree(store.root) == before
+    quality = measure_quality(store)
+    assert f"{quality.accuracy:.2%}" in printed
+    assert f"{quality.perplexity:,.3f}" in printed
+    assert "Rank of the label among the teacher's choices" in printed
+    assert main(["store", "card", str(store.root), "--write"]) == 0
+    after = tree(store.root)
+    assert {name for name in before if before[name] != after[name]} == {"README.md"}
+    assert after["README.md"].decode().strip() == printed.strip()
+    assert verify_store(store.root, full=True).ok
+
+
+def test_a_license_that_people_wrote_stays(store: TeacherStore) -> None:
+    path = store.root / "README.md"
+    own = "Corpus: CC-BY 4.0.\n\nTeacher: ask legal@example.org.\n\n### Details\n\nnone"
+    path.write_text(path.read_text().replace(NO_LICENSE, own))
+    for _ in range(2):
+        assert main(["store", "card", str(store.root), "--write"]) == 0
+    text = path.read_text()
+    assert license_note(text) == own
+    assert text.count("CC-BY") == 1
+    assert NO_LICENSE not in text
+
+
+def test_a_card_without_the_section_gets_it() -> None:
+    assert license_note("") == license_note("# something else") == NO_LICENSE
+    assert license_note("# x\n\n## License\n\n## Use it") == NO_LICENSE
+
+
+HOSTILE = "a\x1b[31m|b](javascript:1)<script>\n## License\n\nfree`|"
+
+
+def test_what_a_store_says_is_neither_markup_nor_control(store: TeacherStore) -> None:
+    identity = {
+        **store.spec.identity,
+        "teacher": {**store.spec.identity["teacher"], "name": HOSTILE},
+    }
+    spec = replace(store.spec, identity=identity, tasks=(HOSTILE,))
+    text = card(spec, store.seal)
+    assert "\x1b" not in text
+    assert "<script>" not in text.replace("\\<script", "")
+    assert text.count("\n## License\n") == 1
+    lines = [line for line in text.splitlines() if "javascript" in line]
+    assert len(lines) == 3  # the heading, the teacher and the tasks, each still one line
+    for line in lines[1:]:
+        assert line.replace("\\|", "").count("|") == 3
+
+
+def test_plain_keeps_ordinary_names() -> None:
+    assert plain("org/flan-t5_8b v1.0 (step 10)") == "org/flan-t5_8b v1.0 (step 10)"
