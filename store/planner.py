@@ -34,6 +34,10 @@ def find_store(path: str | Path) -> StoreSpec | None:
     Raises:
         UsageError: something else than a store is there.
     """
+    if "://" in str(path):
+        raise UsageError(
+            f"{path}: a store is written to a local directory. Capture to one, then push it."
+        )
     root = Path(path)
     if not root.exists():
         return None

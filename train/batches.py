@@ -129,7 +129,11 @@ class BatchReader:
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """Steps `first` to `stop` - 1."""
         row_counts, token_counts = self.store.row_counts(), self.store.token_counts()
+        # A remote store fetches whole shards: the next window's, while this one is read.
+        ahead = max(1, self.order.examples_per_window // self.global_batch_size)
         for step in range(first, stop):
+            coming = self.order.examples_for_step(step + ahead, self.global_batch_size)
+            self.store.prefetch(coming, self.row_fields)
             examples = self.order.examples_for_step(step, self.global_batch_size)
             by_length = longest_first(examples, token_counts)
             yield StepBatch(

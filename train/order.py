@@ -48,6 +48,11 @@ class ExampleOrder:
         """E, the length of an epoch."""
         return sum(map(len, self.blocks))
 
+    @property
+    def examples_per_window(self) -> int:
+        """Examples of a window of blocks, on average."""
+        return max(1, self.num_examples * WINDOW_BLOCKS // max(len(self.blocks), WINDOW_BLOCKS))
+
     def at(self, positions: IntArray) -> IntArray:
         """Example indices [P] at positions [P], counted from the start of the first epoch."""
         epochs, offsets = np.divmod(positions, self.num_examples)

@@ -99,6 +99,8 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
         plan_store(tmp_path, stores.identity(), [], shard_rows=32, vocab=stores.VOCAB)
     with pytest.raises(StoreNotFoundError, match=r"found no store\.json"):
         TeacherStore.open(tmp_path)
+    with pytest.raises(UsageError, match="written to a local directory"):
+        find_store("s3://bucket/store")
 
 
 def test_an_unsealed_store_opens_only_on_request(tmp_path: Path) -> None:

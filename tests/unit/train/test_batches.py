@@ -1,12 +1,17 @@
 """Padding and the gather index, at a toy size where every figure can be checked by hand."""
 
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 import pytest
+import stores
 import torch
 
-from caskd.store import StoreBatch
-from caskd.train.batches import collate, fields_to_read
+from caskd.store import StoreBatch, TeacherStore
+from caskd.train.batches import BatchReader, collate, fields_to_read
 from caskd.train.objectives import OBJECTIVES
+from caskd.train.order import ExampleOrder, blocks_of
 from caskd.train.read_ahead import ReadAhead
 
 
@@ -81,3 +86,35 @@ def test_leaving_early_ends_the_thread() -> None:
     after = len(taken)
     assert after <= 5  # one taken, two queued, one in hand, one being read
     assert not items._thread.is_alive()
+
+
+class ListeningStore(TeacherStore):
+    """Notes what is announced and what is read."""
+
+    announced: ClassVar[set[int]] = set()
+    surprises: ClassVar[list[int]] = []
+
+    def prefetch(self, indices, fields=None):  # type: ignore[no-untyped-def]
+        self.announced.update(np.asarray(indices).tolist())
+        super().prefetch(indices, fields)
+
+    def read(self, indices, fields=None):  # type: ignore[no-untyped-def]
+        self.surprises.extend(i for i in np.asarray(indices).tolist() if i not in self.announced)
+        return super().read(indices, fields)
+
+
+def test_examples_are_announced_a_window_before_they_are_read(tmp_path: Path) -> None:
+    root = stores.make_store(tmp_path / "s", num=200).root
+    store = ListeningStore.open(root)
+    index = store.index
+    order = ExampleOrder(blocks_of(index.row_count, index.row_start, 32), seed=0)
+    reader = BatchReader(
+        store=store, order=order, row_fields=("argmax",), pad_id=0, global_batch_size=4,
+        micro_batch_size=2, accumulation_steps=2, rank=0, world_size=1, pin_memory=False,
+    )  # fmt: skip
+    ahead = order.examples_per_window // 4
+    assert ahead > 1
+    for batch in reader.steps(0, 3 * ahead):
+        if batch.step < ahead:
+            store.surprises.clear()  # nobody could announce the first window
+    assert store.surprises == []
