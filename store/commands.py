@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
@@ -35,6 +36,8 @@ class ShowConfig:
     """Which example, counted from 0."""
     json: bool = False
     """Print one JSON object instead of a table."""
+    html: str | None = None
+    """Write the table to this file instead, as a page that loads nothing and runs nothing."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,18 @@ def info_command(config: InfoConfig) -> None:
 
 def show_command(config: ShowConfig) -> None:
     """Print what `caskd store show` prints."""
-    from caskd.store.show import example_json, example_view
+    from caskd.store.show import example_html, example_json, example_view
 
     store = TeacherStore.open(config.store, allow_unsealed=True)
     if config.json:
         print(json.dumps(example_json(store, config.example), indent=1))
+        return
+    if config.html is not None:
+        page = Path(config.html)
+        if page.exists():
+            raise UsageError(f"--html {page}: is there already; give another file or remove it.")
+        page.write_text(example_html(store, config.example), encoding="utf-8")
+        print(f"wrote {page}")
         return
     from rich.console import Console
 

@@ -1,5 +1,6 @@
 """One example of a store, token by token, for a person; no tokenizer is needed."""
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +58,28 @@ def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
             for i, p in zip(ids[:shown], probabilities, strict=True)
         ],
     }
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>caskd store show</title>
+<style>{stylesheet} body {{ color: {foreground}; background-color: {background}; }}</style>
+</head>
+<body><pre>{code}</pre></body>
+</html>
+"""
+
+
+def example_html(store: TeacherStore, example: int) -> str:
+    """The same as a self-contained page; what the store contains is escaped, and nothing runs."""
+    from rich.console import Console
+
+    console = Console(record=True, file=io.StringIO(), width=120, force_terminal=False)
+    console.print(example_view(store, example))
+    return console.export_html(code_format=_PAGE)
 
 
 def example_view(store: TeacherStore, example: int) -> "Group":

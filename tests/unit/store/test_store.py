@@ -10,12 +10,14 @@ import stores
 import zarr
 
 from caskd.store import TeacherStore, alignment, commits, layout
+from caskd.store.commands import ShowConfig, show_command
 from caskd.store.errors import (
     IdentityError,
     UsageError,
 )
 from caskd.store.info import store_info
 from caskd.store.planner import find_store, plan_store
+from caskd.store.show import example_html
 from caskd.store.verify import row_problems
 from caskd.store.writer import StoreWriter
 
@@ -162,6 +164,22 @@ def test_show_escapes_what_the_store_contains(store: TeacherStore) -> None:
     value = example_json(store, 0)
     assert len(value["rows"]) == store.index.row_count[0]
     assert all(row["choices"][0]["probability"] > 0 for row in value["rows"])
+
+
+def test_a_page_of_an_example_runs_nothing(store: TeacherStore, tmp_path: Path) -> None:
+    """A token that is a script and an escape sequence."""
+    page = tmp_path / "example.html"
+    hostile = int(store.read([0]).token_ids[0])
+    store.vocab[hostile] = b"<script>alert(1)</script>\x1b[31m"
+    text = example_html(store, 0)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert" in text
+    assert "\x1b" not in text
+    assert "default-src 'none'" in text
+    show_command(ShowConfig(str(store.root), html=str(page)))
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    with pytest.raises(UsageError, match="is there already"):
+        show_command(ShowConfig(str(store.root), html=str(page)))
 
 
 def test_store_commands_import_no_torch(store: TeacherStore) -> None:
