@@ -236,7 +236,7 @@ def main() -> None:
                  options.shards * options.shard_rows, options.shard_rows, round(size / 1e6, 1),
                  TOP_K, len(values), platform.processor() or platform.machine(), os.cpu_count(),
                  round(os.getloadavg()[0], 1), platform.python_version(),
-                 "random rows; object server and reader share the machine with other jobs"]
+                 "random rows; object server and reader share the machine"]
             )  # fmt: skip
     print(RESULTS.read_text())
 
