@@ -31,3 +31,4 @@ package:
 # the large counts of the fault tests, into benchmarks/results/faults.csv
 nightly:
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py
+    CASKD_SCHEDULES=1000 CASKD_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_s3_faults.py
