@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from hardware import hardware
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -112,16 +113,6 @@ def measure(variants: dict[str, Loss], inputs: tuple[Tensor, Tensor], rounds: in
         | {"cpu_s_min": round(min(clocks["cpu_s"]), 3), "cpu_s_max": round(max(clocks["cpu_s"]), 3)}
         for name, clocks in seconds.items()
     ]
-
-
-def hardware() -> str:
-    """The processor's name, as far as this system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:

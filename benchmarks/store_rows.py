@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from hardware import hardware
 
 from caskd.store import layout
 from caskd.store.examples import TokenizedExample
@@ -96,16 +97,6 @@ def _shard(rows: StoredRows, work: Any, starts: np.ndarray, length: int) -> dict
             shard[name][example.row_start : stop] = values[source : source + example.row_count]
     shard["topk_logits"][shard["num_kept"] == 0] = -np.inf
     return shard
-
-
-def hardware() -> str:
-    """The processor's name, as far as this system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def setting(notes: str) -> dict[str, Any]:
