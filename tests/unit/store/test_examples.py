@@ -225,8 +225,7 @@ def test_one_token_without_a_prefix_is_empty():
 @pytest.mark.parametrize(
     ("record", "options", "said"),
     [
-        ({"prompt": "ab", "response": "cde"}, {"max_length": 5}, "record 3 has 6 tokens"),
-        ({"prompt": "ab", "answer": "cde"}, {}, "--response-column"),
+        ({"prompt": "ab", "answer": "cde"}, {}, "record 3: .*--response-column"),
         ({"messages": CHAT}, {}, "no chat template"),
         ({"messages": [{"role": "user"}]}, {}, "'role' and"),
         ({"messages": ["hi"]}, {}, "'role' and"),
