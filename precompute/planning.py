@@ -1,5 +1,6 @@
 """Planning a capture: check everything, say what it is, tokenise, and write the empty store."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ from caskd.store.progress import progress
 from caskd.store.spec import StoreSpec, check_identity
 from caskd.store.vocabulary import template_digest, token_bytes, tokenizer_digest, vocab_digest
 from caskd.store.weights import weights_digest
+
+# Of config.json: who wrote it, and a dtype of which the identity has its own.
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ def check_job(config: PrecomputeConfig) -> Job:
             "name": source.name,
             "revision": source.revision,
             "weights_digest": weights_digest(source.folder),
+            "config_digest": _config_digest(source.folder),
             "adapter": None,
         },
         "vocabulary": {
@@ -224,6 +229,13 @@ def _text_options(
     return TextOptions(
         eos=config.eos, max_length=max_length, on_long=config.on_long, vocab_size=num_columns
     )
+
+
+def _config_digest(folder: Path) -> str:
+    """sha256 of what config.json says of the model: the same weights compute otherwise under it."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told = {name: value for name, value in described.items() if name not in _NOT_THE_MODEL}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:

@@ -179,4 +179,4 @@ def test_encoded_bytes_are_what_a_store_of_the_same_rows_takes(store):
     assert sum(sizes.values()) * store.spec.num_rows == pytest.approx(taken, rel=0.1)
     largest = max(sizes, key=lambda name: sizes[name])
     found = sizes[largest] * store.spec.num_rows
-    assert found == pytest.approx(store.seal["bytes"][largest], rel=0.02)
+    assert found == pytest.approx(store.seal["bytes"][largest], rel=0.06)
