@@ -18,7 +18,8 @@ class PrecomputeConfig:
     """The frozen large model: a transformers folder, or a hub id."""
 
     data: tuple[str, ...]
-    """Corpus files, read in this order: .jsonl, .parquet, .arrow or .csv."""
+    """Corpus files, read in this order: .jsonl, .parquet, .arrow or .csv; each a path, or
+    hf://datasets/USER/NAME[@REVISION]/PATH."""
 
     store: str
     """Directory of the store to write, or to complete."""

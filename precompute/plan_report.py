@@ -31,7 +31,6 @@ def plan_lines(facts: Facts) -> list[str]:
         *_items(_store(facts)),
         *_lengths(facts),
         *(_forecast(facts) if facts["forecast"] else []),
-        *_next(facts),
     ]
 
 
@@ -185,9 +184,9 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
 
 
-def _next(facts: Facts) -> list[str]:
-    store = shlex.quote(facts["store"])
+def next_line(facts: Facts) -> str:
+    """What to type after `caskd plan`."""
     if facts["dry_run"]:
-        return ["next: the same with caskd precompute, or without --dry-run to keep the plan"]
-    more = "" if facts["forecast"] else "; or again with --probe for time, memory and size"
-    return [f"next: caskd precompute with the same options fills {store}{more}"]
+        return "next: the same without --dry-run keeps this plan; caskd precompute fills it too"
+    more = "" if facts["forecast"] else "; --probe first says how long that takes"
+    return f"next: caskd precompute with the same options fills {shlex.quote(facts['store'])}{more}"

@@ -12,7 +12,7 @@ from typing import Any
 from caskd.precompute.checkpoint import TeacherSource, find_teacher
 from caskd.precompute.config import PlanConfig, PrecomputeConfig, check_numbers
 from caskd.precompute.forecast import bytes_bracket
-from caskd.precompute.plan_report import plan_lines
+from caskd.precompute.plan_report import next_line, plan_lines
 from caskd.precompute.policies import check_examples
 from caskd.precompute.survey import Survey, planned_examples
 from caskd.precompute.tokenization import tokenized
@@ -85,7 +85,8 @@ def plan_command(config: PlanConfig) -> None:
             from caskd.precompute.probe import run_probe
 
             facts["forecast"] = run_probe(config, job.source, made.root, made.num_bytes)
-    print(json.dumps(facts, indent=1) if config.json else "\n".join(plan_lines(facts)))
+    lines = [*plan_lines(facts), next_line(facts)]
+    print(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
 
 
 def check_job(config: PrecomputeConfig) -> Job:
