@@ -14,7 +14,6 @@ _SKIPPED = {
     "too_long": "too long",
     "empty": "nothing to predict",
     "out_of_vocabulary": "with unknown tokens",
-    "duplicate": "repeats",
 }
 _TEXT = {
     "prompt": "prompt and response",
@@ -97,7 +96,7 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
     geometry, capture, sizes = facts["geometry"], facts["identity"]["capture"], facts["bytes"]
     yield (
         "rows",
-        f"{geometry['num_rows']:,} in {geometry['num_shards']:,} shards of "
+        f"{geometry['num_rows']:,} in {_shards(geometry['num_shards'])} of "
         f"{geometry['shard_rows']:,}",
     )
     mass = f", fewer where they reach {capture['min_mass']:g}" if capture["min_mass"] < 1 else ""
@@ -109,6 +108,10 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
             f"{size(sizes['least'])} to {size(sizes['most'])}, about {per_row[0]:.0f} to "
             f"{per_row[1]:.0f} bytes a row: a guess from other stores; --probe measures it",
         )
+
+
+def _shards(amount: int) -> str:
+    return "1 shard" if amount == 1 else f"{amount:,} shards"
 
 
 def _lengths(facts: Facts) -> list[str]:

@@ -80,7 +80,7 @@ def test_a_plan_reads_like_one(teacher, tmp_path, capsys):
         "1 nothing to predict (empty, no rows), the first is record 1",
         "2 exact repeats of earlier examples, the first is record 2; they take 6 rows, 46.2%",
         "4 distinct tokens, 8.0% of the vocabulary",
-        "13 in 1 shards of 128",
+        "13 in 1 shard of 128",
         "5-8  ######################################## 4",
     ):
         assert line in said
