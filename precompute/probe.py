@@ -43,7 +43,8 @@ class Measured:
     load_seconds: float
     seconds_per_token: list[float]  # of each stratum, padding included
     batch_tokens: int
-    memory_bytes: int
+    memory: tuple[str, int]
+    """Whose peak it is (gpu, process), and bytes."""
     rows: Fields
 
 
@@ -77,8 +78,8 @@ def run_probe(
         "encode_seconds": encoding,
         "seconds": seconds,
         "rows_per_second": spec.num_rows / seconds,
-        "memory_bytes": measured.memory_bytes,
-        "memory_of": "gpu" if torch.cuda.is_available() and config.device != "cpu" else "process",
+        "memory_of": measured.memory[0],
+        "memory_bytes": measured.memory[1],
         "bytes": int(total),
         "bytes_per_row": {name: round(n, 3) for name, n in sorted(per_row.items())},
         "break_even": forecast.break_even(seconds, forward),
@@ -185,12 +186,13 @@ def _shard_examples(store: TeacherStore, batch: Batch) -> list[ShardExample]:
     ]
 
 
-def _memory(device: torch.device) -> int:
-    """Peak bytes so far: of the GPU, or of this process."""
+def _memory(device: torch.device) -> tuple[str, int]:
+    """Peak bytes so far: of the fullest GPU, or of this process."""
     if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+        peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
+        return "gpu", max(peaks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return "process", peak if sys.platform == "darwin" else 1024 * peak
 
 
 def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], float]:
