@@ -31,9 +31,9 @@ COMMANDS: dict[str, Command] = {
         "the whole story on embedded tasks: CPU, minutes, nothing to download",
     ),
     "plan": Command(
-        "caskd.precompute.config:PrecomputeConfig",
-        "caskd.precompute.planning:plan",
-        "tokenise a corpus and lay out a store, without running the teacher",
+        "caskd.precompute.config:PlanConfig",
+        "caskd.precompute.planning:plan_command",
+        "tokenise a corpus and lay out a store; say what its capture will take",
     ),
     "precompute": Command(
         "caskd.precompute.config:PrecomputeConfig",

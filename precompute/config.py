@@ -18,7 +18,8 @@ class PrecomputeConfig:
     """The frozen large model: a transformers folder, or a hub id."""
 
     data: tuple[str, ...]
-    """Corpus files, read in this order: .jsonl, .parquet, .arrow or .csv."""
+    """Corpus files, read in this order: .jsonl, .parquet, .arrow or .csv; each a path, or
+    hf://datasets/USER/NAME[@REVISION]/PATH."""
 
     store: str
     """Directory of the store to write, or to complete."""
@@ -59,6 +60,22 @@ class PrecomputeConfig:
     on_long: Literal["error", "truncate", "skip"] = "error"
     """What to do with a longer example: stop, cut the response's end (and no EOS), or skip it."""
 
+    on_empty: Literal["error", "skip"] = "skip"
+    """What to do with an example that has nothing to predict: stop, or count it as empty."""
+
+    on_duplicate: Literal["keep", "skip"] = "keep"
+    """What to do with an exact repeat of an earlier example: keep its rows, or count it."""
+
+    on_out_of_vocabulary: Literal["error", "skip"] = "error"
+    """What to do with a token that the teacher does not know: stop, or count the example."""
+
+    max_non_finite: float = 0.001
+    """Share of examples in which the teacher may give NaN or Inf before the capture stops; those
+    rows are kept without a teacher. 0 stops at the first, 1 never."""
+
+    tokenize_processes: int | None = None
+    """Processes that tokenise; one per core by default, none but this one for a small corpus."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Numbers in which the teacher computes; auto is the checkpoint's own."""
 
@@ -95,6 +112,17 @@ class PrecomputeConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(PrecomputeConfig):
+    """Check a capture, tokenise the corpus, lay out the store, and say what it will take."""
+
+    probe: bool = False
+    """Load the teacher and run it for about a minute: measures time, memory and bytes."""
+
+    json: bool = False
+    """Print everything as one JSON object, for scripts."""
+
+
 def check_numbers(config: PrecomputeConfig) -> None:
     """Refuse values that mean nothing, before anything is read.
 
@@ -105,6 +133,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
         "top_k": (1, MAX_TOP_K),
         "max_length": (2, None),
         "token_budget": (1, None),
+        "tokenize_processes": (1, None),
     }
     for name, (low, high) in limits.items():
         value = getattr(config, name)
@@ -117,6 +146,11 @@ def check_numbers(config: PrecomputeConfig) -> None:
         raise UsageError(
             f"--min-mass is {config.min_mass}; expected a probability above 0 and at most 1: "
             "type 1.0 to keep all k, or 0.999"
+        )
+    if not 0.0 <= config.max_non_finite <= 1.0:
+        raise UsageError(
+            f"--max-non-finite is {config.max_non_finite}; expected a share from 0 to 1: "
+            "type 0 to stop at the first, 1 never to stop"
         )
     if "://" in config.store:
         raise UsageError(

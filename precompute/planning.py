@@ -1,21 +1,33 @@
 """Planning a capture: check everything, say what it is, tokenise, and write the empty store."""
 
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from caskd.precompute.checkpoint import TeacherSource, find_teacher
-from caskd.precompute.config import PrecomputeConfig, check_numbers
+from caskd.precompute.config import PlanConfig, PrecomputeConfig, check_numbers
+from caskd.precompute.forecast import bytes_bracket
+from caskd.precompute.plan_report import next_line, plan_lines
+from caskd.precompute.policies import check_examples
+from caskd.precompute.survey import Survey, planned_examples
+from caskd.precompute.tokenization import tokenized
+from caskd.store import records
 from caskd.store.corpus import Columns, corpus_digest, decide_columns, read_records
 from caskd.store.errors import UsageError
-from caskd.store.examples import TextOptions, TokenizedExample, tokenize_example
+from caskd.store.examples import TextOptions, TokenizedExample
 from caskd.store.planner import find_store, plan_store
 from caskd.store.progress import progress
 from caskd.store.spec import StoreSpec, check_identity
 from caskd.store.vocabulary import template_digest, token_bytes, tokenizer_digest, vocab_digest
 from caskd.store.weights import weights_digest
+
+# Of config.json: who wrote it, and a dtype of which the identity has its own.
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,22 @@ class Job:
     identity: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A store that is laid out: where, what it is, and what its corpus turned out to be."""
+
+    root: Path
+    spec: StoreSpec
+    survey: dict[str, Any]
+    reused: bool
+    """It was there before."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything but the rows: tokens, examples, vocabulary."""
+        return records.read_record(self.root, records.PLAN).bytes_by_array().total()
+
+
 def plan(config: PrecomputeConfig) -> StoreSpec:
     """Write the token axis and the empty store, or take the one that is there.
 
@@ -41,6 +69,24 @@ def plan(config: PrecomputeConfig) -> StoreSpec:
         IdentityError: a store of another identity is there.
     """
     return plan_job(config, check_job(config))
+
+
+def plan_command(config: PlanConfig) -> None:
+    """`caskd plan`: the same, with a forecast when it is asked for.
+
+    Raises:
+        UsageError: a flag, a file or a value that cannot be.
+        IdentityError: a store of another identity is there.
+    """
+    job = check_job(config)
+    with _planned(config, job) as made:
+        facts = plan_facts(config, job, made)
+        if config.probe:
+            from caskd.precompute.probe import run_probe
+
+            facts["forecast"] = run_probe(config, job.source, made.root, made.num_bytes)
+    lines = [*plan_lines(facts), next_line(facts)]
+    print(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
 
 
 def check_job(config: PrecomputeConfig) -> Job:
@@ -69,6 +115,7 @@ def check_job(config: PrecomputeConfig) -> Job:
             "revision": source.revision,
             "weights_digest": weights_digest(source.folder),
             "adapter": source.adapter.identity if source.adapter else None,
+            "config_digest": _config_digest(source.folder),
         },
         "vocabulary": {
             "size": len(vocab),
@@ -80,6 +127,7 @@ def check_job(config: PrecomputeConfig) -> Job:
             "eos": options.eos,
             "max_length": options.max_length,
             "on_long": options.on_long,
+            "on_duplicate": config.on_duplicate,
             "template_digest": template_digest(source.tokenizer)
             if columns.kind == "messages"
             else None,
@@ -99,38 +147,68 @@ def plan_job(config: PrecomputeConfig, job: Job) -> StoreSpec:
     if found is not None:
         print(f"{config.store}: planned before, {found.num_rows:,} rows")
         return found
-    if config.dry_run:
+    with _planned(config, job) as made:
+        print("\n".join(plan_lines(plan_facts(config, job, made))))
+    return made.spec
+
+
+@contextmanager
+def _planned(config: PrecomputeConfig, job: Job) -> Iterator[Plan]:
+    """The store of a checked capture; with `dry_run` one that is gone afterwards."""
+    survey = Survey(len(job.vocab))
+    found = find_store(config.store)
+    if found is not None:
+        root = Path(config.store)
+        for _ in survey.watch(planned_examples(root), skip_duplicates=False):
+            pass
+        yield Plan(root, found, survey.facts(), reused=True)
+    elif config.dry_run:
         # The same planner, somewhere else: a number that is printed is the number that would be.
         with tempfile.TemporaryDirectory(prefix="caskd-dry-run-") as folder:
-            spec = _write_plan(Path(folder) / "store", config, job)
+            root = Path(folder) / "store"
+            spec = _write_plan(root, config, job, survey)
+            yield Plan(root, spec, survey.facts(), reused=False)
     else:
-        spec = _write_plan(config.store, config, job)
-    print("\n".join(describe(config, job, spec)))
-    return spec
+        root = Path(config.store)
+        spec = _write_plan(root, config, job, survey)
+        yield Plan(root, spec, survey.facts(), reused=False)
 
 
-def describe(config: PrecomputeConfig, job: Job, spec: StoreSpec) -> list[str]:
-    """Every derived number of a plan, one a line."""
-    source, capture = job.source, job.identity["capture"]
-    row_bytes = 8 * spec.top_k + 22
-    size = (
-        row_bytes * spec.num_rows
-        + 5 * spec.num_tokens
-        + sum(map(len, job.vocab))
-        + 8 * len(job.vocab)
-    )
-    return [
-        f"plan of {config.store}" + (" (dry run: nothing is written)" if config.dry_run else ""),
-        f"  teacher     {source.name}, {source.load_dtype}, attention {source.attention}"
-        + (f", adapter {source.adapter.name}" if source.adapter else ""),
-        f"  vocabulary  {spec.vocab_size:,} tokens, of which the teacher knows {source.num_ids:,}",
-        f"  text        {job.columns.kind}, at most {job.options.max_length:,} tokens, "
-        f"longer: {job.options.on_long}",
-        f"  examples    {spec.num_examples:,} with {spec.num_tokens:,} tokens",
-        f"  rows        {spec.num_rows:,} in {spec.num_shards:,} shards of {spec.shard_rows:,}",
-        f"  kept        top {spec.top_k} of each row, min_mass {capture['min_mass']}",
-        f"  size        at most {size / 1e6:,.1f} MB ({row_bytes} bytes a row before compression)",
-    ]
+def plan_facts(config: PrecomputeConfig, job: Job, made: Plan) -> dict[str, Any]:
+    """Every derived number of a plan, in JSON types."""
+    source, spec = job.source, made.spec
+    low, high = bytes_bracket(spec, made.num_bytes)
+    return {
+        "store": config.store,
+        "dry_run": config.dry_run,
+        "reused": made.reused,
+        "data": list(config.data),
+        "teacher": {
+            "name": source.name,
+            "load_dtype": source.load_dtype,
+            "attention": source.attention,
+            "num_ids": source.num_ids,
+        },
+        "identity": spec.identity,
+        "geometry": {
+            "num_examples": spec.num_examples,
+            "num_tokens": spec.num_tokens,
+            "num_rows": spec.num_rows,
+            "num_shards": spec.num_shards,
+            "shard_rows": spec.shard_rows,
+            "filler_share": 1 - spec.num_rows / (spec.num_shards * spec.shard_rows),
+        },
+        **made.survey,
+        "policies": {
+            "on_long": config.on_long,
+            "on_empty": config.on_empty,
+            "on_duplicate": config.on_duplicate,
+            "on_out_of_vocabulary": config.on_out_of_vocabulary,
+            "max_non_finite": config.max_non_finite,
+        },
+        "bytes": {"plan": made.num_bytes, "least": low, "most": high},
+        "forecast": None,
+    }
 
 
 def _text_options(
@@ -160,6 +238,13 @@ def _text_options(
     )
 
 
+def _config_digest(folder: Path) -> str:
+    """sha256 of what config.json says of the model: the same weights compute otherwise under it."""
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    told = {name: value for name, value in described.items() if name not in _NOT_THE_MODEL}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
     return {
         "kind": "topk",
@@ -174,18 +259,28 @@ def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
     }
 
 
-def _write_plan(path: str | Path, config: PrecomputeConfig, job: Job) -> StoreSpec:
+def _write_plan(path: str | Path, config: PrecomputeConfig, job: Job, survey: Survey) -> StoreSpec:
     return plan_store(
         path,
         job.identity,
-        _tokenized(config, job),
+        _examples(config, job, survey),
         shard_rows=config.shard_rows,
         vocab=job.vocab,
     )
 
 
-def _tokenized(config: PrecomputeConfig, job: Job) -> Iterator[TokenizedExample]:
+def _examples(config: PrecomputeConfig, job: Job, survey: Survey) -> Iterator[TokenizedExample]:
+    """Examples of the corpus, surveyed as they pass; refused at the end if the policies say so."""
+    examples = tokenized(
+        job.source.tokenizer,
+        read_records(config.data),
+        job.columns,
+        job.options,
+        num_processes=config.tokenize_processes,
+    )
+    skip = config.on_duplicate == "skip"
     with progress("tokenise", job.num_records, "records") as bar:
-        for index, record in enumerate(read_records(config.data)):
-            yield tokenize_example(job.source.tokenizer, record, job.columns, job.options, index)
+        for example in survey.watch(examples, skip_duplicates=skip):
+            yield example
             bar.advance()
+    check_examples(config, survey.facts(), job.options.max_length)

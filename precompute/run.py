@@ -15,6 +15,7 @@ import torch
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import check_job, plan_job
+from caskd.precompute.policies import check_non_finite
 from caskd.precompute.shard import TokenBudget, fill_shard
 from caskd.precompute.teacher import Teacher, TransformersTeacher, fixed_kernels
 from caskd.precompute.topk import filler_rows
@@ -32,6 +33,7 @@ def precompute(config: PrecomputeConfig) -> TeacherStore | None:
     Raises:
         UsageError: a flag, a file or a value that cannot be.
         IdentityError: a store of another identity is there.
+        TeacherError: NaN or Inf in more examples than --max-non-finite accepts.
     """
     job = check_job(config)
     spec = plan_job(config, job)
@@ -79,6 +81,7 @@ def _fill_missing(
             work, rows = writer.shard(shard), filler_rows(spec.shard_rows, spec.top_k)
             non_finite = fill_shard(work, teacher, rows, budget, bar.advance)
             num_non_finite += len(non_finite)
+            check_non_finite(num_non_finite, spec.num_examples, config.max_non_finite)
             behind(partial(writer.commit, work, rows, non_finite))
     return num_non_finite
 

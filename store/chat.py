@@ -72,8 +72,15 @@ def _template(tokenizer: Any) -> str:
 def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
     if not messages:
         return ""
-    rendered = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-    return str(rendered)
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except TemplateError as error:  # what a template says of roles that it does not take
+        raise UsageError(
+            f"the chat template refuses a conversation ({error}); expected one that it takes: "
+            "mend or drop it, or give a teacher with another template"
+        ) from error
 
 
 def _marked_spans(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caskd.store.errors import UsageError
+from caskd.store.hub_data import SCHEME, local_copy
 
 Record = dict[str, Any]
 Kind = Literal["messages", "prompt", "text"]
@@ -117,11 +118,14 @@ def corpus_digest(records: Iterator[Record], columns: Columns) -> tuple[str, int
 def read_records(files: Sequence[str]) -> Iterator[Record]:
     """Records of all files in order, streamed; every file is looked for before the first is read.
 
+    A file is a path, or `hf://datasets/USER/NAME[@REVISION]/PATH`.
+
     Raises:
         UsageError: no file, a missing file, an ending that is not known, or no record at all.
     """
     if not files:
         raise UsageError("no data files given; type --data FILE [FILE ...]")
+    files = [local_copy(file) if file.startswith(SCHEME) else file for file in files]
     for file in files:
         if not Path(file).is_file():
             raise UsageError(f"no data file {file!r}; expected an existing file, check --data")

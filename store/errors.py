@@ -15,6 +15,12 @@ class UsageError(CaskdError, ValueError):
     """An argument, a file or a value is not what was expected."""
 
 
+class TeacherError(CaskdError):
+    """The teacher answers, but not with what can be kept."""
+
+    exit_code = 1
+
+
 class StoreError(CaskdError):
     """Base of everything that can be wrong with a store."""
 

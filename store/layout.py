@@ -23,7 +23,9 @@ COLUMN_CHUNK = 4096
 TOKEN_CHUNK = 1 << 14
 TOKEN_SHARD = 1 << 20
 
-STATUSES = ("ok", "truncated", "too_long", "empty", "out_of_vocabulary", "non_finite")
+STATUSES = (
+    "ok", "truncated", "too_long", "empty", "out_of_vocabulary", "non_finite", "duplicate",
+)  # fmt: skip
 GROUP_METADATA = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 

@@ -6,10 +6,12 @@ import torch
 from captures import RECORDS, TOP_K, config_for
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.precompute import precompute
 from caskd.store.corpus import Columns
+from caskd.store.errors import TeacherError
 from caskd.store.examples import prompt_ids
 
 
@@ -135,6 +137,37 @@ def test_text_and_messages(teacher, tmp_path, records, prompt):
     assert "".join(tokenizer.convert_ids_to_tokens(first)) == prompt
 
 
+DOCUMENTS = ["abc", "hello there, who is it?", "a", "one more document. " * 9, "zz"]
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_documents_never_leak_into_each_other(tmp_path, bos):
+    """Each document's rows are those of a corpus of it alone, in any batch and any company."""
+    folder = save_tiny(tmp_path / "big")
+    if bos:
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+        backend.save(str(folder / "tokenizer.json"))
+    records = [{"text": text} for text in DOCUMENTS]
+    together = precompute(config_for(folder, tmp_path, records, shard_rows=256, token_budget=4000))
+    for index, record in enumerate(records):
+        (tmp_path / str(index)).mkdir()
+        config = config_for(folder, tmp_path / str(index), [record], shard_rows=256)
+        alone = precompute(config).read([0])
+        batch = together.read([index])
+        np.testing.assert_array_equal(batch.token_ids, alone.token_ids)
+        np.testing.assert_array_equal(batch.labels, alone.labels)
+        assert (batch.token_ids[0] == 1) == bos  # <s>
+        # With BOS every token has a row and EOS; without, the first has nothing before it.
+        assert len(batch.labels) == len(record["text"]) + bos
+        np.testing.assert_array_equal(batch.topk_ids, alone.topk_ids)
+        np.testing.assert_allclose(batch.topk_logits, alone.topk_logits, atol=2e-5)
+        for name, error in differences(together, folder, index).items():
+            assert error <= 2e-5, (index, name)
+
+
 def test_bfloat16_stores_the_ties_in_order(teacher, tmp_path):
     store = precompute(config_for(teacher, tmp_path, dtype="bfloat16"))
     batch = store.read(range(len(store)))
@@ -170,7 +203,9 @@ def test_a_teacher_with_nan_leaves_rows_without_teacher(teacher, tmp_path, capsy
         {"prompt": "a", "response": "bzb"},
         {"prompt": "z", "response": "bb"},
     ]
-    store = precompute(config_for(broken, tmp_path, records))
+    with pytest.raises(TeacherError, match=r"NaN or Inf in 2 of 3 examples.*--max-non-finite 1"):
+        precompute(config_for(broken, tmp_path, records))
+    store = precompute(config_for(broken, tmp_path, records, max_non_finite=1.0))
     kept = store.read([0, 1, 2]).num_kept > 0
     assert store.seal["statuses"] == {"ok": 1, "non_finite": 2}
     assert "NaN or Inf in 2 examples" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_identity_says_what_the_numbers_depend_on_and_no_path(config_of, tmp_pat
     assert spec.identity["teacher"]["name"] == "big"
     assert spec.identity["text"] == {
         "kind": "prompt", "eos": True, "max_length": 256, "on_long": "error",
-        "template_digest": None,
+        "on_duplicate": "keep", "template_digest": None,
     }  # fmt: skip
     assert spec.identity["capture"]["load_dtype"] == "float32"
     assert spec.num_examples == spec.identity["corpus"]["num_records"] == 12
@@ -64,7 +64,7 @@ def test_an_equal_plan_is_reused_without_tokenising(config_of, tmp_path, monkeyp
     again = write_jsonl(tmp_path / "same.jsonl", ragged_records(12))
     (tmp_path / "data.jsonl").unlink()
     tokenised = []
-    monkeypatch.setattr(planning, "tokenize_example", lambda *args: tokenised.append(args))
+    monkeypatch.setattr(planning, "tokenized", lambda *args: tokenised.append(args))
     assert plan(config_of(data=(str(again),))) == spec
     assert tokenised == []
 
@@ -161,7 +161,9 @@ def test_tokens_that_the_teacher_has_no_column_for(config_of, tmp_path):
     narrow = save_tiny(tmp_path / "narrow", vocab_size=20)
     records = [{"prompt": "ab", "response": "cd"}, {"prompt": "ab", "response": "zz"}]
     data = write_jsonl(tmp_path / "two.jsonl", records)
-    spec = plan(config_of(teacher=str(narrow), data=(str(data),)))
+    with pytest.raises(UsageError, match=r"1 of 2 examples is with a token.*record 1; .*skip"):
+        plan(config_of(teacher=str(narrow), data=(str(data),)))
+    spec = plan(config_of(teacher=str(narrow), data=(str(data),), on_out_of_vocabulary="skip"))
     assert (spec.num_examples, spec.num_rows) == (2, 3)
 
 

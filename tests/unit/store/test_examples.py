@@ -142,6 +142,45 @@ def test_the_template_s_own_marks_need_no_matching_prefixes():
     assert not any(own["assistant_masks"][length:])
 
 
+SYSTEM = {"role": "system", "content": "be good"}
+TOOL = {"role": "tool", "content": "12 degrees"}
+
+
+@pytest.mark.parametrize("template", [PLAIN_TEMPLATE, MARKED_TEMPLATE])
+def test_a_system_prompt_and_the_answer_of_a_tool_are_context(template):
+    conversation = [SYSTEM, CHAT[0], CHAT[1], TOOL, CHAT[3]]
+    template = template.replace("m['content'] if loop.last else m['content'][:1]", "m['content']")
+    _, text, marked = run(with_template(template), {"messages": conversation})
+    assert text == (
+        "system:be good</s>\nuser:hi</s>\nassistant:yes</s>\ntool:12 degrees</s>\nassistant:no.</s>"
+    )
+    assert marked == "yes</s>no.</s>"
+
+
+def test_a_call_of_a_tool_without_text_is_refused():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather"}]}
+    with pytest.raises(UsageError, match=r"record 3: a message is .*text in 'role' and"):
+        run(with_template(PLAIN_TEMPLATE), {"messages": [CHAT[0], call, TOOL, CHAT[3]]})
+
+
+def test_what_the_template_refuses_is_one_line_that_names_the_record():
+    strict = (
+        "{% for m in messages %}{% if m['role'] == 'tool' %}"
+        "{{ raise_exception('no tools here') }}{% endif %}{% endfor %}" + PLAIN_TEMPLATE
+    )
+    with pytest.raises(UsageError, match=r"record 3: .* refuses .* \(no tools here\)") as caught:
+        run(with_template(strict), {"messages": [CHAT[0], CHAT[1], TOOL, CHAT[3]]})
+    assert "\n" not in str(caught.value)
+    assert run(with_template(strict), {"messages": CHAT})[2] == "yes</s>no.</s>"
+
+
+def test_full_length_counts_what_a_policy_took():
+    record = {"prompt": "ab", "response": "cdef"}
+    for on_long, tokens in (("truncate", 5), ("skip", 0), ("error", 0)):
+        example, _, _ = run(tiny_tokenizer(), record, max_length=5, on_long=on_long)
+        assert (len(example.token_ids), example.full_length) == (tokens, 7)
+
+
 def test_a_turn_that_ends_with_another_special_token():
     tokenizer = with_template(PLAIN_TEMPLATE.replace("</s>", "<end>"))
     tokenizer.add_tokens([AddedToken("<end>", special=True)], special_tokens=True)
@@ -225,8 +264,7 @@ def test_one_token_without_a_prefix_is_empty():
 @pytest.mark.parametrize(
     ("record", "options", "said"),
     [
-        ({"prompt": "ab", "response": "cde"}, {"max_length": 5}, "record 3 has 6 tokens"),
-        ({"prompt": "ab", "answer": "cde"}, {}, "--response-column"),
+        ({"prompt": "ab", "answer": "cde"}, {}, "record 3: .*--response-column"),
         ({"messages": CHAT}, {}, "no chat template"),
         ({"messages": [{"role": "user"}]}, {}, "'role' and"),
         ({"messages": ["hi"]}, {}, "'role' and"),
