@@ -13,7 +13,7 @@ from captures import config_for, sealed_files
 from tiny import ragged_records, save_tiny
 
 from caskd.precompute import precompute
-from caskd.precompute.run import _one_behind
+from caskd.precompute.worker import one_behind
 from caskd.store.errors import IdentityError
 from caskd.store.reader import TeacherStore
 from caskd.store.writer import StoreWriter
@@ -146,10 +146,10 @@ def test_the_background_thread_raises_what_went_wrong_in_it():
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), _one_behind() as behind:
+    with pytest.raises(OSError, match="disk full"), one_behind() as behind:
         behind(fail)
     done = []
-    with _one_behind() as behind:
+    with one_behind() as behind:
         for n in range(5):
             behind(lambda n=n: done.append(n))
     assert done == list(range(5))
