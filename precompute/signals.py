@@ -1,5 +1,6 @@
 """Ending on SIGTERM or SIGINT: the first drops the work in hand, the second ends the process."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -44,7 +45,9 @@ def stop_signals() -> Iterator[StopSignals]:
         stop.number = number
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number)
+        stopped = Stopped(number)
+        os.write(2, f"{stopped}: finishing what is being written; again ends at once\n".encode())
+        raise stopped
 
     # What a shell or nohup has put off for a job in the background stays so.
     heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
