@@ -49,12 +49,13 @@ class JobView:
 
     def failed_shards(self) -> list[int]:
         """Shards that some attempt gave up and nobody has committed."""
-        return sorted(_given_up(self.root).intersection(self.shards_left))
+        given_up = _given_up(self.root)
+        return [shard for shard in self.shards_left if str(shard) in given_up]
 
 
-def _given_up(root: Path) -> set[int]:
+def _given_up(root: Path) -> set[str]:
     """Shards that the records of attempts name as failed."""
-    folder, shards = root / "environment", set[int]()
+    folder, shards = root / "environment", set[str]()
     if not folder.is_dir() or folder.is_symlink():
         return shards
     for path in sorted(folder.glob("*.json"))[:MAX_ATTEMPTS_READ]:
@@ -64,7 +65,7 @@ def _given_up(root: Path) -> set[int]:
         except StoreError:
             continue  # outside the seal: what is not readable there says nothing
         failed = facts.get("failed_shards") if isinstance(facts, dict) else None
-        shards |= {int(shard) for shard in failed or () if str(shard).isdecimal()}
+        shards.update(failed if isinstance(failed, dict) else ())
     return shards
 
 
