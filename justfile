@@ -32,3 +32,4 @@ package:
 nightly:
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py
     CASKD_SCHEDULES=1000 CASKD_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_s3_faults.py
+    CASKD_CAPTURE_KILLS=100 nice -n 10 pytest --timeout 3600 tests/integration/test_capture_kills.py

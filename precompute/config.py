@@ -97,6 +97,15 @@ class PrecomputeConfig:
     deterministic: bool = False
     """Fix batches and kernels, so that the same run gives the same bytes; slower."""
 
+    executor: Literal["local", "torchrun", "ray"] = "local"
+    """Who runs the workers: this process, one process per GPU of torchrun, or a Ray cluster."""
+
+    worker: int | None = None
+    """Which of --num-workers this process is, counted from 0, as in a SLURM array."""
+
+    num_workers: int = 1
+    """Workers that share the job; with --executor ray, how many to start."""
+
     dry_run: bool = False
     """Print every derived number and stop; nothing is written."""
 

@@ -1,31 +1,34 @@
 """The capture: fill every missing shard, seal, and say what comes next."""
 
 import os
-import platform
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-import torch
-
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning import check_job, plan_job
+from caskd.precompute.division import Board, Seat, seat_of
+from caskd.precompute.planning import Job, check_job, plan_job
 from caskd.precompute.policies import check_non_finite
-from caskd.precompute.shard import TokenBudget, fill_shard
-from caskd.precompute.teacher import Teacher, TransformersTeacher, fixed_kernels
-from caskd.precompute.topk import filler_rows
-from caskd.store.progress import progress
+from caskd.precompute.ray_cluster import import_ray
+from caskd.precompute.ray_executor import fill_on_ray
+from caskd.precompute.signals import Stopped, StopSignals, stop_signals
+from caskd.precompute.worker import ShardFailedError, Tally, Worker, print_failure
+from caskd.store.errors import FailedShardsError, StoppedError, UsageError
+from caskd.store.job_view import JobView
+from caskd.store.planner import find_store
+from caskd.store.progress import SECONDS_BETWEEN_LINES, progress
 from caskd.store.reader import TeacherStore
+from caskd.store.spec import StoreSpec, check_identity
 from caskd.store.writer import StoreWriter
+
+MAX_FAILED_IN_A_ROW = 3
 
 
 def precompute(config: PrecomputeConfig) -> TeacherStore | None:
     """Run the teacher over a corpus into a sealed store; running again completes what is missing.
+
+    Any number of workers may run it for the same store, each with its number; see
+    `--executor`, `--worker` and `--num-workers`. Whoever sees every shard committed seals.
 
     Returns:
         The store; None with `dry_run`.
@@ -34,119 +37,158 @@ def precompute(config: PrecomputeConfig) -> TeacherStore | None:
         UsageError: a flag, a file or a value that cannot be.
         IdentityError: a store of another identity is there.
         TeacherError: NaN or Inf in more examples than --max-non-finite accepts.
+        FailedShardsError: some shards cannot be computed; all others are committed.
+        StoppedError: SIGTERM or SIGINT came; exit code 143 or 130.
     """
+    seat = seat_of(config, os.environ)
+    with stop_signals() as stop:
+        try:
+            return _capture(config, seat, stop)
+        except Stopped as stopped:
+            raise StoppedError(_how_far(config, stopped), stopped.number) from None
+
+
+def _capture(config: PrecomputeConfig, seat: Seat, stop: StopSignals) -> TeacherStore | None:
+    if config.executor == "ray":
+        import_ray()
     job = check_job(config)
-    spec = plan_job(config, job)
+    _planned(config, job, seat)
     if config.dry_run:
         return None
     writer = StoreWriter(config.store)
     if writer.sealed:
-        print(f"{config.store}: sealed, nothing to do; next: {_next_command(config)}")
+        if seat.speaks:
+            print(f"{config.store}: sealed, nothing to do; next: {_next_command(config)}")
         return TeacherStore.open(config.store)
-    missing = writer.missing_shards()
-    started, seconds = time.time(), 0.0
-    if missing:
-        with fixed_kernels(config.deterministic):
-            teacher = TransformersTeacher(
-                job.source,
-                vocab_size=spec.vocab_size,
-                top_k=spec.top_k,
-                min_mass=config.min_mass,
-                device=config.device,
-            )
-            begin = time.monotonic()
-            non_finite = _fill_missing(writer, missing, teacher, config)
-            seconds = time.monotonic() - begin
-        _warn_non_finite(non_finite)
-        facts = _environment(config, teacher.device, started, seconds)
-        writer.record_environment({**facts, "num_shards": len(missing)})
+    begin, tally = time.monotonic(), Tally()
+    if writer.missing_shards():
+        if config.executor == "ray":
+            tally = fill_on_ray(config, writer)
+        else:
+            tally = _fill_here(config, job, writer, seat, stop)
+        _report(config, writer, tally)
+        # Each worker has counted its own; this is everybody's, and of runs before.
+        _check_all(config, writer)
     totals = writer.seal()
-    _print_summary(config, totals, seconds)
+    if seat.speaks:
+        _print_summary(config, totals, time.monotonic() - begin)
     return TeacherStore.open(config.store)
 
 
-def _fill_missing(
-    writer: StoreWriter, missing: Sequence[int], teacher: Teacher, config: PrecomputeConfig
-) -> int:
-    """Fill shards while the one before is encoded and written; returns non-finite examples."""
-    spec, num_non_finite = writer.spec, 0
-    budget = TokenBudget(config.token_budget, fixed=config.deterministic)
-    _run_pilot(writer, teacher, budget)
-    done = spec.num_rows - _rows_in(writer, missing)
-    with (
-        progress("capture", spec.num_rows, "rows", done=done) as bar,
-        _one_behind() as behind,
-    ):
-        for shard in missing:
-            work, rows = writer.shard(shard), filler_rows(spec.shard_rows, spec.top_k)
-            non_finite = fill_shard(work, teacher, rows, budget, bar.advance)
-            num_non_finite += len(non_finite)
-            check_non_finite(num_non_finite, spec.num_examples, config.max_non_finite)
-            behind(partial(writer.commit, work, rows, non_finite))
-    return num_non_finite
-
-
-def _run_pilot(writer: StoreWriter, teacher: Teacher, budget: TokenBudget) -> None:
-    """Let the encoding see a few rows first, where it wants to know which ids are frequent."""
-    work = writer.pilot()
-    if work is not None:
-        rows = filler_rows(work.num_rows, writer.spec.top_k)
-        with progress("pilot", work.num_rows, "rows") as bar:
-            fill_shard(work, teacher, rows, budget, bar.advance)
-        writer.commit_pilot(rows)
-
-
-@contextmanager
-def _one_behind() -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """A background thread for one task at a time: what it raises, the next call or the end raises.
-
-    Interrupted from outside, it still finishes the task in hand: those rows are computed.
-    """
-    running: Future[Any] | None = None
-
-    def submit(task: Callable[[], Any]) -> None:
-        nonlocal running
-        if running is not None:
-            running.result()
-        running = pool.submit(task)
-
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="caskd-write") as pool:
-        yield submit
-        if running is not None:
-            running.result()
-
-
-def _rows_in(writer: StoreWriter, shards: Sequence[int]) -> int:
-    index = TeacherStore.open(writer.root, allow_unsealed=True).index
-    inside = np.isin(index.row_start // writer.spec.shard_rows, shards)
-    return int(index.row_count[inside].sum())
-
-
-def _environment(
-    config: PrecomputeConfig, device: torch.device, started: float, seconds: float
-) -> dict[str, Any]:
-    """What surrounded an attempt; no host, user or path."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("caskd", "torch", "transformers", "tokenizers", "numpy", "zarr", "numcodecs")
-    return {
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
-        "device": f"{device.type} {name}",
-        "num_threads": torch.get_num_threads(),
-        "num_cores": os.cpu_count(),
-        "token_budget": config.token_budget,
-        "deterministic": config.deterministic,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(seconds, 3),
-    }
-
-
-def _warn_non_finite(num_examples: int) -> None:
-    if num_examples:
-        print(
-            f"warning: the teacher gave NaN or Inf in {num_examples:,} examples; those rows are "
-            "kept without a teacher (num_kept 0). Try --dtype bfloat16 or float32."
+def _planned(config: PrecomputeConfig, job: Job, seat: Seat) -> StoreSpec:
+    """The plan that all workers share: made here if this one may, else by whoever does."""
+    if seat.plans:
+        return plan_job(config, job)
+    if seat.waits:
+        _wait_for_plan(config, seat)
+    spec = find_store(config.store)
+    if spec is None:
+        raise UsageError(
+            f"--num-workers is {seat.count} but nothing is planned at {config.store}; expected one "
+            "plan for all workers: run caskd plan with the same options first"
         )
+    check_identity(spec, job.identity, config.store)
+    return spec
+
+
+def _wait_for_plan(config: PrecomputeConfig, seat: Seat) -> None:
+    """Wait for worker 0; should it fail, torchrun ends us too."""
+    waited = 0.0
+    while find_store(config.store) is None:
+        time.sleep(0.2)
+        waited += 0.2
+        if waited >= SECONDS_BETWEEN_LINES:
+            waited = 0.0
+            print(
+                f"worker {seat.index}: waiting for worker 0 to plan {config.store}; "
+                "all nodes must see the same --store",
+                file=sys.stderr,
+            )
+
+
+def _fill_here(
+    config: PrecomputeConfig, job: Job, writer: StoreWriter, seat: Seat, stop: StopSignals
+) -> Tally:
+    """Fill shards in this process until none is left, by whomever."""
+    failed_in_a_row = 0
+    with Worker(config, job, writer, seat) as worker:
+        worker.run_pilot(quiet=not seat.speaks)
+        board = Board(writer)
+        bar_of = progress(
+            "capture", writer.spec.num_rows, "rows", done=board.rows_done, quiet=not seat.speaks
+        )
+        with bar_of as bar:
+
+            def report(num_rows: int) -> None:
+                bar.advance(num_rows)
+                stop.check()
+
+            while True:
+                bar.advance(board.refresh())
+                if not board.left:
+                    break
+                shard = board.take(seat.index, seat.count)
+                try:
+                    if not worker.fill(shard, report):
+                        bar.advance(board.rows[shard])
+                    failed_in_a_row = 0
+                except ShardFailedError as failure:
+                    worker.tally.failed[shard] = failure.reason
+                    failed_in_a_row += 1
+                    print_failure(failure)
+                    _check_worker(failed_in_a_row, failure, config)
+    return worker.tally
+
+
+def _check_worker(
+    failed_in_a_row: int, failure: ShardFailedError, config: PrecomputeConfig
+) -> None:
+    """A worker for which nothing works (a GPU after an illegal access) must not try every shard."""
+    if failed_in_a_row == MAX_FAILED_IN_A_ROW:
+        raise FailedShardsError(
+            f"{config.store}: {failed_in_a_row} shards in a row failed, the last, {failure.shard}, "
+            f"with {failure.reason}; what is committed is kept. Run the same command again, "
+            "which tries them once more"
+        ) from failure
+
+
+def _report(config: PrecomputeConfig, writer: StoreWriter, tally: Tally) -> None:
+    """Say what has to be known of a run before its store is sealed.
+
+    Raises:
+        FailedShardsError: it cannot be.
+    """
+    if tally.num_non_finite:
+        print(
+            f"warning: the teacher gave NaN or Inf in {tally.num_non_finite:,} examples; those "
+            "rows are kept without a teacher (num_kept 0). Try --dtype bfloat16 or float32."
+        )
+    missing = set(writer.missing_shards())
+    failed = {shard: why for shard, why in sorted(tally.failed.items()) if shard in missing}
+    if failed:
+        num_shards, (first, reason) = writer.spec.num_shards, next(iter(failed.items()))
+        raise FailedShardsError(
+            f"{config.store}: {num_shards - len(missing)} of {num_shards} shards are committed; "
+            f"failed: {', '.join(map(str, failed))} (shard {first}: {reason}). Mend that, then run "
+            "the same command again, which tries only them"
+        )
+
+
+def _check_all(config: PrecomputeConfig, writer: StoreWriter) -> None:
+    view = JobView(writer.root, writer.spec)
+    view.look()
+    check_non_finite(view.statuses["non_finite"], writer.spec.num_examples, config.max_non_finite)
+
+
+def _how_far(config: PrecomputeConfig, stopped: Stopped) -> str:
+    """One line on what a signal left behind."""
+    if find_store(config.store) is None:
+        return f"stopped by {stopped}, nothing is planned yet; run the same command again"
+    store = TeacherStore.open(config.store, allow_unsealed=True)
+    return (
+        f"stopped by {stopped} with {store.num_committed_shards()} of {store.spec.num_shards} "
+        "shards committed; run the same command again to go on"
+    )
 
 
 def _print_summary(config: PrecomputeConfig, totals: dict[str, Any], seconds: float) -> None:

@@ -13,6 +13,7 @@ from caskd.store.places import clean_url, is_remote
 from caskd.store.reader import TeacherStore
 from caskd.store.repair import repair_lines, repair_store
 from caskd.store.verify import verify_store
+from caskd.store.watch import watch
 from caskd.store.writer import StoreWriter
 
 
@@ -24,6 +25,8 @@ class InfoConfig:
     """The store's directory."""
     json: bool = False
     """Print one JSON object instead of a table."""
+    watch: bool = False
+    """Show the progress of a capture, from any machine that sees the store, until it is sealed."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class DiffConfig:
 
 def info_command(config: InfoConfig) -> None:
     """Print what `caskd store info` prints."""
+    if config.watch:
+        watch(TeacherStore.open(config.store, allow_unsealed=True))
     info = store_info(config.store)
     print(json.dumps(info, indent=1) if config.json else info_text(info))
 

@@ -21,6 +21,14 @@ class TeacherError(CaskdError):
     exit_code = 1
 
 
+class StoppedError(CaskdError):
+    """A signal ended the work; what was finished is kept, and the same command goes on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number  # as shells report a signal
+
+
 class StoreError(CaskdError):
     """Base of everything that can be wrong with a store."""
 
@@ -31,6 +39,12 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
 
 class IncompleteError(StoreError):
     """The store is not sealed, or a shard is not committed yet."""
+
+
+class FailedShardsError(StoreError):
+    """Some shards could not be computed; all others are committed."""
+
+    exit_code = 1
 
 
 class CorruptError(StoreError):

@@ -1,11 +1,10 @@
 """What a store holds, from its metadata alone: no array is opened."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from caskd.store import layout, records
-from caskd.store.ledger import all_units
+from caskd.store import layout
+from caskd.store.job_view import JobView, shards_text
 from caskd.store.reader import TeacherStore
 
 
@@ -14,9 +13,13 @@ def store_info(url: str | Path) -> dict[str, Any]:
     store = TeacherStore.open(url, allow_unsealed=True)
     spec = store.spec
     # An unfinished store has the rows of its committed shards only; a seal spares reading them.
-    sizes, rows = (store.seal["bytes"], spec.num_rows) if store.sealed else _committed(store)
+    view = None if store.sealed else JobView(store.root, spec)
+    if view is None:
+        sizes, rows, statuses = store.seal["bytes"], spec.num_rows, store.seal["statuses"]
+    else:
+        view.look()
+        sizes, rows, statuses = view.sizes, view.num_rows, dict(view.statuses)
     row_arrays = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
-    committed = spec.num_shards if store.sealed else store.num_committed_shards()
     return {
         "name": store.name,
         "teacher": spec.teacher,
@@ -30,9 +33,10 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "encoding": spec.encoding,
         "num_shards": spec.num_shards,
-        "num_committed_shards": committed,
+        "num_committed_shards": view.num_committed_shards if view else spec.num_shards,
+        "failed_shards": view.failed_shards() if view else [],
         "shard_rows": spec.shard_rows,
-        "statuses": store.seal["statuses"] if store.sealed else None,
+        "statuses": statuses,
         "tasks": list(spec.tasks),
         "bytes": sum(sizes.values()),
         "bytes_per_row": round(sum(sizes.values()) / rows, 3) if rows else None,
@@ -49,19 +53,6 @@ def store_info(url: str | Path) -> dict[str, Any]:
 
 
 _FIELD_OF = {"topk_id_codes": "topk_ids", "topk_logit_steps": "topk_logits"}
-
-
-def _committed(store: TeacherStore) -> tuple[dict[str, int], int]:
-    """Bytes by array and rows of what is committed so far."""
-    sizes: Counter[str] = Counter()
-    rows = 0
-    present = records.committed_units(store.root)
-    for unit in all_units(store.spec):
-        if unit in present:
-            record = records.read_record(store.root, unit)
-            sizes.update(record.bytes_by_array())
-            rows += int(record.facts["num_rows"])
-    return dict(sizes), rows
 
 
 def info_text(info: dict[str, Any]) -> str:
@@ -82,7 +73,11 @@ def info_text(info: dict[str, Any]) -> str:
     ]
     if info["statuses"]:
         listed = ", ".join(f"{n:,} {status}" for status, n in sorted(info["statuses"].items()))
-        rows.append(("statuses", listed))
+        rows.append(("statuses", listed if info["sealed"] else f"{listed}, so far"))
+    if info["failed_shards"]:
+        rows.append(
+            ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute tries again")
+        )
     lines = [f"{name:<9} {clean(value)}" for name, value in rows if value]
     lines.append("fields    name, type, bytes a row")
     for name, array in info["fields"].items():

@@ -173,10 +173,14 @@ class StoreWriter:
     def _status_of(self, example: int) -> str:
         return layout.STATUSES[self._index.status[example]]
 
-    def record_environment(self, facts: Mapping[str, Any]) -> Path:
-        """Keep what merely surrounds an attempt (versions, device, times); outside the seal."""
+    def record_environment(self, facts: Mapping[str, Any], name: str | None = None) -> Path:
+        """Keep what merely surrounds an attempt (versions, device, times); outside the seal.
+
+        The same `name` replaces what was kept under it; without one the content gives it.
+        """
         data = canonical_json(facts)
-        path = self.root / "environment" / f"{hashlib.sha256(data).hexdigest()[:16]}.json"
+        name = name or hashlib.sha256(data).hexdigest()[:16]
+        path = self.root / "environment" / f"{name}.json"
         files.replace_file(path, data, self.root / commits.STAGING)
         commits.sweep(self.root)
         return path

@@ -1,19 +1,15 @@
 """Captures that stop, run again, or meet something else than they expect."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from captures import config_for, sealed_files
-from tiny import ragged_records, save_tiny
+from tiny import save_tiny
 
 from caskd.precompute import precompute
-from caskd.precompute.run import _one_behind
+from caskd.precompute.worker import one_behind
 from caskd.store.errors import IdentityError
 from caskd.store.reader import TeacherStore
 from caskd.store.writer import StoreWriter
@@ -75,42 +71,6 @@ def test_a_run_that_stopped_is_completed_to_the_same_bytes(teacher, tmp_path, mo
     assert sealed_files(torn.store) == sealed_files(whole.store)
 
 
-SCRIPT = """
-import sys
-from caskd.precompute import PrecomputeConfig, precompute
-precompute(PrecomputeConfig(
-    teacher=sys.argv[1], data=(sys.argv[2],), store=sys.argv[3], top_k=8, shard_rows=32,
-    token_budget=40, device="cpu", deterministic=True, encoding=sys.argv[4]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "encoding"),
-    [(signal.SIGTERM, "compact"), (signal.SIGKILL, "exact"), (signal.SIGINT, "compact")],
-)
-def test_a_killed_run_is_completed_to_the_same_bytes(teacher, tmp_path, number, encoding):
-    records = ragged_records(60, seed=9)
-    (tmp_path / "whole").mkdir()
-    shared = {"shard_rows": 32, "token_budget": 40, "deterministic": True, "encoding": encoding}
-    whole = config_for(teacher, tmp_path / "whole", records, **shared)
-    precompute(whole)
-    config = config_for(teacher, tmp_path, records, **shared)
-    command = [sys.executable, "-c", SCRIPT, config.teacher, *config.data, config.store, encoding]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    commits = Path(config.store, "commits")
-    while len(list(commits.glob("0*.json"))) < 3:
-        assert run.poll() is None, run.stderr.read()
-        time.sleep(0.005)
-    os.kill(run.pid, number)
-    run.communicate(timeout=60)
-    assert run.returncode != 0
-    store = TeacherStore.open(config.store, allow_unsealed=True)
-    assert 3 <= store.num_committed_shards() < store.spec.num_shards
-    precompute(config)
-    assert sealed_files(config.store) == sealed_files(whole.store)
-
-
 def test_what_surrounds_a_run_is_recorded_outside_the_seal_and_without_paths(teacher, tmp_path):
     config = config_for(teacher, tmp_path)
     precompute(config)
@@ -146,10 +106,10 @@ def test_the_background_thread_raises_what_went_wrong_in_it():
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), _one_behind() as behind:
+    with pytest.raises(OSError, match="disk full"), one_behind() as behind:
         behind(fail)
     done = []
-    with _one_behind() as behind:
+    with one_behind() as behind:
         for n in range(5):
             behind(lambda n=n: done.append(n))
     assert done == list(range(5))

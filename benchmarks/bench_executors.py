@@ -1,0 +1,117 @@
+"""What sharing a capture costs: two workers over one, Ray over this process.
+
+    python benchmarks/bench_executors.py [--teacher MODEL --data FILE] [--rounds 5]
+
+Each line is one capture, in processes of their own with one thread each, and medians over rounds.
+`seconds` is the longest of its workers from the loaded teacher to the last commit, as each keeps
+it under environment/; loading and Ray's own start are in `wall_s`. Without --teacher a tiny random
+model answers a random corpus, so fast that a shard of 65,536 rows takes seconds even on a CPU and
+what is spent around it shows. Writes results/executors.csv.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "tests"))
+
+from store_rows import setting, write_table  # noqa: E402
+from tiny import ragged_records, save_tiny, write_jsonl  # noqa: E402
+
+ROWS_A_RECORD = 12  # of `ragged_records`, nearly
+
+CASES = {
+    "one worker": ["local"],
+    "two workers": ["local 0 2", "local 1 2"],
+    "torchrun": ["torchrun 2"],
+    "ray, one worker": ["ray 1"],
+    "ray, two workers": ["ray 2"],
+}
+
+
+def command(words: list[str], worker: str) -> list[str]:
+    """The command line of a process of a case."""
+    executor, *numbers = worker.split()
+    caskd = [sys.executable, "-m", "caskd.cli"]
+    if executor == "torchrun":
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        caskd = [*launcher, "--nproc-per-node", *numbers, "-m", "caskd.cli"]
+    flags = {"local": ["--worker", "--num-workers"], "ray": ["--num-workers"]}.get(executor, [])
+    numbered = [word for pair in zip(flags, numbers, strict=False) for word in pair]
+    return [*caskd, "precompute", *words, "--executor", executor, *numbered]
+
+
+def capture(words: list[str], store: Path, workers: list[str]) -> tuple[float, float, int]:
+    """Plan and fill a store; the workers' seconds, the wall's, and shards that were begun twice."""
+    words, environ = [*words, "--store", str(store)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    quiet = {"env": environ, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    subprocess.run([sys.executable, "-m", "caskd.cli", "plan", *words], check=True, **quiet)
+    begin = time.perf_counter()
+    processes = [subprocess.Popen(command(words, worker), **quiet) for worker in workers]
+    for process in processes:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    wall = time.perf_counter() - begin
+    attempts = [json.loads(file.read_text()) for file in (store / "environment").iterdir()]
+    attempts = [attempt for attempt in attempts if "worker" in attempt]
+    shutil.rmtree(store)
+    overtaken = sum(attempt["num_shards_overtaken"] for attempt in attempts)
+    return max(attempt["seconds"] for attempt in attempts), wall, overtaken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--teacher", help="a transformers folder; a tiny random model without it")
+    parser.add_argument("--data", help="its corpus, with prompt and response")
+    parser.add_argument("--rows", type=int, default=400_000, help="of the random corpus, about")
+    parser.add_argument("--shard-rows", type=int, default=65_536)
+    parser.add_argument("--top-k", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="caskd-bench-") as folder:
+        teacher, data = args.teacher, args.data
+        if teacher is None:
+            teacher = str(save_tiny(Path(folder) / "tiny"))
+            records = ragged_records(args.rows // ROWS_A_RECORD)
+            data = str(write_jsonl(Path(folder) / "data.jsonl", records))
+        words = ["--teacher", teacher, "--data", data, "--top-k", str(args.top_k)]
+        words += ["--shard-rows", str(args.shard_rows)]
+        runs: dict[str, list[tuple[float, float, int]]] = {case: [] for case in args.cases}
+        for number in range(args.rounds):
+            for case in args.cases:
+                runs[case].append(capture(words, Path(folder) / "store", CASES[case]))
+                print(f"round {number}, {case}: {runs[case][-1]}", flush=True)
+    alone = statistics.median(seconds for seconds, _, _ in runs["one worker"])
+    table = []
+    for case, times in runs.items():
+        seconds = statistics.median(seconds for seconds, _, _ in times)
+        table.append(
+            {
+                "case": case,
+                "seconds": round(seconds, 2),
+                "over_one_worker": round(alone / seconds, 3),
+                "wall_s": round(statistics.median(wall for _, wall, _ in times), 2),
+                "shards_begun_twice": statistics.median(twice for _, _, twice in times),
+            }
+        )
+        print(table[-1])
+    facts = {
+        "teacher": Path(args.teacher).name if args.teacher else "tiny random",
+        "shard_rows": args.shard_rows,
+        "rounds": args.rounds,
+    }
+    write_table("executors", table, facts | setting(args.notes))
+
+
+if __name__ == "__main__":
+    main()
