@@ -106,7 +106,13 @@ def plan_job(config: PrecomputeConfig, job: Job) -> StoreSpec:
 def describe(config: PrecomputeConfig, job: Job, spec: StoreSpec) -> list[str]:
     """Every derived number of a plan, one a line."""
     source, capture = job.source, job.identity["capture"]
-    row_bytes = 8 * spec.top_k + 22
+    sampled = spec.kind == "sampled"
+    row_bytes = 6 * spec.num_samples + 18 if sampled else 8 * spec.top_k + 22
+    kept = (
+        f"{spec.num_samples:,} draws of each row, seed {capture['sample_seed']}"
+        if sampled
+        else f"top {spec.top_k} of each row, min_mass {capture['min_mass']}"
+    )
     size = (
         row_bytes * spec.num_rows
         + 5 * spec.num_tokens
@@ -121,7 +127,7 @@ def describe(config: PrecomputeConfig, job: Job, spec: StoreSpec) -> list[str]:
         f"longer: {job.options.on_long}",
         f"  examples    {spec.num_examples:,} with {spec.num_tokens:,} tokens",
         f"  rows        {spec.num_rows:,} in {spec.num_shards:,} shards of {spec.shard_rows:,}",
-        f"  kept        top {spec.top_k} of each row, min_mass {capture['min_mass']}",
+        f"  kept        {kept}",
         f"  size        at most {size / 1e6:,.1f} MB ({row_bytes} bytes a row before compression)",
     ]
 
@@ -130,9 +136,10 @@ def _text_options(
     config: PrecomputeConfig, source: TeacherSource, columns: Columns, vocab_size: int
 ) -> TextOptions:
     num_columns = min(vocab_size, source.num_ids)
-    if config.top_k > num_columns:
+    top_k = config.kept_logits
+    if top_k is not None and top_k > num_columns:
         raise UsageError(
-            f"--top-k is {config.top_k:,} but the teacher's vocabulary has {num_columns:,} tokens; "
+            f"--top-k is {top_k:,} but the teacher's vocabulary has {num_columns:,} tokens; "
             f"expected at most that: --top-k {num_columns}"
         )
     if columns.kind == "messages" and not config.eos:
@@ -155,9 +162,7 @@ def _text_options(
 
 def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
     return {
-        "kind": "topk",
-        "top_k": config.top_k,
-        "min_mass": config.min_mass,
+        **_kept(config),
         "load_dtype": source.load_dtype,
         # The head multiplies in the model's own dtype; only the result is widened to float32.
         "logits_dtype": source.load_dtype,
@@ -165,6 +170,16 @@ def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
         "quantization": None,
         "temperature": 1.0,
     }
+
+
+def _kept(config: PrecomputeConfig) -> dict[str, Any]:
+    """What a row keeps."""
+    if config.sample is not None:
+        return {
+            "kind": "sampled", "num_samples": config.sample, "sample_seed": config.sample_seed,
+        }  # fmt: skip
+    min_mass = 1.0 if config.min_mass is None else config.min_mass
+    return {"kind": "topk", "top_k": config.kept_logits, "min_mass": min_mass}
 
 
 def _write_plan(path: str | Path, config: PrecomputeConfig, job: Job) -> StoreSpec:

@@ -15,9 +15,9 @@ import torch
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import check_job, plan_job
+from caskd.precompute.rules import row_rule
 from caskd.precompute.shard import TokenBudget, fill_shard
 from caskd.precompute.teacher import Teacher, TransformersTeacher, fixed_kernels
-from caskd.precompute.topk import filler_rows
 from caskd.store.progress import progress
 from caskd.store.reader import TeacherStore
 from caskd.store.writer import StoreWriter
@@ -48,8 +48,7 @@ def precompute(config: PrecomputeConfig) -> TeacherStore | None:
             teacher = TransformersTeacher(
                 job.source,
                 vocab_size=spec.vocab_size,
-                top_k=spec.top_k,
-                min_mass=config.min_mass,
+                rule=row_rule(spec),
                 device=config.device,
             )
             begin = time.monotonic()
@@ -67,7 +66,7 @@ def _fill_missing(
     writer: StoreWriter, missing: Sequence[int], teacher: Teacher, config: PrecomputeConfig
 ) -> int:
     """Fill shards while the one before is encoded and written; returns non-finite examples."""
-    spec, num_non_finite = writer.spec, 0
+    spec, num_non_finite, filler = writer.spec, 0, row_rule(writer.spec).filler
     budget = TokenBudget(config.token_budget, fixed=config.deterministic)
     _run_pilot(writer, teacher, budget)
     done = spec.num_rows - _rows_in(writer, missing)
@@ -76,7 +75,7 @@ def _fill_missing(
         _one_behind() as behind,
     ):
         for shard in missing:
-            work, rows = writer.shard(shard), filler_rows(spec.shard_rows, spec.top_k)
+            work, rows = writer.shard(shard), filler(spec.shard_rows)
             non_finite = fill_shard(work, teacher, rows, budget, bar.advance)
             num_non_finite += len(non_finite)
             behind(partial(writer.commit, work, rows, non_finite))
@@ -87,7 +86,7 @@ def _run_pilot(writer: StoreWriter, teacher: Teacher, budget: TokenBudget) -> No
     """Let the encoding see a few rows first, where it wants to know which ids are frequent."""
     work = writer.pilot()
     if work is not None:
-        rows = filler_rows(work.num_rows, writer.spec.top_k)
+        rows = row_rule(writer.spec).filler(work.num_rows)
         with progress("pilot", work.num_rows, "rows") as bar:
             fill_shard(work, teacher, rows, budget, bar.advance)
         writer.commit_pilot(rows)

@@ -14,7 +14,8 @@ import torch
 
 from caskd.precompute.architecture import SplitModel, check_split
 from caskd.precompute.checkpoint import TeacherSource
-from caskd.precompute.topk import Fields, row_fields
+from caskd.precompute.rules import RowRule
+from caskd.precompute.topk import Fields
 from caskd.store.alignment import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.writer import ShardExample
@@ -41,11 +42,11 @@ class TransformersTeacher:
     """
 
     def __init__(
-        self, source: TeacherSource, *, vocab_size: int, top_k: int, min_mass: float, device: str
+        self, source: TeacherSource, *, vocab_size: int, rule: RowRule, device: str
     ) -> None:
         self.device = pick_device(device)
         self.num_columns = min(vocab_size, source.num_ids)
-        self.top_k, self.min_mass = top_k, min_mass
+        self.rule = rule
         self.model = load_model(source, self.device)
         self.split = SplitModel(self.model)
         check_split(self.model, self.split, self.num_columns)
@@ -61,12 +62,12 @@ class TransformersTeacher:
                 .astype(np.int64)
             ).to(self.device)  # fmt: skip
             tile = max(1, TILE_LOGITS // self.num_columns)
+            numbers = self.rule.numbers(examples)
             tiles = [
-                row_fields(
+                self.rule.fields(
                     self.split.logits(hidden[start : start + tile], self.num_columns),
                     labels[start : start + tile],
-                    top_k=self.top_k,
-                    min_mass=self.min_mass,
+                    numbers[start : start + tile],
                 )
                 for start in range(0, len(labels), tile)
             ]
