@@ -126,17 +126,18 @@ def draw_problems(batch: StoreBatch, num_samples: int) -> list[str]:
 def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
     """Whether labels were drawn about as often as their probabilities say.
 
-    That ties the draws to the other fields: rows that are shifted by one show. Bernstein's
-    inequality bounds how far chance goes: sqrt(2 v c) + c / 3 with variance v at chance exp(-c).
+    That ties the draws to the other fields: rows that are shifted by one show. Likely labels weigh
+    more, as they tell most. Bernstein's inequality bounds how far chance goes: about
+    sqrt(2 v c) + c / 3 with variance v, at a chance of exp(-c).
     """
     known = batch.column("num_kept") > 0
     log_p = batch.column("label_logit").astype(np.float64) - batch.column("logsumexp")
     p = np.exp(np.minimum(log_p[known], 0))
     hits = batch.column("sampled_ids")[known] == batch.labels[known, None]
-    drawn = int((batch.column("sampled_counts")[known] * hits).sum(dtype=np.int64))
-    variance = float((num_samples * p * (1 - p)).sum())
+    drawn = (batch.column("sampled_counts")[known] * hits).sum(axis=1, dtype=np.int64)
+    variance = float((num_samples * p * (1 - p) * p**2).sum())
     allowed = np.sqrt(2 * variance * _CHANCE + (_CHANCE / 3) ** 2) + _CHANCE / 3
     # float32 probabilities of many rows are a little off, all in the same direction at worst.
-    if abs(drawn - num_samples * p.sum()) > allowed + 1e-5 * num_samples * p.sum():
+    if abs((p * (drawn - num_samples * p)).sum()) > allowed + 1e-5 * num_samples * p.sum():
         return ["the labels were not drawn as often as their probabilities say"]
     return []

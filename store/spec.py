@@ -66,6 +66,11 @@ class StoreSpec:
         return int(self.identity["capture"][safety.CELLS_OF_KIND[self.kind]])
 
     @property
+    def kept(self) -> str:
+        """What a row keeps, in a few words."""
+        return f"top {self.top_k}" if self.kind == "topk" else f"{self.num_samples:,} draws"
+
+    @property
     def vocab_size(self) -> int:
         """V, the tokenizer's largest id + 1."""
         return int(self.identity["vocabulary"]["size"])
