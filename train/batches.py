@@ -96,20 +96,25 @@ def collate(batch: StoreBatch, pad_id: int) -> MicroBatch:
     input_ids = np.full(shape, pad_id, np.int64)
     input_ids[inside] = batch.token_ids
     example = np.repeat(np.arange(shape[0]), np.diff(batch.row_offsets))
-    teacher = sampled_columns(batch) if batch.sampled_ids is not None else vars(batch)
-    columns: dict[str, Any] = {
-        field.name: _tensor(teacher[field.name]) for field in fields(TeacherRows)
-    }
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(inside.astype(np.int64)),
         gather_index=torch.from_numpy(example * shape[1] + batch.logit_positions),
         labels=torch.from_numpy(batch.labels.astype(np.int64)),
-        teacher=TeacherRows(**columns),
+        teacher=teacher_rows(batch),
     )
 
 
-def sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
+def teacher_rows(batch: StoreBatch) -> TeacherRows:
+    """What the teacher said of a batch's rows, as far as it was read."""
+    source = vars(batch) if batch.sampled_ids is None else _sampled_columns(batch)
+    columns: dict[str, Any] = {
+        field.name: _tensor(source[field.name]) for field in fields(TeacherRows)
+    }
+    return TeacherRows(**columns)
+
+
+def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
     """Draws as the fields of a top-k whose probabilities are counts / num_samples, without a tail.
 
     The cells that no row of the batch uses are cut off.

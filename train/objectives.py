@@ -113,8 +113,8 @@ def keep_mask(
     return counted & ((student_argmax == label) | (teacher_argmax == label))
 
 
-def resolve_tail(tail: Tail | None, kind: str, store: str) -> Tail:
-    """The tail to use with a store of this kind; `store` names it in errors.
+def resolve_tail(tail: Tail | None, kind: str) -> Tail:
+    """The tail to use with a store of this kind.
 
     Raises:
         UsageError: one that makes no sense for it.
@@ -129,7 +129,7 @@ def resolve_tail(tail: Tail | None, kind: str, store: str) -> Tail:
             else "a top-k, which leaves a tail"
         )
         raise UsageError(
-            f"--tail {tail}: {store} holds {holds}; expected {' or '.join(fitting)}: leave --tail "
-            f"out for {fitting[0]}"
+            f"--tail {tail}: the store holds {holds}; expected {' or '.join(fitting)}: "
+            f"leave --tail out for {fitting[0]}"
         )
     return tail

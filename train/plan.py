@@ -108,7 +108,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     if not config.resume:
         check_unused(config.out)
     store = TeacherStore.open(config.store)
-    config = replace(config, tail=resolve_tail(config.tail, store.spec.kind, config.store))
+    config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     index = store.index
     blocks = blocks_of(index.row_count, index.row_start, store.spec.shard_rows)
     if not blocks:
