@@ -151,8 +151,7 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     model = load_student(config.student, plan.store.spec)
     if config.gradient_checkpointing:
         recompute_activations(model)
-    assert config.tail is not None  # as planned
-    options = LossOptions(config.objective, config.w, config.tail)
+    options = LossOptions(config.objective, config.w, plan.tail)
     return TrainEngine(
         StudentWithLoss(model, options), plan.settings, ranks, weight_decay=config.weight_decay
     )

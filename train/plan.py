@@ -20,7 +20,7 @@ from caskd.train.deepspeed_settings import (
 )
 from caskd.train.manifest import CHECKPOINTS, newest_complete, verify
 from caskd.train.metrics import METRICS_FILE
-from caskd.train.objectives import Objective, resolve_objective, resolve_tail
+from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.order import ExampleOrder, accumulation_steps, blocks_of
 from caskd.train.student import check_config, load_tokenizer
 
@@ -57,6 +57,11 @@ class RunPlan:
     def first_step(self) -> int:
         """Steps that are behind the run."""
         return self.done.step if self.done else 0
+
+    @property
+    def tail(self) -> Tail:
+        """What becomes of the teacher's probability outside the top-k, if the store has one."""
+        return resolve_tail(self.config.tail, self.store.spec.kind)
 
     def state_after(self, step: int, skipped_steps: int) -> RunState:
         """What a checkpoint after `step` steps says."""
