@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from training import capture, config_for, read_metrics
+from transformers import AutoModelForCausalLM
 
 from caskd.cli.main import main
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
-from caskd.train.batches import collate, fields_to_read
+from caskd.train.batches import MicroBatch, collate, fields_to_read
 from caskd.train.losses import cascade_aware_loss
 from caskd.train.objectives import OBJECTIVES
-from caskd.train.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 
 NUM_SAMPLES = 40
 
@@ -41,33 +41,28 @@ def read(root: Path) -> StoreBatch:
     return store.read(range(len(store)), fields_to_read(OBJECTIVES["dist"], "sampled"))
 
 
-def sums_of(root: Path, batch: StoreBatch) -> dict[str, float]:
-    """Sums of the loss of the teacher as its own student."""
-    store = TeacherStore.open(root / "sampled")
-    model = load_student(str(root / "teacher"), store.spec)
-    student = StudentWithLoss(model, LossOptions("dist", None, "none"))
+def student_side(root: Path, batch: StoreBatch) -> tuple[torch.Tensor, torch.Tensor, MicroBatch]:
+    """The teacher as its own student: hidden states of the rows, the head, and the batch."""
+    model = AutoModelForCausalLM.from_pretrained(root / "teacher").eval()
+    micro = collate(batch, pad_id=0)
     with torch.no_grad():
-        _, sums = student(collate(batch, pad_id=0))
-    return dict(zip(SUM_NAMES, sums.tolist(), strict=True))
+        body = model.base_model(input_ids=micro.input_ids, attention_mask=micro.attention_mask)
+    hidden = body.last_hidden_state.flatten(0, 1)[micro.gather_index]
+    return hidden, model.get_output_embeddings().weight.detach(), micro
 
 
 def cross_entropy(root: Path, change: Callable[[StoreBatch], StoreBatch]) -> float:
-    sums = sums_of(root, change(read(root)))
-    return sums["teacher_cross_entropy"] / sums["num_distilled"]
+    hidden, head, micro = student_side(root, change(read(root)))
+    sums = cascade_aware_loss(
+        hidden, head, micro.labels, micro.teacher, objective="dist", tail="none"
+    )
+    return float(sums.teacher_cross_entropy / sums.num_distilled)
 
 
 def entropy(root: Path) -> float:
     """Mean entropy of the teacher over the same rows, from its whole logits."""
-    store = TeacherStore.open(root / "store")
-    model = load_student(str(root / "teacher"), store.spec)
-    batch = store.read(range(len(store)), ("argmax",))
-    micro = collate(batch, pad_id=0)
-    with torch.no_grad():
-        hidden = StudentWithLoss(model, LossOptions("xent", None, "bucket")).hidden(
-            micro.input_ids, micro.attention_mask
-        )
-        logits = model.get_output_embeddings()(hidden.flatten(0, 1)[micro.gather_index])
-    log_p = logits.double().log_softmax(1)
+    hidden, head, _ = student_side(root, read(root))
+    log_p = (hidden @ head.T).double().log_softmax(1)
     return float(-(log_p.exp() * log_p).sum(1).mean())
 
 
