@@ -8,6 +8,8 @@ from caskd.store.errors import UsageError
 from caskd.store.layout import chunk_rows_for
 
 MAX_TOP_K = 65_535  # num_kept is uint16
+DEFAULT_TOP_K = 64
+MAX_SAMPLES = 8_192  # a chunk of 512 rows then has 4 million cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +26,18 @@ class PrecomputeConfig:
     store: str
     """Directory of the store to write, or to complete."""
 
-    top_k: int = 64
-    """Logits kept per response token."""
+    top_k: int | None = None
+    """Logits kept per response token; 64, unless --sample is given."""
 
-    min_mass: float = 1.0
+    min_mass: float | None = None
     """Keep fewer: the shortest prefix of the top-k that reaches this probability."""
+
+    sample: int | None = None
+    """Keep so many draws from the teacher's whole distribution instead of its top-k; train then
+    with no tail. 50 draws take about a third of the room of 64 logits."""
+
+    sample_seed: int = 0
+    """Which draws; they depend on this and the row, not on batches or workers."""
 
     encoding: Literal["compact", "exact"] = "compact"
     """How rows are written: compact rounds logits (mean KL at most 1e-5), exact keeps the bits."""
@@ -110,6 +119,13 @@ class PrecomputeConfig:
     """Print every derived number and stop; nothing is written."""
 
     @property
+    def kept_logits(self) -> int | None:
+        """k of a top-k; None where draws are kept instead."""
+        if self.sample is not None:
+            return None
+        return DEFAULT_TOP_K if self.top_k is None else self.top_k
+
+    @property
     def columns(self) -> Columns:
         """The column names, together."""
         return Columns(
@@ -140,6 +156,8 @@ def check_numbers(config: PrecomputeConfig) -> None:
     """
     limits = {
         "top_k": (1, MAX_TOP_K),
+        "sample": (1, MAX_SAMPLES),
+        "sample_seed": (0, 2**63 - 1),
         "max_length": (2, None),
         "token_budget": (1, None),
         "tokenize_processes": (1, None),
@@ -151,7 +169,8 @@ def check_numbers(config: PrecomputeConfig) -> None:
             raise UsageError(
                 f"--{name.replace('_', '-')} is {value}; expected {expected}: give another number"
             )
-    if not 0.0 < config.min_mass <= 1.0:
+    _check_kind(config)
+    if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
             f"--min-mass is {config.min_mass}; expected a probability above 0 and at most 1: "
             "type 1.0 to keep all k, or 0.999"
@@ -171,3 +190,22 @@ def check_numbers(config: PrecomputeConfig) -> None:
             "expected one of them: leave out --device to use all GPUs"
         )
     chunk_rows_for(config.shard_rows)
+
+
+def _check_kind(config: PrecomputeConfig) -> None:
+    """A store holds a top-k or draws, not both.
+
+    Raises:
+        UsageError: flags of both were given.
+    """
+    for flag, value in (("--top-k", config.top_k), ("--min-mass", config.min_mass)):
+        if config.sample is not None and value is not None:
+            raise UsageError(
+                f"--sample {config.sample} and {flag} {value} were both given; expected draws or a "
+                f"top-k, a store holds one of them: leave out {flag} or --sample"
+            )
+    if config.sample is None and config.sample_seed:
+        raise UsageError(
+            f"--sample-seed {config.sample_seed} was given without --sample; expected both, or "
+            "neither: add --sample 50"
+        )

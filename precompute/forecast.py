@@ -16,7 +16,10 @@ from caskd.store.writer import pilot_rows
 
 # Bytes that real rows took, lowest and highest over corpora, vocabularies and dtypes of the teacher
 # (benchmarks/results/store_encoding.csv), with some room: per cell, and per row beside the cells.
-CELL_BYTES = {"compact": (1.3, 2.2), "exact": (2.8, 5.2)}
+CELL_BYTES = {
+    ("topk", "compact"): (1.3, 2.2), ("topk", "exact"): (2.8, 5.2),
+    ("sampled", "compact"): (0.1, 0.7), ("sampled", "exact"): (0.2, 1.2),
+}  # fmt: skip
 COLUMN_BYTES = (8.0, 16.0)
 ORDER_BYTES = (15_000, 45_000)  # of one order of ids
 SMALLEST_MASS_SHARE = 0.3  # of the cells that --min-mass may leave
@@ -111,10 +114,13 @@ def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
         plan_bytes: what the plan has written; it stays as it is.
     """
     orders = layout.num_orders(spec.num_rows) if spec.encoding == "compact" else 0
-    shares = (SMALLEST_MASS_SHARE if spec.identity["capture"]["min_mass"] < 1 else 1.0, 1.0)
+    shares = (
+        SMALLEST_MASS_SHARE if spec.identity["capture"].get("min_mass", 1.0) < 1 else 1.0,
+        1.0,
+    )
     ends = []
     for end, share in enumerate(shares):
-        row = COLUMN_BYTES[end] + share * spec.top_k * CELL_BYTES[spec.encoding][end]
+        row = COLUMN_BYTES[end] + share * spec.num_cells * CELL_BYTES[spec.kind, spec.encoding][end]
         ends.append(int(plan_bytes + orders * ORDER_BYTES[end] + row * spec.num_rows))
     return ends[0], ends[1]
 

@@ -94,6 +94,13 @@ def _duplicates(facts: Facts) -> str:
     )
 
 
+def _kept(capture: Mapping[str, Any]) -> str:
+    if capture["kind"] == "sampled":
+        return f"{capture['num_samples']:,} draws of each row, seed {capture['sample_seed']}"
+    mass = f", fewer where they reach {capture['min_mass']:g}" if capture["min_mass"] < 1 else ""
+    return f"top {capture['top_k']:,} of each row{mass}"
+
+
 def _store(facts: Facts) -> Iterator[tuple[str, str]]:
     geometry, capture, sizes = facts["geometry"], facts["identity"]["capture"], facts["bytes"]
     yield (
@@ -101,8 +108,7 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
         f"{geometry['num_rows']:,} in {_shards(geometry['num_shards'])} of "
         f"{geometry['shard_rows']:,}",
     )
-    mass = f", fewer where they reach {capture['min_mass']:g}" if capture["min_mass"] < 1 else ""
-    yield "kept", f"top {capture['top_k']:,} of each row{mass}, {facts['identity']['encoding']}"
+    yield "kept", f"{_kept(capture)}, {facts['identity']['encoding']}"
     if not facts["forecast"]:
         per_row = [(sizes[end] - sizes["plan"]) / geometry["num_rows"] for end in ("least", "most")]
         yield (

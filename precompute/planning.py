@@ -215,9 +215,10 @@ def _text_options(
     config: PrecomputeConfig, source: TeacherSource, columns: Columns, vocab_size: int
 ) -> TextOptions:
     num_columns = min(vocab_size, source.num_ids)
-    if config.top_k > num_columns:
+    top_k = config.kept_logits
+    if top_k is not None and top_k > num_columns:
         raise UsageError(
-            f"--top-k is {config.top_k:,} but the teacher's vocabulary has {num_columns:,} tokens; "
+            f"--top-k is {top_k:,} but the teacher's vocabulary has {num_columns:,} tokens; "
             f"expected at most that: --top-k {num_columns}"
         )
     if columns.kind == "messages" and not config.eos:
@@ -247,9 +248,7 @@ def _config_digest(folder: Path) -> str:
 
 def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
     return {
-        "kind": "topk",
-        "top_k": config.top_k,
-        "min_mass": config.min_mass,
+        **_kept(config),
         "load_dtype": source.load_dtype,
         # The head multiplies in the model's own dtype; only the result is widened to float32.
         "logits_dtype": source.load_dtype,
@@ -257,6 +256,16 @@ def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
         "quantization": None,
         "temperature": 1.0,
     }
+
+
+def _kept(config: PrecomputeConfig) -> dict[str, Any]:
+    """What a row keeps."""
+    if config.sample is not None:
+        return {
+            "kind": "sampled", "num_samples": config.sample, "sample_seed": config.sample_seed,
+        }  # fmt: skip
+    min_mass = 1.0 if config.min_mass is None else config.min_mass
+    return {"kind": "topk", "top_k": config.kept_logits, "min_mass": min_mass}
 
 
 def _write_plan(path: str | Path, config: PrecomputeConfig, job: Job, survey: Survey) -> StoreSpec:

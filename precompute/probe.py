@@ -19,6 +19,7 @@ from caskd.precompute import forecast
 from caskd.precompute.checkpoint import TeacherSource
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.forecast import Batch, Stratum
+from caskd.precompute.rules import row_rule
 from caskd.precompute.teacher import TransformersTeacher, fixed_kernels
 from caskd.precompute.topk import Fields
 from caskd.store import layout
@@ -93,8 +94,7 @@ def _measure(
     teacher = TransformersTeacher(
         source,
         vocab_size=store.spec.vocab_size,
-        top_k=store.spec.top_k,
-        min_mass=config.min_mass,
+        rule=row_rule(store.spec),
         device=config.device,
     )
     load_seconds = time.monotonic() - began
@@ -201,13 +201,14 @@ def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], floa
     `id_order`, which a store has once, is whole. Its orders come from some rows and encode others,
     as a pilot does for a capture.
     """
+    ids = "topk_ids" if spec.kind == "topk" else "sampled_ids"
     num_rows, orders, sizes = len(rows["num_kept"]), None, {}
     pilot = np.zeros(num_rows, np.bool_)
     if spec.encoding == "compact":
         amount = max(1, min(pilot_rows(spec.num_rows), num_rows // 2))
         pilot[np.linspace(0, num_rows - 1, amount).astype(np.int64)] = True
         orders = fit_orders(
-            rows["topk_ids"][pilot], rows["num_kept"][pilot], spec.vocab_size,
+            rows[ids][pilot], rows["num_kept"][pilot], spec.vocab_size,
             layout.num_orders(spec.num_rows),
         )  # fmt: skip
         whole = encode_whole(layout.ID_ORDER, orders.reshape(-1))
@@ -219,7 +220,9 @@ def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], floa
     part = {name: values[others] for name, values in rows.items()}
     stored = encode_rows(spec.encoding, part, orders)
     chunk = min(len(others), spec.chunk_rows)
-    for array in layout.row_layouts(spec.encoding, spec.top_k, chunk, len(others)):
+    for array in layout.row_layouts(
+        spec.encoding, spec.num_cells, chunk, len(others), kind=spec.kind
+    ):
         files = encode_shards(array, stored[array.name])
         sizes[array.name] = sum(map(len, files)) / len(others)
     return sizes, (time.monotonic() - began) / len(others)

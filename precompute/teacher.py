@@ -13,7 +13,8 @@ from caskd.precompute.architecture import SplitModel, check_split, is_same_toget
 from caskd.precompute.checkpoint import TeacherSource
 from caskd.precompute.packing import Arrange, pack, pad
 from caskd.precompute.placement import fixed_kernels, load_model, memory_errors, pick_device
-from caskd.precompute.topk import Fields, row_fields
+from caskd.precompute.rules import Numbers, RowRule
+from caskd.precompute.topk import Fields
 from caskd.store.alignment import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.writer import ShardExample
@@ -44,11 +45,11 @@ class TransformersTeacher:
     """
 
     def __init__(
-        self, source: TeacherSource, *, vocab_size: int, top_k: int, min_mass: float, device: str
+        self, source: TeacherSource, *, vocab_size: int, rule: RowRule, device: str
     ) -> None:
         self.device = pick_device(device)
         self.num_columns = min(vocab_size, source.num_ids)
-        self.top_k, self.min_mass = top_k, min_mass
+        self.rule = rule
         model = load_model(source, self.device)
         self.split = SplitModel(model)
         check_split(model, self.split, self.num_columns)
@@ -78,13 +79,17 @@ class TransformersTeacher:
                 .astype(np.int64)
             )  # fmt: skip
             tile = max(1, TILE_LOGITS[hidden.device.type] // self.num_columns)
+            numbers = self.rule.numbers(examples)
             tiles = [
-                self._tile(hidden[start : start + tile], labels[start : start + tile])
+                self._tile(
+                    hidden[start : start + tile],
+                    labels[start : start + tile],
+                    numbers[start : start + tile],
+                )
                 for start in range(0, len(labels), tile)
             ]
         return {name: np.concatenate([t[name] for t in tiles]) for name in tiles[0]}
 
-    def _tile(self, hidden: torch.Tensor, labels: torch.Tensor) -> Fields:
+    def _tile(self, hidden: torch.Tensor, labels: torch.Tensor, numbers: Numbers) -> Fields:
         logits = self.split.logits(hidden, self.num_columns)
-        labels = labels.to(logits.device)
-        return row_fields(logits, labels, top_k=self.top_k, min_mass=self.min_mass)
+        return self.rule.fields(logits, labels.to(logits.device), numbers)

@@ -23,9 +23,10 @@ from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.division import Seat
 from caskd.precompute.planning import Job
 from caskd.precompute.policies import check_non_finite
+from caskd.precompute.rules import row_rule
 from caskd.precompute.shard import TokenBudget, fill_shard
 from caskd.precompute.teacher import TransformersTeacher, fixed_kernels
-from caskd.precompute.topk import Fields, filler_rows
+from caskd.precompute.topk import Fields
 from caskd.store import records
 from caskd.store.errors import CaskdError, UsageError
 from caskd.store.progress import progress
@@ -83,7 +84,7 @@ class Worker:
         work = self.writer.pilot()
         if work is None:
             return
-        rows = filler_rows(work.num_rows, self.writer.spec.top_k)
+        rows = row_rule(self.writer.spec).filler(work.num_rows)
         with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
             if self._fill(work, rows, records.PILOT, bar.advance) is not None:
                 self.writer.commit_pilot(rows)
@@ -105,7 +106,7 @@ class Worker:
         """
         try:
             work = self.writer.shard(shard)
-            rows = filler_rows(self.writer.spec.shard_rows, self.writer.spec.top_k)
+            rows = row_rule(self.writer.spec).filler(self.writer.spec.shard_rows)
             non_finite = self._fill(work, rows, records.shard_unit(shard), report)
         except Exception as error:
             raise ShardFailedError(shard, error) from error
@@ -205,8 +206,7 @@ def load_teacher(
     return TransformersTeacher(
         job.source,
         vocab_size=writer.spec.vocab_size,
-        top_k=writer.spec.top_k,
-        min_mass=config.min_mass,
+        rule=row_rule(writer.spec),
         device=config.device,
     )
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from caskd.store import contents, files, layout, records, safety
 from caskd.store.batch import ExampleIndex
 from caskd.store.chunk_cache import ChunkCache, Pieces, cut
+from caskd.store.draws import decode_draws
 from caskd.store.encoding import decode_logits
 from caskd.store.errors import CorruptError, UnsafeError
 from caskd.store.id_orders import decode_ids
@@ -30,11 +31,11 @@ MAX_OPEN_FILES = 256
 
 
 class StoreArrays:
-    """Fields by name; a compact store's topk_ids and topk_logits are made from what is on disk."""
+    """Fields by name; a compact store's cells are made from what is on disk."""
 
     def __init__(self, root: Path, spec: StoreSpec, ledger: Ledger | None = None) -> None:
         self.root, self.spec, self.name = root, spec, root.name
-        rows = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
+        rows = layout.layouts_of(spec)
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         self._layouts = {array.name: array for array in (*fixed, layout.ID_ORDER, *rows)}
         self._row_arrays = frozenset(array.name for array in rows)
@@ -87,15 +88,14 @@ class StoreArrays:
         if name in self._layouts:
             array = self._layouts[name]
             return array.shape(array.chunk), array.dtype
-        dtype = "uint32" if name == "topk_ids" else "float32"
-        return (self.spec.chunk_rows, self.spec.top_k), dtype
+        return (self.spec.chunk_rows, self.spec.num_cells), layout.FIELD_DTYPES[name]
 
     def _cache(self, name: str) -> ChunkCache:
         """The decoded chunks of a field; all fields of a row keep about as many rows."""
         if name not in self._caches:
             shape, dtype = self._chunk_of(name)
-            entries = CACHE_BYTES // (8 * self.spec.top_k + 64)
-            if name not in layout.ROW_FIELDS:
+            entries = CACHE_BYTES // (8 * self.spec.num_cells + 64)
+            if name not in layout.FIELD_DTYPES:
                 entries *= 2  # a question is often as long as its answer
             length = self._length(name) or shape[0]
             slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
@@ -108,13 +108,26 @@ class StoreArrays:
             out[:] = self._disk_chunk(self._layouts[name], chunk)
             return
         num_kept = self._beside("num_kept", chunk)
-        if name == "topk_ids":
+        if name in ("sampled_ids", "sampled_counts"):
+            out[:] = self._draws(chunk, num_kept)[name == "sampled_counts"]
+        elif name == "topk_ids":
             codes = self._disk_chunk(self._layouts["topk_id_codes"], chunk)
             assert self.id_order is not None
             decode_ids(codes, self._beside("topk_id_order", chunk), num_kept, self.id_order, out)
         else:
             steps = self._disk_chunk(self._layouts["topk_logit_steps"], chunk)
             decode_logits(steps, num_kept, self._beside("logsumexp", chunk), out)
+
+    def _draws(self, chunk: int, num_kept: Array) -> tuple[Array, Array]:
+        """`sampled_ids` and `sampled_counts` of a chunk; the order of both comes from both."""
+        steps, tallies = (
+            self._disk_chunk(self._layouts[name], chunk)
+            for name in ("sampled_place_steps", "sampled_place_counts")
+        )
+        assert self.id_order is not None
+        return decode_draws(
+            steps, tallies, self._beside("sampled_id_order", chunk), num_kept, self.id_order
+        )
 
     def _beside(self, name: str, chunk: int) -> Array:
         """The part of a column that belongs to a chunk of cells, which lies in one of its own."""
@@ -161,7 +174,7 @@ class StoreArrays:
     def _length(self, name: str) -> int | None:
         """Entries on the first axis of an array; None for vocab_bytes, whose own is free."""
         spec = self.spec
-        if name in self._row_arrays or name in layout.ROW_FIELDS:
+        if name in self._row_arrays or name in layout.FIELD_DTYPES:
             return spec.num_shards * spec.shard_rows
         if name in ("token_ids", "is_response"):
             return spec.num_tokens

@@ -21,7 +21,8 @@ class StoreBatch:
 
     `logit_positions[n]` is the position, within its own example, whose logits predict row n;
     `labels[n]` is the token that stands one position later. Row fields that were not asked for
-    are None. Cells of a row from `num_kept` on are padding: mask by `num_kept`, never by value.
+    are None, and so are those that a store of this kind does not have. Cells of a row from
+    `num_kept` on are padding: mask by `num_kept`, never by value.
     """
 
     example_indices: npt.NDArray[np.int64]  # [B]
@@ -39,6 +40,8 @@ class StoreBatch:
     tail_mass: npt.NDArray[np.float32] | None = None  # [N]
     argmax: npt.NDArray[np.uint32] | None = None  # [N]
     label_rank: npt.NDArray[np.uint32] | None = None  # [N]
+    sampled_ids: npt.NDArray[np.uint32] | None = None  # [N, k], descending count, then ascending id
+    sampled_counts: npt.NDArray[np.uint16] | None = None  # [N, k], num_samples in all
 
     @property
     def num_rows(self) -> int:

@@ -66,13 +66,16 @@ MODEL is a model with the teacher's vocabulary; any other is refused. The teache
 
 
 def _objective(spec: StoreSpec) -> str:
-    return "cat-dist" if spec.top_k > 1 else "cat-xent"
+    return "cat-dist" if spec.num_cells > 1 else "cat-xent"
 
 
 def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     statuses = sorted(totals["statuses"].items())
     size, num_rows = sum(totals["bytes"].values()), spec.num_rows
-    kept = f"top {spec.top_k} of {spec.vocab_size:,} logits, log-sum-exp, argmax, tail mass"
+    if spec.kind == "sampled":
+        kept = f"{spec.num_samples} draws from all {spec.vocab_size:,} tokens, log-sum-exp, argmax"
+    else:
+        kept = f"top {spec.top_k} of {spec.vocab_size:,} logits, log-sum-exp, argmax, tail mass"
     return {
         "examples": f"{spec.num_examples:,} ({', '.join(f'{n:,} {name}' for name, n in statuses)})",
         "tasks": ", ".join(spec.tasks[:12]) + (", ..." if len(spec.tasks) > 12 else ""),
@@ -98,6 +101,7 @@ def _making(spec: StoreSpec) -> dict[str, str]:
         f"{text.get('on_long')}",
         "corpus": f"{corpus.get('num_records')} records, digest {corpus.get('digest')}",
         "kept until a mass of": capture.get("min_mass"),
+        "seed of the draws": capture.get("sample_seed"),
         "vocabulary digest": spec.vocab_digest,
     }
     return {name: str(value) for name, value in values.items() if value is not None}

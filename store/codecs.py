@@ -1,8 +1,9 @@
-"""How one chunk becomes bytes and comes back: four codec chains, each ending in crc32c.
+"""How one chunk becomes bytes and comes back: five codec chains, each ending in crc32c.
 
 `plain`: blosc (zstd), for text. `shuffled`: blosc (zstd, bitshuffle). `transposed`: the same with
 the two axes swapped, so that cells of one rank lie together. `packed`: pcodec, for numbers without
-a byte structure.
+a byte structure. `ragged`: the same with the zeros at a chunk's end in a page of their own, so that
+they cost next to nothing.
 
 Sizes are checked before anything is decoded: a header that states another size than the chunk's is
 damage or an attack, and nothing is allocated for it.
@@ -19,7 +20,8 @@ from numcodecs import blosc
 from caskd.store.errors import CorruptError
 
 Array = npt.NDArray[Any]
-Chain = Literal["plain", "shuffled", "transposed", "packed"]
+Chain = Literal["plain", "shuffled", "transposed", "packed", "ragged"]
+_PCODEC: tuple[Chain, ...] = ("packed", "ragged")
 
 # With threads, the blocks of a blosc frame come in the order in which they were finished, and equal
 # work would not give equal bytes. A chunk is far too small to gain from them.
@@ -35,7 +37,7 @@ LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 def chain_metadata(chain: Chain, dtype: str) -> list[dict[str, Any]]:
     """The chain as Zarr v3 codecs, for zarr.json."""
-    if chain == "packed":
+    if chain in _PCODEC:
         packed = {"name": "numcodecs.pcodec", "configuration": {"level": PCODEC_LEVEL}}
         return [packed, _CRC_CODEC]
     blosc_codec = {
@@ -58,8 +60,8 @@ def chain_metadata(chain: Chain, dtype: str) -> list[dict[str, Any]]:
 
 def encode_chunk(chain: Chain, values: Array) -> bytes:
     """Bytes of a whole chunk."""
-    if chain == "packed":
-        payload = _pack(values)
+    if chain in _PCODEC:
+        payload = _pack(values, ragged=chain == "ragged")
     else:
         plain = np.ascontiguousarray(values.T if chain == "transposed" else values)
         shuffle = blosc.NOSHUFFLE if chain == "plain" else blosc.BITSHUFFLE
@@ -78,7 +80,7 @@ def decode_chunk(chain: Chain, data: bytes, dtype: str, shape: tuple[int, ...]) 
         raise CorruptError("its crc32c differs")
     stored = shape[::-1] if chain == "transposed" else shape
     values: Array = np.empty(stored, dtype)
-    if chain == "packed":
+    if chain in _PCODEC:
         _unpack(payload, values)
     else:
         if len(payload) < _BLOSC_HEADER.size:
@@ -93,14 +95,20 @@ def decode_chunk(chain: Chain, data: bytes, dtype: str, shape: tuple[int, ...]) 
     return values.T if chain == "transposed" else values
 
 
-def _pack(values: Array) -> bytes:
-    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
+def _pack(values: Array, *, ragged: bool) -> bytes:
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
     config = ChunkConfig(compression_level=PCODEC_LEVEL)
     if values.ndim > 1:
         # Neighboring cells of a row have nothing to do with each other; pcodec need not find out.
         config.delta_spec, config.mode_spec = DeltaSpec.no_op(), ModeSpec.classic()
-    packed: bytes = standalone.simple_compress(np.ascontiguousarray(values).reshape(-1), config)
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if ragged:
+        used = np.flatnonzero(flat)
+        front = int(used[-1]) + 1 if len(used) else 0
+        pages = [size for size in (front, flat.size - front) if size]
+        config.paging_spec = PagingSpec.exact_page_sizes(pages)
+    packed: bytes = standalone.simple_compress(flat, config)
     return packed
 
 

@@ -17,11 +17,16 @@ MAX_TOKEN_BYTES = 256  # on average over the vocabulary
 def value_limits(spec: StoreSpec) -> dict[str, int]:
     """Largest value of each array whose values are positions or ids."""
     vocab = spec.vocab_size - 1
-    ids = ("token_ids", "topk_ids", "topk_id_codes", "id_order", "argmax", "label_rank")
+    ids = (
+        "token_ids", "topk_ids", "topk_id_codes", "sampled_ids", "sampled_place_steps", "id_order",
+        "argmax", "label_rank",
+    )  # fmt: skip
     limits = dict.fromkeys(ids, vocab)
+    last_order = layout.num_orders(spec.num_rows) - 1
     others = {
-        "topk_id_order": layout.num_orders(spec.num_rows) - 1, "is_response": 1,
-        "num_kept": spec.top_k, "status": len(layout.STATUSES) - 1,
+        "topk_id_order": last_order, "sampled_id_order": last_order, "is_response": 1,
+        "num_kept": spec.num_cells, "status": len(layout.STATUSES) - 1,
+        "sampled_counts": spec.num_cells, "sampled_place_counts": spec.num_cells,
     }  # fmt: skip
     return {**limits, **others}
 

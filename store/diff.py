@@ -12,7 +12,6 @@ import numpy as np
 
 from caskd.store.batch import StoreBatch
 from caskd.store.info import clean
-from caskd.store.layout import ROW_FIELDS
 from caskd.store.progress import progress
 from caskd.store.reader import TeacherStore
 from caskd.store.spec import identity_differences
@@ -89,7 +88,8 @@ def _compare(a: TeacherStore, b: TeacherStore, examples: Any, found: StoreDiff) 
     one, two = a.read(examples[same]), b.read(examples[same])
     found.num_rows += one.num_rows
     differing = np.zeros(one.num_rows, bool)
-    for name in ROW_FIELDS:
+    # Two kinds of store share the columns only; identity says that they differ.
+    for name in (name for name in a.row_fields if name in b.row_fields):
         differing |= _compare_field(one, two, name, found)
     if found.first_row is None and differing.any():
         row = int(np.flatnonzero(differing)[0])

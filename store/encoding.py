@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store.draws import encode_draws
 from caskd.store.id_orders import IdPlaces, blank
 from caskd.store.layout import Array
 
@@ -32,12 +33,21 @@ BLOCK_ROWS = 512  # encoded at a time, so that a block stays in the processor's 
 
 
 def encode_rows(
-    encoding: str, rows: Mapping[str, Array], id_orders: npt.NDArray[np.uint32] | None
+    encoding: str,
+    rows: Mapping[str, Array],
+    id_orders: npt.NDArray[np.uint32] | None,
 ) -> dict[str, Array]:
-    """Arrays on disk, by name, from the row fields; `id_orders` [C, V] of a compact store."""
+    """Arrays on disk, by name, from a shard's row fields; `id_orders` [C, V] if it is compact."""
     if encoding == "exact":
         return dict(rows)
     assert id_orders is not None
+    if "sampled_ids" in rows:
+        stored = {name: values for name, values in rows.items() if not name.startswith("sampled_")}
+        return {**stored, **encode_draws(rows, id_orders)}
+    return _encode_topk(rows, id_orders)
+
+
+def _encode_topk(rows: Mapping[str, Array], id_orders: npt.NDArray[np.uint32]) -> dict[str, Array]:
     places = IdPlaces(id_orders)
     num_rows, top_k = rows["topk_ids"].shape
     codes = np.empty((num_rows, top_k), np.uint32)

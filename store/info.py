@@ -19,7 +19,7 @@ def store_info(url: str | Path) -> dict[str, Any]:
     else:
         view.look()
         sizes, rows, statuses = view.sizes, view.num_rows, dict(view.statuses)
-    row_arrays = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
+    row_arrays = layout.layouts_of(spec)
     return {
         "name": store.name,
         "teacher": spec.teacher,
@@ -29,7 +29,8 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "num_examples": spec.num_examples,
         "num_rows": spec.num_rows,
         "num_tokens": spec.num_tokens,
-        "top_k": spec.top_k,
+        "top_k": spec.top_k if spec.kind == "topk" else None,
+        "num_samples": spec.num_samples if spec.kind == "sampled" else None,
         "vocab_size": spec.vocab_size,
         "encoding": spec.encoding,
         "num_shards": spec.num_shards,
@@ -52,7 +53,10 @@ def store_info(url: str | Path) -> dict[str, Any]:
     }
 
 
-_FIELD_OF = {"topk_id_codes": "topk_ids", "topk_logit_steps": "topk_logits"}
+_FIELD_OF = {
+    "topk_id_codes": "topk_ids", "topk_logit_steps": "topk_logits",
+    "sampled_place_steps": "sampled_ids", "sampled_place_counts": "sampled_counts",
+}  # fmt: skip
 
 
 def info_text(info: dict[str, Any]) -> str:
@@ -67,7 +71,7 @@ def info_text(info: dict[str, Any]) -> str:
         ("teacher", info["teacher"]),
         ("examples", f"{info['num_examples']:,}"),
         ("rows", f"{info['num_rows']:,} in {info['num_shards']} shards of {info['shard_rows']:,}"),
-        ("kept", f"top {info['top_k']} of {info['vocab_size']:,} logits, {info['encoding']}"),
+        ("kept", _kept(info)),
         ("tasks", ", ".join(info["tasks"][:8]) + (" ..." if len(info["tasks"]) > 8 else "")),
         ("size", size),
     ]
@@ -83,8 +87,15 @@ def info_text(info: dict[str, Any]) -> str:
     for name, array in info["fields"].items():
         kind = array["dtype"] + (f" x {array['cells']}" if array["cells"] > 1 else "")
         cost = "-" if array["bytes_per_row"] is None else f"{array['bytes_per_row']:,.2f}"
-        lines.append(f"          {name:<12} {kind:<14} {cost:>8}")
+        lines.append(f"          {name:<16} {kind:<14} {cost:>8}")
     return "\n".join(lines)
+
+
+def _kept(info: dict[str, Any]) -> str:
+    vocab, encoding = f"{info['vocab_size']:,}", info["encoding"]
+    if info["kind"] == "sampled":
+        return f"{info['num_samples']:,} draws from all {vocab} tokens, {encoding}"
+    return f"top {info['top_k']} of {vocab} logits, {encoding}"
 
 
 def clean(text: str) -> str:

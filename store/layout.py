@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from caskd.store.codecs import LITTLE_ENDIAN, Chain, chain_metadata
 from caskd.store.errors import UsageError
-from caskd.store.spec import canonical_json
+from caskd.store.spec import StoreSpec, canonical_json
 
 Array = npt.NDArray[Any]
 Encoding = Literal["compact", "exact"]
@@ -99,45 +99,72 @@ def chunk_rows_for(shard_rows: int) -> int:
     return CELL_CHUNK
 
 
+def layouts_of(spec: StoreSpec) -> tuple[ArrayLayout, ...]:
+    """The row arrays of a store, as they are on disk."""
+    return row_layouts(
+        spec.encoding, spec.num_cells, spec.chunk_rows, spec.shard_rows, kind=spec.kind
+    )
+
+
 def row_layouts(
-    encoding: str, top_k: int, chunk_rows: int, shard_rows: int
+    encoding: str, num_cells: int, chunk_rows: int, shard_rows: int, *, kind: str = "topk"
 ) -> tuple[ArrayLayout, ...]:
-    """The row arrays of a `topk` store, as they are on disk."""
+    """The row arrays of a store, as they are on disk."""
 
     def cells(name: str, dtype: str, chain: Chain) -> ArrayLayout:
-        return ArrayLayout(name, dtype, chunk_rows, shard_rows, chain, top_k)
+        return ArrayLayout(name, dtype, chunk_rows, shard_rows, chain, num_cells)
 
     def column(name: str, dtype: str, chain: Chain) -> ArrayLayout:
         chunk = math.gcd(COLUMN_CHUNK, shard_rows) if shard_rows > COLUMN_CHUNK else shard_rows
         return ArrayLayout(name, dtype, chunk, shard_rows, chain)
 
-    top: tuple[ArrayLayout, ...]
-    if encoding == "compact":
-        top = (
+    distributions = {
+        ("topk", "compact"): (
             cells("topk_id_codes", "uint32", "packed"),
             column("topk_id_order", "uint8", "shuffled"),
             cells("topk_logit_steps", "uint16", "transposed"),
-        )
-    else:
-        top = (
+        ),
+        ("topk", "exact"): (
             cells("topk_ids", "uint32", "packed"),
             cells("topk_logits", "float32", "transposed"),
-        )
-    return (
-        *top,
-        column("num_kept", "uint16", "shuffled"),
-        column("logsumexp", "float32", "packed"),
-        column("label_logit", "float32", "packed"),
-        column("tail_mass", "float32", "packed"),
-        column("argmax", "uint32", "packed"),
-        column("label_rank", "uint32", "packed"),
-    )
+        ),
+        ("sampled", "compact"): (
+            cells("sampled_place_steps", "uint32", "ragged"),
+            column("sampled_id_order", "uint8", "shuffled"),
+            cells("sampled_place_counts", "uint16", "ragged"),
+        ),
+        ("sampled", "exact"): (
+            cells("sampled_ids", "uint32", "packed"),
+            cells("sampled_counts", "uint16", "transposed"),
+        ),
+    }
+    columns = {
+        "num_kept": column("num_kept", "uint16", "shuffled"),
+        "logsumexp": column("logsumexp", "float32", "packed"),
+        "label_logit": column("label_logit", "float32", "packed"),
+        "tail_mass": column("tail_mass", "float32", "packed"),
+        "argmax": column("argmax", "uint32", "packed"),
+        "label_rank": column("label_rank", "uint32", "packed"),
+    }
+    kept = (array for name, array in columns.items() if name in FIELDS_OF_KIND[kind])
+    return (*distributions[kind, encoding], *kept)
 
 
 ROW_FIELDS = (
     "topk_ids", "topk_logits", "num_kept", "logsumexp", "label_logit", "tail_mass", "argmax",
     "label_rank",
 )  # fmt: skip
+SAMPLED_FIELDS = (
+    "sampled_ids", "sampled_counts", "num_kept", "logsumexp", "label_logit", "argmax",
+    "label_rank",
+)  # fmt: skip
+FIELDS_OF_KIND = {"topk": ROW_FIELDS, "sampled": SAMPLED_FIELDS}
+FIELD_DTYPES = {
+    "topk_ids": "uint32", "topk_logits": "float32", "sampled_ids": "uint32",
+    "sampled_counts": "uint16", "num_kept": "uint16", "logsumexp": "float32",
+    "label_logit": "float32", "tail_mass": "float32", "argmax": "uint32", "label_rank": "uint32",
+}  # fmt: skip
+CELL_FIELDS = frozenset({"topk_ids", "topk_logits", "sampled_ids", "sampled_counts"})
 TOKEN_LAYOUTS = (
     ArrayLayout("token_ids", "uint32", TOKEN_CHUNK, TOKEN_SHARD, "packed"),
     ArrayLayout("is_response", "uint8", TOKEN_CHUNK, TOKEN_SHARD),

@@ -30,7 +30,7 @@ def all_units(spec: StoreSpec) -> list[str]:
 
 def unit_files(spec: StoreSpec, unit: str) -> list[str]:
     """Files that the record of `unit` must name; of the plan, those of fixed number."""
-    rows = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
+    rows = layout.layouts_of(spec)
     if unit == records.PILOT:
         return _whole(layout.ID_ORDER, layout.num_orders(spec.num_rows) * spec.vocab_size)
     if unit != records.PLAN:

@@ -156,9 +156,10 @@ def _decide_plan(
         chunk_rows=chunk_rows,
         tasks=tuple(geometry.tasks),
     )
-    problem = safety.geometry_problem({**vars(spec), "top_k": spec.top_k, "size": spec.vocab_size})
+    problem = safety.geometry_problem({**vars(spec), "num_cells": spec.num_cells})
     if problem:
-        raise UsageError(f"--shard-rows {shard_rows} with top_k {spec.top_k} cannot be: {problem}.")
+        cells = f"{safety.CELLS_OF_KIND[spec.kind]} {spec.num_cells}"
+        raise UsageError(f"--shard-rows {shard_rows} with {cells} cannot be: {problem}.")
     contents = _plan_contents(spec, geometry, vocab)
     listed = [commits.stage(staged, name, data) for name, data in contents.items()]
     listed += token_ids.close() + is_response.close()
@@ -175,8 +176,7 @@ def _plan_contents(spec: StoreSpec, geometry: Geometry, vocab: Sequence[bytes]) 
     offsets = np.concatenate([[0], np.cumsum([len(token) for token in vocab])]).astype(np.int64)
     contents.update(encode_whole(layout.VOCAB_LAYOUTS[0], joined))
     contents.update(encode_whole(layout.VOCAB_LAYOUTS[1], offsets))
-    rows = layout.row_layouts(spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows)
-    contents.update(layout.row_metadata(rows, spec.num_shards * spec.shard_rows))
+    contents.update(layout.row_metadata(layout.layouts_of(spec), spec.num_shards * spec.shard_rows))
     contents[STORE_JSON] = spec.to_json()
     return contents
 

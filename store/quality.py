@@ -14,7 +14,7 @@ from caskd.store.errors import UsageError
 from caskd.store.progress import progress
 from caskd.store.reader import TeacherStore
 
-FIELDS = ("num_kept", "logsumexp", "label_logit", "tail_mass", "label_rank")
+FIELDS = ("num_kept", "logsumexp", "label_logit", "label_rank")
 EXAMPLES_AT_ONCE = 2048
 WIDTH = 40
 
@@ -26,13 +26,14 @@ class TeacherQuality:
     Attributes:
         num_rows: how many those are.
         label_log_probability: sum of log p(label), nats.
-        tail_mass: sum of the probability outside the kept cells.
+        tail_mass: sum of the probability outside the kept cells; None of a sampled store, which
+            has no such thing.
         ranks: rows by the label's rank: 0, then 1, 2-3, 4-7, 8-15, ... (the last nonzero one last).
     """
 
     num_rows: int
     label_log_probability: float
-    tail_mass: float
+    tail_mass: float | None
     ranks: tuple[int, ...]
 
     @property
@@ -46,18 +47,20 @@ class TeacherQuality:
         return float(np.exp(-self.label_log_probability / self.num_rows))
 
     @property
-    def mean_tail_mass(self) -> float:
-        """Mean probability outside the kept cells."""
-        return self.tail_mass / self.num_rows
+    def mean_tail_mass(self) -> float | None:
+        """Mean probability outside the kept cells, where a row has any."""
+        return None if self.tail_mass is None else self.tail_mass / self.num_rows
 
     def rows(self) -> dict[str, str]:
         """The figures for a table."""
-        return {
+        figures = {
             "rows measured": f"{self.num_rows:,}",
             "teacher's accuracy on the labels": f"{self.accuracy:.2%}",
             "teacher's perplexity on the labels": f"{self.perplexity:,.3f}",
-            "mean tail mass (probability that is not kept)": f"{self.mean_tail_mass:.5f}",
         }
+        if self.mean_tail_mass is not None:
+            figures["mean tail mass (probability that is not kept)"] = f"{self.mean_tail_mass:.5f}"
+        return figures
 
     def histogram(self) -> str:
         """The label's rank among the teacher's choices, as text in a code block."""
@@ -90,24 +93,25 @@ def measure_quality(store: TeacherStore, *, quiet: bool = True) -> TeacherQualit
         CorruptError: bytes differ from what was committed.
     """
     parts = []
+    fields = [*FIELDS, *(["tail_mass"] if "tail_mass" in store.row_fields else [])]
     with progress("measure", len(store), "examples", quiet=quiet) as bar:
         for start in range(0, len(store), EXAMPLES_AT_ONCE):
             chosen = np.arange(start, min(start + EXAMPLES_AT_ONCE, len(store)))
-            store.prefetch(np.arange(start, min(start + 3 * EXAMPLES_AT_ONCE, len(store))), FIELDS)
-            parts.append(_measure(store.read(chosen, FIELDS)))
+            store.prefetch(np.arange(start, min(start + 3 * EXAMPLES_AT_ONCE, len(store))), fields)
+            parts.append(_measure(store.read(chosen, fields)))
             bar.advance(len(chosen))
     return _total(parts)
 
 
 def _measure(batch: StoreBatch) -> TeacherQuality:
-    kept, logsumexp, label_logit, tail, rank = map(batch.column, FIELDS)
-    known = kept > 0
+    kept, logsumexp, label_logit, rank = map(batch.column, FIELDS)
+    known, tail = kept > 0, batch.tail_mass
     return TeacherQuality(
         num_rows=int(known.sum()),
         label_log_probability=float(
             (label_logit[known].astype(np.float64) - logsumexp[known]).sum()
         ),
-        tail_mass=float(tail[known].sum(dtype=np.float64)),
+        tail_mass=None if tail is None else float(tail[known].sum(dtype=np.float64)),
         ranks=tuple(np.bincount(rank_bins(rank[known]), minlength=1).tolist()),
     )
 
@@ -116,12 +120,13 @@ def _total(parts: Sequence[TeacherQuality]) -> TeacherQuality:
     num_rows = sum(part.num_rows for part in parts)
     if not num_rows:
         raise UsageError("no row of the store has a finite answer; there is nothing to measure.")
+    tails = [part.tail_mass for part in parts]
     ranks = np.zeros(max(len(part.ranks) for part in parts), np.int64)
     for part in parts:
         ranks[: len(part.ranks)] += part.ranks
     return TeacherQuality(
         num_rows=num_rows,
         label_log_probability=sum(part.label_log_probability for part in parts),
-        tail_mass=sum(part.tail_mass for part in parts),
+        tail_mass=None if None in tails else sum(tail for tail in tails if tail is not None),
         ranks=tuple(ranks.tolist()),
     )

@@ -114,6 +114,11 @@ class TeacherStore:
         """Orders of ids [C, V] of a compact store; None where the encoding has none."""
         return self._arrays.id_order
 
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """Names of the fields that a row has; they depend on the store's kind."""
+        return layout.FIELDS_OF_KIND[self.spec.kind]
+
     def row_counts(self) -> npt.NDArray[np.int32]:
         """Rows of each example."""
         return self.index.row_count
@@ -125,7 +130,7 @@ class TeacherStore:
     def prefetch(self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None) -> None:
         """Start to fetch what reading these examples will need, if the store is a remote one."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
-        self._arrays.prefetch(chosen, self.index, layout.ROW_FIELDS if fields is None else fields)
+        self._arrays.prefetch(chosen, self.index, self.row_fields if fields is None else fields)
 
     def read(
         self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None
@@ -134,7 +139,7 @@ class TeacherStore:
 
         Args:
             indices: example indices, in any order, repeats allowed.
-            fields: row fields to decode; all of them by default.
+            fields: row fields to decode; all that the store has by default.
 
         Raises:
             UsageError: an index out of range, or an unknown field.
@@ -147,15 +152,16 @@ class TeacherStore:
                 f"example {int(chosen.max() if chosen.min() >= 0 else chosen.min())}: "
                 f"expected 0 to {len(self) - 1}."
             )
-        unknown = sorted({*(fields or ())} - {*layout.ROW_FIELDS})
+        unknown = sorted({*(fields or ())} - {*self.row_fields})
         if unknown:
             raise UsageError(
-                f"field {unknown[0]!r}: expected some of {', '.join(layout.ROW_FIELDS)}."
+                f"field {unknown[0]!r}: expected some of {', '.join(self.row_fields)} "
+                f"(a {self.spec.kind} store)."
             )
         index = self.index
         tokens = self._arrays.gather_fields(
             ("token_ids", "is_response"), index.token_start[chosen], index.token_count[chosen]
         )
-        wanted = layout.ROW_FIELDS if fields is None else fields
+        wanted = self.row_fields if fields is None else fields
         rows = self._arrays.gather_fields(wanted, index.row_start[chosen], index.row_count[chosen])
         return assemble(chosen, index, tokens["token_ids"], tokens["is_response"], rows)

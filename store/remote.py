@@ -214,11 +214,11 @@ class RemoteArrays(StoreArrays):
         """The row arrays behind some fields; those behind `num_kept` if there are none."""
         if self.spec.encoding != "compact":
             return [*fields] or ["num_kept"]
-        rows = layout.row_layouts(
-            self.spec.encoding, self.spec.top_k, self.spec.chunk_rows, self.spec.shard_rows
-        )
-        names = [array.name for array in rows]
+        names = [array.name for array in layout.layouts_of(self.spec)]
+        drawn = [*(name for name in names if name.startswith("sampled_")), "num_kept"]
         behind = {
+            "sampled_ids": drawn,
+            "sampled_counts": drawn,
             "topk_ids": [*(name for name in names if name.startswith("topk_id")), "num_kept"],
             "topk_logits": ["topk_logit_steps", "num_kept", "logsumexp"],
         }

@@ -22,9 +22,11 @@ LIMITS = {
     "num_shards": 1 << 20,
     "shard_rows": 1 << 24,
     "chunk_rows": 512,
-    "top_k": (1 << 16) - 1,
+    "num_cells": (1 << 16) - 1,
     "size": 1 << 21,
 }
+CELLS_OF_KIND = {"topk": "top_k", "sampled": "num_samples"}
+"""Kind of a store -> what in its identity says how many cells a row has."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -156,7 +158,7 @@ def check_store_json(value: Any, where: str) -> None:
         raise UnsafeError(f"{where}: not a valid store.json (tasks).")
     counts = {
         **geometry,
-        "top_k": identity["capture"]["top_k"],
+        "num_cells": identity["capture"][CELLS_OF_KIND[identity["capture"]["kind"]]],
         "size": identity["vocabulary"]["size"],
     }
     if counts.keys() != LIMITS.keys():
@@ -189,9 +191,9 @@ def _has_types(identity: Mapping[str, Any]) -> bool:
         if not all(isinstance(section.get(name), str) for name in names):
             return False
     return (
-        identity["capture"]["kind"] == "topk"
+        identity["capture"]["kind"] in CELLS_OF_KIND
         and identity.get("encoding") in ("compact", "exact")
-        and "top_k" in identity["capture"]
+        and CELLS_OF_KIND[identity["capture"]["kind"]] in identity["capture"]
         and "size" in identity["vocabulary"]
         and {"revision"} <= identity["teacher"].keys()
         and {"eos"} <= identity["text"].keys()
@@ -205,7 +207,7 @@ def geometry_problem(counts: Mapping[str, int]) -> str | None:
     checks = {
         "chunk_rows do not divide shard_rows": shard_rows % chunk_rows == 0,
         "chunk_rows is not 512, or a smaller shard_rows": chunk_rows == min(shard_rows, 512),
-        "a chunk has too many cells": chunk_rows * counts["top_k"] <= MAX_CHUNK_CELLS,
+        "a chunk has too many cells": chunk_rows * counts["num_cells"] <= MAX_CHUNK_CELLS,
         "num_rows do not fit into the shards": counts["num_rows"] <= capacity,
         "num_shards is larger than num_rows": counts["num_shards"] <= counts["num_rows"],
         "num_rows is larger than num_tokens": counts["num_rows"] <= counts["num_tokens"],

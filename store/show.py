@@ -7,7 +7,7 @@ import numpy as np
 
 from caskd.store.batch import StoreBatch
 from caskd.store.info import clean
-from caskd.store.layout import STATUSES
+from caskd.store.layout import STATUSES, Array
 from caskd.store.reader import TeacherStore
 
 if TYPE_CHECKING:
@@ -41,10 +41,9 @@ def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
 
 
 def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
-    ids, logits, logsumexp = (batch.column(f)[n] for f in ("topk_ids", "topk_logits", "logsumexp"))
-    shown = min(NUM_CHOICES, int(batch.column("num_kept")[n]))
+    num_kept, logsumexp = (batch.column(f)[n] for f in ("num_kept", "logsumexp"))
+    shown = min(NUM_CHOICES, int(num_kept))
     with np.errstate(over="ignore"):  # what a store says may be impossible
-        probabilities = np.exp(logits[:shown] - logsumexp)
         label_probability = float(np.exp(batch.column("label_logit")[n] - logsumexp))
     return {
         "position": int(batch.logit_positions[n]) + 1,
@@ -52,12 +51,24 @@ def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
         "label_text": token_text(vocab[batch.labels[n]]),
         "label_rank": int(batch.column("label_rank")[n]) if shown else None,
         "label_probability": label_probability if shown else None,
-        "tail_mass": float(batch.column("tail_mass")[n]) if shown else None,
+        "num_kept": int(num_kept),
+        "tail_mass": None if batch.tail_mass is None or not shown else float(batch.tail_mass[n]),
         "choices": [
             {"id": int(i), "text": token_text(vocab[i]), "probability": float(p)}
-            for i, p in zip(ids[:shown], probabilities, strict=True)
+            for i, p in zip(*_choices(batch, n, shown), strict=True)
         ],
     }
+
+
+def _choices(batch: StoreBatch, n: int, shown: int) -> tuple[Array, Array]:
+    """The first ids of a row and their probabilities, which are shares of the draws if sampled."""
+    if batch.sampled_ids is not None:
+        counts = batch.column("sampled_counts")[n]
+        total = max(int(counts.sum(dtype=np.int64)), 1)
+        return batch.sampled_ids[n, :shown], counts[:shown] / total
+    with np.errstate(over="ignore"):
+        probabilities = np.exp(batch.column("topk_logits")[n] - batch.column("logsumexp")[n])
+    return batch.column("topk_ids")[n, :shown], probabilities[:shown]
 
 
 _PAGE = """<!DOCTYPE html>
@@ -95,18 +106,19 @@ def example_view(store: TeacherStore, example: int) -> "Group":
     body = Text("text  ")
     for token in value["tokens"]:
         body.append(token["text"], style="bold green" if token["is_response"] else "dim")
-    return Group(heading, body, _rows_table(value["rows"]))
+    return Group(heading, body, _rows_table(value["rows"], store.spec.kind))
 
 
-def _rows_table(rows: list[dict[str, Any]]) -> "Table":
+def _rows_table(rows: list[dict[str, Any]], kind: str) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for name in ("position", "label", "rank", "p(label)"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    table.add_column("teacher's choices", no_wrap=True)
-    table.add_column("tail mass", justify="right")
+    sampled = kind == "sampled"
+    table.add_column("drawn most often" if sampled else "teacher's choices", no_wrap=True)
+    table.add_column("ids drawn" if sampled else "tail mass", justify="right")
     for row in rows:
         rank = row["label_rank"]
         if rank is None:
@@ -124,6 +136,6 @@ def _rows_table(rows: list[dict[str, Any]]) -> "Table":
             Text(str(rank), style=style),
             f"{row['label_probability']:.3f}",
             choices[:-2],
-            f"{row['tail_mass']:.4f}",
+            str(row["num_kept"]) if sampled else f"{row['tail_mass']:.4f}",
         )
     return table

@@ -47,13 +47,28 @@ class StoreSpec:
 
     @property
     def kind(self) -> str:
-        """`topk`: what a row holds."""
+        """What a row holds: `topk`, the largest logits, or `sampled`, draws and how often."""
         return str(self.identity["capture"]["kind"])
 
     @property
     def top_k(self) -> int:
-        """Cells per row."""
+        """Logits kept per row of a `topk` store."""
         return int(self.identity["capture"]["top_k"])
+
+    @property
+    def num_samples(self) -> int:
+        """Draws per row of a `sampled` store."""
+        return int(self.identity["capture"]["num_samples"])
+
+    @property
+    def num_cells(self) -> int:
+        """Cells per row: `top_k`, or `num_samples`, of which as many are used as ids differ."""
+        return int(self.identity["capture"][safety.CELLS_OF_KIND[self.kind]])
+
+    @property
+    def kept(self) -> str:
+        """What a row keeps, in a few words."""
+        return f"top {self.top_k}" if self.kind == "topk" else f"{self.num_samples:,} draws"
 
     @property
     def vocab_size(self) -> int:

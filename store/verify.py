@@ -14,6 +14,7 @@ import numpy as np
 from caskd.store import files, records
 from caskd.store.batch import StoreBatch
 from caskd.store.check import check_unit, named_record, strays
+from caskd.store.draws import draw_problems
 from caskd.store.errors import (
     CorruptError,
     IncompleteError,
@@ -177,13 +178,16 @@ def _check_rows(store: TeacherStore, units: Collection[str], report: VerifyRepor
             report.problems.append(str(error))
             continue
         report.num_rows += batch.num_rows
-        wrong = row_problems(batch, exact=store.spec.encoding == "exact")
+        if store.spec.kind == "sampled":
+            wrong = draw_problems(batch, store.spec.num_samples)
+        else:
+            wrong = row_problems(batch, exact=store.spec.encoding == "exact")
         if wrong:
             report.problems.append(f"examples {examples[0]} to {examples[-1]}: {wrong[0]}")
 
 
 def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
-    """What contradicts the meaning of the fields, in words; empty when all is well.
+    """What contradicts the meaning of a topk store's fields, in words; empty when all is well.
 
     Args:
         batch: rows with every field.

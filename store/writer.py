@@ -70,9 +70,7 @@ class StoreWriter:
         if spec is None:
             raise StoreNotFoundError(f"{path}: no store there. Run caskd plan first.")
         self.spec: StoreSpec = spec
-        self.layouts = layout.row_layouts(
-            spec.encoding, spec.top_k, spec.chunk_rows, spec.shard_rows
-        )
+        self.layouts = layout.layouts_of(spec)
         self._store = TeacherStore(self.root, spec)
         commits.sweep(self.root)
         if not self.sealed:
@@ -113,7 +111,8 @@ class StoreWriter:
     def commit_pilot(self, rows: Mapping[str, Array]) -> bool:
         """Freeze the orders of ids from the pilot's rows; False if another worker's differs."""
         num_orders = layout.num_orders(self.spec.num_rows)
-        orders = fit_orders(rows["topk_ids"], rows["num_kept"], self.spec.vocab_size, num_orders)
+        ids = rows["topk_ids" if self.spec.kind == "topk" else "sampled_ids"]
+        orders = fit_orders(ids, rows["num_kept"], self.spec.vocab_size, num_orders)
         contents = encode_whole(layout.ID_ORDER, orders.reshape(-1))
         facts = {"num_rows": 0, "statuses": {}}
         return commits.commit(self.root, records.PILOT, contents, facts)
@@ -145,7 +144,7 @@ class StoreWriter:
 
         Args:
             work: what `shard` returned.
-            rows: arrays [R] and [R, k] by field name, R = shard_rows, filler with num_kept 0.
+            rows: arrays [R] and [R, k] of every field, R = shard_rows, filler with num_kept 0.
             non_finite: indices of examples for which the teacher gave NaN or Inf in some row.
 
         Returns:

@@ -77,10 +77,14 @@ class StepBatch:
     num_examples: int
 
 
-def fields_to_read(objective: Objective) -> tuple[str, ...]:
-    """The row fields that an objective needs; `argmax` always, for the teacher's accuracy."""
+def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
+    """The row fields that an objective needs of a store of this kind; `argmax` always, for the
+    teacher's accuracy.
+    """
     if not objective.needs_distribution:
         return ("argmax", "num_kept")
+    if kind == "sampled":
+        return ("argmax", "num_kept", "sampled_ids", "sampled_counts")
     return ("argmax", "num_kept", "topk_ids", "topk_logits", "logsumexp", "tail_mass")
 
 
@@ -92,16 +96,43 @@ def collate(batch: StoreBatch, pad_id: int) -> MicroBatch:
     input_ids = np.full(shape, pad_id, np.int64)
     input_ids[inside] = batch.token_ids
     example = np.repeat(np.arange(shape[0]), np.diff(batch.row_offsets))
-    columns: dict[str, Any] = {
-        field.name: _tensor(getattr(batch, field.name)) for field in fields(TeacherRows)
-    }
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(inside.astype(np.int64)),
         gather_index=torch.from_numpy(example * shape[1] + batch.logit_positions),
         labels=torch.from_numpy(batch.labels.astype(np.int64)),
-        teacher=TeacherRows(**columns),
+        teacher=teacher_rows(batch),
     )
+
+
+def teacher_rows(batch: StoreBatch) -> TeacherRows:
+    """What the teacher said of a batch's rows, as far as it was read."""
+    source = vars(batch) if batch.sampled_ids is None else _sampled_columns(batch)
+    columns: dict[str, Any] = {
+        field.name: _tensor(source[field.name]) for field in fields(TeacherRows)
+    }
+    return TeacherRows(**columns)
+
+
+def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
+    """Draws as the fields of a top-k whose probabilities are counts / num_samples, without a tail.
+
+    The cells that no row of the batch uses are cut off.
+    """
+    num_kept, counts = batch.column("num_kept"), batch.column("sampled_counts")
+    used = max(int(num_kept.max(initial=0)), 1)
+    num_samples = counts.sum(axis=1, keepdims=True, dtype=np.int64)
+    nothing = np.zeros(batch.num_rows, np.float32)
+    with np.errstate(divide="ignore"):  # padding is -inf
+        log_p = np.log(counts[:, :used] / np.maximum(num_samples, 1)).astype(np.float32)
+    return {
+        "argmax": batch.argmax,
+        "topk_ids": batch.column("sampled_ids")[:, :used],
+        "topk_logits": log_p,
+        "num_kept": num_kept,
+        "logsumexp": nothing,
+        "tail_mass": nothing,
+    }
 
 
 def _tensor(column: npt.NDArray[Any] | None) -> Tensor | None:

@@ -11,7 +11,7 @@ from caskd.store.errors import UsageError
 Objective = Literal[
     "xent", "dist", "cat-xent", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s"
 ]
-Tail = Literal["bucket", "renormalise", "drop"]
+Tail = Literal["bucket", "renormalise", "drop", "none"]
 Normalise = Literal["rows", "examples"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -35,8 +35,9 @@ class TrainConfig:
     """What to minimise; -l masks by the teacher only, -s by the student only."""
     w: float | None = None
     """Weight of the label, 1 - w of the teacher; by default 1 for *xent* and 0.5 for *dist*."""
-    tail: Tail = "bucket"
-    """What becomes of the teacher's probability outside its top-k."""
+    tail: Tail | None = None
+    """What becomes of the teacher's probability outside its top-k: bucket by default; none is for
+    sampled stores, whose default it is."""
     global_batch_size: int = 32
     """Examples per optimizer step, over all ranks."""
     micro_batch_size: int = 8

@@ -151,7 +151,7 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     model = load_student(config.student, plan.store.spec)
     if config.gradient_checkpointing:
         recompute_activations(model)
-    options = LossOptions(config.objective, config.w, config.tail)
+    options = LossOptions(config.objective, config.w, plan.tail)
     return TrainEngine(
         StudentWithLoss(model, options), plan.settings, ranks, weight_decay=config.weight_decay
     )
@@ -163,7 +163,7 @@ def batch_reader(plan: RunPlan, ranks: Ranks) -> BatchReader:
     return BatchReader(
         store=plan.store,
         order=plan.order,
-        row_fields=fields_to_read(plan.objective),
+        row_fields=fields_to_read(plan.objective, plan.store.spec.kind),
         pad_id=tokenizer.pad_token_id or 0,  # masked; any id that has an embedding will do
         global_batch_size=config.global_batch_size,
         micro_batch_size=config.micro_batch_size,

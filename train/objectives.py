@@ -21,6 +21,10 @@ MaskRule = Literal["all", "either", "teacher", "student"]
 Tail = Literal["bucket", "renormalise", "drop", "none"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
 
+TAILS_OF_KIND = MappingProxyType({"topk": TAILS[:3], "sampled": TAILS[3:]})
+"""Kind of a store -> the tails that make sense for it, the default first: draws leave nothing out,
+a top-k always does."""
+
 IGNORE_LABEL = -100
 """Rows with this label count nowhere."""
 
@@ -107,3 +111,25 @@ def keep_mask(
     if rule == "student":
         return counted & (student_argmax == label)
     return counted & ((student_argmax == label) | (teacher_argmax == label))
+
+
+def resolve_tail(tail: Tail | None, kind: str) -> Tail:
+    """The tail to use with a store of this kind.
+
+    Raises:
+        UsageError: one that makes no sense for it.
+    """
+    fitting = TAILS_OF_KIND[kind]
+    if tail is None:
+        return fitting[0]
+    if tail not in fitting:
+        holds = (
+            "draws of the teacher's whole distribution, which leave no tail"
+            if kind == "sampled"
+            else "a top-k, which leaves a tail"
+        )
+        raise UsageError(
+            f"--tail {tail}: the store holds {holds}; expected {' or '.join(fitting)}: "
+            f"leave --tail out for {fitting[0]}"
+        )
+    return tail

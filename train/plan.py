@@ -20,7 +20,7 @@ from caskd.train.deepspeed_settings import (
 )
 from caskd.train.manifest import CHECKPOINTS, newest_complete, verify
 from caskd.train.metrics import METRICS_FILE
-from caskd.train.objectives import Objective, resolve_objective
+from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.order import ExampleOrder, accumulation_steps, blocks_of
 from caskd.train.student import check_config, load_tokenizer
 
@@ -58,6 +58,11 @@ class RunPlan:
         """Steps that are behind the run."""
         return self.done.step if self.done else 0
 
+    @property
+    def tail(self) -> Tail:
+        """What becomes of the teacher's probability outside the top-k, if the store has one."""
+        return resolve_tail(self.config.tail, self.store.spec.kind)
+
     def state_after(self, step: int, skipped_steps: int) -> RunState:
         """What a checkpoint after `step` steps says."""
         consumed = step * self.config.global_batch_size
@@ -75,7 +80,7 @@ class RunPlan:
     def summary(self) -> Iterator[str]:
         """One line per derived number."""
         config, spec, order = self.config, self.store.spec, self.order
-        yield f"store        {spec.teacher}, {spec.num_rows:,} response tokens, top-{spec.top_k}"
+        yield f"store        {spec.teacher}, {spec.num_rows:,} response tokens, {spec.kept}"
         yield (
             f"examples     {order.num_examples:,} with response tokens of {spec.num_examples:,}, "
             f"in {len(order.blocks):,} shards"
@@ -108,6 +113,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     if not config.resume:
         check_unused(config.out)
     store = TeacherStore.open(config.store)
+    config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     index = store.index
     blocks = blocks_of(index.row_count, index.row_start, store.spec.shard_rows)
     if not blocks:

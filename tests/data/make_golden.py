@@ -4,7 +4,7 @@
 
 Run it only while the format has not been released: afterwards its files never change. The compact
 store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
-has several orders of ids.
+has several orders of ids. The sampled store holds draws for the examples of the exact one.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import sampled_stores
 import stores
 
-from caskd.store import layout
 from caskd.store.planner import plan_store
 from caskd.store.reader import TeacherStore
 from caskd.store.writer import ShardWork, StoreWriter
@@ -57,10 +57,17 @@ def write(encoding: str) -> TeacherStore:
     return TeacherStore.open(path)
 
 
+def write_sampled() -> TeacherStore:
+    """The golden store of draws, in place of what is there."""
+    path = HERE / "golden-v1-sampled"
+    shutil.rmtree(path, ignore_errors=True)
+    return sampled_stores.make_store(path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"])
+
+
 def known_values(store: TeacherStore) -> dict[str, object]:
     """What the exact store holds: digests of all it gives, and its first example in full."""
     batch, first = store.read(range(len(store))), store.read([0])
-    names = ("token_ids", "is_response", "logit_positions", "labels", *layout.ROW_FIELDS)
+    names = ("token_ids", "is_response", "logit_positions", "labels", *store.row_fields)
     return {
         "sha256": {
             name: hashlib.sha256(np.ascontiguousarray(getattr(batch, name)).tobytes()).hexdigest()
@@ -71,10 +78,11 @@ def known_values(store: TeacherStore) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    exact = write("exact")
-    known = json.dumps(known_values(exact), indent=1) + "\n"
-    (HERE / "golden-v1.json").write_text(known, encoding="utf-8")
+    exact, sampled = write("exact"), write_sampled()
+    for name, store in (("golden-v1", exact), ("golden-v1-sampled", sampled)):
+        known = json.dumps(known_values(store), indent=1) + "\n"
+        (HERE / f"{name}.json").write_text(known, encoding="utf-8")
     compact = write("compact")
-    for store in (exact, compact):
+    for store in (exact, compact, sampled):
         size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
         print(f"{store.root.name}: {store.spec.num_rows:,} rows, {size:,} bytes")

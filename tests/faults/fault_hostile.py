@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sampled_stores
 from fault_damage import make
 from fault_jobs import everything
 from fault_strangers import DEEP, Stranger, directory, huge, link, pipe
@@ -16,14 +17,14 @@ LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 
 
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
-    """Files of a sound store in each encoding."""
+    """Files of a sound store in each encoding, and of a sampled one."""
+    sampled_stores.make_store(where / "sampled")
+    places = [make(where / encoding, encoding) for encoding in ("compact", "exact")]
     return {
-        encoding: {
-            name: data
-            for name, data in everything(make(where / encoding, encoding)).items()
-            if not name.endswith("/")
+        place.name: {
+            name: data for name, data in everything(place).items() if not name.endswith("/")
         }
-        for encoding in ("compact", "exact")
+        for place in (*places, where / "sampled")
     }
 
 
@@ -31,7 +32,8 @@ def hostile_stores(sound: dict[str, dict[str, bytes]]) -> list[tuple[str, Strang
     """Every attack on a fresh copy of a sound store."""
     made = []
     for name, attack in attacks().items():
-        encoding = "exact" if name.startswith("exact") else "compact"
+        prefix = name.partition(":")[0]
+        encoding = prefix if prefix in sound else "compact"
         stranger = Stranger(dict(sound[encoding]), encoding)
         attack(stranger)
         made.append((name, stranger))
@@ -91,6 +93,13 @@ def _identity() -> dict[str, Attack]:
         "top_k 65535": _set(STORE, "identity", "capture", "top_k", value=65535),
         "top_k a text": _set(STORE, "identity", "capture", "top_k", value="4"),
         "top_k negative": _set(STORE, "identity", "capture", "top_k", value=-4),
+        "draws, but how many": _set(STORE, "identity", "capture", "kind", value="sampled"),
+        "sampled: a billion draws": _set(STORE, "identity", "capture", "num_samples", value=10**9),
+        "sampled: no draws": _set(STORE, "identity", "capture", "num_samples", value=0),
+        "sampled: 60,000 draws": _set(STORE, "identity", "capture", "num_samples", value=60_000),
+        "sampled: a text of draws": _set(STORE, "identity", "capture", "num_samples", value="9"),
+        "sampled: said to be a top-k": _set(STORE, "identity", "capture", "kind", value="topk"),
+        "sampled: kind a list": _set(STORE, "identity", "capture", "kind", value=["sampled"]),
         "a vocabulary of 10**12": _set(STORE, "identity", "vocabulary", "size", value=10**12),
         "no vocabulary": _drop(STORE, "identity", "vocabulary"),
         "an unknown encoding": _set(STORE, "identity", "encoding", value="evil"),
@@ -272,6 +281,10 @@ def _chunks() -> dict[str, Attack]:
         "pcodec noise": lambda s: s.payload(packed, lambda p: b"pco!" + b"\xff" * len(p)),
         "pcodec cut": lambda s: s.payload(packed, lambda p: bytes(p[: len(p) // 2])),
         "pcodec nothing": lambda s: s.payload(packed, lambda _: b""),
+        "sampled: pcodec bomb": lambda s: s.payload("sampled_place_steps", lambda _: _pco_bomb()),
+        "sampled: pcodec cut": lambda s: s.payload(
+            "sampled_place_counts", lambda p: bytes(p[: len(p) // 2])
+        ),
         "index outside": lambda s: s.index(packed, lambda e: e.__setitem__(0, (1 << 40, 64))),
         "index wraps": lambda s: s.index(packed, lambda e: e.__setitem__(0, (2**64 - 8, 16))),
         "index says absent": lambda s: s.index(
@@ -323,4 +336,14 @@ def _values() -> dict[str, Attack]:
         "exact: logits NaN": at("topk_logits", (0, 1), np.nan),
         "exact: logits rise": at("topk_logits", (0, 3), 1e30),
         "exact: num_kept far": at("num_kept", 0, 500),
+        "sampled: steps far": at("sampled_place_steps", (0, 0), 2**32 - 1),
+        "sampled: steps that lead out": at("sampled_place_steps", 0, 29),
+        "sampled: steps of nothing": at("sampled_place_steps", 0, 0),
+        "sampled: counts far": at("sampled_place_counts", (0, 0), 65535),
+        "sampled: counts of nothing": at("sampled_place_counts", 0, 0),
+        "sampled: counts of one more": at("sampled_place_counts", (0, 0), 20),
+        "sampled: num_kept far": at("num_kept", 0, 65535),
+        "sampled: num_kept of another row": at("num_kept", 0, 20),
+        "sampled: an order too far": at("sampled_id_order", 0, 9),
+        "sampled: argmax far": at("argmax", 0, 2**32 - 1),
     }

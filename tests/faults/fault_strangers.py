@@ -15,6 +15,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from fault_damage import kind
+from sampled_stores import NUM_SAMPLES
 
 from caskd.store import layout
 from caskd.store.records import FileRecord
@@ -29,7 +30,7 @@ class Stranger:
     """A store in the making: its files, and what is done to the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"
+    encoding: str = "compact"  # or `sampled`, a compact store of draws
     fits: bool = True  # whether digests are made to fit again
     after: list[Callable[[Path], None]] = field(default_factory=list)
 
@@ -41,7 +42,10 @@ class Stranger:
 
     def layout(self, name: str) -> layout.ArrayLayout:
         """The layout of an array of this store."""
-        rows = layout.row_layouts(self.encoding, 4, 32, 32)
+        if self.encoding == "sampled":
+            rows = layout.row_layouts("compact", NUM_SAMPLES, 32, 32, kind="sampled")
+        else:
+            rows = layout.row_layouts(self.encoding, 4, 32, 32)
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         return next(a for a in (*fixed, layout.ID_ORDER, *rows) if a.name == name)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,25 +16,30 @@ from caskd.store.verify import verify_store
 
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
+SAMPLED = DATA / "golden-v1-sampled"
 KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
+KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", [EXACT, COMPACT], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [EXACT, COMPACT, SAMPLED], ids=lambda path: path.name)
 def test_a_golden_store_is_small_and_verifies(path: Path) -> None:
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 200_000
     assert not verify_store(path, full=True).problems
 
 
-def test_the_exact_golden_store_holds_the_known_values() -> None:
-    store = TeacherStore.open(EXACT)
+@pytest.mark.parametrize(
+    ("path", "known"), [(EXACT, KNOWN), (SAMPLED, KNOWN_DRAWS)], ids=["exact", "sampled"]
+)
+def test_a_golden_store_holds_the_known_values(path: Path, known: dict[str, Any]) -> None:
+    store = TeacherStore.open(path)
     batch = store.read(range(len(store)))
     found = {
         name: hashlib.sha256(np.ascontiguousarray(getattr(batch, name)).tobytes()).hexdigest()
-        for name in KNOWN["sha256"]
+        for name in known["sha256"]
     }
-    assert found == KNOWN["sha256"]
+    assert found == known["sha256"]
     first = store.read([0])
-    for name, values in KNOWN["first_example"].items():
+    for name, values in known["first_example"].items():
         assert getattr(first, name).tolist() == values, name
 
 

@@ -1,15 +1,29 @@
 """The reader printed in docs/store-format.md reads what caskd writes."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sampled_stores
 import stores
 
 from caskd.store import layout
 
 PAGE = Path(__file__).parents[3] / "docs" / "store-format.md"
+
+
+def reader(name: str) -> Callable[..., Any]:
+    """The function that the page prints under this name, within 15 lines."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    (block,) = (block for block in blocks if f"def {name}(" in block)
+    assert len(block.splitlines()) <= 15
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    found: Callable[..., Any] = scope[name]
+    return found
 
 
 @pytest.mark.parametrize("num_orders", [1, 3])
@@ -20,13 +34,9 @@ def test_the_reader_on_the_page_reads_a_store(
     store = stores.make_store(tmp_path / "s")
     assert store.id_order is not None
     assert len(store.id_order) == num_orders
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 1
-    assert len(blocks[0].splitlines()) <= 15
-    scope: dict[str, object] = {}
-    exec(blocks[0], scope)
+    read_example = reader("read_example")
     for example in np.flatnonzero(store.row_counts()):
-        got = scope["read_example"](store.root, example)
+        got = read_example(store.root, example)
         batch = store.read([example])
         log_p = batch.column("topk_logits") - batch.column("logsumexp")[:, None]
         p = np.exp(log_p.astype(np.float64))
@@ -39,11 +49,28 @@ def test_the_reader_on_the_page_reads_a_store(
             np.testing.assert_allclose(theirs, ours, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shard_rows", [32, 1024])
+def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_rows: int) -> None:
+    store = sampled_stores.make_store(tmp_path / "s", num=120, shard_rows=shard_rows)
+    read_draws = reader("read_draws")
+    for example in np.flatnonzero(store.row_counts()):
+        ids, shares = read_draws(store.root, example)
+        batch = store.read([example])
+        # The page hands cells out by place, caskd by count.
+        key = np.argsort(np.where(shares > 0, -shares * 10**6 + ids, np.inf), axis=1)
+        ids, shares = (np.take_along_axis(values, key, axis=1) for values in (ids, shares))
+        np.testing.assert_array_equal(ids, batch.column("sampled_ids"))
+        np.testing.assert_allclose(
+            shares, batch.column("sampled_counts") / sampled_stores.NUM_SAMPLES
+        )
+
+
+@pytest.mark.parametrize("kind", ["topk", "sampled"])
 @pytest.mark.parametrize("encoding", ["exact", "compact"])
-def test_the_page_names_every_array(encoding: str) -> None:
+def test_the_page_names_every_array(encoding: str, kind: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     arrays = (
         *layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS, layout.ID_ORDER,
-        *layout.row_layouts(encoding, 4, 8, 8),
+        *layout.row_layouts(encoding, 4, 8, 8, kind=kind),
     )  # fmt: skip
     assert [a.name for a in arrays if f"`{a.name}`" not in page] == []
