@@ -114,12 +114,9 @@ def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
         plan_bytes: what the plan has written; it stays as it is.
     """
     orders = layout.num_orders(spec.num_rows) if spec.encoding == "compact" else 0
-    shares = (
-        SMALLEST_MASS_SHARE if spec.identity["capture"].get("min_mass", 1.0) < 1 else 1.0,
-        1.0,
-    )
+    min_mass = spec.identity["capture"].get("min_mass", 1.0)  # a sampled store has none
     ends = []
-    for end, share in enumerate(shares):
+    for end, share in enumerate((SMALLEST_MASS_SHARE if min_mass < 1 else 1.0, 1.0)):
         row = COLUMN_BYTES[end] + share * spec.num_cells * CELL_BYTES[spec.kind, spec.encoding][end]
         ends.append(int(plan_bytes + orders * ORDER_BYTES[end] + row * spec.num_rows))
     return ends[0], ends[1]
