@@ -1,10 +1,14 @@
 """From a tile of logits to the fields of a row.
 
-Legend: N rows of a tile, V vocabulary, k cells kept per row.
+Legend: N rows of a tile, V vocabulary, k cells kept per row, C candidates for the k cells.
 
 torch.topk promises neither an order among equal values nor which of them it takes at the k-th
 place, and logits of bfloat16 models tie all the time. Here the order is always descending logit,
 then ascending id, on any device.
+
+All of it must cost little beside the teacher, so V is passed over as seldom as can be: once for the
+maxima of blocks, once for the minimum (NaN and Inf show there or in the maxima), and once for the
+exponentials. On a CPU the rows are taken a few at a time, so that those passes stay in its cache.
 """
 
 from typing import Any
@@ -15,6 +19,9 @@ import torch
 from torch import Tensor
 
 Fields = dict[str, npt.NDArray[Any]]
+
+BLOCK = 32  # neighboring ids whose maximum stands for them
+CACHED_LOGITS = 1 << 20  # logits that a CPU takes at a time: 4 MB in float32
 
 FIELD_DTYPES = {
     "topk_ids": np.uint32,
@@ -52,53 +59,78 @@ def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 
         tail_mass float32, argmax and label_rank uint32, all [N]. A row with NaN or Inf anywhere
         has num_kept 0, logits -inf and zeros elsewhere.
     """
-    low, high = torch.aminmax(logits, dim=1)
-    finite = torch.isfinite(low) & torch.isfinite(high)
-    if not bool(finite.all()):
-        logits = torch.where(finite[:, None], logits, 0.0)
-        high = torch.where(finite, high, 0.0)
-    values, ids = ordered_topk(logits, top_k)
-    logsumexp, outside = _log_sum_and_outside(logits, high, ids)
-    on_device = {
+    few = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = [
+        _slice_fields(logits[start : start + few], labels[start : start + few], top_k)
+        for start in range(0, len(logits), few)
+    ]
+    joined = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    return _stored_fields(joined, min_mass)
+
+
+def _slice_fields(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
+    """What only the logits can tell."""
+    maxima = block_maxima(logits)
+    low, high = logits.amin(dim=1), maxima.amax(dim=1)
+    values, ids = _topk(logits, maxima, top_k)
+    # The sum of what is left, not 1 minus a sum: it keeps its digits when it is 1e-8.
+    weights = (logits - high[:, None]).exp_().scatter_(1, ids, 0.0)
+    return {
         "topk_ids": ids,
         "topk_logits": values,
-        "logsumexp": logsumexp,
+        "high": high,
+        "outside": weights.sum(dim=1),
         "label_logit": logits.gather(1, labels[:, None]).squeeze(1),
-        "outside": outside,
         "label_rank": label_ranks(logits, labels, ids),
-        "finite": finite,
+        "finite": torch.isfinite(low) & torch.isfinite(high),
     }
-    return _finish({name: tensor.cpu().numpy() for name, tensor in on_device.items()}, min_mass)
+
+
+def block_maxima(logits: Tensor) -> Tensor:
+    """Maxima [N, ceil(V / BLOCK)] of blocks of neighboring ids; the last block may be short."""
+    num_rows, num_ids = logits.shape
+    num_whole = num_ids // BLOCK
+    whole, rest = logits[:, : num_whole * BLOCK], logits[:, num_whole * BLOCK :]
+    maxima = whole.view(num_rows, num_whole, BLOCK).amax(dim=2)
+    return torch.cat([maxima, rest.amax(dim=1, keepdim=True)], dim=1) if rest.numel() else maxima
 
 
 def ordered_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest logits [N, k] and their ids, in descending order, ties to the lowest id."""
-    values, ids = torch.topk(logits, min(k + 1, logits.shape[1]), dim=1)
-    if ids.shape[1] > k:
-        # A tie across the k-th place shows in one more cell: then, and only then, which of the
-        # tied ids torch took is arbitrary.
-        tied = (values[:, k - 1] == values[:, k]).nonzero().squeeze(1)
-        values, ids = values[:, :k], ids[:, :k]
-        if len(tied):
-            ids[tied] = _lowest_ids_at_the_end(logits[tied], values[tied], ids[tied])
-    ids, order = ids.sort(dim=1)
-    values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, ids.gather(1, order)
+    return _topk(logits, block_maxima(logits), k)
 
 
-def _lowest_ids_at_the_end(logits: Tensor, values: Tensor, ids: Tensor) -> Tensor:
-    """`ids` [N, k] with the cells that tie for the last place given to the lowest ids that do."""
-    last = values[:, -1:]
-    num_above = (values > last).sum(dim=1)
-    equal = logits == last
-    rows, columns = equal.nonzero().unbind(1)  # row by row, ids ascending
-    num_equal = equal.sum(dim=1)
-    first = num_equal.cumsum(dim=0) - num_equal
-    place = num_above[rows] + torch.arange(len(rows), device=rows.device) - first[rows]
-    kept = place < ids.shape[1]
-    ids = ids.clone()
-    ids[rows[kept], place[kept]] = columns[kept]
-    return ids
+def _topk(logits: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`ordered_topk` from the maxima of blocks.
+
+    The first k blocks by (maximum, lowest block) hold all k cells: were one of them in another
+    block, each of those k blocks would hold a cell before it.
+    """
+    num_ids, device = logits.shape[1], logits.device
+    if maxima.shape[1] <= k:
+        ids = torch.arange(num_ids, device=device).expand_as(logits)
+    else:
+        numbers = torch.arange(maxima.shape[1], device=device)
+        blocks = order_keys(maxima, numbers).topk(k, dim=1, sorted=False).indices
+        ids = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=device)).flatten(1)
+    keys = order_keys(logits.gather(1, ids.clamp(max=num_ids - 1)), ids)  # [N, C]
+    keys.masked_fill_(ids >= num_ids, _LOWEST_KEY)  # past the end of a short last block
+    ids = ids.gather(1, keys.topk(k, dim=1).indices)
+    return logits.gather(1, ids), ids
+
+
+_LOWEST_KEY = torch.iinfo(torch.int64).min
+
+
+def order_keys(values: Tensor, ids: Tensor) -> Tensor:
+    """int64 keys of float32 values: larger for a larger value, and of equal ones for a lower id.
+
+    All keys differ, so that topk has no tie to break. The bits of a float32 order like an integer
+    once those of negative numbers, but for the sign, are turned; adding 0 makes -0 into 0.
+    """
+    bits = (values + 0.0).view(torch.int32)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(torch.int64) << 32) - ids
 
 
 def label_ranks(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
@@ -112,48 +144,37 @@ def label_ranks(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
     if len(rest):
         others, label = logits[rest], labels[rest, None]
         own = others.gather(1, label)
-        before = torch.arange(logits.shape[1], device=logits.device) < label
-        ranks[rest] = ((others > own) | ((others == own) & before)).sum(dim=1)
+        numbers = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
+        earlier = (others > own) | ((others == own) & (numbers < label.int()))
+        ranks[rest] = earlier.sum(dim=1, dtype=torch.int32).to(torch.int64)
     return ranks
 
 
-def _log_sum_and_outside(logits: Tensor, high: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """logsumexp [N] and the probability outside `ids` [N].
-
-    The latter is a sum of what is left, not 1 minus a sum: it keeps its digits when it is 1e-8.
-    """
-    weights = (logits - high[:, None]).exp_()
-    total = weights.sum(dim=1)
-    weights.scatter_(1, ids, 0.0)
-    return high + total.log(), weights.sum(dim=1) / total
-
-
-def _finish(tile: Fields, min_mass: float) -> Fields:
+def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
     """Apply `min_mass`, blank the padding cells and non-finite rows, and set the stored dtypes."""
-    logits, finite = tile["topk_logits"], tile["finite"]
-    k = logits.shape[1]
-    kept_mass = np.exp(logits.astype(np.float64) - tile["logsumexp"][:, None])
-    # tails[:, n]: probability outside the first n cells, summed from the small end.
-    tails = np.empty((len(logits), k + 1))
-    tails[:, k] = tile["outside"]
-    tails[:, :k] = kept_mass[:, ::-1].cumsum(axis=1)[:, ::-1] + tails[:, k:]
-    num_kept = np.full(len(logits), k)
+    finite, k = tile["finite"], tile["topk_ids"].shape[1]
+    logits = torch.where(finite[:, None], tile["topk_logits"], 0.0)
+    high = torch.where(finite, tile["high"], 0.0).double()
+    kept = (logits - high[:, None]).exp()
+    # tails[:, n]: weight outside the first n cells, summed from the small end.
+    cells = torch.cat([kept, torch.where(finite, tile["outside"], 0.0)[:, None].double()], dim=1)
+    tails = cells.flip(1).cumsum(dim=1).flip(1)
+    total, tails = tails[:, 0], tails / tails[:, :1]
+    num_kept = torch.full_like(tile["label_rank"], k)
     if min_mass < 1.0:
-        reached = tails[:, 1:k] <= 1.0 - min_mass
-        num_kept = (
-            np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, k) if k > 1 else num_kept
-        )
-    num_kept = np.where(finite, num_kept, 0)
-    padding = np.arange(k) >= num_kept[:, None]
-    tail_mass = np.take_along_axis(tails, num_kept[:, None], axis=1)[:, 0]
+        num_kept = 1 + (tails[:, 1:k] > 1.0 - min_mass).sum(dim=1)
+    padding = torch.arange(k) >= torch.where(finite, num_kept, 0)[:, None]
     fields = {
-        "topk_ids": np.where(padding, 0, tile["topk_ids"]),
-        "topk_logits": np.where(padding, -np.inf, logits),
+        "topk_ids": tile["topk_ids"].masked_fill(padding, 0),
+        "topk_logits": logits.masked_fill(padding, -torch.inf),
         "num_kept": num_kept,
-        "logsumexp": np.where(finite, tile["logsumexp"], 0),
-        "label_logit": np.where(finite, tile["label_logit"], 0),
-        "tail_mass": np.where(finite, tail_mass, 0),
-        "argmax": np.where(finite, tile["topk_ids"][:, 0], 0),
-        "label_rank": np.where(finite, tile["label_rank"], 0),
+        "logsumexp": high + total.log(),
+        "label_logit": tile["label_logit"],
+        "tail_mass": tails.gather(1, num_kept[:, None]).squeeze(1),
+        "argmax": tile["topk_ids"][:, 0],
+        "label_rank": tile["label_rank"],
     }
-    return {name: values.astype(FIELD_DTYPES[name]) for name, values in fields.items()}
+    return {
+        name: (values if values.dim() == 2 else values.where(finite, 0)).numpy().astype(kind)
+        for (name, values), kind in zip(fields.items(), FIELD_DTYPES.values(), strict=True)
+    }
