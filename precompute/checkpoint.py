@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caskd.precompute.adapter import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -24,21 +25,31 @@ class TeacherSource:
     load_dtype: str
     attention: str
     max_length: int | None
+    adapter: AdapterSource | None = None
+    device_map: str | dict[str, str | int] | None = None
+    """How transformers lays the model out over several devices; None for one device."""
 
 
-def find_teacher(teacher: str, dtype: str) -> TeacherSource:
+def find_teacher(
+    teacher: str,
+    dtype: str,
+    *,
+    adapter: str | None = None,
+    attention: str = "auto",
+    device_map: str | None = None,
+) -> TeacherSource:
     """Locate a teacher and read its configuration and tokenizer.
 
     Raises:
         UsageError: no such folder or hub id, no causal LM, no tokenizer, or no safetensors.
     """
-    folder, name, revision = _locate(teacher)
+    folder, name, revision = _locate(teacher, "teacher")
     if not list(folder.glob("*.safetensors")):
         raise UsageError(
             f"teacher {teacher!r} has no .safetensors file; expected a transformers checkpoint in "
             "safetensors: convert it with save_pretrained, or give another --teacher"
         )
-    config, tokenizer, split, attention = _describe(folder, teacher)
+    config, tokenizer, split, default_attention = _describe(folder, teacher)
     own = getattr(config, "dtype", None) or "float32"
     tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
     limits = [getattr(config, "max_position_embeddings", None) or _NO_LIMIT, tokenizer_limit]
@@ -49,28 +60,41 @@ def find_teacher(teacher: str, dtype: str) -> TeacherSource:
         tokenizer=tokenizer,
         num_ids=split.num_ids,
         load_dtype=str(own).removeprefix("torch.") if dtype == "auto" else dtype,
-        attention=attention,
+        attention=default_attention if attention == "auto" else attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
+        adapter=None if adapter is None else find_adapter(adapter),
+        device_map=device_map,
     )
 
 
-def _locate(teacher: str) -> tuple[Path, str, str | None]:
-    folder = Path(teacher)
+def find_adapter(adapter: str) -> AdapterSource:
+    """Locate a peft adapter and digest it.
+
+    Raises:
+        UsageError: no such folder or hub id, or no adapter in safetensors.
+    """
+    folder, name, _revision = _locate(adapter, "adapter")
+    return describe_adapter(folder, name)
+
+
+def _locate(place: str, kind: str) -> tuple[Path, str, str | None]:
+    """Folder, name and revision of what `--teacher` or `--adapter` names."""
+    folder = Path(place)
     if folder.is_dir():
         return folder, folder.resolve().name, None
-    if teacher.count("/") > 1 or teacher.startswith((".", "/", "~")):
-        raise UsageError(f"no teacher folder {teacher!r}; expected a folder or a hub id: --teacher")
+    if place.count("/") > 1 or place.startswith((".", "/", "~")):
+        raise UsageError(f"no {kind} folder {place!r}; expected a folder or a hub id: --{kind}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(teacher, allow_patterns=_PATTERNS))
+        snapshot = Path(snapshot_download(place, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
-            f"no teacher {teacher!r}: no such folder, and the hub gave {type(error).__name__}; "
-            "expected a folder or a hub id: check --teacher and the connection"
+            f"no {kind} {place!r}: no such folder, and the hub gave {type(error).__name__}; "
+            f"expected a folder or a hub id: check --{kind} and the connection"
         ) from error
-    return snapshot, teacher, snapshot.name  # the cache names a snapshot by its commit
+    return snapshot, place, snapshot.name  # the cache names a snapshot by its commit
 
 
 def _describe(folder: Path, teacher: str) -> tuple[Any, Any, Any, str]:

@@ -62,8 +62,17 @@ class PrecomputeConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Numbers in which the teacher computes; auto is the checkpoint's own."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the teacher runs; auto is CUDA where there is any."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """How the teacher attends; auto is what transformers takes. Flash needs no padding."""
+
+    adapter: str | None = None
+    """A peft adapter on the teacher: a folder, or a hub id."""
+
+    device: str = "auto"
+    """Where the teacher runs: cpu, cuda, cuda:1; auto takes the GPU where there is one."""
+
+    device_map: Literal["auto", "balanced", "sequential"] | None = None
+    """For a teacher larger than one GPU: how transformers lays its layers over all of them."""
 
     token_budget: int = 8192
     """Tokens of one forward pass, padding included; halved when memory runs out."""
@@ -112,5 +121,10 @@ def check_numbers(config: PrecomputeConfig) -> None:
     if "://" in config.store:
         raise UsageError(
             f"--store is {config.store!r}; expected a local directory: write there, then copy it"
+        )
+    if config.device_map is not None and config.device != "auto":
+        raise UsageError(
+            f"--device-map {config.device_map} and --device {config.device} were both given; "
+            "expected one of them: leave out --device to use all GPUs"
         )
     chunk_rows_for(config.shard_rows)

@@ -52,7 +52,13 @@ def check_job(config: PrecomputeConfig) -> Job:
     """
     check_numbers(config)
     columns = decide_columns(next(read_records(config.data)), config.columns)
-    source = find_teacher(config.teacher, config.dtype)
+    source = find_teacher(
+        config.teacher,
+        config.dtype,
+        adapter=config.adapter,
+        attention=config.attention,
+        device_map=config.device_map,
+    )
     vocab = token_bytes(source.tokenizer)
     options = _text_options(config, source, columns, len(vocab))
     found = find_store(config.store)
@@ -62,7 +68,7 @@ def check_job(config: PrecomputeConfig) -> Job:
             "name": source.name,
             "revision": source.revision,
             "weights_digest": weights_digest(source.folder),
-            "adapter": None,
+            "adapter": source.adapter.identity if source.adapter else None,
         },
         "vocabulary": {
             "size": len(vocab),
@@ -115,7 +121,8 @@ def describe(config: PrecomputeConfig, job: Job, spec: StoreSpec) -> list[str]:
     )
     return [
         f"plan of {config.store}" + (" (dry run: nothing is written)" if config.dry_run else ""),
-        f"  teacher     {source.name}, {source.load_dtype}, attention {source.attention}",
+        f"  teacher     {source.name}, {source.load_dtype}, attention {source.attention}"
+        + (f", adapter {source.adapter.name}" if source.adapter else ""),
         f"  vocabulary  {spec.vocab_size:,} tokens, of which the teacher knows {source.num_ids:,}",
         f"  text        {job.columns.kind}, at most {job.options.max_length:,} tokens, "
         f"longer: {job.options.on_long}",

@@ -3,6 +3,7 @@
 Legend: R rows of a shard, k cells kept per row.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ class TokenBudget:
 
     tokens: int
     fixed: bool = False
+    told: bool = False
 
     def shrink(self, batch: Sequence[ShardExample], error: MemoryError) -> None:
         """Make room after a batch that was too large.
@@ -33,6 +35,13 @@ class TokenBudget:
                 f"and {what}; type a smaller --token-budget or --max-length"
             ) from error
         self.tokens = longest * len(batch) // 2
+        if not self.told:
+            self.told = True
+            print(
+                f"out of memory on {len(batch)} examples of up to {longest:,} tokens; going on "
+                f"with smaller batches (next time type --token-budget {self.tokens})",
+                file=sys.stderr,
+            )
 
 
 def next_batch(waiting: Sequence[ShardExample], tokens: int) -> Sequence[ShardExample]:

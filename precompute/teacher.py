@@ -1,25 +1,28 @@
 """The teacher: tokens in, row fields out.
 
-Legend: B examples of a batch, L padded length, N rows of the batch, H hidden, V vocabulary,
-k cells kept per row.
+Legend: N rows of a batch, H hidden, V vocabulary, k cells kept per row.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from caskd.precompute.architecture import SplitModel, check_split
+from caskd.precompute.architecture import SplitModel, check_split, is_same_together
 from caskd.precompute.checkpoint import TeacherSource
+from caskd.precompute.packing import Arrange, pack, pad
+from caskd.precompute.placement import fixed_kernels, load_model, memory_errors, pick_device
 from caskd.precompute.topk import Fields, row_fields
 from caskd.store.alignment import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.writer import ShardExample
 
-TILE_LOGITS = 1 << 24  # logits of one tile: 64 MB in float32
+__all__ = ["Teacher", "TransformersTeacher", "fixed_kernels"]
+
+# Logits of one tile. A CPU wants enough rows for a fast matrix product (64 MB in float32), a GPU
+# enough that starting kernels and fetching rows take no time (256 MB).
+TILE_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
 
 
 class Teacher(Protocol):
@@ -46,114 +49,42 @@ class TransformersTeacher:
         self.device = pick_device(device)
         self.num_columns = min(vocab_size, source.num_ids)
         self.top_k, self.min_mass = top_k, min_mass
-        self.model = load_model(source, self.device)
-        self.split = SplitModel(self.model)
-        check_split(self.model, self.split, self.num_columns)
+        model = load_model(source, self.device)
+        self.split = SplitModel(model)
+        check_split(model, self.split, self.num_columns)
+        self.arrange: Arrange = pad
+        if source.attention.startswith("flash") and self._agrees(pack):
+            self.arrange = pack
+        elif not self._agrees(pad):
+            raise UsageError(
+                f"teacher architecture {type(model).__name__} answers otherwise in a batch than "
+                "alone, expected the same: give another --teacher"
+            )
+
+    def _agrees(self, arrange: Arrange) -> bool:
+        """Whether examples arranged so give what each gives alone."""
+        return is_same_together(self.split, arrange, self.num_columns)
 
     @torch.inference_mode()
     def rows(self, examples: Sequence[ShardExample]) -> Fields:
         """Row fields of all examples, concatenated in their order."""
-        with _memory_errors():
-            positions = [logit_positions(example.is_response) for example in examples]
-            hidden = self._hidden_rows(examples, positions)
+        with memory_errors():
+            places = [logit_positions(example.is_response) for example in examples]
+            # The token of the last row is only ever a label: the teacher need not see it.
+            shown = [e.token_ids[: p[-1] + 1] for e, p in zip(examples, places, strict=True)]
+            hidden = self.split.hidden_rows(self.arrange(shown), places)
             labels = torch.from_numpy(
                 np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
                 .astype(np.int64)
-            ).to(self.device)  # fmt: skip
-            tile = max(1, TILE_LOGITS // self.num_columns)
+            )  # fmt: skip
+            tile = max(1, TILE_LOGITS[hidden.device.type] // self.num_columns)
             tiles = [
-                row_fields(
-                    self.split.logits(hidden[start : start + tile], self.num_columns),
-                    labels[start : start + tile],
-                    top_k=self.top_k,
-                    min_mass=self.min_mass,
-                )
+                self._tile(hidden[start : start + tile], labels[start : start + tile])
                 for start in range(0, len(labels), tile)
             ]
         return {name: np.concatenate([t[name] for t in tiles]) for name in tiles[0]}
 
-    def _hidden_rows(
-        self, examples: Sequence[ShardExample], positions: Sequence[Any]
-    ) -> torch.Tensor:
-        """Hidden states [N, H] at the positions that predict the rows."""
-        # The token of the last row is only ever a label: the teacher need not see it.
-        lengths = [int(places[-1]) + 1 for places in positions]
-        longest = max(lengths)
-        input_ids = np.zeros((len(examples), longest), dtype=np.int64)
-        for line, example, length in zip(input_ids, examples, lengths, strict=True):
-            line[:length] = example.token_ids[:length]
-            # Padding must be finite even behind the mask (0 x NaN is NaN): a token of its own is.
-            line[length:] = example.token_ids[0]
-        mask = np.arange(longest) < np.array(lengths)[:, None]
-        hidden = self.split.hidden(
-            torch.from_numpy(input_ids).to(self.device),
-            torch.from_numpy(mask.astype(np.int64)).to(self.device),
-        )
-        flat = np.concatenate([n * longest + places for n, places in enumerate(positions)])
-        return hidden.flatten(0, 1)[torch.from_numpy(flat).to(self.device)]
-
-
-def pick_device(device: str) -> torch.device:
-    """The device that a flag names.
-
-    Raises:
-        UsageError: there is no CUDA.
-    """
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise UsageError("--device is cuda but torch sees no CUDA device; type --device cpu")
-    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
-
-
-def load_model(source: TeacherSource, device: torch.device) -> Any:
-    """Load the weights, for inference only and never with code from the checkpoint.
-
-    Raises:
-        UsageError: weights are missing; transformers would fill them with random numbers.
-    """
-    from transformers import AutoModelForCausalLM
-
-    model, report = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        dtype=getattr(torch, source.load_dtype),
-        attn_implementation=source.attention,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if report["missing_keys"]:
-        raise UsageError(
-            f"teacher {source.name!r} lacks {len(report['missing_keys'])} weights, the first "
-            f"{min(report['missing_keys'])!r}; expected a whole checkpoint: fetch it again"
-        )
-    return model.requires_grad_(False).eval().to(device)
-
-
-@contextmanager
-def fixed_kernels(on: bool) -> Iterator[None]:
-    """Deterministic kernels while inside; as it was before, afterwards."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if on:  # read by cuBLAS when it starts; without it torch refuses its matrix products
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(on or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turn every kind of running out of memory into MemoryError."""
-    try:
-        yield
-    except RuntimeError as error:
-        cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
-        if not (cpu or isinstance(error, torch.OutOfMemoryError)):
-            raise
-        reason = str(error).splitlines()[0]
-    else:
-        return
-    # Outside the handler, so that no frame of the failed pass keeps its tensors alive.
-    torch.cuda.empty_cache()
-    raise MemoryError(reason)
+    def _tile(self, hidden: torch.Tensor, labels: torch.Tensor) -> Fields:
+        logits = self.split.logits(hidden, self.num_columns)
+        labels = labels.to(logits.device)
+        return row_fields(logits, labels, top_k=self.top_k, min_mass=self.min_mass)
