@@ -20,5 +20,6 @@ def pytest_configure(config):  # type: ignore[no-untyped-def]
         "ignore::DeprecationWarning:torch",
         "ignore::FutureWarning:torch",
         "ignore::UserWarning:torch",
+        "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft asks for it
     ):
         config.addinivalue_line("filterwarnings", ignored)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caskd.precompute import topk
 from caskd.precompute.topk import ordered_topk, row_fields
 
 
@@ -83,6 +84,34 @@ def test_bfloat16_ties_across_the_boundary(k):
     tied = [len(set(row)) < k + 1 for row in torch.topk(logits, k + 1).values.tolist()]
     assert k < 63 or any(tied)  # the case is really there
     check(logits, torch.arange(40), k)
+
+
+@pytest.mark.parametrize("num_columns", [31, 32, 33, 64, 1000, 1023, 1024, 1025])
+@pytest.mark.parametrize("shape", ["few values", "bfloat16", "all equal"])
+def test_ties_within_and_between_blocks_and_in_a_short_last_one(num_columns, shape):
+    logits = make(4, 30, num_columns, shape)
+    logits[:10, -1] = logits.max()  # the last id ties with the first
+    for k in (1, 2, 31, 32, 33):
+        if k <= num_columns:
+            check(logits, torch.arange(30) * 7 % num_columns, k)
+
+
+def test_rows_do_not_depend_on_how_many_are_taken_at_a_time(monkeypatch):
+    logits, labels = make(6, 37, 300, "bfloat16"), torch.arange(37)
+    whole = row_fields(logits, labels, top_k=9)
+    for few in (300, 1500, 3000):
+        monkeypatch.setattr(topk, "CACHED_LOGITS", few)
+        for name, values in row_fields(logits, labels, top_k=9).items():
+            np.testing.assert_array_equal(values, whole[name])
+
+
+def test_columns_cut_from_a_wider_head_are_not_copied_wrong():
+    wide = make(9, 12, 200, "plain")
+    wide[:, 150:] = 100.0
+    labels = torch.arange(12)
+    got, want = (row_fields(z, labels, top_k=3) for z in (wide[:, :150], wide[:, :150].clone()))
+    for name, values in got.items():
+        np.testing.assert_array_equal(values, want[name])
 
 
 def test_the_whole_vocabulary_is_kept_when_k_is_v():

@@ -1,5 +1,6 @@
 """Filling a shard: batches, memory, and every row exactly once."""
 
+import random
 from collections import Counter
 
 import numpy as np
@@ -89,6 +90,51 @@ def test_out_of_memory_halves_and_computes_each_row_once(work, most_tokens):
     teacher, budget = Counting(most_tokens), TokenBudget(10_000)
     assert fill(work, teacher, budget) == []
     assert budget.tokens < 10_000
+
+
+class Failing(Counting):
+    """Memory that others use too: a batch of several may fail at any time."""
+
+    def __init__(self, most_tokens: int, source: random.Random) -> None:
+        super().__init__(most_tokens)
+        self.source = source
+
+    def rows(self, examples):
+        if len(examples) > 1 and self.source.random() < 0.3:
+            raise MemoryError("full")
+        return super().rows(examples)
+
+
+def random_work(source: random.Random) -> ShardWork:
+    examples, row = [], 0
+    while True:
+        made = example(len(examples), source.randint(1, 12), source.randint(1, 12), row)
+        row += made.row_count
+        if row > SHARD_ROWS:
+            return ShardWork(0, examples)
+        examples.append(made)
+
+
+def test_each_row_once_whenever_memory_runs_out():
+    """A thousand shards; each is filled whatever fails, as long as its longest example fits."""
+    failures = 0
+    for seed in range(1000):
+        source = random.Random(seed)
+        work = random_work(source)
+        longest = max(len(e.token_ids) for e in work.examples)
+        teacher = Failing(source.randint(longest, 10 * longest), source)
+        budget = TokenBudget(before := source.choice([longest, 60, 500]))
+        assert fill(work, teacher, budget) == []
+        failures += budget.tokens < before
+    assert failures > 500
+
+
+def test_running_out_of_memory_is_told_once_with_what_to_type(work, capsys):
+    budget = TokenBudget(10_000)
+    fill(work, Counting(13), budget)
+    said = capsys.readouterr().err
+    assert said.count("out of memory") == 1
+    assert "--token-budget 30" in said
 
 
 def test_one_example_that_does_not_fit_is_an_error(work):

@@ -1,0 +1,139 @@
+"""The teacher: devices, layouts over several, memory, and that it is there for inference only."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from captures import config_for
+from tiny import save_tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from caskd.precompute import teacher as teacher_module
+from caskd.precompute.architecture import SplitModel
+from caskd.precompute.checkpoint import find_teacher
+from caskd.precompute.packing import pad
+from caskd.precompute.placement import load_model, pick_device
+from caskd.precompute.planning import plan
+from caskd.precompute.teacher import TransformersTeacher
+from caskd.store.alignment import num_rows
+from caskd.store.errors import UsageError
+from caskd.store.writer import ShardExample
+
+CPU = torch.device("cpu")
+
+
+def teacher_of(folder, *, vocab_size=50, dtype="auto"):
+    source = find_teacher(str(folder), dtype)
+    return TransformersTeacher(source, vocab_size=vocab_size, top_k=4, min_mass=1.0, device="cpu")
+
+
+def example(length, response, vocab_size=50):
+    mask = np.repeat([0, 1], [length - response, response]).astype(np.uint8)
+    tokens = (np.arange(length) * 7 % vocab_size).astype(np.uint32)
+    return ShardExample(0, tokens, mask, 0, num_rows(mask))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return result
+
+
+def test_no_tensor_of_all_positions_and_the_vocabulary(tmp_path, monkeypatch):
+    vocab_size = 4000
+    teacher = teacher_of(save_tiny(tmp_path / "wide", vocab_size=vocab_size), vocab_size=vocab_size)
+    monkeypatch.setitem(teacher_module.TILE_LOGITS, "cpu", 1 << 16)
+    batch = [example(200, 150, vocab_size) for _ in range(6)]
+    with Largest() as ours:
+        fields = teacher.rows(batch)
+    assert len(fields["argmax"]) == 900
+    with Largest() as whole, torch.inference_mode():
+        teacher.split._model(input_ids=torch.zeros(6, 200, dtype=torch.int64))
+    assert whole.numel >= 1200 * vocab_size  # the watch sees such a tensor
+    # A tile, or the weights of the head, which its product turns around.
+    assert ours.numel <= max(1 << 16, 32 * vocab_size)
+
+
+def test_it_is_frozen_and_in_eval_mode(tmp_path):
+    teacher = teacher_of(save_tiny(tmp_path / "big"))
+    model = teacher.split._model
+    assert not any(module.training for module in model.modules())
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        "auto",
+        {"": "cpu"},
+        {
+            "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
+            "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu",
+        },
+    ],
+)  # fmt: skip
+def test_a_layout_over_several_devices_changes_nothing(tmp_path, device_map):
+    source = find_teacher(str(save_tiny(tmp_path / "big", tie=False)), "auto")
+    tokens = [np.array([5, 6, 7], np.uint32), np.array([9, 8], np.uint32)]
+    places = [np.arange(3), np.arange(2)]
+    states = []
+    for layout in (None, device_map):
+        split = SplitModel(load_model(replace(source, device_map=layout), CPU))
+        with torch.inference_mode():
+            hidden = split.hidden_rows(pad(tokens), places)
+            states.append(split.logits(hidden, 50))
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tpu", "expected auto, cpu, cuda or cuda:N"),
+        ("cuda:x", "expected auto, cpu, cuda or cuda:N"),
+        ("cuda:", "expected auto, cpu, cuda or cuda:N"),
+        ("meta", "expected auto, cpu, cuda or cuda:N"),
+        ("cuda:99", "cuda"),
+    ],
+)
+def test_devices_that_are_not_there(name, said):
+    with pytest.raises(UsageError, match=said):
+        pick_device(name)
+
+
+def test_the_cpu_by_name():
+    assert pick_device("cpu") == CPU
+
+
+def test_a_layout_and_a_device_exclude_each_other(tmp_path):
+    folder = save_tiny(tmp_path / "big")
+    with pytest.raises(UsageError, match="--device-map auto and --device cpu were both given"):
+        plan(config_for(folder, tmp_path, device="cpu", device_map="auto"))
+
+
+def test_a_model_that_does_not_fit_says_what_to_type(tmp_path, monkeypatch):
+    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto")
+
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("torch.nn.Module.to", full)
+    with pytest.raises(UsageError, match=r"does not fit on cpu .*--device-map auto"):
+        load_model(source, CPU)
+
+
+def test_an_attention_that_is_not_installed_is_one_line(tmp_path):
+    folder = save_tiny(tmp_path / "big")
+    source = find_teacher(str(folder), "auto", attention="flash_attention_2")
+    assert source.attention == "flash_attention_2"
+    with pytest.raises(UsageError, match="type --attention sdpa or eager") as caught:
+        load_model(source, CPU)
+    assert "\n" not in str(caught.value)
