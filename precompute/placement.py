@@ -11,6 +11,9 @@ from caskd.precompute.adapter import apply_adapter
 from caskd.precompute.checkpoint import TeacherSource
 from caskd.store.errors import UsageError
 
+# What the CPU's allocator says, and cuBLAS where memory runs out under its own work space.
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def pick_device(name: str) -> torch.device:
     """The device that a flag names.
@@ -36,8 +39,14 @@ def load_model(source: TeacherSource, device: torch.device) -> Any:
 
     Raises:
         UsageError: weights are missing (transformers would fill them with random numbers), they
-            do not fit into memory, or the attention implementation is not there.
+            do not fit into memory, or the attention implementation is not there or cannot compute
+            in their dtype.
     """
+    if source.attention.startswith("flash") and source.load_dtype == "float32":
+        raise UsageError(
+            f"got --attention {source.attention} for a teacher in float32, which it cannot compute "
+            "in; expected a half precision: type --dtype bfloat16, or --attention sdpa"
+        )
     try:
         with memory_errors():
             model = _open_model(source)
@@ -99,8 +108,8 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cpu = "not enough memory" in str(error) or "can't allocate memory" in str(error)
-        if not (cpu or isinstance(error, torch.OutOfMemoryError)):
+        named = any(words in str(error) for words in _OUT_OF_MEMORY)
+        if not (named or isinstance(error, torch.OutOfMemoryError)):
             raise
         reason = str(error).splitlines()[0]
     else:

@@ -14,7 +14,7 @@ from caskd.precompute import teacher as teacher_module
 from caskd.precompute.architecture import SplitModel
 from caskd.precompute.checkpoint import find_teacher
 from caskd.precompute.packing import pad
-from caskd.precompute.placement import load_model, pick_device
+from caskd.precompute.placement import load_model, memory_errors, pick_device
 from caskd.precompute.planning import plan
 from caskd.precompute.teacher import TransformersTeacher
 from caskd.store.alignment import num_rows
@@ -132,8 +132,25 @@ def test_a_model_that_does_not_fit_says_what_to_type(tmp_path, monkeypatch):
 
 def test_an_attention_that_is_not_installed_is_one_line(tmp_path):
     folder = save_tiny(tmp_path / "big")
-    source = find_teacher(str(folder), "auto", attention="flash_attention_2")
+    source = find_teacher(str(folder), "bfloat16", attention="flash_attention_2")
     assert source.attention == "flash_attention_2"
     with pytest.raises(UsageError, match="type --attention sdpa or eager") as caught:
         load_model(source, CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_flash_attention_needs_half_precision(tmp_path):
+    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto", attention="flash_attention_2")
+    with pytest.raises(UsageError, match="type --dtype bfloat16"):
+        load_model(source, CPU)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["DefaultCPUAllocator: can't allocate memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"],
+)
+def test_every_way_of_running_out_of_memory_is_one(said):
+    with pytest.raises(MemoryError, match=said.split(":")[0]), memory_errors():
+        raise RuntimeError(said + "\nand a trace")
+    with pytest.raises(RuntimeError, match="a size"), memory_errors():
+        raise RuntimeError("a size does not match")
