@@ -51,7 +51,8 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_of_all_positions_and_the_vocabulary(tmp_path, monkeypatch):
     vocab_size = 4000
     teacher = teacher_of(save_tiny(tmp_path / "wide", vocab_size=vocab_size), vocab_size=vocab_size)
-    monkeypatch.setitem(teacher_module.TILE_LOGITS, "cpu", 1 << 16)
+    monkeypatch.setitem(teacher_module.TILE_BYTES, "cpu", 1 << 18)
+    monkeypatch.setattr(teacher_module, "MIN_TILE_ROWS", 1)
     batch = [example(200, 150, vocab_size) for _ in range(6)]
     with Largest() as ours:
         fields = teacher.rows(batch)
@@ -61,6 +62,17 @@ def test_no_tensor_of_all_positions_and_the_vocabulary(tmp_path, monkeypatch):
     assert whole.numel >= 1200 * vocab_size  # the watch sees such a tensor
     # A tile, or the weights of the head, which its product turns around.
     assert ours.numel <= max(1 << 16, 32 * vocab_size)
+
+
+def test_rows_do_not_depend_on_how_many_are_taken_at_a_time(tmp_path, monkeypatch):
+    teacher, batch = teacher_of(save_tiny(tmp_path / "big")), [example(40, 37), example(30, 9)]
+    whole = teacher.rows(batch)
+    for tile_rows, few in ((7, 1), (7, 7), (10, 3), (10, 20)):
+        monkeypatch.setitem(teacher_module.TILE_BYTES, "cpu", 200 * tile_rows)
+        monkeypatch.setitem(teacher_module.SLICE_LOGITS, "cpu", 50 * few)
+        monkeypatch.setattr(teacher_module, "MIN_TILE_ROWS", 1)
+        for name, values in teacher.rows(batch).items():
+            np.testing.assert_allclose(values, whole[name], rtol=1e-5)
 
 
 def test_it_is_frozen_and_in_eval_mode(tmp_path):
