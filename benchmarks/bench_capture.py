@@ -22,7 +22,6 @@ import random
 import resource
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -174,11 +173,17 @@ def serve(arm: str, config: PrecomputeConfig, threads: int, pipe: Any) -> None:
     pipe.send("ready")
     while (todo := pipe.recv()) is not None:
         pipe.send(timed(todo))
-    if pick_device(config.device).type == "cuda":
-        pipe.send(torch.cuda.max_memory_allocated() / 2**20)
-    else:
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    pipe.send(peak_mib(pick_device(config.device)))
+
+
+def peak_mib(device: torch.device) -> float:
+    """Most memory that this process held: on its GPU, or else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would be that of the process that started this one, if larger
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
 
 
 def measure(

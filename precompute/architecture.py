@@ -75,7 +75,11 @@ class SplitModel:
 
     def logits(self, hidden: Tensor, num_columns: int) -> Tensor:
         """Logits [N, V] in float32 of hidden states [N, H], the embedding's padding cut off."""
-        return adjust_logits(self.head(hidden)[:, :num_columns].float(), self.config)
+        return self.adjusted(self.head(hidden), num_columns)
+
+    def adjusted(self, product: Tensor, num_columns: int) -> Tensor:
+        """Logits [N, V] in float32 of what the head gave."""
+        return adjust_logits(product[:, :num_columns].float(), self.config)
 
 
 def adjust_logits(logits: Tensor, config: Any) -> Tensor:

@@ -18,7 +18,7 @@ from caskd.store.writer import pilot_rows
 # (benchmarks/results/store_encoding.csv), with some room: per cell, and per row beside the cells.
 CELL_BYTES = {
     ("topk", "compact"): (1.3, 2.2), ("topk", "exact"): (2.8, 5.2),
-    ("sampled", "compact"): (0.1, 0.7), ("sampled", "exact"): (0.2, 1.2),
+    ("sampled", "compact"): (0.1, 0.7), ("sampled", "exact"): (0.15, 1.0),
 }  # fmt: skip
 COLUMN_BYTES = (8.0, 16.0)
 ORDER_BYTES = (15_000, 45_000)  # of one order of ids

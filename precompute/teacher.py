@@ -3,7 +3,7 @@
 Legend: N rows of a batch, H hidden, V vocabulary, k cells kept per row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,9 +21,12 @@ from caskd.store.writer import ShardExample
 
 __all__ = ["Teacher", "TransformersTeacher", "fixed_kernels"]
 
-# Logits of one tile. A CPU wants enough rows for a fast matrix product (64 MB in float32), a GPU
-# enough that starting kernels and fetching rows take no time (256 MB).
-TILE_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 26}
+# Bytes of one product with the head: enough rows for its speed. On a CPU, glibc keeps blocks below
+# 32 MB for the next tile, and has larger ones cleared by the system each time.
+TILE_BYTES = {"cpu": 28 << 20, "cuda": 1 << 28}
+MIN_TILE_ROWS = 128
+# Logits that are widened and passed over at a time: 4 MB in float32 stay in a CPU's cache.
+SLICE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 class Teacher(Protocol):
@@ -78,18 +81,27 @@ class TransformersTeacher:
                 np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
                 .astype(np.int64)
             )  # fmt: skip
-            tile = max(1, TILE_LOGITS[hidden.device.type] // self.num_columns)
             numbers = self.rule.numbers(examples)
-            tiles = [
-                self._tile(
+            row_bytes = self.num_columns * hidden.element_size()
+            tile = max(MIN_TILE_ROWS, TILE_BYTES[hidden.device.type] // row_bytes)
+            parts = [
+                fields
+                for start in range(0, len(labels), tile)
+                for fields in self._tile(
                     hidden[start : start + tile],
                     labels[start : start + tile],
                     numbers[start : start + tile],
                 )
-                for start in range(0, len(labels), tile)
             ]
-        return {name: np.concatenate([t[name] for t in tiles]) for name in tiles[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _tile(self, hidden: torch.Tensor, labels: torch.Tensor, numbers: Numbers) -> Fields:
-        logits = self.split.logits(hidden, self.num_columns)
-        return self.rule.fields(logits, labels.to(logits.device), numbers)
+    def _tile(
+        self, hidden: torch.Tensor, labels: torch.Tensor, numbers: Numbers
+    ) -> Iterator[Fields]:
+        """Row fields of hidden states [N, H], a few rows at a time."""
+        product = self.split.head(hidden)
+        few = max(1, SLICE_LOGITS[product.device.type] // self.num_columns)
+        for start in range(0, len(labels), few):
+            logits = self.split.adjusted(product[start : start + few], self.num_columns)
+            own = labels[start : start + few].to(logits.device)
+            yield self.rule.fields(logits, own, numbers[start : start + few])

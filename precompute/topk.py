@@ -8,7 +8,7 @@ then ascending id, on any device.
 
 All of it must cost little beside the teacher, so V is passed over as seldom as can be: once for the
 maxima of blocks, once for the minimum (NaN and Inf show there or in the maxima), and once for the
-exponentials. On a CPU the rows are taken a few at a time, so that those passes stay in its cache.
+exponentials.
 """
 
 from typing import Any
@@ -21,7 +21,6 @@ from torch import Tensor
 Fields = dict[str, npt.NDArray[Any]]
 
 BLOCK = 32  # neighboring ids whose maximum stands for them
-CACHED_LOGITS = 1 << 20  # logits that a CPU takes at a time: 4 MB in float32
 
 FIELD_DTYPES = {
     "topk_ids": np.uint32,
@@ -59,23 +58,12 @@ def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 
         tail_mass float32, argmax and label_rank uint32, all [N]. A row with NaN or Inf anywhere
         has num_kept 0, logits -inf and zeros elsewhere.
     """
-    few = max(1, CACHED_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    parts = [
-        _slice_fields(logits[start : start + few], labels[start : start + few], top_k)
-        for start in range(0, len(logits), few)
-    ]
-    joined = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
-    return _stored_fields(joined, min_mass)
-
-
-def _slice_fields(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tensor]:
-    """What only the logits can tell."""
     maxima = block_maxima(logits)
     low, high = logits.amin(dim=1), maxima.amax(dim=1)
     values, ids = _topk(logits, maxima, top_k)
     # The sum of what is left, not 1 minus a sum: it keeps its digits when it is 1e-8.
     weights = (logits - high[:, None]).exp_().scatter_(1, ids, 0.0)
-    return {
+    tile = {
         "topk_ids": ids,
         "topk_logits": values,
         "high": high,
@@ -84,6 +72,7 @@ def _slice_fields(logits: Tensor, labels: Tensor, top_k: int) -> dict[str, Tenso
         "label_rank": label_ranks(logits, labels, ids),
         "finite": torch.isfinite(low) & torch.isfinite(high),
     }
+    return _stored_fields({name: values.cpu() for name, values in tile.items()}, min_mass)
 
 
 def block_maxima(logits: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.precompute import topk
 from caskd.precompute.topk import ordered_topk, row_fields
 
 
@@ -94,15 +93,6 @@ def test_ties_within_and_between_blocks_and_in_a_short_last_one(num_columns, sha
     for k in (1, 2, 31, 32, 33):
         if k <= num_columns:
             check(logits, torch.arange(30) * 7 % num_columns, k)
-
-
-def test_rows_do_not_depend_on_how_many_are_taken_at_a_time(monkeypatch):
-    logits, labels = make(6, 37, 300, "bfloat16"), torch.arange(37)
-    whole = row_fields(logits, labels, top_k=9)
-    for few in (300, 1500, 3000):
-        monkeypatch.setattr(topk, "CACHED_LOGITS", few)
-        for name, values in row_fields(logits, labels, top_k=9).items():
-            np.testing.assert_array_equal(values, whole[name])
 
 
 def test_columns_cut_from_a_wider_head_are_not_copied_wrong():

@@ -9,6 +9,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from caskd.precompute.checkpoint import find_teacher
+from caskd.precompute.rules import KeepTopK
 from caskd.precompute.shard import TokenBudget, fill_shard
 from caskd.precompute.teacher import TransformersTeacher
 from caskd.precompute.topk import filler_rows
@@ -29,8 +30,7 @@ def answerers(tmp_path_factory):
         teacher = TransformersTeacher(
             find_teacher(str(folder), dtype),
             vocab_size=VOCAB,
-            top_k=TOP_K,
-            min_mass=1.0,
+            rule=KeepTopK(TOP_K, 1.0),
             device="cpu",
         )
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).float()

@@ -11,6 +11,7 @@ from caskd.precompute import teacher as teacher_module
 from caskd.precompute.architecture import SplitModel, is_same_together
 from caskd.precompute.checkpoint import find_teacher
 from caskd.precompute.packing import Batch, pack, pad
+from caskd.precompute.rules import KeepTopK
 
 SEQUENCES = [np.array(tokens, np.uint32) for tokens in ([5, 6, 7], [8], [9, 10, 11, 12], [13, 14])]
 
@@ -86,7 +87,7 @@ def test_a_flash_teacher_packs_and_one_that_leaks_pads(tmp_path, monkeypatch):
     model = teacher_module.load_model(source, torch.device("cpu"))
     monkeypatch.setattr(teacher_module, "load_model", lambda source, device: model)
     flash = replace(source, attention="flash_attention_2")
-    options = {"vocab_size": 50, "top_k": 4, "min_mass": 1.0, "device": "cpu"}
+    options = {"vocab_size": 50, "rule": KeepTopK(4, 1.0), "device": "cpu"}
     assert teacher_module.TransformersTeacher(flash, **options).arrange is pack
     assert teacher_module.TransformersTeacher(source, **options).arrange is pad
     monkeypatch.setattr(teacher_module, "pack", leaking)

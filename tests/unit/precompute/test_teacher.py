@@ -16,6 +16,7 @@ from caskd.precompute.checkpoint import find_teacher
 from caskd.precompute.packing import pad
 from caskd.precompute.placement import load_model, memory_errors, pick_device
 from caskd.precompute.planning import plan
+from caskd.precompute.rules import KeepTopK
 from caskd.precompute.teacher import TransformersTeacher
 from caskd.store.alignment import num_rows
 from caskd.store.errors import UsageError
@@ -26,7 +27,8 @@ CPU = torch.device("cpu")
 
 def teacher_of(folder, *, vocab_size=50, dtype="auto"):
     source = find_teacher(str(folder), dtype)
-    return TransformersTeacher(source, vocab_size=vocab_size, top_k=4, min_mass=1.0, device="cpu")
+    rule = KeepTopK(4, 1.0)
+    return TransformersTeacher(source, vocab_size=vocab_size, rule=rule, device="cpu")
 
 
 def example(length, response, vocab_size=50):
@@ -51,7 +53,8 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_of_all_positions_and_the_vocabulary(tmp_path, monkeypatch):
     vocab_size = 4000
     teacher = teacher_of(save_tiny(tmp_path / "wide", vocab_size=vocab_size), vocab_size=vocab_size)
-    monkeypatch.setitem(teacher_module.TILE_LOGITS, "cpu", 1 << 16)
+    monkeypatch.setitem(teacher_module.TILE_BYTES, "cpu", 1 << 18)
+    monkeypatch.setattr(teacher_module, "MIN_TILE_ROWS", 1)
     batch = [example(200, 150, vocab_size) for _ in range(6)]
     with Largest() as ours:
         fields = teacher.rows(batch)
@@ -61,6 +64,17 @@ def test_no_tensor_of_all_positions_and_the_vocabulary(tmp_path, monkeypatch):
     assert whole.numel >= 1200 * vocab_size  # the watch sees such a tensor
     # A tile, or the weights of the head, which its product turns around.
     assert ours.numel <= max(1 << 16, 32 * vocab_size)
+
+
+def test_rows_do_not_depend_on_how_many_are_taken_at_a_time(tmp_path, monkeypatch):
+    teacher, batch = teacher_of(save_tiny(tmp_path / "big")), [example(40, 37), example(30, 9)]
+    whole = teacher.rows(batch)
+    for tile_rows, few in ((7, 1), (7, 7), (10, 3), (10, 20)):
+        monkeypatch.setitem(teacher_module.TILE_BYTES, "cpu", 200 * tile_rows)
+        monkeypatch.setitem(teacher_module.SLICE_LOGITS, "cpu", 50 * few)
+        monkeypatch.setattr(teacher_module, "MIN_TILE_ROWS", 1)
+        for name, values in teacher.rows(batch).items():
+            np.testing.assert_allclose(values, whole[name], rtol=1e-5)
 
 
 def test_it_is_frozen_and_in_eval_mode(tmp_path):
