@@ -37,7 +37,7 @@ def test_values_out_of_range_are_refused(option: dict[str, Any], message: str) -
 
 def test_names_are_those_of_the_loss() -> None:
     assert set(get_args(Objective)) == set(OBJECTIVES)
-    assert set(get_args(Tail)) == set(TAILS) - {"none"}  # `none` is for sampled stores
+    assert set(get_args(Tail)) == set(TAILS)
 
 
 def test_what_a_resumed_run_may_change_exists() -> None:
