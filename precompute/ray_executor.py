@@ -1,24 +1,29 @@
 """`--executor ray`: a worker in each of some actors, replaced when lost; poison shards set aside.
 
-Ray is fenced in here. The driver hands out shards and counts attempts; everything else is the same
+Ray is fenced in here and in ray_cluster.py. The driver hands out shards and counts attempts; everything else is the same
 worker as elsewhere, and what is committed is read from the store, never from an actor.
 """
 
-import logging
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.division import Board, Seat
 from caskd.precompute.planning import check_job
-from caskd.precompute.worker import ShardFailedError, Tally, Worker, one_line, recorded
-from caskd.store.errors import CaskdError, FailedShardsError, UsageError
+from caskd.precompute.ray_cluster import actor_options, connected, for_any_folder
+from caskd.precompute.worker import (
+    ShardFailedError,
+    Tally,
+    Worker,
+    one_line,
+    print_failure,
+    recorded,
+)
+from caskd.store.errors import CaskdError, FailedShardsError
 from caskd.store.progress import Progress, progress
 from caskd.store.writer import StoreWriter
 
@@ -33,8 +38,8 @@ def fill_on_ray(config: PrecomputeConfig, writer: StoreWriter) -> Tally:
         FailedShardsError: no worker starts.
         CaskdError: what a worker could not write.
     """
-    with _connected() as ray:
-        crew = Crew(ray, _for_any_folder(config), writer)
+    with connected() as ray:
+        crew = Crew(ray, for_any_folder(config), writer)
         facts = {"executor": "ray driver", "num_workers": config.num_workers}
         board, num_rows = crew.board, writer.spec.num_rows
         with (
@@ -71,6 +76,8 @@ class CaptureActor:
         try:
             self.worker.fill(shard, lambda num_rows: None)
         except ShardFailedError as failure:
+            # Where it happened goes to this actor's own log, which Ray keeps.
+            print_failure(failure)
             return failure.reason
         return None
 
@@ -216,75 +223,6 @@ class Crew:
             if place.actor is not None:
                 self._dismiss(place)
         self.waiting.clear()
-
-
-def actor_options(
-    resources: Mapping[str, float], config: PrecomputeConfig
-) -> tuple[dict[str, Any], str]:
-    """What each actor asks of the cluster, and what the user should know of it.
-
-    A GPU each where the cluster has any; else an equal part of the cores, which is also the number
-    of threads that torch gets.
-    """
-    num_gpus, num_workers = int(resources.get("GPU", 0)), config.num_workers
-    quiet = {"env_vars": {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
-    options: dict[str, Any] = {"max_restarts": 0, "runtime_env": quiet}
-    if num_gpus and config.device != "cpu":
-        advice = f"{num_workers} workers wait for a GPU each, of which the cluster has {num_gpus}"
-        return {**options, "num_gpus": 1}, advice if num_workers > num_gpus else ""
-    cores = resources.get("CPU", 1) / num_workers
-    return {**options, "num_cpus": int(cores) if cores >= 1 else cores}, ""
-
-
-def import_ray() -> Any:
-    """Ray, which is an extra.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        import ray
-        import ray.exceptions
-    except ModuleNotFoundError:
-        raise UsageError(
-            "--executor ray needs Ray, which is not installed. Type: pip install 'caskd[ray]'"
-        ) from None
-    return ray
-
-
-@contextmanager
-def _connected() -> Iterator[Any]:
-    """The cluster that RAY_ADDRESS names, or one of this machine alone, without a dashboard."""
-    ray = import_ray()
-    if ray.is_initialized():
-        yield ray
-        return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR)
-        else:
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
-    except ConnectionError:
-        raise UsageError(
-            f"no Ray cluster answers at RAY_ADDRESS={address!r}; expected one that runs: "
-            "ray start, or unset RAY_ADDRESS to use this machine alone"
-        ) from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _for_any_folder(config: PrecomputeConfig) -> PrecomputeConfig:
-    """The same with absolute paths: actors do not live in this folder."""
-    teacher = Path(config.teacher)
-    return replace(
-        config,
-        teacher=str(teacher.resolve()) if teacher.is_dir() else config.teacher,
-        data=tuple(str(Path(file).resolve()) for file in config.data),
-        store=str(Path(config.store).resolve()),
-    )
 
 
 def _tell(line: str) -> None:

@@ -3,16 +3,16 @@
 import os
 import sys
 import time
-import traceback
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.division import Board, Seat, seat_of
 from caskd.precompute.planning import Job, check_job, plan_job
-from caskd.precompute.ray_executor import fill_on_ray, import_ray
+from caskd.precompute.ray_cluster import import_ray
+from caskd.precompute.ray_executor import fill_on_ray
 from caskd.precompute.signals import Stopped, StopSignals, stop_signals
-from caskd.precompute.worker import ShardFailedError, Tally, Worker
-from caskd.store.errors import CaskdError, FailedShardsError, StoppedError, UsageError
+from caskd.precompute.worker import ShardFailedError, Tally, Worker, print_failure
+from caskd.store.errors import FailedShardsError, StoppedError, UsageError
 from caskd.store.planner import find_store
 from caskd.store.progress import SECONDS_BETWEEN_LINES, progress
 from caskd.store.reader import TeacherStore
@@ -130,16 +130,9 @@ def _fill_here(
                 except ShardFailedError as failure:
                     worker.tally.failed[shard] = failure.reason
                     failed_in_a_row += 1
-                    _tell(failure)
+                    print_failure(failure)
                     _check_worker(failed_in_a_row, failure, config)
     return worker.tally
-
-
-def _tell(failure: ShardFailedError) -> None:
-    """Say at once what failed; in full where it is nobody's mistake but ours or the machine's."""
-    if not isinstance(failure.__cause__, CaskdError):
-        traceback.print_exception(failure.__cause__)
-    print(f"shard {failure.shard} failed ({failure.reason}); on with the others", file=sys.stderr)
 
 
 def _check_worker(

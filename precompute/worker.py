@@ -5,7 +5,9 @@ Legend: R rows of a shard, k cells kept per row.
 
 import os
 import platform
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +26,7 @@ from caskd.precompute.shard import TokenBudget, fill_shard
 from caskd.precompute.teacher import TransformersTeacher, fixed_kernels
 from caskd.precompute.topk import Fields, filler_rows
 from caskd.store import records
-from caskd.store.errors import UsageError
+from caskd.store.errors import CaskdError, UsageError
 from caskd.store.progress import progress
 from caskd.store.writer import ShardWork, StoreWriter
 
@@ -145,6 +147,13 @@ class ShardFailedError(Exception):
     def __init__(self, shard: int, error: Exception) -> None:
         self.shard, self.reason = shard, one_line(error)
         super().__init__(self.reason)
+
+
+def print_failure(failure: ShardFailedError) -> None:
+    """Say what failed; and where, if it is nobody's mistake but ours or the machine's."""
+    if not isinstance(failure.__cause__, CaskdError):
+        traceback.print_exception(failure.__cause__)
+    print(f"shard {failure.shard} failed ({failure.reason}); on with the others", file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:

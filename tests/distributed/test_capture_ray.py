@@ -10,7 +10,7 @@ import pytest
 from captures import config_for, sealed_files
 from tiny import ragged_records, save_tiny
 
-from caskd.precompute import precompute, ray_executor
+from caskd.precompute import precompute, ray_cluster, ray_executor
 from caskd.store.errors import FailedShardsError, UsageError
 from caskd.store.info import store_info
 
@@ -84,11 +84,11 @@ def test_lost_workers_are_replaced_and_a_poison_shard_is_set_aside(
 
 def test_actors_ask_for_a_gpu_each_or_share_the_cores(tmp_path):
     config = config_for(tmp_path, tmp_path, [], device="auto", executor="ray", num_workers=4)
-    options, advice = ray_executor.actor_options({"GPU": 8.0, "CPU": 64.0}, config)
+    options, advice = ray_cluster.actor_options({"GPU": 8.0, "CPU": 64.0}, config)
     assert (options["num_gpus"], advice) == (1, "")
-    assert "of which the cluster has 2" in ray_executor.actor_options({"GPU": 2.0}, config)[1]
-    assert ray_executor.actor_options({"CPU": 9.0}, config)[0]["num_cpus"] == 2
-    assert ray_executor.actor_options({"CPU": 2.0}, config)[0]["num_cpus"] == 0.5
+    assert "of which the cluster has 2" in ray_cluster.actor_options({"GPU": 2.0}, config)[1]
+    assert ray_cluster.actor_options({"CPU": 9.0}, config)[0]["num_cpus"] == 2
+    assert ray_cluster.actor_options({"CPU": 2.0}, config)[0]["num_cpus"] == 0.5
 
 
 def test_without_ray_the_extra_is_named(tmp_path, monkeypatch):
