@@ -1,7 +1,8 @@
 """`--executor ray`: a worker in each of some actors, replaced when lost; poison shards set aside.
 
-Ray is fenced in here and in ray_cluster.py. The driver hands out shards and counts attempts; everything else is the same
-worker as elsewhere, and what is committed is read from the store, never from an actor.
+Ray is fenced in here and in ray_cluster.py. The driver hands out shards and counts attempts;
+everything else is the same worker as elsewhere, and what is committed is read from the store, never
+from an actor.
 """
 
 import sys
