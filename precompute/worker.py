@@ -110,6 +110,7 @@ class Worker:
         if non_finite is None:
             self.tally.num_overtaken += 1
             return False
+        self.tally.num_non_finite += len(non_finite)
         self._behind(partial(self._commit, work, rows, non_finite))
         return True
 
@@ -136,7 +137,6 @@ class Worker:
     def _commit(self, work: ShardWork, rows: Fields, non_finite: list[int]) -> None:
         if self.writer.commit(work, rows, non_finite):
             self.tally.num_committed += 1
-            self.tally.num_non_finite += len(non_finite)
         else:
             self.tally.num_overtaken += 1
 
