@@ -6,7 +6,8 @@ Each line is one capture, in processes of their own with one thread each, and me
 `seconds` is the longest of its workers from the loaded teacher to the last commit, as each keeps
 it under environment/; loading and Ray's own start are in `wall_s`. Without --teacher a tiny random
 model answers a random corpus, so fast that a shard of 65,536 rows takes seconds even on a CPU and
-what is spent around it shows. Writes results/executors.csv.
+what is spent around it shows; two workers want the smaller shards, so that they share them evenly.
+Writes results/executors.csv.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))
@@ -26,7 +28,7 @@ sys.path.append(str(HERE.parent / "tests"))
 from store_rows import setting, write_table  # noqa: E402
 from tiny import ragged_records, save_tiny, write_jsonl  # noqa: E402
 
-ROWS_A_RECORD = 12  # of `ragged_records`, nearly
+ROWS_A_RECORD = 13  # of `ragged_records`, nearly
 
 CASES = {
     "one worker": ["local"],
@@ -67,12 +69,36 @@ def capture(words: list[str], store: Path, workers: list[str]) -> tuple[float, f
     return max(attempt["seconds"] for attempt in attempts), wall, overtaken
 
 
+def compare(words: list[str], store: Path, cases: list[str], rounds: int) -> list[dict[str, Any]]:
+    """Every case, one after the other, round by round; medians."""
+    runs: dict[str, list[tuple[float, float, int]]] = {case: [] for case in cases}
+    for number in range(rounds):
+        for case in cases:
+            runs[case].append(capture(words, store, CASES[case]))
+            print(f"round {number}, {case}: {runs[case][-1]}", flush=True)
+    alone = statistics.median(seconds for seconds, _, _ in runs["one worker"])
+    lines = []
+    for case, times in runs.items():
+        seconds = statistics.median(seconds for seconds, _, _ in times)
+        lines.append(
+            {
+                "case": case,
+                "seconds": round(seconds, 2),
+                "over_one_worker": round(alone / seconds, 3),
+                "wall_s": round(statistics.median(wall for _, wall, _ in times), 2),
+                "shards_begun_twice": statistics.median(twice for _, _, twice in times),
+            }
+        )
+        print(lines[-1])
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", help="a transformers folder; a tiny random model without it")
     parser.add_argument("--data", help="its corpus, with prompt and response")
-    parser.add_argument("--rows", type=int, default=400_000, help="of the random corpus, about")
-    parser.add_argument("--shard-rows", type=int, default=65_536)
+    parser.add_argument("--rows", type=int, default=250_000, help="of the random corpus, about")
+    parser.add_argument("--shard-rows", type=int, nargs="+", default=[65_536, 8_192])
     parser.add_argument("--top-k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
@@ -85,29 +111,13 @@ def main() -> None:
             records = ragged_records(args.rows // ROWS_A_RECORD)
             data = str(write_jsonl(Path(folder) / "data.jsonl", records))
         words = ["--teacher", teacher, "--data", data, "--top-k", str(args.top_k)]
-        words += ["--shard-rows", str(args.shard_rows)]
-        runs: dict[str, list[tuple[float, float, int]]] = {case: [] for case in args.cases}
-        for number in range(args.rounds):
-            for case in args.cases:
-                runs[case].append(capture(words, Path(folder) / "store", CASES[case]))
-                print(f"round {number}, {case}: {runs[case][-1]}", flush=True)
-    alone = statistics.median(seconds for seconds, _, _ in runs["one worker"])
-    table = []
-    for case, times in runs.items():
-        seconds = statistics.median(seconds for seconds, _, _ in times)
-        table.append(
-            {
-                "case": case,
-                "seconds": round(seconds, 2),
-                "over_one_worker": round(alone / seconds, 3),
-                "wall_s": round(statistics.median(wall for _, wall, _ in times), 2),
-                "shards_begun_twice": statistics.median(twice for _, _, twice in times),
-            }
-        )
-        print(table[-1])
+        table = []
+        for shard_rows in args.shard_rows:
+            words_here = [*words, "--shard-rows", str(shard_rows)]
+            lines = compare(words_here, Path(folder) / "store", args.cases, args.rounds)
+            table += [{**line, "shard_rows": shard_rows} for line in lines]
     facts = {
         "teacher": Path(args.teacher).name if args.teacher else "tiny random",
-        "shard_rows": args.shard_rows,
         "rounds": args.rounds,
     }
     write_table("executors", table, facts | setting(args.notes))

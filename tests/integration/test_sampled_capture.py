@@ -150,7 +150,7 @@ def test_a_teacher_with_nan_leaves_rows_without_draws(teacher, tmp_path, capsys)
     weights["model.embed_tokens.weight"][tokenizer.convert_tokens_to_ids("z")] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     records = [{"prompt": "a", "response": "bb"}, {"prompt": "a", "response": "bzb"}]
-    store = precompute(sampled_config(broken, tmp_path / "s", records))
+    store = precompute(sampled_config(broken, tmp_path / "s", records, max_non_finite=1.0))
     batch = store.read([0, 1])
     assert (batch.num_kept > 0).tolist() == [True] * 3 + [False] * 4
     assert not batch.sampled_counts[3:].any()
