@@ -54,6 +54,8 @@ def seat_of(config: PrecomputeConfig, environ: Mapping[str, str]) -> Seat:
             f"torchrun started {environ['WORLD_SIZE']} processes but --executor is "
             f"{config.executor}; expected one worker for each: add --executor torchrun"
         )
+    if config.executor != "local":
+        _check_placement(config)
     if config.executor == "torchrun":
         return _torchrun_seat(config, environ, launched)
     if config.executor == "ray":
@@ -64,6 +66,16 @@ def seat_of(config: PrecomputeConfig, environ: Mapping[str, str]) -> Seat:
             )
         return Seat()
     return _numbered_seat(config)
+
+
+def _check_placement(config: PrecomputeConfig) -> None:
+    """An executor gives each of its workers a GPU; what names GPUs itself would share them."""
+    if config.device.startswith("cuda:") or config.device_map is not None:
+        flag = "--device" if config.device.startswith("cuda:") else "--device-map"
+        raise UsageError(
+            f"{flag} was given but --executor {config.executor} gives each worker a GPU of its "
+            f"own; leave {flag} out, or start the workers with --worker and --num-workers"
+        )
 
 
 def _torchrun_seat(config: PrecomputeConfig, environ: Mapping[str, str], launched: bool) -> Seat:

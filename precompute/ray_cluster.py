@@ -84,10 +84,14 @@ def _handlers_kept() -> Iterator[None]:
 
 def for_any_folder(config: PrecomputeConfig) -> PrecomputeConfig:
     """The same with absolute paths: actors do not live in this folder."""
-    teacher = Path(config.teacher)
+
+    def found_anywhere(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
     return replace(
         config,
-        teacher=str(teacher.resolve()) if teacher.is_dir() else config.teacher,
-        data=tuple(str(Path(file).resolve()) for file in config.data),
+        teacher=found_anywhere(config.teacher),
+        adapter=config.adapter and found_anywhere(config.adapter),
+        data=tuple(map(found_anywhere, config.data)),
         store=str(Path(config.store).resolve()),
     )

@@ -45,6 +45,8 @@ def test_flags_and_launcher_give_a_seat(flags, environ, seat):
         ({"num_workers": 4, "worker": 4}, {}, "expected 0 to 3"),
         ({"worker": -1}, {}, "expected 0 to 0"),
         ({"num_workers": 0}, {}, "expected 1 or more"),
+        ({"executor": "torchrun", "device": "cuda:1"}, TORCHRUN, "leave --device out"),
+        ({"executor": "ray", "device_map": "auto"}, {}, "leave --device-map out"),
     ],
 )
 def test_contradictions_are_refused_with_what_to_type(flags, environ, message):
