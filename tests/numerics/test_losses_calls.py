@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_cases import gradients, make_case, relative_error
+from loss_cases import for_tail, gradients, make_case, relative_error, sampled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caskd.store.errors import UsageError
@@ -28,6 +28,7 @@ class Products(TorchDispatchMode):
             self.rows.append(min(min(shape) for shape in shapes))
         fresh = func.__name__.split(".")[0] in (
             "empty",
+            "empty_like",
             "zeros",
             "zeros_like",
             "new_empty",
@@ -215,6 +216,16 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "same id twice",
     ),
+    "a tail of sampled targets": (
+        lambda c: c,
+        {"tail": "none"},
+        "tail='none' takes targets that sum to 1, got a tail mass up to 0.",
+    ),
+    "sampled targets of half a mass": (
+        lambda c: _with(for_tail(c, "none"), logsumexp=sampled(c.teacher).logsumexp + 0.7),
+        {"tail": "none"},
+        r"got a tail mass up to 0 and a sum off by 0\.503",
+    ),
     "label": (lambda c: replace(c, labels=c.labels + 90), {}, "labels run from"),
     "negative label": (lambda c: replace(c, labels=c.labels - 99), {}, "labels run from"),
     "hidden": (lambda c: replace(c, hidden=c.hidden[None]), {}, "flatten batch and time"),
@@ -239,3 +250,14 @@ def test_what_is_refused(case, name, impl):
         cascade_aware_loss(wrong.hidden, wrong.weight, wrong.labels, wrong.teacher, **arguments)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels can run here")
+def test_kernels_are_refused_where_they_cannot_run(case, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UsageError, match="needs the triton package and a CUDA device, got cpu"):
+        cascade_aware_loss(
+            case.hidden, case.weight, case.labels, None, objective="xent", impl="triton"
+        )
+    sums = cascade_aware_loss(case.hidden, case.weight, case.labels, None, objective="xent")
+    assert bool(sums.loss.isfinite())
