@@ -49,7 +49,7 @@ class EvalConfig:
     rule: tuple[str, ...] = ()
     """Deferral rule; repeat the flag to compare several, the first is that of the main figures:
     average, sum, min, max, quantile-Q, first-token, option, entropy, margin; fitted on the
-    calibration split: edge-inference, quantile-mlp, p-ik, p-ik-and-p-t, hidden-router,
+    calibration split: edge-inference, post-hoc-mlp, p-ik, p-ik-and-p-t, hidden-router,
     prompt-router. By default average, and every other that the predictions have the columns for."""
     calibration: float | None = None
     """Share of the examples that fits rules and chooses thresholds; all figures are of the rest."""

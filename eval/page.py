@@ -34,7 +34,7 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; vertical-align: top; }
 th, td { border-bottom: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
-td.long { text-align: left; white-space: normal; min-width: 9rem; max-width: 22rem;
+td.long { text-align: left; white-space: normal; min-width: 7rem; max-width: 17rem;
           overflow-wrap: anywhere; }
 tbody tr:hover { background: var(--soft); }
 th button { all: unset; cursor: pointer; font-weight: 600; }

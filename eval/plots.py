@@ -16,7 +16,7 @@ from caskd.eval.text import plot_label
 DRAWN_POINTS = 600
 QUALITY = "mean quality"
 _UNITS = {"flops": "FLOPs per example, lengths counted", "seconds": "seconds per example",
-          "money": "money per example"}  # fmt: skip
+          "money": "money per 1,000 examples"}  # fmt: skip
 
 
 def curve_figure(measured: Sequence[Measured], style: Style) -> Figure:
@@ -94,7 +94,8 @@ def cost_figure(measured: Sequence[Measured], style: Style) -> Figure:
     figure, found = panels(len(units), style, sharey=True)
     for one, color, label in _colored(measured, style):
         for axes, unit in zip(found, units, strict=True):
-            _line(axes, one.costs[unit], one.curve.quality, color=color, lw=1.5, label=label)
+            cost = one.costs[unit] * (1000 if unit == "money" else 1)
+            _line(axes, cost, one.curve.quality, color=color, lw=1.5, label=label)
             if unit == "seconds":
                 rate, tail = one.tail
                 reached = np.interp(rate, one.curve.deferral_rate, one.curve.quality)
@@ -128,7 +129,7 @@ def chain_figure(
     """A chain's settings that none beats, beside the cascades of two on the same cost axis."""
     figure, (axes,) = panels(1, style)
     for number, one in enumerate(measured, 1):
-        cost = one.costs["money"] if priced else one.token_flops
+        cost = 1000 * one.costs["money"] if priced else one.token_flops
         _line(axes, cost, one.curve.quality, color=style.color(number), lw=1.3,
               label=plot_label(f"{one.label}, then the large model"))  # fmt: skip
     label = plot_label(" > ".join(chain.models))

@@ -65,7 +65,7 @@ ROUTERS: Mapping[str, RouterKind] = {
     kind.name: kind
     for kind in (
         RouterKind("edge-inference", _LOGPROBS, (32,)),
-        RouterKind("quantile-mlp", _LOGPROBS, (32, 32)),
+        RouterKind("post-hoc-mlp", _LOGPROBS, (32, 32)),
         RouterKind("p-ik", "hidden", (64,), own_quality=True),
         RouterKind("p-ik-and-p-t", "hidden", (64,), own_quality=True, gated=True),
         RouterKind("hidden-router", "hidden", (64,), before_generation=True),
@@ -214,7 +214,7 @@ def features(kind: RouterKind, stored: Stored, width: int | None) -> Features:
     rows = stored.lists(kind.column)
     if kind.column == "hidden":
         return Features(len(rows), lambda where: rows.part(where).padded(rows.width()))
-    if kind.name == "quantile-mlp":
+    if kind.name == "post-hoc-mlp":
         return Features(len(rows), lambda where: _quantile_features(rows.part(where)))
     length = width or min(MAX_TOKENS, rows.width())
 

@@ -1,6 +1,6 @@
 """What the page says, section by section."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from caskd.eval.findings import Findings
@@ -19,7 +19,7 @@ _SUMMARY: Heads = {
 }  # fmt: skip
 _AT_RATES: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"),
-    **{f"quality_at_{rate}": (f"quality at {rate} %", ".4f") for rate in (10, 20, 30, 50)},
+    **{f"quality_at_{rate}": (f"at {rate} %", ".4f") for rate in (10, 20, 30, 50)},
     "best_quality": ("best", ".4f"),
     **{f"cpt_{share}": (f"CPT {share} %", ".1%") for share in (50, 80, 95)},
     "rate_for_large": ("rate for large", ".1%"),
@@ -28,7 +28,10 @@ _RULES: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "audc": ("AUDC", ".4f"),
     "audc_low": ("95 % from", ".4f"), "audc_high": ("to", ".4f"), "apgr": ("APGR", ".3f"),
     "gain": ("minus first rule", "+.4f"), "gain_low": ("95 % from", "+.4f"),
-    "gain_high": ("to", "+.4f"), "verdict": ("", "text"), "auroc": ("AUROC", ".3f"),
+    "gain_high": ("to", "+.4f"), "verdict": ("", "text"),
+}  # fmt: skip
+_CONFIDENCE: Heads = {
+    "small": ("small model", "text"), "rule": ("rule", "text"), "auroc": ("AUROC", ".3f"),
     "aurc": ("AURC", ".4f"), "ece": ("ECE", ".3f"),
 }  # fmt: skip
 _TRANSFER: Heads = {
@@ -39,7 +42,7 @@ _TRANSFER: Heads = {
     "quality_test": ("quality, test", ".4f"),
 }  # fmt: skip
 _SAMPLES: Heads = {
-    "side": ("side", "text"), "score": ("score", ".4g"), "example": ("example", "long"),
+    "score": ("score", ".4g"), "example": ("example", "text"),
     "task": ("task", "text"), "question": ("question", "long"), "reference": ("expected", "long"),
     "small_answer": ("small answers", "long"), "small_quality": ("quality", ".3g"),
     "large_answer": ("large answers", "long"), "large_quality": ("quality", ".3g"),
@@ -90,22 +93,29 @@ def page_sections(
     if findings.chain is not None:
         sections.append(_chain(findings, pictures["chain"]))
     if findings.transfer:
+        drifts = [row for row in findings.transfer if row["rule"] == findings.main_rule]
         text = (
             "Each threshold is the one that defers the wanted share of the calibration examples; "
-            "drift is by how much it defers more of the test examples."
+            "drift is by how much it defers more of the test examples. The other rules are in "
+            "transfer.csv."
         )
         sections.append(
             Section("Thresholds on other examples", texts=[text],
-                    tables=[table(_TRANSFER, findings.transfer)])
+                    tables=[table(_TRANSFER, drifts)])
         )  # fmt: skip
     sections.append(
         Section(
             "Examples on both sides of the threshold",
             texts=[f"{findings.samples_of}. {len(measured[0].pair):,} examples in all."],
-            tables=[table(_SAMPLES, findings.samples)],
+            tables=[table(_SAMPLES, rows, side.capitalize()) for side, rows in _by_side(findings)],
         )
     )
     return sections
+
+
+def _by_side(findings: Findings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for side in dict.fromkeys(row["side"] for row in findings.samples):
+        yield side, [row for row in findings.samples if row["side"] == side]
 
 
 def table(heads: Heads, rows: Iterable[Mapping[str, Any]], caption: str = "") -> Table:
@@ -159,7 +169,9 @@ def _first(
         tables=[
             table(_SUMMARY, rows),
             table(
-                _AT_RATES, rows, "Quality at fixed cost (deferral rate), and cost at fixed quality"
+                _AT_RATES,
+                rows,
+                "Quality at fixed cost (deferral rate), and cost at fixed quality (CPT)",
             ),
         ],
         notes=[
@@ -203,11 +215,14 @@ def _rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
     return Section(
         "Deferral rules",
         pictures=[pictures["rules"]],
-        tables=[table(_RULES, rules)],
+        tables=[
+            table(_RULES, rules),
+            table(_CONFIDENCE, rules, "How well the score tells wrong answers from right ones"),
+        ],
         notes=[
             f"The figure is of {findings.measured[0].label}; the first rule is "
-            f"{findings.main_rule}. AUROC, AURC and ECE (of the last two, lower is better) speak of the score and the "
-            "small model's own answers, without the large model.",
+            f"{findings.main_rule}. AUROC, AURC and ECE (of the last two, lower is better) speak "
+            "of the score and the small model's own answers, without the large model.",
             *(f"Left out: {line}" for line in findings.left_out),
         ],
     )
@@ -233,7 +248,7 @@ def _chain(findings: Findings, picture: Picture) -> Section:
             "best of many: the curve is too good. Give --calibration 0.5."
         ],
         texts=[
-            f"{order}, rule {chain.rule}: each passes on what reaches its own threshold. "
+            f"{order}, rule {chain.rule}: each passes on what reaches its own threshold (\u2013: nothing). "
             f"Of {chain.chosen.num_settings:,} settings tried on the {split} "
             f"examples, those that no other beats in both quality and cost."
         ],
