@@ -78,8 +78,8 @@ def paired_difference(
     """
     ours, theirs = (_seeds(arm) for arm in (first, second))
     series = [*ours, *theirs]
-    areas = np.array([deferral_curve(score, small, large_quality).audc for score, small in series])
     draws = area_draws(series, large_quality, num_draws=num_draws, seed=seed)
+    areas = np.array([deferral_curve(score, small, large_quality).audc for score, small in series])
     split = len(ours)
     return arm_difference((areas[:split], draws[:split]), (areas[split:], draws[split:]), seed=seed)
 

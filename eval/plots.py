@@ -134,7 +134,13 @@ def chain_figure(
               label=plot_label(f"{one.label}, then the large model"))  # fmt: skip
     label = plot_label(" > ".join(chain.models))
     axes.plot(
-        chain.cost, chain.quality, color=style.color(0), lw=1.6, marker=".", ms=3, label=label
+        1000 * chain.cost if priced else chain.cost,
+        chain.quality,
+        color=style.color(0),
+        lw=1.6,
+        marker=".",
+        ms=3,
+        label=label,
     )
     in_powers(axes)
     unit = _UNITS["money"] if priced else "FLOPs per token (2 per parameter)"

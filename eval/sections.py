@@ -248,7 +248,8 @@ def _chain(findings: Findings, picture: Picture) -> Section:
             "best of many: the curve is too good. Give --calibration 0.5."
         ],
         texts=[
-            f"{order}, rule {chain.rule}: each passes on what reaches its own threshold (\u2013: nothing). "
+            f"{order}, rule {chain.rule}: each passes on what reaches its own threshold, and "
+            "nothing where there is none. "
             f"Of {chain.chosen.num_settings:,} settings tried on the {split} "
             f"examples, those that no other beats in both quality and cost."
         ],
