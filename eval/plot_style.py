@@ -1,6 +1,7 @@
 """How figures look, on paper and on a dark screen, and how they become files."""
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -33,30 +34,30 @@ class Style:
 
 _SHARED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 PAPER = Style("#222222", "#777777", "#dddddd", ("#0072B2", *_SHARED, "#000000"))
-DARK = Style("#dddddd", "#999999", "#3a3f44", ("#4aa8e0", *_SHARED, "#ffffff"))
+_DARK = Style("#dddddd", "#999999", "#3a3f44", ("#4aa8e0", *_SHARED, "#ffffff"))
 
 
-def panels(count: int, style: Style, **options: Any) -> tuple[Figure, list[Any]]:
+def panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
     """A figure with `count` panels side by side."""
     figure = Figure(figsize=(_WIDTH, _HEIGHT), facecolor="none")
     figure.set_layout_engine("constrained", wspace=0.05)
     found = list(figure.subplots(1, count, squeeze=False, **options)[0])
     for axes in found:
         axes.set_facecolor("none")
-        axes.grid(color=style.grid, lw=0.5)
+        axes.grid(color=PAPER.grid, lw=0.5)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(style.soft)
-        axes.tick_params(colors=style.ink, labelsize=8)
+        axes.spines[["left", "bottom"]].set_color(PAPER.soft)
+        axes.tick_params(colors=PAPER.ink, labelsize=8)
     return figure, found
 
 
-def dress(axes: Any, style: Style, title: str, x: str, y: str | None = None) -> None:
+def dress(axes: Any, title: str, x: str, y: str | None = None) -> None:
     """Title and labels of one panel."""
-    axes.set_title(title, fontsize=9, color=style.ink)
-    axes.set_xlabel(x, fontsize=8.5, color=style.ink)
+    axes.set_title(title, fontsize=9, color=PAPER.ink)
+    axes.set_xlabel(x, fontsize=8.5, color=PAPER.ink)
     if y:
-        axes.set_ylabel(y, fontsize=8.5, color=style.ink)
+        axes.set_ylabel(y, fontsize=8.5, color=PAPER.ink)
 
 
 def in_percent(axes: Any) -> None:
@@ -72,7 +73,7 @@ def in_powers(axes: Any) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_engineering))
 
 
-def legend_below(figure: Figure, handles: list[Any], style: Style) -> None:
+def legend_below(figure: Figure, handles: list[Any]) -> None:
     """One legend for all panels."""
     letters = sum(len(handle.get_label()) + 4 for handle in handles)
     columns = len(handles) if letters <= _LEGEND_LETTERS else 3
@@ -80,7 +81,7 @@ def legend_below(figure: Figure, handles: list[Any], style: Style) -> None:
     columns = min(columns, max(1, _LEGEND_LETTERS // (longest + 4)))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False,
-        fontsize=8, labelcolor=style.ink,
+        fontsize=8, labelcolor=PAPER.ink,
     )  # fmt: skip
 
 
@@ -95,6 +96,15 @@ def svg_bytes(figure: Figure) -> bytes:
         return _saved(figure, "svg", metadata={"Date": None, "Creator": None})
 
 
+def on_dark(svg: bytes) -> bytes:
+    """The same SVG file in the colors of a dark screen."""
+    pairs = [(PAPER.ink, _DARK.ink), (PAPER.soft, _DARK.soft), (PAPER.grid, _DARK.grid)]
+    pairs += zip(PAPER.colors, _DARK.colors, strict=True)
+    colors = {light.lower(): dark.lower() for light, dark in pairs}
+    found = re.compile("|".join(colors))
+    return found.sub(lambda match: colors[match[0]], svg.decode()).encode()
+
+
 def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     FigureCanvasAgg(figure)
     content = io.BytesIO()
@@ -104,6 +114,7 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
             "ignore", message="Glyph .* missing from font", category=UserWarning
         )
         figure.savefig(content, format=kind, **options)
+    figure.set_layout_engine("none")  # what is laid out once stays
     return content.getvalue()
 
 

@@ -15,7 +15,7 @@ from caskd.eval.config import EvalConfig
 from caskd.eval.findings import Findings, find
 from caskd.eval.measure import ALL_TASKS, Measured, figures
 from caskd.eval.page import Picture, html_bytes
-from caskd.eval.plot_style import DARK, PAPER, Style, png_bytes, svg_bytes
+from caskd.eval.plot_style import on_dark, png_bytes, svg_bytes
 from caskd.eval.predictions import Predictions
 from caskd.eval.sections import page_sections
 from caskd.eval.text import plain
@@ -86,10 +86,10 @@ def _files(findings: Findings, summary: Mapping[str, Any]) -> dict[str, bytes]:
     files = {SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode()}
     pictures = {}
     for name, alt in _alts(findings).items():
-        paper = _figure(name, findings, PAPER)
-        files[f"{name}.png"], files[f"{name}.svg"] = png_bytes(paper), svg_bytes(paper)
-        dark = svg_bytes(_figure(name, findings, DARK))
-        pictures[name] = Picture(alt, files[f"{name}.svg"], dark)
+        figure = _figure(name, findings)
+        files[f"{name}.png"], svg = png_bytes(figure), svg_bytes(figure)
+        files[f"{name}.svg"] = svg
+        pictures[name] = Picture(alt, svg, on_dark(svg))
     for name, rows in _rows(findings).items():
         content = tables.csv_bytes(rows)
         if content:
@@ -118,20 +118,20 @@ def _alts(findings: Findings) -> dict[str, str]:
     return alts
 
 
-def _figure(name: str, findings: Findings, style: Style) -> Figure:
+def _figure(name: str, findings: Findings) -> Figure:
     measured = findings.measured
     if name == "rules":
-        return plots.rules_figure(measured[0], style)
+        return plots.rules_figure(measured[0])
     if name == "chain":
         assert findings.chain is not None, "drawn only where there is one"
-        return plots.chain_figure(findings.chain, measured, findings.priced, style)
+        return plots.chain_figure(findings.chain, measured, findings.priced)
     draw = {
         "deferral_curve": plots.curve_figure,
         "a1_a2": plots.parts_figure,
         "cost": plots.cost_figure,
         "bleu": plots.bleu_figure,
     }[name]
-    return draw(measured, style)
+    return draw(measured)
 
 
 def _rows(findings: Findings) -> dict[str, Any]:

@@ -179,8 +179,9 @@ def _fit(
         linear = LogisticRegression(C=0.1, max_iter=1000, random_state=seed).fit(inputs, label)
         return ((linear.coef_.T, linear.intercept_),)
     network = MLPClassifier(
-        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, random_state=seed, n_iter_no_change=10, batch_size=32,
-        early_stopping=True, validation_fraction=0.2, max_iter=500,
+        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=max(32, len(label) // 100),
+        early_stopping=True, validation_fraction=0.2, n_iter_no_change=10, max_iter=500,
+        random_state=seed,
     ).fit(inputs, label)  # fmt: skip
     return tuple(zip(network.coefs_, network.intercepts_, strict=True))
 
