@@ -13,6 +13,7 @@ from caskd.eval.operating_point import OperatingPoint, choose, parse_wish
 from caskd.eval.price_list import Price, read_prices
 from caskd.eval.samples import default_threshold, sample_rows
 from caskd.eval.scoring import Scored, score_pairs
+from caskd.eval.text import plain
 from caskd.eval.transfer import transfer_rows
 from caskd.store.errors import UsageError
 
@@ -85,7 +86,7 @@ def find(config: EvalConfig) -> Findings:
         measured=measured,
         comparisons=compare(measured),
         split=experiment.split,
-        left_out=left_out,
+        left_out=[plain(line) for line in left_out],
         transfer=list(transfer_rows(measured, calibrations)) if calibrations else [],
         chain=_chain(config, experiment, scored, prices) if config.chain else None,
         point=point,

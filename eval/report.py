@@ -171,7 +171,7 @@ def _summary(findings: Findings) -> dict[str, Any]:
             {"small": small, "first": a, "second": b, **asdict(one), "verdict": one.verdict}
             for small, a, b, one in found.between_rules
         ],
-        "rules_left_out": [plain(line) for line in findings.left_out],
+        "rules_left_out": findings.left_out,
         "transfer": findings.transfer,
         "chain": findings.chain.summary() if findings.chain else None,
         "operating_point": cascade_fields(findings.point) if findings.point else None,

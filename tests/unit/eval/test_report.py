@@ -52,9 +52,7 @@ def test_the_numbers_are_those_of_the_curves(tmp_path, three):
         assert one["all"]["audc"] == curve.audc
         assert one["all"]["apgr"] == curve.apgr
         assert set(one["tasks"]) == {"sort", "sum"}
-        assert (
-            one["tasks"]["sum"]["audc"] == Pair.from_files(small, large).curve(task="sum").audc
-        )
+        assert one["tasks"]["sum"]["audc"] == Pair.from_files(small, large).curve(task="sum").audc
     [difference] = summary["differences"]
     audc = [one["all"]["audc"] for one in summary["smalls"]]
     assert difference["audc_difference"] == audc[0] - audc[1]
