@@ -4,8 +4,8 @@
         --operating-point "deferral_rate<=0.3"
     python examples/serve_cascade.py report/cascade.json SMALL_MODEL < prompts.txt
 
-Here the large model is a function that only says that it was asked: put a call to your server there,
-or give `large` the folder of a model.
+Here the large model is a function that only says that it was asked: put a call to your server
+there, or give `large` the folder of a model.
 """
 
 import sys

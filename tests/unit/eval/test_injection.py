@@ -1,7 +1,10 @@
 """A hundred hostile strings, as names and answers: nothing becomes active anywhere."""
 
+import base64
 import csv
+import hashlib
 import io
+import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -86,6 +89,22 @@ def test_in_a_page_it_is_text(payload):
     hostile, harmless = Structure(page(payload)), Structure(page("HARMLESS"))
     assert hostile.tags == harmless.tags
     assert "".join(hostile.texts) == "".join(harmless.texts).replace("HARMLESS", payload)
+
+
+def test_the_browser_runs_the_sorting_and_nothing_else():
+    content = page("x").decode()
+    [script] = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
+    [style] = re.findall(r"<style>(.*?)</style>", content, re.DOTALL)
+    [policy] = re.findall(r'Policy" content="(.*?)"', content)
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    ]
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    assert not re.search(r"https?://|\bstyle=|\bon[a-z]+=", content)
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
