@@ -233,7 +233,10 @@ def _chain(findings: Findings, picture: Picture) -> Section:
     assert chain is not None, "called only where there is one"
     rows = chain.rows()
     heads = {
-        name: (name, ".4g" if name == "cost" or name.startswith("threshold") else ".4f")
+        name: (
+            name.replace("share answered", "answered"),
+            ".4g" if name == "cost" or name.startswith("threshold") else ".4f",
+        )
         for name in rows[0]
     }
     few = [rows[place] for place in sorted({int(i * (len(rows) - 1) / 19) for i in range(20)})]
