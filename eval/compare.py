@@ -14,10 +14,12 @@ import numpy.typing as npt
 from caskd.eval.arms import seeds_of
 from caskd.eval.bootstrap import Difference, area_draws, arm_difference, interval
 from caskd.eval.measure import Measured
+from caskd.eval.significance import McNemar, mcnemar
 
 FloatArray = npt.NDArray[np.float64]
 
 ENOUGH_SEEDS = 5
+FIXED_RATE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class Comparisons:
     between_arms: list[tuple[str, str, Difference]]
     between_rules: list[tuple[str, str, str, Difference]]
     """Small model, a rule, the main rule, and the first rule's area minus the main rule's."""
+    at_one_rate: list[tuple[str, str, McNemar]]
+    """Cascades of two arms of one seed each, at thresholds that defer at most `FIXED_RATE`."""
     warnings: list[str]
 
 
@@ -81,6 +85,11 @@ def compare(measured: Sequence[Measured]) -> Comparisons:
             for place, name in keys
             if name != mains[place]
         ],
+        at_one_rate=[
+            (a.label, b.label, mcnemar(_quality_at(a), _quality_at(b)))
+            for a, b in combinations(measured, 2)
+            if len(arms[a.arm][0]) == len(arms[b.arm][0]) == 1
+        ],
         warnings=[
             f"{first} and {second}: an interval over {difference.num_seeds} seeds is too narrow; "
             f"train at least {ENOUGH_SEEDS}."
@@ -88,6 +97,14 @@ def compare(measured: Sequence[Measured]) -> Comparisons:
             if 1 < difference.num_seeds < ENOUGH_SEEDS
         ],
     )  # fmt: skip
+
+
+def _quality_at(one: Measured) -> FloatArray:
+    """Quality [E] of a cascade at the threshold that defers the most within `FIXED_RATE`."""
+    score = one.main.scored.score
+    place = int(np.flatnonzero(one.curve.deferral_rate <= FIXED_RATE)[-1])
+    deferred = score >= one.curve.threshold[place]
+    return np.where(deferred, one.pair.large_quality, one.pair.small_quality)
 
 
 def _arm_area(arm: str, areas: FloatArray, draws: FloatArray) -> ArmArea:

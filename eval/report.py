@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from caskd.eval import plots, tables
 from caskd.eval.cascade_file import cascade_fields
+from caskd.eval.compare import FIXED_RATE
 from caskd.eval.config import EvalConfig
 from caskd.eval.findings import Findings, find
 from caskd.eval.measure import ALL_TASKS, Measured, figures
@@ -166,6 +167,10 @@ def _summary(findings: Findings) -> dict[str, Any]:
         "differences": [
             {"first": a, "second": b, **asdict(difference), "verdict": difference.verdict}
             for a, b, difference in found.between_arms
+        ],
+        "at_one_rate": [
+            {"first": a, "second": b, "rate": FIXED_RATE, **asdict(test), "verdict": test.verdict}
+            for a, b, test in found.at_one_rate
         ],
         "rule_differences": [
             {"small": small, "first": a, "second": b, **asdict(one), "verdict": one.verdict}

@@ -6,7 +6,7 @@ from typing import Any
 from caskd.eval.findings import Findings
 from caskd.eval.measure import ALL_TASKS
 from caskd.eval.page import Cell, Picture, Row, Section, Table
-from caskd.eval.tables import difference_line, point_lines, rule_rows, summary_rows
+from caskd.eval.tables import difference_line, mcnemar_line, point_lines, rule_rows, summary_rows
 
 Heads = Mapping[str, tuple[str, str]]
 """Key of a row -> heading and format: `text`, `long`, or that of a number."""
@@ -188,7 +188,10 @@ def _comparisons(findings: Findings, summary: Mapping[str, Any]) -> Section:
     found = findings.comparisons
     return Section(
         "Differences between small models" if found.between_arms else "Area with its interval",
-        bullets=[difference_line(*one) for one in found.between_arms],
+        bullets=[
+            *(difference_line(*one) for one in found.between_arms),
+            *(mcnemar_line(*one) for one in found.at_one_rate),
+        ],
         tables=[table(_ARMS, summary["arms"])],
         notes=[
             "Intervals redraw the test examples, the same for all models, and the training seeds "

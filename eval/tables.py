@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from caskd.eval.bootstrap import Difference
+from caskd.eval.compare import FIXED_RATE
 from caskd.eval.curves import DeferralCurve
 from caskd.eval.findings import Findings
 from caskd.eval.measure import ALL_TASKS, NO_TASK, Measured, figures
 from caskd.eval.operating_point import OperatingPoint
+from caskd.eval.significance import McNemar
 from caskd.eval.text import csv_cell, plain
 
 Rows = Iterator[dict[str, Any]]
@@ -156,6 +158,15 @@ def difference_line(first: str, second: str, difference: Difference) -> str:
         f"AUDC of {first} minus {second}: {difference.audc_difference:+.4f}, "
         f"95 % interval over {over} {interval} "
         f"({difference.num_draws:,} draws, seed {difference.seed}): {difference.verdict}"
+    )
+
+
+def mcnemar_line(first: str, second: str, test: McNemar) -> str:
+    """Two cascades at one deferral rate, in words."""
+    return (
+        f"At thresholds that defer {FIXED_RATE:.0%}: {first} alone is right {test.only_first:,} "
+        f"times, {second} alone {test.only_second:,} times, McNemar p = {test.p_value:.3g}: "
+        f"{test.verdict}"
     )
 
 

@@ -58,6 +58,15 @@ def test_the_numbers_are_those_of_the_curves(tmp_path, three):
     assert difference["audc_difference"] == audc[0] - audc[1]
     assert difference["low"] <= difference["audc_difference"] <= difference["high"]
     assert difference["seed"] == 0
+    [test] = summary["at_one_rate"]
+    right = []
+    for small in (first, second):
+        pair = Pair.from_files(small, large)
+        most = np.sort(pair.score())[::-1][: int(0.3 * len(pair))]  # no two scores are equal
+        deferred = pair.score() >= most[-1]
+        right.append(np.where(deferred, pair.large_quality, pair.small_quality) == 1.0)
+    assert test["only_first"] == (right[0] & ~right[1]).sum()
+    assert test["only_second"] == (right[1] & ~right[0]).sum()
     rows = read_csv(out / "summary.csv")
     assert [row["task"] for row in rows] == ["all", "sort", "sum"] * 2
     assert float(rows[0]["audc"]) == audc[0]
