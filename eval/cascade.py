@@ -1,116 +1,225 @@
-"""A small and a large model joined on the examples that both answered."""
+"""A cascade at work: the small model answers, and what its rule is unsure of goes to the large one.
 
-from collections.abc import Sequence
+Legend: E prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves import DeferralCurve, deferral_curve
-from caskd.eval.predictions import Predictions, read_predictions
-from caskd.eval.rules import deferral_scores
-from caskd.store.errors import IdentityError
+from caskd.eval.cascade_file import CascadeFile, read_cascade
+from caskd.eval.config import PredictConfig
+from caskd.eval.ragged import Ragged
+from caskd.eval.rules import deferral_scores, fixed_rule
+from caskd.store.corpus import Columns
+from caskd.store.errors import IdentityError, UsageError
+
+if TYPE_CHECKING:
+    from caskd.eval.models import Answer, LoadedModel
 
 FloatArray = npt.NDArray[np.float64]
+Prompt = str | Sequence[Mapping[str, str]]
+"""A text, or the turns of a chat up to the one that is to be answered."""
+AnswerPrompts = Callable[[list[Prompt]], Sequence[str]]
+"""Anything that answers prompts with texts: a served model, for example."""
+
+MAX_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class CascadeAnswer:
+    """One answer, and how it came about."""
+
+    text: str
+    answered_by: Literal["small", "large"]
+    deferral_score: float
+    """The large model answers where it reaches the cascade's threshold."""
 
 
 class Cascade:
-    """Two models on the same examples, in the large model's order.
+    """A small model, a rule with its threshold, and a large model.
 
     Attributes:
-        small: answers of the small model.
-        large: answers of the large model.
-        small_quality: [E] quality of the small model's answers.
-        large_quality: [E] quality of the large model's answers.
-        tasks: task of each example.
+        rule: name of the deferral rule.
+        threshold: a prompt is deferred where its score >= threshold.
+        expected: what `caskd eval` measured: quality, deferral_rate and cost, with intervals.
     """
 
-    def __init__(self, small: Predictions, large: Predictions) -> None:
-        """Join two sets of predictions by example id.
-
-        Raises:
-            IdentityError: they hold other examples, other questions or references, or measure
-                quality in another way.
-        """
-        self.small = small.take(_places(small, large))
-        self.large = large
-        _check_questions(self.small, large)
-        self.small_quality = self.small.numbers("quality")
-        self.large_quality = large.numbers("quality")
-        self.tasks = large.strings("task")
+    def __init__(
+        self, settings: CascadeFile, small: "LoadedModel", large: AnswerPrompts, batch_size: int
+    ) -> None:
+        """Join what `load` opened."""
+        self.rule = settings.rule
+        self.threshold = settings.threshold
+        self.expected = settings.expected
+        self._router = settings.router
+        self._small = small
+        self._large = large
+        self._batch_size = batch_size
+        self._max_new_tokens = int(settings.decoding.get("max_new_tokens", MAX_NEW_TOKENS))
 
     @classmethod
-    def from_files(cls, small: str, large: str) -> "Cascade":
-        """Join two files of `caskd predict`.
+    def load(
+        cls,
+        file: str,
+        *,
+        small: str | None = None,
+        large: str | AnswerPrompts | None = None,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        batch_size: int = 16,
+    ) -> "Cascade":
+        """Open a cascade.json of `caskd eval --operating-point`.
+
+        Args:
+            file: the cascade.json.
+            small: the small model, a folder or a hub id; by default the name in the file.
+            large: the large model, likewise, or any function from prompts to texts.
+            device: where both models run.
+            dtype: number format of their weights.
+            batch_size: prompts answered at once.
 
         Raises:
-            UsageError: a file is missing or not a predictions file.
-            IdentityError: they do not belong together.
+            UsageError: the file or a model cannot be opened.
+            IdentityError: a model is not the one that was measured.
         """
-        return cls(read_predictions(small), read_predictions(large))
+        settings = read_cascade(file)
 
-    def __len__(self) -> int:
-        return len(self.large)
+        def open_model(name: str, measured: Mapping[str, Any]) -> "LoadedModel":
+            from caskd.eval.models import load_model
 
-    def score(self, rule: str = "average") -> FloatArray:
-        """Deferral score [E] of the small model's answers under a rule.
+            config = PredictConfig(model=name, data=(), out="", dtype=dtype, device=device)
+            loaded = load_model(config)
+            _check_identity(name, loaded.identity, measured)
+            return loaded
+
+        ours = open_model(small or settings.small["name"], settings.small)
+        if not callable(large):
+            opened = open_model(large or settings.large["name"], settings.large)
+            max_new_tokens = int(settings.decoding.get("max_new_tokens", MAX_NEW_TOKENS))
+
+            def large(prompts: list[Prompt]) -> list[str]:
+                answers = _decode(opened, prompts, max_new_tokens, batch_size)
+                return [_text(opened, answer) for answer in answers]
+
+        return cls(settings, ours, large, batch_size)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[CascadeAnswer]:
+        """Answer every prompt, in order.
 
         Raises:
-            UsageError: unknown rule.
+            UsageError: a prompt is empty, or the large model gives another number of answers.
         """
-        return deferral_scores(self.small.token_logprobs(), rule)
+        prompts = list(prompts)
+        if not prompts:
+            return []
+        if self._router is not None and self._router.kind.column == "prompt":
+            scores = self._router.score(_Answered(prompts, []))  # nobody has answered yet
+            kept = [place for place, score in enumerate(scores) if score < self.threshold]
+            answers = self._decode([prompts[place] for place in kept])
+            ours = {
+                place: _text(self._small, answer)
+                for place, answer in zip(kept, answers, strict=True)
+            }
+        else:
+            answers = self._decode(prompts)
+            scores = self._scores(prompts, answers)
+            ours = {
+                place: _text(self._small, answer)
+                for place, answer in enumerate(answers)
+                if scores[place] < self.threshold
+            }
+        deferred = [place for place in range(len(prompts)) if place not in ours]
+        texts = self._ask_large([prompts[place] for place in deferred])
+        theirs = dict(zip(deferred, texts, strict=True))
+        return [
+            CascadeAnswer(ours[place], "small", float(score))
+            if place in ours
+            else CascadeAnswer(theirs[place], "large", float(score))
+            for place, score in enumerate(scores)
+        ]
 
-    def curve(self, rule: str = "average", task: str | None = None) -> DeferralCurve:
-        """Deferral curve over all examples, or over those of one task with thresholds of its own.
+    def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
+        return _decode(self._small, prompts, self._max_new_tokens, self._batch_size)
 
-        Raises:
-            UsageError: unknown rule, or no example of this task.
-        """
-        where = np.array([task is None or own == task for own in self.tasks])
-        return deferral_curve(
-            self.score(rule)[where], self.small_quality[where], self.large_quality[where]
-        )
+    def _scores(self, prompts: list[Prompt], answers: "list[Answer]") -> FloatArray:
+        stored = _Answered(prompts, answers)
+        if self._router is not None:
+            return self._router.score(stored)
+        rule = fixed_rule(self.rule)
+        assert rule is not None, "checked when the file was read"
+        return deferral_scores(stored.lists(rule.column), rule)
 
-
-def _places(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:
-    """For each example of `large` its place in `small`."""
-    place = {name: i for i, name in enumerate(small.strings("example_id"))}
-    wanted = large.strings("example_id")
-    missing = [name for name in wanted if name not in place]
-    surplus = sorted(place.keys() - set(wanted))
-    if missing or surplus:
-        found = [f"{len(surplus):,} only in {small.source}{_first(surplus)}"] if surplus else []
-        found += [f"{len(missing):,} only in {large.source}{_first(missing)}"] if missing else []
-        raise IdentityError(
-            f"different examples: {', '.join(found)}; expected the same in both: "
-            "run caskd predict for both models with the same --data and --limit"
-        )
-    return np.array([place[name] for name in wanted], dtype=np.int64)
-
-
-def _check_questions(small: Predictions, large: Predictions) -> None:
-    """Same examples must mean same questions, same references and the same measure of quality."""
-    if small.metadata["quality"] != large.metadata["quality"]:
-        raise IdentityError(
-            f"{small.source} measures {small.metadata['quality']}, {large.source} measures "
-            f"{large.metadata['quality']}; expected one measure: run caskd predict again for one"
-        )
-    columns = ["question_digest", "reference", "task"]
-    same_tokenizer = small.metadata["model"].get("tokenizer_digest") == large.metadata["model"].get(
-        "tokenizer_digest"
-    )
-    if same_tokenizer:  # then the questions must agree to the token, chat template included
-        columns.append("prompt_digest")
-    for column in columns:
-        ours, theirs = small.strings(column), large.strings(column)
-        unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-        if unlike:
-            name = large.strings("example_id")[unlike[0]]
-            raise IdentityError(
-                f"{len(unlike):,} examples (first {name!r}) have another {column} in "
-                f"{small.source} than in {large.source}; expected the same: "
-                "run caskd predict for both models with the same --data and columns"
+    def _ask_large(self, prompts: list[Prompt]) -> list[str]:
+        texts = list(self._large(prompts)) if prompts else []
+        if len(texts) != len(prompts):
+            raise UsageError(
+                f"the large model gave {len(texts)} answers to {len(prompts)} prompts, "
+                "expected one each"
             )
+        return texts
 
 
-def _first(names: Sequence[str]) -> str:
-    return f" (first {names[0]!r})"
+class _Answered:
+    """Answers just given, read as stored predictions are."""
+
+    def __init__(self, prompts: Sequence[Prompt], answers: "Sequence[Answer]") -> None:
+        self._prompts = prompts
+        self._answers = answers
+
+    def has(self, name: str) -> bool:
+        return all(getattr(answer, name, None) is not None for answer in self._answers)
+
+    def lists(self, name: str) -> Ragged:
+        if not self.has(name):
+            raise UsageError(f"serving gives no {name}; choose an operating point of another rule")
+        return Ragged.of([getattr(answer, name) for answer in self._answers])
+
+    def texts(self, name: str) -> list[str]:
+        from caskd.eval.questions import question_text
+
+        assert name == "prompt", "the only text that a rule reads"
+        return [question_text(*_record(prompt)) for prompt in self._prompts]
+
+
+def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
+    """A prompt as `caskd predict` reads it from data, with an answer that nobody looks at."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "response": ""}, Columns(kind="prompt")
+    reply = {"role": "assistant", "content": "-"}
+    return {"messages": [*map(dict, prompt), reply]}, Columns(kind="messages")
+
+
+def _decode(
+    loaded: "LoadedModel", prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int
+) -> "list[Answer]":
+    from caskd.eval.generate import batches
+    from caskd.eval.models import decode_batch
+    from caskd.store.examples import prompt_ids
+
+    ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
+    empty = next((place for place, one in enumerate(ids) if not one), None)
+    if empty is not None:
+        raise UsageError(f"prompt {empty} is empty, expected a question")
+    answers: dict[int, Answer] = {}
+    for batch in batches([len(one) for one in ids], batch_size):
+        found = decode_batch(loaded, [ids[place] for place in batch], max_new_tokens)
+        answers.update(zip(batch, found, strict=True))
+    return [answers[place] for place in range(len(ids))]
+
+
+def _text(loaded: "LoadedModel", answer: "Answer") -> str:
+    return str(loaded.tokenizer.decode(answer.token_ids, skip_special_tokens=True))
+
+
+def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    for field in ("weights_digest", "revision", "tokenizer_digest"):
+        ours, theirs = got.get(field), measured.get(field)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise IdentityError(
+                f"{name} has {field} {ours}, but the cascade was measured with {theirs}; "
+                "load that model, or measure this one with caskd predict and caskd eval"
+            )

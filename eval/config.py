@@ -38,9 +38,44 @@ class PredictConfig:
 class EvalConfig:
     """Measure cascades: one curve for each small model against the same large one."""
 
-    small: tuple[str, ...]
-    """Predictions of a small model (from `caskd predict`); repeat the flag to compare several."""
+    small: tuple[str, ...] = ()
+    """Predictions of a small model (from `caskd predict`), FILE or NAME=FILE; repeat the flag to
+    compare several. Files of one NAME are training seeds of the same arm, and intervals then hold
+    over seeds too: give the seeds of each arm in the same order."""
     large: str
     """Predictions of the large model on the same examples."""
     out: str
     """Folder for the report: figures, tables and index.html."""
+    rule: tuple[str, ...] = ()
+    """Deferral rule; repeat the flag to compare several, the first is that of the main figures:
+    average, sum, min, max, quantile-Q, first-token, option, entropy, margin; fitted on the
+    calibration split: edge-inference, post-hoc-mlp, p-ik, p-ik-and-p-t, hidden-router,
+    prompt-router. By default average, and every other that the predictions have the columns for."""
+    calibration: float | None = None
+    """Share of the examples that fits rules and chooses thresholds; all figures are of the rest."""
+    calibration_seed: int = 0
+    """Draws another calibration split."""
+    calibration_small: tuple[str, ...] = ()
+    """Instead of a share: predictions of each small model on other examples, in the order of
+    --small."""
+    calibration_large: str | None = None
+    """Predictions of the large model on those."""
+    chain: tuple[str, ...] = ()
+    """Predictions of a model of a chain of three or more, each with a threshold of its own: repeat
+    the flag from the smallest on; --large is the last."""
+    operating_point: str | None = None
+    """Choose small model, rule and threshold, and write them to cascade.json: quality>=0.86,
+    cost<=5e8 or deferral_rate<=0.3. Cost is in FLOPs per token, or with --prices in money per
+    example."""
+    prices: str | None = None
+    """Price list, JSON or TOML: for each model's name prompt and output, each the price of a
+    million tokens."""
+    bleu: str | None = None
+    """Draw corpus BLEU along the curve, with this tokenizer of sacrebleu: 13a, zh, ja-mecab, ..."""
+    data: tuple[str, ...] = ()
+    """The files that caskd predict was given: shows the questions beside the answers, and
+    prompt-router reads them."""
+    prompt_column: str = "prompt"
+    """Column of --data with the question."""
+    messages_column: str = "messages"
+    """Column of --data with a chat."""

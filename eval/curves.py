@@ -108,6 +108,15 @@ class DeferralCurve:
         y0, y1 = self.quality[last - 1 : last + 1]
         return float(min(x0 + (x1 - x0) * (quality - y0) / (y1 - y0), x1))
 
+    def cpt(self, share: float) -> float | None:
+        """Call-performance threshold: smallest deferral rate that recovers a share of the gap.
+
+        As in RouteLLM (arXiv 2406.18665); None where no rate does, or below `MIN_GAP`.
+        """
+        if self.gap < MIN_GAP:
+            return None
+        return self.rate_for(self.quality_small + share * self.gap)
+
 
 def deferral_curve(
     score: npt.ArrayLike, small_quality: npt.ArrayLike, large_quality: npt.ArrayLike

@@ -1,102 +1,201 @@
 """The numbers of a report, from joined predictions: one `Measured` for each small model."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.bootstrap import Difference, paired_difference
-from caskd.eval.cascade import Cascade
-from caskd.eval.cost import example_cost, token_cost
-from caskd.eval.curves import MIN_GAP, DeferralCurve
-from caskd.eval.predictions import Predictions
-from caskd.eval.text import plain
+from caskd.eval.confidence import aurc, auroc, calibration_error
+from caskd.eval.corpus_bleu import bleu_curve, ngram_counts
+from caskd.eval.cost import Shares, flops, money, shares, tail_seconds, token_cost
+from caskd.eval.curves import MIN_GAP, DeferralCurve, deferral_curve
+from caskd.eval.pairs import Pair
+from caskd.eval.price_list import Price, price_of
+from caskd.eval.scoring import Scored
 
 FloatArray = npt.NDArray[np.float64]
 
 ALL_TASKS = "all"
 NO_TASK = "(no task)"
+MAX_POINTS = 10_001
+CPT_SHARES = (0.5, 0.8, 0.95)
+RATES = (0.1, 0.2, 0.3, 0.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class RuleMeasured:
+    """One rule on one small model."""
+
+    scored: Scored
+    curve: DeferralCurve
+    """Thinned to `MAX_POINTS` points; its figures are those of all points."""
+    figures: Mapping[str, Any]
+    token_flops: FloatArray
+    """[P] FLOPs per token on the paper's axis."""
+
+
+@dataclass(frozen=True, eq=False)
 class Measured:
     """One small model against the large one."""
 
     label: str
-    cascade: Cascade
-    curve: DeferralCurve
+    arm: str
+    pair: Pair
+    rules: Mapping[str, RuleMeasured]
+    """The first rule is that of every other field."""
     tasks: Mapping[str, DeferralCurve]
     """A curve per task, each with thresholds of its own; empty where there is a single task."""
-    token_flops: FloatArray
-    """[P] FLOPs per token on the paper's axis."""
-    example_flops: FloatArray
-    """[P] mean FLOPs per example, prompts and lengths counted."""
+    costs: Mapping[str, FloatArray]
+    """[P] mean cost per example at each point of the curve: flops, seconds, and money if priced."""
+    tail: tuple[FloatArray, FloatArray]
+    """Deferral rates, and the 95th percentile of the seconds per example there."""
+    bleu: tuple[FloatArray, FloatArray] | None
+    """Deferral rates, and corpus BLEU there."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of the area, by rule."""
+
+    @property
+    def main(self) -> RuleMeasured:
+        """The first rule."""
+        return next(iter(self.rules.values()))
+
+    @property
+    def curve(self) -> DeferralCurve:
+        """Of the first rule."""
+        return self.main.curve
+
+    @property
+    def token_flops(self) -> FloatArray:
+        """[P] of the first rule."""
+        return self.main.token_flops
 
 
-def measure(label: str, cascade: Cascade, rule: str) -> Measured:
+def measure(
+    label: str,
+    arm: str,
+    pair: Pair,
+    scored: Mapping[str, Scored],
+    *,
+    prices: Mapping[str, Price] | None = None,
+    bleu: str | None = None,
+) -> Measured:
     """Curves and costs of one cascade.
 
+    Args:
+        label: of this small model.
+        arm: that it is a seed of.
+        pair: the examples.
+        scored: every rule's score of them, the main rule's first.
+        prices: of tokens, by the model's name.
+        bleu: tokenizer of corpus BLEU, where it is wanted.
+
     Raises:
-        UsageError: the rule is unknown or a score is not finite.
+        UsageError: a model has no price, or sacrebleu has no such tokenizer.
     """
-    curve = cascade.curve(rule)
-    names = sorted(set(cascade.tasks))
-    small, large = cascade.small, cascade.large
+    first = next(iter(scored.values()))
+    names = sorted(set(pair.tasks))
+    tasks = np.array(pair.tasks, dtype=object)
+    parts = {name: np.flatnonzero(tasks == name) for name in names} if len(names) > 1 else {}
+    curve = deferral_curve(first.score, pair.small_quality, pair.large_quality)
+    places = _thin(curve.deferral_rate.size)
+    costs = cost_shares(pair, first, prices)
     return Measured(
         label=label,
-        cascade=cascade,
-        curve=curve,
-        tasks={name: cascade.curve(rule, name) for name in names} if len(names) > 1 else {},
-        token_flops=token_cost(curve.deferral_rate, small.num_parameters, large.num_parameters),
-        example_flops=example_cost(
-            cascade.score(rule),
-            small.num_parameters,
-            num_tokens(small),
-            large.num_parameters,
-            num_tokens(large),
+        arm=arm,
+        pair=pair,
+        rules={name: _measure_rule(pair, one) for name, one in scored.items()},
+        tasks={
+            name: deferral_curve(
+                first.score[part], pair.small_quality[part], pair.large_quality[part]
+            )
+            for name, part in parts.items()
+        },
+        costs={unit: one.mean(first.score)[places] for unit, one in costs.items()},
+        tail=tail_seconds(first.score, costs["seconds"]),
+        bleu=_bleu(pair, first.score, bleu) if bleu else None,
+    )
+
+
+def _measure_rule(pair: Pair, scored: Scored) -> RuleMeasured:
+    curve = deferral_curve(scored.score, pair.small_quality, pair.large_quality)
+    places = _thin(curve.deferral_rate.size)
+    thinned = replace(
+        curve,
+        **{
+            name: getattr(curve, name)[places]
+            for name in ("deferral_rate", "quality", "threshold", "a1", "a2", "random")
+        },
+    )
+    oracle = _thin(curve.oracle_rate.size)
+    thinned = replace(
+        thinned,
+        oracle_rate=curve.oracle_rate[oracle],
+        oracle_quality=curve.oracle_quality[oracle],
+    )
+    rest = {
+        "auroc": auroc(scored.score, pair.small_quality),
+        "aurc": aurc(scored.score, pair.small_quality),
+        "ece": None
+        if scored.confidence is None
+        else calibration_error(scored.confidence, pair.small_quality),
+    }
+    return RuleMeasured(
+        scored=scored,
+        curve=thinned,
+        figures={**figures(curve), **rest},
+        token_flops=token_cost(
+            thinned.deferral_rate,
+            pair.small.num_parameters,
+            pair.large.num_parameters,
+            before_generation=scored.before_generation,
         ),
     )
 
 
-def num_tokens(predictions: Predictions) -> FloatArray:
-    """[E] tokens that a model processed for each example, prompt and answer."""
-    return predictions.numbers("prompt_tokens") + predictions.numbers("output_tokens")
+def _thin(num_points: int) -> npt.NDArray[np.int64]:
+    """Places of at most `MAX_POINTS` points, both ends among them."""
+    wanted = np.linspace(0, num_points - 1, min(num_points, MAX_POINTS))
+    return np.unique(wanted.round().astype(np.int64))
 
 
-def labels(smalls: Sequence[Predictions]) -> list[str]:
-    """A name for each small model: the model's, with the file's where models share a name."""
-    names = [plain(small.model_name) for small in smalls]
-    shared = Counter(names)
-    found = [
-        name if shared[name] == 1 else f"{name} ({plain(small.source).removesuffix('.parquet')})"
-        for name, small in zip(names, smalls, strict=True)
-    ]
-    twice = Counter(found)
-    return [
-        name if twice[name] == 1 else f"{name} #{number}" for number, name in enumerate(found, 1)
-    ]
+def cost_shares(
+    pair: Pair, scored: Scored, prices: Mapping[str, Price] | None
+) -> dict[str, Shares]:
+    """What each example costs in flops, seconds and, with a price list, money.
+
+    A rule on the small model's hidden state pays for reading the prompt; its seconds count in full,
+    since files do not tell reading from writing.
+
+    Raises:
+        UsageError: a model has no price.
+    """
+    units = {"flops": (flops(pair.small), flops(pair.large))}
+    if prices is not None:
+        models = (pair.small, pair.large)
+        ours, theirs = (money(one, price_of(prices, one.model_name)) for one in models)
+        units["money"] = (ours, theirs)
+    found = {}
+    for unit, ((read, written), (large_read, large_written)) in units.items():
+        saved = written if scored.before_generation else None
+        saved = read + written if scored.reads_prompt_alone else saved
+        found[unit] = shares(read + written, large_read + large_written, saved=saved)
+    seconds = pair.small.numbers("seconds")
+    found["seconds"] = shares(
+        seconds,
+        pair.large.numbers("seconds"),
+        saved=seconds if scored.reads_prompt_alone else None,
+    )
+    return found
 
 
-def differences(
-    measured: Sequence[Measured], rule: str
-) -> list[tuple[Measured, Measured, Difference]]:
-    """Every pair of small models, with a paired interval over examples."""
-    return [
-        (
-            first,
-            second,
-            paired_difference(
-                (first.cascade.score(rule), first.cascade.small_quality),
-                (second.cascade.score(rule), second.cascade.small_quality),
-                first.cascade.large_quality,
-            ),
-        )
-        for first, second in combinations(measured, 2)
-    ]
+def _bleu(pair: Pair, score: FloatArray, tokenizer: str) -> tuple[FloatArray, FloatArray]:
+    references = pair.large.strings("reference")
+    small, large = (
+        ngram_counts(one.strings("text"), references, tokenizer) for one in (pair.small, pair.large)
+    )
+    return bleu_curve(score, small, large, tokenizer)
 
 
 def warnings(measured: Sequence[Measured]) -> list[str]:
@@ -123,6 +222,9 @@ def figures(curve: DeferralCurve) -> dict[str, Any]:
         "audc_over_random": curve.audc - curve.random_audc,
         "percent_over_random": curve.percent_over_random,
         "apgr": curve.apgr,
+        **{f"cpt_{100 * share:.0f}": curve.cpt(share) for share in CPT_SHARES},
+        "rate_for_large": curve.rate_for(curve.quality_large),
+        **{f"quality_at_{100 * rate:.0f}": curve.quality_at(rate) for rate in RATES},
         "best_quality": float(curve.quality[best]),
         "best_quality_rate": float(curve.deferral_rate[best]),
     }

@@ -1,125 +1,175 @@
 """The figures of a report, drawn on Figure objects: no window, no global state."""
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from caskd.eval.chain_measure import ChainMeasured
 from caskd.eval.cost import flops_per_token, token_cost
 from caskd.eval.measure import Measured
+from caskd.eval.plot_style import PAPER, dress, in_percent, in_powers, legend_below, panels
 from caskd.eval.text import plot_label
 
-# Okabe and Ito's colors, told apart by color-blind readers too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DOTS_PER_INCH = 150
-_LEGEND_LETTERS = 90  # that fit on one line
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+DRAWN_POINTS = 600
+QUALITY = "mean quality"
+_UNITS = {"flops": "FLOPs per example, lengths counted", "seconds": "seconds per example",
+          "money": "money per 1,000 examples"}  # fmt: skip
 
 
 def curve_figure(measured: Sequence[Measured]) -> Figure:
     """Quality over deferral rate and over FLOPs, with the random and oracle lines."""
-    figure = _figure()
-    by_rate, by_cost = figure.subplots(1, 2, sharey=True)
-    for number, one in enumerate(measured):
-        color = COLORS[number % len(COLORS)]
-        curve, sizes = one.curve, (one.cascade.small, one.cascade.large)
+    figure, (by_rate, by_cost) = panels(2, sharey=True)
+    for one, color, label in _colored(measured):
+        curve, sizes = one.curve, (one.pair.small, one.pair.large)
         oracle_cost = token_cost(curve.oracle_rate, *(p.num_parameters for p in sizes))
         for axes, x, oracle_x in (
             (by_rate, curve.deferral_rate, curve.oracle_rate),
             (by_cost, one.token_flops, oracle_cost),
         ):
-            axes.plot(oracle_x, curve.oracle_quality, color=color, lw=1.1, ls=":")
-            axes.plot(x[[0, -1]], curve.random[[0, -1]], color=color, lw=1.1, ls="--")
-            axes.plot(x, curve.quality, color=color, lw=2, label=plot_label(one.label))
-    large = measured[0].cascade.large
+            _line(axes, oracle_x, curve.oracle_quality, color=color, lw=0.9, ls=":")
+            axes.plot(x[[0, -1]], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
+            _line(axes, x, curve.quality, color=color, lw=1.5, label=label)
+    large = measured[0].pair.large
     by_cost.plot(
         [flops_per_token(large.num_parameters)],
         [measured[0].curve.quality_large],
-        marker="*", ms=11, color="#444444", ls="none",
+        marker="*", ms=9, color=PAPER.soft, ls="none",
     )  # fmt: skip
-    by_rate.set(xlabel="deferral rate", ylabel="quality (share of exact matches)", xlim=(0, 1))
-    by_rate.xaxis.set_major_formatter(PercentFormatter(1.0))
-    by_cost.set(xlabel="FLOPs per token (2 per parameter)")
-    by_cost.set_xlim(left=0)
-    by_cost.xaxis.set_major_formatter(FuncFormatter(_engineering))
-    for axes, title in ((by_rate, "Quality by deferral rate"), (by_cost, "Quality by cost")):
-        _dress(axes, title)
-    handles = [*by_rate.get_legend_handles_labels()[0], *_line_keys(plot_label(large.model_name))]
-    _legend_below(figure, handles)
+    in_percent(by_rate)
+    in_powers(by_cost)
+    dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
+    dress(by_cost, "Quality by cost", "FLOPs per token (2 per parameter)")
+    keys = _keys(random="--", oracle=":")
+    star = Line2D([], [], ls="none", marker="*", ms=8, color=PAPER.soft,
+                  label=f"{plot_label(large.model_name)} alone")  # fmt: skip
+    legend_below(figure, [*_handles(by_rate), *keys, star])
     return figure
 
 
 def parts_figure(measured: Sequence[Measured]) -> Figure:
     """A1, what the small model's kept answers bring, and A2, what the large model's bring."""
-    figure = _figure()
-    kept, deferred = figure.subplots(1, 2, sharey=True)
-    for number, one in enumerate(measured):
-        color = COLORS[number % len(COLORS)]
-        rate, label = one.curve.deferral_rate, plot_label(one.label)
-        kept.plot(rate, one.curve.a1, color=color, lw=2, label=label)
-        deferred.plot(rate, one.curve.a2, color=color, lw=2)
-        kept.plot([0, 1], one.curve.a1[[0, -1]], color=color, lw=1.1, ls="--")
-        deferred.plot([0, 1], one.curve.a2[[0, -1]], color=color, lw=1.1, ls="--")
-    _dress(kept, "A1: answers kept from the small model")
-    _dress(deferred, "A2: answers of the large model")
+    figure, (kept, deferred) = panels(2, sharey=True)
+    for one, color, label in _colored(measured):
+        rate = one.curve.deferral_rate
+        for axes, part in ((kept, one.curve.a1), (deferred, one.curve.a2)):
+            _line(axes, rate, part, color=color, lw=1.5, label=label)
+            axes.plot([0, 1], part[[0, -1]], color=color, lw=0.9, ls="--")
+    dress(kept, "A1: kept answers of the small model", "deferral rate", "part of the quality")
+    dress(deferred, "A2: answers of the large model", "deferral rate")
     for axes in (kept, deferred):
-        axes.set(xlabel="deferral rate", xlim=(0, 1))
+        in_percent(axes)
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    kept.set_ylabel("share of the quality")
-    random = Line2D([], [], color="#777777", lw=1.1, ls="--", label="random deferral")
-    _legend_below(figure, [*kept.get_legend_handles_labels()[0], random])
+    legend_below(figure, [*_handles(kept), *_keys(random="--")])
     return figure
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file, without the clock or versions in it."""
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # A model's name may be in a script that the font lacks: boxes are shown, nothing is wrong.
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font", category=UserWarning
-        )
-        figure.savefig(content, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
-    return content.getvalue()
-
-
-def _figure() -> Figure:
-    figure = Figure(figsize=(11, 5))
-    figure.set_layout_engine("constrained", wspace=0.05)
+def rules_figure(one: Measured) -> Figure:
+    """Every rule on one small model: quality, and what it gains over deferring at random."""
+    figure, (quality, gain) = panels(2)
+    for number, (name, rule) in enumerate(one.rules.items()):
+        curve, color = rule.curve, PAPER.color(number)
+        dashes = "-" if number < len(PAPER.colors) else "--"
+        _line(quality, curve.deferral_rate, curve.quality, color=color, ls=dashes, lw=1.3,
+              label=plot_label(name))  # fmt: skip
+        _line(gain, curve.deferral_rate, curve.quality - curve.random, color=color, ls=dashes,
+              lw=1.3)  # fmt: skip
+    gain.axhline(0.0, color=PAPER.soft, lw=0.9, ls="--")
+    quality.plot([0, 1], one.curve.random[[0, -1]], color=PAPER.soft, lw=0.9, ls="--")
+    dress(quality, "Quality by rule", "deferral rate", QUALITY)
+    dress(gain, "Gain over random deferral", "deferral rate", "quality above random")
+    for axes in (quality, gain):
+        in_percent(axes)
+    legend_below(figure, [*_handles(quality), *_keys(random="--")])
     return figure
 
 
-def _dress(axes: Any, title: str) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.grid(color="#dddddd", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+def cost_figure(measured: Sequence[Measured]) -> Figure:
+    """Quality over what the files tell of each example's cost: lengths, seconds, prices."""
+    units = list(measured[0].costs)
+    figure, found = panels(len(units), sharey=True)
+    for one, color, label in _colored(measured):
+        for axes, unit in zip(found, units, strict=True):
+            cost = one.costs[unit] * (1000 if unit == "money" else 1)
+            _line(axes, cost, one.curve.quality, color=color, lw=1.5, label=label)
+            if unit == "seconds":
+                rate, tail = one.tail
+                reached = np.interp(rate, one.curve.deferral_rate, one.curve.quality)
+                axes.plot(tail, reached, color=color, lw=1.0, ls=":")
+    for axes, unit in zip(found, units, strict=True):
+        in_powers(axes)
+        first = axes is found[0]
+        title = {"flops": "Computation", "seconds": "Time", "money": "Money"}[unit]
+        dress(axes, title, _UNITS[unit], QUALITY if first else None)
+    handles = [*_handles(found[0]), *_keys(**{"95th percentile of the seconds": ":"})]
+    legend_below(figure, handles)
+    return figure
 
 
-def _line_keys(large: str) -> list[Line2D]:
-    gray: dict[str, Any] = {"color": "#777777", "lw": 1.1}
+def bleu_figure(measured: Sequence[Measured]) -> Figure:
+    """Corpus BLEU of the cascade's output over deferral rate."""
+    figure, (axes,) = panels(1)
+    for one, color, label in _colored(measured):
+        assert one.bleu is not None, "drawn only where it was asked for"
+        rate, value = one.bleu
+        _line(axes, rate, value, color=color, lw=1.5, label=label)
+    in_percent(axes)
+    dress(axes, "Corpus BLEU by deferral rate", "deferral rate", "corpus BLEU")
+    legend_below(figure, _handles(axes))
+    return figure
+
+
+def chain_figure(chain: ChainMeasured, measured: Sequence[Measured], priced: bool) -> Figure:
+    """A chain's settings that none beats, beside the cascades of two on the same cost axis."""
+    figure, (axes,) = panels(1)
+    for number, one in enumerate(measured, 1):
+        cost = 1000 * one.costs["money"] if priced else one.token_flops
+        _line(axes, cost, one.curve.quality, color=PAPER.color(number), lw=1.3,
+              label=plot_label(f"{one.label}, then the large model"))  # fmt: skip
+    label = plot_label(" > ".join(chain.models))
+    axes.plot(
+        1000 * chain.cost if priced else chain.cost,
+        chain.quality,
+        color=PAPER.color(0),
+        lw=1.6,
+        marker=".",
+        ms=3,
+        label=label,
+    )
+    in_powers(axes)
+    unit = _UNITS["money"] if priced else "FLOPs per token (2 per parameter)"
+    dress(axes, "A chain of models", unit, QUALITY)
+    legend_below(figure, _handles(axes))
+    return figure
+
+
+def _colored(measured: Sequence[Measured]) -> list[tuple[Measured, str, str]]:
+    """Each with its arm's color, and the arm's name as label at its first seed."""
+    arms = list(dict.fromkeys(one.arm for one in measured))
+    seen: set[str] = set()
+    found = []
+    for one in measured:
+        label = "_seed" if one.arm in seen else plot_label(one.arm)
+        seen.add(one.arm)
+        found.append((one, PAPER.color(arms.index(one.arm)), label))
+    return found
+
+
+def _line(axes: Any, x: Any, y: Any, **options: Any) -> None:
+    """A curve at as many points as the eye can tell apart."""
+    places = np.unique(np.linspace(0, len(x) - 1, min(len(x), DRAWN_POINTS)).round().astype(int))
+    axes.plot(x[places], y[places], **options)
+
+
+def _handles(axes: Any) -> list[Any]:
+    return list(axes.get_legend_handles_labels()[0])
+
+
+def _keys(**lines: str) -> list[Line2D]:
+    names = {"random": "random deferral"}
     return [
-        Line2D([], [], ls="--", label="random deferral", **gray),
-        Line2D([], [], ls=":", label="oracle", **gray),
-        Line2D([], [], ls="none", marker="*", ms=10, color="#444444", label=f"{large} alone"),
+        Line2D([], [], ls=dashes, lw=0.9, color=PAPER.soft, label=names.get(name, name))
+        for name, dashes in lines.items()
     ]
-
-
-def _legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    letters = sum(len(handle.get_label()) for handle in handles)
-    columns = len(handles) if letters <= _LEGEND_LETTERS else 3
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-
-
-def _engineering(value: float, _: int) -> str:
-    for factor, prefix in _PREFIXES:
-        if abs(value) >= factor:
-            return f"{value / factor:g} {prefix}"
-    return f"{value:g}"

@@ -44,6 +44,10 @@ SCHEMA = pa.schema(
 )
 
 
+OPTIONAL_COLUMNS = ("token_margins", "token_entropies", "option_logprobs", "hidden")
+"""Lists of numbers that some deferral rules read; a file may hold them."""
+
+
 @dataclass(frozen=True)
 class Predictions:
     """One model's answers: arrays and lists have one value per example, in the data's order."""
@@ -149,13 +153,16 @@ def read_predictions(file: str) -> Predictions:
         raise _not_predictions(file, "not a Parquet file") from None
     metadata = _header(file, table)
     try:
-        table = table.select(SCHEMA.names).cast(SCHEMA)
+        own = table.select(SCHEMA.names).cast(SCHEMA)
     except (KeyError, pa.ArrowException):
         raise _not_predictions(file, "columns are missing or of another type") from None
     if not table.num_rows:
         raise UsageError(f"{file}: holds no example; give caskd predict data with at least one")
-    _check_values(file, table)
-    return Predictions(path.name, metadata, table)
+    _check_values(file, own)
+    for name in OPTIONAL_COLUMNS:
+        if name in table.column_names:
+            own = own.append_column(name, table.column(name))
+    return Predictions(path.name, metadata, own)
 
 
 def _header(file: str, table: pa.Table) -> Mapping[str, Any]:

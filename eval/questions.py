@@ -35,12 +35,12 @@ def ask(tokenizer: Any, record: Record, columns: Columns, index: int) -> Questio
         source_index=index,
         task=record_task(record, columns),
         reference=reference_text(record, columns),
-        question_digest=digest(_question_text(record, columns).encode()),
+        question_digest=digest(question_text(record, columns).encode()),
         prompt=prompt_ids(tokenizer, record, columns),
     )
 
 
-def _question_text(record: Record, columns: Columns) -> str:
+def question_text(record: Record, columns: Columns) -> str:
     """The question before any tokenizer or template, so that unlike models can be compared."""
     if columns.kind == "prompt":
         return str(column_value(record, columns, "prompt"))

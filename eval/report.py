@@ -1,28 +1,34 @@
 """`caskd eval`: from stored predictions to figures, tables and a page."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from caskd.eval.bootstrap import Difference
-from caskd.eval.cascade import Cascade
+from matplotlib.figure import Figure
+
+from caskd.eval import plots, tables
+from caskd.eval.cascade_file import cascade_fields
+from caskd.eval.compare import FIXED_RATE
 from caskd.eval.config import EvalConfig
-from caskd.eval.measure import ALL_TASKS, Measured, differences, figures, labels, measure, warnings
-from caskd.eval.page import html_bytes
-from caskd.eval.plots import curve_figure, parts_figure, png_bytes
-from caskd.eval.predictions import Predictions, read_predictions
-from caskd.eval.tables import csv_bytes, curve_rows, difference_line, show, summary_rows
+from caskd.eval.findings import Findings, find
+from caskd.eval.measure import ALL_TASKS, Measured, figures
+from caskd.eval.page import Picture, html_bytes
+from caskd.eval.plot_style import on_dark, png_bytes, svg_bytes
+from caskd.eval.predictions import Predictions
+from caskd.eval.sections import page_sections
 from caskd.eval.text import plain
 from caskd.store.errors import UsageError
 from caskd.store.files import replace_file
 
 FORMAT = "caskd-report"
 FORMAT_VERSION = 1
-RULE = "average"
-SUMMARY = "summary.json"
+SUMMARY, CASCADE = "summary.json", "cascade.json"
+_FIGURES = ("deferral_curve", "a1_a2", "rules", "cost", "bleu", "chain")
+_TABLES = ("summary", "curve", "rules", "rule_curves", "differences", "seconds", "samples", "bleu",
+           "chain", "transfer")  # fmt: skip
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
@@ -32,24 +38,20 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         The content of `summary.json`.
 
     Raises:
-        UsageError: a file is missing or not a predictions file, or `out` holds something else.
+        UsageError: a file is missing or not a predictions file, a flag is wrong, or `out` holds
+            something else.
         IdentityError: predictions that do not belong together.
     """
     out = Path(config.out)
     _check_folder(out)
-    if not config.small:
-        raise UsageError("no small model given; type --small FILE, once for each")
-    large = read_predictions(config.large)
-    smalls = [read_predictions(file) for file in config.small]
-    measured = [
-        measure(label, Cascade(small, large), RULE)
-        for label, small in zip(labels(smalls), smalls, strict=True)
-    ]
-    found = differences(measured, RULE)
-    summary = _summary(measured, found)
-    _write(out, summary, measured, found)
-    show(measured, found, summary["warnings"])
+    findings = find(config)
+    summary = _summary(findings)
+    files = _files(findings, summary)
+    _write(out, files)
+    tables.show(findings)
     print(f"report: {out / 'index.html'}")
+    if CASCADE in files:
+        print(f"cascade: {out / CASCADE}")
     return summary
 
 
@@ -69,70 +71,127 @@ def _check_folder(out: Path) -> None:
         raise UsageError(f"--out {out} is not empty and not a report; choose another --out")
 
 
-def _write(
-    out: Path,
-    summary: Mapping[str, Any],
-    measured: Sequence[Measured],
-    found: Sequence[tuple[Measured, Measured, Difference]],
-) -> None:
-    """Make every file, then put each in place whole."""
-    curve_png, parts_png = (
-        png_bytes(figure) for figure in (curve_figure(measured), parts_figure(measured))
-    )
-    page = html_bytes(
-        large=summary["large"]["name"],
-        rule=RULE,
-        version=summary["caskd_version"],
-        all_tasks=ALL_TASKS,
-        rows=list(summary_rows(measured)),
-        differences=[difference_line(a.label, b.label, difference) for a, b, difference in found],
-        warnings=summary["warnings"],
-        curve_png=curve_png,
-        parts_png=parts_png,
-    )
-    files = {
-        # The summary comes first: it marks the folder as a report, also if writing stops half-way.
-        SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode(),
-        "summary.csv": csv_bytes(summary_rows(measured)),
-        "curve.csv": csv_bytes(curve_rows(measured)),
-        "deferral_curve.png": curve_png,
-        "a1_a2.png": parts_png,
-        "index.html": page,
-    }
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
+    """Put each file in place whole, and take away what an earlier report had besides."""
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         replace_file(out / name, content)
+    earlier = {f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")}
+    earlier |= {f"{name}.csv" for name in _TABLES} | {CASCADE}
+    for name in sorted(earlier - files.keys()):
+        (out / name).unlink(missing_ok=True)
 
 
-def _summary(
-    measured: Sequence[Measured], found: Sequence[tuple[Measured, Measured, Difference]]
-) -> dict[str, Any]:
+def _files(findings: Findings, summary: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every file of the report; the summary first, which marks the folder as one."""
+    files = {SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode()}
+    pictures = {}
+    for name, alt in _alts(findings).items():
+        figure = _figure(name, findings)
+        files[f"{name}.png"], svg = png_bytes(figure), svg_bytes(figure)
+        files[f"{name}.svg"] = svg
+        pictures[name] = Picture(alt, svg, on_dark(svg))
+    for name, rows in _rows(findings).items():
+        content = tables.csv_bytes(rows)
+        if content:
+            files[f"{name}.csv"] = content
+    if findings.point is not None:
+        fields = cascade_fields(findings.point)
+        files[CASCADE] = json.dumps(fields, indent=2, allow_nan=False).encode()
+    title = f"Cascades with {summary['large']['name']} as the large model"
+    sections = page_sections(findings, summary, pictures)
+    files["index.html"] = html_bytes(title, sections, summary["caskd_version"])
+    return files
+
+
+def _alts(findings: Findings) -> dict[str, str]:
+    """The figures to draw, with what they show in words."""
+    alts = {
+        "deferral_curve": "Quality over deferral rate and over cost",
+        "a1_a2": "A1 and A2 over deferral rate",
+        "rules": "Quality over deferral rate by rule",
+        "cost": "Quality over computation, time and money per example",
+    }
+    if findings.measured[0].bleu is not None:
+        alts["bleu"] = "Corpus BLEU over deferral rate"
+    if findings.chain is not None:
+        alts["chain"] = "Quality over cost of the chain"
+    return alts
+
+
+def _figure(name: str, findings: Findings) -> Figure:
+    measured = findings.measured
+    if name == "rules":
+        return plots.rules_figure(measured[0])
+    if name == "chain":
+        assert findings.chain is not None, "drawn only where there is one"
+        return plots.chain_figure(findings.chain, measured, findings.priced)
+    draw = {
+        "deferral_curve": plots.curve_figure,
+        "a1_a2": plots.parts_figure,
+        "cost": plots.cost_figure,
+        "bleu": plots.bleu_figure,
+    }[name]
+    return draw(measured)
+
+
+def _rows(findings: Findings) -> dict[str, Any]:
+    measured = findings.measured
+    return {
+        "summary": tables.summary_rows(measured),
+        "curve": tables.curve_rows(measured),
+        "rules": tables.rule_rows(measured),
+        "rule_curves": tables.rule_curve_rows(measured),
+        "differences": tables.difference_rows(findings),
+        "seconds": tables.tail_rows(measured),
+        "samples": findings.samples,
+        "bleu": tables.bleu_rows(measured),
+        "chain": findings.chain.rows() if findings.chain else [],
+        "transfer": findings.transfer,
+    }
+
+
+def _summary(findings: Findings) -> dict[str, Any]:
+    measured, found = findings.measured, findings.comparisons
+    large = measured[0].pair.large
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "caskd_version": version("caskd"),
-        "rule": RULE,
-        "quality": measured[0].cascade.large.metadata["quality"],
-        "large": _model(measured[0].cascade.large),
-        "smalls": [
-            {
-                "label": one.label,
-                **_model(one.cascade.small),
-                ALL_TASKS: figures(one.curve),
-                "tasks": {task: figures(curve) for task, curve in one.tasks.items()},
-            }
-            for one in measured
-        ],
+        "rule": findings.main_rule,
+        "quality": large.metadata["quality"],
+        "split": dict(findings.split),
+        "large": _model(large),
+        "smalls": [_small(one) for one in measured],
+        "arms": [asdict(arm) for arm in found.arms],
         "differences": [
-            {
-                "first": a.label,
-                "second": b.label,
-                **asdict(difference),
-                "verdict": difference.verdict,
-            }
-            for a, b, difference in found
+            {"first": a, "second": b, **asdict(difference), "verdict": difference.verdict}
+            for a, b, difference in found.between_arms
         ],
-        "warnings": warnings(measured),
+        "at_one_rate": [
+            {"first": a, "second": b, "rate": FIXED_RATE, **asdict(test), "verdict": test.verdict}
+            for a, b, test in found.at_one_rate
+        ],
+        "rule_differences": [
+            {"small": small, "first": a, "second": b, **asdict(one), "verdict": one.verdict}
+            for small, a, b, one in found.between_rules
+        ],
+        "rules_left_out": findings.left_out,
+        "transfer": findings.transfer,
+        "chain": findings.chain.summary() if findings.chain else None,
+        "operating_point": cascade_fields(findings.point) if findings.point else None,
+        "warnings": findings.warnings,
+    }
+
+
+def _small(one: Measured) -> dict[str, Any]:
+    return {
+        "label": one.label,
+        "arm": one.arm,
+        **_model(one.pair.small),
+        ALL_TASKS: dict(one.main.figures),
+        "tasks": {task: figures(curve) for task, curve in one.tasks.items()},
+        "rules": {row.pop("rule"): row for row in tables.rule_rows([one]) if row.pop("small")},
     }
 
 

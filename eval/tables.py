@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -11,56 +11,127 @@ from rich.markup import escape
 from rich.table import Table
 
 from caskd.eval.bootstrap import Difference
+from caskd.eval.compare import FIXED_RATE
+from caskd.eval.curves import DeferralCurve
+from caskd.eval.findings import Findings
 from caskd.eval.measure import ALL_TASKS, NO_TASK, Measured, figures
+from caskd.eval.operating_point import OperatingPoint
+from caskd.eval.significance import McNemar
 from caskd.eval.text import csv_cell, plain
 
+Rows = Iterator[dict[str, Any]]
 
-def summary_rows(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+
+def summary_rows(measured: Sequence[Measured]) -> Rows:
     """One row per small model over all examples, then one per task."""
     for one in measured:
-        yield {"small": one.label, "task": ALL_TASKS, **figures(one.curve)}
+        yield {"small": one.label, "task": ALL_TASKS, **_main_figures(one)}
         for task, curve in one.tasks.items():
             yield {"small": one.label, "task": plain(task) or NO_TASK, **figures(curve)}
 
 
-def curve_rows(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
-    """Every point of every curve."""
+def _main_figures(one: Measured) -> dict[str, Any]:
+    wanted = figures(one.curve)  # the names alone; the values of all points are stored
+    return {name: one.main.figures[name] for name in wanted}
+
+
+def rule_rows(measured: Sequence[Measured]) -> Rows:
+    """One row per small model and rule."""
     for one in measured:
-        curve = one.curve
-        arrays = {
-            "deferral_rate": curve.deferral_rate,
-            "threshold": curve.threshold,
-            "quality": curve.quality,
-            "a1": curve.a1,
-            "a2": curve.a2,
-            "random": curve.random,
-            "flops_per_token": one.token_flops,
-            "flops_per_example": one.example_flops,
-        }
-        for point in zip(*(array.tolist() for array in arrays.values()), strict=True):
-            yield {"small": one.label, **dict(zip(arrays, point, strict=True))}
+        for name, rule in one.rules.items():
+            low, high = one.intervals[name]
+            yield {
+                "small": one.label, "rule": name, **rule.figures, "audc_low": low, "audc_high": high
+            }  # fmt: skip
 
 
-def csv_bytes(rows: Iterator[Mapping[str, Any]]) -> bytes:
+def curve_rows(measured: Sequence[Measured]) -> Rows:
+    """The points of the main rule's curves, with every cost."""
+    for one in measured:
+        costs = {_UNIT_COLUMNS[unit]: values for unit, values in one.costs.items()}
+        extra = {"flops_per_token": one.token_flops, **costs}
+        yield from _point_rows({"small": one.label}, one.curve, extra)
+
+
+def rule_curve_rows(measured: Sequence[Measured]) -> Rows:
+    """The points of every rule's curves."""
+    for one in measured:
+        for name, rule in one.rules.items():
+            extra = {"flops_per_token": rule.token_flops}
+            yield from _point_rows({"small": one.label, "rule": name}, rule.curve, extra)
+
+
+_UNIT_COLUMNS = {"flops": "flops_per_example", "seconds": "seconds_per_example",
+                 "money": "money_per_example"}  # fmt: skip
+
+
+def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[str, Any]) -> Rows:
+    arrays = {
+        "deferral_rate": curve.deferral_rate,
+        "threshold": curve.threshold,
+        "quality": curve.quality,
+        "a1": curve.a1,
+        "a2": curve.a2,
+        "random": curve.random,
+        **extra,
+    }
+    for point in zip(*(array.tolist() for array in arrays.values()), strict=True):
+        yield {**keys, **dict(zip(arrays, point, strict=True))}
+
+
+def tail_rows(measured: Sequence[Measured]) -> Rows:
+    """95th percentile of the seconds per example along the curve."""
+    for one in measured:
+        for rate, seconds in zip(*(part.tolist() for part in one.tail), strict=True):
+            yield {"small": one.label, "deferral_rate": rate, "seconds_p95": seconds}
+
+
+def bleu_rows(measured: Sequence[Measured]) -> Rows:
+    """Corpus BLEU along the curve, where it was asked for."""
+    for one in measured:
+        if one.bleu is None:
+            return
+        for rate, bleu in zip(*(part.tolist() for part in one.bleu), strict=True):
+            yield {"small": one.label, "deferral_rate": rate, "corpus_bleu": bleu}
+
+
+def difference_rows(findings: Findings) -> Rows:
+    """Every difference with its interval."""
+    found = findings.comparisons
+    rule = findings.main_rule
+    for first, second, one in found.between_arms:
+        yield _difference_row(first, rule, second, rule, one)
+    for label, first, second, one in found.between_rules:
+        yield _difference_row(label, first, label, second, one)
+
+
+def _difference_row(
+    first: str, first_rule: str, second: str, second_rule: str, one: Difference
+) -> dict[str, Any]:
+    return {
+        "first": first, "first_rule": first_rule, "second": second, "second_rule": second_rule,
+        "audc_difference": one.audc_difference, "low": one.low, "high": one.high,
+        "num_draws": one.num_draws, "seed": one.seed, "num_seeds": one.num_seeds,
+        "verdict": one.verdict,
+    }  # fmt: skip
+
+
+def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows with equal keys as a CSV file; an absent number is an empty cell."""
     text = io.StringIO()
-    first = next(rows)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(first)
-    for row in (first, *rows):
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow([csv_cell(name) for name in row])
         writer.writerow([csv_cell(v) if isinstance(v, str) else v for v in row.values()])
     return text.getvalue().encode()
 
 
-def show(
-    measured: Sequence[Measured],
-    found: Sequence[tuple[Measured, Measured, Difference]],
-    warnings: Sequence[str],
-) -> None:
+def show(findings: Findings) -> None:
     """Print the summary on the terminal."""
     console = Console()
-    large = measured[0].cascade.large
-    title = f"Cascades with {plain(large.model_name)} as the large model"
+    measured = findings.measured
+    title = f"Cascades with {plain(measured[0].pair.large.model_name)} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
     for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
@@ -69,20 +140,57 @@ def show(
         pooled = row["task"] == ALL_TASKS
         table.add_row(*_cells(row), style="bold" if pooled else "")
     console.print(table)
-    for first, second, difference in found:
-        console.print(escape(difference_line(first.label, second.label, difference)))
-    for warning in warnings:
-        console.print(f"[yellow]Warning:[/] {escape(warning)}")
+    for first, second, difference in findings.comparisons.between_arms:
+        console.print(escape(difference_line(first, second, difference)), soft_wrap=True)
+    if findings.point is not None:
+        for line in point_lines(findings.point):
+            console.print(escape(line), soft_wrap=True)
+    for warning in findings.warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def difference_line(first: str, second: str, difference: Difference) -> str:
     """A paired difference in words."""
     interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+    seeds = difference.num_seeds
+    over = "examples" if seeds == 1 else f"examples and {seeds} seeds"
     return (
         f"AUDC of {first} minus {second}: {difference.audc_difference:+.4f}, "
-        f"95 % interval over examples {interval} "
+        f"95 % interval over {over} {interval} "
         f"({difference.num_draws:,} draws, seed {difference.seed}): {difference.verdict}"
     )
+
+
+def mcnemar_line(first: str, second: str, test: McNemar) -> str:
+    """Two cascades at one deferral rate, in words."""
+    return (
+        f"At thresholds that defer {FIXED_RATE:.0%}: {first} alone is right {test.only_first:,} "
+        f"times, {second} alone {test.only_second:,} times, McNemar p = {test.p_value:.3g}: "
+        f"{test.verdict}"
+    )
+
+
+def point_lines(point: OperatingPoint) -> list[str]:
+    """An operating point in words."""
+    test = point.against_large
+    rule = f"{point.scored.rule}, threshold {point.threshold:.6g}"
+    estimates = {
+        "quality": (point.quality, ".4f"),
+        "deferral rate": (point.deferral_rate, ".4f"),
+        point.cost_unit: (point.cost, ".4g"),
+    }
+    return [
+        f"Operating point for {point.wish}: {point.measured.label}, rule {rule} "
+        f"(chosen on the {point.chosen_on} examples)",
+        *(
+            f"  {name} {one.mean:{form}}, 95 % interval [{one.low:{form}}, {one.high:{form}}]"
+            for name, (one, form) in estimates.items()
+        ),
+        f"  against the large model alone: right where it is wrong {test.only_first:,} times, "
+        f"wrong where it is right {test.only_second:,} times, McNemar p = {test.p_value:.3g}: "
+        + {"the first is better": "the cascade is better",
+           "the second is better": "the large model is better"}.get(test.verdict, test.verdict),
+    ]  # fmt: skip
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

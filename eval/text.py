@@ -2,7 +2,7 @@
 
 import unicodedata
 
-_CSV_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\0")
+_CSV_FORMULA = ("=", "+", "-", "@")
 
 
 def plain(text: str) -> str:
@@ -11,7 +11,11 @@ def plain(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: a quote before = + - @ and so on (OWASP)."""
+    """A cell that no spreadsheet takes for a formula: a quote before = + - and @ (OWASP).
+
+    Control characters go: csv leaves a carriage return unquoted, and a new row could begin there.
+    """
+    text = plain(text)
     return f"'{text}" if text.startswith(_CSV_FORMULA) else text
 
 

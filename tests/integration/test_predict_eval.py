@@ -10,7 +10,8 @@ from tiny import ragged_records, save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
-from caskd.eval import Cascade, PredictConfig, predict
+from caskd.eval import PredictConfig, predict
+from caskd.eval.pairs import Pair
 from caskd.eval.predictions import read_predictions
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
@@ -151,7 +152,7 @@ def test_another_tokenizer_may_be_the_large_model(small, data, tmp_path):
     )
     digests = [one.metadata["model"]["tokenizer_digest"] for one in (ours, theirs)]
     assert digests[0] != digests[1]
-    assert len(Cascade(ours, theirs)) == len(RECORDS)
+    assert len(Pair(ours, theirs)) == len(RECORDS)
 
 
 def test_the_commands_from_data_to_report(small, data, tmp_path, capsys):

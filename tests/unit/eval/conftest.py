@@ -1,9 +1,11 @@
 """Predictions files made by hand."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from caskd.eval.predictions import write_predictions
+from caskd.eval.predictions import digest, write_predictions
 
 
 @pytest.fixture
@@ -46,3 +48,49 @@ def predictions_file(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def study(predictions_file):
+    """Files of a study in which everything is there to be found.
+
+    Prompts say how hard they are; the small model's log-probabilities, margins, entropies and
+    hidden states say it too; it is right where the prompt is easy, the large one nearly always.
+    """
+
+    def write(name, *, skill=1.0, parameters=10, seed=0, count=240, first=0, model=None):
+        generator = np.random.default_rng([seed, count, first])
+        hard = np.random.default_rng([99, first]).uniform(size=count)
+        right = generator.uniform(size=count) < np.clip(1.2 * skill - hard, 0.0, 1.0)
+        lengths = generator.integers(1, 6, count)
+        unsure = hard[:, None] * generator.uniform(0.5, 1.5, (count, 6))
+        tokens = [row[:length] for row, length in zip(unsure, lengths, strict=True)]
+        number = range(first, first + count)
+        file = predictions_file(
+            name, right, model=model or name, parameters=parameters,
+            example_id=[f"e{i}" for i in number],
+            question_digest=[digest(prompt(i, hard[i - first]).encode()) for i in number],
+            token_ids=[[1] * length for length in lengths],
+            token_logprobs=[(-row).tolist() for row in tokens],
+            output_tokens=lengths.tolist(),
+            text=["a b c d e" if one else "a c b e d" for one in right],
+            reference=["a b c d e"] * count,
+        )  # fmt: skip
+        extra = {
+            "token_margins": [(2.0 - row).tolist() for row in tokens],
+            "token_entropies": [row.tolist() for row in tokens],
+            "option_logprobs": [np.log([0.9 - 0.6 * h, 0.1 + 0.6 * h]).tolist() for h in hard],
+            "hidden": [[h, *generator.normal(size=3)] for h in hard],
+        }
+        table = pq.read_table(file)
+        for column, values in extra.items():
+            table = table.append_column(column, pa.array(values, pa.list_(pa.float32())))
+        pq.write_table(table, file)
+        return file
+
+    return write
+
+
+def prompt(number, hard):
+    """The question of an example of the study."""
+    return f"{'hard' if hard > 0.5 else 'easy'} question {number}"

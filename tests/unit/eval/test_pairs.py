@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from caskd.eval import Cascade, deferral_curve
+from caskd.eval import deferral_curve
 from caskd.eval.bootstrap import paired_difference
 from caskd.eval.cost import example_cost, token_cost
+from caskd.eval.pairs import Pair
 from caskd.store.errors import CaskdError, IdentityError, UsageError
 
 SMALL, LARGE = [0, 1, 0, 1], [1, 1, 0, 0]
@@ -15,15 +16,15 @@ def test_joined_by_id_whatever_the_order(predictions_file):
     straight = predictions_file("small", SMALL)
     mixed = predictions_file("mixed", SMALL, order=[2, 0, 3, 1])
     large = predictions_file("large", LARGE)
-    joined = Cascade.from_files(mixed, large)
+    joined = Pair.from_files(mixed, large)
     assert joined.small_quality.tolist() == SMALL
     assert joined.large_quality.tolist() == LARGE
     assert joined.small.strings("example_id") == ["e0", "e1", "e2", "e3"]
-    assert len(Cascade.from_files(straight, large)) == 4
+    assert len(Pair.from_files(straight, large)) == 4
 
 
 def test_the_curve_is_that_of_its_score(predictions_file):
-    joined = Cascade.from_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
+    joined = Pair.from_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
     logprobs = joined.small.token_logprobs()
     assert joined.score().tolist() == [-float(np.float64(one).mean()) for one in logprobs]
     expected = deferral_curve(joined.score(), SMALL, LARGE)
@@ -32,7 +33,7 @@ def test_the_curve_is_that_of_its_score(predictions_file):
 
 
 def test_one_task(predictions_file):
-    joined = Cascade.from_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
+    joined = Pair.from_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
     curve = joined.curve(task="sum")
     assert curve.num_examples == 2
     assert (curve.quality_small, curve.quality_large) == (1.0, 0.5)
@@ -56,7 +57,7 @@ def test_predictions_that_do_not_belong_together(predictions_file, changes, mess
     arguments = {"qualities": SMALL, **changes}
     small, large = predictions_file("s", **arguments), predictions_file("l", LARGE)
     with pytest.raises(IdentityError, match=message) as caught:
-        Cascade.from_files(small, large)
+        Pair.from_files(small, large)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
 
@@ -66,12 +67,12 @@ def test_models_with_unlike_tokenizers_share_the_question_not_the_tokens(predict
     small = predictions_file(
         "s", SMALL, prompt_digest=["a", "b", "c", "d"], metadata={"model": other}
     )
-    assert len(Cascade.from_files(small, predictions_file("l", LARGE))) == 4
+    assert len(Pair.from_files(small, predictions_file("l", LARGE))) == 4
 
 
 def test_every_mistake_is_the_users_to_mend(tmp_path):
     with pytest.raises(CaskdError):
-        Cascade.from_files(str(tmp_path / "a"), str(tmp_path / "b"))
+        Pair.from_files(str(tmp_path / "a"), str(tmp_path / "b"))
 
 
 def test_costs_by_hand():
@@ -116,5 +117,5 @@ def test_the_interval_is_a_function_of_the_seed(monkeypatch):
 
 
 def test_unequal_cascades_have_no_difference():
-    with pytest.raises(UsageError, match="got 400 and 3 examples"):
+    with pytest.raises(UsageError, match="got 3 and 400 examples"):
         paired_difference(synthetic(1, 1.0), (np.ones(3), np.ones(3)), np.ones(400))

@@ -1,0 +1,87 @@
+"""Corpus BLEU along a deferral curve.
+
+Corpus BLEU is no mean over examples: it is computed from n-gram counts summed over the corpus. The
+counts of each answer are taken once; at each point of the curve those of the small answers that are
+kept and of the large answers to the rest are added, and sacrebleu turns the sums into a score.
+
+Legend: E examples, P points of a curve, C counts per answer: lengths, matches and totals by order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.curves import defer_order
+from caskd.store.errors import UsageError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+MAX_POINTS = 1001
+
+
+def ngram_counts(answers: Sequence[str], references: Sequence[str], tokenizer: str) -> IntArray:
+    """Counts [E, C] of every answer against its reference.
+
+    Args:
+        answers: [E] what a model wrote.
+        references: [E] what was expected.
+        tokenizer: of sacrebleu, such as `13a`, `zh` or `char`.
+
+    Raises:
+        UsageError: sacrebleu has no such tokenizer, or its files are not installed.
+    """
+    bleu = _bleu(tokenizer)
+    rows = []
+    for answer, reference in zip(answers, references, strict=True):
+        one = bleu.corpus_score([answer], [[reference]])
+        rows.append([one.sys_len, one.ref_len, *one.counts, *one.totals])
+    return np.array(rows, dtype=np.int64)
+
+
+def bleu_curve(
+    score: FloatArray, small: IntArray, large: IntArray, tokenizer: str
+) -> tuple[FloatArray, FloatArray]:
+    """Deferral rates and the cascade's corpus BLEU there, from 0 to 100.
+
+    Equal scores are one block. Curves of more than `MAX_POINTS` points are thinned evenly.
+
+    Args:
+        score: [E] deferral score.
+        small: [E, C] counts of the small model's answers.
+        large: [E, C] counts of the large model's.
+        tokenizer: that the counts were made with.
+    """
+    bleu = _bleu(tokenizer)
+    order, ends = defer_order(score)
+    moved = np.cumsum((large - small)[order], axis=0)
+    sums = small.sum(axis=0) + np.concatenate((np.zeros_like(moved[:1]), moved))[ends]
+    places = np.unique(np.linspace(0, ends.size - 1, MAX_POINTS).round().astype(np.int64))
+    values = [_value(bleu, sums[place]) for place in places]
+    return ends[places] / score.size, np.array(values)
+
+
+def _value(bleu: Any, counts: IntArray) -> float:
+    orders = bleu.max_ngram_order
+    sys_len, ref_len, *rest = counts.tolist()
+    found = bleu.compute_bleu(
+        correct=rest[:orders], total=rest[orders:], sys_len=sys_len, ref_len=ref_len,
+        smooth_method=bleu.smooth_method, smooth_value=bleu.smooth_value,
+        max_ngram_order=orders,
+    )  # fmt: skip
+    return float(found.score)
+
+
+def _bleu(tokenizer: str) -> Any:
+    from sacrebleu.metrics.bleu import BLEU
+
+    if tokenizer not in BLEU.TOKENIZERS:
+        known = ", ".join(sorted(BLEU.TOKENIZERS))
+        raise UsageError(f"got --bleu {tokenizer}, expected a tokenizer of sacrebleu: {known}")
+    try:
+        return BLEU(tokenize=tokenizer, force=True)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--bleu {tokenizer} is not installed: {reason}") from None

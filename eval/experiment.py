@@ -1,0 +1,114 @@
+"""From files to what is measured: small models joined with the large one, and the two splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from caskd.eval.arms import Run, read_runs, split_name
+from caskd.eval.asked import read_questions, with_questions
+from caskd.eval.config import EvalConfig
+from caskd.eval.pairs import Pair
+from caskd.eval.predictions import Predictions, read_predictions
+from caskd.eval.routers import ROUTERS
+from caskd.eval.splits import calibration_places
+from caskd.store.corpus import Columns
+from caskd.store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every small model on the examples that judge it, and on those that calibrate."""
+
+    runs: list[Run]
+    tests: list[Pair]
+    calibrations: list[Pair] | None
+    """On these thresholds are chosen."""
+    fits: list[Pair] | None
+    """On these rules are fitted: others again, as a fitted rule is too sure of what it has seen."""
+    split: dict[str, object]
+    """How the examples were split, for the summary."""
+
+
+def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
+    """Open and join every predictions file.
+
+    Args:
+        config: of the command.
+        small: the files of the small models, FILE or NAME=FILE.
+
+    Raises:
+        UsageError: a file is missing or no predictions file, or flags contradict each other.
+        IdentityError: predictions that do not belong together.
+    """
+    _check_flags(config, small)
+    runs = read_runs(small)
+    questions = None
+    if config.data:
+        columns = Columns(prompt=config.prompt_column, messages=config.messages_column)
+        questions = read_questions(config.data, columns)
+
+    def join(ours: Predictions, theirs: Predictions) -> Pair:
+        return Pair(with_questions(ours, questions) if questions is not None else ours, theirs)
+
+    large = read_predictions(config.large)
+    pairs = [join(run.predictions, large) for run in runs]
+    if config.calibration_large is not None:
+        other = read_predictions(config.calibration_large)
+        files = [split_name(value)[1] for value in config.calibration_small]
+        calibrations = [join(read_predictions(file), other) for file in files]
+        _check_apart(pairs[0], calibrations[0])
+        return _halved(config, Experiment(runs, pairs, calibrations, None, {"by": "files"}))
+    if config.calibration is None:
+        split = {"by": "none", "num_test": len(large), "num_calibration": 0, "num_fit": 0}
+        return Experiment(runs, pairs, None, None, split)
+    marked = calibration_places(
+        large.strings("question_digest"), config.calibration, config.calibration_seed
+    )
+    calibrations = [pair.take(np.flatnonzero(marked)) for pair in pairs]
+    tests = [pair.take(np.flatnonzero(~marked)) for pair in pairs]
+    split = {"by": "hash of the question", "share": config.calibration,
+             "seed": config.calibration_seed}  # fmt: skip
+    return _halved(config, Experiment(runs, tests, calibrations, None, split))
+
+
+def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
+    """Half of the calibration examples for fitting, where a rule must be fitted."""
+    assert whole.calibrations is not None, "called only where there are some"
+    fits, calibrations = None, whole.calibrations
+    if not config.rule or set(config.rule) & ROUTERS.keys():
+        digests = calibrations[0].large.strings("question_digest")
+        marked = calibration_places(digests, 0.5, config.calibration_seed + 1)
+        fits = [pair.take(np.flatnonzero(marked)) for pair in calibrations]
+        calibrations = [pair.take(np.flatnonzero(~marked)) for pair in calibrations]
+    counts = {
+        "num_test": len(whole.tests[0]),
+        "num_calibration": len(calibrations[0]),
+        "num_fit": len(fits[0]) if fits else 0,
+    }
+    return Experiment(whole.runs, whole.tests, calibrations, fits, {**whole.split, **counts})
+
+
+def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
+    if not small:
+        raise UsageError("no small model given; type --small FILE, once for each")
+    if bool(config.calibration_small) != (config.calibration_large is not None):
+        raise UsageError("--calibration-small and --calibration-large go together; give both")
+    if config.calibration_small and config.calibration is not None:
+        raise UsageError("got --calibration and --calibration-small; expected one of them")
+    if config.calibration_small and len(config.calibration_small) != len(small):
+        raise UsageError(
+            f"got {len(config.calibration_small)} --calibration-small for {len(small)} small "
+            "models; expected one each, in the same order"
+        )
+
+
+def _check_apart(test: Pair, calibration: Pair) -> None:
+    shared = set(test.large.strings("question_digest")) & set(
+        calibration.large.strings("question_digest")
+    )
+    if shared:
+        raise UsageError(
+            f"{len(shared):,} questions are in both --large and --calibration-large; expected "
+            "other questions, or a share of the same with --calibration 0.2"
+        )

@@ -1,0 +1,125 @@
+"""From predictions to a cascade at work: it answers as it was measured to."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny import ragged_records, save_tiny, write_jsonl
+
+from caskd.cli.main import main
+from caskd.eval import Cascade, PredictConfig, predict
+from caskd.eval.pairs import Pair
+from caskd.store.errors import IdentityError, UsageError
+
+RECORDS = ragged_records(40)
+PROMPTS = [record["prompt"] for record in RECORDS]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Two tiny models, their predictions, and the folder that holds all of it.
+
+    What the large model answers is right, so that there is something to defer for.
+    """
+    folder = tmp_path_factory.mktemp("cascade")
+    for name, seed in (("small", 4), ("large", 9)):
+        save_tiny(folder / name, seed=seed, tie=False)
+    told = predicted(folder, "large", RECORDS, "told.parquet").strings("text")
+    records = [{**record, "response": text} for record, text in zip(RECORDS, told, strict=True)]
+    for name in ("small", "large"):
+        predicted(folder, name, records, f"{name}.parquet")
+    return folder
+
+
+def predicted(folder, name, records, out):
+    data = write_jsonl(folder / f"{out}.jsonl", records)
+    return predict(
+        PredictConfig(
+            model=str(folder / name), data=(str(data),), out=str(folder / out), max_new_tokens=12
+        )
+    )
+
+
+@pytest.fixture
+def evaluated(measured, tmp_path):
+    """Choose an operating point; returns the cascade.json."""
+
+    def run(*words):
+        out = tmp_path / "report"
+        files = [str(measured / f"{name}.parquet") for name in ("small", "large")]
+        words = ("--small", files[0], "--large", files[1], "--out", str(out), *words)
+        assert main(["eval", *words]) == 0
+        return out / "cascade.json"
+
+    return run
+
+
+def models(measured):
+    return {"small": str(measured / "small"), "large": str(measured / "large"), "device": "cpu"}
+
+
+def test_it_answers_as_it_was_measured(measured, evaluated):
+    rules = ("--rule", "average", "--operating-point", "deferral_rate<=0.5")
+    cascade = Cascade.load(str(evaluated(*rules)), **models(measured), batch_size=7)
+    answers = cascade.answer(PROMPTS)
+    pair = Pair.from_files(*(str(measured / f"{name}.parquet") for name in ("small", "large")))
+    texts = {"small": pair.small.strings("text"), "large": pair.large.strings("text")}
+    np.testing.assert_allclose([a.deferral_score for a in answers], pair.score(), atol=1e-4)
+    clear = np.abs(pair.score() - cascade.threshold) > 1e-3  # not the one at the threshold itself
+    assert clear.sum() >= 38
+    expected = np.where(pair.score() >= cascade.threshold, "large", "small")
+    assert 0 < (expected == "large").sum() < 40
+    for place, answer in enumerate(answers):
+        assert answer.text == texts[answer.answered_by][place]
+        if clear[place]:
+            assert answer.answered_by == expected[place]
+    assert cascade.expected["deferral_rate"]["mean"] == (expected == "large").mean()
+    assert cascade.answer([]) == []
+
+
+def test_any_function_may_be_the_large_model(measured, evaluated):
+    file = str(evaluated("--rule", "sum", "--operating-point", "deferral_rate<=0.4"))
+    asked = []
+
+    def large(prompts):
+        asked.extend(prompts)
+        return [f"large: {prompt}" for prompt in prompts]
+
+    cascade = Cascade.load(file, small=str(measured / "small"), large=large, device="cpu")
+    answers = cascade.answer(PROMPTS)
+    deferred = [prompt for prompt, a in zip(PROMPTS, answers, strict=True)
+                if a.answered_by == "large"]  # fmt: skip
+    assert asked == deferred
+    assert 0 < len(deferred) < 40
+    assert [a.text for a in answers if a.answered_by == "large"] == [
+        f"large: {p}" for p in deferred
+    ]
+    short = Cascade.load(file, small=str(measured / "small"), large=lambda _: [], device="cpu")
+    with pytest.raises(UsageError, match="the large model gave 0 answers"):
+        short.answer(PROMPTS)
+
+
+def test_a_router_on_the_prompt_spares_the_small_model(measured, evaluated, monkeypatch):
+    file = evaluated("--rule", "average", "--operating-point", "deferral_rate<=0.5")
+    fields = json.loads(file.read_text())
+    size = 512
+    router = {"kind": "prompt-router", "mean": [0.0] * size, "scale": [1.0] * size,
+              "layers": [[[[float(i)] for i in range(size)], [0.0]]]}  # fmt: skip
+    file.write_text(json.dumps({**fields, "rule": "prompt-router", "router": router,
+                                "threshold": 1.0}))  # fmt: skip
+    cascade = Cascade.load(str(file), **models(measured))
+    seen = []
+    decode = cascade._decode
+    monkeypatch.setattr(cascade, "_decode", lambda prompts: seen.extend(prompts) or decode(prompts))
+    answers = cascade.answer(PROMPTS)
+    assert seen == [p for p, a in zip(PROMPTS, answers, strict=True) if a.answered_by == "small"]
+    assert len(seen) < 40
+
+
+def test_another_model_is_refused(measured, evaluated):
+    file = str(evaluated("--operating-point", "deferral_rate<=0.5"))
+    swapped = {"small": str(measured / "large"), "large": str(measured / "small"), "device": "cpu"}
+    with pytest.raises(IdentityError, match=r"weights_digest.*the cascade was measured with"):
+        Cascade.load(file, **swapped)
+    with pytest.raises(UsageError, match="prompt 1 is empty"):
+        Cascade.load(file, **models(measured)).answer(["a", ""])

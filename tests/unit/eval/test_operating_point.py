@@ -1,0 +1,156 @@
+"""The one cascade to ship: the best of all, written down, and honest about where it was chosen."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from caskd.eval.cascade_file import cascade_fields, read_cascade
+from caskd.eval.config import EvalConfig
+from caskd.eval.findings import find
+from caskd.eval.operating_point import Wish, parse_wish
+from caskd.eval.pairs import Pair
+from caskd.store.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "wish"),
+    [
+        ("quality>=0.86", Wish("quality", 0.86)),
+        (" cost <= 5e8 ", Wish("cost", 5e8)),
+        ("deferral_rate<=.3", Wish("deferral_rate", 0.3)),
+    ],
+)
+def test_a_wish(text, wish):
+    assert parse_wish(text) == wish
+    assert parse_wish(str(wish)) == wish
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "quality", "quality<=0.8", "cost>=3", "speed>=1", "quality>=", "quality>=1e", "cost<=inf"],
+)
+def test_no_wish(text):
+    with pytest.raises(UsageError, match=r"expected quality>=0\.86, cost<=5e8 or"):
+        parse_wish(text)
+
+
+@pytest.fixture
+def files(study):
+    return {
+        "small": (study("a", parameters=10, seed=1), study("b", parameters=20, seed=2, skill=1.2)),
+        "large": study("large", parameters=100, skill=1.8, seed=3),
+    }
+
+
+def settings(files, rules):
+    """Every small model, rule and threshold: rank and what it gives, one by one."""
+    for file in files["small"]:
+        pair = Pair.from_files(file, files["large"])
+        sizes = 2.0 * pair.small.num_parameters, 2.0 * pair.large.num_parameters
+        for rule in rules:
+            score = pair.score(rule)
+            for threshold in [math.inf, *np.unique(score)]:
+                deferred = score >= threshold
+                quality = np.where(deferred, pair.large_quality, pair.small_quality).mean()
+                rate = deferred.mean()
+                cost = sizes[0] + rate * sizes[1]
+                yield {"quality": quality, "deferral_rate": rate, "cost": cost}
+
+
+@pytest.mark.parametrize("text", ["quality>=0.8", "cost<=120", "deferral_rate<=0.25"])
+def test_it_is_the_best_of_all_settings(files, tmp_path, text):
+    rules = ("average", "min", "entropy")
+    config = EvalConfig(**files, out=str(tmp_path / "r"), rule=rules, operating_point=text)
+    point = find(config).point
+    wish = parse_wish(text)
+    found = {name: getattr(point, name).mean for name in ("quality", "deferral_rate", "cost")}
+    every = list(settings(files, rules))
+    if wish.quantity == "quality":
+        best = min(one["cost"] for one in every if one["quality"] >= wish.bound)
+        assert found["cost"] == pytest.approx(best)
+    else:
+        best = max(one["quality"] for one in every if one[wish.quantity] <= wish.bound)
+        assert found["quality"] == pytest.approx(best)
+    assert any(all(one[name] == pytest.approx(found[name]) for name in found) for one in every)
+    assert point.met
+    assert point.chosen_on == "test"
+    for name in found:
+        assert getattr(point, name).low <= found[name] <= getattr(point, name).high
+    count = len(point.measured.pair)
+    rate = found["deferral_rate"]
+    width = point.deferral_rate.high - point.deferral_rate.low
+    assert width == pytest.approx(2 * 1.96 * math.sqrt(rate * (1 - rate) / count), rel=0.15)
+
+
+def test_a_wish_that_nothing_meets_says_what_comes_nearest(files, tmp_path):
+    config = EvalConfig(**files, out=str(tmp_path / "r"), operating_point="cost<=3")
+    with pytest.raises(
+        UsageError, match="no cascade meets --operating-point 'cost<=3': the nearest cost is 20"
+    ):
+        find(config)
+
+
+def test_with_a_calibration_split_it_is_chosen_there(files, tmp_path):
+    config = EvalConfig(
+        **files, out=str(tmp_path / "r"), rule=("average",), operating_point="deferral_rate<=0.3",
+        calibration=0.5,
+    )  # fmt: skip
+    found = find(config)
+    point = found.point
+    assert point.chosen_on == "calibration"
+    assert len(point.measured.pair) == found.split["num_test"] < 240
+    assert found.split["num_fit"] == 0  # nothing to fit: all of it chooses
+    assert found.split["num_test"] + found.split["num_calibration"] == 240
+    marks = [row for row in found.transfer if row["wanted_rate"] == 0.3]
+    assert point.threshold in [row["threshold"] for row in marks]
+    for row in found.transfer:
+        assert row["rate_calibration"] <= row["wanted_rate"]
+        assert row["drift"] == pytest.approx(row["rate_test"] - row["rate_calibration"])
+
+
+def test_the_file_is_read_as_it_was_written(files, tmp_path):
+    config = EvalConfig(
+        **files,
+        out=str(tmp_path / "r"),
+        rule=("p-ik",),
+        operating_point="quality>=0.7",
+        calibration=0.5,
+    )
+    point = find(config).point
+    (tmp_path / "cascade.json").write_text(json.dumps(cascade_fields(point), allow_nan=False))
+    read = read_cascade(str(tmp_path / "cascade.json"))
+    assert (read.rule, read.threshold) == ("p-ik", point.threshold)
+    pair = point.measured.pair
+    assert read.router.score(pair).tolist() == point.scored.score.tolist()
+    assert read.small["name"] in ("a", "b")
+    assert read.expected["quality"]["mean"] == point.quality.mean
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "x"}, "not a cascade.json"),
+        ({"version": 2}, "a cascade of version 2, expected 1"),
+        ({"rule": "mean"}, "not a cascade.json"),
+        ({"rule": "p-ik"}, "not a cascade.json"),
+        ({"router": {"kind": "__import__"}}, "not a cascade.json"),
+        ({"threshold": "high"}, "not a cascade.json"),
+        ({"small": None}, "not a cascade.json"),
+    ],
+)
+def test_other_files_are_refused(files, tmp_path, change, message):
+    config = EvalConfig(
+        **files, out=str(tmp_path / "r"), rule=("average",), operating_point="cost<=9e9"
+    )
+    fields = cascade_fields(find(config).point)
+    path = tmp_path / "cascade.json"
+    path.write_text(json.dumps({**fields, **change}))
+    with pytest.raises(UsageError, match=message):
+        read_cascade(str(path))
+    path.write_text("[]")
+    with pytest.raises(UsageError, match=r"not a cascade\.json"):
+        read_cascade(str(path))
+    with pytest.raises(UsageError, match="no such file; write it with: caskd eval"):
+        read_cascade(str(tmp_path / "no.json"))

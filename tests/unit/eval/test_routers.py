@@ -1,0 +1,135 @@
+"""Fitted rules: they find what is there, on examples that they were not fitted on."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from caskd.eval import deferral_curve
+from caskd.eval.asked import with_questions
+from caskd.eval.pairs import Pair
+from caskd.eval.predictions import digest, read_predictions
+from caskd.eval.routers import ROUTERS, SURE, Router, fit_router, hashed_ngrams
+from caskd.eval.scoring import score_pairs
+from caskd.store.errors import UsageError
+
+COUNT = 400
+
+
+@pytest.fixture
+def halves(study):
+    """Examples to fit on, and examples to judge on."""
+    large = read_predictions(study("large", skill=1.8, parameters=100, seed=1, count=COUNT))
+    small = read_predictions(study("small", count=COUNT))
+    hard = np.random.default_rng([99, 0]).uniform(size=COUNT)
+    texts = [f"{'hard' if h > 0.5 else 'easy'} question {i}" for i, h in enumerate(hard)]
+    small = with_questions(small, {digest(text.encode()): text for text in texts})
+    pair = Pair(small, large)
+    return pair.take(np.arange(COUNT // 2)), pair.take(np.arange(COUNT // 2, COUNT))
+
+
+def fitted(name, fit):
+    return fit_router(ROUTERS[name], fit, fit.small_quality, fit.large_quality)
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_a_router_beats_random_on_other_examples(halves, name):
+    fit, test = halves
+    score = fitted(name, fit).score(test)
+    curve = deferral_curve(score, test.small_quality, test.large_quality)
+    assert curve.audc > curve.random_audc + 0.02
+
+
+@pytest.mark.parametrize("name", sorted(ROUTERS))
+def test_a_router_is_its_numbers(halves, name):
+    fit, test = halves
+    router = fitted(name, fit)
+    again = Router.from_json(json.loads(json.dumps(router.to_json())))
+    assert again.score(test).tolist() == router.score(test).tolist()
+    assert fitted(name, fit).score(test).tolist() == router.score(test).tolist()
+
+
+def test_the_test_examples_qualities_are_never_looked_at(halves):
+    fit, test = halves
+    before, _ = score_pairs([test], [fit], list(ROUTERS))
+    wrong = np.zeros(len(test))
+    test.small_quality, test.large_quality = wrong, wrong
+    after, _ = score_pairs([test], [fit], list(ROUTERS))
+    for name in ROUTERS:
+        assert before[0][name].score.tolist() == after[0][name].score.tolist()
+
+
+def test_numpy_and_scikit_learn_agree(halves, monkeypatch):
+    from sklearn.neural_network import MLPClassifier
+
+    seen = {}
+    original = MLPClassifier.fit
+
+    def fit_and_keep(self, inputs, label):
+        seen["network"], seen["inputs"] = self, inputs
+        return original(self, inputs, label)
+
+    monkeypatch.setattr(MLPClassifier, "fit", fit_and_keep)
+    fit, _ = halves
+    router = fitted("hidden-router", fit)
+    expected = seen["network"].predict_proba(seen["inputs"])[:, 1]
+    np.testing.assert_allclose(router.score(fit), expected, atol=1e-12)
+
+
+def test_p_ik_with_p_t_defers_unsure_first_tokens_before_all_others(halves):
+    fit, test = halves
+    score = fitted("p-ik-and-p-t", fit).score(test)
+    unsure = np.exp(test.lists("token_logprobs").first()) < SURE
+    assert 0 < unsure.sum() < unsure.size
+    assert score[unsure].min() > score[~unsure].max()
+    np.testing.assert_allclose(score - unsure, fitted("p-ik", fit).score(test))
+
+
+def test_a_router_of_another_model_is_refused(halves):
+    fit, test = halves
+    router = fitted("p-ik", fit)
+    wide = dataclasses.replace(router, mean=np.zeros(7), scale=np.ones(7))
+    with pytest.raises(UsageError, match="got hidden of width 4, expected 7"):
+        wide.score(test)
+
+
+def test_examples_that_teach_nothing(halves):
+    fit, _ = halves
+    few = fit.take(np.arange(10))
+    with pytest.raises(UsageError, match="cannot fit p-ik on 10 calibration examples"):
+        fitted("p-ik", few)
+    fit.small_quality = np.ones(len(fit))
+    with pytest.raises(UsageError, match="0 of them of the rarer kind"):
+        fitted("p-ik", fit)
+
+
+def test_without_scikit_learn_it_says_what_to_install(halves, monkeypatch):
+    fit, _ = halves
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(UsageError, match=r"pip install 'caskd\[routers\]'"):
+        fitted("p-ik", fit)
+
+
+def test_rules_that_nobody_asked_for_are_left_out_with_a_line(predictions_file):
+    pair = Pair.from_files(predictions_file("s", [0, 1] * 30), predictions_file("l", [1] * 60))
+    scored, left_out = score_pairs([pair], [pair], [])
+    assert list(scored[0])[:3] == ["average", "sum", "min"]
+    assert "p-ik" not in scored[0]
+    assert {line.split(":")[0] for line in left_out} >= {"entropy", "margin", "option", "p-ik"}
+    with pytest.raises(UsageError, match=r"s\.parquet holds no token_entropies"):
+        score_pairs([pair], None, ["entropy"])
+    with pytest.raises(UsageError, match="--rule p-ik must be fitted"):
+        score_pairs([pair], None, ["p-ik"])
+    with pytest.raises(UsageError, match="got rule 'mean', expected one of average"):
+        score_pairs([pair], None, ["mean"])
+    with pytest.raises(UsageError, match="give the questions with --data"):
+        score_pairs([pair], [pair], ["prompt-router"])
+
+
+def test_hashed_words_and_pairs():
+    table = hashed_ngrams(["a b", "A  b", "b a", ""])
+    assert table[0].tolist() == table[1].tolist()
+    assert table[0].tolist() != table[2].tolist()
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), [1.0, 1.0, 1.0, 0.0])
