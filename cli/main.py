@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module, metadata
 from typing import Any
 
-from caskd.cli.arguments import merge_repeated, multi_value_flags
+from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
 from caskd.store.errors import CaskdError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -110,6 +110,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.eval.report:evaluate",
         "measure the cascade: quality against cost over every threshold",
     ),
+    "doctor": Command(
+        "caskd.cli.doctor:DoctorConfig",
+        "caskd.cli.doctor:doctor",
+        "what is installed, which device, what would fail, and the fix",
+    ),
 }
 
 
@@ -168,7 +173,7 @@ def run_command(name: str, args: Sequence[str]) -> int:
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
-    merged = merge_repeated(args, multi_value_flags(config_class))
+    merged = merge_repeated(without_local_rank(args), multi_value_flags(config_class))
     config = tyro.cli(
         config_class, args=merged, prog=f"caskd {name}", description=f"{command.help}."
     )

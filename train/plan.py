@@ -10,7 +10,8 @@ import torch
 
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
-from caskd.train.checkpoint import RunState, check_resumable, read_state
+from caskd.train.adapters import LoraOptions, lora_options
+from caskd.train.checkpoint import STATE, RunState, check_resumable, read_state
 from caskd.train.config import TrainConfig
 from caskd.train.deepspeed_settings import (
     Settings,
@@ -23,6 +24,8 @@ from caskd.train.metrics import METRICS_FILE
 from caskd.train.objectives import Objective, resolve_objective
 from caskd.train.order import ExampleOrder, accumulation_steps, blocks_of
 from caskd.train.student import check_config, load_tokenizer
+from caskd.train.trackers import check_trackers
+from caskd.train.validation import open_eval_store
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,6 +41,8 @@ class RunPlan:
         tokenizer: the student's.
         settings: DeepSpeed's.
         accumulation: micro-steps per step.
+        eval_store: to measure on.
+        lora: adapters to train in place of the weights.
         checkpoint: to resume from.
         done: what that checkpoint has behind it.
     """
@@ -50,6 +55,8 @@ class RunPlan:
     tokenizer: Any
     settings: Settings
     accumulation: int
+    eval_store: TeacherStore | None
+    lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
 
@@ -90,7 +97,14 @@ class RunPlan:
         )
         epochs = config.steps * config.global_batch_size / order.num_examples
         yield f"steps        {config.steps:,} = {epochs:.2f} epochs, from step {self.first_step:,}"
-        yield f"engine       ZeRO {config.zero_stage}, {config.dtype}, lr {config.lr:g}"
+        yield (
+            f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
+            f"lr {config.lr:g} {config.schedule}"
+        )
+        if self.lora is not None:
+            yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
+        if self.eval_store is not None:
+            yield f"measured on  {self.eval_store.spec.num_rows:,} response tokens"
 
 
 def plan_run(config: TrainConfig) -> RunPlan:
@@ -105,6 +119,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     objective = resolve_objective(config.objective, config.w)
     accumulation = accumulation_steps(config.global_batch_size, config.micro_batch_size, world_size)
     settings = _settings(config, accumulation)
+    check_trackers(config)
     if not config.resume:
         check_unused(config.out)
     store = TeacherStore.open(config.store)
@@ -115,10 +130,9 @@ def plan_run(config: TrainConfig) -> RunPlan:
     checkpoint = done = None
     if config.resume:
         checkpoint = newest_complete(config.out)
+        verify(checkpoint, only=(STATE,))
         done = read_state(checkpoint)
-        check_resumable(
-            done, config=config.to_json(), store_digest=store.digest, world_size=world_size
-        )
+        check_resumable(done, config=config.to_json(), store_digest=store.digest)
         if os.environ.get("RANK", "0") == "0":  # the other ranks start when this one goes on
             verify(checkpoint)
     tokenizer = load_tokenizer(config.student, store.spec)
@@ -132,6 +146,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
         tokenizer=tokenizer,
         settings=settings,
         accumulation=accumulation,
+        eval_store=open_eval_store(config.eval_store, store) if config.eval_store else None,
+        lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
     )
@@ -145,6 +161,7 @@ def _settings(config: TrainConfig, accumulation: int) -> Settings:
         clip_grad_norm=config.clip_grad_norm,
         zero_stage=config.zero_stage,
         dtype=str(config.dtype),
+        offload=config.offload,
     )
     path = config.deepspeed_config
     return settings if path is None else merge_settings(settings, read_settings(path), str(path))

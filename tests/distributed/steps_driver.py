@@ -58,13 +58,13 @@ def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
         train_step(plan, engine, batch, False)[0]
         for batch in batch_reader(plan, ranks).steps(0, STEPS)
     ]
-    weights = dict(engine.full_weights())
+    weights = dict(engine.state.weights())
     low = {n: p.detach() for n, p in engine.module.model.named_parameters()}
     if config.zero_stage < 3:
         for name, value in low.items():
             assert torch.equal(weights[name].to(value.dtype), value.cpu()), name
     poisoned = poison(plan, engine, ranks)
-    after = dict(engine.full_weights())
+    after = dict(engine.state.weights())
     return {
         "gradient": gradient,
         "losses": [m["loss"] for m in metrics],
