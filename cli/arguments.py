@@ -42,7 +42,7 @@ def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
 
 
 def without_local_rank(args: Sequence[str]) -> list[str]:
-    """The words without the `--local_rank=N` that the `deepspeed` launcher adds.
+    """The words without the `--local_rank=N` that the `deepspeed` launcher puts before them.
 
     It says the same in LOCAL_RANK, where torchrun says it, too.
     """

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from a subcommand's own `--help` (0) or usage error (2).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
         # Bars of weights being loaded are noise in a log, where nobody sees them move.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -173,7 +173,7 @@ def run_command(name: str, args: Sequence[str]) -> int:
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
-    merged = merge_repeated(without_local_rank(args), multi_value_flags(config_class))
+    merged = merge_repeated(args, multi_value_flags(config_class))
     config = tyro.cli(
         config_class, args=merged, prog=f"caskd {name}", description=f"{command.help}."
     )

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -200,6 +201,8 @@ class TrainEngine:
 
 def _quiet_logger(rank: int) -> None:
     """Warnings only, of rank 0 only, and on stderr: stdout belongs to results."""
+    # DeepSpeed calls collectives by names that torch 2.13 says, at each call, will change.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     deepspeed_logger.handlers = [_StderrHandler()]
 

@@ -211,6 +211,8 @@ def _measure_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int) 
     due = step in (0, config.steps) or (config.eval_every and step % config.eval_every == 0)
     if store is None or not due or log.evaluations.has(step):
         return False
+    # Always by the mask that the run ends with, so that all lines say the same of a student.
+    engine.module.options = LossOptions(plan.objective, config.tail)
     figures = measure(
         engine, store, log.bar, pad_id=_pad_id(plan), micro_batch_size=config.micro_batch_size
     )

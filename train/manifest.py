@@ -94,7 +94,8 @@ def newest_complete(run: Path) -> Path:
         if is_complete(checkpoint):
             return checkpoint
         message = f"caskd: {checkpoint} is not complete (a save was cut short); skipped"
-        print(message, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(message, file=sys.stderr)
     raise UsageError(
         f"{run}: expected a run with a complete checkpoint in {CHECKPOINTS}/, found none. "
         "Start it without --resume and in a new --out, or check the path."

@@ -54,6 +54,12 @@ def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
     raise AssertionError("the ranks did not start to train")
 
 
+def end(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and stderr; not answering within the timeout and some is a failure."""
     _, errors = process.communicate(timeout=60 * TIMEOUT_MINUTES + 60)
@@ -66,8 +72,7 @@ def test_sigterm_on_one_rank_saves_and_ends_all(root: Path, tmp_path: Path) -> N
         processes[1].send_signal(signal.SIGTERM)
         assert [finish(process)[0] for process in processes] == [0, 0]
     finally:
-        for process in processes:
-            process.kill()
+        end(processes)
     steps = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert newest_complete(tmp_path / "run").name == f"step-{steps:08d}"
 
@@ -81,9 +86,7 @@ def test_a_rank_that_is_lost_ends_the_other_one(
         processes[1].send_signal(lost)
         code, errors = finish(processes[0])
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        end(processes)
     assert code == 1, errors[-3000:]
     assert "another rank ended or did not answer within 0.5 minutes" in errors
     assert "Traceback" not in errors
