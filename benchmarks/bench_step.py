@@ -15,7 +15,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -171,7 +170,9 @@ def peak_memory(arguments: argparse.Namespace, kind: str) -> float:
         engine.close()
         if ranks.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # Not getrusage: its figure starts at the parent's.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
 
 
 def in_own_process(words: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ def test_one_rank_has_the_gradient_of_plain_torch(root: Path, one: dict[str, Any
     model = student(root)
     value = plain_loss(root, model, 0)
     value.backward()
-    gradient, loss = {f"model.{n}": p.grad for n, p in model.named_parameters()}, float(value)
+    gradient, loss = {f"model.{n}": p.grad for n, p in model.named_parameters()}, float(value.detach())
     assert distance(one[REFERENCE]["gradient"], gradient) < 1e-6
     assert one[REFERENCE]["losses"][0] == pytest.approx(loss, rel=1e-6)
     norm = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
@@ -121,7 +121,7 @@ def test_one_rank_learns_as_plain_torch_does(root: Path, one: dict[str, Any]) ->
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.02)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert one[REFERENCE]["losses"] == pytest.approx(losses, rel=1e-6)
     weights = {name: p.detach() for name, p in model.named_parameters()}
     assert distance(one[REFERENCE]["weights"], weights) < 1e-6
