@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ from caskd.train.config import TrainConfig
 from caskd.train.engine import Ranks, TrainEngine, connected
 from caskd.train.manifest import checkpoint_path
 from caskd.train.metrics import METRICS_FILE, MetricsFile, finite_or_none, report, step_metrics
+from caskd.train.packing import keeps_examples_apart
 from caskd.train.plan import RunPlan, plan_run
 from caskd.train.read_ahead import ReadAhead
 from caskd.train.rng import seed_everything
@@ -73,13 +75,13 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
     lines_of = MetricsFile(config.out / METRICS_FILE, plan.first_step) if first else nullcontext()
     skipped = plan.done.skipped_steps if plan.done else 0
     in_a_row, step = 0, plan.first_step
-    reader = batch_reader(plan, engine.ranks)
+    reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs))
     bar_of = progress("train", config.steps, "steps", done=step, quiet=not first)
     started = time.perf_counter()
 
     with (
         _termination_flag() as terminated,
-        ReadAhead(reader.steps(step, config.steps)) as batches,
+        ReadAhead(reader.steps(step, config.steps), " ".join(config.store)) as batches,
         lines_of as metrics_file,
         bar_of as bar,
     ):
@@ -97,6 +99,8 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
             metrics["skipped_steps"] = skipped
             metrics["data_seconds"] = batches.seconds_waited
             metrics["seconds"] = time.perf_counter() - started
+            if len(batch.examples_per_store) > 1:
+                metrics["examples_per_store"] = batch.examples_per_store
             metrics["tokens_per_second"] = batch.num_rows / metrics["seconds"]
             if metrics_file is not None:
                 metrics_file.write(metrics)
@@ -133,7 +137,9 @@ def train_step(
     engine.set_lr(lr)
     count = batch.num_rows if config.normalise == "rows" else batch.num_examples
     scale = engine.ranks.world_size / count
-    sums = torch.stack([engine.micro_step(part, scale) for part in batch.micro_batches]).sum(0)
+    *others, last = batch.micro_batches
+    parts = [engine.micro_step(part, scale, last=False) for part in others]
+    sums = torch.stack([*parts, engine.micro_step(last, scale, last=True)]).sum(0)
     flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
     *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
     averages = step_metrics(dict(zip(SUM_NAMES, totals, strict=True)))
@@ -152,13 +158,13 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(config.objective, config.w, config.tail)
-    return TrainEngine(
-        StudentWithLoss(model, options), plan.settings, ranks, weight_decay=config.weight_decay
-    )
+    packs = config.token_budget is not None and keeps_examples_apart(model)
+    student = StudentWithLoss(model, options, packs=packs)
+    return TrainEngine(student, plan.settings, ranks, weight_decay=config.weight_decay)
 
 
-def batch_reader(plan: RunPlan, ranks: Ranks) -> BatchReader:
-    """What this rank reads of the store."""
+def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader:
+    """What this rank reads of the stores."""
     config, tokenizer = plan.config, plan.tokenizer
     return BatchReader(
         store=plan.store,
@@ -166,10 +172,8 @@ def batch_reader(plan: RunPlan, ranks: Ranks) -> BatchReader:
         row_fields=fields_to_read(plan.objective),
         pad_id=tokenizer.pad_token_id or 0,  # masked; any id that has an embedding will do
         global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        accumulation_steps=plan.accumulation,
+        cut=replace(plan.cut, packed=packed),
         rank=ranks.rank,
-        world_size=ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
     )
 

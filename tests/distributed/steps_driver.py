@@ -81,7 +81,7 @@ def poison(plan: object, engine: TrainEngine, ranks: Ranks) -> bool:
     batch = next(iter(batch_reader(plan, ranks).steps(STEPS, STEPS + 1)))  # type: ignore[arg-type]
     for i, part in enumerate(batch.micro_batches):
         bad = i == 0 and ranks.rank == ranks.world_size - 1
-        engine.micro_step(part, float("nan") if bad else 1.0)
+        engine.micro_step(part, float("nan") if bad else 1.0, last=part is batch.micro_batches[-1])
     return engine.was_step_applied()
 
 

@@ -71,7 +71,7 @@ def plain_gradient(root: Path) -> tuple[dict[str, torch.Tensor], float]:
     """The first step's gradient and loss by plain torch: one batch, dense logits, autograd."""
     config = config_for(root, global_batch_size=16, micro_batch_size=16, objective="dist")
     plan = plan_run(config)
-    store = TeacherStore.open(config.store)
+    store = TeacherStore.open(config.store[0])
     model = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
     examples = plan.order.examples_for_step(0, 16)
     assert len(set(store.row_counts()[examples])) > 4, "the responses must have unequal lengths"
