@@ -2,7 +2,8 @@
 
     steps_driver.py ROOT OUT CASE...
 
-A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE. Rank 0 writes OUT: for each case the gradient
+A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE, or has tTOKEN_BUDGET for the size. Rank 0 writes
+OUT: for each case the gradient
 of the first step, the losses and gradient norms of all, the weights after them, and what a poisoned
 rank did.
 """
@@ -39,11 +40,13 @@ def spy_on_gradient(engine: TrainEngine, seen: dict[str, torch.Tensor]) -> None:
 
 def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
     stage, dtype, micro, objective = case.split(":")
+    by_tokens = micro.startswith("t")
+    size = {"token_budget" if by_tokens else "micro_batch_size": int(micro.removeprefix("t"))}
     config = config_for(
         root,
         zero_stage=int(stage),
         dtype=dtype,
-        micro_batch_size=int(micro),
+        **size,
         global_batch_size=16,
         steps=STEPS,
         objective=objective,
@@ -56,7 +59,7 @@ def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
     spy_on_gradient(engine, gradient)
     metrics = [
         train_step(plan, engine, batch, False)[0]
-        for batch in batch_reader(plan, ranks).steps(0, STEPS)
+        for batch in batch_reader(plan, ranks, packed=bool(engine.module.packs)).steps(0, STEPS)
     ]
     weights = dict(engine.full_weights())
     low = {n: p.detach() for n, p in engine.module.model.named_parameters()}

@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16")
 TWO_RANKS = (
     *(f"{stage}:{dtype}:2:dist" for stage in STAGES for dtype in DTYPES),
     "2:float32:2:cat-dist",
+    *(f"{stage}:float32:t80:dist" for stage in STAGES),
 )
 
 
@@ -104,6 +105,14 @@ def test_one_rank_has_the_gradient_of_plain_torch(root: Path, one: dict[str, Any
 @pytest.mark.parametrize("case", ACCUMULATED)
 def test_accumulation_and_stage_change_nothing(one: dict[str, Any], case: str) -> None:
     check_same(one[case], one[REFERENCE])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_packed_parts_of_a_token_budget_change_nothing(
+    one: dict[str, Any], two: dict[str, Any], stage: int
+) -> None:
+    """Steps have unequal numbers of micro-steps then, and unequal numbers of examples in each."""
+    check_same(two[f"{stage}:float32:t80:dist"], one[REFERENCE])
 
 
 @pytest.mark.parametrize("stage", STAGES)
