@@ -91,8 +91,10 @@ def take_step(engine: TrainEngine, kind: str, batch: Any) -> float:
     """Seconds of forward, backward and update."""
     engine.module.kind = kind
     started = time.perf_counter()
-    for part in batch.micro_batches:
-        engine.micro_step(part, 1 / batch.num_rows)
+    *others, last = batch.micro_batches
+    for part in others:
+        engine.micro_step(part, 1 / batch.num_rows, last=False)
+    engine.micro_step(last, 1 / batch.num_rows, last=True)
     if engine.ranks.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -100,7 +102,7 @@ def take_step(engine: TrainEngine, kind: str, batch: Any) -> float:
 
 def config_of(arguments: argparse.Namespace, out: Path) -> TrainConfig:
     return TrainConfig(
-        store=arguments.store,
+        store=(arguments.store,),
         student=arguments.student,
         out=out,
         steps=arguments.rounds + 2,

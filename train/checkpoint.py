@@ -174,8 +174,9 @@ def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest:
     """
     if state.store_digest != store_digest:
         raise IdentityError(
-            f"--store: its seal is {store_digest[:12]}, but the run was trained from "
-            f"{state.store_digest[:12]}. Give the same store, or start a new run in another --out."
+            f"--store: seals and weights give {store_digest[:12]}, but the run was trained from "
+            f"{state.store_digest[:12]}. Give the same stores with the same weights, or start a "
+            "new run in another --out."
         )
     for name, value in config.items():
         before = state.config.get(name)

@@ -26,8 +26,8 @@ class TrainConfig:
     One process, or several: torchrun --nproc-per-node N -m caskd.cli train ...
     """
 
-    store: str
-    """The sealed teacher store to learn from."""
+    store: tuple[str, ...]
+    """Sealed teacher stores to learn from, each as URL or URL=weight (its share)."""
     student: str
     """The model to train: a transformers directory or hub id, with the tokenizer of the teacher."""
     out: Path
@@ -44,6 +44,8 @@ class TrainConfig:
     """Examples per optimizer step, over all ranks."""
     micro_batch_size: int = 8
     """Examples per rank per forward; the rest of the batch is gradient accumulation."""
+    token_budget: int | None = None
+    """Tokens per rank per forward, in place of --micro-batch-size; packs where the student can."""
     mask_from_step: int = 0
     """Steps of plain training before the mask of a cat-* objective applies."""
     final_w: float | None = None
@@ -106,10 +108,13 @@ class TrainConfig:
     """Print every derived number and the memory that each ZeRO stage needs, and stop."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.store, str):  # one store, as one writes it in Python
+            object.__setattr__(self, "store", (self.store,))
         for flag, value, least in (
             ("--steps", self.steps, 1),
             ("--global-batch-size", self.global_batch_size, 1),
             ("--micro-batch-size", self.micro_batch_size, 1),
+            ("--token-budget", 1 if self.token_budget is None else self.token_budget, 1),
             ("--warmup-steps", self.warmup_steps, 0),
             ("--weight-decay", self.weight_decay, 0),
             ("--clip-grad-norm", self.clip_grad_norm, 0),
@@ -180,13 +185,13 @@ def _check_together(config: TrainConfig) -> None:
 RESUMABLE_CHANGES = frozenset(
     {
         "store", "out", "resume", "dry_run", "save_every", "keep_checkpoints", "micro_batch_size",
-        "gradient_checkpointing", "deepspeed_config", "zero_stage", "offload", "eval_store",
-        "eval_every", "best_metric", "timeout_minutes", "tensorboard", "wandb",
+        "token_budget", "gradient_checkpointing", "deepspeed_config", "zero_stage", "offload",
+        "eval_store", "eval_every", "best_metric", "timeout_minutes", "tensorboard", "wandb",
     }
 )  # fmt: skip
 """Options that a resumed run may change: none of them changes what is learnt from which example.
 
-The store may have moved; that it is the same one is told by the digest of its seal.
+Stores may have moved; that they are the same ones, with the same weights, is told by a digest.
 """
 
 

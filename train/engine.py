@@ -127,8 +127,11 @@ class TrainEngine:
         """The wrapped module."""
         return self._engine.module
 
-    def micro_step(self, batch: MicroBatch, loss_scale: float) -> Tensor:
+    def micro_step(self, batch: MicroBatch, loss_scale: float, *, last: bool) -> Tensor:
         """Forward and backward of `loss_scale` x the summed loss; a step's last one applies it.
+
+        Which is the last is said here, not by DeepSpeed's own count: steps that are cut by a budget
+        of tokens have unequal numbers of micro-steps.
 
         DeepSpeed averages gradients over ranks and would divide by accumulation, too. The caller's
         scale is world_size / (rows of the whole step), and the second division is turned off, so
@@ -138,11 +141,12 @@ class TrainEngine:
             The sums [S] of this rank's micro-batch.
         """
         sums: Tensor
+        self._engine.set_gradient_accumulation_boundary(last)
         loss, sums = self._engine(batch.to(self.ranks.device))
         # The product matters even for a scale of 1: with the module's own output as the loss,
         # scale_wrt_gas=False is not honoured by the hook on outputs.
         self._engine.backward(loss * loss_scale, scale_wrt_gas=False)
-        if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+        if self.stage == 0 and last:
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(grads))
         self._engine.step()

@@ -55,6 +55,11 @@ def _is_lost_rank(error: BaseException) -> bool:
 
 
 def _memory_advice(plan: RunPlan) -> str:
-    helpful = remedies(size_of(plan), plan.config.micro_batch_size)[:2]
+    config, halved = plan.config, None
+    if config.token_budget is not None:
+        halved = f"--token-budget {config.token_budget // 2}"
+    elif config.micro_batch_size > 1:
+        halved = f"--micro-batch-size {config.micro_batch_size // 2}"
+    helpful = remedies(size_of(plan), halved)[:2]
     advice = " or ".join(helpful) if helpful else "a smaller --student"
     return f"out of memory. What would help most here: {advice}. Compare with --dry-run."

@@ -100,17 +100,22 @@ def table(size: RunSize) -> Iterator[str]:
         yield f"  ZeRO {stage}     {terms} = {_gib(figures.total)} GiB{host}{mark}"
 
 
-def remedies(size: RunSize, micro_batch_size: int) -> list[str]:
-    """Settings that would save memory, as they are typed; what saves most comes first."""
-    half, few = max(1, micro_batch_size // 2), size.num_parameters // 100
+def remedies(size: RunSize, halved: str | None) -> list[str]:
+    """Settings that would save memory, as they are typed; what saves most comes first.
+
+    Args:
+        halved: the setting that halves `tokens`; None where nothing does.
+    """
+    few = size.num_parameters // 100
     options: dict[str, RunSize] = {
-        f"--micro-batch-size {half}": replace(size, tokens=size.tokens * half // micro_batch_size),
         "--gradient-checkpointing": replace(size, recompute=True),
         "--offload optimizer": replace(size, offload=True, stage=max(1, size.stage)),
         "--zero-stage 3": replace(size, stage=3 if size.num_ranks > 1 else size.stage),
         "--dtype bfloat16": replace(size, value_bytes=2),
         "--lora-rank 16": replace(size, num_trained=min(size.num_trained, few)),
     }
+    if halved is not None:
+        options[halved] = replace(size, tokens=size.tokens // 2)
     now = forecast(size).total
     saved = {flag: now - forecast(other).total for flag, other in options.items()}
     helpful = [flag for flag, amount in saved.items() if amount > 0]
@@ -129,13 +134,14 @@ def size_of(plan: RunPlan) -> RunSize:
             add_adapters(model, plan.lora, config.student)
     counts = {p: p.numel() for p in model.parameters()}
     text_config = model_config.get_text_config()
+    longest = int(plan.store.token_counts().max())
     return RunSize(
         num_parameters=sum(counts.values()),
         num_trained=sum(count for p, count in counts.items() if p.requires_grad),
         largest_layer=max(counts.values()),
         num_layers=text_config.num_hidden_layers,
         hidden_size=text_config.hidden_size,
-        tokens=config.micro_batch_size * int(plan.store.token_counts().max()),
+        tokens=config.token_budget or config.micro_batch_size * longest,
         tile_bytes=_TILES_BYTES["cuda" if torch.cuda.is_available() else "cpu"],
         value_bytes=2 if config.dtype == "bfloat16" else 4,
         adam=config.optimizer == "adamw",

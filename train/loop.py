@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ from caskd.train.forecast import size_of, table
 from caskd.train.manifest import checkpoint_path, prune
 from caskd.train.metrics import finite_or_none, step_metrics
 from caskd.train.objectives import Objective
+from caskd.train.packing import keeps_examples_apart
 from caskd.train.plan import RunPlan, plan_run
 from caskd.train.read_ahead import ReadAhead
 from caskd.train.rng import repeat_bit_for_bit, seed_everything
@@ -72,11 +74,11 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
     config, step = plan.config, plan.first_step
     skipped = plan.done.skipped_steps if plan.done else 0
     in_a_row, any_terminated = 0, False
-    reader = batch_reader(plan, engine.ranks)
+    reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs))
 
     with (
         _termination_flag() as terminated,
-        ReadAhead(reader.steps(step, config.steps)) as batches,
+        ReadAhead(reader.steps(step, config.steps), " ".join(config.store)) as batches,
         RunLog(plan, engine.ranks) as log,
     ):
         _measure_if_due(plan, engine, log, step)
@@ -91,6 +93,8 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
             in_a_row = 0 if good else in_a_row + 1
             skipped += not good
             metrics["skipped_steps"] = skipped
+            if len(batch.examples_per_store) > 1:
+                metrics["examples_per_store"] = batch.examples_per_store
             log.step(metrics, num_rows=batch.num_rows, data_seconds=batches.seconds_waited)
             batches.seconds_waited = 0.0
             if in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -135,7 +139,9 @@ def train_step(
     engine.module.options = LossOptions(_objective(plan, batch.step), config.tail)
     count = batch.num_rows if config.normalise == "rows" else batch.num_examples
     scale = engine.ranks.world_size / count
-    sums = torch.stack([engine.micro_step(part, scale) for part in batch.micro_batches]).sum(0)
+    *others, last = batch.micro_batches
+    parts = [engine.micro_step(part, scale, last=False) for part in others]
+    sums = torch.stack([*parts, engine.micro_step(last, scale, last=True)]).sum(0)
     flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
     *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
     averages = step_metrics(dict(zip(SUM_NAMES, totals, strict=True)))
@@ -161,8 +167,9 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), config.tail)
+    packs = config.token_budget is not None and keeps_examples_apart(model)
     engine = TrainEngine(
-        StudentWithLoss(model, options),
+        StudentWithLoss(model, options, packs=packs),
         plan.settings,
         ranks,
         optimizer_name=config.optimizer,
@@ -173,8 +180,8 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     return engine
 
 
-def batch_reader(plan: RunPlan, ranks: Ranks) -> BatchReader:
-    """What this rank reads of the store."""
+def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader:
+    """What this rank reads of the stores."""
     config = plan.config
     return BatchReader(
         store=plan.store,
@@ -182,10 +189,8 @@ def batch_reader(plan: RunPlan, ranks: Ranks) -> BatchReader:
         row_fields=fields_to_read(hungriest(plan.objective, config.final_w)),
         pad_id=_pad_id(plan),
         global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        accumulation_steps=plan.accumulation,
+        cut=replace(plan.cut, packed=packed),
         rank=ranks.rank,
-        world_size=ranks.world_size,
         pin_memory=ranks.device.type == "cuda",
     )
 

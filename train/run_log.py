@@ -14,6 +14,7 @@ from caskd.store.progress import Progress, progress
 from caskd.train.checkpoint import versions
 from caskd.train.engine import Ranks
 from caskd.train.metrics import METRICS_FILE, MetricsFile, report
+from caskd.train.mixture import shares
 from caskd.train.plan import RunPlan
 from caskd.train.trackers import Track, trackers
 from caskd.train.validation import EVAL_FILE, EvalFile
@@ -87,7 +88,10 @@ def describe_run(plan: RunPlan, ranks: Ranks) -> None:
     content = {
         "config": config.to_json(),
         "deepspeed": plan.settings,
-        "store": {"teacher": plan.store.spec.teacher, "seal": plan.store.digest},
+        "stores": [
+            {"teacher": store.spec.teacher, "seal": store.digest, "share": share}
+            for store, share in zip(plan.store.stores, shares(plan.store.weights), strict=True)
+        ],
         "eval_store": plan.eval_store and {"seal": plan.eval_store.digest},
         "ranks": ranks.world_size,
         "device": torch.cuda.get_device_name() if cuda else "cpu",

@@ -45,20 +45,26 @@ class StudentWithLoss(nn.Module):
 
     The head's weight is read inside this forward, not outside: under ZeRO-3 it is there only while
     the wrapped module runs (https://github.com/huggingface/trl/issues/3368).
+
+    Args:
+        model: the causal LM.
+        options: of its loss.
+        packs: whether its attention keeps packed examples apart, as it was seen to.
     """
 
-    def __init__(self, model: Any, options: LossOptions) -> None:
+    def __init__(self, model: Any, options: LossOptions, *, packs: bool = False) -> None:
         super().__init__()
         self.model = model
         self.options = options
         self.softcap, self.scale = cap_and_scale(model)
+        self.packs = packs
 
     def forward(self, batch: MicroBatch) -> Any:
         """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached.
 
         In evaluation, the `row_measures` [N, len(MEASURES)].
         """
-        hidden = self.hidden(batch.input_ids, batch.attention_mask)  # [B, T, H]
+        hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
         hidden = hidden.flatten(0, 1)[batch.gather_index]  # [N, H]
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
@@ -81,10 +87,16 @@ class StudentWithLoss(nn.Module):
         )
         return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states [B, T, H], as the head takes them."""
         body = self.model.base_model
-        output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        places = {} if position_ids is None else {"position_ids": position_ids}
+        output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **places)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

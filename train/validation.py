@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from caskd.store import TeacherStore
+from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError
 from caskd.store.files import replace_file
 from caskd.store.progress import Progress
@@ -20,24 +20,24 @@ from caskd.train.batches import collate
 from caskd.train.engine import TrainEngine
 from caskd.train.measures import MEASURES, best_step, figures_of, tally_measures
 from caskd.train.metrics import lines_up_to
-from caskd.train.order import longest_first
+from caskd.train.micro_steps import longest_first
 
 EVAL_FILE = "eval.jsonl"
 
 _FIELDS = ("argmax", "num_kept", "topk_ids", "topk_logits", "logsumexp", "tail_mass")
 
 
-def open_eval_store(url: str, trained: TeacherStore) -> TeacherStore:
+def open_eval_store(url: str, trained: StoreSpec) -> TeacherStore:
     """The store to measure on.
 
     Raises:
         IdentityError: its token ids mean something else than those of the store to learn from.
     """
     store = TeacherStore.open(url)
-    if store.spec.vocab_digest != trained.spec.vocab_digest:
+    if store.spec.vocab_digest != trained.vocab_digest:
         raise IdentityError(
             f"--eval-store {url}: its vocabulary ({store.spec.vocab_digest[:12]}) is not that of "
-            f"--store ({trained.spec.vocab_digest[:12]}). Precompute one with the same tokenizer."
+            f"--store ({trained.vocab_digest[:12]}). Precompute one with the same tokenizer."
         )
     return store
 

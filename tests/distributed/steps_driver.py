@@ -2,7 +2,8 @@
 
     steps_driver.py ROOT OUT CASE...
 
-A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE. Rank 0 writes OUT: for each case the gradient
+A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE, or has tTOKEN_BUDGET for the size. Rank 0 writes
+OUT: for each case the gradient
 of the first step, the losses and gradient norms of all, the weights after them, and what a poisoned
 rank did.
 """
@@ -39,11 +40,13 @@ def spy_on_gradient(engine: TrainEngine, seen: dict[str, torch.Tensor]) -> None:
 
 def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
     stage, dtype, micro, objective = case.split(":")
+    by_tokens = micro.startswith("t")
+    size = {"token_budget" if by_tokens else "micro_batch_size": int(micro.removeprefix("t"))}
     config = config_for(
         root,
         zero_stage=int(stage),
         dtype=dtype,
-        micro_batch_size=int(micro),
+        **size,
         global_batch_size=16,
         steps=STEPS,
         objective=objective,
@@ -56,7 +59,7 @@ def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
     spy_on_gradient(engine, gradient)
     metrics = [
         train_step(plan, engine, batch, False)[0]
-        for batch in batch_reader(plan, ranks).steps(0, STEPS)
+        for batch in batch_reader(plan, ranks, packed=bool(engine.module.packs)).steps(0, STEPS)
     ]
     weights = dict(engine.state.weights())
     low = {n: p.detach() for n, p in engine.module.model.named_parameters()}
@@ -81,7 +84,7 @@ def poison(plan: object, engine: TrainEngine, ranks: Ranks) -> bool:
     batch = next(iter(batch_reader(plan, ranks).steps(STEPS, STEPS + 1)))  # type: ignore[arg-type]
     for i, part in enumerate(batch.micro_batches):
         bad = i == 0 and ranks.rank == ranks.world_size - 1
-        engine.micro_step(part, float("nan") if bad else 1.0)
+        engine.micro_step(part, float("nan") if bad else 1.0, last=part is batch.micro_batches[-1])
     return engine.was_step_applied()
 
 

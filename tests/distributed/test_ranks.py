@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16")
 TWO_RANKS = (
     *(f"{stage}:{dtype}:2:dist" for stage in STAGES for dtype in DTYPES),
     "2:float32:2:cat-dist",
+    *(f"{stage}:float32:t80:dist" for stage in STAGES),
 )
 
 
@@ -71,7 +72,7 @@ def plain_loss(root: Path, model: Any, step: int) -> torch.Tensor:
     """A step's loss by plain torch: one batch, dense logits."""
     config = config_for(root, global_batch_size=16, micro_batch_size=16, objective="dist")
     plan = plan_run(config)
-    store = TeacherStore.open(config.store)
+    store = TeacherStore.open(config.store[0])
     examples = plan.order.examples_for_step(step, 16)
     assert len(set(store.row_counts()[examples])) > 4, "the responses must have unequal lengths"
     batch = collate(store.read(examples, fields_to_read(OBJECTIVES["dist"])), pad_id=0)
@@ -95,7 +96,10 @@ def test_one_rank_has_the_gradient_of_plain_torch(root: Path, one: dict[str, Any
     model = student(root)
     value = plain_loss(root, model, 0)
     value.backward()
-    gradient, loss = {f"model.{n}": p.grad for n, p in model.named_parameters()}, float(value.detach())
+    gradient, loss = (
+        {f"model.{n}": p.grad for n, p in model.named_parameters()},
+        float(value.detach()),
+    )
     assert distance(one[REFERENCE]["gradient"], gradient) < 1e-6
     assert one[REFERENCE]["losses"][0] == pytest.approx(loss, rel=1e-6)
     norm = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
@@ -130,6 +134,14 @@ def test_one_rank_learns_as_plain_torch_does(root: Path, one: dict[str, Any]) ->
 @pytest.mark.parametrize("case", ACCUMULATED)
 def test_accumulation_and_stage_change_nothing(one: dict[str, Any], case: str) -> None:
     check_same(one[case], one[REFERENCE])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_packed_parts_of_a_token_budget_change_nothing(
+    one: dict[str, Any], two: dict[str, Any], stage: int
+) -> None:
+    """Steps have unequal numbers of micro-steps then, and unequal numbers of examples in each."""
+    check_same(two[f"{stage}:float32:t80:dist"], one[REFERENCE])
 
 
 @pytest.mark.parametrize("stage", STAGES)
