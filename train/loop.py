@@ -62,6 +62,8 @@ def train(config: TrainConfig) -> Path:
             print("\n".join(plan.summary()), flush=True)
             _describe_run(plan)
         engine = start_engine(plan, ranks)
+        if ranks.rank == 0 and config.token_budget is not None:
+            print(_packing(bool(engine.module.packs)), flush=True)
         if plan.checkpoint is not None:
             load_checkpoint(plan.checkpoint, engine)
         last = _fit(plan, engine)
@@ -176,6 +178,12 @@ def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchR
         rank=ranks.rank,
         pin_memory=ranks.device.type == "cuda",
     )
+
+
+def _packing(packs: bool) -> str:
+    if packs:
+        return "packing      on: examples share rows, and the student keeps them apart"
+    return "packing      off: the student's attention does not keep packed examples apart; padded"
 
 
 def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:
