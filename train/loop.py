@@ -64,6 +64,8 @@ def train(config: TrainConfig) -> Path:
             print("\n".join(plan.summary()), flush=True)
             describe_run(plan, ranks)
         engine = start_engine(plan, ranks)
+        if ranks.rank == 0 and config.token_budget is not None:
+            print(_packing(bool(engine.module.packs)), flush=True)
         last = _fit(plan, engine)
         engine.close()
     return last
@@ -235,6 +237,10 @@ def _save(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int, skipped: i
         best = log.evaluations.best(config.best_metric) if config.best_metric else None
         prune(config.out, config.keep_checkpoints, () if best is None else (best,))
     return directory
+def _packing(packs: bool) -> str:
+    if packs:
+        return "packing      on: examples share rows, and the student keeps them apart"
+    return "packing      off: the student's attention does not keep packed examples apart; padded"
 
 
 def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:

@@ -95,7 +95,8 @@ class RunPlan:
         )
         yield f"batch        {config.global_batch_size} examples = {self._parts()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
-        yield f"steps        {config.steps:,} = {epochs:.2f} epochs, from step {self.first_step:,}"
+        of_one = f" = {epochs:.2f} epochs" * (len(order.orders) == 1)
+        yield f"steps        {config.steps:,}{of_one}, from step {self.first_step:,}"
         yield (
             f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
             f"lr {config.lr:g} {config.schedule}"
@@ -106,13 +107,16 @@ class RunPlan:
             yield f"measured on  {self.eval_store.spec.num_rows:,} response tokens"
 
     def _of_stores(self) -> Iterator[str]:
-        of_each = zip(self.store.stores, shares(self.store.weights), strict=True)
-        for store, share in of_each:
+        num_examples = self.config.steps * self.config.global_batch_size
+        each = zip(self.store.stores, self.order.orders, shares(self.store.weights), strict=True)
+        for store, order, share in each:
             spec = store.spec
             line = (
                 f"store        {spec.teacher}, {spec.num_rows:,} response tokens, top-{spec.top_k}"
             )
-            yield line if share == 1 else f"{line}, {share:.1%} of the examples ({store.name})"
+            epochs = num_examples * share / order.num_examples
+            of_several = f", {share:.1%} of the examples = {epochs:.2f} epochs ({store.name})"
+            yield line + of_several * (len(self.store.stores) > 1)
 
     def _parts(self) -> str:
         config = self.config

@@ -2,10 +2,9 @@
 
     steps_driver.py ROOT OUT CASE...
 
-A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE, or has tTOKEN_BUDGET for the size. Rank 0 writes
-OUT: for each case the gradient
-of the first step, the losses and gradient norms of all, the weights after them, and what a poisoned
-rank did.
+A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE, or has tTOKEN_BUDGET in place of the size.
+Rank 0 writes OUT: for each case the gradient of the first step, the losses and gradient norms of
+all, the weights after them, and what a poisoned rank did.
 """
 
 import sys

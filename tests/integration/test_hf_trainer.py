@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from training import capture, config_for, read_metrics
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from caskd.store.errors import UsageError
 from caskd.train import CascadeTrainer, StoreDataset, train
@@ -50,12 +50,11 @@ def trainer_for(root: Path, out: Path, *, micro: int = 4, **changes: Any) -> Cas
         max_steps=STEPS,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=GLOBAL_BATCH // micro,
-        logging_steps=1,
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
         logging_nan_inf_filter=False,
-        **{"save_strategy": "no", **changes},
+        **{"save_strategy": "no", "logging_steps": 1, **changes},
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -67,7 +66,7 @@ def trainer_for(root: Path, out: Path, *, micro: int = 4, **changes: Any) -> Cas
     )  # fmt: skip
 
 
-def logged(trainer: CascadeTrainer) -> list[dict[str, float]]:
+def logged(trainer: Trainer) -> list[dict[str, float]]:
     (callback,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Losses))
     return callback.lines
 
@@ -92,6 +91,23 @@ def test_the_same_numbers_as_our_own_loop(root: Path, tmp_path: Path, micro: int
     ).state_dict()
     for name, value in trainer.model.state_dict().items():
         torch.testing.assert_close(value, exported[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_dataset_serves_a_plain_trainer(root: Path, tmp_path: Path) -> None:
+    """transformers' own loss over the labels is the objective without a teacher."""
+    cascade = trainer_for(root, tmp_path / "cascade")
+    cascade.objective, cascade.w = "xent", None
+    cascade.train()
+    model = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
+    optimizers = (torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.0), None)
+    plain = Trainer(
+        model, cascade.args, train_dataset=cascade.train_dataset, optimizers=optimizers,
+        data_collator=StoreDataset.collate, callbacks=[Losses()],
+    )  # fmt: skip
+    plain.train()
+    first, second = (logged(trainer)[0] for trainer in (cascade, plain))
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert float(second["grad_norm"]) == pytest.approx(float(first["grad_norm"]), rel=1e-5)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def test_two_stores_by_weight_and_resumed(
     )
     train(config)
     printed = capsys.readouterr().out
-    assert "75.0% of the examples (store)" in printed
-    assert "25.0% of the examples (store2)" in printed
+    assert "75.0% of the examples = 0.60 epochs (store)" in printed
+    assert "25.0% of the examples = 0.33 epochs (store2)" in printed
+    assert "packing      on" in printed
     whole = read_metrics(config.out)
     counts = [line["examples_per_store"] for line in whole]
     assert all(sum(pair) == 8 and abs(pair[0] - 6) <= 2 for pair in counts)
