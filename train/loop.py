@@ -237,6 +237,8 @@ def _save(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int, skipped: i
         best = log.evaluations.best(config.best_metric) if config.best_metric else None
         prune(config.out, config.keep_checkpoints, () if best is None else (best,))
     return directory
+
+
 def _packing(packs: bool) -> str:
     if packs:
         return "packing      on: examples share rows, and the student keeps them apart"
