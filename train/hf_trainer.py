@@ -166,6 +166,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
         )

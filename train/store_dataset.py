@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
+from caskd.store.places import is_remote
 from caskd.train.batches import fields_to_read, teacher_rows
 from caskd.train.mixture import MixedOrder
 from caskd.train.objectives import IGNORE_LABEL, resolve_objective
@@ -163,8 +164,17 @@ class StoreDataset(IterableDataset[Example]):
         return rank, world_size, info.id if info else 0, info.num_workers if info else 1
 
     def _open(self) -> tuple[StoreMix, MixedOrder]:
-        """The stores, opened by this process: threads and open files do not survive a fork."""
+        """The stores, opened by this process: threads do not survive a fork.
+
+        Raises:
+            UsageError: nor do connections to a remote store.
+        """
         if self._opened is None or self._opened[0] != os.getpid():
+            if self._opened is not None and any(map(is_remote, self.stores)):
+                raise UsageError(
+                    "StoreDataset: remote stores cannot be read by workers that are forked. Say "
+                    "DataLoader(..., multiprocessing_context='spawn'), or num_workers=0."
+                )
             mix = StoreMix.open(self.stores)
             self._opened = os.getpid(), mix, mix.order(self.seed)
         return self._opened[1:]
