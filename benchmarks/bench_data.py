@@ -32,6 +32,7 @@ from hardware import hardware
 from caskd.train import TrainConfig, train
 from caskd.train.batches import MicroBatch, collate
 from caskd.train.micro_steps import Cut
+from caskd.train.objectives import OBJECTIVES
 from caskd.train.store_mix import StoreMix
 from caskd.train.student import LossOptions, StudentWithLoss, load_student
 
@@ -88,7 +89,7 @@ def packing(options: argparse.Namespace) -> list[dict[str, object]]:
     mix = StoreMix.open([options.store])
     order, counts = mix.order(seed=0), mix.token_counts()
     model = load_student(options.student, mix.spec).train()
-    student = StudentWithLoss(model, LossOptions("xent", None, "bucket"))
+    student = StudentWithLoss(model, LossOptions(OBJECTIVES["xent"], "bucket"))
     lines = []
     for budget in options.budgets:
         if counts.max() > budget:

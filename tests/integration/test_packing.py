@@ -27,7 +27,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loss_and_gradient(model: Any, batches: list[MicroBatch]) -> tuple[float, dict[str, Any]]:
-    student = StudentWithLoss(model, LossOptions("dist", None, "bucket"))
+    student = StudentWithLoss(model, LossOptions(OBJECTIVES["dist"], "bucket"))
     student.zero_grad()
     losses = [student(batch)[0] for batch in batches]
     sum(losses).backward()  # type: ignore[union-attr]
@@ -65,7 +65,7 @@ def test_a_change_in_one_example_does_not_reach_its_neighbours(root: Path) -> No
     chosen = np.argsort(-store.token_counts(), kind="stable")[:20]
     batch = collate(store.read(chosen, ("argmax", "num_kept")), 0, packed=True)
     model = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
-    student = StudentWithLoss(model, LossOptions("xent", None, "bucket"))
+    student = StudentWithLoss(model, LossOptions(OBJECTIVES["xent"], "bucket"))
     with torch.no_grad():
         assert batch.position_ids is not None
         row = int((batch.position_ids == 0).sum(1).argmax())
