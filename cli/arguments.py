@@ -41,6 +41,14 @@ def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
     return _flatten(merged)
 
 
+def without_local_rank(args: Sequence[str]) -> list[str]:
+    """The words without the `--local_rank=N` that the `deepspeed` launcher puts before them.
+
+    It says the same in LOCAL_RANK, where torchrun says it, too.
+    """
+    return [word for word in args if not word.startswith("--local_rank=")]
+
+
 def _append(groups: list[list[str]], group: list[str]) -> list[str]:
     groups.append(group)
     return group

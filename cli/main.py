@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module, metadata
 from typing import Any
 
-from caskd.cli.arguments import merge_repeated, multi_value_flags
+from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
 from caskd.store.errors import CaskdError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -110,6 +110,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.eval.report:evaluate",
         "measure the cascade: quality against cost over every threshold",
     ),
+    "doctor": Command(
+        "caskd.cli.doctor:DoctorConfig",
+        "caskd.cli.doctor:doctor",
+        "what is installed, which device, what would fail, and the fix",
+    ),
 }
 
 
@@ -125,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from a subcommand's own `--help` (0) or usage error (2).
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
         # Bars of weights being loaded are noise in a log, where nobody sees them move.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

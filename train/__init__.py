@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from caskd.train.config import TrainConfig
+    from caskd.train.hf_trainer import CascadeTrainer
     from caskd.train.loop import train
     from caskd.train.losses import LossSums, cascade_aware_loss, keep_mask
+    from caskd.train.store_dataset import StoreDataset
 
 _HOMES = {
     "TrainConfig": "caskd.train.config",
@@ -14,9 +16,19 @@ _HOMES = {
     "cascade_aware_loss": "caskd.train.losses",
     "keep_mask": "caskd.train.losses",
     "LossSums": "caskd.train.losses",
+    "StoreDataset": "caskd.train.store_dataset",
+    "CascadeTrainer": "caskd.train.hf_trainer",
 }
 
-__all__ = ["LossSums", "TrainConfig", "cascade_aware_loss", "keep_mask", "train"]
+__all__ = [
+    "CascadeTrainer",
+    "LossSums",
+    "StoreDataset",
+    "TrainConfig",
+    "cascade_aware_loss",
+    "keep_mask",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""From a store to padded tensors: what one rank needs of a step.
+"""From stores to tensors: what one rank needs of a step.
 
-Legend: B examples of a micro-batch, T longest of them in tokens, N its rows, k cells per row.
+Legend: B rows of input of a micro-batch (one example each, or several where they are packed), T
+their length in tokens, N its predicted tokens, k cells of each.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,10 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.store import StoreBatch, TeacherStore
+from caskd.store import StoreBatch
 from caskd.train.loss_types import TeacherRows
+from caskd.train.micro_steps import Cut
+from caskd.train.mixture import MixedOrder
 from caskd.train.objectives import Objective
-from caskd.train.order import ExampleOrder, IntArray, longest_first, rank_slice
+from caskd.train.order import IntArray
+from caskd.train.packing import restarting_positions, row_starts
+from caskd.train.store_mix import StoreMix
 
 R = TypeVar("R")
 
@@ -26,18 +31,20 @@ class MicroBatch:
 
     Attributes:
         input_ids: [B, T] padded on the right.
-        attention_mask: [B, T] 1 on tokens.
+        attention_mask: [B, T] 1 on tokens; None where examples are packed.
         gather_index: [N] index into the flattened [B * T] hidden states, of the position whose
             logits predict row n.
         labels: [N].
         teacher: what the teacher said of the rows.
+        position_ids: [B, T] from 0 in each of the packed examples; None where they are not.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     gather_index: Tensor
     labels: Tensor
     teacher: TeacherRows
+    position_ids: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`."""
@@ -69,12 +76,14 @@ class StepBatch:
         micro_batches: one per micro-step.
         num_rows: response tokens of the step, over all ranks and micro-steps.
         num_examples: examples of the step, likewise.
+        examples_per_store: the same by store, in the order of --store.
     """
 
     step: int
     micro_batches: tuple[MicroBatch, ...]
     num_rows: int
     num_examples: int
+    examples_per_store: tuple[int, ...]
 
 
 def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
@@ -88,20 +97,33 @@ def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
     return ("argmax", "num_kept", "topk_ids", "topk_logits", "logsumexp", "tail_mass")
 
 
-def collate(batch: StoreBatch, pad_id: int) -> MicroBatch:
-    """Pad examples on the right and index the positions that predict rows."""
+def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBatch:
+    """Lay examples out in rows of one length, and index the positions that predict their tokens.
+
+    Each has a row of its own, or, `packed`, shares one with others that do not see it.
+    """
     lengths = np.diff(batch.token_offsets)
-    shape = (len(lengths), int(lengths.max()))
-    inside = np.arange(shape[1]) < lengths[:, None]
+    if packed:
+        starts_list, num_rows = row_starts(lengths.tolist())
+        starts = np.array(starts_list)
+    else:
+        num_rows = len(lengths)
+        starts = np.arange(num_rows) * lengths.max()
+    places = np.repeat(starts - batch.token_offsets[:-1], lengths) + np.arange(lengths.sum())
+    shape = (num_rows, int(lengths.max()))
     input_ids = np.full(shape, pad_id, np.int64)
-    input_ids[inside] = batch.token_ids
-    example = np.repeat(np.arange(shape[0]), np.diff(batch.row_offsets))
+    input_ids.flat[places] = batch.token_ids
+    attention_mask = np.zeros(shape, np.int64)
+    attention_mask.flat[places] = 1
+    positions = restarting_positions(starts, lengths, num_rows) if packed else None
+    example_starts = np.repeat(starts, np.diff(batch.row_offsets))
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(inside.astype(np.int64)),
-        gather_index=torch.from_numpy(example * shape[1] + batch.logit_positions),
+        attention_mask=None if packed else torch.from_numpy(attention_mask),
+        gather_index=torch.from_numpy(example_starts + batch.logit_positions),
         labels=torch.from_numpy(batch.labels.astype(np.int64)),
         teacher=teacher_rows(batch),
+        position_ids=None if positions is None else torch.from_numpy(positions),
     )
 
 
@@ -109,7 +131,7 @@ def teacher_rows(batch: StoreBatch) -> TeacherRows:
     """What the teacher said of a batch's rows, as far as it was read."""
     source = vars(batch) if batch.sampled_ids is None else _sampled_columns(batch)
     columns: dict[str, Any] = {
-        field.name: _tensor(source[field.name]) for field in fields(TeacherRows)
+        field.name: tensor_of(source[field.name]) for field in fields(TeacherRows)
     }
     return TeacherRows(**columns)
 
@@ -135,7 +157,7 @@ def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
     }
 
 
-def _tensor(column: npt.NDArray[Any] | None) -> Tensor | None:
+def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
     """Integers as int64: torch has few operations on unsigned ones."""
     if column is None:
         return None
@@ -146,15 +168,13 @@ def _tensor(column: npt.NDArray[Any] | None) -> Tensor | None:
 class BatchReader:
     """Reads the part of one rank, step by step."""
 
-    store: TeacherStore
-    order: ExampleOrder
+    store: StoreMix
+    order: MixedOrder
     row_fields: tuple[str, ...]
     pad_id: int
     global_batch_size: int
-    micro_batch_size: int
-    accumulation_steps: int
+    cut: Cut
     rank: int
-    world_size: int
     pin_memory: bool
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
@@ -166,24 +186,19 @@ class BatchReader:
             coming = self.order.examples_for_step(step + ahead, self.global_batch_size)
             self.store.prefetch(coming, self.row_fields)
             examples = self.order.examples_for_step(step, self.global_batch_size)
-            by_length = longest_first(examples, token_counts)
+            counts = np.bincount(self.order.stores_of(examples), minlength=len(self.order.sizes))
             yield StepBatch(
                 step=step,
                 micro_batches=tuple(
-                    self._micro_batch(by_length, micro_step)
-                    for micro_step in range(self.accumulation_steps)
+                    self._micro_batch(parts[self.rank])
+                    for parts in self.cut.parts(examples, token_counts)
                 ),
                 num_rows=int(row_counts[examples].sum(dtype=np.int64)),
                 num_examples=len(examples),
+                examples_per_store=tuple(counts.tolist()),
             )
 
-    def _micro_batch(self, examples: IntArray, micro_step: int) -> MicroBatch:
-        mine = rank_slice(
-            examples,
-            micro_step=micro_step,
-            rank=self.rank,
-            world_size=self.world_size,
-            micro_batch_size=self.micro_batch_size,
-        )
-        batch = collate(self.store.read(mine, self.row_fields), self.pad_id)
+    def _micro_batch(self, examples: IntArray) -> MicroBatch:
+        read = self.store.read(examples, self.row_fields)
+        batch = collate(read, self.pad_id, packed=self.cut.packed)
         return batch.pin() if self.pin_memory else batch

@@ -1,32 +1,36 @@
 """Saving and restoring a run. A checkpoint is a directory:
 
-deepspeed/            weights, optimizer state and masters, as DeepSpeed writes them, per rank
-weights.safetensors   the student's whole weights in float32: all that export needs of them
+weights/              the student's whole weights in float32, as safetensors
+optimizer/            the optimizer's moments, one whole tensor per weight, likewise
 student/              config and tokenizer
 rng/00000.npz         random state of each rank
 state.json            position, configuration, identity of the store
 COMPLETE              written last: names, sizes and digests of all the rest
+
+It knows nothing of ranks or ZeRO stages, so that any number of ranks resumes it at any stage, and
+nothing in it is ever unpickled.
 """
 
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
+from caskd.store.errors import CaskdError, CorruptError, IdentityError
 from caskd.train.config import RESUMABLE_CHANGES
 from caskd.train.engine import TrainEngine
 from caskd.train.manifest import complete, is_complete
 from caskd.train.rng import load_rng, save_rng
+from caskd.train.tensor_files import SavedTensors, write_tensors
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS = "weights"
+OPTIMIZER = "optimizer"
 STUDENT = "student"
 STATE = "state.json"
 
@@ -76,11 +80,17 @@ def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state:
         for name in ("rng", STUDENT):
             (directory / name).mkdir(parents=True)
     engine.barrier()
-    engine.save(directory)
     save_rng(directory / "rng" / f"{engine.ranks.rank:05d}.npz")
-    weights = {name: value for name, value in engine.full_weights() if first}
+    for name, tensors in (
+        (WEIGHTS, _finite(directory, engine.state.weights())),
+        (OPTIMIZER, engine.state.optimizer()),
+    ):
+        if first:
+            write_tensors(directory / name, tensors)
+        for _ in tensors:  # the other ranks take their part in gathering them
+            pass
     if first:
-        _save_student(directory, weights, engine.module.model, tokenizer)
+        _describe_student(directory / STUDENT, engine.module.model, tokenizer)
         content = {**asdict(state), "versions": versions()}
         (directory / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
     engine.barrier()
@@ -89,26 +99,57 @@ def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state:
     engine.barrier()
 
 
-def _save_student(
-    directory: Path, weights: dict[str, torch.Tensor], model: Any, tokenizer: Any
-) -> None:
-    for name, value in weights.items():
+def _finite(
+    directory: Path, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same weights; every rank refuses the first one that is not finite."""
+    for name, value in weights:
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
                 f"{directory}: weight {name} is not finite; nothing was saved. "
                 "Resume from the checkpoint before with a lower --lr in a new run."
             )
-    save_file({name: value.contiguous() for name, value in weights.items()}, directory / WEIGHTS)
-    model.config.save_pretrained(directory / STUDENT)
+        yield name, value
+
+
+def _describe_student(directory: Path, model: Any, tokenizer: Any) -> None:
+    model.config.save_pretrained(directory)
     if model.generation_config is not None:
-        model.generation_config.save_pretrained(directory / STUDENT)
-    tokenizer.save_pretrained(directory / STUDENT)
+        model.generation_config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@torch.no_grad()
+def load_weights(directory: Path, model: Any) -> None:
+    """Put a checkpoint's weights into a model of the same shape.
+
+    Raises:
+        CorruptError: the weights are not those of the model.
+    """
+    saved = SavedTensors(directory / WEIGHTS)
+    kept = model.state_dict().keys()
+    tensors = dict(model.named_parameters())
+    tensors |= {name: value for name, value in model.named_buffers() if name in kept}
+    if tensors.keys() != saved.keys():
+        different = sorted(tensors.keys() ^ saved.keys())[0]
+        raise CorruptError(f"{directory}: {different} does not belong to both weights and config.")
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
 
 
 def load_checkpoint(directory: Path, engine: TrainEngine) -> None:
-    """Put weights, optimizer and random state back; its files must have been verified before."""
-    engine.load(directory)
-    load_rng(directory / "rng" / f"{engine.ranks.rank:05d}.npz")
+    """Put masters, optimizer and random state back; its files must have been verified before.
+
+    The engine's module must have been made with `load_weights`. A rank that the checkpoint has not
+    seen keeps the random state that it was seeded with.
+    """
+    engine.state.restore_masters(SavedTensors(directory / WEIGHTS))
+    moments = SavedTensors(directory / OPTIMIZER)
+    if moments:
+        engine.state.restore_optimizer(moments)
+    saved_ranks = sorted((directory / "rng").glob("*.npz"))
+    if len(saved_ranks) == engine.ranks.world_size:
+        load_rng(saved_ranks[engine.ranks.rank])
 
 
 def read_state(directory: Path) -> RunState:
@@ -125,19 +166,17 @@ def read_state(directory: Path) -> RunState:
         raise CorruptError(f"{directory}: {STATE} is missing or damaged.") from None
 
 
-def check_resumable(
-    state: RunState, *, config: Mapping[str, Any], store_digest: str, world_size: int
-) -> None:
+def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest: str) -> None:
     """Refuse to resume what would not be the same run.
 
     Raises:
         IdentityError: another store, or another value of an option that decides what is learnt.
-        UsageError: another number of ranks.
     """
     if state.store_digest != store_digest:
         raise IdentityError(
-            f"--store: its seal is {store_digest[:12]}, but the run was trained from "
-            f"{state.store_digest[:12]}. Give the same store, or start a new run in another --out."
+            f"--store: seals and weights give {store_digest[:12]}, but the run was trained from "
+            f"{state.store_digest[:12]}. Give the same stores with the same weights, or start a "
+            "new run in another --out."
         )
     for name, value in config.items():
         before = state.config.get(name)
@@ -146,11 +185,6 @@ def check_resumable(
                 f"--{name.replace('_', '-')} is {value}, but the run was started with {before}. "
                 "Give the same value, or start a new run in another --out."
             )
-    if state.world_size != world_size:
-        raise UsageError(
-            f"the checkpoint was written by {state.world_size} ranks, but there are {world_size} "
-            f"now. Start with torchrun --nproc-per-node {state.world_size}."
-        )
 
 
 def versions() -> dict[str, str]:

@@ -15,6 +15,7 @@ _FLAGS = {
     ("gradient_accumulation_steps",): "--global-batch-size and --micro-batch-size",
     ("gradient_clipping",): "--clip-grad-norm",
     ("zero_optimization", "stage"): "--zero-stage",
+    ("zero_optimization", "offload_optimizer", "device"): "--offload",
     ("bf16", "enabled"): "--dtype",
     ("fp16", "enabled"): "--dtype (float16 is not supported)",
 }
@@ -28,6 +29,7 @@ def deepspeed_settings(
     clip_grad_norm: float,
     zero_stage: int,
     dtype: str,
+    offload: str = "none",
 ) -> Settings:
     """DeepSpeed's configuration as a dictionary.
 
@@ -42,13 +44,15 @@ def deepspeed_settings(
         "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": False},
-        # Ours is torch's AdamW: DeepSpeed's own are compiled at their first use, for minutes.
+        # Ours are torch's: DeepSpeed's own are compiled at their first use, for minutes.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
     if dtype == "bfloat16" and zero_stage > 0:  # stage 0 accumulates in bfloat16 and cannot else
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    if offload == "optimizer":
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     return settings
 
 

@@ -9,9 +9,10 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 # Before the import: named, the accelerator is not guessed and no warning is printed about it.
@@ -21,12 +22,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 import deepspeed
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from caskd.train.batches import MicroBatch
-
-CHECKPOINT_TAG = "deepspeed"
+from caskd.train.config import OptimizerName
+from caskd.train.engine_state import EngineState
+from caskd.train.optimizers import make_optimizer
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,19 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[Ranks]:
-    """Join the other ranks of the launcher, or be the only one in a plain `python` start."""
+def connected(timeout_minutes: float = 30) -> Iterator[Ranks]:
+    """Join the other ranks of the launcher, or be the only one in a plain `python` start.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others before it gives up.
+    """
     alone = {}
     if "RANK" not in os.environ:  # deepspeed.initialize would look for MPI
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         alone["MASTER_PORT"] = str(_free_port())
     os.environ.update(alone)
     try:
-        yield _connect()
+        yield _connect(timedelta(minutes=timeout_minutes))
     finally:
         if torch.distributed.is_initialized():
             deepspeed.comm.destroy_process_group()  # torch's own would leave stale groups behind
@@ -55,7 +60,7 @@ def connected() -> Iterator[Ranks]:
             del os.environ[name]
 
 
-def _connect() -> Ranks:
+def _connect(timeout: timedelta) -> Ranks:
     _quiet_logger(int(os.environ["RANK"]))
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -66,29 +71,41 @@ def _connect() -> Ranks:
         # Otherwise the shared-memory collective is compiled at the first start, for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _silent_stdout():
-        deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+        backend = "nccl" if on_gpu else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
     torch.distributed.barrier()  # nobody writes before everybody has checked its options
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
 class TrainEngine:
-    """A module under DeepSpeed, with AdamW and no scheduler.
+    """A module under DeepSpeed, with a client optimizer and no scheduler.
 
     Args:
         module: returns (loss, sums) from a `MicroBatch`.
         settings: DeepSpeed's configuration, as `deepspeed_settings` makes it.
         ranks: this process.
+        optimizer_name: adamw; or adafactor, at stage 0 only.
         weight_decay: of matrices; vectors are not decayed.
     """
 
     def __init__(
-        self, module: nn.Module, settings: Mapping[str, Any], ranks: Ranks, *, weight_decay: float
+        self,
+        module: nn.Module,
+        settings: Mapping[str, Any],
+        ranks: Ranks,
+        *,
+        optimizer_name: OptimizerName = "adamw",
+        weight_decay: float,
     ) -> None:
         self.ranks = ranks
         self.stage = int(settings["zero_optimization"]["stage"])
-        plain = self.stage == 0 and not settings["bf16"]["enabled"]
-        optimizer_class = _SkippingAdamW if plain else torch.optim.AdamW
-        optimizer = optimizer_class(_parameter_groups(module, weight_decay), lr=0.0)
+        self._optimizer_name = optimizer_name
+        optimizer = make_optimizer(
+            optimizer_name,
+            module,
+            weight_decay=weight_decay,
+            skip_non_finite=self.stage == 0 and not settings["bf16"]["enabled"],
+        )
         # DeepSpeed casts buffers to bfloat16 with the module; rotary frequencies must stay exact.
         buffers = {name: value.clone() for name, value in module.named_buffers()}
         with _silent_stdout():
@@ -100,17 +117,21 @@ class TrainEngine:
         if self.stage and not settings["bf16"]["enabled"]:
             # In float32 DeepSpeed would apply a step whose gradient is not finite.
             self._engine.optimizer.check_grad_overflow = True
+        # Stage 0 in bfloat16 takes a step of zeros to make its state, which Adam would count.
+        optimizer.state.clear()
         self._engine.train()
         self._norm: float | None = None
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> Any:
         """The wrapped module."""
-        module: nn.Module = self._engine.module
-        return module
+        return self._engine.module
 
-    def micro_step(self, batch: MicroBatch, loss_scale: float) -> Tensor:
+    def micro_step(self, batch: MicroBatch, loss_scale: float, *, last: bool) -> Tensor:
         """Forward and backward of `loss_scale` x the summed loss; a step's last one applies it.
+
+        Which is the last is said here, not by DeepSpeed's own count: steps that are cut by a budget
+        of tokens have unequal numbers of micro-steps.
 
         DeepSpeed averages gradients over ranks and would divide by accumulation, too. The caller's
         scale is world_size / (rows of the whole step), and the second division is turned off, so
@@ -120,15 +141,24 @@ class TrainEngine:
             The sums [S] of this rank's micro-batch.
         """
         sums: Tensor
+        self._engine.set_gradient_accumulation_boundary(last)
         loss, sums = self._engine(batch.to(self.ranks.device))
         # The product matters even for a scale of 1: with the module's own output as the loss,
         # scale_wrt_gas=False is not honoured by the hook on outputs.
         self._engine.backward(loss * loss_scale, scale_wrt_gas=False)
-        if self.stage == 0 and self._engine.is_gradient_accumulation_boundary():
+        if self.stage == 0 and last:
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = float(torch.nn.utils.get_total_norm(grads))
         self._engine.step()
         return sums
+
+    @torch.no_grad()
+    def measure(self, batch: MicroBatch) -> Tensor:
+        """What the module returns in evaluation, without a gradient."""
+        self._engine.eval()
+        measured: Tensor = self._engine(batch.to(self.ranks.device))
+        self._engine.train()
+        return measured
 
     def was_step_applied(self) -> bool:
         """Whether the last step changed the weights; not if its gradient was not finite."""
@@ -156,69 +186,27 @@ class TrainEngine:
         if self.ranks.world_size > 1:
             torch.distributed.barrier()
 
-    def save(self, directory: Path) -> None:
-        """Write this rank's part of the engine's state; every rank must call it."""
-        with _silent_stdout():
-            self._engine.save_checkpoint(str(directory), tag=CHECKPOINT_TAG, save_latest=False)
-
-    def load(self, directory: Path) -> None:
-        """Read what `save` wrote, on as many ranks."""
-        with _silent_stdout():
-            path, _ = self._engine.load_checkpoint(str(directory), tag=CHECKPOINT_TAG)
-        if path is None:
-            raise RuntimeError(f"DeepSpeed loaded nothing from {directory}")
-
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole float32 value of every weight and saved buffer of the student, on CPU.
-
-        Every rank must go through it to the end, as weights may have to be gathered.
-        """
-        model: Any = self.module.model
-        masters = self._unfused_masters()
-        for name, parameter in model.named_parameters():
-            value = safe_get_full_fp32_param(parameter) if self.stage else masters.get(parameter)
-            yield name, (parameter if value is None else value).detach().float().cpu()
-        saved = model.state_dict().keys()
-        yield from ((n, b.cpu()) for n, b in model.named_buffers() if n in saved)
-
-    def _unfused_masters(self) -> dict[Tensor, Tensor]:
-        """float32 masters by parameter, where stage 0 trains in bfloat16."""
-        optimizer = self._engine.optimizer
-        groups = getattr(optimizer, "fp32_groups", []) if self.stage == 0 else []
-        pairs = zip(getattr(optimizer, "fp16_groups", []), groups, strict=False)
-        return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
+    @property
+    def state(self) -> EngineState:
+        """Weights and optimizer as whole tensors."""
+        return EngineState(
+            self._engine,
+            self.module.model,
+            self.stage,
+            self._optimizer_name,
+            deepspeed.utils,
+            deepspeed.zero.GatheredParameters,
+        )
 
     def close(self) -> None:
         """Release what DeepSpeed holds."""
         self._engine.destroy()
 
 
-class _SkippingAdamW(torch.optim.AdamW):
-    """AdamW for stage 0 in float32, where no optimizer of DeepSpeed's checks the gradient.
-
-    The engine reads `overflow`, as it does of its own optimizers.
-    """
-
-    overflow = False
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        grads = [p.grad for g in self.param_groups for p in g["params"] if p.grad is not None]
-        self.overflow = not bool(torch.isfinite(torch.nn.utils.get_total_norm(grads)))
-        if not self.overflow:
-            super().step(closure)
-
-
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2]
-    vectors = [p for p in trained if p.ndim < 2]
-    groups = [(matrices, weight_decay), (vectors, 0.0)]
-    return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
-
-
 def _quiet_logger(rank: int) -> None:
     """Warnings only, of rank 0 only, and on stderr: stdout belongs to results."""
+    # DeepSpeed calls collectives by names that torch 2.13 says, at each call, will change.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     deepspeed_logger.handlers = [_StderrHandler()]
 

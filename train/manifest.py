@@ -6,8 +6,9 @@ A directory without the record is a save that did not finish; it is never read.
 import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
@@ -44,7 +45,7 @@ def complete(checkpoint: Path) -> None:
 
 
 def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
-    """Compare the files of a complete checkpoint with its record; nothing is unpickled before.
+    """Compare the files of a complete checkpoint with its record.
 
     Args:
         checkpoint: a directory with a COMPLETE record.
@@ -74,6 +75,15 @@ def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
 _REMEDY = "Remove that checkpoint's directory and use an earlier one."
 
 
+def prune(run: Path, keep: int, protected: Collection[int]) -> None:
+    """Remove all but the newest `keep` complete checkpoints, and those of the protected steps."""
+    found = sorted(path for path in (run / CHECKPOINTS).glob(f"{_PREFIX}*") if is_complete(path))
+    for checkpoint in found[:-keep]:
+        if int(checkpoint.name.removeprefix(_PREFIX)) not in protected:
+            (checkpoint / COMPLETE).unlink()  # first: half a checkpoint must not look like one
+            shutil.rmtree(checkpoint)
+
+
 def newest_complete(run: Path) -> Path:
     """The newest complete checkpoint of a run; incomplete ones are named on stderr and skipped.
 
@@ -84,7 +94,8 @@ def newest_complete(run: Path) -> Path:
         if is_complete(checkpoint):
             return checkpoint
         message = f"caskd: {checkpoint} is not complete (a save was cut short); skipped"
-        print(message, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(message, file=sys.stderr)
     raise UsageError(
         f"{run}: expected a run with a complete checkpoint in {CHECKPOINTS}/, found none. "
         "Start it without --resume and in a new --out, or check the path."

@@ -51,7 +51,7 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, done_steps: int) -> None:
-        kept = [line for line in _lines(path) if _step_of(line) <= done_steps]
+        kept = lines_up_to(path, done_steps)
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
@@ -69,8 +69,10 @@ class MetricsFile:
         self._file.close()
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+def lines_up_to(path: Path, done_steps: int) -> list[str]:
+    """Whole lines of a file that speak of steps up to `done_steps`; none of a missing file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in lines if _step_of(line) <= done_steps]
 
 
 def _step_of(line: str) -> float:

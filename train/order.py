@@ -1,19 +1,18 @@
 """Which example is read when: a pure function of (seed, epoch, position), for any number of ranks.
 
-Legend: E examples that have rows, G examples of a step (the global batch), P positions.
+Legend: E examples that have rows, P positions, B examples of a reader's batch.
 
 Reads stay near-sequential: the store's shards are visited in a random order, a window of a few at a
 time, and examples are shuffled within a window. One epoch runs into the next without a gap, so that
-every step has G examples.
+every step has the same number of examples.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-
-from caskd.store.errors import UsageError
 
 IntArray = npt.NDArray[np.int64]
 
@@ -38,10 +37,12 @@ class ExampleOrder:
     Attributes:
         blocks: examples [E_b] of each block, in store order; each has rows.
         seed: of the shuffle.
+        store: number of the store; stores of a mixture are shuffled each in its own way.
     """
 
     blocks: tuple[IntArray, ...]
     seed: int
+    store: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -62,10 +63,6 @@ class ExampleOrder:
             found[here] = self._in_epoch(int(epoch), offsets[here])
         return found
 
-    def examples_for_step(self, step: int, global_batch_size: int) -> IntArray:
-        """The G examples of an optimizer step (0 is the first), whoever computes them."""
-        return self.at(np.arange(step * global_batch_size, (step + 1) * global_batch_size))
-
     def _in_epoch(self, epoch: int, offsets: IntArray) -> IntArray:
         windows, ends = _windows(self, epoch)
         found = np.empty(len(offsets), np.int64)
@@ -81,7 +78,7 @@ class ExampleOrder:
 @lru_cache(maxsize=4)
 def _windows(order: ExampleOrder, epoch: int) -> tuple[list[tuple[int, ...]], IntArray]:
     """The blocks of each window of an epoch, and the position at which each window ends."""
-    visit = permutation(len(order.blocks), order.seed, epoch)
+    visit = permutation(len(order.blocks), order.seed, epoch, 0, order.store)
     windows = [
         tuple(int(b) for b in visit[i : i + WINDOW_BLOCKS])
         for i in range(0, len(visit), WINDOW_BLOCKS)
@@ -95,7 +92,7 @@ def _shuffled_window(
     order: ExampleOrder, epoch: int, window: int, blocks: tuple[int, ...]
 ) -> IntArray:
     examples = np.concatenate([order.blocks[b] for b in blocks])
-    return examples[permutation(len(examples), order.seed, epoch, 1 + window)]
+    return examples[permutation(len(examples), order.seed, epoch, 1 + window, order.store)]
 
 
 def blocks_of(
@@ -109,32 +106,19 @@ def blocks_of(
     return tuple(np.split(examples, np.flatnonzero(np.diff(shards)) + 1))
 
 
-def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro-steps per optimizer step.
+def stream_positions(
+    span: range, *, batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
+) -> Iterator[IntArray]:
+    """Batches of positions [B] for one of several readers, which share a stretch of positions.
 
-    Raises:
-        UsageError: the global batch cannot be divided so; it names a size that can.
+    Batches go round the ranks, and those of a rank round its workers: taken in turn, as a
+    DataLoader takes them, they are the same batches however many workers there are. The last
+    round, if it is not full, is divided evenly among the ranks.
     """
-    per_forward = micro_batch_size * world_size
-    if global_batch_size % per_forward:
-        nearest = -(-global_batch_size // per_forward) * per_forward
-        raise UsageError(
-            f"--global-batch-size is {global_batch_size}; expected a multiple of "
-            f"--micro-batch-size {micro_batch_size} x {world_size} ranks. "
-            f"Try --global-batch-size {nearest}, or another --micro-batch-size."
-        )
-    return global_batch_size // per_forward
-
-
-def longest_first(examples: IntArray, token_counts: npt.NDArray[np.int32]) -> IntArray:
-    """The examples of a step by length, longest first: micro-batches then carry little padding, all
-    ranks work on similar lengths, and running out of memory shows at the first micro-step."""
-    return examples[np.argsort(-token_counts[examples].astype(np.int64), kind="stable")]
-
-
-def rank_slice(
-    examples: IntArray, *, micro_step: int, rank: int, world_size: int, micro_batch_size: int
-) -> IntArray:
-    """The examples of one rank in one micro-step, out of the G of the step."""
-    start = (micro_step * world_size + rank) * micro_batch_size
-    return examples[start : start + micro_batch_size]
+    per_round = batch_size * world_size
+    for number in range(worker, -(-len(span) // per_round), num_workers):
+        whole = span[number * per_round : (number + 1) * per_round]
+        first, last = (r * len(whole) // world_size for r in (rank, rank + 1))
+        mine = np.asarray(whole[first:last], np.int64)
+        if len(mine):
+            yield mine

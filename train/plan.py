@@ -10,7 +10,8 @@ import torch
 
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
-from caskd.train.checkpoint import RunState, check_resumable, read_state
+from caskd.train.adapters import LoraOptions, lora_options
+from caskd.train.checkpoint import STATE, RunState, check_resumable, read_state
 from caskd.train.config import TrainConfig
 from caskd.train.deepspeed_settings import (
     Settings,
@@ -20,9 +21,13 @@ from caskd.train.deepspeed_settings import (
 )
 from caskd.train.manifest import CHECKPOINTS, newest_complete, verify
 from caskd.train.metrics import METRICS_FILE
+from caskd.train.micro_steps import Cut, accumulation_steps, check_budget
+from caskd.train.mixture import MixedOrder, shares
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
-from caskd.train.order import ExampleOrder, accumulation_steps, blocks_of
+from caskd.train.store_mix import StoreMix
 from caskd.train.student import check_config, load_tokenizer
+from caskd.train.trackers import check_trackers
+from caskd.train.validation import open_eval_store
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,24 +37,28 @@ class RunPlan:
     Attributes:
         config: the options, with every default resolved.
         world_size: ranks.
-        store: to learn from.
-        order: of its examples.
+        store: to learn from; one or several.
+        order: of the examples.
         objective: rule and label weight.
         tokenizer: the student's.
         settings: DeepSpeed's.
-        accumulation: micro-steps per step.
+        cut: how a step is cut into forwards.
+        eval_store: to measure on.
+        lora: adapters to train in place of the weights.
         checkpoint: to resume from.
         done: what that checkpoint has behind it.
     """
 
     config: TrainConfig
     world_size: int
-    store: TeacherStore
-    order: ExampleOrder
+    store: StoreMix
+    order: MixedOrder
     objective: Objective
     tokenizer: Any
     settings: Settings
-    accumulation: int
+    cut: Cut
+    eval_store: TeacherStore | None
+    lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
 
@@ -73,29 +82,54 @@ class RunPlan:
             skipped_steps=skipped_steps,
             world_size=self.world_size,
             store_digest=self.store.digest,
-            teacher=self.store.spec.teacher,
+            teacher=self.store.teacher,
             config=self.config.to_json(),
         )
 
     def summary(self) -> Iterator[str]:
         """One line per derived number."""
-        config, spec, order = self.config, self.store.spec, self.order
-        yield f"store        {spec.teacher}, {spec.num_rows:,} response tokens, {spec.kept}"
+        config, order = self.config, self.order
+        yield from self._of_stores()
         yield (
-            f"examples     {order.num_examples:,} with response tokens of {spec.num_examples:,}, "
-            f"in {len(order.blocks):,} shards"
+            f"examples     {order.num_examples:,} with response tokens of {sum(order.sizes):,}, "
+            f"in {order.num_blocks:,} shards"
         )
         yield (
             f"objective    {config.objective}: mask {self.objective.rule}, label weight "
-            f"{self.objective.w:g}, tail {config.tail}"
+            f"{self.objective.w:g}, tail {self.tail}"
         )
-        yield (
-            f"batch        {config.global_batch_size} examples = {config.micro_batch_size} x "
-            f"{self.world_size} ranks x {self.accumulation} accumulation"
-        )
+        yield f"batch        {config.global_batch_size} examples = {self._parts()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
-        yield f"steps        {config.steps:,} = {epochs:.2f} epochs, from step {self.first_step:,}"
-        yield f"engine       ZeRO {config.zero_stage}, {config.dtype}, lr {config.lr:g}"
+        of_one = f" = {epochs:.2f} epochs" * (len(order.orders) == 1)
+        yield f"steps        {config.steps:,}{of_one}, from step {self.first_step:,}"
+        yield (
+            f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
+            f"lr {config.lr:g} {config.schedule}"
+        )
+        if self.lora is not None:
+            yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
+        if self.eval_store is not None:
+            yield f"measured on  {self.eval_store.spec.num_rows:,} response tokens"
+
+    def _of_stores(self) -> Iterator[str]:
+        num_examples = self.config.steps * self.config.global_batch_size
+        each = zip(self.store.stores, self.order.orders, shares(self.store.weights), strict=True)
+        for store, order, share in each:
+            spec = store.spec
+            line = f"store        {spec.teacher}, {spec.num_rows:,} response tokens, {spec.kept}"
+            epochs = num_examples * share / order.num_examples
+            of_several = f", {share:.1%} of the examples = {epochs:.2f} epochs ({store.name})"
+            yield line + of_several * (len(self.store.stores) > 1)
+
+    def _parts(self) -> str:
+        config = self.config
+        if config.token_budget is not None:
+            return f"up to {config.token_budget:,} tokens x {self.world_size} ranks at a time"
+        per_forward = config.micro_batch_size * self.world_size
+        return (
+            f"{config.micro_batch_size} x {self.world_size} ranks x "
+            f"{config.global_batch_size // per_forward} accumulation"
+        )
 
 
 def plan_run(config: TrainConfig) -> RunPlan:
@@ -108,23 +142,22 @@ def plan_run(config: TrainConfig) -> RunPlan:
     dtype = config.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
     config = replace(config, dtype=dtype)
     objective = resolve_objective(config.objective, config.w)
-    accumulation = accumulation_steps(config.global_batch_size, config.micro_batch_size, world_size)
-    settings = _settings(config, accumulation)
+    settings = _settings(config, world_size)
+    check_trackers(config)
     if not config.resume:
         check_unused(config.out)
-    store = TeacherStore.open(config.store)
+    store = StoreMix.open(config.store)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
-    index = store.index
-    blocks = blocks_of(index.row_count, index.row_start, store.spec.shard_rows)
-    if not blocks:
-        raise UsageError(f"--store {config.store}: no example has a response token.")
+    order = store.order(config.seed)
+    if config.token_budget is not None:
+        longest = int(store.token_counts().max())
+        check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     checkpoint = done = None
     if config.resume:
         checkpoint = newest_complete(config.out)
+        verify(checkpoint, only=(STATE,))
         done = read_state(checkpoint)
-        check_resumable(
-            done, config=config.to_json(), store_digest=store.digest, world_size=world_size
-        )
+        check_resumable(done, config=config.to_json(), store_digest=store.digest)
         if os.environ.get("RANK", "0") == "0":  # the other ranks start when this one goes on
             verify(checkpoint)
     tokenizer = load_tokenizer(config.student, store.spec)
@@ -133,24 +166,37 @@ def plan_run(config: TrainConfig) -> RunPlan:
         config=config,
         world_size=world_size,
         store=store,
-        order=ExampleOrder(blocks=blocks, seed=config.seed),
+        order=order,
         objective=objective,
         tokenizer=tokenizer,
         settings=settings,
-        accumulation=accumulation,
+        cut=Cut(
+            world_size=world_size,
+            micro_batch_size=config.micro_batch_size,
+            token_budget=config.token_budget,
+        ),
+        eval_store=open_eval_store(config.eval_store, store.spec) if config.eval_store else None,
+        lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
     )
 
 
-def _settings(config: TrainConfig, accumulation: int) -> Settings:
+def _settings(config: TrainConfig, world_size: int) -> Settings:
+    if config.token_budget is None:
+        micro, batch = config.micro_batch_size, config.global_batch_size
+        accumulation = accumulation_steps(batch, micro, world_size)
+    else:  # it differs from step to step; what counts here is that it is more than 1
+        micro, accumulation = 1, 2
+        batch = micro * accumulation * world_size
     settings = deepspeed_settings(
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
+        global_batch_size=batch,
+        micro_batch_size=micro,
         accumulation_steps=accumulation,
         clip_grad_norm=config.clip_grad_norm,
         zero_stage=config.zero_stage,
         dtype=str(config.dtype),
+        offload=config.offload,
     )
     path = config.deepspeed_config
     return settings if path is None else merge_settings(settings, read_settings(path), str(path))

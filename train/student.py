@@ -13,57 +13,90 @@ from caskd.store import StoreSpec
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.vocabulary import token_bytes, vocab_digest
 from caskd.train.batches import MicroBatch
-from caskd.train.loss_types import LossSums
+from caskd.train.loss_types import Head, LossRows, LossSums
 from caskd.train.losses import cascade_aware_loss
-from caskd.train.objectives import Tail
+from caskd.train.measures import row_measures
+from caskd.train.objectives import Objective, Tail
 
 SUM_NAMES = tuple(field.name for field in fields(LossSums))
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The part of the loss that is the same for every batch."""
+    """The part of the loss that is the same for every batch of a step."""
 
-    objective: str
-    w: float | None
+    objective: Objective
     tail: Tail
 
 
+_NAME_OF_RULE = {
+    "all": "dist",
+    "either": "cat-dist",
+    "teacher": "cat-dist-l",
+    "student": "cat-dist-s",
+}
+"""An objective's name by its mask; the label weight is given beside it."""
+
+
 class StudentWithLoss(nn.Module):
-    """A causal LM and the cascade-aware loss of its rows.
+    """A causal LM and the cascade-aware loss of its rows; in evaluation, what it says of each.
+
+    `options` may change between steps.
 
     The head's weight is read inside this forward, not outside: under ZeRO-3 it is there only while
     the wrapped module runs (https://github.com/huggingface/trl/issues/3368).
+
+    Args:
+        model: the causal LM.
+        options: of its loss.
+        packs: whether its attention keeps packed examples apart, as it was seen to.
     """
 
-    def __init__(self, model: Any, options: LossOptions) -> None:
+    def __init__(self, model: Any, options: LossOptions, *, packs: bool = False) -> None:
         super().__init__()
         self.model = model
         self.options = options
         self.softcap, self.scale = cap_and_scale(model)
+        self.packs = packs
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached."""
-        hidden = self.hidden(batch.input_ids, batch.attention_mask)  # [B, T, H]
+    def forward(self, batch: MicroBatch) -> Any:
+        """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached.
+
+        In evaluation, the `row_measures` [N, len(MEASURES)].
+        """
+        hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
+        hidden = hidden.flatten(0, 1)[batch.gather_index]  # [N, H]
         head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        objective = self.options.objective
+        if not self.training:
+            whole_head = Head(head.weight, bias, self.softcap, self.scale)
+            rows = LossRows(batch.labels, batch.teacher, None)
+            return row_measures(hidden, whole_head, rows, objective.rule)
         sums = cascade_aware_loss(
-            hidden.flatten(0, 1)[batch.gather_index],  # [N, H]
+            hidden,
             head.weight,
             batch.labels,
             batch.teacher,
-            objective=self.options.objective,
-            w=self.options.w,
+            objective=_NAME_OF_RULE[objective.rule],
+            w=objective.w,
             tail=self.options.tail,
-            bias=getattr(head, "bias", None),
+            bias=bias,
             logit_softcap=self.softcap,
             logit_scale=self.scale,
         )
         return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states [B, T, H], as the head takes them."""
         body = self.model.base_model
-        output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        places = {} if position_ids is None else {"position_ids": position_ids}
+        output = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **places)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -168,7 +201,7 @@ def _check_num_embeddings(name: str, num_embeddings: int, vocab_size: int) -> No
 def check_head(name: str, model: Any) -> None:
     """Refuse a model whose logits are not what `StudentWithLoss` takes them to be."""
     tokens = torch.arange(8)[None] % model.get_input_embeddings().weight.shape[0]
-    student = StudentWithLoss(model, LossOptions("xent", None, "bucket"))
+    student = StudentWithLoss(model, LossOptions(Objective("all", 1.0), "bucket"))
     logits = model.get_output_embeddings()(student.hidden(tokens, torch.ones_like(tokens)))
     logits = logits if student.scale is None else logits * student.scale
     cap = student.softcap

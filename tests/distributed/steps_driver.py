@@ -2,9 +2,9 @@
 
     steps_driver.py ROOT OUT CASE...
 
-A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE. Rank 0 writes OUT: for each case the gradient
-of the first step, the losses and gradient norms of all, the weights after them, and what a poisoned
-rank did.
+A case is ZERO_STAGE:DTYPE:MICRO_BATCH_SIZE:OBJECTIVE, or has tTOKEN_BUDGET in place of the size.
+Rank 0 writes OUT: for each case the gradient of the first step, the losses and gradient norms of
+all, the weights after them, and what a poisoned rank did.
 """
 
 import sys
@@ -39,11 +39,13 @@ def spy_on_gradient(engine: TrainEngine, seen: dict[str, torch.Tensor]) -> None:
 
 def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
     stage, dtype, micro, objective = case.split(":")
+    by_tokens = micro.startswith("t")
+    size = {"token_budget" if by_tokens else "micro_batch_size": int(micro.removeprefix("t"))}
     config = config_for(
         root,
         zero_stage=int(stage),
         dtype=dtype,
-        micro_batch_size=int(micro),
+        **size,
         global_batch_size=16,
         steps=STEPS,
         objective=objective,
@@ -56,15 +58,15 @@ def run_case(root: Path, case: str, ranks: Ranks) -> dict[str, object]:
     spy_on_gradient(engine, gradient)
     metrics = [
         train_step(plan, engine, batch, False)[0]
-        for batch in batch_reader(plan, ranks).steps(0, STEPS)
+        for batch in batch_reader(plan, ranks, packed=bool(engine.module.packs)).steps(0, STEPS)
     ]
-    weights = dict(engine.full_weights())
+    weights = dict(engine.state.weights())
     low = {n: p.detach() for n, p in engine.module.model.named_parameters()}
     if config.zero_stage < 3:
         for name, value in low.items():
             assert torch.equal(weights[name].to(value.dtype), value.cpu()), name
     poisoned = poison(plan, engine, ranks)
-    after = dict(engine.full_weights())
+    after = dict(engine.state.weights())
     return {
         "gradient": gradient,
         "losses": [m["loss"] for m in metrics],
@@ -81,7 +83,7 @@ def poison(plan: object, engine: TrainEngine, ranks: Ranks) -> bool:
     batch = next(iter(batch_reader(plan, ranks).steps(STEPS, STEPS + 1)))  # type: ignore[arg-type]
     for i, part in enumerate(batch.micro_batches):
         bad = i == 0 and ranks.rank == ranks.world_size - 1
-        engine.micro_step(part, float("nan") if bad else 1.0)
+        engine.micro_step(part, float("nan") if bad else 1.0, last=part is batch.micro_batches[-1])
     return engine.was_step_applied()
 
 

@@ -28,6 +28,7 @@ DTYPES = ("float32", "bfloat16")
 TWO_RANKS = (
     *(f"{stage}:{dtype}:2:dist" for stage in STAGES for dtype in DTYPES),
     "2:float32:2:cat-dist",
+    *(f"{stage}:float32:t80:dist" for stage in STAGES),
 )
 
 
@@ -67,13 +68,12 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     return (difference / size) ** 0.5
 
 
-def plain_gradient(root: Path) -> tuple[dict[str, torch.Tensor], float]:
-    """The first step's gradient and loss by plain torch: one batch, dense logits, autograd."""
+def plain_loss(root: Path, model: Any, step: int) -> torch.Tensor:
+    """A step's loss by plain torch: one batch, dense logits."""
     config = config_for(root, global_batch_size=16, micro_batch_size=16, objective="dist")
     plan = plan_run(config)
-    store = TeacherStore.open(config.store)
-    model = AutoModelForCausalLM.from_pretrained(config.student, dtype=torch.float32)
-    examples = plan.order.examples_for_step(0, 16)
+    store = TeacherStore.open(config.store[0])
+    examples = plan.order.examples_for_step(step, 16)
     assert len(set(store.row_counts()[examples])) > 4, "the responses must have unequal lengths"
     batch = collate(store.read(examples, fields_to_read(OBJECTIVES["dist"])), pad_id=0)
     hidden = model.model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
@@ -85,14 +85,21 @@ def plain_gradient(root: Path) -> tuple[dict[str, torch.Tensor], float]:
         objective="dist",
         impl="dense",
     )
-    loss = sums.loss / sums.num_rows
-    loss.backward()
-    gradient = {f"model.{name}": p.grad for name, p in model.named_parameters()}
-    return gradient, float(loss.detach())
+    return sums.loss / sums.num_rows
+
+
+def student(root: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
 
 
 def test_one_rank_has_the_gradient_of_plain_torch(root: Path, one: dict[str, Any]) -> None:
-    gradient, loss = plain_gradient(root)
+    model = student(root)
+    value = plain_loss(root, model, 0)
+    value.backward()
+    gradient, loss = (
+        {f"model.{n}": p.grad for n, p in model.named_parameters()},
+        float(value.detach()),
+    )
     assert distance(one[REFERENCE]["gradient"], gradient) < 1e-6
     assert one[REFERENCE]["losses"][0] == pytest.approx(loss, rel=1e-6)
     norm = sum(float(g.double().square().sum()) for g in gradient.values()) ** 0.5
@@ -101,9 +108,40 @@ def test_one_rank_has_the_gradient_of_plain_torch(root: Path, one: dict[str, Any
         assert one[case]["norms"][0] == pytest.approx(norm, rel=1e-5), case
 
 
+def test_one_rank_learns_as_plain_torch_does(root: Path, one: dict[str, Any]) -> None:
+    """Torch's AdamW and clipping, the learning rate by hand; all other cases equal this one."""
+    model = student(root)
+    matrices, vectors = (
+        [p for p in model.parameters() if (p.ndim > 1) == m] for m in (True, False)
+    )
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups)
+    losses = []
+    for step, lr in enumerate((1e-3, 0.55e-3, 0.1e-3)):
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        loss = plain_loss(root, model, step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.02)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert one[REFERENCE]["losses"] == pytest.approx(losses, rel=1e-6)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    assert distance(one[REFERENCE]["weights"], weights) < 1e-6
+
+
 @pytest.mark.parametrize("case", ACCUMULATED)
 def test_accumulation_and_stage_change_nothing(one: dict[str, Any], case: str) -> None:
     check_same(one[case], one[REFERENCE])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_packed_parts_of_a_token_budget_change_nothing(
+    one: dict[str, Any], two: dict[str, Any], stage: int
+) -> None:
+    """Steps have unequal numbers of micro-steps then, and unequal numbers of examples in each."""
+    check_same(two[f"{stage}:float32:t80:dist"], one[REFERENCE])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from training import capture, read_metrics
 
 from caskd.train.manifest import CHECKPOINTS, checkpoint_path
+from caskd.train.tensor_files import SavedTensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -53,8 +53,7 @@ def test_two_ranks_resume_bitwise(root: Path, tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "run") == read_metrics(whole)
     assert [line["step"] for line in read_metrics(whole)] == [1, 2, 3, 4, 5, 6]
     ours, theirs = (
-        load_file(checkpoint_path(run, 6) / "weights.safetensors")
-        for run in (tmp_path / "run", whole)
+        dict(SavedTensors(checkpoint_path(run, 6) / "weights")) for run in (tmp_path / "run", whole)
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -29,7 +29,7 @@ def sums_of(root: Path, change: Callable[[StoreBatch], StoreBatch]) -> dict[str,
     """Sums of the loss of the teacher as its own student, on rows that went through `change`."""
     store = TeacherStore.open(root / "store")
     model = load_student(str(root / "teacher"), store.spec)
-    student = StudentWithLoss(model, LossOptions("dist", None, "bucket"))
+    student = StudentWithLoss(model, LossOptions(OBJECTIVES["dist"], "bucket"))
     batch = store.read(range(len(store)), fields_to_read(OBJECTIVES["dist"]))
     with torch.no_grad():
         _, sums = student(collate(change(batch), pad_id=0))

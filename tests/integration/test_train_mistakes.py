@@ -150,9 +150,9 @@ def test_export_of_damaged_weights(
 ) -> None:
     config = config_for(root, out=str(tmp_path / "run"), steps=1)
     last = train(config)
-    content = bytearray((last / "weights.safetensors").read_bytes())
+    content = bytearray((last / "weights" / "00000.safetensors").read_bytes())
     content[-1] ^= 1
-    (last / "weights.safetensors").write_bytes(content)
+    (last / "weights" / "00000.safetensors").write_bytes(content)
     command = ["export", str(last), str(tmp_path / "out")]
-    check_refused(capsys, command, 1, "weights.safetensors has other bytes")
+    check_refused(capsys, command, 1, "weights/00000.safetensors has other bytes")
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,10 @@ FRONT_DOORS = {
         "verify_store",
     },
     "precompute": {"PrecomputeConfig", "plan", "precompute"},
-    "train": {"TrainConfig", "train", "cascade_aware_loss", "keep_mask", "LossSums"},
+    "train": {
+        "TrainConfig", "train", "cascade_aware_loss", "keep_mask", "LossSums", "StoreDataset",
+        "CascadeTrainer",
+    },
     "eval": {"PredictConfig", "predict", "deferral_curve", "DeferralCurve", "Cascade"},
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "deepspeed")

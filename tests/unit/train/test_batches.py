@@ -1,5 +1,6 @@
 """Padding and the gather index, at a toy size where every figure can be checked by hand."""
 
+import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,9 +11,10 @@ import torch
 
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train.batches import BatchReader, collate, fields_to_read
+from caskd.train.micro_steps import Cut
 from caskd.train.objectives import OBJECTIVES
-from caskd.train.order import ExampleOrder, blocks_of
-from caskd.train.read_ahead import ReadAhead
+from caskd.train.read_ahead import ReadAhead, StalledError
+from caskd.train.store_mix import StoreMix
 
 
 def toy() -> StoreBatch:
@@ -56,7 +58,7 @@ def test_only_distillation_reads_the_top_k(name: str) -> None:
 
 
 def test_read_ahead_keeps_the_order_and_ends() -> None:
-    with ReadAhead(iter(range(20))) as items:
+    with ReadAhead(iter(range(20)), "toy") as items:
         assert list(items) == list(range(20))
         assert items.seconds_waited > 0
 
@@ -66,11 +68,26 @@ def test_an_exception_of_the_reader_is_raised_where_the_item_is_asked_for() -> N
         yield 1
         raise KeyError("shard 7")
 
-    with ReadAhead(failing()) as items:
+    with ReadAhead(failing(), "toy") as items:
         iterator = iter(items)
         assert next(iterator) == 1
         with pytest.raises(KeyError, match="shard 7"):
             next(iterator)
+
+
+def test_a_reader_that_hangs_is_named_where_the_item_is_asked_for() -> None:
+    go_on = threading.Event()
+
+    def hanging():  # type: ignore[no-untyped-def]
+        yield 1
+        go_on.wait()
+
+    with ReadAhead(hanging(), "s3://cask/mix", patience=0.05) as items:
+        iterator = iter(items)
+        assert next(iterator) == 1
+        with pytest.raises(StalledError, match=r"s3://cask/mix: .*nothing .*after 1 batches"):
+            next(iterator)
+        go_on.set()
 
 
 def test_leaving_early_ends_the_thread() -> None:
@@ -81,7 +98,7 @@ def test_leaving_early_ends_the_thread() -> None:
             taken.append(len(taken))
             yield taken[-1]
 
-    with ReadAhead(endless(), ahead=2) as items:
+    with ReadAhead(endless(), "toy", ahead=2) as items:
         assert next(iter(items)) == 0
     after = len(taken)
     assert after <= 5  # one taken, two queued, one in hand, one being read
@@ -106,11 +123,11 @@ class ListeningStore(TeacherStore):
 def test_examples_are_announced_a_window_before_they_are_read(tmp_path: Path) -> None:
     root = stores.make_store(tmp_path / "s", num=200).root
     store = ListeningStore.open(root)
-    index = store.index
-    order = ExampleOrder(blocks_of(index.row_count, index.row_start, 32), seed=0)
+    mix = StoreMix([store], [1.0])
+    order = mix.order(seed=0)
     reader = BatchReader(
-        store=store, order=order, row_fields=("argmax",), pad_id=0, global_batch_size=4,
-        micro_batch_size=2, accumulation_steps=2, rank=0, world_size=1, pin_memory=False,
+        store=mix, order=order, row_fields=("argmax",), pad_id=0, global_batch_size=4,
+        cut=Cut(world_size=1, micro_batch_size=2), rank=0, pin_memory=False,
     )  # fmt: skip
     ahead = order.examples_per_window // 4
     assert ahead > 1

@@ -3,19 +3,14 @@
 import itertools
 
 import numpy as np
-import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from caskd.store.errors import UsageError
 from caskd.train.order import (
     WINDOW_BLOCKS,
     ExampleOrder,
-    accumulation_steps,
     blocks_of,
-    longest_first,
     permutation,
-    rank_slice,
 )
 
 
@@ -40,26 +35,13 @@ def test_every_example_comes_once_an_epoch(order: ExampleOrder, epoch: int) -> N
 @given(orders, st.integers(1, 12), st.integers(0, 6))
 def test_position_alone_decides(order: ExampleOrder, batch: int, step: int) -> None:
     """A resumed run, which never saw the steps before, reads what the uninterrupted one reads."""
-    whole = np.concatenate([order.examples_for_step(s, batch) for s in range(step + 1)])
+    whole = np.concatenate(
+        [order.at(np.arange(s * batch, (s + 1) * batch)) for s in range(step + 1)]
+    )
     fresh = ExampleOrder(blocks=order.blocks, seed=order.seed)
-    np.testing.assert_array_equal(fresh.examples_for_step(step, batch), whole[step * batch :])
+    last = np.arange(step * batch, (step + 1) * batch)
+    np.testing.assert_array_equal(fresh.at(last), whole[step * batch :])
     np.testing.assert_array_equal(fresh.at(np.arange(len(whole))), whole)
-
-
-@settings(max_examples=50)
-@given(orders, st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 3]), st.integers(1, 3))
-def test_ranks_and_micro_steps_cover_the_step(
-    order: ExampleOrder, world_size: int, micro: int, accumulation: int
-) -> None:
-    batch = world_size * micro * accumulation
-    examples = order.examples_for_step(1, batch)
-    parts = [
-        rank_slice(examples, micro_step=m, rank=r, world_size=world_size, micro_batch_size=micro)
-        for m in range(accumulation_steps(batch, micro, world_size))
-        for r in range(world_size)
-    ]
-    assert all(len(part) == micro for part in parts)
-    np.testing.assert_array_equal(np.concatenate(parts), examples)
 
 
 @given(orders)
@@ -98,14 +80,3 @@ def test_blocks_are_the_shards_without_empty_examples() -> None:
     blocks = blocks_of(counts, starts, shard_rows=8)
     assert [block.tolist() for block in blocks] == [[0, 2], [3], [5]]
     assert blocks_of(np.zeros(3, np.int32), np.zeros(3, np.int64), 8) == ()
-
-
-def test_longest_first_is_stable() -> None:
-    counts = np.array([5, 9, 5, 9], np.int32)
-    assert longest_first(np.array([0, 1, 2, 3]), counts).tolist() == [1, 3, 0, 2]
-
-
-def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    assert accumulation_steps(12, 2, 3) == 2
-    with pytest.raises(UsageError, match="Try --global-batch-size 12"):
-        accumulation_steps(10, 2, 3)

@@ -18,6 +18,7 @@ from transformers import (
 from caskd.store.errors import UsageError
 from caskd.train.batches import MicroBatch
 from caskd.train.loss_types import TeacherRows
+from caskd.train.objectives import OBJECTIVES
 from caskd.train.student import (
     SUM_NAMES,
     LossOptions,
@@ -75,7 +76,7 @@ def test_the_loss_is_that_of_the_models_own_logits(name: str) -> None:
     index, labels = torch.tensor([2, 3, 7, 11]), torch.tensor([5, 6, 7, 8])
     argmax = torch.tensor([5, 0, 0, 8])
     batch = MicroBatch(tokens, mask, index, labels, TeacherRows(argmax=argmax))
-    loss, sums = StudentWithLoss(model, LossOptions("xent", None, "bucket"))(batch)
+    loss, sums = StudentWithLoss(model, LossOptions(OBJECTIVES["xent"], "bucket"))(batch)
     logits = model(tokens, attention_mask=mask).logits.flatten(0, 1)[index]
     expected = functional.cross_entropy(logits, labels, reduction="sum")
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)

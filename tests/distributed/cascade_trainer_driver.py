@@ -1,0 +1,39 @@
+"""A few steps of CascadeTrainer under torchrun; called by test_cascade_trainer.py.
+
+    cascade_trainer_driver.py ROOT OUT MICRO_BATCH_SIZE
+
+Rank 0 writes OUT: what the Trainer logged, and the weights after.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, TrainingArguments
+
+from caskd.train import CascadeTrainer, StoreDataset
+
+STEPS, GLOBAL_BATCH = 3, 8
+
+
+def main() -> None:
+    root, out, micro = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    arguments = TrainingArguments(
+        output_dir=str(out.parent / "hf"), max_steps=STEPS, per_device_train_batch_size=micro,
+        logging_steps=1, learning_rate=1e-3, use_cpu=True, report_to="none", disable_tqdm=True,
+        save_strategy="no",
+    )  # fmt: skip
+    arguments.gradient_accumulation_steps = GLOBAL_BATCH // (micro * arguments.world_size)
+    trainer = CascadeTrainer(
+        AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32),
+        arguments,
+        train_dataset=StoreDataset(str(root / "store"), batch_size=micro, num_epochs=None),
+    )
+    trainer.train()
+    if arguments.process_index == 0:
+        steps = [line for line in trainer.state.log_history if "keep_fraction" in line]
+        torch.save({"steps": steps, "weights": trainer.model.state_dict()}, out)
+
+
+if __name__ == "__main__":
+    main()

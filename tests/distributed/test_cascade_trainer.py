@@ -1,0 +1,41 @@
+"""CascadeTrainer on two ranks has the numbers of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training import capture
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+DRIVER = Path(__file__).with_name("cascade_trainer_driver.py")
+
+
+def drive(root: Path, num_ranks: int, micro: int) -> dict[str, Any]:
+    out = root / f"{num_ranks}.pt"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+    words = [
+        sys.executable, *launcher * (num_ranks > 1), str(DRIVER), str(root), str(out), str(micro),
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(out)
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    """Ranks have unequal numbers of rows, and keep unequal parts of them."""
+    capture(tmp_path)
+    one, two = drive(tmp_path, 1, micro=8), drive(tmp_path, 2, micro=2)
+    assert len(one["steps"]) == len(two["steps"]) == 3
+    for ours, theirs in zip(two["steps"], one["steps"], strict=True):
+        for name in ("loss", "keep_fraction", "student_accuracy", "kl", "grad_norm"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=2e-5), name
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -1,0 +1,93 @@
+"""A rank that is told to end, dies, or hangs: the others follow, and the run can go on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from training import capture
+
+from caskd.train.manifest import newest_complete
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+TIMEOUT_MINUTES = 0.5
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("lost")
+    capture(directory)
+    return directory
+
+
+def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks that will train for a long time, as soon as both have taken two steps."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    words = [
+        sys.executable, "-m", "caskd.cli", "train", "--store", str(root / "store"),
+        "--student", str(root / "student"), "--out", str(out), "--steps", "100000",
+        "--save-every", "2", "--keep-checkpoints", "2", "--global-batch-size", "8",
+        "--micro-batch-size", "4", "--dtype", "float32",
+        "--timeout-minutes", str(TIMEOUT_MINUTES),
+    ]  # fmt: skip
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = []
+    for rank in ("0", "1"):
+        environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(
+            subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    metrics = out / "metrics.jsonl"
+    for _ in range(1800):
+        assert all(process.poll() is None for process in processes)
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= 4:
+            return processes
+        time.sleep(0.1)
+    raise AssertionError("the ranks did not start to train")
+
+
+def end(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and stderr; not answering within the timeout and some is a failure."""
+    _, errors = process.communicate(timeout=60 * TIMEOUT_MINUTES + 60)
+    return process.returncode, errors
+
+
+def test_sigterm_on_one_rank_saves_and_ends_all(root: Path, tmp_path: Path) -> None:
+    processes = start(root, tmp_path / "run")
+    try:
+        processes[1].send_signal(signal.SIGTERM)
+        assert [finish(process)[0] for process in processes] == [0, 0]
+    finally:
+        end(processes)
+    steps = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert newest_complete(tmp_path / "run").name == f"step-{steps:08d}"
+
+
+@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_lost_ends_the_other_one(
+    root: Path, tmp_path: Path, lost: signal.Signals
+) -> None:
+    processes = start(root, tmp_path / "run")
+    try:
+        processes[1].send_signal(lost)
+        code, errors = finish(processes[0])
+    finally:
+        end(processes)
+    assert code == 1, errors[-3000:]
+    assert "another rank ended or did not answer within 0.5 minutes" in errors
+    assert "Traceback" not in errors
+    newest_complete(tmp_path / "run")

@@ -1,0 +1,152 @@
+"""CascadeTrainer has the numbers of our own loop, and goes on where it stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from training import capture, config_for, read_metrics
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from caskd.store.errors import UsageError
+from caskd.train import CascadeTrainer, StoreDataset, train
+from caskd.train.export import export
+from caskd.train.schedule import lr_at
+
+# peft asks a model by a name that transformers has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+
+STEPS, GLOBAL_BATCH, PEAK = 5, 8, 1e-3
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("hf")
+    capture(directory)
+    return directory
+
+
+class Losses(TrainerCallback):  # type: ignore[misc]
+    """What the Trainer logs."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self.lines.append(logs)
+
+
+def trainer_for(root: Path, out: Path, *, micro: int = 4, **changes: Any) -> CascadeTrainer:
+    model = changes.pop("model", None) or AutoModelForCausalLM.from_pretrained(
+        root / "student", dtype=torch.float32
+    )
+    dataset = StoreDataset(
+        str(root / "store"), objective="cat-dist", batch_size=micro, num_epochs=None
+    )
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=STEPS,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=GLOBAL_BATCH // micro,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        **{"save_strategy": "no", "logging_steps": 1, **changes},
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_at(step, peak=1.0, steps=STEPS, warmup_steps=0)
+    )
+    return CascadeTrainer(
+        model, arguments, train_dataset=dataset, objective="cat-dist",
+        optimizers=(optimizer, schedule), callbacks=[Losses()],
+    )  # fmt: skip
+
+
+def logged(trainer: Trainer) -> list[dict[str, float]]:
+    (callback,) = (c for c in trainer.callback_handler.callbacks if isinstance(c, Losses))
+    return callback.lines
+
+
+@pytest.mark.parametrize("micro", [8, 2])
+def test_the_same_numbers_as_our_own_loop(root: Path, tmp_path: Path, micro: int) -> None:
+    """Unequal lengths, a mask, accumulation 1 and 4: a mean of means would be off by percents."""
+    config = config_for(
+        root, out=str(tmp_path / "ours"), steps=STEPS, objective="cat-dist", lr=PEAK
+    )
+    train(config)
+    ours = read_metrics(config.out)
+    trainer = trainer_for(root, tmp_path / "hf", micro=micro)
+    trainer.train()
+    theirs = logged(trainer)
+    assert len(theirs) == STEPS
+    for mine, other in zip(ours, theirs, strict=True):
+        for name in ("loss", "keep_fraction", "student_accuracy", "kl", "grad_norm"):
+            assert float(other[name]) == pytest.approx(mine[name], rel=2e-6), name
+    exported = AutoModelForCausalLM.from_pretrained(
+        export(config.out, tmp_path / "exported"), dtype=torch.float32
+    ).state_dict()
+    for name, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(value, exported[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_dataset_serves_a_plain_trainer(root: Path, tmp_path: Path) -> None:
+    """transformers' own loss over the labels is the objective without a teacher."""
+    cascade = trainer_for(root, tmp_path / "cascade")
+    cascade.objective, cascade.w = "xent", None
+    cascade.train()
+    model = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
+    optimizers = (torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.0), None)
+    plain = Trainer(
+        model, cascade.args, train_dataset=cascade.train_dataset, optimizers=optimizers,
+        data_collator=StoreDataset.collate, callbacks=[Losses()],
+    )  # fmt: skip
+    plain.train()
+    first, second = (logged(trainer)[0] for trainer in (cascade, plain))
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert float(second["grad_norm"]) == pytest.approx(float(first["grad_norm"]), rel=1e-5)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> None:
+    save = {"save_strategy": "steps", "save_steps": 2}
+    whole = trainer_for(root, tmp_path / "run", **save)
+    whole.train()
+    resumed = trainer_for(root, tmp_path / "run", **save)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    last = [line["loss"] for line in logged(resumed)]
+    assert last == [line["loss"] for line in logged(whole)][-len(last) :]
+    assert len(last) == STEPS - 2
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_lora_trains_the_adapter_only_and_evaluates(root: Path, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trainer = trainer_for(root, tmp_path / "lora", model=model)
+    held_out = StoreDataset(str(root / "store"), objective="cat-dist", batch_size=8)
+    first = trainer.evaluate(held_out)["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate(held_out)["eval_loss"] < first
+    changed = {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
+    assert changed
+    assert all("lora_" in name for name in changed)
+
+
+def test_what_would_give_other_numbers_is_refused(root: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(root, tmp_path / "a")
+    trainer.train_dataset = StoreDataset(str(root / "store"), num_epochs=None)
+    with pytest.raises(UsageError, match=r"batch_size=4\)"):
+        trainer.train()
+    trainer.train_dataset = StoreDataset(str(root / "store"), batch_size=4)
+    with pytest.raises(UsageError, match="num_epochs=None"):
+        trainer.train()
+    base = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
+    with pytest.warns(UserWarning, match="tie_word_embeddings|tied"):
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["lm_head"]))
+    with pytest.raises(UsageError, match="the head has an adapter"):
+        trainer_for(root, tmp_path / "b", model=model).train()

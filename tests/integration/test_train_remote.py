@@ -1,0 +1,63 @@
+"""Training data straight from s3://: the same examples as from the disk, whoever reads them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from s3_server import BUCKET, environment, s3_server
+from stores import make_store
+from torch.utils.data import DataLoader
+
+from caskd.store import push_store
+from caskd.train import StoreDataset
+from caskd.train.batches import BatchReader
+from caskd.train.micro_steps import Cut
+from caskd.train.read_ahead import ReadAhead
+from caskd.train.store_mix import StoreMix
+
+URL = f"s3://{BUCKET}/casks/toy"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store on the disk, which is at URL, too."""
+    root = tmp_path_factory.mktemp("remote")
+    make_store(root / "store", num=40, shard_rows=16)
+    with s3_server() as port, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(port, CASKD_CACHE=str(root / "cache")).items():
+            patch.setenv(name, value)
+        push_store(root / "store", URL)
+        yield root / "store"
+
+
+def test_the_reader_gives_the_batches_of_the_local_store(local: Path) -> None:
+    def batches(name: str) -> list[torch.Tensor]:
+        mix = StoreMix.open([name])
+        reader = BatchReader(
+            store=mix, order=mix.order(seed=1), row_fields=("argmax", "topk_ids"), pad_id=0,
+            global_batch_size=8, cut=Cut(world_size=2, micro_batch_size=4), rank=1,
+            pin_memory=False,
+        )  # fmt: skip
+        with ReadAhead(reader.steps(3, 9), name) as steps:
+            parts = [part for step in steps for part in step.micro_batches]
+        return [x for p in parts for x in (p.input_ids, p.labels, p.teacher.topk_ids)]
+
+    ours, theirs = batches(URL), batches(str(local))
+    assert len(ours) == len(theirs) == 18
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_workers_are_spawned(local: Path) -> None:
+    remote, here = (StoreDataset(url, batch_size=8) for url in (URL, str(local)))
+    first = next(iter(remote))
+    assert torch.equal(first["input_ids"], next(iter(here))["input_ids"])
+
+    def batches(dataset: StoreDataset, **workers: object) -> list[dict[str, torch.Tensor]]:
+        return list(DataLoader(dataset, batch_size=8, collate_fn=dataset.collate, **workers))  # type: ignore[arg-type]
+
+    spawned = batches(remote, num_workers=1, multiprocessing_context="spawn")
+    for ours, theirs in zip(spawned, batches(here), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with pytest.raises(Exception, match=r"Say DataLoader.*multiprocessing_context='spawn'"):
+        batches(remote, num_workers=1, multiprocessing_context="fork")

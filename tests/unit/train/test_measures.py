@@ -1,0 +1,104 @@
+"""Measures of rows add up over tiles, tasks and ranks."""
+
+import numpy as np
+import pytest
+import torch
+
+from caskd.train import measures as measures_module
+from caskd.train.loss_types import Head, LossRows, TeacherRows
+from caskd.train.measures import (
+    MEASURES,
+    NUM_BINS,
+    best_step,
+    figures_of,
+    row_measures,
+    tally_measures,
+)
+
+N, H, V, K = 37, 8, 19, 5
+
+
+def case() -> tuple[torch.Tensor, Head, LossRows]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, H, generator=generator) for n in (N, V))
+    logits, ids = torch.randn(N, V, generator=generator).mul(2).topk(K, dim=1)
+    logsumexp = logits.logsumexp(1) + 0.1
+    teacher = TeacherRows(
+        argmax=ids[:, 0],
+        topk_ids=ids,
+        topk_logits=logits,
+        num_kept=torch.tensor([0, *[K] * (N - 1)]),
+        logsumexp=logsumexp,
+        tail_mass=torch.full((N,), 1 - float(torch.exp(torch.tensor(-0.1)))),
+    )
+    labels = torch.randint(V, (N,), generator=generator)
+    return hidden, Head(weight, torch.linspace(-1, 1, V), 3.0, 0.5), LossRows(labels, teacher, None)
+
+
+def test_each_measure_is_its_definition() -> None:
+    hidden, head, rows = case()
+    logits = 3.0 * torch.tanh(0.5 * (hidden @ head.weight.T + head.bias) / 3.0)
+    logprobs = logits.double().log_softmax(1)
+    found = dict(zip(MEASURES, row_measures(hidden, head, rows, "either").double().T, strict=True))
+    nll = -logprobs[range(N), rows.labels]
+    torch.testing.assert_close(found["nll"], nll, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["confidence"], logprobs.exp().amax(1), rtol=1e-5, atol=1e-6)
+    correct = logits.argmax(1) == rows.labels
+    assert torch.equal(found["correct"].bool(), correct)
+    assert rows.teacher is not None
+    assert torch.equal(found["kept"].bool(), correct | (rows.teacher.argmax == rows.labels))
+    assert found["distilled"].tolist() == [0.0, *[1.0] * (N - 1)]
+    for row in range(1, N):
+        theirs = (rows.teacher.topk_logits[row] - rows.teacher.logsumexp[row]).double()
+        ours = logprobs[row, rows.teacher.topk_ids[row]]
+        tail = 1 - theirs.exp().sum()
+        kl = (theirs.exp() * (theirs - ours)).sum() + tail * (tail / (1 - ours.exp().sum())).log()
+        assert float(found["kl"][row]) == pytest.approx(float(kl), abs=1e-5)
+    assert found["kl"][0] == 0
+
+
+def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, head, rows = case()
+    whole = row_measures(hidden, head, rows, "all")
+    monkeypatch.setattr(measures_module, "TILE_BYTES", 4 * V * 5)
+    torch.testing.assert_close(row_measures(hidden, head, rows, "all"), whole)
+    assert row_measures(hidden[:0], head, rows.take(torch.arange(0)), "all").shape == (0, 6)
+
+
+def test_sums_of_parts_are_the_sum_of_the_whole() -> None:
+    measured = row_measures(*case(), "all")
+    group = torch.arange(N) % 3
+    whole = tally_measures(measured, group, 3)
+    parts = [tally_measures(measured[i::2], group[i::2], 3) for i in range(2)]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+    together, every = figures_of(whole.numpy()), measured.double().mean(0)
+    assert together.num_rows == N
+    assert together.nll == pytest.approx(float(every[0]))
+    assert together.kl == pytest.approx(float(measured[:, 3].double().sum()) / (N - 1))
+    assert figures_of(whole[1].numpy()).num_rows == len(range(1, N, 3))
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: four rows at 0.9 of which two are right, one row at 0.1 that is wrong."""
+    rows = torch.zeros(5, len(MEASURES))
+    rows[:, MEASURES.index("confidence")] = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.1])
+    rows[:2, MEASURES.index("correct")] = 1
+    sums = tally_measures(rows, torch.zeros(5).long(), 1)
+    assert figures_of(sums.numpy()).ece == pytest.approx((4 * 0.4 + 1 * 0.1) / 5)
+
+
+def test_nothing_measured_has_no_figures() -> None:
+    figures = figures_of(np.zeros(1 + len(MEASURES) + 3 * NUM_BINS))
+    assert (figures.num_rows, figures.nll, figures.ece) == (0, None, None)
+
+
+def test_the_best_step_is_the_first_of_equals() -> None:
+    lines = [
+        {"step": 0, "nll": None, "accuracy": 0.0},
+        {"step": 2, "nll": 1.5, "accuracy": 0.5},
+        {"step": 4, "nll": 1.0, "accuracy": 0.5},
+        {"step": 6, "nll": 1.0, "accuracy": 0.2},
+    ]
+    assert best_step(lines, "nll") == 4
+    assert best_step(lines, "accuracy") == 2
+    assert best_step(lines[:1], "nll") is None
