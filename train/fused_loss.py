@@ -5,6 +5,8 @@ into exponentials and then into the gradient in the same memory, rows that the m
 up, and two products take the gradient back. Nothing is recomputed in the backward, which only
 multiplies by the upstream gradient; that is possible because the loss is a plain sum over rows.
 
+The passes over a tile's logits are plain torch, or Triton kernels on a GPU.
+
 Dimension letters: N rows, n rows of a tile, V student vocabulary, H hidden width.
 """
 
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
-from caskd.train.loss_tile import close_up_, differentiate_, read_tile_
+from caskd.train.loss_passes import TorchPasses
+from caskd.train.loss_tile import Passes, differentiate_, read_tile_
 from caskd.train.loss_types import Head, LossRows, LossSums, LossTerms
 from caskd.train.products import add_product_, product_dtype, write_product_
 
@@ -33,6 +36,8 @@ class FusedCall:
     dtype: torch.dtype
     """Of the inputs to the products."""
     tile_rows: int
+    triton: bool
+    """Whether Triton kernels make the passes over the logits."""
     wanted: tuple[bool, bool, bool]
     """Whether hidden, weight and bias need a gradient. `ctx.needs_input_grad` does not know that
     the caller is under `no_grad`, and evaluation would pay for three products."""
@@ -87,65 +92,74 @@ def _run_tiles(
     operand, exact = product_dtype(call.dtype, hidden.device)
     weight = head.weight.detach().to(operand)
     sums = LossSums.zeros(hidden.device, exact)
-    tile = weight.new_empty((min(call.tile_rows, len(call.index)), len(weight)), dtype=exact)
-    gradients = _Gradients.allocate(hidden, head, call.wanted, exact)
-    for index in call.index.split(call.tile_rows) if len(call.index) else ():
+    tile_rows = _even_tile_rows(len(call.index), call.tile_rows)
+    tile = weight.new_empty((tile_rows, len(weight)), dtype=exact)
+    passes = _make_passes(call, tile, operand)
+    gradients = _Gradients(hidden, head, call.wanted, exact)
+    for index in call.index.split(tile_rows) if len(call.index) else ():
         rows = call.rows.take(index)
         inputs = hidden.detach()[index].to(operand)
         logits = head.finish_(write_product_(tile[: len(index)], inputs, weight.t()))
-        reading = read_tile_(logits, rows, call.terms)
-        sums = sums + reading.sums
+        of_tile, reading = read_tile_(logits, rows, call.terms, passes)
+        sums = sums + of_tile
         if any(call.wanted):
             live = reading.factor.nonzero().squeeze(1)
             if len(live):
-                close_up_(logits, live)
-                live_rows = reading.take(live)
-                gradient = differentiate_(logits[: len(live)], live_rows, head, call.terms.w)
+                of_live = reading.take(live)
+                gradient = differentiate_(logits, live, of_live, head, call.terms.w, passes)
                 gradients.add_(gradient, inputs[live], weight, index[live])
-    return sums, gradients.finish(hidden.dtype, head)
+    return sums, gradients.finish(head)
 
 
-@dataclass(frozen=True, eq=False)
+def _even_tile_rows(num_rows: int, most: int) -> int:
+    """Rows of each tile, so that none is a small rest."""
+    num_tiles = max(1, -(-num_rows // most))
+    return -(-num_rows // num_tiles)
+
+
+def _make_passes(call: FusedCall, tile: Tensor, operand: torch.dtype) -> Passes:
+    if not call.triton:
+        return TorchPasses(operand)
+    from caskd.train.loss_kernels import TritonPasses  # Triton is not everywhere
+
+    return TritonPasses(tile, operand)
+
+
 class _Gradients:
     """Running sums; None where no gradient is wanted, and then nothing is computed for it."""
 
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-
-    @classmethod
-    def allocate(
-        cls, hidden: Tensor, head: Head, wanted: tuple[bool, bool, bool], exact: torch.dtype
-    ) -> "_Gradients":
+    def __init__(
+        self, hidden: Tensor, head: Head, wanted: tuple[bool, bool, bool], exact: torch.dtype
+    ) -> None:
         # Float16 overflows in sums that are not divided yet; autograd casts after scaling.
         row_dtype = exact if hidden.dtype == torch.float16 else hidden.dtype
-        row_sums = torch.zeros_like(hidden, dtype=row_dtype) if wanted[0] else None
-        weight = torch.zeros_like(head.weight, dtype=exact) if wanted[1] else None
-        bias = None
+        self.hidden = torch.zeros_like(hidden, dtype=row_dtype) if wanted[0] else None
+        self.weight = torch.empty_like(head.weight, dtype=exact) if wanted[1] else None
+        self.bias = None
         if head.bias is not None and wanted[2]:
-            bias = torch.zeros_like(head.bias, dtype=exact)
-        return cls(row_sums, weight, bias)
+            self.bias = torch.zeros_like(head.bias, dtype=exact)
+        self._is_weight_written = False
 
     def add_(self, gradient: Tensor, inputs: Tensor, weight: Tensor, index: Tensor) -> None:
-        """Take a tile's gradient [n, V] back through the head.
+        """Take a tile's gradient [m, V] back through the head.
 
         Args:
-            inputs: [n, H] the hidden states it belongs to.
-            index: [n] their rows.
+            inputs: [m, H] the hidden states it belongs to.
+            index: [m] their rows.
         """
         if self.bias is not None:
-            self.bias.add_(gradient.sum(0))
-        operand = gradient.to(inputs.dtype)
+            self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
         if self.hidden is not None:
-            rows = gradient.new_empty(inputs.shape)
-            write_product_(rows, operand, weight)
+            rows = torch.empty_like(inputs, dtype=torch.promote_types(inputs.dtype, torch.float32))
+            write_product_(rows, gradient, weight)
             self.hidden.index_copy_(0, index, rows.to(self.hidden.dtype))
         if self.weight is not None:
-            add_product_(self.weight, operand.t(), inputs)
+            # The first product is written: zeros to add to would be one more pass over the head.
+            put = add_product_ if self._is_weight_written else write_product_
+            put(self.weight, gradient.t(), inputs)
+            self._is_weight_written = True
 
-    def finish(
-        self, dtype: torch.dtype, head: Head
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def finish(self, head: Head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients as they wait for the backward: in bfloat16 where the parameters are."""
 
         def hold(total: Tensor | None, parameter: Tensor | None) -> Tensor | None:
@@ -153,4 +167,6 @@ class _Gradients:
                 return total
             return total.to(parameter.dtype)
 
+        if self.weight is not None and not self._is_weight_written:
+            self.weight.zero_()
         return self.hidden, hold(self.weight, head.weight), hold(self.bias, head.bias)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caskd.store.errors import UsageError
 from caskd.train.loss_types import LossRows, LossSums, LossTerms, TeacherRows
 from caskd.train.objectives import Tail, keep_mask
 
@@ -52,68 +51,40 @@ def teacher_targets(
 
     Probabilities are exp(topk_logits - logsumexp). Storage rounds logits, so that the top-k and
     `tail_mass` need not sum to one: the cells are scaled to 1 - tail_mass (`bucket`, `drop`), to
-    one (`renormalise`), or left as they are (`none`, for targets that are weights already).
+    one (`renormalise`), or left as they are (`none`, for sampled targets, which are shares of
+    draws).
 
     Args:
         vocab_size: the student's V. Its columns outside a row's top-k, also those beyond the
-            teacher's vocabulary, belong to the tail.
+            teacher's vocabulary, belong to the tail. A row that keeps all V has no tail.
         dtype: float32, or float64.
-
-    Raises:
-        UsageError: an id is outside the student's vocabulary, or twice in a row under `bucket`.
     """
-    ids, logits, num_kept, logsumexp, tail_mass = _distribution(teacher)
-    valid = torch.arange(ids.shape[1], device=ids.device) < num_kept[:, None]
-    present = num_kept > 0
-    logprobs = logits.to(dtype) - logsumexp.to(dtype)[:, None]
+    assert teacher.topk_logits is not None
+    assert teacher.num_kept is not None
+    assert teacher.logsumexp is not None
+    assert teacher.tail_mass is not None
+    ids, valid = kept_cells(teacher)
+    present = teacher.present()
+    logprobs = teacher.topk_logits.to(dtype) - teacher.logsumexp.to(dtype)[:, None]
     mass = logprobs.exp().masked_fill(~valid, 0)
-    left_out = tail_mass.to(dtype).clamp(0, 1) * present
+    left_out = teacher.tail_mass.to(dtype).clamp(0, 1)
+    left_out = left_out * (present & (teacher.num_kept < vocab_size))
     if tail != "none":
         total = mass.sum(1).masked_fill(~present, 1)
         wanted = torch.ones_like(left_out) if tail == "renormalise" else 1 - left_out
         mass = mass * (wanted / total)[:, None]
-    ids = torch.where(valid, ids.long(), ids[:, :1].long())
-    ids = ids.masked_fill(~present[:, None], 0)
-    _check_ids(ids, valid, vocab_size, distinct=tail == "bucket")
     bucket = left_out if tail == "bucket" else torch.zeros_like(left_out)
     return Targets(ids, mass, valid, bucket, left_out, present)
 
 
-def _distribution(teacher: TeacherRows) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    columns = (
-        teacher.topk_ids,
-        teacher.topk_logits,
-        teacher.num_kept,
-        teacher.logsumexp,
-        teacher.tail_mass,
-    )
-    ids, logits, num_kept, logsumexp, tail_mass = columns
-    assert ids is not None
-    assert logits is not None
-    assert num_kept is not None
-    assert logsumexp is not None
-    assert tail_mass is not None
-    return ids, logits, num_kept, logsumexp, tail_mass
-
-
-def _check_ids(ids: Tensor, valid: Tensor, vocab_size: int, *, distinct: bool) -> None:
-    """Ids index the student's logits, and a bucket's cells are taken out of its tail once each."""
-    if ids.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.stack(ids.aminmax()).tolist())
-    if low < 0 or high >= vocab_size:
-        raise UsageError(
-            f"teacher ids run from {low} to {high}, expected 0 to {vocab_size - 1} (the student's "
-            f"head); use a student with the teacher's vocabulary"
-        )
-    if distinct:
-        filler = -1 - torch.arange(ids.shape[1], device=ids.device)
-        ordered = torch.where(valid, ids, filler).sort(dim=1).values
-        if bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-            raise UsageError(
-                "a teacher row has the same id twice, which tail='bucket' cannot take out of the "
-                "student's tail; use tail='none' for sampled targets"
-            )
+def kept_cells(teacher: TeacherRows) -> tuple[Tensor, Tensor]:
+    """Ids [N, k] int64, filler at the row's first id (0 without a teacher), and which count."""
+    assert teacher.topk_ids is not None
+    assert teacher.num_kept is not None
+    ids = teacher.topk_ids.long()
+    valid = torch.arange(ids.shape[1], device=ids.device) < teacher.num_kept[:, None]
+    ids = torch.where(valid, ids, ids[:, :1])
+    return ids.masked_fill(~teacher.present()[:, None], 0), valid
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,9 @@
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
 
+import os
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from caskd.store.errors import UsageError
 from caskd.train.dense_loss import dense_loss
 from caskd.train.fused_loss import FusedCall, fused_loss
+from caskd.train.loss_checks import check_columns, check_teacher, check_values
 from caskd.train.loss_types import Head, LossRows, LossSums, LossTerms, TeacherRows
 from caskd.train.objectives import (
     IGNORE_LABEL,
@@ -25,7 +28,7 @@ from caskd.train.objectives import (
 
 __all__ = ["OBJECTIVES", "LossSums", "TeacherRows", "cascade_aware_loss", "keep_mask"]
 
-Impl = Literal["auto", "torch", "dense"]
+Impl = Literal["auto", "torch", "triton", "dense"]
 
 _TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
 """Size of a tile of float32 logits. A larger one spreads the weight gradient's traffic over more
@@ -66,13 +69,14 @@ def cascade_aware_loss(
         tail: what becomes of the teacher's mass outside its top-k. `bucket`: the student's mass out
             there is matched to it as one more class. `renormalise`: the top-k is scaled to sum to
             one. `drop`: left out. `none`: exp(topk_logits - logsumexp) are the targets as they
-            stand, ids may repeat, for sampled stores.
+            stand and sum to one, for sampled stores: shares of draws, tail mass 0.
         bias: [V] of the head.
         logit_softcap: logits become softcap * tanh(logits / softcap), after the scale.
         logit_scale: factor of the logits, bias included.
         row_weights: [N] factor of each row's loss, a constant; masks and counts ignore it.
         keep: [N] bool, the caller's own mask in place of the objective's rule.
-        impl: `dense` keeps [N, V] logits; `torch` is fused; `auto` takes the fastest there is.
+        impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, the second for CUDA
+            devices; `auto` is `triton` where it can be, else `torch`.
         tile_rows: rows of one tile of the fused loss; None fits it to the device.
 
     Returns:
@@ -86,12 +90,11 @@ def cascade_aware_loss(
     if keep is not None:
         chosen = Objective("all", chosen.w)
     _check_choices(tail, impl, tile_rows)
-    _check_columns(hidden, lm_head_weight, labels, teacher, bias, row_weights, keep)
-    _check_teacher(objective, chosen, teacher)
-    labels = labels.long()
-    _check_labels(labels, len(lm_head_weight))
+    check_teacher(objective, chosen, teacher)
+    rows = LossRows(labels.long(), teacher, None if row_weights is None else row_weights.detach())
+    check_columns(hidden, lm_head_weight, bias, rows, keep)
+    check_values(rows, tail, len(lm_head_weight))
 
-    rows = LossRows(labels, teacher, None if row_weights is None else row_weights.detach())
     index = _rows_that_can_count(rows, chosen, keep)
     # The teacher's own mask has been applied by now; the rest of it is for the student to say.
     rule = "all" if chosen.rule == "teacher" else chosen.rule
@@ -111,6 +114,7 @@ def cascade_aware_loss(
                 softcap=logit_softcap,
                 scale=logit_scale,
                 dtype=dtype,
+                triton=_uses_triton(impl, hidden.device),
                 tile_rows=tile_rows or _fitting_tile_rows(len(lm_head_weight), hidden.device),
                 wanted=_wanted_gradients(hidden, lm_head_weight, bias),
             ),
@@ -156,6 +160,19 @@ def _wanted_gradients(
     return hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
 
 
+def _uses_triton(impl: str, device: torch.device) -> bool:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    is_installed = find_spec("triton") is not None
+    if impl == "auto":
+        return is_installed and device.type == "cuda"
+    if impl == "triton" and not (is_installed and (device.type == "cuda" or interpreted)):
+        raise UsageError(
+            f"impl='triton' needs the triton package and a CUDA device, got {device.type} tensors "
+            f"and triton {'' if is_installed else 'not '}installed; use impl='auto'"
+        )
+    return impl == "triton"
+
+
 def _fitting_tile_rows(vocab_size: int, device: torch.device) -> int:
     budget = _TILE_BYTES.get(device.type, _TILE_BYTES["cuda"])
     return max(128, min(4096, budget // (4 * vocab_size) // 64 * 64))
@@ -168,60 +185,3 @@ def _check_choices(tail: str, impl: str, tile_rows: int | None) -> None:
         raise UsageError(f"impl {impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
     if tile_rows is not None and tile_rows < 1:
         raise UsageError(f"tile_rows is {tile_rows}, expected at least 1; leave it out to fit it")
-
-
-def _check_columns(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    teacher: TeacherRows | None,
-    bias: Tensor | None,
-    row_weights: Tensor | None,
-    keep: Tensor | None,
-) -> None:
-    """Shapes agree: hidden [N, H], weight [V, H], bias [V], and N of everything else."""
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise UsageError(
-            f"hidden is {list(hidden.shape)} and lm_head_weight {list(weight.shape)}, expected "
-            "[N, H] and [V, H]; flatten batch and time to N rows"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise UsageError(f"bias is {list(bias.shape)}, expected [{len(weight)}] as the head's rows")
-    columns = {"labels": labels, "row_weights": row_weights, "keep": keep}
-    if teacher is not None:
-        columns |= {f"teacher.{name}": value for name, value in vars(teacher).items()}
-    for name, column in columns.items():
-        if column is None:
-            continue
-        wide = name in ("teacher.topk_ids", "teacher.topk_logits")
-        if column.ndim != 1 + wide or len(column) != len(hidden):
-            shape = f"[{len(hidden)}{', k' * wide}]"
-            raise UsageError(
-                f"{name} is {list(column.shape)}, expected {shape}: one per row of hidden"
-            )
-    if keep is not None and keep.dtype != torch.bool:
-        raise UsageError(f"keep is {keep.dtype}, expected torch.bool; use row_weights for weights")
-
-
-def _check_teacher(name: str, objective: Objective, teacher: TeacherRows | None) -> None:
-    if objective.needs_teacher and teacher is None:
-        raise UsageError(f"objective {name!r} needs teacher rows, got None; pass TeacherRows")
-    if teacher is None or not objective.needs_distribution or teacher.has_distribution:
-        return
-    missing = [field for field, value in vars(teacher).items() if value is None]
-    raise UsageError(
-        f"objective {name!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
-        "got None; read these fields from the store"
-    )
-
-
-def _check_labels(labels: Tensor, vocab_size: int) -> None:
-    counted = labels[labels != IGNORE_LABEL]
-    if counted.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.stack(counted.aminmax()).tolist())
-    if low < 0 or high >= vocab_size:
-        raise UsageError(
-            f"labels run from {low} to {high}, expected 0 to {vocab_size - 1} (the student's head) "
-            f"or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
-        )

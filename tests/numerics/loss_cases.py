@@ -3,13 +3,27 @@
 Dimension letters: N rows, k stored cells of a teacher row, V vocabulary, H hidden width.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from caskd.train.losses import LossSums, TeacherRows, cascade_aware_loss
+
+if not torch.cuda.is_available():  # before the kernels are imported, with the first triton call
+    os.environ["TRITON_INTERPRET"] = "1"
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is missing")
+)
+FAST = ("torch", TRITON)
+IMPLS = ("dense", *FAST)
+DEVICES = {"triton": "cuda" if torch.cuda.is_available() else "cpu"}
+"""Where an implementation is tested; others on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +77,42 @@ def make_case(
     return Case(hidden, weight, labels, teacher, teacher_logits)
 
 
+def sampled(teacher: TeacherRows) -> TeacherRows:
+    """The kept cells as if they were all there is: shares that sum to 1, no tail."""
+    kept = torch.arange(teacher.topk_ids.shape[1]) < teacher.num_kept[:, None]
+    logits = teacher.topk_logits.masked_fill(~kept, -torch.inf)
+    logsumexp = torch.where(teacher.num_kept > 0, logits.logsumexp(1), 0)
+    return replace(
+        teacher,
+        topk_logits=logits,
+        logsumexp=logsumexp,
+        tail_mass=torch.zeros_like(teacher.tail_mass),
+    )
+
+
+def for_tail(case: Case, tail: str) -> Case:
+    """The case itself, or with the teacher's rows as a sampled store has them."""
+    return replace(case, teacher=sampled(case.teacher)) if tail == "none" else case
+
+
+def run_loss(
+    hidden: Tensor, weight: Tensor, labels: Tensor, teacher: TeacherRows | None, **options: Any
+) -> LossSums:
+    """`cascade_aware_loss` on the device where its implementation is tested; sums on the CPU."""
+    device = DEVICES.get(options.get("impl", "auto"), "cpu")
+    if teacher is not None:
+        columns = (
+            None if column is None else column.to(device) for column in vars(teacher).values()
+        )
+        teacher = TeacherRows(*columns)
+    for name in ("bias", "row_weights", "keep"):
+        if options.get(name) is not None:
+            options[name] = options[name].to(device)
+    places = (tensor.to(device) for tensor in (hidden, weight, labels))
+    sums = cascade_aware_loss(*places, teacher, **options)
+    return LossSums(*(tensor.cpu() for tensor in sums.tensors()))
+
+
 def gradients(case: Case, *, upstream: float = 1.0, **options) -> tuple[LossSums, list[Tensor]]:
     """The sums, and the gradients of hidden, weight and (where given) bias."""
     hidden = case.hidden.clone().requires_grad_()
@@ -71,7 +121,7 @@ def gradients(case: Case, *, upstream: float = 1.0, **options) -> tuple[LossSums
     if options.get("bias") is not None:
         options["bias"] = options["bias"].clone().requires_grad_()
         leaves.append(options["bias"])
-    sums = cascade_aware_loss(hidden, weight, case.labels, case.teacher, **options)
+    sums = run_loss(hidden, weight, case.labels, case.teacher, **options)
     (sums.loss * upstream).backward()
     return sums, [leaf.grad for leaf in leaves]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from loss_cases import gradients, make_case, relative_error
+from loss_cases import for_tail, gradients, make_case, relative_error, sampled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caskd.store.errors import UsageError
@@ -28,6 +28,7 @@ class Products(TorchDispatchMode):
             self.rows.append(min(min(shape) for shape in shapes))
         fresh = func.__name__.split(".")[0] in (
             "empty",
+            "empty_like",
             "zeros",
             "zeros_like",
             "new_empty",
@@ -214,6 +215,16 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda c: _with(c, topk_ids=c.teacher.topk_ids[:, [0, 1, 2, 3, 4, 1]]),
         {},
         "same id twice",
+    ),
+    "a tail of sampled targets": (
+        lambda c: c,
+        {"tail": "none"},
+        "tail='none' takes targets that sum to 1, got a tail mass up to 0.",
+    ),
+    "sampled targets of half a mass": (
+        lambda c: _with(for_tail(c, "none"), logsumexp=sampled(c.teacher).logsumexp + 0.7),
+        {"tail": "none"},
+        r"got a tail mass up to 0 and a sum off by 0\.503",
     ),
     "label": (lambda c: replace(c, labels=c.labels + 90), {}, "labels run from"),
     "negative label": (lambda c: replace(c, labels=c.labels - 99), {}, "labels run from"),

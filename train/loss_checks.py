@@ -1,0 +1,135 @@
+"""What the loss refuses, each in one line: got, expected, what to type next.
+
+Shapes are looked at for nothing. Values (ids in range, none twice, the mass of sampled targets) are
+looked at once per call and together, so that a GPU waits for the host once.
+
+Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
+"""
+
+import torch
+from torch import Tensor
+
+from caskd.store.errors import UsageError
+from caskd.train.loss_targets import kept_cells
+from caskd.train.loss_types import LossRows, TeacherRows
+from caskd.train.objectives import IGNORE_LABEL, Objective, Tail
+
+_SLICE_ROWS = 8192
+"""Rows of ids sorted at once."""
+
+_SAMPLED_ROUNDING = 1e-3
+"""How far the mass of sampled targets may be from 1: more is not rounding."""
+
+
+def check_columns(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: LossRows, keep: Tensor | None
+) -> None:
+    """Shapes agree: hidden [N, H], weight [V, H], bias [V], and N of everything else."""
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise UsageError(
+            f"hidden is {list(hidden.shape)} and lm_head_weight {list(weight.shape)}, expected "
+            "[N, H] and [V, H]; flatten batch and time to N rows"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise UsageError(f"bias is {list(bias.shape)}, expected [{len(weight)}] as the head's rows")
+    columns = {"labels": rows.labels, "row_weights": rows.weights, "keep": keep}
+    if rows.teacher is not None:
+        columns |= {f"teacher.{name}": value for name, value in vars(rows.teacher).items()}
+    for name, column in columns.items():
+        if column is None:
+            continue
+        wide = name in ("teacher.topk_ids", "teacher.topk_logits")
+        if column.ndim != 1 + wide or len(column) != len(hidden):
+            shape = f"[{len(hidden)}{', k' * wide}]"
+            raise UsageError(
+                f"{name} is {list(column.shape)}, expected {shape}: one per row of hidden"
+            )
+    if keep is not None and keep.dtype != torch.bool:
+        raise UsageError(f"keep is {keep.dtype}, expected torch.bool; use row_weights for weights")
+
+
+def check_teacher(name: str, objective: Objective, teacher: TeacherRows | None) -> None:
+    """The teacher has what the objective called `name` asks of it."""
+    if objective.needs_teacher and teacher is None:
+        raise UsageError(f"objective {name!r} needs teacher rows, got None; pass TeacherRows")
+    if teacher is None or not objective.needs_distribution or teacher.has_distribution:
+        return
+    missing = [field for field, value in vars(teacher).items() if value is None]
+    raise UsageError(
+        f"objective {name!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
+        "got None; read these fields from the store"
+    )
+
+
+def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
+    """Labels and ids index the student's logits, no id is twice in a row, sampled targets sum to 1.
+
+    Raises:
+        UsageError: they do not.
+    """
+    figures = [_bounds(rows.labels[rows.labels != IGNORE_LABEL])]
+    teacher = rows.teacher
+    if teacher is not None and teacher.has_distribution:
+        figures += [_cell_figures(teacher), _sampled_figures(teacher, tail)]
+    low, high, *of_teacher = torch.cat(figures).tolist()
+    if low < 0 or high >= vocab_size:
+        raise UsageError(
+            f"labels run from {low:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
+            f"student's head) or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
+        )
+    if of_teacher:
+        _check_cells(*of_teacher, vocab_size=vocab_size)
+
+
+def _check_cells(
+    low: float, high: float, repeated: float, left_out: float, excess: float, *, vocab_size: int
+) -> None:
+    if low < 0 or high >= vocab_size:
+        raise UsageError(
+            f"teacher ids run from {low:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
+            "student's head); use a student with the teacher's vocabulary"
+        )
+    if repeated:
+        raise UsageError(
+            "a teacher row has the same id twice, expected distinct ids; add up the counts of "
+            "repeated draws first"
+        )
+    if left_out > 0 or excess > _SAMPLED_ROUNDING:
+        raise UsageError(
+            f"tail='none' takes targets that sum to 1, got a tail mass up to {left_out:.3g} and a "
+            f"sum off by {excess:.3g}; use tail='bucket', or the counts of a sampled store"
+        )
+
+
+def _bounds(ids: Tensor) -> Tensor:
+    """[2] the least and the greatest, 0 and 0 of nothing."""
+    if ids.numel() == 0:
+        return torch.zeros(2, device=ids.device, dtype=torch.float64)
+    return torch.stack(ids.aminmax()).double()
+
+
+def _cell_figures(teacher: TeacherRows) -> Tensor:
+    """[3] the least and the greatest id, and whether a row has one twice."""
+    ids, valid = kept_cells(teacher)
+    repeated = torch.zeros((), device=ids.device, dtype=torch.bool)
+    filler = -1 - torch.arange(ids.shape[1], device=ids.device)
+    for part, counts in zip(ids.split(_SLICE_ROWS), valid.split(_SLICE_ROWS), strict=True):
+        ordered = torch.where(counts, part, filler).sort(dim=1).values
+        repeated = repeated | (ordered[:, 1:] == ordered[:, :-1]).any()
+    return torch.cat([_bounds(ids), repeated.double()[None]])
+
+
+def _sampled_figures(teacher: TeacherRows, tail: Tail) -> Tensor:
+    """[2] under `none` the greatest tail mass, and how far a sum of targets is from 1; else 0."""
+    present = teacher.present()
+    if tail != "none" or present.numel() == 0:
+        return torch.zeros(2, device=present.device, dtype=torch.float64)
+    _, valid = kept_cells(teacher)
+    assert teacher.topk_logits is not None
+    assert teacher.logsumexp is not None
+    assert teacher.tail_mass is not None
+    logprobs = teacher.topk_logits.double() - teacher.logsumexp.double()[:, None]
+    total = logprobs.masked_fill(~valid, -torch.inf).exp().sum(1)
+    excess = (total - 1).abs().masked_fill(~present, 0).max()
+    left_out = teacher.tail_mass.double().masked_fill(~present, 0).max()
+    return torch.stack([left_out, excess])
