@@ -1,0 +1,56 @@
+"""The loss under DistributedDataParallel: however a step is cut, its gradient is the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loss_ranks_driver import CUTS, OBJECTIVES, Student, denominator, make_batch
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+DRIVER = Path(__file__).with_name("loss_ranks_driver.py")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("ddp") / "gradients.pt"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(DRIVER), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(out)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("normaliser", OBJECTIVES)
+def test_two_ranks_have_the_gradient_of_one_batch(
+    two: dict[str, Any], normaliser: str, cut: str
+) -> None:
+    case = make_batch()
+    student = Student(case)
+    loss = student(case, torch.arange(len(case.labels)), OBJECTIVES[normaliser], "dense")
+    (loss / denominator(case, normaliser)).backward()
+    for name, parameter in student.named_parameters():
+        ours = two["gradients"][normaliser, cut][name].double()
+        expected = parameter.grad.double()
+        assert float((ours - expected).norm() / expected.norm()) <= 1e-6, name
+
+
+def test_the_cuts_are_what_they_say(two: dict[str, Any]) -> None:
+    """Unequal micro-batches, some without rows, and a rank that never has any."""
+    first, second = (rows["rows", "by one"] for rows in two["rows"])
+    assert sum(first) + sum(second) == len(make_batch().labels)
+    assert sum(first) != sum(second)
+    assert 0 in second
+    first, second = (rows["rows", "one rank has no rows"] for rows in two["rows"])
+    assert min(first) > 0
+    assert second == [0]
