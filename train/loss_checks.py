@@ -15,7 +15,7 @@ from caskd.train.loss_types import LossRows, TeacherRows
 from caskd.train.objectives import IGNORE_LABEL, Objective, Tail
 
 _SLICE_ROWS = 8192
-"""Rows of ids sorted at once."""
+"""Rows of the teacher looked at together: their copies must not grow with the batch."""
 
 _SAMPLED_ROUNDING = 1e-3
 """How far the mass of sampled targets may be from 1: more is not rounding."""
@@ -69,12 +69,14 @@ def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
     """
     figures = [_bounds(rows.labels[rows.labels != IGNORE_LABEL])]
     teacher = rows.teacher
-    if teacher is not None and teacher.has_distribution:
-        figures += [_cell_figures(teacher), _sampled_figures(teacher, tail)]
-    low, high, *of_teacher = torch.cat(figures).tolist()
-    if low < 0 or high >= vocab_size:
+    if teacher is not None and teacher.has_distribution and len(rows.labels):
+        starts = range(0, len(rows.labels), _SLICE_ROWS)
+        slices = (teacher.take(slice(start, start + _SLICE_ROWS)) for start in starts)
+        figures.append(torch.stack([_cell_figures(part, tail) for part in slices]).amax(0))
+    under, high, *of_teacher = torch.cat(figures).tolist()
+    if under > 0 or high >= vocab_size:
         raise UsageError(
-            f"labels run from {low:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
+            f"labels run from {-under:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
             f"student's head) or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
         )
     if of_teacher:
@@ -82,11 +84,11 @@ def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
 
 
 def _check_cells(
-    low: float, high: float, repeated: float, left_out: float, excess: float, *, vocab_size: int
+    under: float, high: float, repeated: float, left_out: float, excess: float, *, vocab_size: int
 ) -> None:
-    if low < 0 or high >= vocab_size:
+    if under > 0 or high >= vocab_size:
         raise UsageError(
-            f"teacher ids run from {low:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
+            f"teacher ids run from {-under:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
             "student's head); use a student with the teacher's vocabulary"
         )
     if repeated:
@@ -102,34 +104,32 @@ def _check_cells(
 
 
 def _bounds(ids: Tensor) -> Tensor:
-    """[2] the least and the greatest, 0 and 0 of nothing."""
+    """[2] the least, negated, and the greatest; 0 and 0 of nothing."""
     if ids.numel() == 0:
         return torch.zeros(2, device=ids.device, dtype=torch.float64)
-    return torch.stack(ids.aminmax()).double()
+    low, high = ids.aminmax()
+    return torch.stack([-low, high]).double()
 
 
-def _cell_figures(teacher: TeacherRows) -> Tensor:
-    """[3] the least and the greatest id, and whether a row has one twice."""
+def _cell_figures(teacher: TeacherRows, tail: Tail) -> Tensor:
+    """[5] what some rows have at most: -id, id, repeated ids, and under `none` tail and excess."""
     ids, valid = kept_cells(teacher)
-    repeated = torch.zeros((), device=ids.device, dtype=torch.bool)
     filler = -1 - torch.arange(ids.shape[1], device=ids.device)
-    for part, counts in zip(ids.split(_SLICE_ROWS), valid.split(_SLICE_ROWS), strict=True):
-        ordered = torch.where(counts, part, filler).sort(dim=1).values
-        repeated = repeated | (ordered[:, 1:] == ordered[:, :-1]).any()
-    return torch.cat([_bounds(ids), repeated.double()[None]])
+    ordered = torch.where(valid, ids, filler).sort(dim=1).values
+    repeated = (ordered[:, 1:] == ordered[:, :-1]).any().double()[None]
+    unsampled = torch.zeros(2, device=ids.device, dtype=torch.float64)
+    if tail == "none":
+        unsampled = _unsampled(teacher, valid)
+    return torch.cat([_bounds(ids), repeated, unsampled])
 
 
-def _sampled_figures(teacher: TeacherRows, tail: Tail) -> Tensor:
-    """[2] under `none` the greatest tail mass, and how far a sum of targets is from 1; else 0."""
-    present = teacher.present()
-    if tail != "none" or present.numel() == 0:
-        return torch.zeros(2, device=present.device, dtype=torch.float64)
-    _, valid = kept_cells(teacher)
+def _unsampled(teacher: TeacherRows, valid: Tensor) -> Tensor:
+    """[2] the greatest tail mass, and how far a row's sum of targets is from 1."""
     assert teacher.topk_logits is not None
     assert teacher.logsumexp is not None
     assert teacher.tail_mass is not None
+    absent = ~teacher.present()
     logprobs = teacher.topk_logits.double() - teacher.logsumexp.double()[:, None]
     total = logprobs.masked_fill(~valid, -torch.inf).exp().sum(1)
-    excess = (total - 1).abs().masked_fill(~present, 0).max()
-    left_out = teacher.tail_mass.double().masked_fill(~present, 0).max()
-    return torch.stack([left_out, excess])
+    excess = (total - 1).abs().masked_fill(absent, 0).max()
+    return torch.stack([teacher.tail_mass.double().masked_fill(absent, 0).max(), excess])

@@ -44,7 +44,7 @@ class TeacherRows:
             return torch.ones_like(self.argmax, dtype=torch.bool)
         return self.num_kept > 0
 
-    def take(self, index: Tensor) -> "TeacherRows":
+    def take(self, index: Tensor | slice) -> "TeacherRows":
         """The rows at `index` [n]."""
         rest = (getattr(self, field.name) for field in fields(self)[1:])
         taken = (None if column is None else column[index] for column in rest)

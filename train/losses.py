@@ -115,7 +115,7 @@ def cascade_aware_loss(
                 scale=logit_scale,
                 dtype=dtype,
                 triton=_uses_triton(impl, hidden.device),
-                tile_rows=tile_rows or _fitting_tile_rows(len(lm_head_weight), hidden.device),
+                tile_rows=tile_rows or fitting_tile_rows(len(lm_head_weight), hidden.device),
                 wanted=_wanted_gradients(hidden, lm_head_weight, bias),
             ),
         )
@@ -173,7 +173,8 @@ def _uses_triton(impl: str, device: torch.device) -> bool:
     return impl == "triton"
 
 
-def _fitting_tile_rows(vocab_size: int, device: torch.device) -> int:
+def fitting_tile_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of a tile of float32 logits [n, V] that suits the device."""
     budget = _TILE_BYTES.get(device.type, _TILE_BYTES["cuda"])
     return max(128, min(4096, budget // (4 * vocab_size) // 64 * 64))
 
