@@ -102,6 +102,7 @@ class TritonPasses:
                 num_columns,
                 COLUMNS=_columns(num_columns),
                 num_warps=_NUM_WARPS,
+                enable_fp_fusion=True,
             )
         return Outside(argmax, peak, total)
 
@@ -128,6 +129,7 @@ class TritonPasses:
                 HAS_SOFTCAP=change.softcap is not None,
                 COLUMNS=columns,
                 num_warps=_NUM_WARPS,
+                enable_fp_fusion=True,
             )
         return gradient
 
