@@ -1,7 +1,7 @@
 """What the loss refuses, each in one line: got, expected, what to type next.
 
 Shapes are looked at for nothing. Values (ids in range, none twice, the mass of sampled targets) are
-looked at once per call and together, so that a GPU waits for the host once.
+looked at once per call and together, so that a GPU waits for the host once, or twice.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -68,34 +68,35 @@ def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
         UsageError: they do not.
     """
     figures = [_bounds(rows.labels[rows.labels != IGNORE_LABEL])]
-    teacher = rows.teacher
-    if teacher is not None and teacher.has_distribution and len(rows.labels):
-        starts = range(0, len(rows.labels), _SLICE_ROWS)
-        slices = (teacher.take(slice(start, start + _SLICE_ROWS)) for start in starts)
-        figures.append(torch.stack([_cell_figures(part, tail) for part in slices]).amax(0))
+    parts = _slices(rows.teacher)
+    if parts:
+        figures.append(torch.stack([_cell_figures(part) for part in parts]).amax(0))
     under, high, *of_teacher = torch.cat(figures).tolist()
     if under > 0 or high >= vocab_size:
         raise UsageError(
-            f"labels run from {-under:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
-            f"student's head) or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
+            f"labels run from {-under} to {high}, expected 0 to {vocab_size - 1} (the student's "
+            f"head) or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
         )
-    if of_teacher:
+    if parts:
         _check_cells(*of_teacher, vocab_size=vocab_size)
+    if parts and tail == "none":
+        _check_sampled(*torch.stack([_sampled_figures(part) for part in parts]).amax(0).tolist())
 
 
-def _check_cells(
-    under: float, high: float, repeated: float, left_out: float, excess: float, *, vocab_size: int
-) -> None:
+def _check_cells(under: int, high: int, is_repeated: int, *, vocab_size: int) -> None:
     if under > 0 or high >= vocab_size:
         raise UsageError(
-            f"teacher ids run from {-under:.0f} to {high:.0f}, expected 0 to {vocab_size - 1} (the "
+            f"teacher ids run from {-under} to {high}, expected 0 to {vocab_size - 1} (the "
             "student's head); use a student with the teacher's vocabulary"
         )
-    if repeated:
+    if is_repeated:
         raise UsageError(
             "a teacher row has the same id twice, expected distinct ids; add up the counts of "
             "repeated draws first"
         )
+
+
+def _check_sampled(left_out: float, excess: float) -> None:
     if left_out > 0 or excess > _SAMPLED_ROUNDING:
         raise UsageError(
             f"tail='none' takes targets that sum to 1, got a tail mass up to {left_out:.3g} and a "
@@ -103,33 +104,39 @@ def _check_cells(
         )
 
 
+def _slices(teacher: TeacherRows | None) -> list[TeacherRows]:
+    """Views of a few rows each; none where there is no distribution."""
+    if teacher is None or not teacher.has_distribution:
+        return []
+    starts = range(0, len(teacher.argmax), _SLICE_ROWS)
+    return [teacher.take(slice(start, start + _SLICE_ROWS)) for start in starts]
+
+
 def _bounds(ids: Tensor) -> Tensor:
     """[2] the least, negated, and the greatest; 0 and 0 of nothing."""
     if ids.numel() == 0:
-        return torch.zeros(2, device=ids.device, dtype=torch.float64)
+        return torch.zeros(2, device=ids.device, dtype=torch.int64)
     low, high = ids.aminmax()
-    return torch.stack([-low, high]).double()
+    return torch.stack([-low, high])
 
 
-def _cell_figures(teacher: TeacherRows, tail: Tail) -> Tensor:
-    """[5] what some rows have at most: -id, id, repeated ids, and under `none` tail and excess."""
+def _cell_figures(teacher: TeacherRows) -> Tensor:
+    """[3] what some rows have at most: -id, id, and whether a row has one twice."""
     ids, valid = kept_cells(teacher)
     filler = -1 - torch.arange(ids.shape[1], device=ids.device)
     ordered = torch.where(valid, ids, filler).sort(dim=1).values
-    repeated = (ordered[:, 1:] == ordered[:, :-1]).any().double()[None]
-    unsampled = torch.zeros(2, device=ids.device, dtype=torch.float64)
-    if tail == "none":
-        unsampled = _unsampled(teacher, valid)
-    return torch.cat([_bounds(ids), repeated, unsampled])
+    is_repeated = (ordered[:, 1:] == ordered[:, :-1]).any().long()
+    return torch.cat([_bounds(ids), is_repeated[None]])
 
 
-def _unsampled(teacher: TeacherRows, valid: Tensor) -> Tensor:
+def _sampled_figures(teacher: TeacherRows) -> Tensor:
     """[2] the greatest tail mass, and how far a row's sum of targets is from 1."""
     assert teacher.topk_logits is not None
     assert teacher.logsumexp is not None
     assert teacher.tail_mass is not None
+    _, valid = kept_cells(teacher)
     absent = ~teacher.present()
-    logprobs = teacher.topk_logits.double() - teacher.logsumexp.double()[:, None]
+    logprobs = (teacher.topk_logits - teacher.logsumexp[:, None]).float()
     total = logprobs.masked_fill(~valid, -torch.inf).exp().sum(1)
     excess = (total - 1).abs().masked_fill(absent, 0).max()
-    return torch.stack([teacher.tail_mass.double().masked_fill(absent, 0).max(), excess])
+    return torch.stack([teacher.tail_mass.float().masked_fill(absent, 0).max(), excess])

@@ -250,3 +250,14 @@ def test_what_is_refused(case, name, impl):
         cascade_aware_loss(wrong.hidden, wrong.weight, wrong.labels, wrong.teacher, **arguments)
     assert "\n" not in str(refused.value)
     assert refused.value.exit_code == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels can run here")
+def test_kernels_are_refused_where_they_cannot_run(case, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(UsageError, match="needs the triton package and a CUDA device, got cpu"):
+        cascade_aware_loss(
+            case.hidden, case.weight, case.labels, None, objective="xent", impl="triton"
+        )
+    sums = cascade_aware_loss(case.hidden, case.weight, case.labels, None, objective="xent")
+    assert bool(sums.loss.isfinite())
