@@ -51,11 +51,11 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, micro_steps: int) -> None:
     real = TrainEngine.micro_step
     calls = []
 
-    def dying(self: TrainEngine, *arguments: Any) -> torch.Tensor:
+    def dying(self: TrainEngine, *arguments: Any, **named: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) > micro_steps:
             raise Killed
-        return real(self, *arguments)
+        return real(self, *arguments, **named)
 
     monkeypatch.setattr(TrainEngine, "micro_step", dying)
 
@@ -164,7 +164,7 @@ def test_another_run_is_not_resumed(
 def test_another_store_is_not_resumed(root: Path, half_way: Path, tmp_path: Path) -> None:
     capture(tmp_path / "other", num=44)
     store = str(tmp_path / "other" / "store")
-    with pytest.raises(IdentityError, match="--store: its seal is"):
+    with pytest.raises(IdentityError, match="--store: seals and weights give"):
         train(options(root, half_way, resume=True, store=store))
 
 
