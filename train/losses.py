@@ -14,6 +14,7 @@ from torch import Tensor
 from caskd.store.errors import UsageError
 from caskd.train.dense_loss import dense_loss
 from caskd.train.fused_loss import FusedCall, fused_loss
+from caskd.train.kernel_check import kernels_agree
 from caskd.train.loss_checks import check_columns, check_teacher, check_values
 from caskd.train.loss_types import Head, LossRows, LossSums, LossTerms, TeacherRows
 from caskd.train.objectives import (
@@ -76,7 +77,7 @@ def cascade_aware_loss(
         row_weights: [N] factor of each row's loss, a constant; masks and counts ignore it.
         keep: [N] bool, the caller's own mask in place of the objective's rule.
         impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, the second for CUDA
-            devices; `auto` is `triton` where it can be, else `torch`.
+            devices; `auto` is `triton` where a trial shows that it works, else `torch`.
         tile_rows: rows of one tile of the fused loss; None fits it to the device.
 
     Returns:
@@ -164,7 +165,7 @@ def _uses_triton(impl: str, device: torch.device) -> bool:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     is_installed = find_spec("triton") is not None
     if impl == "auto":
-        return is_installed and device.type == "cuda"
+        return is_installed and device.type == "cuda" and kernels_agree(device)
     if impl == "triton" and not (is_installed and (device.type == "cuda" or interpreted)):
         raise UsageError(
             f"impl='triton' needs the triton package and a CUDA device, got {device.type} tensors "
