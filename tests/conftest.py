@@ -7,7 +7,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import torch  # noqa: E402  (it reads the number of threads)
+
 sys.path.insert(0, str(Path(__file__).parent))
+if not torch.cuda.is_available():  # read when triton is imported, by whatever test comes first
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_configure(config):  # type: ignore[no-untyped-def]

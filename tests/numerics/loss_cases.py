@@ -3,7 +3,6 @@
 Dimension letters: N rows, k stored cells of a teacher row, V vocabulary, H hidden width.
 """
 
-import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -15,8 +14,6 @@ from torch import Tensor
 
 from caskd.train.losses import LossSums, TeacherRows, cascade_aware_loss
 
-if not torch.cuda.is_available():  # before the kernels are imported, with the first triton call
-    os.environ["TRITON_INTERPRET"] = "1"
 TRITON = pytest.param(
     "triton", marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is missing")
 )
