@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import torch  # noqa: E402  (it reads the number of threads)
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 if not torch.cuda.is_available():  # read when triton is imported, by whatever test comes first
