@@ -18,7 +18,8 @@ from caskd.store.corpus import Columns
 from caskd.store.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
-    from caskd.eval.models import Answer, LoadedModel
+    from caskd.eval.decoding import Answer
+    from caskd.eval.models import LoadedModel
 
 FloatArray = npt.NDArray[np.float64]
 Prompt = str | Sequence[Mapping[str, str]]
@@ -59,7 +60,7 @@ class Cascade:
         self._small = small
         self._large = large
         self._batch_size = batch_size
-        self._max_new_tokens = int(settings.decoding.get("max_new_tokens", MAX_NEW_TOKENS))
+        self._decoding = settings.decoding
 
     @classmethod
     def load(
@@ -99,11 +100,10 @@ class Cascade:
         ours = open_model(small or settings.small["name"], settings.small)
         if not callable(large):
             opened = open_model(large or settings.large["name"], settings.large)
-            max_new_tokens = int(settings.decoding.get("max_new_tokens", MAX_NEW_TOKENS))
 
             def large(prompts: list[Prompt]) -> list[str]:
-                answers = _decode(opened, prompts, max_new_tokens, batch_size)
-                return [_text(opened, answer) for answer in answers]
+                answers = _decode(opened, prompts, settings.decoding, batch_size)
+                return [answer.text for answer in answers]
 
         return cls(settings, ours, large, batch_size)
 
@@ -120,16 +120,13 @@ class Cascade:
             scores = self._router.score(_Answered(prompts, []))  # nobody has answered yet
             kept = [place for place, score in enumerate(scores) if score < self.threshold]
             answers = self._decode([prompts[place] for place in kept])
-            ours = {
-                place: _text(self._small, answer)
-                for place, answer in zip(kept, answers, strict=True)
-            }
+            ours = {place: one.text for place, one in zip(kept, answers, strict=True)}
         else:
             answers = self._decode(prompts)
             scores = self._scores(prompts, answers)
             ours = {
-                place: _text(self._small, answer)
-                for place, answer in enumerate(answers)
+                place: one.text
+                for place, one in enumerate(answers)
                 if scores[place] < self.threshold
             }
         deferred = [place for place in range(len(prompts)) if place not in ours]
@@ -143,7 +140,7 @@ class Cascade:
         ]
 
     def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
-        return _decode(self._small, prompts, self._max_new_tokens, self._batch_size)
+        return _decode(self._small, prompts, self._decoding, self._batch_size)
 
     def _scores(self, prompts: list[Prompt], answers: "list[Answer]") -> FloatArray:
         stored = _Answered(prompts, answers)
@@ -194,10 +191,11 @@ def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
 
 
 def _decode(
-    loaded: "LoadedModel", prompts: Sequence[Prompt], max_new_tokens: int, batch_size: int
+    loaded: "LoadedModel", prompts: Sequence[Prompt], decoding: Mapping[str, Any], batch_size: int
 ) -> "list[Answer]":
+    """Answers as `caskd predict` gave them: with its stop texts and hidden states."""
+    from caskd.eval.decoding import decode_batch
     from caskd.eval.generate import batches
-    from caskd.eval.models import decode_batch
     from caskd.store.examples import prompt_ids
 
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
@@ -206,13 +204,15 @@ def _decode(
         raise UsageError(f"prompt {empty} is empty, expected a question")
     answers: dict[int, Answer] = {}
     for batch in batches([len(one) for one in ids], batch_size):
-        found = decode_batch(loaded, [ids[place] for place in batch], max_new_tokens)
+        found = decode_batch(
+            loaded,
+            [ids[place] for place in batch],
+            int(decoding.get("max_new_tokens", MAX_NEW_TOKENS)),
+            stop=[decoding.get("stop", ())] * len(batch),
+            hidden_layer=decoding.get("hidden_layer"),
+        )
         answers.update(zip(batch, found, strict=True))
     return [answers[place] for place in range(len(ids))]
-
-
-def _text(loaded: "LoadedModel", answer: "Answer") -> str:
-    return str(loaded.tokenizer.decode(answer.token_ids, skip_special_tokens=True))
 
 
 def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, Any]) -> None:

@@ -13,23 +13,43 @@ class PredictConfig:
     data: tuple[str, ...]
     """Files with the examples: JSONL, Parquet, Arrow or CSV."""
     out: str
-    """Parquet file to write; it must not exist yet."""
+    """Parquet file to write. Finished parts wait in OUT.parts: the same command continues after a
+    kill."""
     prompt_column: str = "prompt"
     """Column with the question."""
     response_column: str = "response"
     """Column with the expected answer."""
+    references_column: str = "references"
+    """Column with a list of answers that are all right, where there are several."""
+    options_column: str = "options"
+    """Column with the options of a multiple-choice question, a list of texts as the model would
+    write them (A, B, C, D): their probabilities are stored."""
     messages_column: str = "messages"
     """Column with a chat, whose last assistant turn is the expected answer."""
     task_column: str = "task"
     """Column with the name of the task, for figures per task."""
+    task_metric: tuple[str, ...] = ()
+    """How answers are scored: NAME=METRIC for a task, METRIC for all that have no line of their own
+    in caskd's table; repeat the flag. exact_match, accuracy, token_f1, numeric_match, chrf, bleu,
+    and bleu-zh or another tokenizer of sacrebleu."""
+    stop: tuple[str, ...] = ()
+    """An answer ends before this text; repeat the flag. \\n is a line break."""
     max_new_tokens: int = 128
     """Longest answer in tokens, the end-of-sequence token included."""
     batch_size: int = 16
     """Examples decoded at once; the answers do not depend on it, up to rounding."""
+    hidden: int | None = None
+    """Store the hidden state of each prompt's last token after this layer: -1 the last, 0 the
+    embedding."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; auto keeps that of the files."""
     device: str = "auto"
     """Where to run: cpu, cuda, cuda:1; auto takes the GPU where there is one."""
+    worker: int = 0
+    """Number of this worker, from 0; each answers its own part, and whoever sees all parts joins
+    them."""
+    num_workers: int = 1
+    """Workers that share the examples; give all of them the same flags otherwise."""
     limit: int | None = None
     """Answer only the first so many examples."""
 

@@ -22,22 +22,24 @@ IntArray = npt.NDArray[np.int64]
 MAX_POINTS = 1001
 
 
-def ngram_counts(answers: Sequence[str], references: Sequence[str], tokenizer: str) -> IntArray:
-    """Counts [E, C] of every answer against its reference.
+def ngram_counts(
+    answers: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str
+) -> IntArray:
+    """Counts [E, C] of every answer against its references.
 
     Args:
         answers: [E] what a model wrote.
-        references: [E] what was expected.
+        references: [E] what was expected, one text or more.
         tokenizer: of sacrebleu, such as `13a`, `zh` or `char`.
 
     Raises:
         UsageError: sacrebleu has no such tokenizer, or its files are not installed.
     """
-    bleu = _bleu(tokenizer)
+    bleu = bleu_scorer(tokenizer)
     rows = []
-    for answer, reference in zip(answers, references, strict=True):
-        one = bleu.corpus_score([answer], [[reference]])
-        rows.append([one.sys_len, one.ref_len, *one.counts, *one.totals])
+    for answer, expected in zip(answers, references, strict=True):
+        found = bleu.corpus_score([answer], [[one] for one in expected])
+        rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
     return np.array(rows, dtype=np.int64)
 
 
@@ -54,7 +56,7 @@ def bleu_curve(
         large: [E, C] counts of the large model's.
         tokenizer: that the counts were made with.
     """
-    bleu = _bleu(tokenizer)
+    bleu = bleu_scorer(tokenizer)
     order, ends = defer_order(score)
     moved = np.cumsum((large - small)[order], axis=0)
     sums = small.sum(axis=0) + np.concatenate((np.zeros_like(moved[:1]), moved))[ends]
@@ -74,14 +76,26 @@ def _value(bleu: Any, counts: IntArray) -> float:
     return float(found.score)
 
 
-def _bleu(tokenizer: str) -> Any:
+def bleu_scorer(tokenizer: str, asked_by: str = "--bleu ", **options: bool) -> Any:
+    """sacrebleu's BLEU with this tokenizer.
+
+    Args:
+        tokenizer: of sacrebleu.
+        asked_by: the flag up to the tokenizer's name, for messages.
+        options: of sacrebleu's BLEU.
+
+    Raises:
+        UsageError: there is no such tokenizer, or its files are not installed.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
     if tokenizer not in BLEU.TOKENIZERS:
         known = ", ".join(sorted(BLEU.TOKENIZERS))
-        raise UsageError(f"got --bleu {tokenizer}, expected a tokenizer of sacrebleu: {known}")
+        raise UsageError(f"got {asked_by}{tokenizer}, expected a tokenizer of sacrebleu: {known}")
     try:
-        return BLEU(tokenize=tokenizer, force=True)
-    except (ImportError, RuntimeError) as error:
+        return BLEU(tokenize=tokenizer, force=True, **options)
+    except (ImportError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--bleu {tokenizer} is not installed: {reason}") from None
+        extra = tokenizer.removesuffix("-mecab")
+        how = f" Install it with: pip install 'sacrebleu[{extra}]'" if extra != tokenizer else ""
+        raise UsageError(f"{asked_by}{tokenizer} is not installed: {reason}{how}") from None

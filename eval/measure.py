@@ -191,7 +191,7 @@ def cost_shares(
 
 
 def _bleu(pair: Pair, score: FloatArray, tokenizer: str) -> tuple[FloatArray, FloatArray]:
-    references = pair.large.strings("reference")
+    references = pair.large.references()
     small, large = (
         ngram_counts(one.strings("text"), references, tokenizer) for one in (pair.small, pair.large)
     )

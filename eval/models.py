@@ -1,10 +1,6 @@
-"""The model that answers: opened once, and described without any path of this machine.
-
-Legend: B examples of a batch, P prompt tokens after left padding, N new tokens, V vocabulary.
-"""
+"""The model that answers: opened once, and described without any path of this machine."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from caskd.eval.config import PredictConfig
 from caskd.eval.predictions import digest
 from caskd.store.errors import UsageError
-from caskd.store.vocabulary import tokenizer_digest
+from caskd.store.vocabulary import template_digest, tokenizer_digest
 from caskd.store.weights import weights_digest
 
 
@@ -34,14 +30,6 @@ class LoadedModel:
     def max_positions(self) -> int | None:
         """Longest sequence that the model was built for, if it says."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The new tokens of one example, up to and with the first stop id."""
-
-    token_ids: list[int]
-    token_logprobs: list[float]
 
 
 def load_model(config: PredictConfig) -> LoadedModel:
@@ -70,43 +58,6 @@ def load_model(config: PredictConfig) -> LoadedModel:
     )
     identity = _identity(config.model, model, tokenizer)
     return LoadedModel(model.eval().to(device), tokenizer, stop_ids, identity)
-
-
-@torch.inference_mode()
-def decode_batch(
-    loaded: LoadedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> list[Answer]:
-    """Greedy continuation of each prompt.
-
-    Log-probabilities are log_softmax of the model's own logits in float32, over all V columns.
-    """
-    device, longest = loaded.model.device, max(map(len, prompts))
-    pad = loaded.model.generation_config.pad_token_id
-    # Padding stands on the left, so that every prompt ends where its answer begins; generate()
-    # counts positions from the mask.
-    ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    logprobs: list[torch.Tensor] = []
-
-    def record(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        # generate() hands float32 logits [B, V] and takes their argmax next.
-        logprobs.append(logits.max(dim=-1).values - logits.logsumexp(dim=-1))
-        return logits
-
-    output = loaded.model.generate(
-        input_ids=torch.tensor(ids, device=device),
-        attention_mask=torch.tensor(mask, device=device),
-        logits_processor=[record],
-        max_new_tokens=max_new_tokens,
-    )
-    new_ids = output[:, longest:].tolist()  # [B, N]
-    steps = torch.stack(logprobs, dim=1).tolist()  # [B, N], or one more where the stop is seen late
-    return [_until_stop(*answer, loaded.stop_ids) for answer in zip(new_ids, steps, strict=True)]
-
-
-def _until_stop(ids: list[int], logprobs: list[float], stop_ids: Sequence[int]) -> Answer:
-    end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), len(ids))
-    return Answer(ids[:end], logprobs[:end])
 
 
 def _device(name: str) -> torch.device:
@@ -146,6 +97,7 @@ def _identity(name: str, model: Any, tokenizer: Any) -> dict[str, Any]:
         "weights_digest": weights_digest(folder) if folder.is_dir() else None,
         "config_digest": digest(json.dumps(settings, sort_keys=True, default=str).encode()),
         "tokenizer_digest": tokenizer_digest(tokenizer),
+        "template_digest": template_digest(tokenizer) if tokenizer.chat_template else None,
         "num_parameters": total,
         "num_non_embedding_parameters": total - sum(p.numel() for p in embedding),
         "dtype": str(model.dtype).removeprefix("torch."),

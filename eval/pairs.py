@@ -140,7 +140,10 @@ def _check_questions(small: Predictions, large: Predictions) -> None:
     if same_tokenizer:  # then the questions must agree to the token, chat template included
         columns.append("prompt_digest")
     for column in columns:
-        ours, theirs = small.strings(column), large.strings(column)
+        ours, theirs = (
+            one.references() if column == "reference" else one.strings(column)
+            for one in (small, large)
+        )
         unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
         if unlike:
             name = large.strings("example_id")[unlike[0]]

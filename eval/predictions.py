@@ -19,11 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caskd.store.errors import UsageError
-from caskd.store.files import create_exclusive
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
-QUALITY = "exact_match"
 
 SCHEMA = pa.schema(
     [
@@ -42,10 +40,18 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),  # the batch's time, shared equally
     ]
 )
-
-
-OPTIONAL_COLUMNS = ("token_margins", "token_entropies", "option_logprobs", "hidden")
-"""Lists of numbers that some deferral rules read; a file may hold them."""
+OPTIONAL = pa.schema(
+    [
+        ("token_margins", pa.list_(pa.float32())),  # log-probability minus that of the second
+        ("token_entropies", pa.list_(pa.float32())),  # nats
+        ("option_logprobs", pa.list_(pa.float32())),  # of each option's first token
+        ("hidden", pa.list_(pa.float32())),  # state of the prompt's last token
+        ("references", pa.list_(pa.string())),  # where there are several; the first is `reference`
+        ("options", pa.list_(pa.string())),
+    ]
+)
+"""Columns that a file may hold; null where an example has none."""
+WHOLE = pa.schema([*SCHEMA, *OPTIONAL])
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Predictions:
     source: str
     """Name of the file, for messages."""
     metadata: Mapping[str, Any]
-    """`model`, `decoding`, `data_digest`, `quality` and `caskd_version`."""
+    """`model`, `decoding`, `tasks`, `quality`, `data_digest`, `versions` and `caskd_version`."""
     columns: pa.Table
 
     def __len__(self) -> int:
@@ -80,6 +86,14 @@ class Predictions:
         """A numeric column [E]."""
         return np.asarray(self.columns.column(name).to_numpy(), dtype=np.float64)
 
+    def references(self) -> list[list[str]]:
+        """What was expected of each answer, one text or more."""
+        single = [[one] for one in self.strings("reference")]
+        if "references" not in self.columns.column_names:
+            return single
+        several: list[list[str] | None] = self.columns.column("references").to_pylist()
+        return [many or one for many, one in zip(several, single, strict=True)]
+
     def token_logprobs(self) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of each answer's tokens."""
         column = self.columns.column("token_logprobs").combine_chunks()
@@ -91,35 +105,22 @@ class Predictions:
         return Predictions(self.source, self.metadata, self.columns.take(pa.array(indices)))
 
 
-def exact_match(text: str, reference: str) -> float:
-    """1.0 if the answer equals the reference once runs of white space are one space, else 0.0."""
-    return float(text.split() == reference.split())
-
-
 def digest(value: bytes) -> str:
     """The first 32 hexadecimal digits of the SHA-256."""
     return hashlib.sha256(value).hexdigest()[:32]
 
 
-def refuse_existing(path: Path) -> None:
-    """Stop before any work if the file to write is there.
-
-    Raises:
-        UsageError: something stands at `path`.
-    """
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} exists; remove it or choose another --out")
-    if path.suffix != ".parquet":
-        raise UsageError(f"--out {path}: expected a name that ends in .parquet")
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows with all columns, absent ones null."""
+    return pa.Table.from_pylist(list(rows), schema=WHOLE)
 
 
-def write_predictions(
-    path: Path, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]
-) -> Predictions:
-    """Write the file in one step.
+def predictions_bytes(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+    """The file: equal tables and metadata give equal bytes.
 
-    Raises:
-        UsageError: the file exists by now.
+    Args:
+        table: of `WHOLE`, one row per example; columns without a value are left out.
+        metadata: `model`, `decoding`, `tasks`, `quality`, `data_digest` and `versions`.
     """
     header = {
         "format": FORMAT,
@@ -127,13 +128,13 @@ def write_predictions(
         "caskd_version": version("caskd"),
         **metadata,
     }
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+    unused = [name for name in OPTIONAL.names if table.column(name).null_count == table.num_rows]
+    table = table.drop_columns(unused).combine_chunks()
     table = table.replace_schema_metadata({"caskd": json.dumps(header, sort_keys=True)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    if not create_exclusive(path, sink.getvalue().to_pybytes()):
-        refuse_existing(path)
-    return Predictions(path.name, header, table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def read_predictions(file: str) -> Predictions:
@@ -152,16 +153,14 @@ def read_predictions(file: str) -> Predictions:
     except (pa.ArrowException, OSError):
         raise _not_predictions(file, "not a Parquet file") from None
     metadata = _header(file, table)
+    names = [*SCHEMA.names, *(name for name in OPTIONAL.names if name in table.column_names)]
     try:
-        own = table.select(SCHEMA.names).cast(SCHEMA)
+        own = table.select(names).cast(pa.schema([WHOLE.field(name) for name in names]))
     except (KeyError, pa.ArrowException):
         raise _not_predictions(file, "columns are missing or of another type") from None
     if not table.num_rows:
         raise UsageError(f"{file}: holds no example; give caskd predict data with at least one")
     _check_values(file, own)
-    for name in OPTIONAL_COLUMNS:
-        if name in table.column_names:
-            own = own.append_column(name, table.column(name))
     return Predictions(path.name, metadata, own)
 
 
@@ -183,7 +182,7 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
 
 
 def _check_values(file: str, table: pa.Table) -> None:
-    if any(column.null_count for column in table.columns):
+    if any(table.column(name).null_count for name in SCHEMA.names):
         raise _not_predictions(file, "values are missing")
     names = sorted(table.column("example_id").to_pylist())
     twice = next((name for name, after in pairwise(names) if name == after), None)

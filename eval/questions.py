@@ -19,25 +19,101 @@ class Question:
     example_id: str
     source_index: int
     task: str
-    reference: str
+    references: list[str]
+    """What is expected: one text or more, of which the first is shown to people."""
     question_digest: str
     prompt: list[int]
+    options: list[str]
+    """Of a multiple-choice question; else none."""
+    option_ids: list[int]
+    """First token of each option."""
+
+    @property
+    def content(self) -> list[Any]:
+        """What must be the same where two models are compared."""
+        return [self.example_id, self.task, self.question_digest, self.references, self.options]
 
 
-def ask(tokenizer: Any, record: Record, columns: Columns, index: int) -> Question:
+def ask_all(tokenizer: Any, records: Sequence[Record], config: PredictConfig) -> list[Question]:
+    """Turn records into the questions that the model sees.
+
+    Raises:
+        UsageError: a column is missing or holds something else than is expected of it.
+    """
+    _check_named(config, records)
+    records = [_with_response(record, config) for record in records]
+    columns = decide(config, records[0])
+    return [ask(tokenizer, record, columns, index, config) for index, record in enumerate(records)]
+
+
+def ask(
+    tokenizer: Any, record: Record, columns: Columns, index: int, config: PredictConfig
+) -> Question:
     """Turn a record into the question that the model sees.
 
     Raises:
-        UsageError: a column is missing.
+        UsageError: a column is missing or holds something else than is expected of it.
     """
+    options = _texts(record, config.options_column, "--options-column", index)
     return Question(
         example_id=str(index if record.get("id") is None else record["id"]),
         source_index=index,
         task=record_task(record, columns),
-        reference=reference_text(record, columns),
+        references=_texts(record, config.references_column, "--references-column", index)
+        or [reference_text(record, columns)],
         question_digest=digest(question_text(record, columns).encode()),
         prompt=prompt_ids(tokenizer, record, columns),
+        options=options,
+        option_ids=_first_tokens(tokenizer, options, index),
     )
+
+
+def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
+    """A column that was named, and not by its default, must be there."""
+    for field in ("references_column", "options_column"):
+        name = getattr(config, field)
+        if name != getattr(PredictConfig, field) and not any(name in one for one in records):
+            raise UsageError(
+                f"no column {name!r} in the data, which has {', '.join(map(repr, records[0]))}; "
+                f"check --{field.replace('_', '-')}"
+            )
+
+
+def _with_response(record: Record, config: PredictConfig) -> Record:
+    """Data that has only a list of right answers needs no other column with one of them."""
+    several = record.get(config.references_column)
+    if config.response_column in record or not isinstance(several, list) or not several:
+        return record
+    return {**record, config.response_column: several[0]}
+
+
+def _texts(record: Record, column: str, flag: str, index: int) -> list[str]:
+    """A list of texts, empty where the record has none."""
+    value = record.get(column)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise UsageError(
+            f"record {index}: column {column!r} holds {type(value).__name__}, expected a list of "
+            f"texts; mend the data, or type {flag} NAME of another column"
+        )
+    return value
+
+
+def _first_tokens(tokenizer: Any, options: Sequence[str], index: int) -> list[int]:
+    """The tokens that tell the options apart, as responses are tokenised."""
+    firsts: dict[int, str] = {}
+    for option in options:
+        ids = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids:
+            raise UsageError(f"record {index} has an empty option, expected text; mend the data")
+        other = firsts.setdefault(int(ids[0]), option)
+        if other != option:
+            raise UsageError(
+                f"record {index}: options {other!r} and {option!r} begin with the same token, so "
+                "that it tells nothing; give options such as A and B, or name no column of options"
+            )
+    return list(firsts)
 
 
 def question_text(record: Record, columns: Columns) -> str:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caskd.eval.predictions import digest, write_predictions
+from caskd.eval.predictions import digest, predictions_bytes, table_of
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def predictions_file(tmp_path):
             **(metadata or {}),
         }
         path = tmp_path / f"{name}.parquet"
-        write_predictions(path, rows, header)
+        path.write_bytes(predictions_bytes(table_of(rows), header))
         return str(path)
 
     return write

@@ -126,7 +126,8 @@ def texts(seed, count=40):
 @pytest.mark.parametrize("tokenizer", ["13a", "char", "zh"])
 def test_corpus_bleu_is_sacrebleus_at_every_threshold(tokenizer):
     references, small, large, score = texts(0)
-    counts = [ngram_counts(answers, references, tokenizer) for answers in (small, large)]
+    expected = [[reference] for reference in references]
+    counts = [ngram_counts(answers, expected, tokenizer) for answers in (small, large)]
     rate, value = bleu_curve(score, *counts, tokenizer)
     thresholds = [np.inf, *sorted(set(score.tolist()), reverse=True)]
     assert len(rate) == len(thresholds)
@@ -140,4 +141,4 @@ def test_corpus_bleu_is_sacrebleus_at_every_threshold(tokenizer):
 
 def test_a_tokenizer_that_sacrebleu_lacks():
     with pytest.raises(UsageError, match="got --bleu klingon, expected a tokenizer of sacrebleu"):
-        ngram_counts(["a"], ["a"], "klingon")
+        ngram_counts(["a"], [["a"]], "klingon")

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caskd.eval.predictions import exact_match, read_predictions, refuse_existing
+from caskd.eval.predictions import read_predictions
 from caskd.store.errors import UsageError
 
 
@@ -23,22 +23,6 @@ def test_log_probabilities_follow_their_example(predictions_file):
     read = read_predictions(predictions_file("a", [1, 0], token_logprobs=[[-1.0], [-2.0, -3.0]]))
     swapped = read.take([1, 0])
     assert [part.tolist() for part in swapped.token_logprobs()] == [[-2.0, -3.0], [-1.0]]
-
-
-def test_exact_match_forgives_white_space_only():
-    assert exact_match(" a  b\n", "a b") == 1.0
-    assert exact_match("a B", "a b") == 0.0
-    assert exact_match("ab", "a b") == 0.0
-
-
-def test_a_file_that_exists_is_left_alone(tmp_path, predictions_file):
-    file = predictions_file("a", [1])
-    with pytest.raises(UsageError, match="exists; remove it or choose another --out"):
-        predictions_file("a", [0])
-    assert read_predictions(file).numbers("quality").tolist() == [1.0]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
-    with pytest.raises(UsageError, match=r"ends in \.parquet"):
-        refuse_existing(tmp_path / "out.csv")
 
 
 def write_text(path):
