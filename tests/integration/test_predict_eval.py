@@ -13,6 +13,7 @@ from caskd.cli.main import main
 from caskd.eval import PredictConfig, predict
 from caskd.eval.pairs import Pair
 from caskd.eval.predictions import read_predictions
+from caskd.eval.ragged import Ragged
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
 from caskd.store.examples import prompt_ids
@@ -78,8 +79,9 @@ def test_batches_and_padding_change_nothing(small, data, tmp_path):
     for name in ("example_id", "text", "task", "reference", "prompt_digest", "question_digest"):
         assert alone.strings(name) == together.strings(name)
     assert alone.columns["token_ids"] == together.columns["token_ids"]
-    for one, other in zip(alone.token_logprobs(), together.token_logprobs(), strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+    for name in ("token_logprobs", "token_margins", "token_entropies"):
+        one, other = (Ragged.of_column(each.columns[name]) for each in (alone, together))
+        np.testing.assert_allclose(one.values, other.values, atol=5e-5)
     assert alone.metadata["data_digest"] == together.metadata["data_digest"]
 
 
@@ -180,6 +182,17 @@ def test_the_commands_from_data_to_report(small, data, tmp_path, capsys):
         ([{"prompt": "a" * 240, "response": "b"}], {}, "record 0 has 240 prompt tokens"),
         (RECORDS, {"batch_size": 0}, "got --batch-size 0, expected 1 or more"),
         (RECORDS, {"limit": -1}, "got --limit -1, expected 1 or more"),
+        (
+            RECORDS,
+            {"worker": 2, "num_workers": 2},
+            "--worker 2 of --num-workers 2, expected 0 to 1",
+        ),
+        (RECORDS, {"hidden": 3}, "got --hidden 3, but the model has 2 layers; expected -3 to 2"),
+        (RECORDS, {"task_metric": ("rouge",)}, "got metric 'rouge', expected one of exact_match"),
+        (RECORDS, {"options_column": "choices"}, "no column 'choices' in the data, which has"),
+        ([{**RECORDS[0], "options": "AB"}], {}, "'options' holds str, expected a list of texts"),
+        ([{**RECORDS[0], "options": ["a", "ab"]}], {}, "'a' and 'ab' begin with the same token"),
+        ([{**RECORDS[0], "options": ["a", ""]}], {}, "record 0 has an empty option"),
         (RECORDS, {"device": "gpu"}, "got --device gpu, expected auto, cpu"),
         (RECORDS, {"model": "no/where/there"}, "--model no/where/there"),
     ],
@@ -189,7 +202,7 @@ def test_mistakes_of_users(small, tmp_path, records, options, message):
     with pytest.raises(UsageError, match=message) as caught:
         run(options.pop("model", small), data, out, **options)
     assert "\n" not in str(caught.value)
-    assert not out.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
 
 
 def test_a_missing_file_and_a_file_that_is_there(small, data, tmp_path, capsys):
