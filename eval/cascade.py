@@ -100,9 +100,10 @@ class Cascade:
         ours = open_model(small or settings.small["name"], settings.small)
         if not callable(large):
             opened = open_model(large or settings.large["name"], settings.large)
+            decoding = {**settings.decoding, "hidden_layer": None}
 
             def large(prompts: list[Prompt]) -> list[str]:
-                answers = _decode(opened, prompts, settings.decoding, batch_size)
+                answers = _decode(opened, prompts, decoding, batch_size)
                 return [answer.text for answer in answers]
 
         return cls(settings, ours, large, batch_size)

@@ -62,7 +62,7 @@ class EvalConfig:
     """Predictions of a small model (from `caskd predict`), FILE or NAME=FILE; repeat the flag to
     compare several. Files of one NAME are training seeds of the same arm, and intervals then hold
     over seeds too: give the seeds of each arm in the same order."""
-    large: str
+    large: str = ""
     """Predictions of the large model on the same examples."""
     out: str
     """Folder for the report: figures, tables and index.html."""
@@ -99,3 +99,10 @@ class EvalConfig:
     """Column of --data with the question."""
     messages_column: str = "messages"
     """Column of --data with a chat."""
+    next_token: str | None = None
+    """Instead of predictions, a store: measures the cascade of its teacher with each --student
+    token by token, under teacher forcing, without generating."""
+    student: tuple[str, ...] = ()
+    """With --next-token: a student, DIR or NAME=DIR; repeat the flag to compare several."""
+    limit: int | None = None
+    """With --next-token: only the first so many examples of the store."""

@@ -92,6 +92,10 @@ def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
 def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
     if not small:
         raise UsageError("no small model given; type --small FILE, once for each")
+    if not config.large:
+        raise UsageError("no large model given; type --large FILE")
+    if config.student or config.limit is not None:
+        raise UsageError("--student and --limit go with --next-token STORE; give that too")
     if bool(config.calibration_small) != (config.calibration_large is not None):
         raise UsageError("--calibration-small and --calibration-large go together; give both")
     if config.calibration_small and config.calibration is not None:

@@ -18,21 +18,15 @@ from caskd.eval.measure import ALL_TASKS, Measured, figures
 from caskd.eval.page import Picture, html_bytes
 from caskd.eval.plot_style import on_dark, png_bytes, svg_bytes
 from caskd.eval.predictions import Predictions
+from caskd.eval.report_folder import CASCADE, FORMAT, SUMMARY, check_folder, write_files
 from caskd.eval.sections import page_sections
 from caskd.eval.text import plain
-from caskd.store.errors import UsageError
-from caskd.store.files import replace_file
 
-FORMAT = "caskd-report"
 FORMAT_VERSION = 1
-SUMMARY, CASCADE = "summary.json", "cascade.json"
-_FIGURES = ("deferral_curve", "a1_a2", "rules", "cost", "bleu", "chain")
-_TABLES = ("summary", "curve", "rules", "rule_curves", "differences", "seconds", "samples", "bleu",
-           "chain", "transfer")  # fmt: skip
 
 
 def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure every small model against the large one and write the report.
+    """Measure every small model against the large one, or students against a store's teacher.
 
     Returns:
         The content of `summary.json`.
@@ -42,44 +36,21 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             something else.
         IdentityError: predictions that do not belong together.
     """
+    if config.next_token is not None:
+        from caskd.eval.next_token_report import evaluate_next_token
+
+        return evaluate_next_token(config)
     out = Path(config.out)
-    _check_folder(out)
+    check_folder(out)
     findings = find(config)
     summary = _summary(findings)
     files = _files(findings, summary)
-    _write(out, files)
+    write_files(out, files)
     tables.show(findings)
     print(f"report: {out / 'index.html'}")
     if CASCADE in files:
         print(f"cascade: {out / CASCADE}")
     return summary
-
-
-def _check_folder(out: Path) -> None:
-    """A report may replace a report, and nothing else."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UsageError(f"--out {out} is a file, expected a folder; choose another --out")
-    if not any(out.iterdir()):
-        return
-    try:
-        known = json.loads((out / SUMMARY).read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
-        raise UsageError(f"--out {out} is not empty and not a report; choose another --out")
-
-
-def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    """Put each file in place whole, and take away what an earlier report had besides."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        replace_file(out / name, content)
-    earlier = {f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")}
-    earlier |= {f"{name}.csv" for name in _TABLES} | {CASCADE}
-    for name in sorted(earlier - files.keys()):
-        (out / name).unlink(missing_ok=True)
 
 
 def _files(findings: Findings, summary: Mapping[str, Any]) -> dict[str, bytes]:

@@ -178,8 +178,9 @@ def _fit(
     if not hidden_sizes:
         linear = LogisticRegression(C=0.1, max_iter=1000, random_state=seed).fit(inputs, label)
         return ((linear.coef_.T, linear.intercept_),)
+    batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth only validates
     network = MLPClassifier(
-        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=max(32, len(label) // 100),
+        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=batch_size,
         early_stopping=True, validation_fraction=0.2, n_iter_no_change=10, max_iter=500,
         random_state=seed,
     ).fit(inputs, label)  # fmt: skip

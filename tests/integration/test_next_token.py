@@ -1,0 +1,174 @@
+"""Next tokens of a cascade, straight from a store: against the whole model's own logits."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import save_tiny
+from training import capture
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from caskd.cli.main import main
+from caskd.eval import PredictConfig
+from caskd.eval.curves import deferral_curve
+from caskd.eval.models import load_model
+from caskd.eval.next_token import area_over_examples
+from caskd.eval.teacher_forcing import Head, _tile_values, store_rows, student_rows
+from caskd.store import TeacherStore
+from caskd.store.errors import IdentityError, UsageError
+
+NUM = 40
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """ROOT/store with ROOT/teacher and ROOT/student."""
+    root = tmp_path_factory.mktemp("next")
+    capture(root, num=NUM)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(root):
+    return TeacherStore.open(root / "store")
+
+
+def load(folder):
+    return load_model(PredictConfig(model=str(folder), data=(), out="", device="cpu"))
+
+
+@torch.inference_mode()
+def test_rows_are_those_of_the_whole_model_one_example_at_a_time(root, store, monkeypatch):
+    monkeypatch.setattr("caskd.eval.teacher_forcing.TILE_ROWS", 7)
+    monkeypatch.setattr("caskd.eval.teacher_forcing.TOKEN_BUDGET", 100)
+    rows = student_rows(load(root / "student"), store, None)
+    model = AutoModelForCausalLM.from_pretrained(root / "student").eval()
+    batch, start = store.read(np.arange(len(store))), 0
+    for example in range(len(store)):
+        tokens = batch.token_ids[slice(*batch.token_offsets[example : example + 2])]
+        mine = slice(*batch.row_offsets[example : example + 2])
+        steps = (
+            model(torch.from_numpy(tokens.astype(np.int64))[None])
+            .logits[0]
+            .double()
+            .log_softmax(-1)
+        )
+        steps = steps[batch.logit_positions[mine]].numpy()
+        labels, here = batch.labels[mine], slice(start, start + len(steps))
+        ordered = np.sort(steps, axis=1)
+        expected = {
+            "right": steps.argmax(axis=1) == labels,
+            "label_logprob": steps[np.arange(len(steps)), labels],
+            "best_logprob": ordered[:, -1],
+            "margin": ordered[:, -1] - ordered[:, -2],
+            "entropy": -(np.exp(steps) * steps).sum(axis=1),
+        }
+        for name, values in expected.items():
+            np.testing.assert_allclose(getattr(rows, name)[here], values, atol=1e-4, err_msg=name)
+        start += len(steps)
+    assert start == store.spec.num_rows == len(rows.right)
+
+
+def test_the_teacher_as_its_own_student_repeats_the_store(root, store):
+    teacher, rows = store_rows(store, None), student_rows(load(root / "teacher"), store, None)
+    assert 0 < teacher.right.mean() < 1
+    np.testing.assert_array_equal(rows.right, teacher.right)
+    np.testing.assert_allclose(rows.label_logprob, teacher.label_logprob, atol=2e-3)
+    curve = deferral_curve(-rows.best_logprob, rows.right, teacher.right)
+    np.testing.assert_allclose(curve.quality, teacher.right.mean(), atol=1e-12)
+
+
+def test_ties_go_to_the_lowest_id():
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0]] * 3)
+    right, at_label, best, margin, _ = _tile_values(logits, torch.tensor([1, 2, 0]))
+    assert right.tolist() == [1.0, 0.0, 0.0]
+    assert margin.tolist() == [0.0] * 3
+    assert at_label[0] == at_label[1] == best[0]
+
+
+def test_intervals_redraw_whole_examples():
+    generator = np.random.default_rng(0)
+    examples = np.repeat(np.arange(60), 20)
+    hard = np.repeat(generator.uniform(size=60), 20)  # rows of an example are hard together
+    small = (generator.uniform(size=1200) > hard).astype(float)
+    large = (generator.uniform(size=1200) > hard / 4).astype(float)
+    score = hard + generator.normal(scale=0.1, size=1200)
+    together = area_over_examples(score, small, large, examples)
+    alone = area_over_examples(score, small, large, np.arange(1200))
+    exact = []  # the same by hand: whole examples drawn with replacement
+    for _ in range(400):
+        rows = (generator.integers(0, 60, 60)[:, None] * 20 + np.arange(20)).ravel()
+        exact.append(deferral_curve(score[rows], small[rows], large[rows]).audc)
+    assert together.mean() == pytest.approx(deferral_curve(score, small, large).audc, abs=0.01)
+    assert together.std() == pytest.approx(np.std(exact), rel=0.15)
+    assert together.std() > 1.5 * alone.std()
+
+
+def test_the_command_from_store_to_report(root, tmp_path, capsys):
+    folders = {name: str(root / name) for name in ("student", "teacher")}
+    words = ["eval", "--next-token", str(root / "store"), "--out", str(tmp_path / "report")]
+    words += ["--student", folders["student"], "--student", f"same={folders['teacher']}"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    assert summary["num_examples"] == NUM
+    student, same = summary["students"]
+    assert (student["label"], same["label"]) == ("student", "same")
+    figures = same["rules"]["log-probability"]
+    assert figures["quality_small"] == pytest.approx(summary["teacher"]["accuracy"])
+    assert figures["audc"] == pytest.approx(figures["quality_small"])
+    assert set(student["tasks"]) == {"t0", "t1", "t2"}
+    assert "AUDC of student minus same" in out
+    files = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"index.html", "next_token.png", "next_token.svg", "next_token_curve.csv"} <= files
+    assert str(root) not in "".join(
+        path.read_text() for path in (tmp_path / "report").glob("*.[hcj]*")
+    )
+    assert main([*words, "--limit", "3"]) == 0  # a report may replace a report
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["num_examples"] == 3
+
+
+def other_vocabulary(root, tmp_path):
+    folder = save_tiny(tmp_path / "other", seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zz"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_student_of_another_vocabulary_is_refused(root, store, tmp_path):
+    with pytest.raises(IdentityError, match="expected a student with the teacher's tokenizer"):
+        student_rows(load(other_vocabulary(root, tmp_path)), store, None)
+
+
+def test_an_unknown_treatment_of_logits_is_noticed(root):
+    model = AutoModelForCausalLM.from_pretrained(root / "student")
+    Head(model)
+    model.config.logit_scale = 2.0  # which this architecture does not know of
+    with pytest.raises(UsageError, match="gives other logits as a whole"):
+        Head(model)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--next-token", "STORE"], "--next-token needs a student; type --student DIR"),
+        (
+            ["--next-token", "STORE", "--student", "S", "--large", "x"],
+            "expected one way to measure",
+        ),
+        (["--next-token", "STORE", "--student", "S", "--limit", "0"], "got --limit 0"),
+        (["--next-token", "nowhere", "--student", "S"], "nowhere: expected a store"),
+        (["--small", "x.parquet"], "no large model given; type --large FILE"),
+        (["--small", "x", "--large", "y", "--student", "S"], "go with --next-token STORE"),
+    ],
+)
+def test_mistakes_of_users(root, tmp_path, capsys, words, message):
+    places = {"STORE": str(root / "store"), "S": str(root / "student")}
+    words = [places.get(word, word) for word in words]
+    assert main(["eval", *words, "--out", str(tmp_path / "report")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "report").exists()
