@@ -92,6 +92,9 @@ class EvalConfig:
     million tokens."""
     bleu: str | None = None
     """Draw corpus BLEU along the curve, with this tokenizer of sacrebleu: 13a, zh, ja-mecab, ..."""
+    task_metric: tuple[str, ...] = ()
+    """Score the stored answers anew: NAME=METRIC for a task, METRIC for all others; tasks that are
+    not meant keep their quality. The metrics are those of caskd predict."""
     data: tuple[str, ...] = ()
     """The files that caskd predict was given: shows the questions beside the answers, and
     prompt-router reads them."""

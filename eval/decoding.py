@@ -136,7 +136,7 @@ class _StopTexts:
         longest = max((len(text.encode()) for texts in stop for text in texts), default=0)
         self._window = longest + _SPARE_TOKENS
 
-    def __call__(self, input_ids: Tensor, _: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         """[B] whether the answer is at its end."""
         new = input_ids[:, self._start :]
         for place, texts in enumerate(self._stop):

@@ -1,7 +1,7 @@
 """From files to what is measured: small models joined with the large one, and the two splits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from caskd.eval.asked import read_questions, with_questions
 from caskd.eval.config import EvalConfig
 from caskd.eval.pairs import Pair
 from caskd.eval.predictions import Predictions, read_predictions
+from caskd.eval.rescoring import rescore
 from caskd.eval.routers import ROUTERS
 from caskd.eval.splits import calibration_places
 from caskd.store.corpus import Columns
@@ -42,7 +43,14 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
         IdentityError: predictions that do not belong together.
     """
     _check_flags(config, small)
-    runs = read_runs(small)
+
+    def read(file: str) -> Predictions:
+        return rescore(read_predictions(file), config.task_metric)
+
+    runs = [
+        replace(run, predictions=rescore(run.predictions, config.task_metric))
+        for run in read_runs(small)
+    ]
     questions = None
     if config.data:
         columns = Columns(prompt=config.prompt_column, messages=config.messages_column)
@@ -51,12 +59,12 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     def join(ours: Predictions, theirs: Predictions) -> Pair:
         return Pair(with_questions(ours, questions) if questions is not None else ours, theirs)
 
-    large = read_predictions(config.large)
+    large = read(config.large)
     pairs = [join(run.predictions, large) for run in runs]
     if config.calibration_large is not None:
-        other = read_predictions(config.calibration_large)
+        other = read(config.calibration_large)
         files = [split_name(value)[1] for value in config.calibration_small]
-        calibrations = [join(read_predictions(file), other) for file in files]
+        calibrations = [join(read(file), other) for file in files]
         _check_apart(pairs[0], calibrations[0])
         return _halved(config, Experiment(runs, pairs, calibrations, None, {"by": "files"}))
     if config.calibration is None:

@@ -49,15 +49,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     tasks = choose_tasks((one.task for one in questions), config.task_metric, stop)
     plan = plan_parts([len(question.prompt) for question in questions], config.batch_size)
     parts = Parts(out, _request(config, loaded, questions, tasks), len(plan))
-    missing = parts.missing(config.worker, config.num_workers)
-    own = [place for part in missing for batch in plan[part] for place in batch]
-    with progress("predict", len(own), "examples") as shown:
-        for part in missing:
-            rows: list[dict[str, Any]] = []
-            for batch in plan[part]:
-                rows += _rows(loaded, [questions[place] for place in batch], config, tasks)
-                shown.advance(len(batch))
-            parts.write(part, rows)
+    _answer_missing(config, loaded, questions, tasks, plan, parts)
     written = parts.join()
     if written is None:
         left = len(parts.missing())
@@ -66,6 +58,29 @@ def predict(config: PredictConfig) -> Predictions | None:
     mean, names = written.numbers("quality").mean(), describe(tasks)
     print(f"{out}: {len(written):,} answers of {written.model_name}, {names}: {mean:.4f}")
     return written
+
+
+def _answer_missing(
+    config: PredictConfig,
+    loaded: LoadedModel,
+    questions: Sequence[Question],
+    tasks: dict[str, Task],
+    plan: Sequence[Sequence[Sequence[int]]],
+    parts: Parts,
+) -> None:
+    """Answer this worker's parts that are not finished, and keep each when it is."""
+    missing = parts.missing(config.worker, config.num_workers)
+    sizes = [sum(map(len, part)) for part in plan]
+    total, left = sum(sizes[config.worker :: config.num_workers]), sum(sizes[p] for p in missing)
+    if left < total:
+        print(f"{config.out}: {total - left:,} of {total:,} examples were answered before")
+    with progress("predict", total, "examples", done=total - left) as shown:
+        for part in missing:
+            rows: list[dict[str, Any]] = []
+            for batch in plan[part]:
+                rows += _rows(loaded, [questions[place] for place in batch], config, tasks)
+                shown.advance(len(batch))
+            parts.write(part, rows)
 
 
 def plan_parts(prompt_lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:

@@ -94,6 +94,13 @@ class Predictions:
         several: list[list[str] | None] = self.columns.column("references").to_pylist()
         return [many or one for many, one in zip(several, single, strict=True)]
 
+    def options(self) -> list[list[str]]:
+        """Options of each multiple-choice question, none where it has none."""
+        if "options" not in self.columns.column_names:
+            return [[] for _ in range(len(self))]
+        found: list[list[str] | None] = self.columns.column("options").to_pylist()
+        return [one or [] for one in found]
+
     def token_logprobs(self) -> list[npt.NDArray[np.float32]]:
         """Log-probabilities of each answer's tokens."""
         column = self.columns.column("token_logprobs").combine_chunks()

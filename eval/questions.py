@@ -43,7 +43,13 @@ def ask_all(tokenizer: Any, records: Sequence[Record], config: PredictConfig) ->
     _check_named(config, records)
     records = [_with_response(record, config) for record in records]
     columns = decide(config, records[0])
-    return [ask(tokenizer, record, columns, index, config) for index, record in enumerate(records)]
+    questions = []
+    for index, record in enumerate(records):
+        try:
+            questions.append(ask(tokenizer, record, columns, index, config))
+        except UsageError as error:
+            raise UsageError(f"record {index}: {error}") from None
+    return questions
 
 
 def ask(
@@ -54,17 +60,17 @@ def ask(
     Raises:
         UsageError: a column is missing or holds something else than is expected of it.
     """
-    options = _texts(record, config.options_column, "--options-column", index)
+    options = _texts(record, config.options_column, "--options-column")
     return Question(
         example_id=str(index if record.get("id") is None else record["id"]),
         source_index=index,
         task=record_task(record, columns),
-        references=_texts(record, config.references_column, "--references-column", index)
+        references=_texts(record, config.references_column, "--references-column")
         or [reference_text(record, columns)],
         question_digest=digest(question_text(record, columns).encode()),
         prompt=prompt_ids(tokenizer, record, columns),
         options=options,
-        option_ids=_first_tokens(tokenizer, options, index),
+        option_ids=_first_tokens(tokenizer, options),
     )
 
 
@@ -87,30 +93,30 @@ def _with_response(record: Record, config: PredictConfig) -> Record:
     return {**record, config.response_column: several[0]}
 
 
-def _texts(record: Record, column: str, flag: str, index: int) -> list[str]:
+def _texts(record: Record, column: str, flag: str) -> list[str]:
     """A list of texts, empty where the record has none."""
     value = record.get(column)
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
         raise UsageError(
-            f"record {index}: column {column!r} holds {type(value).__name__}, expected a list of "
+            f"column {column!r} holds {type(value).__name__}, expected a list of "
             f"texts; mend the data, or type {flag} NAME of another column"
         )
     return value
 
 
-def _first_tokens(tokenizer: Any, options: Sequence[str], index: int) -> list[int]:
+def _first_tokens(tokenizer: Any, options: Sequence[str]) -> list[int]:
     """The tokens that tell the options apart, as responses are tokenised."""
     firsts: dict[int, str] = {}
     for option in options:
         ids = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
-            raise UsageError(f"record {index} has an empty option, expected text; mend the data")
+            raise UsageError("an option is empty, expected text; mend the data")
         other = firsts.setdefault(int(ids[0]), option)
         if other != option:
             raise UsageError(
-                f"record {index}: options {other!r} and {option!r} begin with the same token, so "
+                f"options {other!r} and {option!r} begin with the same token, so "
                 "that it tells nothing; give options such as A and B, or name no column of options"
             )
     return list(firsts)

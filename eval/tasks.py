@@ -1,6 +1,6 @@
 """How the answers of each task end and are scored: one table, one line per task."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from caskd.eval.task_metrics import NORMALIZE, find_metric
@@ -58,17 +58,12 @@ def choose_tasks(
         UsageError: a metric that there is not, or a name that no task in the data has.
     """
     names = sorted(set(names))
-    named, default = _named(task_metrics)
-    unknown = [name for name in named if name not in names]
-    if unknown:
-        known = ", ".join(repr(name) for name in names)
-        raise UsageError(
-            f"--task-metric names task {unknown[0]!r}, but the data has {known}; "
-            "check the name, or --task-column"
-        )
+    named, default = named_metrics(task_metrics, names)
     chosen = {}
     for name in names:
-        line = named[name] if name in named else TASKS.get(name, default)
+        line = TASKS.get(name, DEFAULT if default is None else Task(default))
+        if name in named:
+            line = replace(line, metric=named[name], normalize=None)
         line = replace(line, stop=tuple(dict.fromkeys([*line.stop, *stop])))
         find_metric(line.metric)
         if line.normalize is not None and line.normalize not in NORMALIZE:
@@ -78,15 +73,25 @@ def choose_tasks(
     return chosen
 
 
-def _named(task_metrics: Sequence[str]) -> tuple[dict[str, Task], Task]:
-    named, default = {}, DEFAULT
-    for value in task_metrics:
-        name, equals, metric = value.partition("=")
-        if equals:
-            named[name] = replace(TASKS.get(name, DEFAULT), metric=metric, normalize=None)
-        else:
-            default = Task(value)
-    return named, default
+def named_metrics(
+    task_metrics: Sequence[str], names: Collection[str]
+) -> tuple[dict[str, str], str | None]:
+    """Metrics of NAME=METRIC by name, and that of a METRIC alone.
+
+    Raises:
+        UsageError: a name that is not among `names`.
+    """
+    pairs = [value.partition("=") for value in task_metrics]
+    named = {name: metric for name, equals, metric in pairs if equals}
+    alone = [metric for metric, equals, _ in pairs if not equals]
+    unknown = [name for name in named if name not in names]
+    if unknown:
+        known = ", ".join(repr(name) for name in sorted(names))
+        raise UsageError(
+            f"--task-metric names task {unknown[0]!r}, but the data has {known}; "
+            "check the name, or --task-column"
+        )
+    return named, alone[-1] if alone else None
 
 
 def quality(task: Task, text: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
