@@ -92,9 +92,11 @@ class Parts:
         theirs = {name: whole.metadata.get(name) for name in self._request}
         difference = next(identity_differences(theirs, self._request), None)
         if difference is not None:
+            scoring = difference[0].partition(".")[0] in ("quality", "tasks")
+            other = ", or score it anew: caskd eval --task-metric" if scoring else ""
             raise UsageError(
                 f"{self.out} exists and answers another request: {_told(difference)}; "
-                "remove it or choose another --out"
+                f"remove it or choose another --out{other}"
             )
         return whole
 

@@ -113,6 +113,13 @@ def test_another_request_is_refused_and_told(tmp_path):
         opened(tmp_path, request=other)
 
 
+def test_a_file_that_is_scored_otherwise_needs_no_model(tmp_path):
+    fill(opened(tmp_path))
+    opened(tmp_path).join()
+    with pytest.raises(UsageError, match="or score it anew: caskd eval --task-metric"):
+        opened(tmp_path, request={**REQUEST, "quality": "chrf"})
+
+
 def test_a_damaged_part_is_named(tmp_path):
     parts = opened(tmp_path)
     fill(parts)
