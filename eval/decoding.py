@@ -66,16 +66,11 @@ def decode_batch(
     """
     device, longest = loaded.model.device, max(map(len, prompts))
     pad = loaded.model.generation_config.pad_token_id
-    # Padding stands on the left, so that every prompt ends where its answer begins; generate()
-    # counts positions from the mask.
-    ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     watch = _StopTexts(loaded.tokenizer, stop, longest)
     recorder = _Recorder(options)
     with _hidden_states(loaded.model, hidden_layer) as states:
         output = loaded.model.generate(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=torch.tensor(mask, device=device),
+            **{name: part.to(device) for name, part in _left_padded(prompts, pad).items()},
             logits_processor=[recorder],
             stopping_criteria=[watch] if any(stop) else [],
             max_new_tokens=max_new_tokens,
@@ -85,20 +80,31 @@ def decode_batch(
     answers = []
     for place, (row, numbers) in enumerate(zip(new_ids, steps, strict=True)):
         end = _end(row, loaded.stop_ids, watch.ends.get(place))
-        logprobs, margins, entropies = (one[:end] for one in numbers)
         text = loaded.tokenizer.decode(row[:end], skip_special_tokens=True)
+        logprobs, margins, entropies = (values[:end] for values in numbers)
         answers.append(
             Answer(
-                text=_cut(text, stop[place] if stop else ()),
-                token_ids=row[:end],
-                token_logprobs=logprobs,
-                token_margins=margins,
-                token_entropies=entropies,
+                _cut(text, stop[place] if stop else ()),
+                row[:end],
+                logprobs,
+                margins,
+                entropies,
                 option_logprobs=recorder.option_logprobs.get(place),
                 hidden=states[0][place].tolist() if states else None,
             )
         )
     return answers
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Ids and mask [B, P]: padded on the left, every prompt ends where its answer begins.
+
+    generate() counts positions from the mask.
+    """
+    longest = max(map(len, prompts))
+    ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 class _Recorder:

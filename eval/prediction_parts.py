@@ -135,7 +135,8 @@ class Parts:
             except FileNotFoundError:
                 return self.finished()  # another worker was faster
             table = pa.concat_tables(tables).sort_by("source_index")
-            create_exclusive(self.out, predictions_bytes(table, self._request))
+            content = predictions_bytes(table, self._request)
+            create_exclusive(self.out, content, scratch=self.folder)
         remove_tree(self.folder)
         return self.finished()
 

@@ -113,12 +113,12 @@ def _first_tokens(tokenizer: Any, options: Sequence[str]) -> list[int]:
         ids = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
             raise UsageError("an option is empty, expected text; mend the data")
-        other = firsts.setdefault(int(ids[0]), option)
-        if other != option:
+        if int(ids[0]) in firsts:
             raise UsageError(
-                f"options {other!r} and {option!r} begin with the same token, so "
+                f"options {firsts[int(ids[0])]!r} and {option!r} begin with the same token, so "
                 "that it tells nothing; give options such as A and B, or name no column of options"
             )
+        firsts[int(ids[0])] = option
     return list(firsts)
 
 

@@ -192,6 +192,7 @@ def test_the_commands_from_data_to_report(small, data, tmp_path, capsys):
         (RECORDS, {"options_column": "choices"}, "no column 'choices' in the data, which has"),
         ([{**RECORDS[0], "options": "AB"}], {}, "'options' holds str, expected a list of texts"),
         ([{**RECORDS[0], "options": ["a", "ab"]}], {}, "'a' and 'ab' begin with the same token"),
+        ([{**RECORDS[0], "options": ["a", "a"]}], {}, "'a' and 'a' begin with the same token"),
         ([*RECORDS[:2], {"prompt": "a"}], {}, "record 2: a record has no column 'response'"),
         ([{**RECORDS[0], "options": ["a", ""]}], {}, "record 0: an option is empty, expected text"),
         (RECORDS, {"device": "gpu"}, "got --device gpu, expected auto, cpu"),
