@@ -47,7 +47,7 @@ def load_model(config: PredictConfig) -> LoadedModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"--model {config.model}: {reason} Expected a folder or hub id of a causal LM."
+            f"cannot open model {config.model}: {reason} Expected a folder or id of a causal LM."
         ) from None
     stop_ids = _stop_ids(model, tokenizer)
     # Greedy means greedy: no repetition penalty or temperature from the model's own settings.

@@ -15,6 +15,7 @@ from caskd.eval.curves import deferral_curve
 from caskd.eval.models import load_model
 from caskd.eval.next_token import area_over_examples
 from caskd.eval.teacher_forcing import Head, _tile_values, store_rows, student_rows
+from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
 from caskd.store.errors import IdentityError, UsageError
 
@@ -140,6 +141,14 @@ def other_vocabulary(root, tmp_path):
 def test_a_student_of_another_vocabulary_is_refused(root, store, tmp_path):
     with pytest.raises(IdentityError, match="expected a student with the teacher's tokenizer"):
         student_rows(load(other_vocabulary(root, tmp_path)), store, None)
+
+
+def test_a_store_of_draws_is_refused(root, tmp_path):
+    options = {"teacher": str(root / "teacher"), "data": (str(root / "data.jsonl"),)}
+    drawn = tmp_path / "drawn"
+    precompute(PrecomputeConfig(**options, store=str(drawn), sample=4, device="cpu"))
+    with pytest.raises(UsageError, match="kind 'sampled' does not say the teacher's likeliest"):
+        store_rows(TeacherStore.open(drawn), None)
 
 
 def test_an_unknown_treatment_of_logits_is_noticed(root):
