@@ -9,7 +9,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import torch
+from hypothesis import settings
 
+# The same examples each time, and no deadline: it would measure the machine.
+settings.register_profile("caskd", deadline=None, derandomize=True)
+settings.load_profile("caskd")
 sys.path.insert(0, str(Path(__file__).parent))
 if not torch.cuda.is_available():  # read when triton is imported, by whatever test comes first
     os.environ["TRITON_INTERPRET"] = "1"

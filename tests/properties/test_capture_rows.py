@@ -51,7 +51,7 @@ def ragged_work(source: np.random.Generator, num_examples: int) -> ShardWork:
     return ShardWork(0, examples)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     num_examples=st.integers(1, 9),

@@ -123,7 +123,7 @@ def test_deferred_mean_of_the_large_quality_is_a2(rows):
     np.testing.assert_allclose(deferred_mean(score, large), curve.a2, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(examples, st.randoms(use_true_random=False))
 def test_a_weighted_area_is_the_area_of_the_repeated_examples(rows, random):
     score, small, large = columns(rows)

@@ -42,7 +42,7 @@ def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
     }
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     num_samples=st.sampled_from([1, 2, 50, 200]),

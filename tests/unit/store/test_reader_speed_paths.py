@@ -74,7 +74,7 @@ def test_positions_and_labels_are_those_of_each_example_alone(store: TeacherStor
         np.testing.assert_array_equal(batch.labels[rows], alignment.row_labels(ids, mask))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(lengths=st.lists(st.integers(0, 5), max_size=8), masks=st.binary(min_size=40, max_size=40))
 def test_joined_positions_are_those_of_each_example(lengths: list[int], masks: bytes) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -84,7 +84,7 @@ def test_joined_positions_are_those_of_each_example(lengths: list[int], masks: b
     np.testing.assert_array_equal(found, np.concatenate([np.zeros(0, np.int64), *wanted]))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200)
 @given(
     runs=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 30)), max_size=9),
     chunk=st.integers(1, 13),

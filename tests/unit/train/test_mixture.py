@@ -15,7 +15,7 @@ from caskd.train.store_mix import StoreMix
 weights_of = st.lists(st.floats(0.01, 5.0), min_size=1, max_size=5).map(tuple)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(weights_of, st.integers(0, 99), st.integers(0, 2 * LATTICE), st.integers(1, 2 * LATTICE))
 def test_every_stretch_has_its_share_of_every_store(
     weights: tuple[float, ...], seed: int, first: int, size: int

@@ -65,7 +65,7 @@ def test_every_resize_at_every_step_keeps_the_order(url: str) -> None:
     np.testing.assert_array_equal(order.at(positions).reshape(steps, -1), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_three_resizes_an_epoch(url: str, data: st.DataObject) -> None:
     size = data.draw(st.integers(8, 120))
