@@ -11,8 +11,6 @@ Dimension letters: N rows, V vocabulary, k cells kept.
 """
 
 import argparse
-import csv
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import hardware
+from store_rows import setting, write_table
 
 from caskd.store.progress import progress
 from caskd.train import TrainConfig
@@ -34,7 +32,6 @@ from caskd.train.rng import seed_everything
 from caskd.train.student import LossOptions, StudentWithLoss, load_student
 from caskd.train.validation import measure
 
-RESULTS = Path(__file__).parent / "results" / "live_teacher.csv"
 ARMS = ("store", "live teacher")
 
 
@@ -141,25 +138,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="examples of a step")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--objective", default="cat-dist")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
     arguments = parser.parse_args()
-    surroundings = {
+    table = []
+    for variant, figure, value in rows(arguments):
+        table.append({"variant": variant, "figure": figure, "value": f"{value:.7g}"})
+        print(f"{variant:28} {figure:46} {value:12.7g}", flush=True)
+    columns = {
         "objective": arguments.objective,
         "steps": arguments.steps,
         "batch": arguments.batch,
         "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-        "cores": os.cpu_count(),
         "torch": torch.__version__,
+        **setting(arguments.notes),
     }
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["variant", "figure", "value", *surroundings])
-        writer.writeheader()
-        for variant, figure, value in rows(arguments):
-            writer.writerow(
-                {"variant": variant, "figure": figure, "value": f"{value:.7g}", **surroundings}
-            )
-            print(f"{variant:28} {figure:46} {value:12.7g}", flush=True)
+    write_table("live_teacher", table, columns)
 
 
 if __name__ == "__main__":

@@ -18,27 +18,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from caskd.store.layout import FIELD_DTYPES, ROW_FIELDS
+
 Fields = dict[str, npt.NDArray[Any]]
 
 BLOCK = 32  # neighboring ids whose maximum stands for them
-
-FIELD_DTYPES = {
-    "topk_ids": np.uint32,
-    "topk_logits": np.float32,
-    "num_kept": np.uint16,
-    "logsumexp": np.float32,
-    "label_logit": np.float32,
-    "tail_mass": np.float32,
-    "argmax": np.uint32,
-    "label_rank": np.uint32,
-}
 
 
 def filler_rows(num_rows: int, top_k: int) -> Fields:
     """Rows before any is computed, and those at a shard's end: no teacher row anywhere."""
     rows: Fields = {
-        name: np.zeros((num_rows, top_k) if name.startswith("topk_") else num_rows, dtype)
-        for name, dtype in FIELD_DTYPES.items()
+        name: np.zeros(
+            (num_rows, top_k) if name.startswith("topk_") else num_rows, FIELD_DTYPES[name]
+        )
+        for name in ROW_FIELDS
     }
     rows["topk_logits"][:] = -np.inf
     return rows
@@ -164,6 +157,8 @@ def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
         "label_rank": tile["label_rank"],
     }
     return {
-        name: (values if values.dim() == 2 else values.where(finite, 0)).numpy().astype(kind)
-        for (name, values), kind in zip(fields.items(), FIELD_DTYPES.values(), strict=True)
+        name: (values if values.dim() == 2 else values.where(finite, 0))
+        .numpy()
+        .astype(FIELD_DTYPES[name])
+        for name, values in fields.items()
     }

@@ -84,7 +84,7 @@ class Worker:
         work = self.writer.pilot()
         if work is None:
             return
-        rows = row_rule(self.writer.spec).filler(work.num_rows)
+        rows = self.teacher.rule.filler(work.num_rows)
         with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
             if self._fill(work, rows, records.PILOT, bar.advance) is not None:
                 self.writer.commit_pilot(rows)
@@ -106,7 +106,7 @@ class Worker:
         """
         try:
             work = self.writer.shard(shard)
-            rows = row_rule(self.writer.spec).filler(self.writer.spec.shard_rows)
+            rows = self.teacher.rule.filler(self.writer.spec.shard_rows)
             non_finite = self._fill(work, rows, records.shard_unit(shard), report)
         except Exception as error:
             raise ShardFailedError(shard, error) from error

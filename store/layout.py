@@ -164,7 +164,6 @@ FIELD_DTYPES = {
     "sampled_counts": "uint16", "num_kept": "uint16", "logsumexp": "float32",
     "label_logit": "float32", "tail_mass": "float32", "argmax": "uint32", "label_rank": "uint32",
 }  # fmt: skip
-CELL_FIELDS = frozenset({"topk_ids", "topk_logits", "sampled_ids", "sampled_counts"})
 TOKEN_LAYOUTS = (
     ArrayLayout("token_ids", "uint32", TOKEN_CHUNK, TOKEN_SHARD, "packed"),
     ArrayLayout("is_response", "uint8", TOKEN_CHUNK, TOKEN_SHARD),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from paired import paired_difference
 
 from caskd.eval import deferral_curve
 from caskd.eval.bootstrap import (
@@ -11,7 +12,6 @@ from caskd.eval.bootstrap import (
     arm_difference,
     interval,
     mean_draws,
-    paired_difference,
 )
 
 

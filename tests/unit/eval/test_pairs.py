@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from paired import paired_difference
 
 from caskd.eval import deferral_curve
-from caskd.eval.bootstrap import paired_difference
 from caskd.eval.cost import example_cost, token_cost
 from caskd.eval.pairs import Pair
 from caskd.store.errors import CaskdError, IdentityError, UsageError
