@@ -11,10 +11,7 @@ Dimension letters: B examples, T tokens, N rows, V vocabulary.
 """
 
 import argparse
-import csv
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hardware import hardware
+from store_rows import setting, write_table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,7 +36,6 @@ from caskd.train.objectives import OBJECTIVES
 from caskd.train.plan import RunPlan, plan_run
 from caskd.train.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 
-RESULTS = Path(__file__).parent / "results" / "step.csv"
 CROSS_ENTROPY, LIVE = "cross-entropy on whole logits", "live teacher, whole distribution"
 OURS = {f"caskd {name}": name for name in ("xent", "dist", "cat-dist")}
 KINDS = (CROSS_ENTROPY, *OURS, LIVE)
@@ -227,32 +223,24 @@ def main() -> None:
     parser.add_argument("--store", required=True)
     parser.add_argument("--batch", type=int, default=8, help="examples of a step")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--notes", default="")
     parser.add_argument("--peak-memory-of", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_memory_of:
         print(peak_memory(arguments, arguments.peak_memory_of))
         return
-    surroundings = {
+    table = []
+    for variant, figure, value in measure(arguments):
+        table.append({"variant": variant, "figure": figure, "value": f"{value:.4g}"})
+        print(f"{variant:34} {figure:24} {value:10.4g}", flush=True)
+    columns = {
         "batch": arguments.batch,
         "rounds": arguments.rounds,
         "threads": torch.get_num_threads(),
-        "hardware": hardware(),
-        "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
-        "python": platform.python_version(),
-        "notes": arguments.notes,
+        **setting(arguments.notes),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["variant", "figure", "value", *surroundings])
-        writer.writeheader()
-        for variant, figure, value in measure(arguments):
-            row = {"variant": variant, "figure": figure, "value": f"{value:.4g}"}
-            writer.writerow({**row, **surroundings})
-            print(f"{variant:34} {figure:24} {value:10.4g}", flush=True)
+    write_table("step", table, columns)
 
 
 if __name__ == "__main__":
