@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 # Before the import: named, the accelerator is not guessed and no warning is printed about it.
@@ -73,6 +74,8 @@ def _connect(timeout: timedelta) -> Ranks:
     with _silent_stdout():
         backend = "nccl" if on_gpu else "gloo"
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
+    # It would make its own groups with torch's default: ranks would wait half an hour in those.
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
     torch.distributed.barrier()  # nobody writes before everybody has checked its options
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from training import config_for
 
 STEPS = 3
+PATIENCE_MINUTES = 7.0
 
 
 def spy_on_gradient(engine: TrainEngine, seen: dict[str, torch.Tensor]) -> None:
@@ -87,10 +88,18 @@ def poison(plan: object, engine: TrainEngine, ranks: Ranks) -> bool:
     return engine.was_step_applied()
 
 
+def seconds_groups_wait() -> set[float]:
+    """What every group that there is by now, DeepSpeed's own included, has as its timeout."""
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    cpu = torch.device("cpu")
+    return {group._get_backend(cpu).options._timeout.total_seconds() for group in groups}
+
+
 def main() -> None:
     root, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    with connected() as ranks:
-        results = {case: run_case(root, case, ranks) for case in cases}
+    with connected(PATIENCE_MINUTES) as ranks:
+        results: dict[str, object] = {case: run_case(root, case, ranks) for case in cases}
+        results["seconds_groups_wait"] = seconds_groups_wait()
         if ranks.rank == 0:
             torch.save(results, out)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps_driver import PATIENCE_MINUTES
 from training import capture, config_for
 from transformers import AutoModelForCausalLM
 
@@ -129,6 +130,11 @@ def test_one_rank_learns_as_plain_torch_does(root: Path, one: dict[str, Any]) ->
     assert one[REFERENCE]["losses"] == pytest.approx(losses, rel=1e-6)
     weights = {name: p.detach() for name, p in model.named_parameters()}
     assert distance(one[REFERENCE]["weights"], weights) < 1e-6
+
+
+def test_every_group_waits_as_long_as_it_was_told(two: dict[str, Any]) -> None:
+    """DeepSpeed makes groups of its own, in which a rank would wait for half an hour."""
+    assert two["seconds_groups_wait"] == {60 * PATIENCE_MINUTES}
 
 
 @pytest.mark.parametrize("case", ACCUMULATED)
