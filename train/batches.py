@@ -5,7 +5,7 @@ their length in tokens, N its predicted tokens, k cells of each.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from caskd.train.mixture import MixedOrder
 from caskd.train.objectives import Objective
 from caskd.train.order import IntArray
 from caskd.train.packing import restarting_positions, row_starts
+from caskd.train.random_mask import RandomMask
 from caskd.train.store_mix import StoreMix
 
 R = TypeVar("R")
@@ -37,6 +38,7 @@ class MicroBatch:
         labels: [N].
         teacher: what the teacher said of the rows.
         position_ids: [B, T] from 0 in each of the packed examples; None where they are not.
+        keep: [N] bool, a mask that is given; None where the objective makes its own.
     """
 
     input_ids: Tensor
@@ -45,6 +47,7 @@ class MicroBatch:
     labels: Tensor
     teacher: TeacherRows
     position_ids: Tensor | None = None
+    keep: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on `device`."""
@@ -176,6 +179,7 @@ class BatchReader:
     cut: Cut
     rank: int
     pin_memory: bool
+    mask: RandomMask | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """Steps `first` to `stop` - 1."""
@@ -190,7 +194,7 @@ class BatchReader:
             yield StepBatch(
                 step=step,
                 micro_batches=tuple(
-                    self._micro_batch(parts[self.rank])
+                    self._micro_batch(parts[self.rank], step)
                     for parts in self.cut.parts(examples, token_counts)
                 ),
                 num_rows=int(row_counts[examples].sum(dtype=np.int64)),
@@ -198,7 +202,9 @@ class BatchReader:
                 examples_per_store=tuple(counts.tolist()),
             )
 
-    def _micro_batch(self, examples: IntArray) -> MicroBatch:
+    def _micro_batch(self, examples: IntArray, step: int) -> MicroBatch:
         read = self.store.read(examples, self.row_fields)
         batch = collate(read, self.pad_id, packed=self.cut.packed)
+        if self.mask is not None:
+            batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
         return batch.pin() if self.pin_memory else batch

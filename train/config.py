@@ -9,8 +9,9 @@ import tyro
 from caskd.store.errors import UsageError
 
 Objective = Literal[
-    "xent", "dist", "cat-xent", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s"
-]
+    "xent", "dist", "cat-xent", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s",
+    "random-xent", "random-dist",
+]  # fmt: skip
 Tail = Literal["bucket", "renormalise", "drop", "none"]
 Normalise = Literal["rows", "examples"]
 Dtype = Literal["float32", "bfloat16"]
@@ -35,7 +36,10 @@ class TrainConfig:
     steps: int
     """Optimizer steps of the whole run."""
     objective: Objective = "cat-dist"
-    """What to minimise; -l masks by the teacher only, -s by the student only."""
+    """What to minimise; -l masks by the teacher alone, -s by the student alone, random-* by chance.
+    """
+    keep_fraction_from: Path | None = None
+    """The run (or its metrics.jsonl) whose share of kept rows a random-* mask has at each step."""
     w: float | None = None
     """Weight of the label, 1 - w of the teacher; by default 1 for *xent* and 0.5 for *dist*."""
     tail: Tail | None = None
@@ -150,6 +154,7 @@ def _check_together(config: TrainConfig) -> None:
     """Options that say nothing without, or against, another one."""
     decay_steps = config.decay_steps or 0
     stage = f"--zero-stage is {config.zero_stage}"
+    is_random = config.objective in ("random-xent", "random-dist")
     for wrong, message in (
         (
             config.warmup_steps + decay_steps > config.steps,
@@ -173,6 +178,16 @@ def _check_together(config: TrainConfig) -> None:
         (
             config.eval_store is None and (config.eval_every or config.best_metric),
             "--eval-every and --best-metric need --eval-store.",
+        ),
+        (
+            is_random and config.keep_fraction_from is None,
+            f"--objective {config.objective} needs --keep-fraction-from RUN, the run whose share "
+            "of kept rows it has at each step.",
+        ),
+        (
+            not is_random and config.keep_fraction_from is not None,
+            "--keep-fraction-from goes with --objective random-xent or random-dist; got "
+            f"{config.objective}.",
         ),
         (
             config.lora_rank is None and config.lora_alpha is not None,

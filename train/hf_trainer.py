@@ -17,7 +17,7 @@ from caskd.store.errors import UsageError
 from caskd.train.loss_types import LossSums, TeacherRows
 from caskd.train.losses import cascade_aware_loss
 from caskd.train.metrics import step_metrics
-from caskd.train.objectives import Tail, resolve_tail
+from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
 from caskd.train.store_dataset import TEACHER, StoreDataset
 from caskd.train.student import SUM_NAMES, cap_and_scale
 
@@ -48,6 +48,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         tail: Tail | None = None,
         **kwargs: Any,
     ) -> None:
+        resolve_unmasked(objective, w, "CascadeTrainer")  # a mistake shows here, not at a step
         kwargs.setdefault("data_collator", StoreDataset.collate)
         super().__init__(*args, **kwargs)
         self.objective, self.w = objective, w

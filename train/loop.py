@@ -194,6 +194,7 @@ def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchR
         cut=replace(plan.cut, packed=packed),
         rank=ranks.rank,
         pin_memory=ranks.device.type == "cuda",
+        mask=plan.mask,
     )
 
 

@@ -21,6 +21,7 @@ from caskd.train.objectives import (
     IGNORE_LABEL,
     OBJECTIVES,
     TAILS,
+    MaskRule,
     Objective,
     Tail,
     keep_mask,
@@ -75,7 +76,8 @@ def cascade_aware_loss(
         logit_softcap: logits become softcap * tanh(logits / softcap), after the scale.
         logit_scale: factor of the logits, bias included.
         row_weights: [N] factor of each row's loss, a constant; masks and counts ignore it.
-        keep: [N] bool, the caller's own mask in place of the objective's rule.
+        keep: [N] bool, the caller's own mask in place of the objective's rule; random-* have none
+            and need it.
         impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, the second for CUDA
             devices; `auto` is `triton` where a trial shows that it works, else `torch`.
         tile_rows: rows of one tile of the fused loss; None fits it to the device.
@@ -88,8 +90,8 @@ def cascade_aware_loss(
             objective needs is missing.
     """
     chosen = resolve_objective(objective, w)
-    if keep is not None:
-        chosen = Objective("all", chosen.w)
+    own_rule = _own_rule(objective, chosen, keep)
+    chosen = Objective(own_rule, chosen.w)
     _check_choices(tail, impl, tile_rows)
     check_teacher(objective, chosen, teacher)
     rows = LossRows(labels.long(), teacher, None if row_weights is None else row_weights.detach())
@@ -98,7 +100,7 @@ def cascade_aware_loss(
 
     index = _rows_that_can_count(rows, chosen, keep)
     # The teacher's own mask has been applied by now; the rest of it is for the student to say.
-    rule = "all" if chosen.rule == "teacher" else chosen.rule
+    rule: MaskRule = "all" if own_rule == "teacher" else own_rule
     terms = LossTerms(rule, chosen.w, tail)
     head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
     dtype = _compute_dtype(hidden, lm_head_weight)
@@ -121,6 +123,18 @@ def cascade_aware_loss(
             ),
         )
     return _with_row_counts(sums, rows)
+
+
+def _own_rule(name: str, objective: Objective, keep: Tensor | None) -> MaskRule:
+    """The rule that the loss applies by itself."""
+    if keep is not None:
+        return "all"
+    if objective.rule == "random":
+        raise UsageError(
+            f"objective {name!r} needs keep, got None; pass the mask, [N] bool, or choose an "
+            "objective that makes its own"
+        )
+    return objective.rule
 
 
 def _rows_that_can_count(rows: LossRows, objective: Objective, keep: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from caskd.train.loss_targets import Targets, teacher_targets
 from caskd.train.loss_types import Head, LossRows
-from caskd.train.objectives import MaskRule, keep_mask
+from caskd.train.objectives import AnyRule, keep_mask
 from caskd.train.products import product_dtype, write_product_
 
 MEASURES = ("nll", "correct", "confidence", "kl", "distilled", "kept")
@@ -26,7 +26,7 @@ NUM_BINS = 15
 
 
 @torch.no_grad()
-def row_measures(hidden: Tensor, head: Head, rows: LossRows, rule: MaskRule) -> Tensor:
+def row_measures(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
     """Measures [N, len(MEASURES)] of each row, float32.
 
     `confidence` is the probability of the student's argmax. `kl` is from the teacher's stored
@@ -35,7 +35,7 @@ def row_measures(hidden: Tensor, head: Head, rows: LossRows, rule: MaskRule) -> 
     Args:
         hidden: [N, H].
         rows: with the teacher's distribution.
-        rule: of the mask that `kept` reports.
+        rule: of the mask that `kept` reports: nan for `random`, which says nothing of these rows.
     """
     size = max(1, TILE_BYTES // (4 * len(head.weight)))
     measured = []
@@ -45,7 +45,7 @@ def row_measures(hidden: Tensor, head: Head, rows: LossRows, rule: MaskRule) -> 
     return torch.cat(measured) if measured else hidden.new_zeros(0, len(MEASURES)).float()
 
 
-def _tile(hidden: Tensor, head: Head, rows: LossRows, rule: MaskRule) -> Tensor:
+def _tile(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
     logprobs = _logits(hidden, head).log_softmax(1)  # [n, V]
     confidence, argmax = logprobs.max(1)
     nll = -logprobs.gather(1, rows.labels[:, None]).squeeze(1)
@@ -54,7 +54,11 @@ def _tile(hidden: Tensor, head: Head, rows: LossRows, rule: MaskRule) -> Tensor:
         targets = teacher_targets(rows.teacher, "bucket", logprobs.shape[1], logprobs.dtype)
         kl = torch.where(targets.present, _kl(logprobs, targets), 0)
         distilled, teacher_argmax = targets.present.to(kl.dtype), rows.teacher.argmax
-    kept = keep_mask(argmax, teacher_argmax, rows.labels, rule)
+    kept = (
+        torch.full_like(nll, torch.nan)
+        if rule == "random"
+        else keep_mask(argmax, teacher_argmax, rows.labels, rule)
+    )
     correct = argmax == rows.labels
     columns = (nll, correct, confidence.exp(), kl, distilled, kept)
     return torch.stack([column.float() for column in columns], dim=1)

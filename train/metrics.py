@@ -19,7 +19,7 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
     `loss` is per response token, whatever --normalise divides the gradient by. `tail_mass` and `kl`
     (nats, to the teacher) are per row that has a teacher distribution, None where none was read.
     `student_accuracy` is over the rows that met the student's head: all of them, except under
-    masks that need the teacher only. Not finite becomes None.
+    masks that do not ask the student. Not finite becomes None.
     """
     distilled = sums["num_distilled"]
     return {

@@ -1,4 +1,4 @@
-"""The objectives by name, and the one function that makes every mask.
+"""The objectives by name, and the one function that makes every mask out of what models say.
 
 For response tokens i with label y, student p_S, teacher p_L and label weight w, all of them are
 
@@ -18,6 +18,9 @@ from torch import Tensor
 from caskd.store.errors import UsageError
 
 MaskRule = Literal["all", "either", "teacher", "student"]
+AnyRule = MaskRule | Literal["random"]
+"""`random`: a mask that is given, not made from what a model says; the control of the others."""
+
 Tail = Literal["bucket", "renormalise", "drop", "none"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
 
@@ -33,7 +36,7 @@ IGNORE_LABEL = -100
 class Objective:
     """Which rows count, and how much of each is the label's."""
 
-    rule: MaskRule
+    rule: AnyRule
     w: float
 
     @property
@@ -57,6 +60,8 @@ OBJECTIVES = MappingProxyType(
         "cat-xent-s": Objective("student", 1.0),
         "cat-dist-l": Objective("teacher", 0.5),
         "cat-dist-s": Objective("student", 0.5),
+        "random-xent": Objective("random", 1.0),
+        "random-dist": Objective("random", 0.5),
     }
 )
 
@@ -75,6 +80,22 @@ def resolve_objective(name: str, w: float | None = None) -> Objective:
     if not 0 <= w <= 1:
         raise UsageError(f"w is {w}, expected a label weight between 0 (teacher only) and 1")
     return Objective(objective.rule, float(w))
+
+
+def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
+    """`resolve_objective`, for a loop that has no mask to give.
+
+    Raises:
+        UsageError: the same, or the objective takes a mask that is given.
+    """
+    objective = resolve_objective(name, w)
+    if objective.rule == "random":
+        raise UsageError(
+            f"{user}: objective {name!r} takes the kept shares of another run, which caskd train "
+            "alone reads (--keep-fraction-from); expected another objective here. In a loop of "
+            f"your own, give cascade_aware_loss {name.removeprefix('random-')!r} and keep=."
+        )
+    return objective
 
 
 def keep_mask(

@@ -24,6 +24,7 @@ from caskd.train.metrics import METRICS_FILE
 from caskd.train.micro_steps import Cut, accumulation_steps, check_budget
 from caskd.train.mixture import MixedOrder, shares
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.random_mask import RandomMask, read_fractions
 from caskd.train.store_mix import StoreMix
 from caskd.train.student import check_config, load_tokenizer
 from caskd.train.trackers import check_trackers
@@ -40,6 +41,7 @@ class RunPlan:
         store: to learn from; one or several.
         order: of the examples.
         objective: rule and label weight.
+        mask: that keeps rows at random; None where the objective makes its own.
         tokenizer: the student's.
         settings: DeepSpeed's.
         cut: how a step is cut into forwards.
@@ -54,6 +56,7 @@ class RunPlan:
     store: StoreMix
     order: MixedOrder
     objective: Objective
+    mask: RandomMask | None
     tokenizer: Any
     settings: Settings
     cut: Cut
@@ -72,6 +75,11 @@ class RunPlan:
         """What becomes of the teacher's probability outside the top-k, if the store has one."""
         return resolve_tail(self.config.tail, self.store.spec.kind)
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as the run's files keep them."""
+        return _recorded(self.config, self.mask)
+
     def state_after(self, step: int, skipped_steps: int) -> RunState:
         """What a checkpoint after `step` steps says."""
         consumed = step * self.config.global_batch_size
@@ -83,7 +91,7 @@ class RunPlan:
             world_size=self.world_size,
             store_digest=self.store.digest,
             teacher=self.store.teacher,
-            config=self.config.to_json(),
+            config=self.options,
         )
 
     def summary(self) -> Iterator[str]:
@@ -98,6 +106,12 @@ class RunPlan:
             f"objective    {config.objective}: mask {self.objective.rule}, label weight "
             f"{self.objective.w:g}, tail {self.tail}"
         )
+        if self.mask is not None:
+            kept = self.mask.fractions
+            yield (
+                f"mask         {kept.mean():.1%} of the rows at random, {kept.min():.1%} to "
+                f"{kept.max():.1%} a step (fractions {self.mask.digest[:12]})"
+            )
         yield f"batch        {config.global_batch_size} examples = {self._parts()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
         of_one = f" = {epochs:.2f} epochs" * (len(order.orders) == 1)
@@ -146,6 +160,9 @@ def plan_run(config: TrainConfig) -> RunPlan:
     check_trackers(config)
     if not config.resume:
         check_unused(config.out)
+    mask = None
+    if config.keep_fraction_from is not None:
+        mask = RandomMask(config.seed, read_fractions(config.keep_fraction_from, config.steps))
     store = StoreMix.open(config.store)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     order = store.order(config.seed)
@@ -157,7 +174,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         checkpoint = newest_complete(config.out)
         verify(checkpoint, only=(STATE,))
         done = read_state(checkpoint)
-        check_resumable(done, config=config.to_json(), store_digest=store.digest)
+        check_resumable(done, config=_recorded(config, mask), store_digest=store.digest)
         if os.environ.get("RANK", "0") == "0":  # the other ranks start when this one goes on
             verify(checkpoint)
     tokenizer = load_tokenizer(config.student, store.spec)
@@ -168,6 +185,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         store=store,
         order=order,
         objective=objective,
+        mask=mask,
         tokenizer=tokenizer,
         settings=settings,
         cut=Cut(
@@ -180,6 +198,12 @@ def plan_run(config: TrainConfig) -> RunPlan:
         checkpoint=checkpoint,
         done=done,
     )
+
+
+def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
+    """The options, the kept fractions of another run by their digest: it may move, or go on."""
+    of_mask = {} if mask is None else {"keep_fraction_from": f"sha256:{mask.digest}"}
+    return {**config.to_json(), **of_mask}
 
 
 def _settings(config: TrainConfig, world_size: int) -> Settings:

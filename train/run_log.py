@@ -86,7 +86,7 @@ def describe_run(plan: RunPlan, ranks: Ranks) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     cuda = ranks.device.type == "cuda"
     content = {
-        "config": config.to_json(),
+        "config": plan.options,
         "deepspeed": plan.settings,
         "stores": [
             {"teacher": store.spec.teacher, "seal": store.digest, "share": share}

@@ -17,7 +17,7 @@ from caskd.store.errors import UsageError
 from caskd.store.places import is_remote
 from caskd.train.batches import fields_to_read, teacher_rows
 from caskd.train.mixture import MixedOrder
-from caskd.train.objectives import IGNORE_LABEL, resolve_objective
+from caskd.train.objectives import IGNORE_LABEL, resolve_unmasked
 from caskd.train.order import stream_positions
 from caskd.train.store_mix import StoreMix
 
@@ -72,9 +72,10 @@ class StoreDataset(IterableDataset[Example]):
         self._epoch = self._yielded = 0
         self._resumed = False
         self._opened: tuple[int, StoreMix, MixedOrder] | None = None
+        chosen = resolve_unmasked(objective, w, "StoreDataset")
         mix, _ = self._open()  # a mistake shows here, not in a worker
         self.kind = mix.spec.kind
-        self._row_fields = fields_to_read(resolve_objective(objective, w), self.kind)
+        self._row_fields = fields_to_read(chosen, self.kind)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next pass with this epoch, unless it goes on from a loaded state."""

@@ -34,6 +34,7 @@ _NAME_OF_RULE = {
     "either": "cat-dist",
     "teacher": "cat-dist-l",
     "student": "cat-dist-s",
+    "random": "random-dist",
 }
 """An objective's name by its mask; the label weight is given beside it."""
 
@@ -84,6 +85,7 @@ class StudentWithLoss(nn.Module):
             bias=bias,
             logit_softcap=self.softcap,
             logit_scale=self.scale,
+            keep=batch.keep if objective.rule == "random" else None,
         )
         return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
 

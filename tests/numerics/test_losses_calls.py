@@ -237,6 +237,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "bias": (None, {"bias": torch.zeros(3)}, r"bias is \[3\], expected \[90\]"),
     "keep": (None, {"keep": torch.ones(40)}, "keep is torch.float32"),
+    "no mask": (None, {"objective": "random-xent"}, "'random-xent' needs keep, got None"),
 }
 
 

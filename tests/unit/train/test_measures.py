@@ -47,6 +47,8 @@ def test_each_measure_is_its_definition() -> None:
     assert torch.equal(found["correct"].bool(), correct)
     assert rows.teacher is not None
     assert torch.equal(found["kept"].bool(), correct | (rows.teacher.argmax == rows.labels))
+    unasked = row_measures(hidden, head, rows, "random")[:, MEASURES.index("kept")]
+    assert bool(unasked.isnan().all())
     assert found["distilled"].tolist() == [0.0, *[1.0] * (N - 1)]
     for row in range(1, N):
         theirs = (rows.teacher.topk_logits[row] - rows.teacher.logsumexp[row]).double()
