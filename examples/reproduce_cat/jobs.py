@@ -1,0 +1,201 @@
+"""Every command of the reproduction, as data: what it needs, what it makes, and in which order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pools import POOLS
+from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, Scale, Steps
+
+HERE = Path(__file__).parent
+ROUNDS = (3, 5)
+"""Seeds after which what has fewer catches up: a stop leaves arms that can be compared."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command line: words after `caskd`, or a script of this folder."""
+
+    makes: Path
+    """There when the job is done, and not before."""
+    words: tuple[str, ...]
+    needs: tuple[Path, ...] = ()
+    script: bool = False
+    resumes: Path | None = None
+    """Run folder of a training, which `--resume` continues."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is run, where, and with which models."""
+
+    work: Path
+    sources: Path
+    scale: Scale
+    teacher: str | None = None
+    student: str | None = None
+
+    def plan(self) -> dict[str, object]:
+        """The arms and seeds of every pool and condition, as plan.json holds them."""
+        primary = list(range(self.scale.primary_seeds))
+        secondary = list(range(self.scale.secondary_seeds))
+        arms = {
+            condition: dict.fromkeys(PRIMARY, primary)
+            | (dict.fromkeys(SECONDARY, secondary) if condition == "clean" else {})
+            for condition in CONDITIONS
+        }
+        return {pool: {"conditions": arms} for pool in self.scale.pools}
+
+    def jobs(self) -> Iterator[Job]:
+        """All of them, in the order in which they are wanted."""
+        pools = [_PoolJobs(self, pool, steps) for pool, steps in self.scale.pools.items()]
+        for of_pool in pools:
+            yield from of_pool.data()
+        for teacher in ("clean", "noisy20"):
+            for of_pool in pools:
+                yield from of_pool.teacher(teacher)
+        for condition in CONDITIONS:
+            for of_pool in pools:
+                yield from of_pool.store(condition)
+        yield from self._arms(pools)
+
+    def _arms(self, pools: "list[_PoolJobs]") -> Iterator[Job]:
+        ends = [
+            *(end for end in ROUNDS if end < self.scale.primary_seeds),
+            self.scale.primary_seeds,
+        ]
+        for start, end in zip([0, *ends], ends, strict=False):
+            for seed in range(start, end):
+                for of_pool in pools:
+                    yield from of_pool.pretrained(seed)
+                # The positive control comes first.
+                for condition in ("noisy20-clean-teacher", "clean", "noisy20-noisy-teacher"):
+                    for of_pool in pools:
+                        for arm in PRIMARY:
+                            yield from of_pool.arm(condition, arm, seed)
+            for seed in range(start, min(end, self.scale.secondary_seeds)):
+                for arm in SECONDARY:
+                    for of_pool in pools:
+                        yield from of_pool.arm("clean", arm, seed)
+
+
+class _PoolJobs:
+    """The jobs of one pool, by stage."""
+
+    def __init__(self, recipe: Recipe, name: str, steps: Steps) -> None:
+        self._recipe, self._scale, self._steps = recipe, recipe.scale, steps
+        self._name, self._pool = name, POOLS[name]
+        self._root = recipe.work / name
+        self._data = self._root / "data"
+
+    def data(self) -> Iterator[Job]:
+        """The parts, and the models to start from."""
+        words = ("prepare_data.py", str(self._recipe.sources), str(self._data))
+        yield Job(self._data / "test.jsonl", (*words, "--pool", self._name), script=True)
+        for name, given, shape in (
+            ("teacher-init", self._recipe.teacher, self._scale.teacher_shape),
+            ("student-init-0", self._recipe.student, self._scale.student_shape),
+        ):
+            if given is None and shape is not None:
+                yield self._from_scratch(name, shape, seed=0)
+
+    def teacher(self, name: str) -> Iterator[Job]:
+        """A teacher trained on its own part, and its answers to the test set."""
+        suffix = "" if name == "clean" else f"-{name}"
+        text, model = self._root / f"teacher-{name}-text", self._model(name)
+        start = self._recipe.teacher or str(self._root / "teacher-init")
+        yield from self._text_store(self._data / f"teacher{suffix}.jsonl", text)
+        run = self._root / f"teacher-{name}-run"
+        yield from self._trained(
+            text, start, run, model, "xent", self._steps.teacher, self._scale.teacher_lr, seed=0
+        )
+        for part in ("test", "calibration"):
+            yield self._predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
+
+    def store(self, condition: str) -> Iterator[Job]:
+        """The teacher's outputs on the student's part, which it was not trained on."""
+        suffix, teacher = CONDITIONS[condition]
+        data, model = self._data / f"student{suffix}.jsonl", self._model(teacher)
+        store = self._root / condition / "store"
+        words = ("precompute", "--teacher", str(model), "--data", str(data), "--store", str(store))
+        size = ("--top-k", str(self._scale.top_k), "--shard-rows", str(self._scale.shard_rows))
+        yield Job(store / "seal.json", (*words, *size, *self._eos()), needs=(model, data))
+
+    def pretrained(self, seed: int) -> Iterator[Job]:
+        """The student from which every arm of a seed branches."""
+        text = self._root / "pretrain-text"
+        start = self._recipe.student
+        if start is None and self._scale.student_shape is not None:
+            init = self._root / f"student-init-{seed}"
+            start = str(init)
+            if seed:
+                yield self._from_scratch(init.name, self._scale.student_shape, seed)
+        yield from self._text_store(self._data / "pretrain.jsonl", text)
+        yield from self._trained(
+            text, str(start), self._root / f"pretrained-{seed}-run",
+            self._root / f"pretrained-{seed}", "xent", self._steps.pretrain,
+            self._scale.pretrain_lr, seed,
+        )  # fmt: skip
+
+    def arm(self, condition: str, arm: str, seed: int) -> Iterator[Job]:
+        """One student: trained, exported, asked."""
+        folder = self._root / condition / f"{arm}-{seed}"
+        extra: tuple[str, ...] = ()
+        needs: tuple[Path, ...] = ()
+        if arm.startswith("random"):
+            twin = self._root / condition / f"{arm.replace('random', 'cat')}-{seed}"
+            extra, needs = ("--keep-fraction-from", str(twin / "run")), (twin / "student",)
+        model = folder / "student"
+        yield from self._trained(
+            self._root / condition / "store", str(self._root / f"pretrained-{seed}"),
+            folder / "run", model, arm, self._steps.arm, self._scale.arm_lr, seed, extra, needs,
+        )  # fmt: skip
+        yield self._predicted(model, "test", folder / "test.parquet")
+        if arm in RULE_ARMS and condition == "clean" and seed < self._scale.secondary_seeds:
+            yield self._predicted(model, "calibration", folder / "calibration.parquet")
+
+    def _model(self, teacher: str) -> Path:
+        return self._root / f"teacher-{teacher}"
+
+    def _eos(self) -> tuple[str, ...]:
+        return () if self._pool.eos else ("--no-eos",)
+
+    def _from_scratch(self, name: str, shape: tuple[int, int], seed: int) -> Job:
+        data, out = self._data / "teacher.jsonl", self._root / name
+        size = ("--hidden-size", str(shape[0]), "--layers", str(shape[1]), "--seed", str(seed))
+        words = ("make_models.py", str(data), str(out), *size)
+        return Job(out, words, needs=(self._data / "test.jsonl",), script=True)
+
+    def _text_store(self, data: Path, store: Path) -> Iterator[Job]:
+        """A store for plain cross-entropy, which reads its tokens only: any model may fill it."""
+        student = self._recipe.student or str(self._root / "student-init-0")
+        words = ("precompute", "--teacher", student, "--data", str(data), "--store", str(store))
+        needs = (self._data / "test.jsonl", Path(student)) if self._recipe.student is None else ()
+        size = ("--top-k", "1", "--shard-rows", str(self._scale.shard_rows))
+        yield Job(store / "seal.json", (*words, *size, *self._eos()), needs=needs)
+
+    def _trained(
+        self, store: Path, start: str, run: Path, model: Path, objective: str, steps: int,
+        lr: float, seed: int, extra: tuple[str, ...] = (), needs: tuple[Path, ...] = (),
+    ) -> Iterator[Job]:  # fmt: skip
+        scale = self._scale
+        train = (
+            "train", "--store", str(store), "--student", start, "--out", str(run),
+            "--objective", objective, "--steps", str(steps), "--seed", str(seed),
+            "--global-batch-size", str(scale.global_batch_size),
+            "--token-budget", str(scale.token_budget), "--lr", f"{lr:g}",
+            "--warmup-steps", str(min(50, steps // 10)), "--dtype", scale.dtype, *extra,
+        )  # fmt: skip
+        starts = (Path(start),) if Path(start).is_relative_to(self._recipe.work) else ()
+        saved = run / "checkpoints" / f"step-{steps:08d}" / "COMPLETE"
+        yield Job(saved, train, needs=(store / "seal.json", *starts, *needs), resumes=run)
+        yield Job(model, ("export", str(run), str(model)), needs=(saved,))
+
+    def _predicted(self, model: Path, part: str, out: Path) -> Job:
+        data = self._data / f"{part}.jsonl"
+        words = (
+            "predict", "--model", str(model), "--data", str(data), "--out", str(out),
+            "--references-column", "answers", "--batch-size", str(self._scale.predict_batch),
+            "--max-new-tokens", str(self._pool.max_new_tokens),
+        )  # fmt: skip
+        return Job(out, words, needs=(model,))

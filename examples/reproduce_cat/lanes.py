@@ -1,0 +1,120 @@
+"""Runs jobs side by side, each once, in order, continuing where an earlier run stopped.
+
+Jobs are command lines of `caskd`. Most take less time than importing torch does, so they run in
+children forked from one process that has imported it already.
+"""
+
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from jobs import HERE, Job
+
+PRELOADED = ["torch", "transformers", "deepspeed", "caskd.train.loop", "caskd.eval.generate"]
+
+
+def run_job(words: Sequence[str], script: bool, log: str) -> None:
+    """Run one command line in this process, its output appended to a file."""
+    with open(log, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    print("$", *(() if script else ("caskd",)), *words, flush=True)
+    if script:
+        sys.argv = [*words]
+        sys.path.insert(0, str(HERE))
+        runpy.run_path(str(HERE / words[0]), run_name="__main__")
+        return
+    from caskd.cli.main import main
+
+    sys.exit(main(words))
+
+
+def log_of(work: Path, job: Job) -> Path:
+    """Where a job's output goes."""
+    return work / "logs" / (str(job.makes.relative_to(work)).replace("/", "--") + ".log")
+
+
+def command_of(job: Job) -> tuple[str, ...]:
+    """The words to run now: a training that was stopped goes on from its newest checkpoint."""
+    if job.resumes is None or not job.resumes.exists():
+        return job.words
+    if any(job.resumes.glob("checkpoints/*/COMPLETE")):
+        return (*job.words, "--resume")
+    shutil.rmtree(job.resumes)  # stopped before it had saved anything
+    return job.words
+
+
+class Lanes:
+    """A few jobs at a time.
+
+    Args:
+        work: folder of the experiment, which gets `logs/` and `seconds.jsonl`.
+        num_lanes: how many.
+        num_threads: of each job.
+    """
+
+    def __init__(self, work: Path, num_lanes: int, num_threads: int) -> None:
+        self._work, self._num_lanes = work, num_lanes
+        (work / "logs").mkdir(parents=True, exist_ok=True)
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+        self._running: dict[BaseProcess, tuple[Job, float]] = {}
+
+    def run(self, jobs: Sequence[Job], until: float | None = None) -> list[Job]:
+        """Run every job that is not done, as soon as what it needs is there.
+
+        Args:
+            jobs: in the order in which they are wanted.
+            until: time.time() after which nothing more is begun.
+
+        Returns:
+            The jobs that failed; what needs them was not begun.
+        """
+        waiting = [job for job in jobs if not job.makes.exists()]
+        failed: list[Job] = []
+        while self._running or waiting:
+            late = until is not None and time.time() > until
+            ready = [job for job in waiting if all(need.exists() for need in job.needs)]
+            while ready and not late and len(self._running) < self._num_lanes:
+                waiting.remove(job := ready.pop(0))
+                self._start(job)
+            if not self._running:
+                break
+            failed += self._finished()
+            time.sleep(0.1)
+        return failed
+
+    def _start(self, job: Job) -> None:
+        job.makes.parent.mkdir(parents=True, exist_ok=True)
+        log = log_of(self._work, job)
+        print(f"{time.strftime('%H:%M:%S')} {job.makes.relative_to(self._work)}", flush=True)
+        process = self._context.Process(
+            target=run_job, args=(command_of(job), job.script, str(log))
+        )
+        process.start()
+        self._running[process] = job, time.monotonic()
+
+    def _finished(self) -> list[Job]:
+        failed = []
+        for process in [one for one in self._running if one.exitcode is not None]:
+            job, started = self._running.pop(process)
+            if process.exitcode or not job.makes.exists():
+                print(f"failed with {process.exitcode}: {log_of(self._work, job)}", flush=True)
+                failed.append(job)
+                continue
+            record = {
+                "job": str(job.makes.relative_to(self._work)),
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            with (self._work / "seconds.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        return failed

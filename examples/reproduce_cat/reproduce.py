@@ -1,0 +1,82 @@
+"""Reproduce the orderings of Cascade-Aware Training (arXiv 2406.00060) with caskd's own commands.
+
+    python reproduce.py WORK --data SOURCES --scale cpu
+    python reproduce.py WORK --data SOURCES --scale gpu --teacher LARGE --student SMALL
+
+Stop it whenever you like: the same command goes on where it stopped, and `report.py WORK` tells
+what there is so far. `--list` prints every command line and runs nothing.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from jobs import Recipe
+from lanes import Lanes
+from measures import reports
+from scales import SCALES
+
+
+def main() -> None:
+    """Read the command line; do what is left; measure what there is."""
+    args = _arguments()
+    work = args.work.resolve()
+    scale = SCALES[args.scale]
+    if args.scale == "gpu" and not (args.teacher and args.student):
+        raise SystemExit("--scale gpu needs models to start from: --teacher LARGE --student SMALL")
+    recipe = Recipe(work, args.data.resolve(), scale, args.teacher, args.student)
+    if args.list:
+        for job in recipe.jobs():
+            print(*(("python",) if job.script else ("caskd",)), shlex.join(job.words))
+        return
+    lanes = Lanes(work, args.lanes, args.threads)
+    note(work, "plan.json", {"scale": args.scale, "pools": recipe.plan()})
+    note(work, "run.json", {"hardware": hardware(), "lanes": args.lanes, "threads": args.threads})
+    sys.exit(carry_out(recipe, lanes, args.minutes))
+
+
+def carry_out(recipe: Recipe, lanes: Lanes, minutes: float | None = None) -> int:
+    """Do what is left, measure what there is, and say how far it went; the exit code."""
+    jobs = list(recipe.jobs())
+    until = None if minutes is None else time.time() + 60 * minutes
+    failed = lanes.run(jobs, until)
+    failed += lanes.run(list(reports(recipe)))
+    left = sum(not job.makes.exists() for job in jobs)
+    print(f"{len(jobs) - left} of {len(jobs)} commands done" + "; go on by the same" * bool(left))
+    return 1 if failed else 0
+
+
+def note(work: Path, name: str, content: dict[str, object]) -> None:
+    """Write a JSON file that says what the folder holds."""
+    (work / name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def hardware() -> str:
+    """The processor, or the GPU, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("work", type=Path, help="folder for everything, several GB on a GPU")
+    parser.add_argument("--data", type=Path, required=True, help="the public sets, see pools.py")
+    parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
+    parser.add_argument("--teacher", help="a transformers model to fine-tune as the large one")
+    parser.add_argument("--student", help="a transformers model to start the small ones from")
+    parser.add_argument("--lanes", type=int, default=1, help="commands side by side")
+    parser.add_argument("--threads", type=int, default=1, help="of each command")
+    parser.add_argument("--minutes", type=float, help="begin nothing more after so many")
+    parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

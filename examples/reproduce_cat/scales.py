@@ -1,0 +1,87 @@
+"""How much of everything: models, steps and seeds, by the hardware at hand.
+
+Fixed before the first arm was trained, and never tuned by what an arm showed.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+CONDITIONS = MappingProxyType(
+    {
+        "clean": ("", "clean"),
+        "noisy20-clean-teacher": ("-noisy20", "clean"),
+        "noisy20-noisy-teacher": ("-noisy20", "noisy20"),
+    }
+)
+"""Condition -> suffix of the student's training data, and which teacher fills the store."""
+
+PRIMARY = ("xent", "cat-xent", "random-xent")
+SECONDARY = ("dist", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s")
+RULE_ARMS = ("cat-xent", "cat-dist")
+"""Arms on which deferral rules are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Optimizer steps, all with the same batch."""
+
+    teacher: int
+    pretrain: int
+    arm: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """One size of the whole experiment."""
+
+    pools: MappingProxyType[str, Steps]
+    primary_seeds: int = 10
+    """Of `PRIMARY`, in every condition."""
+    secondary_seeds: int = 3
+    """Of `SECONDARY`, on clean labels."""
+    teacher_shape: tuple[int, int] | None = None
+    """Hidden size and layers from scratch; None where --teacher is given."""
+    student_shape: tuple[int, int] | None = None
+    global_batch_size: int = 64
+    token_budget: int = 1024
+    teacher_lr: float = 1e-3
+    pretrain_lr: float = 2e-3
+    arm_lr: float = 1e-3
+    dtype: str = "float32"
+    top_k: int = 32
+    shard_rows: int = 8192
+    predict_batch: int = 64
+
+
+SCALES = MappingProxyType(
+    {
+        "cpu": Scale(
+            pools=MappingProxyType(
+                {
+                    "generation": Steps(teacher=2200, pretrain=800, arm=600),
+                    "classification": Steps(teacher=1500, pretrain=400, arm=400),
+                }
+            ),
+            teacher_shape=(192, 4),
+            student_shape=(96, 2),
+        ),
+        "gpu": Scale(
+            pools=MappingProxyType(
+                {
+                    "generation": Steps(teacher=3000, pretrain=1000, arm=3000),
+                    "classification": Steps(teacher=3000, pretrain=1000, arm=2000),
+                    "pretrained": Steps(teacher=1500, pretrain=500, arm=1500),
+                }
+            ),
+            token_budget=16384,
+            teacher_lr=2e-5,
+            pretrain_lr=5e-5,
+            arm_lr=5e-5,
+            dtype="bfloat16",
+            top_k=64,
+            shard_rows=65536,
+            predict_batch=256,
+        ),
+    }
+)
+"""`cpu` starts from scratch at 2 M and 0.3 M parameters; `gpu` takes --teacher and --student."""
