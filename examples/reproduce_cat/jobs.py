@@ -1,11 +1,13 @@
 """Every command of the reproduction, as data: what it needs, what it makes, and in which order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pools import POOLS
-from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, Scale, Steps
+from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, Scale, Steps
 
 HERE = Path(__file__).parent
 ROUNDS = (3, 5)
@@ -35,48 +37,56 @@ class Recipe:
     teacher: str | None = None
     student: str | None = None
 
-    def plan(self) -> dict[str, object]:
+    def plan(self) -> dict[str, dict[str, Any]]:
         """The arms and seeds of every pool and condition, as plan.json holds them."""
         primary = list(range(self.scale.primary_seeds))
         secondary = list(range(self.scale.secondary_seeds))
-        arms = {
-            condition: dict.fromkeys(PRIMARY, primary)
-            | (dict.fromkeys(SECONDARY, secondary) if condition == "clean" else {})
-            for condition in CONDITIONS
+        others = dict.fromkeys(CONDITIONS, dict.fromkeys(PRIMARY, primary))
+        others["clean"] = others["clean"] | dict.fromkeys(SECONDARY, secondary)
+        text = {"clean": dict.fromkeys(TEXT_ARMS, secondary)}
+        return {
+            pool: {"conditions": text if POOLS[pool].is_text else others}
+            for pool in self.scale.pools
         }
-        return {pool: {"conditions": arms} for pool in self.scale.pools}
 
     def jobs(self) -> Iterator[Job]:
         """All of them, in the order in which they are wanted."""
         pools = [_PoolJobs(self, pool, steps) for pool, steps in self.scale.pools.items()]
+        labelled = [of_pool for of_pool in pools if not of_pool.is_text]
         for of_pool in pools:
             yield from of_pool.data()
-        for teacher in ("clean", "noisy20"):
-            for of_pool in pools:
-                yield from of_pool.teacher(teacher)
+        for of_pool in labelled:
+            yield from of_pool.teacher("clean")
+        for of_pool in labelled:
+            yield from of_pool.teacher("noisy20")
         for condition in CONDITIONS:
-            for of_pool in pools:
+            for of_pool in labelled:
                 yield from of_pool.store(condition)
-        yield from self._arms(pools)
-
-    def _arms(self, pools: "list[_PoolJobs]") -> Iterator[Job]:
-        ends = [
-            *(end for end in ROUNDS if end < self.scale.primary_seeds),
-            self.scale.primary_seeds,
-        ]
-        for start, end in zip([0, *ends], ends, strict=False):
-            for seed in range(start, end):
-                for of_pool in pools:
+        texts = [of_pool for of_pool in pools if of_pool.is_text]
+        ends = [end for end in ROUNDS if end < self.scale.primary_seeds]
+        for start, end in pairwise([0, *ends, self.scale.primary_seeds]):
+            yield from self._round(labelled, start, end)
+            for of_pool in texts if start == 0 else ():
+                yield from of_pool.teacher("clean")
+                yield from of_pool.store("clean")
+                for seed in range(self.scale.secondary_seeds):
                     yield from of_pool.pretrained(seed)
-                # The positive control comes first.
-                for condition in ("noisy20-clean-teacher", "clean", "noisy20-noisy-teacher"):
-                    for of_pool in pools:
-                        for arm in PRIMARY:
-                            yield from of_pool.arm(condition, arm, seed)
-            for seed in range(start, min(end, self.scale.secondary_seeds)):
-                for arm in SECONDARY:
-                    for of_pool in pools:
+                    for arm in TEXT_ARMS:
                         yield from of_pool.arm("clean", arm, seed)
+
+    def _round(self, pools: "Sequence[_PoolJobs]", start: int, end: int) -> Iterator[Job]:
+        for seed in range(start, end):
+            for of_pool in pools:
+                yield from of_pool.pretrained(seed)
+            # The positive control comes first.
+            for condition in ("noisy20-clean-teacher", "clean", "noisy20-noisy-teacher"):
+                for of_pool in pools:
+                    for arm in PRIMARY:
+                        yield from of_pool.arm(condition, arm, seed)
+        for seed in range(start, min(end, self.scale.secondary_seeds)):
+            for arm in SECONDARY:
+                for of_pool in pools:
+                    yield from of_pool.arm("clean", arm, seed)
 
 
 class _PoolJobs:
@@ -85,6 +95,7 @@ class _PoolJobs:
     def __init__(self, recipe: Recipe, name: str, steps: Steps) -> None:
         self._recipe, self._scale, self._steps = recipe, recipe.scale, steps
         self._name, self._pool = name, POOLS[name]
+        self.is_text = self._pool.is_text
         self._root = recipe.work / name
         self._data = self._root / "data"
 
@@ -98,28 +109,29 @@ class _PoolJobs:
         ):
             if given is None and shape is not None:
                 yield self._from_scratch(name, shape, seed=0)
+        yield self._text_store("pretrain", self._root / "pretrain-text")
 
     def teacher(self, name: str) -> Iterator[Job]:
         """A teacher trained on its own part, and its answers to the test set."""
         suffix = "" if name == "clean" else f"-{name}"
         text, model = self._root / f"teacher-{name}-text", self._model(name)
         start = self._recipe.teacher or str(self._root / "teacher-init")
-        yield from self._text_store(self._data / f"teacher{suffix}.jsonl", text)
+        yield self._text_store(f"teacher{suffix}", text)
         run = self._root / f"teacher-{name}-run"
         yield from self._trained(
             text, start, run, model, "xent", self._steps.teacher, self._scale.teacher_lr, seed=0
         )
+        if self.is_text:
+            yield self._captured(model, "test", self._root / "test-store")
+            return
         for part in ("test", "calibration"):
             yield self._predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
 
     def store(self, condition: str) -> Iterator[Job]:
         """The teacher's outputs on the student's part, which it was not trained on."""
         suffix, teacher = CONDITIONS[condition]
-        data, model = self._data / f"student{suffix}.jsonl", self._model(teacher)
         store = self._root / condition / "store"
-        words = ("precompute", "--teacher", str(model), "--data", str(data), "--store", str(store))
-        size = ("--top-k", str(self._scale.top_k), "--shard-rows", str(self._scale.shard_rows))
-        yield Job(store / "seal.json", (*words, *size, *self._eos()), needs=(model, data))
+        yield self._captured(self._model(teacher), f"student{suffix}", store)
 
     def pretrained(self, seed: int) -> Iterator[Job]:
         """The student from which every arm of a seed branches."""
@@ -130,7 +142,6 @@ class _PoolJobs:
             start = str(init)
             if seed:
                 yield self._from_scratch(init.name, self._scale.student_shape, seed)
-        yield from self._text_store(self._data / "pretrain.jsonl", text)
         yield from self._trained(
             text, str(start), self._root / f"pretrained-{seed}-run",
             self._root / f"pretrained-{seed}", "xent", self._steps.pretrain,
@@ -150,6 +161,8 @@ class _PoolJobs:
             self._root / condition / "store", str(self._root / f"pretrained-{seed}"),
             folder / "run", model, arm, self._steps.arm, self._scale.arm_lr, seed, extra, needs,
         )  # fmt: skip
+        if self.is_text:
+            return
         yield self._predicted(model, "test", folder / "test.parquet")
         if arm in RULE_ARMS and condition == "clean" and seed < self._scale.secondary_seeds:
             yield self._predicted(model, "calibration", folder / "calibration.parquet")
@@ -157,8 +170,18 @@ class _PoolJobs:
     def _model(self, teacher: str) -> Path:
         return self._root / f"teacher-{teacher}"
 
-    def _eos(self) -> tuple[str, ...]:
-        return () if self._pool.eos else ("--no-eos",)
+    def _captured(self, model: Path, part: str, store: Path) -> Job:
+        words = ("precompute", "--teacher", str(model), "--store", str(store))
+        kept = ("--top-k", str(self._scale.top_k))
+        return Job(store / "seal.json", (*words, *kept, *self._text(part)), needs=(model,))
+
+    def _text(self, part: str) -> tuple[str, ...]:
+        """How a part is read, by every store alike."""
+        words = ("--data", str(self._data / f"{part}.jsonl"))
+        words += ("--shard-rows", str(self._scale.shard_rows))
+        if self.is_text:
+            words += ("--max-length", "256", "--on-long", "truncate")
+        return words if self._pool.eos else (*words, "--no-eos")
 
     def _from_scratch(self, name: str, shape: tuple[int, int], seed: int) -> Job:
         data, out = self._data / "teacher.jsonl", self._root / name
@@ -166,13 +189,12 @@ class _PoolJobs:
         words = ("make_models.py", str(data), str(out), *size)
         return Job(out, words, needs=(self._data / "test.jsonl",), script=True)
 
-    def _text_store(self, data: Path, store: Path) -> Iterator[Job]:
+    def _text_store(self, part: str, store: Path) -> Job:
         """A store for plain cross-entropy, which reads its tokens only: any model may fill it."""
         student = self._recipe.student or str(self._root / "student-init-0")
-        words = ("precompute", "--teacher", student, "--data", str(data), "--store", str(store))
+        words = ("precompute", "--teacher", student, "--store", str(store), "--top-k", "1")
         needs = (self._data / "test.jsonl", Path(student)) if self._recipe.student is None else ()
-        size = ("--top-k", "1", "--shard-rows", str(self._scale.shard_rows))
-        yield Job(store / "seal.json", (*words, *size, *self._eos()), needs=needs)
+        return Job(store / "seal.json", (*words, *self._text(part)), needs=needs)
 
     def _trained(
         self, store: Path, start: str, run: Path, model: Path, objective: str, steps: int,
@@ -182,7 +204,7 @@ class _PoolJobs:
         train = (
             "train", "--store", str(store), "--student", start, "--out", str(run),
             "--objective", objective, "--steps", str(steps), "--seed", str(seed),
-            "--global-batch-size", str(scale.global_batch_size),
+            "--global-batch-size", str(self._steps.batch),
             "--token-budget", str(scale.token_budget), "--lr", f"{lr:g}",
             "--warmup-steps", str(min(50, steps // 10)), "--dtype", scale.dtype, *extra,
         )  # fmt: skip

@@ -17,7 +17,21 @@ from pathlib import Path
 
 from jobs import HERE, Job
 
-PRELOADED = ["torch", "transformers", "deepspeed", "caskd.train.loop", "caskd.eval.generate"]
+# What the commands import as they go, where that takes long.
+PRELOADED = [
+    "tyro",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "torch._inductor.compile_fx",
+    "deepspeed.ops.op_builder.all_ops",
+    "caskd.precompute.run",
+    "caskd.train.engine",
+    "caskd.train.export",
+    "caskd.train.loop",
+    "caskd.eval.decoding",
+    "caskd.eval.generate",
+]
 
 
 def run_job(words: Sequence[str], script: bool, log: str) -> None:

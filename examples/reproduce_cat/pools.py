@@ -60,6 +60,16 @@ SOURCES = MappingProxyType(
             url="https://huggingface.co/datasets/Salesforce/wikitext",
             licence="CC BY-SA 3.0",
         ),
+        "wikipedia": Source(
+            files=("c4_wiki_demo/wiki_demo.txt",),
+            url="https://dumps.wikimedia.org (a few articles, one a line)",
+            licence="CC BY-SA",
+        ),
+        "c4": Source(
+            files=("c4_wiki_demo/c4_300.jsonl",),
+            url="https://huggingface.co/datasets/allenai/c4 (its first few hundred documents)",
+            licence="ODC-BY",
+        ),
     }
 )
 """Name -> files below --data, and where they are published."""
@@ -76,8 +86,10 @@ class Pool:
 
     shares: MappingProxyType[str, tuple[float, ...]]
     """Source -> share of it for each of `PARTS`; what is over is left out."""
-    max_prompt_words: int
-    """Longer prompts are cut at their end."""
+    max_words: int
+    """Longer prompts are cut at their end; longer paragraphs of plain text in pieces."""
+    is_text: bool = False
+    """Plain text, judged by its next tokens: nothing is generated."""
     eos: bool = True
     """Whether a response ends with EOS. Single labels do without: the row would always be right."""
     max_new_tokens: int = 1
@@ -93,7 +105,7 @@ POOLS = MappingProxyType(
                     "agnews": (0.15, 0.05, 0.40, 0.09, 0.31),
                 }
             ),
-            max_prompt_words=20,
+            max_words=20,
             eos=False,
         ),
         "generation": Pool(
@@ -103,7 +115,7 @@ POOLS = MappingProxyType(
                     "instruction_induction": (0.06, 0.04, 0.45, 0.12, 0.33),
                 }
             ),
-            max_prompt_words=40,
+            max_words=40,
             max_new_tokens=60,
         ),
         "pretrained": Pool(
@@ -115,8 +127,15 @@ POOLS = MappingProxyType(
                     "e2e_nlg": (0.20, 0.05, 0.35, 0.10, 0.30),
                 }
             ),
-            max_prompt_words=200,
+            max_words=200,
             max_new_tokens=80,
+        ),
+        "text": Pool(
+            shares=MappingProxyType(
+                dict.fromkeys(("wikitext2", "wikipedia", "c4"), (0.2, 0.0, 0.45, 0.1, 0.25))
+            ),
+            max_words=100,
+            is_text=True,
         ),
     }
 )

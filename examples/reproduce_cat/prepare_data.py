@@ -2,9 +2,10 @@
 
     python prepare_data.py SOURCES OUT --pool generation
 
-SOURCES holds the files named in `pools.py`, each line a JSON object with `task`, `prompt` and
-`target` (and `answers`, where several are right). Nothing is downloaded: their licences are yours
-to read, and `python prepare_data.py --list` says where each set is published.
+SOURCES holds the files named in `pools.py`: each line a JSON object with `task`, `prompt` and
+`target` (and `answers`, where several are right), or with `text`; .txt files are plain text.
+Nothing is downloaded: their licences are yours to read, and `python prepare_data.py --list` says
+where each set is published.
 
 Which part an example belongs to depends on its own text alone. Equal prompts of a task are one
 example, so that no part knows another's.
@@ -18,21 +19,25 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from pools import PARTS, POOLS, SOURCES, Pool
 
-Record = dict[str, str | list[str]]
+Record = dict[str, Any]
 
 NOISE_SEED = 20
+MIN_WORDS = 20
+"""Of a piece of plain text."""
 
 
 def digest(record: Record) -> str:
-    """What an example's place depends on: its task and its prompt."""
-    return hashlib.sha256(f"{record['task']}\0{record['prompt']}".encode()).hexdigest()
+    """What an example's place depends on: its task and its prompt, or its text."""
+    shown = record.get("prompt", record.get("text"))
+    return hashlib.sha256(f"{record['task']}\0{shown}".encode()).hexdigest()
 
 
-def read_source(folder: Path, name: str, max_prompt_words: int) -> Iterator[Record]:
-    """Yield one record per prompt of a set, as the models will be shown it.
+def read_source(folder: Path, name: str, max_words: int) -> Iterator[Record]:
+    """Yield one record per prompt or piece of text of a set, as the models will be shown it.
 
     Raises:
         SystemExit: a file is not there.
@@ -42,15 +47,35 @@ def read_source(folder: Path, name: str, max_prompt_words: int) -> Iterator[Reco
         if not (folder / file).is_file():
             raise SystemExit(f"{folder / file} is not there: {name} is from {SOURCES[name].url}")
         for line in (folder / file).read_text(encoding="utf-8").splitlines():
-            source = json.loads(line)
-            words = " ".join(source["prompt"].split()[:max_prompt_words])
-            # The task's name stands for the instruction.
-            record = {"task": source["task"], "prompt": f"{source['task']}: {words}\n"}
-            if (key := digest(record)) in seen:
-                continue
-            seen.add(key)
-            answers = source.get("answers") or [source["target"]]
-            yield {"id": key[:16], **record, "response": source["target"], "answers": answers}
+            source = {"text": line} if file.endswith(".txt") else json.loads(line)
+            for record in (
+                pieces(source, name, max_words)
+                if "text" in source
+                else [example(source, max_words)]
+            ):
+                if (key := digest(record)) not in seen:
+                    seen.add(key)
+                    yield {"id": key[:16], **record}
+
+
+def example(source: Record, max_words: int) -> Record:
+    """A prompt with its task's name, which stands for the instruction, and its response."""
+    words = " ".join(source["prompt"].split()[:max_words])
+    return {
+        "task": source["task"],
+        "prompt": f"{source['task']}: {words}\n",
+        "response": source["target"],
+        "answers": source.get("answers") or [source["target"]],
+    }
+
+
+def pieces(source: Record, task: str, max_words: int) -> Iterator[Record]:
+    """A document in pieces; headings and other short ends are left out."""
+    words = source["text"].split()
+    for start in range(0, len(words), max_words):
+        piece = words[start : start + max_words]
+        if len(piece) >= MIN_WORDS:
+            yield {"task": task, "text": " ".join(piece)}
 
 
 def cut(records: Iterable[Record], shares: Sequence[float]) -> dict[str, list[Record]]:
@@ -98,12 +123,12 @@ def prepare(folder: Path, out: Path, pool: Pool, noise: Sequence[float], seed: i
     out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[Record]] = {part: [] for part in PARTS}
     for name, shares in pool.shares.items():
-        for part, records in cut(read_source(folder, name, pool.max_prompt_words), shares).items():
+        for part, records in cut(read_source(folder, name, pool.max_words), shares).items():
             parts[part] += records
     for part, records in parts.items():
         random.Random(seed).shuffle(records)
         write(out / f"{part}.jsonl", records)
-        for share in noise if part in ("teacher", "student") else ():
+        for share in noise if part in ("teacher", "student") and not pool.is_text else ():
             write(out / f"{part}-noisy{share:.0%}.jsonl".replace("%", ""), corrupt(records, share))
 
 

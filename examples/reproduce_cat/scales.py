@@ -17,17 +17,21 @@ CONDITIONS = MappingProxyType(
 
 PRIMARY = ("xent", "cat-xent", "random-xent")
 SECONDARY = ("dist", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s")
+TEXT_ARMS = ("xent", "cat-xent", "random-xent", "dist", "cat-dist")
+"""Of a pool of plain text: `secondary_seeds` of each, on the text as it is."""
 RULE_ARMS = ("cat-xent", "cat-dist")
 """Arms on which deferral rules are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Optimizer steps, all with the same batch."""
+    """Optimizer steps of a pool's models."""
 
     teacher: int
     pretrain: int
     arm: int
+    batch: int = 64
+    """Examples of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,6 @@ class Scale:
     teacher_shape: tuple[int, int] | None = None
     """Hidden size and layers from scratch; None where --teacher is given."""
     student_shape: tuple[int, int] | None = None
-    global_batch_size: int = 64
     token_budget: int = 1024
     teacher_lr: float = 1e-3
     pretrain_lr: float = 2e-3
@@ -60,6 +63,7 @@ SCALES = MappingProxyType(
                 {
                     "generation": Steps(teacher=2200, pretrain=800, arm=600),
                     "classification": Steps(teacher=1500, pretrain=400, arm=400),
+                    "text": Steps(teacher=600, pretrain=200, arm=300, batch=16),
                 }
             ),
             teacher_shape=(192, 4),
@@ -71,6 +75,7 @@ SCALES = MappingProxyType(
                     "generation": Steps(teacher=3000, pretrain=1000, arm=3000),
                     "classification": Steps(teacher=3000, pretrain=1000, arm=2000),
                     "pretrained": Steps(teacher=1500, pretrain=500, arm=1500),
+                    "text": Steps(teacher=200, pretrain=50, arm=300, batch=16),
                 }
             ),
             token_budget=16384,
