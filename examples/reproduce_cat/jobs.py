@@ -29,9 +29,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is run, where, and with which models."""
+    """What is run, on which data, and with which models. Its paths are relative to one folder."""
 
-    work: Path
     sources: Path
     scale: Scale
     teacher: str | None = None
@@ -96,7 +95,7 @@ class _PoolJobs:
         self._recipe, self._scale, self._steps = recipe, recipe.scale, steps
         self._name, self._pool = name, POOLS[name]
         self.is_text = self._pool.is_text
-        self._root = recipe.work / name
+        self._root = Path(name)
         self._data = self._root / "data"
 
     def data(self) -> Iterator[Job]:
@@ -115,7 +114,7 @@ class _PoolJobs:
         """A teacher trained on its own part, and its answers to the test set."""
         suffix = "" if name == "clean" else f"-{name}"
         text, model = self._root / f"teacher-{name}-text", self._model(name)
-        start = self._recipe.teacher or str(self._root / "teacher-init")
+        start = self._recipe.teacher or self._root / "teacher-init"
         yield self._text_store(f"teacher{suffix}", text)
         run = self._root / f"teacher-{name}-run"
         yield from self._trained(
@@ -136,12 +135,9 @@ class _PoolJobs:
     def pretrained(self, seed: int) -> Iterator[Job]:
         """The student from which every arm of a seed branches."""
         text = self._root / "pretrain-text"
-        start = self._recipe.student
-        if start is None and self._scale.student_shape is not None:
-            init = self._root / f"student-init-{seed}"
-            start = str(init)
-            if seed:
-                yield self._from_scratch(init.name, self._scale.student_shape, seed)
+        start: Path | str = self._recipe.student or self._root / f"student-init-{seed}"
+        if isinstance(start, Path) and seed and self._scale.student_shape is not None:
+            yield self._from_scratch(start.name, self._scale.student_shape, seed)
         yield from self._trained(
             text, str(start), self._root / f"pretrained-{seed}-run",
             self._root / f"pretrained-{seed}", "xent", self._steps.pretrain,
@@ -202,13 +198,13 @@ class _PoolJobs:
     ) -> Iterator[Job]:  # fmt: skip
         scale = self._scale
         train = (
-            "train", "--store", str(store), "--student", start, "--out", str(run),
+            "train", "--store", str(store), "--student", str(start), "--out", str(run),
             "--objective", objective, "--steps", str(steps), "--seed", str(seed),
             "--global-batch-size", str(self._steps.batch),
             "--token-budget", str(scale.token_budget), "--lr", f"{lr:g}",
             "--warmup-steps", str(min(50, steps // 10)), "--dtype", scale.dtype, *extra,
         )  # fmt: skip
-        starts = (Path(start),) if Path(start).is_relative_to(self._recipe.work) else ()
+        starts = (start,) if isinstance(start, Path) else ()
         saved = run / "checkpoints" / f"step-{steps:08d}" / "COMPLETE"
         yield Job(saved, train, needs=(store / "seal.json", *starts, *needs), resumes=run)
         yield Job(model, ("export", str(run), str(model)), needs=(saved,))

@@ -50,9 +50,9 @@ def run_job(words: Sequence[str], script: bool, log: str) -> None:
     sys.exit(main(words))
 
 
-def log_of(work: Path, job: Job) -> Path:
+def log_of(job: Job) -> Path:
     """Where a job's output goes."""
-    return work / "logs" / (str(job.makes.relative_to(work)).replace("/", "--") + ".log")
+    return Path("logs", str(job.makes).replace("/", "--") + ".log")
 
 
 def command_of(job: Job) -> tuple[str, ...]:
@@ -66,17 +66,16 @@ def command_of(job: Job) -> tuple[str, ...]:
 
 
 class Lanes:
-    """A few jobs at a time.
+    """A few jobs at a time, all in the current folder, which gets `logs/` and `seconds.jsonl`.
 
     Args:
-        work: folder of the experiment, which gets `logs/` and `seconds.jsonl`.
         num_lanes: how many.
         num_threads: of each job.
     """
 
-    def __init__(self, work: Path, num_lanes: int, num_threads: int) -> None:
-        self._work, self._num_lanes = work, num_lanes
-        (work / "logs").mkdir(parents=True, exist_ok=True)
+    def __init__(self, num_lanes: int, num_threads: int) -> None:
+        self._num_lanes = num_lanes
+        Path("logs").mkdir(exist_ok=True)
         os.environ["OMP_NUM_THREADS"] = str(num_threads)
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         self._context = multiprocessing.get_context("forkserver")
@@ -108,9 +107,9 @@ class Lanes:
         return failed
 
     def _start(self, job: Job) -> None:
-        job.makes.parent.mkdir(parents=True, exist_ok=True)
-        log = log_of(self._work, job)
-        print(f"{time.strftime('%H:%M:%S')} {job.makes.relative_to(self._work)}", flush=True)
+        (job.resumes or job.makes).parent.mkdir(parents=True, exist_ok=True)
+        log = log_of(job)
+        print(f"{time.strftime('%H:%M:%S')} {job.makes}", flush=True)
         process = self._context.Process(
             target=run_job, args=(command_of(job), job.script, str(log))
         )
@@ -122,13 +121,13 @@ class Lanes:
         for process in [one for one in self._running if one.exitcode is not None]:
             job, started = self._running.pop(process)
             if process.exitcode or not job.makes.exists():
-                print(f"failed with {process.exitcode}: {log_of(self._work, job)}", flush=True)
+                print(f"failed with {process.exitcode}: {log_of(job)}", flush=True)
                 failed.append(job)
                 continue
             record = {
-                "job": str(job.makes.relative_to(self._work)),
+                "job": str(job.makes),
                 "seconds": round(time.monotonic() - started, 2),
             }
-            with (self._work / "seconds.jsonl").open("a") as file:
+            with open("seconds.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
         return failed

@@ -18,10 +18,10 @@ def reports(recipe: Recipe) -> Iterator[Job]:
     """Measure anew: the primary arms of every condition, all objectives, and the deferral rules."""
     for pool in recipe.scale.pools:
         if POOLS[pool].is_text:
-            yield from _next_token(recipe.work / pool)
+            yield from _next_token(Path(pool))
             continue
         for condition, (_, teacher) in CONDITIONS.items():
-            folder = recipe.work / pool / condition
+            folder = Path(pool, condition)
             large = str(folder.parent / f"teacher-{teacher}-test.parquet")
             common = ("--large", large, "--rule", "average")
             seeds = finished(folder, PRIMARY, "test.parquet")

@@ -24,18 +24,20 @@ from scales import SCALES
 def main() -> None:
     """Read the command line; do what is left; measure what there is."""
     args = _arguments()
-    work = args.work.resolve()
     scale = SCALES[args.scale]
     if args.scale == "gpu" and not (args.teacher and args.student):
         raise SystemExit("--scale gpu needs models to start from: --teacher LARGE --student SMALL")
-    recipe = Recipe(work, args.data.resolve(), scale, args.teacher, args.student)
+    models = (here_or_hub(args.teacher), here_or_hub(args.student))
+    recipe = Recipe(args.data.resolve(), scale, *models)
     if args.list:
         for job in recipe.jobs():
             print(*(("python",) if job.script else ("caskd",)), shlex.join(job.words))
         return
-    lanes = Lanes(work, args.lanes, args.threads)
-    note(work, "plan.json", {"scale": args.scale, "pools": recipe.plan()})
-    note(work, "run.json", {"hardware": hardware(), "lanes": args.lanes, "threads": args.threads})
+    args.work.mkdir(parents=True, exist_ok=True)
+    os.chdir(args.work)  # so that no path of this machine gets into what is recorded
+    lanes = Lanes(args.lanes, args.threads)
+    note("plan.json", {"scale": args.scale, "pools": recipe.plan()})
+    note("run.json", {"hardware": hardware(), "lanes": args.lanes, "threads": args.threads})
     sys.exit(carry_out(recipe, lanes, args.minutes))
 
 
@@ -50,9 +52,14 @@ def carry_out(recipe: Recipe, lanes: Lanes, minutes: float | None = None) -> int
     return 1 if failed else 0
 
 
-def note(work: Path, name: str, content: dict[str, object]) -> None:
+def note(name: str, content: dict[str, object]) -> None:
     """Write a JSON file that says what the folder holds."""
-    (work / name).write_text(json.dumps(content, indent=1) + "\n")
+    Path(name).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def here_or_hub(model: str | None) -> str | None:
+    """A folder wherever the commands are run, or a hub id as it is."""
+    return str(Path(model).resolve()) if model and Path(model).exists() else model
 
 
 def hardware() -> str:
