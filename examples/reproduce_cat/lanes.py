@@ -4,6 +4,7 @@ Jobs are command lines of `caskd`. Most take less time than importing torch does
 children forked from one process that has imported it already.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -34,13 +35,18 @@ PRELOADED = [
 ]
 
 
-def run_job(words: Sequence[str], script: bool, log: str) -> None:
-    """Run one command line in this process, its output appended to a file."""
-    with open(log, "a") as file:
+def run_job(job: Job) -> None:
+    """Run a job in this process, its output appended to its log, and leave with its exit code."""
+    with open(log_of(job), "a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    print("$", *(() if script else ("caskd",)), *words, flush=True)
-    if script:
+    # A driver that was killed may have left this very job running.
+    fcntl.flock(1, fcntl.LOCK_EX)
+    if job.makes.exists():
+        return
+    words = command_of(job)
+    print("$", *(() if job.script else ("caskd",)), *words, flush=True)
+    if job.script:
         sys.argv = [*words]
         sys.path.insert(0, str(HERE))
         runpy.run_path(str(HERE / words[0]), run_name="__main__")
@@ -108,11 +114,8 @@ class Lanes:
 
     def _start(self, job: Job) -> None:
         (job.resumes or job.makes).parent.mkdir(parents=True, exist_ok=True)
-        log = log_of(job)
         print(f"{time.strftime('%H:%M:%S')} {job.makes}", flush=True)
-        process = self._context.Process(
-            target=run_job, args=(command_of(job), job.script, str(log))
-        )
+        process = self._context.Process(target=run_job, args=(job,))
         process.start()
         self._running[process] = job, time.monotonic()
 

@@ -68,8 +68,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     shape = llama(len(tokenizer), args.hidden_size, args.layers, args.max_positions)
     model = LlamaForCausalLM(shape)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
+    staged = args.out.with_suffix(".part")  # so that the folder is there whole or not at all
+    model.save_pretrained(staged)
+    tokenizer.save_pretrained(staged)
+    staged.rename(args.out)
     print(f"{args.out}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
 
 
