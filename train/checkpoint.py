@@ -180,6 +180,8 @@ def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest:
         )
     for name, value in config.items():
         before = state.config.get(name)
+        if name == "student":  # its weights are the checkpoint's by now; the folder may have moved
+            value, before = Path(value).name, Path(str(before)).name
         if name not in RESUMABLE_CHANGES and before != value:
             raise IdentityError(
                 f"--{name.replace('_', '-')} is {value}, but the run was started with {before}. "

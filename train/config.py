@@ -149,6 +149,17 @@ class TrainConfig:
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values}
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
+    def to_shared_json(self) -> dict[str, Any]:
+        """The same for files that others will read: of an absolute path only its last name."""
+        return {name: _without_place(value) for name, value in self.to_json().items()}
+
+
+def _without_place(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_place(one) for one in value]
+    is_absolute = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_absolute else value
+
 
 def _check_together(config: TrainConfig) -> None:
     """Options that say nothing without, or against, another one."""

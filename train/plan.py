@@ -203,7 +203,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
 def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
     """The options, the kept fractions of another run by their digest: it may move, or go on."""
     of_mask = {} if mask is None else {"keep_fraction_from": f"sha256:{mask.digest}"}
-    return {**config.to_json(), **of_mask}
+    return {**config.to_shared_json(), **of_mask}
 
 
 def _settings(config: TrainConfig, world_size: int) -> Settings:

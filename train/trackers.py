@@ -81,7 +81,7 @@ def _open_wandb(
         id=path.read_text(encoding="utf-8"),
         name=config.out.name,
         dir=str(config.out),
-        config=config.to_json(),
+        config=config.to_shared_json(),
         resume="allow",
     )
     tracks.append(lambda step, values: run.log(numbers(values), step=step))

@@ -1,11 +1,13 @@
 """A run that was stopped at any moment goes on as if it had not been."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,18 @@ def test_resume_is_bitwise(
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     train(options(root, tmp_path / "run", zero_stage=stage, resume=True))
     check_equal_runs(tmp_path / "run", whole.out)
+
+
+def test_a_student_that_moved_is_the_same_and_no_file_says_where_it_was(
+    root: Path, tmp_path: Path
+) -> None:
+    train(replace(options(root, tmp_path / "run"), steps=WHOLE, save_every=None))
+    shutil.copytree(root / "student", tmp_path / "elsewhere" / "student")
+    moved = {**options(root, tmp_path / "run").to_json(), "resume": True}
+    moved = {**moved, "student": str(tmp_path / "elsewhere" / "student"), "out": tmp_path / "run"}
+    assert plan_run(TrainConfig(**moved)).first_step == WHOLE
+    for file in (tmp_path / "run").rglob("*"):
+        assert file.is_dir() or str(root).encode() not in file.read_bytes(), file
 
 
 @pytest.mark.parametrize("moment", ["save_rng", "write_tensors", "_describe_student", "complete"])
