@@ -4,7 +4,7 @@ Legend: S series, B draws, R seeds.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,7 +15,6 @@ from caskd.eval.arms import seeds_of
 from caskd.eval.bootstrap import Difference, area_draws, arm_difference, interval
 from caskd.eval.contrasts import (
     Contrast,
-    Drawn,
     Target,
     contrasts,
     drawn_measures,
@@ -93,11 +92,12 @@ def compare(measured: Sequence[Measured], target_quality: float | None = None) -
     mains = [next(iter(one.rules)) for one in measured]
     target = find_target(measured, target_quality)
     areas = np.concatenate([found[key][1] for key in enumerate(mains)])
-    drawn = drawn_measures(measured, areas, target)
     arms = [one.arm for one in measured]
+    several = len(set(arms)) > 1
+    drawn = drawn_measures(measured, areas, target) if several else []
     by_area = contrasts(arms, drawn[:1])
     return Comparisons(
-        arms=[_arm_area(arm, places, drawn, target)
+        arms=[_arm_area(arm, places, measured, areas, target)
               for arm, places in seeds_of(arms).items()],
         between_arms=by_area,
         more=contrasts(arms, drawn[1:]),
@@ -113,13 +113,17 @@ def compare(measured: Sequence[Measured], target_quality: float | None = None) -
             for a, b in combinations(measured, 2)
             if arms.count(a.arm) == arms.count(b.arm) == 1
         ],
-        warnings=[
-            f"{one.first} and {one.second}: an interval over {one.difference.num_seeds} seeds is "
-            f"too narrow; train at least {ENOUGH_SEEDS}."
-            for one in by_area
-            if 1 < one.difference.num_seeds < ENOUGH_SEEDS
-        ],
+        warnings=list(_warnings(by_area)),
     )  # fmt: skip
+
+
+def _warnings(by_area: Sequence[Contrast]) -> Iterator[str]:
+    for one in by_area:
+        if 1 < one.difference.num_seeds < ENOUGH_SEEDS:
+            yield (
+                f"{one.first} and {one.second}: an interval over {one.difference.num_seeds} seeds "
+                f"is too narrow; train at least {ENOUGH_SEEDS}."
+            )
 
 
 def _quality_at(one: Measured) -> FloatArray:
@@ -130,20 +134,22 @@ def _quality_at(one: Measured) -> FloatArray:
     return np.where(deferred, one.pair.large_quality, one.pair.small_quality)
 
 
-def _arm_area(arm: str, places: list[int], drawn: Sequence[Drawn], target: Target) -> ArmArea:
-    area, small, _, rate, cost = drawn[:5]
-    values, draws = area.values[places], area.draws[places]
+def _arm_area(
+    arm: str, places: list[int], measured: Sequence[Measured], draws: FloatArray, target: Target
+) -> ArmArea:
+    areas = np.array([measured[place].curve.audc for place in places])
     # An arm against nothing: its own interval, with its seeds redrawn as in a difference.
-    own = arm_difference((values, draws), (np.zeros(values.size), np.zeros_like(draws)))
+    nothing = (np.zeros(areas.size), np.zeros((areas.size, draws.shape[1])))
+    own = arm_difference((areas, draws[places]), nothing)
     return ArmArea(
         arm=arm,
-        num_seeds=values.size,
+        num_seeds=areas.size,
         audc=own.value,
-        seed_deviation=statistics.stdev(values.tolist()) if values.size > 1 else None,
+        seed_deviation=statistics.stdev(areas.tolist()) if areas.size > 1 else None,
         low=own.low,
         high=own.high,
-        quality_small=float(small.values[places].mean()),
-        rate_at_quality=float(rate.values[places].mean()),
-        cost_at_quality=float(cost.values[places].mean()),
+        quality_small=statistics.fmean(measured[place].curve.quality_small for place in places),
+        rate_at_quality=statistics.fmean(target.rate[place] for place in places),
+        cost_at_quality=statistics.fmean(target.cost[place] for place in places),
         num_seeds_short=sum(not target.reached[place] for place in places),
     )

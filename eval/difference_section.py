@@ -1,13 +1,22 @@
 """What the page says of the differences between small models."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caskd.eval.contrasts import MIN_TASK_EXAMPLES, WITHIN_TASK
+from caskd.eval.contrasts import (
+    AUDC,
+    COST,
+    GAIN,
+    MIN_TASK_EXAMPLES,
+    RATE,
+    SMALL,
+    WITHIN_TASK,
+    Contrast,
+)
 from caskd.eval.difference_table import contrast_fields, difference_line
 from caskd.eval.findings import Findings
 from caskd.eval.measure import ALL_TASKS
-from caskd.eval.page import Section
+from caskd.eval.page import Section, Table
 from caskd.eval.page_table import Heads, table
 from caskd.eval.tables import mcnemar_line
 
@@ -15,28 +24,45 @@ _ARMS: Heads = {
     "arm": ("arm", "text"), "num_seeds": ("seeds", "d"), "audc": ("mean AUDC", ".4f"),
     "seed_deviation": ("SD over seeds", ".4f"), "low": ("95 % from", ".4f"), "high": ("to", ".4f"),
     "quality_small": ("small alone", ".4f"), "rate_at_quality": ("rate at target", ".1%"),
-    "cost_at_quality": ("FLOPs per token there", ".4g"), "num_seeds_short": ("seeds short", "d"),
+    "cost_at_quality": ("FLOPs there", ".4g"), "num_seeds_short": ("seeds short", "d"),
 }  # fmt: skip
-CONTRASTS: Heads = {
+_CONTRASTS: Heads = {
     "first": ("arm", "text"), "second": ("minus", "text"), "task": ("task", "text"),
-    "measure": ("measure", "text"), "difference": ("difference", "+.3g"),
-    "low": ("95 % from", "+.3g"), "high": ("to", "+.3g"), "seed_low": ("over seeds from", "+.3g"),
-    "seed_high": ("to", "+.3g"), "verdict": ("", "text"),
+    "measure": ("measure", "text"), "difference": ("difference", "+.4f"),
+    "low": ("95 % from", "+.4f"), "high": ("to", "+.4f"), "seed_low": ("seeds from", "+.4f"),
+    "seed_high": ("to", "+.4f"), "verdict": ("", "text"),
 }  # fmt: skip
+
+_MEASURES = {AUDC: "AUDC", SMALL: "small alone", GAIN: "AUDC over random", RATE: "rate at target"}
+
+_WITHIN = (
+    "\u201cWithin tasks\u201d is the mean over tasks, each with thresholds of its own, weighted by "
+    "their examples: to tell easy tasks from hard ones earns nothing there. Tasks of "
+    f"{MIN_TASK_EXAMPLES} examples or more have differences of their own."
+)
+
+
+def contrast_table(contrasts: Sequence[Contrast], caption: str, *, folded: bool = False) -> Table:
+    """Differences with both intervals; of each task where `folded`."""
+    rows = []
+    for one in contrasts:
+        words = _MEASURES[one.measure] + (", within tasks" if one.task == WITHIN_TASK else "")
+        task = one.task if folded else ""
+        rows.append({**contrast_fields(one), "task": task, "measure": words})
+    return table(_CONTRASTS, rows, caption, folded=folded)
 
 
 def comparisons(findings: Findings, summary: Mapping[str, Any]) -> Section:
     """Every arm against every other."""
     found = findings.comparisons
-    pooled, by_task = (
-        [one for one in found.more if (one.task in (ALL_TASKS, WITHIN_TASK)) == together]
-        for together in (True, False)
-    )
+    together = (ALL_TASKS, WITHIN_TASK)
+    pooled = [one for one in found.more if one.task in together and one.measure != COST]
+    by_task = [one for one in found.more if one.task not in together]
     tables = [table(_ARMS, summary["arms"])]
     if pooled:
-        tables.append(table(CONTRASTS, map(contrast_fields, pooled), "By other measures"))
+        tables.append(contrast_table(pooled, "By other measures"))
     if by_task:
-        tables.append(table(CONTRASTS, map(contrast_fields, by_task), "By task", folded=True))
+        tables.append(contrast_table(by_task, "By task", folded=True))
     return Section(
         "Differences between small models" if found.between_arms else "Area with its interval",
         bullets=[
@@ -49,11 +75,10 @@ def comparisons(findings: Findings, summary: Mapping[str, Any]) -> Section:
             "where an arm has several; those over seeds alone are Student's t, and the ones to "
             "trust where seeds are few. No difference is shown where either holds zero. With one "
             "seed they say nothing of what another training run would give.",
-            f"The target is quality {found.target.quality:.4f}: rate_at_quality is the smallest "
-            "deferral rate that reaches it, cost_at_quality the FLOPs per token there (lower is "
-            "better). A seed, or a draw, that never does counts as deferring everything. "
-            "within_task is the mean over tasks, each with thresholds of its own: to tell easy "
-            f"tasks from hard ones earns nothing there. Tasks of {MIN_TASK_EXAMPLES} examples or "
-            "more have lines of their own.",
+            f"The target is quality {found.target.quality:.4f}: the rate there is the smallest "
+            "deferral rate that reaches it (lower is better), 1 for a seed, or a draw, that never "
+            "does: it pays for deferring everything. The FLOPs per token there are compared in "
+            "differences.csv.",
+            *([_WITHIN] if findings.measured[0].tasks else []),
         ],
     )

@@ -11,7 +11,7 @@ import numpy as np
 from caskd.eval.arms import label_seeds, split_name
 from caskd.eval.config import EvalConfig, PredictConfig
 from caskd.eval.contrasts import Contrast
-from caskd.eval.difference_section import CONTRASTS
+from caskd.eval.difference_section import contrast_table
 from caskd.eval.difference_table import (
     area_fields,
     contrast_fields,
@@ -214,7 +214,7 @@ def _page(
         f"of its own: the student's likeliest token is kept, or that of {where['teacher']} is "
         f"taken where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
     ]
-    more = [contrast_fields(one) for contrasts in found[1:] for one in contrasts]
+    more = [one for contrasts in found[1:] for one in contrasts]
     note = (
         "Quality is the share of tokens that are right. Intervals redraw examples with all of "
         "their tokens, and the seeds of an arm that has several; those over seeds alone are "
@@ -225,7 +225,7 @@ def _page(
         Section(texts=texts, bullets=[*map(difference_line, found[0])], pictures=[picture],
                 tables=[table(_STUDENTS, _student_rows(measured), "Accuracy of the cascade")],
                 notes=[note]),
-        *([Section("Differences by other measures", tables=[table(CONTRASTS, more)])]
+        *([Section("Differences", tables=[contrast_table(more, "By other measures")])]
           if more else []),
         Section("Rules", tables=[table(_RULES, _rule_rows(measured))]),
     ]  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any
 
 from caskd.eval.difference_section import comparisons
 from caskd.eval.findings import Findings
+from caskd.eval.measure import ALL_TASKS
 from caskd.eval.page import Picture, Section
 from caskd.eval.page_table import Heads, table
 from caskd.eval.tables import point_lines, rule_rows, summary_rows
@@ -47,6 +48,8 @@ _SAMPLES: Heads = {
 }  # fmt: skip
 _GAIN_WORDS = {"the first is better": "better", "the second is better": "worse",
                "no difference shown": "no difference shown"}  # fmt: skip
+
+_MANY_ROWS = 60
 
 
 def page_sections(
@@ -116,6 +119,10 @@ def _first(
     findings: Findings, summary: Mapping[str, Any], pictures: Mapping[str, Picture]
 ) -> Section:
     rows = list(summary_rows(findings.measured))
+    by_task = []
+    if len(rows) > _MANY_ROWS:
+        by_task = [row for row in rows if row["task"] != ALL_TASKS]
+        rows = [row for row in rows if row["task"] == ALL_TASKS]
     split = findings.split
     texts = [
         "The small model answers first. An answer whose deferral score reaches the threshold is "
@@ -138,6 +145,11 @@ def _first(
                 _AT_RATES,
                 rows,
                 "Quality at fixed cost (deferral rate), and cost at fixed quality (CPT)",
+            ),
+            *(
+                table(heads, by_task, f"{words}, by task", folded=True)
+                for heads, words in ((_SUMMARY, "AUDC"), (_AT_RATES, "Quality at fixed cost"))
+                if by_task
             ),
         ],
         notes=[

@@ -95,7 +95,7 @@ def pooled_draws(
     curves = [_WeightedRate(score, small, large_quality) for score, small in series]
     tiles = []
     for tile in example_weights(large_quality.size, num_draws, seed):
-        weights = tile.astype(np.float64)
+        weights = tile.astype(np.float64, copy=False)
         total = weights.sum(axis=1)
         small = np.stack([weights @ quality / total for _, quality in series])
         rate = np.stack(

@@ -193,7 +193,7 @@ def test_the_tables_hold_the_same(arms, tmp_path):
         assert float(within[name]) == pytest.approx(mean)
     page = (tmp_path / "report" / "index.html").read_text()
     assert "<details><summary>By task</summary>" in page
-    assert "within_task" in page
+    assert "AUDC over random, within tasks" in page
 
 
 def test_an_arm_against_its_twin_is_exactly_nothing(arms, tmp_path):
