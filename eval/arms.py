@@ -1,6 +1,6 @@
 """What is compared: an arm is one way to train a small model, with predictions for each seed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -43,18 +43,27 @@ def read_runs(values: Sequence[str]) -> list[Run]:
         file = plain(one.source).removesuffix(".parquet")
         alone = models.count(model) == 1
         arms.append(plain(name) if name else model if alone else f"{model} ({file})")
-    given = {plain(name) for name, _ in named if name}
+    labeled = label_seeds(arms, {plain(name) for name, _ in named if name})
+    return [Run(*names, one) for names, one in zip(labeled, predictions, strict=True)]
+
+
+def label_seeds(names: Sequence[str], given: Collection[str]) -> list[tuple[str, str]]:
+    """Label and arm of each small model.
+
+    Args:
+        names: of the arms, one for each small model.
+        given: the names that the user gave: those that stand there several times are seeds.
+    """
     # The same unnamed file twice is no second seed: it is told apart by its number.
     arms = [
-        f"{arm} #{number}" if arm not in given and arms.count(arm) > 1 else arm
-        for number, arm in enumerate(arms, 1)
+        f"{name} #{number}" if name not in given and names.count(name) > 1 else name
+        for number, name in enumerate(names, 1)
     ]
     places = [arms[:place].count(arm) for place, arm in enumerate(arms)]
-    labels = [
-        f"{arm} seed {place}" if arms.count(arm) > 1 else arm
+    return [
+        (f"{arm} seed {place}" if arms.count(arm) > 1 else arm, arm)
         for arm, place in zip(arms, places, strict=True)
     ]
-    return [Run(*fields) for fields in zip(labels, arms, predictions, strict=True)]
 
 
 def seeds_of(arms: Sequence[str]) -> dict[str, list[int]]:

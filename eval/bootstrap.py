@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves import defer_order
+from caskd.eval.seed_interval import SeedInterval, seed_interval
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,37 +31,50 @@ _POISSON_BITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Area under the first cascade's curve minus the second's, with a 95 % interval."""
+    """A measure of the first cascade minus that of the second, with 95 % intervals."""
 
-    audc_difference: float
+    value: float
     low: float
     high: float
     num_draws: int
     seed: int
     num_seeds: int = 1
     """Training seeds of each arm that were redrawn too; with 1 the examples alone were."""
+    over_seeds: SeedInterval | None = None
+    """Over the seeds alone, where both arms have several."""
+    lower_is_better: bool = False
+    """Whether the first is better where the difference is below zero."""
 
     @property
     def shown(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0.0 or self.high < 0.0
+        """Whether every interval leaves out zero."""
+        ends = [(self.low, self.high)]
+        if self.over_seeds is not None:
+            ends.append((self.over_seeds.low, self.over_seeds.high))
+        return all(low > 0.0 for low, _ in ends) or all(high < 0.0 for _, high in ends)
 
     @property
     def verdict(self) -> str:
         """The result in words."""
         if not self.shown:
             return "no difference shown"
-        return "the first is better" if self.low > 0.0 else "the second is better"
+        first = (self.low > 0.0) != self.lower_is_better
+        return "the first is better" if first else "the second is better"
 
 
 def arm_difference(
-    first: tuple[FloatArray, FloatArray], second: tuple[FloatArray, FloatArray], *, seed: int = SEED
+    first: tuple[FloatArray, FloatArray],
+    second: tuple[FloatArray, FloatArray],
+    *,
+    lower_is_better: bool = False,
+    seed: int = SEED,
 ) -> Difference:
-    """Difference of the mean area of two arms, from draws that share their examples.
+    """Difference of the mean of a measure over two arms, from draws that share their examples.
 
     Args:
-        first: areas [R] of one arm's seeds, and their draws [R, B].
+        first: the measure [R] of one arm's seeds, and its draws [R, B].
         second: the same of the other; seeds are redrawn in pairs where both have as many.
+        lower_is_better: whether the measure is a cost.
         seed: of the seeds that are redrawn.
     """
     counts = len(first[0]), len(second[0])
@@ -76,12 +90,14 @@ def arm_difference(
     ]
     low, high = interval(means[0] - means[1])
     return Difference(
-        audc_difference=float(first[0].mean() - second[0].mean()),
+        value=float(first[0].mean() - second[0].mean()),
         low=low,
         high=high,
         num_draws=num_draws,
         seed=seed,
         num_seeds=min(counts),
+        over_seeds=seed_interval(first[0], second[0]),
+        lower_is_better=lower_is_better,
     )
 
 
@@ -121,7 +137,7 @@ def area_draws(
     if exact is None:
         exact = count <= EXACT_UP_TO
     if exact:
-        areas = [_WeightedArea(score, small, large_quality) for score, small in series]
+        areas = [WeightedArea(score, small, large_quality) for score, small in series]
         tiles = [
             np.stack([area(weights) for area in areas])
             for weights in _redrawn(count, num_draws, seed)
@@ -177,7 +193,7 @@ def area_influence(
     return float(small.mean()) + pairs, influence
 
 
-class _WeightedArea:
+class WeightedArea:
     """Area under a deferral curve whose examples count `weights` times; sorts only once."""
 
     def __init__(self, score: FloatArray, small: FloatArray, large: FloatArray) -> None:
@@ -191,7 +207,7 @@ class _WeightedArea:
 
         A block of weight m and gain G adds G * (m / 2 + the weight deferred after it) / total^2.
         """
-        total = weights.sum(axis=1)
+        total = np.maximum(weights.sum(axis=1), 1.0)  # a small task may not be drawn at all
         sizes = np.take(weights, self.order, axis=1)
         gains = sizes * self.gain
         if self.starts is not None:
@@ -199,6 +215,14 @@ class _WeightedArea:
         after = total[:, None] - np.cumsum(sizes, axis=1) + sizes / 2.0
         pairs = np.einsum("bp,bp->b", gains, after)
         return np.asarray(weights @ self.small / total + pairs / total**2)
+
+
+def example_weights(
+    count: int, num_draws: int, seed: int
+) -> Iterator[npt.NDArray[np.float64] | npt.NDArray[np.float32]]:
+    """How often each draw holds each example, in tiles [., E]: the same ones at every call."""
+    exact = count <= EXACT_UP_TO
+    return (_redrawn if exact else _poisson)(count, num_draws, seed)
 
 
 def _redrawn(count: int, num_draws: int, seed: int) -> Iterator[FloatArray]:

@@ -4,7 +4,7 @@ Legend: S series, B draws, R seeds.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,6 +13,13 @@ import numpy.typing as npt
 
 from caskd.eval.arms import seeds_of
 from caskd.eval.bootstrap import Difference, area_draws, arm_difference, interval
+from caskd.eval.contrasts import (
+    Contrast,
+    Target,
+    contrasts,
+    drawn_measures,
+    find_target,
+)
 from caskd.eval.measure import Measured
 from caskd.eval.significance import McNemar, mcnemar
 
@@ -34,6 +41,14 @@ class ArmArea:
     """Standard deviation over the seeds."""
     low: float
     high: float
+    quality_small: float
+    """Mean over the seeds."""
+    rate_at_quality: float
+    """Mean of the deferral rates that reach the target; 1 for a seed that never does."""
+    cost_at_quality: float
+    """Mean of the FLOPs per token there."""
+    num_seeds_short: int
+    """Seeds that never reach the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +56,11 @@ class Comparisons:
     """Every difference that the report states."""
 
     arms: list[ArmArea]
-    between_arms: list[tuple[str, str, Difference]]
+    between_arms: list[Contrast]
+    """By the area over all examples."""
+    more: list[Contrast]
+    """By every other measure."""
+    target: Target
     between_rules: list[tuple[str, str, str, Difference]]
     """Small model, a rule, the main rule, and the first rule's area minus the main rule's."""
     at_one_rate: list[tuple[str, str, McNemar]]
@@ -49,10 +68,14 @@ class Comparisons:
     warnings: list[str]
 
 
-def compare(measured: Sequence[Measured]) -> Comparisons:
+def compare(measured: Sequence[Measured], target_quality: float | None = None) -> Comparisons:
     """Compare all arms by their main rule, and in each small model all rules with the main one.
 
     The intervals of single areas are noted in each `Measured.intervals`.
+
+    Args:
+        measured: the small models.
+        target_quality: at which costs are compared; None as `find_target` has it.
     """
     keys = [(place, name) for place, one in enumerate(measured) for name in one.rules]
     draws = area_draws(
@@ -67,18 +90,18 @@ def compare(measured: Sequence[Measured]) -> Comparisons:
     for (place, name), (_, rule_draws) in found.items():
         measured[place].intervals[name] = interval(rule_draws[0])
     mains = [next(iter(one.rules)) for one in measured]
-    arms = {}
-    for arm, places in seeds_of([one.arm for one in measured]).items():
-        seeds = [found[place, mains[place]] for place in places]
-        areas, own = (np.concatenate(parts) for parts in zip(*seeds, strict=True))
-        arms[arm] = areas, own
-    differences = [
-        (first, second, arm_difference(arms[first], arms[second]))
-        for first, second in combinations(arms, 2)
-    ]
+    target = find_target(measured, target_quality)
+    areas = np.concatenate([found[key][1] for key in enumerate(mains)])
+    arms = [one.arm for one in measured]
+    several = len(set(arms)) > 1
+    drawn = drawn_measures(measured, areas, target) if several else []
+    by_area = contrasts(arms, drawn[:1])
     return Comparisons(
-        arms=[_arm_area(arm, *values) for arm, values in arms.items()],
-        between_arms=differences,
+        arms=[_arm_area(arm, places, measured, areas, target)
+              for arm, places in seeds_of(arms).items()],
+        between_arms=by_area,
+        more=contrasts(arms, drawn[1:]),
+        target=target,
         between_rules=[
             (measured[place].label, name, mains[place],
              arm_difference(found[place, name], found[place, mains[place]]))
@@ -88,15 +111,19 @@ def compare(measured: Sequence[Measured]) -> Comparisons:
         at_one_rate=[
             (a.label, b.label, mcnemar(_quality_at(a), _quality_at(b)))
             for a, b in combinations(measured, 2)
-            if len(arms[a.arm][0]) == len(arms[b.arm][0]) == 1
+            if arms.count(a.arm) == arms.count(b.arm) == 1
         ],
-        warnings=[
-            f"{first} and {second}: an interval over {difference.num_seeds} seeds is too narrow; "
-            f"train at least {ENOUGH_SEEDS}."
-            for first, second, difference in differences
-            if 1 < difference.num_seeds < ENOUGH_SEEDS
-        ],
+        warnings=list(_warnings(by_area)),
     )  # fmt: skip
+
+
+def _warnings(by_area: Sequence[Contrast]) -> Iterator[str]:
+    for one in by_area:
+        if 1 < one.difference.num_seeds < ENOUGH_SEEDS:
+            yield (
+                f"{one.first} and {one.second}: an interval over {one.difference.num_seeds} seeds "
+                f"is too narrow; train at least {ENOUGH_SEEDS}."
+            )
 
 
 def _quality_at(one: Measured) -> FloatArray:
@@ -107,15 +134,22 @@ def _quality_at(one: Measured) -> FloatArray:
     return np.where(deferred, one.pair.large_quality, one.pair.small_quality)
 
 
-def _arm_area(arm: str, areas: FloatArray, draws: FloatArray) -> ArmArea:
+def _arm_area(
+    arm: str, places: list[int], measured: Sequence[Measured], draws: FloatArray, target: Target
+) -> ArmArea:
+    areas = np.array([measured[place].curve.audc for place in places])
     # An arm against nothing: its own interval, with its seeds redrawn as in a difference.
-    nothing = (np.zeros(areas.size), np.zeros_like(draws))
-    own = arm_difference((areas, draws), nothing)
+    nothing = (np.zeros(areas.size), np.zeros((areas.size, draws.shape[1])))
+    own = arm_difference((areas, draws[places]), nothing)
     return ArmArea(
         arm=arm,
         num_seeds=areas.size,
-        audc=own.audc_difference,
+        audc=own.value,
         seed_deviation=statistics.stdev(areas.tolist()) if areas.size > 1 else None,
         low=own.low,
         high=own.high,
+        quality_small=statistics.fmean(measured[place].curve.quality_small for place in places),
+        rate_at_quality=statistics.fmean(target.rate[place] for place in places),
+        cost_at_quality=statistics.fmean(target.cost[place] for place in places),
+        num_seeds_short=sum(not target.reached[place] for place in places),
     )

@@ -83,6 +83,9 @@ class EvalConfig:
     chain: tuple[str, ...] = ()
     """Predictions of a model of a chain of three or more, each with a threshold of its own: repeat
     the flag from the smallest on; --large is the last."""
+    target_quality: float | None = None
+    """Compare the small models' costs where their cascades reach this quality; by default halfway
+    between the first --small, mean over its seeds, and the large model."""
     operating_point: str | None = None
     """Choose small model, rule and threshold, and write them to cascade.json: quality>=0.86,
     cost<=5e8 or deferral_rate<=0.3. Cost is in FLOPs per token, or with --prices in money per
@@ -106,6 +109,7 @@ class EvalConfig:
     """Instead of predictions, a store: measures the cascade of its teacher with each --student
     token by token, under teacher forcing, without generating."""
     student: tuple[str, ...] = ()
-    """With --next-token: a student, DIR or NAME=DIR; repeat the flag to compare several."""
+    """With --next-token: a student, DIR or NAME=DIR; repeat the flag to compare several. Folders of
+    one NAME are training seeds of the same arm, as with --small."""
     limit: int | None = None
     """With --next-token: only the first so many examples of the store."""

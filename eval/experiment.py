@@ -104,6 +104,10 @@ def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
         raise UsageError("no large model given; type --large FILE")
     if config.student or config.limit is not None:
         raise UsageError("--student and --limit go with --next-token STORE; give that too")
+    if config.target_quality is not None and not 0.0 <= config.target_quality <= 1.0:
+        raise UsageError(
+            f"got --target-quality {config.target_quality}, expected a number from 0 to 1"
+        )
     if bool(config.calibration_small) != (config.calibration_large is not None):
         raise UsageError("--calibration-small and --calibration-large go together; give both")
     if config.calibration_small and config.calibration is not None:

@@ -84,7 +84,7 @@ def find(config: EvalConfig) -> Findings:
     )
     return Findings(
         measured=measured,
-        comparisons=compare(measured),
+        comparisons=compare(measured, config.target_quality),
         split=experiment.split,
         left_out=[plain(line) for line in left_out],
         transfer=list(transfer_rows(measured, calibrations)) if calibrations else [],

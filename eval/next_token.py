@@ -8,16 +8,16 @@ Legend: N rows, P points of a curve, D draws.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.bootstrap import NUM_DRAWS, SEED, Difference, area_influence, interval
+from caskd.eval.bootstrap import NUM_DRAWS, SEED, area_influence, interval
 from caskd.eval.confidence import auroc
+from caskd.eval.contrasts import AUDC, GAIN, SMALL, Contrast, Drawn, contrasts
 from caskd.eval.curves import DeferralCurve, deferral_curve
-from caskd.eval.measure import figures
+from caskd.eval.measure import ALL_TASKS, figures
 from caskd.eval.teacher_forcing import ForcedRows, StoreRows
 
 FloatArray = npt.NDArray[np.float64]
@@ -38,14 +38,15 @@ class StudentMeasured:
     """One student's cascade with the store's teacher."""
 
     label: str
+    arm: str
     identity: Mapping[str, Any]
     rows: ForcedRows
     curves: Mapping[str, DeferralCurve]
     """By rule."""
     tasks: Mapping[str, DeferralCurve]
     """By task, with the main rule; empty where there is a single task."""
-    area_draws: FloatArray
-    """[D] area of the main rule on redrawn examples, the same ones for every student."""
+    draws: Mapping[str, FloatArray]
+    """[D] by measure, of the main rule on redrawn examples: the same ones for every student."""
 
     @property
     def curve(self) -> DeferralCurve:
@@ -59,11 +60,12 @@ class StudentMeasured:
 
     def area_interval(self) -> tuple[float, float]:
         """95 % interval of the area over examples."""
-        return interval(self.area_draws)
+        return interval(self.draws[AUDC])
 
 
 def measure_student(
     label: str,
+    arm: str,
     identity: Mapping[str, Any],
     rows: ForcedRows,
     teacher: StoreRows,
@@ -73,6 +75,7 @@ def measure_student(
 
     Args:
         label: of the student.
+        arm: that it is a seed of.
         identity: of its model.
         rows: what it predicts.
         teacher: what the store says of the same rows.
@@ -85,6 +88,7 @@ def measure_student(
     )
     return StudentMeasured(
         label=label,
+        arm=arm,
         identity=identity,
         rows=rows,
         curves={
@@ -95,11 +99,11 @@ def measure_student(
             name: deferral_curve(score[part], rows.right[part], teacher.right[part])
             for name, part in parts.items()
         },
-        area_draws=area_over_examples(score, rows.right, teacher.right, teacher.examples),
+        draws=draws_over_examples(score, rows.right, teacher.right, teacher.examples),
     )
 
 
-def area_over_examples(
+def draws_over_examples(
     score: FloatArray,
     small: FloatArray,
     large: FloatArray,
@@ -107,34 +111,37 @@ def area_over_examples(
     *,
     num_draws: int = NUM_DRAWS,
     seed: int = SEED,
-) -> FloatArray:
-    """Areas [D] under the curve where examples are redrawn, each with all of its rows.
+) -> dict[str, FloatArray]:
+    """Draws [D] of each measure where examples are redrawn, each with all of its rows.
 
     The rows of an example are no independent draws. The area's first-order term is redrawn, with
     Poisson weights (see `bootstrap.area_influence`).
     """
     area, influence = area_influence(score, small, large)
+    means = small.mean(), large.mean()
     _, owner = np.unique(examples, return_inverse=True)
-    moved, sizes = np.bincount(owner, weights=influence), np.bincount(owner)
+    moved = [
+        np.bincount(owner, weights=one) for one in (influence, small - means[0], large - means[1])
+    ]
+    sizes = np.bincount(owner)
     generator = np.random.default_rng(seed)
-    draws = np.empty(num_draws)
+    draws = np.empty((len(moved), num_draws))
     tile = max(1, _DRAWS_BYTES // (8 * sizes.size))
     for start in range(0, num_draws, tile):
         count = min(tile, num_draws - start)
         weights = generator.poisson(1.0, size=(count, sizes.size))
         total = np.maximum(weights @ sizes, 1)
-        draws[start : start + count] = area + weights @ moved / total
-    return draws
+        draws[:, start : start + count] = [weights @ one / total for one in moved]
+    areas, smalls, larges = (at + d for at, d in zip((area, *means), draws, strict=True))
+    return {AUDC: areas, SMALL: smalls, GAIN: areas - (smalls + larges) / 2.0}
 
 
-def differences(measured: Sequence[StudentMeasured]) -> list[tuple[str, str, Difference]]:
-    """Every two students, on the same redrawn examples."""
-    found = []
-    for first, second in combinations(measured, 2):
-        low, high = interval(first.area_draws - second.area_draws)
-        apart = first.curve.audc - second.curve.audc
-        difference = Difference(
-            audc_difference=apart, low=low, high=high, num_draws=NUM_DRAWS, seed=SEED
-        )
-        found.append((first.label, second.label, difference))
-    return found
+def differences(measured: Sequence[StudentMeasured]) -> list[list[Contrast]]:
+    """Every two arms on the same redrawn examples, measure by measure: the area first."""
+    arms = [one.arm for one in measured]
+    main = [figures(one.curve) for one in measured]
+    return [
+        contrasts(arms, [Drawn(ALL_TASKS, measure, np.array([row[measure] for row in main]),
+                               np.stack([one.draws[measure] for one in measured]))])
+        for measure in (AUDC, SMALL, GAIN)
+    ]  # fmt: skip

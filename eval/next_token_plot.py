@@ -8,8 +8,7 @@ from matplotlib.lines import Line2D
 
 from caskd.eval.curves import DeferralCurve
 from caskd.eval.next_token import RULES, StudentMeasured
-from caskd.eval.plot_style import PAPER, dress, in_percent, legend_below, panels
-from caskd.eval.text import plot_label
+from caskd.eval.plot_style import PAPER, arm_lines, dress, in_percent, legend_below, panels
 
 MAX_POINTS = 1001
 _DASHES = ("-", "--", "-.")
@@ -26,10 +25,10 @@ def thin(curve: DeferralCurve) -> list[int]:
 def next_token_figure(measured: Sequence[StudentMeasured]) -> Figure:
     """Accuracy over deferral rate by student, and what each rule gains over deferring at random."""
     figure, (accuracy, gain) = panels(2)
-    for number, one in enumerate(measured):
-        color, curve = PAPER.color(number), one.curve
+    lines = arm_lines([one.arm for one in measured])
+    for one, (color, label) in zip(measured, lines, strict=True):
+        curve = one.curve
         places = thin(curve)
-        label = plot_label(one.label)
         accuracy.plot(
             curve.deferral_rate[places], curve.quality[places], color=color, lw=1.5, label=label
         )

@@ -8,8 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from caskd.eval.arms import split_name
+from caskd.eval.arms import label_seeds, split_name
 from caskd.eval.config import EvalConfig, PredictConfig
+from caskd.eval.contrasts import Contrast
+from caskd.eval.difference_section import contrast_table
+from caskd.eval.difference_table import (
+    area_fields,
+    contrast_fields,
+    difference_line,
+    difference_row,
+)
 from caskd.eval.measure import ALL_TASKS, figures
 from caskd.eval.models import load_model
 from caskd.eval.next_token import (
@@ -21,16 +29,18 @@ from caskd.eval.next_token import (
 )
 from caskd.eval.next_token_plot import next_token_figure, thin
 from caskd.eval.page import Picture, Section, html_bytes
+from caskd.eval.page_table import Heads, table
 from caskd.eval.plot_style import on_dark, png_bytes, svg_bytes
 from caskd.eval.report_folder import FORMAT, SUMMARY, check_folder, write_files
-from caskd.eval.sections import Heads, table
-from caskd.eval.tables import csv_bytes, difference_line
+from caskd.eval.tables import csv_bytes
 from caskd.eval.teacher_forcing import StoreRows, store_rows, student_rows
 from caskd.eval.text import plain
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 
 FORMAT_VERSION = 1
+Found = Sequence[Sequence[Contrast]]
+"""Differences by measure, the area first."""
 _STUDENTS: Heads = {
     "student": ("student", "text"), "task": ("task", "text"), "num_examples": ("rows", ",d"),
     "quality_small": ("student", ".4f"), "quality_large": ("teacher", ".4f"),
@@ -62,12 +72,12 @@ def evaluate_next_token(config: EvalConfig) -> dict[str, Any]:
     store = TeacherStore.open(config.next_token)
     teacher = store_rows(store, config.limit)
     measured = [
-        _measure(label, folder, store, teacher, config.limit)
-        for label, folder in _labeled(config.student)
+        _measure(*student, store, teacher, config.limit) for student in _labeled(config.student)
     ]
-    summary = _summary(store, teacher, measured)
-    write_files(out, _files(summary, measured))
-    for line in _lines(summary, measured):
+    found = differences(measured)
+    summary = _summary(store, teacher, measured, found)
+    write_files(out, _files(summary, measured, found))
+    for line in _lines(summary, measured, found[0]):
         print(line)
     print(f"report: {out / 'index.html'}")
     return summary
@@ -82,27 +92,27 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(f"got --limit {config.limit}, expected 1 or more")
 
 
-def _labeled(students: Sequence[str]) -> list[tuple[str, str]]:
-    """Label and folder of each; a label that is there already gets its number."""
+def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Label, arm and folder of each; folders of one NAME are seeds of an arm."""
     named = [split_name(value) for value in students]
-    labels = [plain(name or Path(folder).resolve().name) for name, folder in named]
-    unique = [
-        f"{label} #{number}" if labels.count(label) > 1 else label
-        for number, label in enumerate(labels, 1)
-    ]
-    return [(label, folder) for label, (_, folder) in zip(unique, named, strict=True)]
+    names = [plain(name or Path(folder).resolve().name) for name, folder in named]
+    labeled = label_seeds(names, {plain(name) for name, _ in named if name})
+    return [(*one, folder) for one, (_, folder) in zip(labeled, named, strict=True)]
 
 
 def _measure(
-    label: str, folder: str, store: TeacherStore, teacher: StoreRows, limit: int | None
+    label: str, arm: str, folder: str, store: TeacherStore, teacher: StoreRows, limit: int | None
 ) -> StudentMeasured:
     loaded = load_model(PredictConfig(model=folder, data=(), out=""))
     rows = student_rows(loaded, store, limit)
-    return measure_student(label, loaded.identity, rows, teacher, store.spec.tasks)
+    return measure_student(label, arm, loaded.identity, rows, teacher, store.spec.tasks)
 
 
 def _summary(
-    store: TeacherStore, teacher: StoreRows, measured: Sequence[StudentMeasured]
+    store: TeacherStore,
+    teacher: StoreRows,
+    measured: Sequence[StudentMeasured],
+    found: Found,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -118,21 +128,16 @@ def _summary(
             "label_logprob": float(teacher.label_logprob.mean()),
         },
         "students": [_student(one) for one in measured],
-        "differences": [
-            {
-                "first": first, "second": second, "audc_difference": one.audc_difference,
-                "low": one.low, "high": one.high, "num_draws": one.num_draws, "seed": one.seed,
-                "verdict": one.verdict,
-            }
-            for first, second, one in differences(measured)
-        ],
-    }  # fmt: skip
+        "differences": [area_fields(one) for one in found[0]],
+        "contrasts": [contrast_fields(one) for contrasts in found for one in contrasts],
+    }
 
 
 def _student(one: StudentMeasured) -> dict[str, Any]:
     low, high = one.area_interval()
     return {
         "label": one.label,
+        "arm": one.arm,
         "model": dict(one.identity),
         "label_logprob": float(one.rows.label_logprob.mean()),
         "audc_low": low,
@@ -142,29 +147,38 @@ def _student(one: StudentMeasured) -> dict[str, Any]:
     }
 
 
-def _files(summary: dict[str, Any], measured: Sequence[StudentMeasured]) -> dict[str, bytes]:
+def _files(
+    summary: dict[str, Any], measured: Sequence[StudentMeasured], found: Found
+) -> dict[str, bytes]:
     figure = next_token_figure(measured)
     svg = svg_bytes(figure)
     picture = Picture("Next-token accuracy over deferral rate", svg, on_dark(svg))
-    return {
+    files = {
         SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode(),
         "next_token.png": png_bytes(figure),
         "next_token.svg": svg,
         "next_token.csv": csv_bytes(_student_rows(measured)),
         "next_token_rules.csv": csv_bytes(_rule_rows(measured)),
         "next_token_curve.csv": csv_bytes(_curve_rows(measured)),
-        "index.html": _page(summary, measured, picture),
+        "index.html": _page(summary, measured, found, picture),
     }
+    if found[0]:
+        rows = (difference_row(one, MAIN_RULE) for contrasts in found for one in contrasts)
+        files["differences.csv"] = csv_bytes(rows)
+    return files
 
 
 def _student_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]:
+    seen: list[str] = []
     for one in measured:
         low, high = one.area_interval()
         interval = {"audc_low": low, "audc_high": high}
-        yield {"student": one.label, "task": ALL_TASKS, **figures(one.curve), **interval}
+        keys = {"arm": one.arm, "seed": seen.count(one.arm)}
+        seen.append(one.arm)
+        yield {"student": one.label, "task": ALL_TASKS, **figures(one.curve), **interval, **keys}
         for task, curve in one.tasks.items():
             none = dict.fromkeys(interval)
-            yield {"student": one.label, "task": plain(task), **figures(curve), **none}
+            yield {"student": one.label, "task": plain(task), **figures(curve), **none, **keys}
 
 
 def _rule_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]:
@@ -187,7 +201,12 @@ def _curve_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]
                 }
 
 
-def _page(summary: dict[str, Any], measured: Sequence[StudentMeasured], picture: Picture) -> bytes:
+def _page(
+    summary: dict[str, Any],
+    measured: Sequence[StudentMeasured],
+    found: Found,
+    picture: Picture,
+) -> bytes:
     where = summary["store"]
     texts = [
         f"{summary['num_rows']:,} next tokens of {summary['num_examples']:,} examples of the store "
@@ -195,23 +214,28 @@ def _page(summary: dict[str, Any], measured: Sequence[StudentMeasured], picture:
         f"of its own: the student's likeliest token is kept, or that of {where['teacher']} is "
         f"taken where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
     ]
-    lines = [difference_line(*one) for one in differences(measured)]
+    more = [one for contrasts in found[1:] for one in contrasts]
     note = (
         "Quality is the share of tokens that are right. Intervals redraw examples with all of "
-        "their tokens. AUDC is the area under accuracy over deferral rate; APGR the share of the "
+        "their tokens, and the seeds of an arm that has several; those over seeds alone are "
+        "Student's t. AUDC is the area under accuracy over deferral rate; APGR the share of the "
         "teacher's lead that is recovered, averaged over rates."
     )
     sections = [
-        Section(texts=texts, bullets=lines, pictures=[picture],
+        Section(texts=texts, bullets=[*map(difference_line, found[0])], pictures=[picture],
                 tables=[table(_STUDENTS, _student_rows(measured), "Accuracy of the cascade")],
                 notes=[note]),
+        *([Section("Differences", tables=[contrast_table(more, "By other measures")])]
+          if more else []),
         Section("Rules", tables=[table(_RULES, _rule_rows(measured))]),
     ]  # fmt: skip
     title = f"Next tokens: cascades with {plain(where['teacher'])} as the large model"
     return html_bytes(title, sections, summary["caskd_version"])
 
 
-def _lines(summary: dict[str, Any], measured: Sequence[StudentMeasured]) -> Iterator[str]:
+def _lines(
+    summary: dict[str, Any], measured: Sequence[StudentMeasured], by_area: Sequence[Contrast]
+) -> Iterator[str]:
     teacher = summary["teacher"]["accuracy"]
     yield f"{summary['num_rows']:,} next tokens, teacher {teacher:.4f}"
     for one in measured:
@@ -220,5 +244,4 @@ def _lines(summary: dict[str, Any], measured: Sequence[StudentMeasured]) -> Iter
             f"{one.label}: {curve.quality_small:.4f}, AUDC {curve.audc:.4f} [{low:.4f}, {high:.4f}]"
             f" by {MAIN_RULE}, random {curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
-    for difference in differences(measured):
-        yield difference_line(*difference)
+    yield from map(difference_line, by_area)

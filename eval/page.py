@@ -31,6 +31,7 @@ p, li { max-width: 46rem; }
 .wide { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+summary { font-weight: 600; cursor: pointer; margin: .8rem 0; }
 th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; vertical-align: top; }
 th, td { border-bottom: 1px solid var(--line); }
 th.text, td.text { text-align: left; }
@@ -72,14 +73,17 @@ base-uri 'none'; form-action 'none'">
 <source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{{ picture.dark }}">
 <img src="data:image/svg+xml;base64,{{ picture.light }}" alt="{{ picture.alt }}"></picture>
 {% endfor %}
-{% for table in section.tables %}<div class="wide"><table>
-{% if table.caption %}<caption>{{ table.caption }}</caption>{% endif %}
+{% for table in section.tables %}\
+{% if table.folded %}<details><summary>{{ table.caption }}</summary>{% endif %}\
+<div class="wide"><table>
+{% if table.caption and not table.folded %}<caption>{{ table.caption }}</caption>{% endif %}
 <thead><tr>{% for head in table.heads %}<th class="{{ head.kind }}"><button>{{ head.text }}\
 </button></th>{% endfor %}</tr></thead>
 <tbody>{% for row in table.rows %}<tr{% if row.strong %} class="strong"{% endif %}>\
 {% for cell in row.cells %}<td class="{{ cell.kind }}"{% if cell.value is not none %} \
 data-v="{{ cell.value }}"{% endif %}>{{ cell.text }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table></div>
+{% endfor %}</tbody></table></div>{% if table.folded %}</details>{% endif %}
+
 {% endfor %}
 {% for text in section.notes %}<p class="soft">{{ text }}</p>{% endfor %}
 </section>
@@ -118,6 +122,8 @@ class Table:
     heads: Sequence[Cell]
     rows: Sequence[Row]
     caption: str = ""
+    folded: bool = False
+    """Whether only the caption shows, until it is pressed."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from caskd.eval.text import plot_label
 
 _DOTS_PER_INCH = 300
 _WIDTH, _HEIGHT = 7.2, 3.5  # inches: the width of a page of two columns
@@ -71,6 +74,15 @@ def in_powers(axes: Any) -> None:
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(_engineering))
+
+
+def arm_lines(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """For each series the color of its arm, and the arm's name as label at its first seed."""
+    order = list(dict.fromkeys(arms))
+    return [
+        (PAPER.color(order.index(arm)), "_seed" if arm in arms[:place] else plot_label(arm))
+        for place, arm in enumerate(arms)
+    ]
 
 
 def legend_below(figure: Figure, handles: list[Any]) -> None:

@@ -10,7 +10,15 @@ from matplotlib.lines import Line2D
 from caskd.eval.chain_measure import ChainMeasured
 from caskd.eval.cost import flops_per_token, token_cost
 from caskd.eval.measure import Measured
-from caskd.eval.plot_style import PAPER, dress, in_percent, in_powers, legend_below, panels
+from caskd.eval.plot_style import (
+    PAPER,
+    arm_lines,
+    dress,
+    in_percent,
+    in_powers,
+    legend_below,
+    panels,
+)
 from caskd.eval.text import plot_label
 
 DRAWN_POINTS = 600
@@ -147,14 +155,8 @@ def chain_figure(chain: ChainMeasured, measured: Sequence[Measured], priced: boo
 
 def _colored(measured: Sequence[Measured]) -> list[tuple[Measured, str, str]]:
     """Each with its arm's color, and the arm's name as label at its first seed."""
-    arms = list(dict.fromkeys(one.arm for one in measured))
-    seen: set[str] = set()
-    found = []
-    for one in measured:
-        label = "_seed" if one.arm in seen else plot_label(one.arm)
-        seen.add(one.arm)
-        found.append((one, PAPER.color(arms.index(one.arm)), label))
-    return found
+    lines = arm_lines([one.arm for one in measured])
+    return [(one, *line) for one, line in zip(measured, lines, strict=True)]
 
 
 def _line(axes: Any, x: Any, y: Any, **options: Any) -> None:

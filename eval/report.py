@@ -9,10 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from caskd.eval import plots, tables
+from caskd.eval import difference_table, plots, tables
 from caskd.eval.cascade_file import cascade_fields
 from caskd.eval.compare import FIXED_RATE
 from caskd.eval.config import EvalConfig
+from caskd.eval.contrasts import AUDC, Contrast
 from caskd.eval.findings import Findings, find
 from caskd.eval.measure import ALL_TASKS, Measured, figures
 from caskd.eval.page import Picture, html_bytes
@@ -113,7 +114,8 @@ def _rows(findings: Findings) -> dict[str, Any]:
         "curve": tables.curve_rows(measured),
         "rules": tables.rule_rows(measured),
         "rule_curves": tables.rule_curve_rows(measured),
-        "differences": tables.difference_rows(findings),
+        "differences": difference_table.difference_rows(findings),
+        "seeds": difference_table.seed_rows(findings),
         "seconds": tables.tail_rows(measured),
         "samples": findings.samples,
         "bleu": tables.bleu_rows(measured),
@@ -135,16 +137,17 @@ def _summary(findings: Findings) -> dict[str, Any]:
         "large": _model(large),
         "smalls": [_small(one) for one in measured],
         "arms": [asdict(arm) for arm in found.arms],
-        "differences": [
-            {"first": a, "second": b, **asdict(difference), "verdict": difference.verdict}
-            for a, b, difference in found.between_arms
+        "target_quality": found.target.quality,
+        "differences": [difference_table.area_fields(one) for one in found.between_arms],
+        "contrasts": [
+            difference_table.contrast_fields(one) for one in (*found.between_arms, *found.more)
         ],
         "at_one_rate": [
             {"first": a, "second": b, "rate": FIXED_RATE, **asdict(test), "verdict": test.verdict}
             for a, b, test in found.at_one_rate
         ],
         "rule_differences": [
-            {"small": small, "first": a, "second": b, **asdict(one), "verdict": one.verdict}
+            {"small": small, **difference_table.area_fields(Contrast(a, b, ALL_TASKS, AUDC, one))}
             for small, a, b, one in found.between_rules
         ],
         "rules_left_out": findings.left_out,

@@ -10,8 +10,9 @@ from caskd.store.files import replace_file
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"
 _FIGURES = ("deferral_curve", "a1_a2", "rules", "cost", "bleu", "chain", "next_token")
-_TABLES = ("summary", "curve", "rules", "rule_curves", "differences", "seconds", "samples", "bleu",
-           "chain", "transfer", "next_token", "next_token_rules", "next_token_curve")  # fmt: skip
+_TABLES = ("summary", "curve", "rules", "rule_curves", "differences", "seeds", "seconds", "samples",
+           "bleu", "chain", "transfer", "next_token", "next_token_rules",
+           "next_token_curve")  # fmt: skip
 
 
 def check_folder(out: Path) -> None:

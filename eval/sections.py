@@ -1,15 +1,14 @@
 """What the page says, section by section."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from caskd.eval.difference_section import comparisons
 from caskd.eval.findings import Findings
 from caskd.eval.measure import ALL_TASKS
-from caskd.eval.page import Cell, Picture, Row, Section, Table
-from caskd.eval.tables import difference_line, mcnemar_line, point_lines, rule_rows, summary_rows
-
-Heads = Mapping[str, tuple[str, str]]
-"""Key of a row -> heading and format: `text`, `long`, or that of a number."""
+from caskd.eval.page import Picture, Section
+from caskd.eval.page_table import Heads, table
+from caskd.eval.tables import point_lines, rule_rows, summary_rows
 
 _SUMMARY: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"), "num_examples": ("examples", ",d"),
@@ -49,10 +48,8 @@ _SAMPLES: Heads = {
 }  # fmt: skip
 _GAIN_WORDS = {"the first is better": "better", "the second is better": "worse",
                "no difference shown": "no difference shown"}  # fmt: skip
-_ARMS: Heads = {
-    "arm": ("arm", "text"), "num_seeds": ("seeds", "d"), "audc": ("mean AUDC", ".4f"),
-    "seed_deviation": ("SD over seeds", ".4f"), "low": ("95 % from", ".4f"), "high": ("to", ".4f"),
-}  # fmt: skip
+
+_MANY_ROWS = 60
 
 
 def page_sections(
@@ -65,7 +62,7 @@ def page_sections(
         head, *rest = point_lines(findings.point)
         note = "cascade.json holds it for caskd.eval.Cascade.load."
         sections.append(Section("Operating point", texts=[head], bullets=rest, notes=[note]))
-    sections.append(_comparisons(findings, summary))
+    sections.append(comparisons(findings, summary))
     sections.append(
         Section(
             "Where the quality comes from",
@@ -118,38 +115,14 @@ def _by_side(findings: Findings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield side, [row for row in findings.samples if row["side"] == side]
 
 
-def table(heads: Heads, rows: Iterable[Mapping[str, Any]], caption: str = "") -> Table:
-    """A table of these columns; those that no row fills are left out."""
-    rows = list(rows)
-    tasks = {row.get("task") for row in rows}
-    used = {
-        key: head for key, head in heads.items()
-        if any(row.get(key) not in (None, "") for row in rows)
-    }  # fmt: skip
-    kinds = {key: form if form in ("text", "long") else "" for key, (_, form) in used.items()}
-    return Table(
-        heads=[Cell(head, "text" if kinds[key] else "") for key, (head, _) in used.items()],
-        rows=[
-            Row([_cell(row.get(key), form) for key, (_, form) in used.items()],
-                strong=row.get("task") == ALL_TASKS and len(tasks) > 1)
-            for row in rows
-        ],
-        caption=caption,
-    )  # fmt: skip
-
-
-def _cell(value: Any, form: str) -> Cell:
-    if form in ("text", "long"):
-        return Cell(str(value), form)
-    if value is None:
-        return Cell("\N{EN DASH}", "", "")
-    return Cell(format(value, form), "", repr(value))
-
-
 def _first(
     findings: Findings, summary: Mapping[str, Any], pictures: Mapping[str, Picture]
 ) -> Section:
     rows = list(summary_rows(findings.measured))
+    by_task = []
+    if len(rows) > _MANY_ROWS:
+        by_task = [row for row in rows if row["task"] != ALL_TASKS]
+        rows = [row for row in rows if row["task"] == ALL_TASKS]
     split = findings.split
     texts = [
         "The small model answers first. An answer whose deferral score reaches the threshold is "
@@ -173,6 +146,11 @@ def _first(
                 rows,
                 "Quality at fixed cost (deferral rate), and cost at fixed quality (CPT)",
             ),
+            *(
+                table(heads, by_task, f"{words}, by task", folded=True)
+                for heads, words in ((_SUMMARY, "AUDC"), (_AT_RATES, "Quality at fixed cost"))
+                if by_task
+            ),
         ],
         notes=[
             "AUDC is the area under quality over deferral rate. The oracle knows which answers are "
@@ -184,27 +162,10 @@ def _first(
     )
 
 
-def _comparisons(findings: Findings, summary: Mapping[str, Any]) -> Section:
-    found = findings.comparisons
-    return Section(
-        "Differences between small models" if found.between_arms else "Area with its interval",
-        bullets=[
-            *(difference_line(*one) for one in found.between_arms),
-            *(mcnemar_line(*one) for one in found.at_one_rate),
-        ],
-        tables=[table(_ARMS, summary["arms"])],
-        notes=[
-            "Intervals redraw the test examples, the same for all models, and the training seeds "
-            "where an arm has several. With one seed they say nothing of what another training run "
-            "would give."
-        ],
-    )
-
-
 def _rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
     gains = {
         (label, first): {
-            "gain": one.audc_difference,
+            "gain": one.value,
             "gain_low": one.low,
             "gain_high": one.high,
             "verdict": _GAIN_WORDS[one.verdict],

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from caskd.eval.bootstrap import Difference
 from caskd.eval.compare import FIXED_RATE
 from caskd.eval.curves import DeferralCurve
+from caskd.eval.difference_table import difference_line
 from caskd.eval.findings import Findings
 from caskd.eval.measure import ALL_TASKS, NO_TASK, Measured, figures
 from caskd.eval.operating_point import OperatingPoint
@@ -95,27 +95,6 @@ def bleu_rows(measured: Sequence[Measured]) -> Rows:
             yield {"small": one.label, "deferral_rate": rate, "corpus_bleu": bleu}
 
 
-def difference_rows(findings: Findings) -> Rows:
-    """Every difference with its interval."""
-    found = findings.comparisons
-    rule = findings.main_rule
-    for first, second, one in found.between_arms:
-        yield _difference_row(first, rule, second, rule, one)
-    for label, first, second, one in found.between_rules:
-        yield _difference_row(label, first, label, second, one)
-
-
-def _difference_row(
-    first: str, first_rule: str, second: str, second_rule: str, one: Difference
-) -> dict[str, Any]:
-    return {
-        "first": first, "first_rule": first_rule, "second": second, "second_rule": second_rule,
-        "audc_difference": one.audc_difference, "low": one.low, "high": one.high,
-        "num_draws": one.num_draws, "seed": one.seed, "num_seeds": one.num_seeds,
-        "verdict": one.verdict,
-    }  # fmt: skip
-
-
 def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows with equal keys as a CSV file; an absent number is an empty cell."""
     text = io.StringIO()
@@ -140,25 +119,13 @@ def show(findings: Findings) -> None:
         pooled = row["task"] == ALL_TASKS
         table.add_row(*_cells(row), style="bold" if pooled else "")
     console.print(table)
-    for first, second, difference in findings.comparisons.between_arms:
-        console.print(escape(difference_line(first, second, difference)), soft_wrap=True)
+    for one in findings.comparisons.between_arms:
+        console.print(escape(difference_line(one)), soft_wrap=True)
     if findings.point is not None:
         for line in point_lines(findings.point):
             console.print(escape(line), soft_wrap=True)
     for warning in findings.warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
-
-
-def difference_line(first: str, second: str, difference: Difference) -> str:
-    """A paired difference in words."""
-    interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
-    seeds = difference.num_seeds
-    over = "examples" if seeds == 1 else f"examples and {seeds} seeds"
-    return (
-        f"AUDC of {first} minus {second}: {difference.audc_difference:+.4f}, "
-        f"95 % interval over {over} {interval} "
-        f"({difference.num_draws:,} draws, seed {difference.seed}): {difference.verdict}"
-    )
 
 
 def mcnemar_line(first: str, second: str, test: McNemar) -> str:

@@ -1,8 +1,9 @@
-"""The difference of two cascades from their scores, as `caskd eval` takes it of two arms."""
+"""Two cascades compared as `caskd eval` does it, and examples redrawn by hand."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from caskd.eval.bootstrap import (
     NUM_DRAWS,
@@ -49,3 +50,11 @@ def paired_difference(
 
 def _seeds(arm: Series | Sequence[Series]) -> list[Series]:
     return [arm] if isinstance(arm, tuple) else list(arm)
+
+
+def repeated_examples(
+    places: npt.NDArray[np.int64], weights: FloatArray, *parts: FloatArray
+) -> list[FloatArray]:
+    """Of arrays [E] the values at `places`, each as often as its weight [E] says."""
+    counts = weights[places].astype(int)
+    return [np.repeat(part[places], counts) for part in parts]

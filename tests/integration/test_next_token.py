@@ -1,5 +1,6 @@
 """Next tokens of a cascade, straight from a store: against the whole model's own logits."""
 
+import csv
 import json
 
 import numpy as np
@@ -13,7 +14,8 @@ from caskd.cli.main import main
 from caskd.eval import PredictConfig
 from caskd.eval.curves import deferral_curve
 from caskd.eval.models import load_model
-from caskd.eval.next_token import area_over_examples
+from caskd.eval.next_token import draws_over_examples
+from caskd.eval.seed_interval import t_quantile
 from caskd.eval.teacher_forcing import Head, _tile_values, store_rows, student_rows
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
@@ -95,8 +97,8 @@ def test_intervals_redraw_whole_examples():
     small = (generator.uniform(size=1200) > hard).astype(float)
     large = (generator.uniform(size=1200) > hard / 4).astype(float)
     score = hard + generator.normal(scale=0.1, size=1200)
-    together = area_over_examples(score, small, large, examples)
-    alone = area_over_examples(score, small, large, np.arange(1200))
+    together = draws_over_examples(score, small, large, examples)["audc"]
+    alone = draws_over_examples(score, small, large, np.arange(1200))["audc"]
     exact = []  # the same by hand: whole examples drawn with replacement
     for _ in range(400):
         rows = (generator.integers(0, 60, 60)[:, None] * 20 + np.arange(20)).ravel()
@@ -128,6 +130,45 @@ def test_the_command_from_store_to_report(root, tmp_path, capsys):
     )
     assert main([*words, "--limit", "3"]) == 0  # a report may replace a report
     assert json.loads((tmp_path / "report" / "summary.json").read_text())["num_examples"] == 3
+
+
+def test_students_of_one_name_are_seeds(root, tmp_path, capsys):
+    student, teacher = (
+        str(save_tiny(tmp_path / "student", seed=5, tie=False)),
+        str(root / "teacher"),
+    )
+    words = ["eval", "--next-token", str(root / "store"), "--out", str(tmp_path / "report")]
+    for one in (f"cat={student}", f"xent={teacher}", f"cat={teacher}", f"xent={student}", student):
+        words += ["--student", one]
+    assert main(words) == 0
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text())
+    labels = ["cat seed 0", "xent seed 0", "cat seed 1", "xent seed 1", "student"]
+    assert [one["label"] for one in summary["students"]] == labels
+    assert [one["arm"] for one in summary["students"]] == ["cat", "xent", "cat", "xent", "student"]
+    same, alone, _ = summary["differences"]
+    area = {one["label"]: one["rules"]["log-probability"]["audc"] for one in summary["students"]}
+    apart = area["cat seed 0"] - area["xent seed 0"]  # and the same with the other sign at seed 1
+    assert same["audc_difference"] == pytest.approx(0.0, abs=1e-12)
+    assert same["seed_high"] == -same["seed_low"] == pytest.approx(abs(apart) * t_quantile(1))
+    assert (same["seed_interval"], same["num_seeds"]) == ("paired t", 2)
+    assert same["low"] < 0.0 < same["high"]
+    assert (alone["first"], alone["second"], alone["seed_low"]) == ("cat", "student", None)
+    found = {one["measure"]: one for one in summary["contrasts"] if one["second"] == "student"
+             and one["first"] == "cat"}  # fmt: skip
+    assert set(found) == {"audc", "quality_small", "audc_over_random"}
+    small = summary["students"][-1]["rules"]["log-probability"]["quality_small"]
+    assert small != summary["teacher"]["accuracy"]
+    lead = summary["teacher"]["accuracy"] - small  # of the teacher, one of the two seeds
+    assert found["quality_small"]["difference"] == pytest.approx(lead / 2)
+    gain = alone["audc_difference"] - lead / 4
+    assert found["audc_over_random"]["difference"] == pytest.approx(gain)
+    with (tmp_path / "report" / "differences.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["measure"] for row in rows] == [one["measure"] for one in summary["contrasts"]]
+    with (tmp_path / "report" / "next_token.csv").open(newline="") as file:
+        seeds = {(row["arm"], row["seed"]) for row in csv.DictReader(file)}
+    assert seeds == {(a, s) for a in ("cat", "xent") for s in "01"} | {("student", "0")}
+    assert "over seeds alone" in capsys.readouterr().out
 
 
 def other_vocabulary(root, tmp_path):

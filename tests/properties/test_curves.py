@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.eval import deferral_curve
-from caskd.eval.bootstrap import _WeightedArea
+from caskd.eval.bootstrap import WeightedArea
 from caskd.eval.curves import deferred_mean
 
 ARRAYS = ("deferral_rate", "quality", "threshold", "a1", "a2", "random")
@@ -129,7 +129,7 @@ def test_a_weighted_area_is_the_area_of_the_repeated_examples(rows, random):
     score, small, large = columns(rows)
     picks = np.array([random.randrange(len(rows)) for _ in rows])
     weights = np.bincount(picks, minlength=len(rows))[None]
-    area = _WeightedArea(score, small, large)(weights)
+    area = WeightedArea(score, small, large)(weights)
     assert area[0] == pytest.approx(
         deferral_curve(score[picks], small[picks], large[picks]).audc, abs=1e-9
     )

@@ -100,7 +100,7 @@ def test_seeds_widen_the_interval():
     assert (alike.low, alike.high) == (alone.low, alone.high)
     assert apart.high - apart.low > 2 * (alike.high - alike.low)
     areas = [deferral_curve(*one, large).audc for one in (good, bad, same)]
-    assert apart.audc_difference == pytest.approx((areas[0] + areas[1]) / 2 - areas[2])
+    assert apart.value == pytest.approx((areas[0] + areas[1]) / 2 - areas[2])
 
 
 def test_seeds_are_redrawn_in_pairs_where_both_arms_have_as_many():

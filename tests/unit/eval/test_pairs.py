@@ -95,8 +95,8 @@ def test_a_real_difference_is_shown_and_none_is_not():
     good, bad = synthetic(1, 1.0), synthetic(2, 0.4)
     difference = paired_difference(good, bad, large, num_draws=200)
     areas = [deferral_curve(*one, large).audc for one in (good, bad)]
-    assert difference.audc_difference == areas[0] - areas[1]
-    assert difference.low < difference.audc_difference < difference.high
+    assert difference.value == areas[0] - areas[1]
+    assert difference.low < difference.value < difference.high
     assert difference.verdict == "the first is better"
     swapped = paired_difference(bad, good, large, num_draws=200)
     assert (swapped.low, swapped.high) == pytest.approx((-difference.high, -difference.low))

@@ -16,7 +16,7 @@ from caskd.store.errors import IdentityError, UsageError
 
 FILES = {
     "index.html", "summary.json", "summary.csv", "curve.csv", "rules.csv", "rule_curves.csv",
-    "differences.csv", "seconds.csv", "samples.csv",
+    "differences.csv", "seeds.csv", "seconds.csv", "samples.csv",
     *(f"{name}.{kind}" for name in ("deferral_curve", "a1_a2", "rules", "cost")
       for kind in ("png", "svg")),
 }  # fmt: skip
