@@ -10,7 +10,7 @@ from pools import POOLS
 from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, Scale, Steps
 
 HERE = Path(__file__).parent
-ROUNDS = (3, 5)
+ROUNDS = (3, 5, 6, 7, 8, 9)
 """Seeds after which what has fewer catches up: a stop leaves arms that can be compared."""
 
 
@@ -54,32 +54,26 @@ class Recipe:
         labelled = [of_pool for of_pool in pools if not of_pool.is_text]
         for of_pool in pools:
             yield from of_pool.data()
-        for of_pool in labelled:
-            yield from of_pool.teacher("clean")
-        for of_pool in labelled:
-            yield from of_pool.teacher("noisy20")
-        for condition in CONDITIONS:
-            for of_pool in labelled:
-                yield from of_pool.store(condition)
-        texts = [of_pool for of_pool in pools if of_pool.is_text]
         ends = [end for end in ROUNDS if end < self.scale.primary_seeds]
         for start, end in pairwise([0, *ends, self.scale.primary_seeds]):
             yield from self._round(labelled, start, end)
-            for of_pool in texts if start == 0 else ():
-                yield from of_pool.teacher("clean")
-                yield from of_pool.store("clean")
-                for seed in range(self.scale.secondary_seeds):
-                    yield from of_pool.pretrained(seed)
-                    for arm in TEXT_ARMS:
-                        yield from of_pool.arm("clean", arm, seed)
+            for of_pool in pools if start == 0 else ():
+                if of_pool.is_text:
+                    yield from of_pool.captured("clean")
+                    for seed in range(self.scale.secondary_seeds):
+                        yield from of_pool.pretrained(seed)
+                        for arm in TEXT_ARMS:
+                            yield from of_pool.arm("clean", arm, seed)
 
     def _round(self, pools: "Sequence[_PoolJobs]", start: int, end: int) -> Iterator[Job]:
-        for seed in range(start, end):
-            for of_pool in pools:
-                yield from of_pool.pretrained(seed)
-            # The positive control comes first.
-            for condition in ("noisy20-clean-teacher", "clean", "noisy20-noisy-teacher"):
+        """Some more seeds of every arm, by condition."""
+        for condition in CONDITIONS:
+            for of_pool in pools if start == 0 else ():
+                yield from of_pool.captured(condition)
+            for seed in range(start, end):
                 for of_pool in pools:
+                    if condition == next(iter(CONDITIONS)):
+                        yield from of_pool.pretrained(seed)
                     for arm in PRIMARY:
                         yield from of_pool.arm(condition, arm, seed)
         for seed in range(start, min(end, self.scale.secondary_seeds)):
@@ -96,6 +90,7 @@ class _PoolJobs:
         self._name, self._pool = name, POOLS[name]
         self.is_text = self._pool.is_text
         self._root = Path(name)
+        self._teachers: set[str] = set()
         self._data = self._root / "data"
 
     def data(self) -> Iterator[Job]:
@@ -110,8 +105,18 @@ class _PoolJobs:
                 yield self._from_scratch(name, shape, seed=0)
         yield self._text_store("pretrain", self._root / "pretrain-text")
 
-    def teacher(self, name: str) -> Iterator[Job]:
-        """A teacher trained on its own part, and its answers to the test set."""
+    def captured(self, condition: str) -> Iterator[Job]:
+        """The teacher's outputs on the student's part, which it was not trained on."""
+        suffix, teacher = CONDITIONS[condition]
+        yield from self._teacher(teacher)
+        store = self._root / condition / "store"
+        yield self._captured(self._model(teacher), f"student{suffix}", store)
+
+    def _teacher(self, name: str) -> Iterator[Job]:
+        """A teacher trained on its own part, and its answers to the test set; once."""
+        if name in self._teachers:
+            return
+        self._teachers.add(name)
         suffix = "" if name == "clean" else f"-{name}"
         text, model = self._root / f"teacher-{name}-text", self._model(name)
         start = self._recipe.teacher or self._root / "teacher-init"
@@ -125,12 +130,6 @@ class _PoolJobs:
             return
         for part in ("test", "calibration"):
             yield self._predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
-
-    def store(self, condition: str) -> Iterator[Job]:
-        """The teacher's outputs on the student's part, which it was not trained on."""
-        suffix, teacher = CONDITIONS[condition]
-        store = self._root / condition / "store"
-        yield self._captured(self._model(teacher), f"student{suffix}", store)
 
     def pretrained(self, seed: int) -> Iterator[Job]:
         """The student from which every arm of a seed branches."""

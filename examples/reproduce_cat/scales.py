@@ -8,12 +8,13 @@ from types import MappingProxyType
 
 CONDITIONS = MappingProxyType(
     {
-        "clean": ("", "clean"),
         "noisy20-clean-teacher": ("-noisy20", "clean"),
+        "clean": ("", "clean"),
         "noisy20-noisy-teacher": ("-noisy20", "noisy20"),
     }
 )
-"""Condition -> suffix of the student's training data, and which teacher fills the store."""
+"""Condition -> suffix of the student's training data, and which teacher fills the store; the
+positive control first."""
 
 PRIMARY = ("xent", "cat-xent", "random-xent")
 SECONDARY = ("dist", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s")
