@@ -153,7 +153,7 @@ class _PoolJobs:
             extra, needs = ("--keep-fraction-from", str(twin / "run")), (twin / "student",)
         model = folder / "student"
         yield from self._trained(
-            self._root / condition / "store", str(self._root / f"pretrained-{seed}"),
+            self._root / condition / "store", self._root / f"pretrained-{seed}",
             folder / "run", model, arm, self._steps.arm, self._scale.arm_lr, seed, extra, needs,
         )  # fmt: skip
         if self.is_text:

@@ -99,6 +99,7 @@ def test_the_arms_of_a_seed_differ_in_their_objective_only(pool: str) -> None:
             if job.makes.parts[2].startswith("random"):
                 assert source == str(Path(*job.makes.parts[:2], f"cat-xent-{seed}", "run"))
             assert words["--student"] == f"{pool}/pretrained-{seed}"
+            assert Path(words["--student"]) in job.needs
             trained.setdefault((job.makes.parts[1], seed), []).append(words)
     assert trained
     for arms in trained.values():
