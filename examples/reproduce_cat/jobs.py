@@ -138,7 +138,7 @@ class _PoolJobs:
         if isinstance(start, Path) and seed and self._scale.student_shape is not None:
             yield self._from_scratch(start.name, self._scale.student_shape, seed)
         yield from self._trained(
-            text, str(start), self._root / f"pretrained-{seed}-run",
+            text, start, self._root / f"pretrained-{seed}-run",
             self._root / f"pretrained-{seed}", "xent", self._steps.pretrain,
             self._scale.pretrain_lr, seed,
         )  # fmt: skip

@@ -71,6 +71,8 @@ def test_every_command_makes_another_thing_from_what_is_there() -> None:
     for job in RECIPE.jobs():
         assert job.makes not in made
         assert all(need in made or need.parent in _folders(made) for need in job.needs), job.needs
+        if job.words[0] == "train":
+            assert Path(options(job)["--student"]) in job.needs
         made.add(job.makes)
 
 
