@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 FloatArray = npt.NDArray[np.float64]
 
 SHARE = 0.95
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
-_HALVINGS = 60
 
 
 @dataclass(frozen=True)
@@ -53,17 +52,7 @@ def seed_interval(first: FloatArray, second: FloatArray) -> SeedInterval | None:
 def t_quantile(freedom: float) -> float:
     """The number that |t| stays below with probability 0.95, t being Student's.
 
-    With t = sqrt(n) tan(angle) the density is cos(angle)^(n - 1), up to a constant.
-
     Args:
-        freedom: degrees of freedom n, from 1 to 10,000, not necessarily whole.
+        freedom: degrees of freedom, not necessarily whole.
     """
-    log_half = math.lgamma(freedom / 2.0) - math.lgamma((freedom + 1.0) / 2.0)
-    wanted = SHARE * math.exp(log_half) * math.sqrt(math.pi) / 2.0
-    low, high = 0.0, math.pi / 2.0
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2.0
-        angles = middle * (_NODES + 1.0) / 2.0
-        inside = middle / 2.0 * float(_WEIGHTS @ np.cos(angles) ** (freedom - 1.0))
-        low, high = (middle, high) if inside < wanted else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
+    return float(stats.t.ppf((1.0 + SHARE) / 2.0, freedom))

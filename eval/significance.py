@@ -1,10 +1,10 @@
 """McNemar's test: two systems on the same examples, counted where exactly one of them is right."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -36,19 +36,9 @@ def mcnemar(first: FloatArray, second: FloatArray) -> McNemar:
     """Compare the qualities [E] of two systems; an answer is right at quality 1/2 or more."""
     ours, theirs = first >= 0.5, second >= 0.5
     only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    trials = only_first + only_second
     return McNemar(
         only_first=only_first,
         only_second=only_second,
-        p_value=_two_sided(min(only_first, only_second), only_first + only_second),
+        p_value=float(binomtest(only_first, trials).pvalue) if trials else 1.0,
     )
-
-
-def _two_sided(fewer: int, trials: int) -> float:
-    """Twice the chance of at most `fewer` heads in `trials` throws of a fair coin, at most 1."""
-    if 2 * fewer >= trials:
-        return 1.0
-    heads = np.arange(fewer)
-    steps = np.log((trials - heads) / (heads + 1.0))
-    logs = np.concatenate(([0.0], np.cumsum(steps))) - trials * math.log(2.0)
-    top = float(logs.max())
-    return min(1.0, 2.0 * math.exp(top) * float(np.exp(logs - top).sum()))
