@@ -100,7 +100,8 @@ CLAIMS = (
           (_rule(NEAR_RULE, WITHIN),), pools=_long),
     Claim("edge-one-token", PAPER, "EdgeInference is like `average` on one-token answers (app. B)",
           (_rule("edge-inference", WITHIN),), pools=_one_token),
-    Claim("edge-long", PAPER, "EdgeInference collapses on long answers (app. B)",
+    Claim("edge-long", PAPER, "EdgeInference falls behind `average` on long answers, where "
+          "the paper sees it collapse (app. B)",
           (_rule("edge-inference", BELOW),), pools=_long),
     Claim("next-token", PAPER, "cat-xent is above xent in the area under the deferral curve of "
           "next tokens (app. E)", (_arms(CAT, BASELINE),), pools=_text),

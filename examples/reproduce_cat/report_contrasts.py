@@ -23,6 +23,7 @@ MINUS = " - "
 BASELINE, CAT, RANDOM = "xent", "cat-xent", "random-xent"
 PRIMARY_PAIRS = ((CAT, RANDOM), (CAT, BASELINE))
 PLACEBO = (RANDOM, BASELINE)
+COST = "cost_at_quality"
 OTHER_PAIRS = (
     ("dist", BASELINE), ("cat-dist", "dist"), ("cat-dist", CAT), ("cat-dist", BASELINE),
     ("cat-xent-l", CAT), ("cat-xent-s", CAT), ("cat-dist-l", "cat-dist"),
@@ -31,7 +32,7 @@ OTHER_PAIRS = (
 )  # fmt: skip
 MEASURES = (
     (ALL, "audc"), (ALL, "quality_small"), (ALL, "audc_over_random"), (WITHIN, "audc"),
-    (WITHIN, "audc_over_random"), (ALL, "cost_at_quality"),
+    (WITHIN, "audc_over_random"), (ALL, COST),
 )  # fmt: skip
 """Task and measure; tasks of their own come after these, by their AUDC."""
 AVERAGE = "average"
@@ -69,7 +70,7 @@ def _differences(report: Report, first: str, second: str) -> Iterator[Row]:
             "task": row["task"], "measure": row["measure"], "mean": _turn(row["difference"], sign),
             **_ends("", (row["low"], row["high"]), sign),
             **_ends("t_", (row["seed_low"], row["seed_high"]), sign),
-            "num_seeds": row["num_seeds"],
+            "seed_interval": row["seed_interval"], "num_seeds": row["num_seeds"],
         }  # fmt: skip
     tasks = [key for key in found if key[0] not in (ALL, WITHIN) and key[1] == "audc"]
     yield from (found[key] for key in (*MEASURES, *tasks) if key in found)
@@ -97,7 +98,11 @@ def _verdicts(study: Study, arms: Sequence[str], row: Row) -> Row:
     planned = min(len(study.planned[arm]) for arm in arms)
     needed = needed_seeds(planned, primary=set(arms) <= set(PRIMARY) and not study.is_text)
     found = intervals(row), row["num_seeds"], needed
-    return {"verdict": verdict(*found), "equivalence": equivalence(*found)}
+    is_cost = row.get("measure") == COST  # which has another unit than the margin
+    return {
+        "verdict": verdict(*found),
+        "equivalence": None if is_cost else equivalence(*found),
+    }
 
 
 def rule_rows(work: Work) -> Iterator[Row]:
@@ -189,11 +194,10 @@ def _at_rates(curves: Sequence[dict[str, np.ndarray]], part: str) -> np.ndarray:
 
 def power_rows(work: Work, runs: Sequence[Row]) -> Iterator[Row]:
     """Smallest difference in AUDC that is shown four times in five: beforehand, and as seen."""
-    for deviation in PILOT_DEVIATIONS:
+    for labels, deviation in PILOT_DEVIATIONS:
         for num_seeds in (3, 5, 10):
-            yield _power(
-                {"pool": None, "condition": None}, None, "beforehand", deviation, num_seeds
-            )
+            keys = {"pool": "pilot", "condition": labels}
+            yield _power(keys, None, "beforehand", deviation, num_seeds)
     for study in work.studies:
         areas: dict[str, dict[int, float]] = defaultdict(dict)
         for run in runs:

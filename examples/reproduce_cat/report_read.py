@@ -174,5 +174,5 @@ def _cell(text: str) -> Any:
 
 
 def _short(cell: Any) -> Any:
-    """Six digits behind the point are more than any seed repeats."""
-    return round(cell, 6) if isinstance(cell, float) else cell
+    """Six digits behind the point are more than any seed repeats; no zero has a sign."""
+    return round(cell, 6) + 0.0 if isinstance(cell, float) else cell

@@ -20,9 +20,8 @@ MIN_LEAD = 0.05
 """A pool in which the large model leads by less is unfit."""
 FIT, UNFIT = "fit", "unfit"
 POWER = 0.8
-PILOT_DEVIATIONS = (0.010, 0.020, 0.030)
-"""Of the paired difference in AUDC over seeds, from a pilot with smaller models: the first on clean
-labels, the others on noisy ones."""
+PILOT_DEVIATIONS = (("clean", 0.010), ("noisy", 0.020), ("noisy", 0.030))
+"""Of the paired difference in AUDC over seeds, from a pilot with smaller models, by its labels."""
 
 ABOVE, BELOW, NOTHING = "above", "below", "no difference shown"
 WITHIN, OUTSIDE = f"within {MARGIN:g}", f"outside {MARGIN:g}"
