@@ -18,7 +18,7 @@ arm speaks for it."""
 REPORT, OBJECTIVES, RULES = REPORTS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
     """What `caskd eval` wrote over some arms, each with the same seeds."""
 

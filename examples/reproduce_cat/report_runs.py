@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -123,6 +124,7 @@ def curve_rows(work: Work) -> Iterator[Row]:
                 }  # fmt: skip
 
 
+@cache
 def seed_curves(report: Report) -> dict[str, list[dict[str, np.ndarray]]]:
     """Arm -> for each seed quality, random line and, where there are any, A1 and A2 at `RATES`."""
     found = defaultdict(list)
