@@ -123,13 +123,13 @@ def _condition(own: Tables, condition: str) -> Row:
 
 
 def _tasks(contrasts: Sequence[Row]) -> list[Row]:
-    """For each primary contrast, in how many tasks it is above and below."""
+    """For each primary contrast, in how many tasks it is above and below, once that is decided."""
     own = [row for row in contrasts if row["role"] == "primary" and row["measure"] == "audc"
            and row["task"] not in (ALL, WITHIN_TASK)]  # fmt: skip
     words = {name: [word(row["verdict"]) for row in own if row["contrast"] == name]
              for name in dict.fromkeys(row["contrast"] for row in own)}  # fmt: skip
     return [{"contrast": name, "num_tasks": len(found), **Counter(found)}
-            for name, found in words.items()]  # fmt: skip
+            for name, found in words.items() if UNDECIDED not in found]  # fmt: skip
 
 
 def _arm(runs: Sequence[Row], contrasts: Sequence[Row], arm: str, target: float | None) -> Row:
@@ -138,7 +138,8 @@ def _arm(runs: Sequence[Row], contrasts: Sequence[Row], arm: str, target: float 
     to_xent = (row for row in contrasts
                if (row["contrast"], row["task"], row["measure"]) == wanted)  # fmt: skip
     same = target is not None and all(row["target_quality"] == target for row in own)
-    names = ("quality_small", "audc", "audc_over_random", "within_task_audc", "keep_fraction")
+    names = ("quality_small", "audc", "audc_over_random", "within_task_audc_over_random",
+             "keep_fraction")  # fmt: skip
     return {
         "arm": arm, "num_seeds": len(own),
         **{name: _mean(own, name) for name in names},
