@@ -127,7 +127,7 @@ POOLS = MappingProxyType(
                     "e2e_nlg": (0.20, 0.05, 0.35, 0.10, 0.30),
                 }
             ),
-            max_words=200,
+            max_words=1000,
             max_new_tokens=80,
         ),
         "text": Pool(
