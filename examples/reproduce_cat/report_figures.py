@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from report_contrasts import AVERAGE, BASELINE, MINUS, PLACEBO, PRIMARY_PAIRS
 from report_read import Row
 from report_runs import ALL
@@ -65,6 +66,7 @@ def _differences(rows: Sequence[Row]) -> Figure:
             _both_intervals(axes, order.index(row["contrast"]), row,
                             color(row["contrast"].split(MINUS)[0]))  # fmt: skip
         axes.axvline(0.0, color=PAPER.soft, lw=0.9, ls="--")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         dress(axes, TITLES[condition], "difference in AUDC")
     labels = [name.replace(MINUS, " \N{MINUS SIGN} ") for name in order]
     found[0].set_yticks(range(len(order)), labels)
@@ -145,6 +147,7 @@ def _rules(rows: Sequence[Row]) -> Figure:
             if row["arm"] == arm and row["rule"] in rules:
                 _both_intervals(axes, rules.index(row["rule"]), row, color(arm))
         axes.axvline(0.0, color=PAPER.soft, lw=0.9, ls="--")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         dress(axes, f"rules on {arm}", "AUDC minus that of average")
     found[0].set_yticks(range(len(rules)), rules)
     found[0].set_ylim(len(rules) - 0.5, -0.5)

@@ -38,6 +38,7 @@ MEASURES = {
     (ALL, "quality_small"): "small model alone",
     (ALL, "audc_over_random"): "AUDC above random deferral",
     (WITHIN_TASK, "audc"): "AUDC within tasks",
+    (WITHIN_TASK, "audc_over_random"): "within tasks above random deferral",
 }
 
 
@@ -169,7 +170,7 @@ def _tally(rows: Sequence[Row], source: str) -> Mapping[str, int]:
 
 
 def _answers(rows: Sequence[Row], name: str) -> list[Row]:
-    """By pool: yes, the opposite, or not shown; with the figures."""
+    """By pool: yes, the opposite, or why not; with the figures."""
     found: dict[str | None, list[Row]] = {}
     for row in rows:
         if row["claim"] == name:
@@ -185,6 +186,8 @@ def _answer(own: Sequence[Row]) -> str:
         return "not measured"
     if own[0]["fit"] == UNFIT:
         return "the pool is unfit"
+    if any(row["verdict"] is None or word(row["verdict"]) == UNDECIDED for row in own):
+        return "too few seeds yet"
     words = {REPRODUCED: "yes", CONTRADICTED: "no, the opposite", UNDECIDED: "not shown"}
     return words[own[0]["marked"]]
 

@@ -168,6 +168,9 @@ def test_a_verdict_changes_the_words(written, tmp_path):
     after = page(report.read_tables(results), [], "results")
     assert "generation: **yes**" not in after
     assert "generation: **no, the opposite** (cat-xent" in after
+    claims.write_text(claims.read_text().replace("5,above", "5,undecided (4 seeds)"))
+    after = page(report.read_tables(results), [], "results")
+    assert "generation: **too few seeds yet** (cat-xent" in after
 
 
 def test_a_plan_without_results_makes_a_page(tmp_path):
