@@ -1,8 +1,8 @@
 """Every command of the reproduction, as data: what it needs, what it makes, and in which order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pools import POOLS
 from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, Scale, Steps
 
 HERE = Path(__file__).parent
-ROUNDS = (3, 5, 6, 7, 8, 9)
+ROUNDS = (0, 3, 5, 6, 7, 8, 9, 10)
 """Seeds after which what has fewer catches up: a stop leaves arms that can be compared."""
 
 
@@ -38,48 +38,38 @@ class Recipe:
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """The arms and seeds of every pool and condition, as plan.json holds them."""
-        primary = list(range(self.scale.primary_seeds))
-        secondary = list(range(self.scale.secondary_seeds))
-        others = dict.fromkeys(CONDITIONS, dict.fromkeys(PRIMARY, primary))
-        others["clean"] = others["clean"] | dict.fromkeys(SECONDARY, secondary)
-        text = {"clean": dict.fromkeys(TEXT_ARMS, secondary)}
         return {
-            pool: {"conditions": text if POOLS[pool].is_text else others}
-            for pool in self.scale.pools
+            pool: {"conditions": _arms(pool, steps)} for pool, steps in self.scale.pools.items()
         }
 
     def jobs(self) -> Iterator[Job]:
-        """All of them, in the order in which they are wanted."""
+        """All of them, in the order in which they are wanted: some seeds of everything first."""
         pools = [_PoolJobs(self, pool, steps) for pool, steps in self.scale.pools.items()]
-        labelled = [of_pool for of_pool in pools if not of_pool.is_text]
-        for of_pool in pools:
-            yield from of_pool.data()
-        ends = [end for end in ROUNDS if end < self.scale.primary_seeds]
-        for start, end in pairwise([0, *ends, self.scale.primary_seeds]):
-            yield from self._round(labelled, start, end)
-            for of_pool in pools if start == 0 else ():
-                if of_pool.is_text:
-                    yield from of_pool.captured("clean")
-                    for seed in range(self.scale.secondary_seeds):
-                        yield from of_pool.pretrained(seed)
-                        for arm in TEXT_ARMS:
-                            yield from of_pool.arm("clean", arm, seed)
+        plan, yielded = self.plan(), set[Path]()
+        wanted = chain(
+            *(of_pool.data() for of_pool in pools),
+            *(
+                of_pool.arms(condition, plan[of_pool.name]["conditions"].get(condition, {}), seeds)
+                for seeds in starmap(range, pairwise(ROUNDS))
+                for condition in CONDITIONS
+                for of_pool in pools
+            ),
+        )
+        for job in wanted:  # arms name all that they need, which most of them share
+            if job.makes not in yielded:
+                yielded.add(job.makes)
+                yield job
 
-    def _round(self, pools: "Sequence[_PoolJobs]", start: int, end: int) -> Iterator[Job]:
-        """Some more seeds of every arm, by condition."""
-        for condition in CONDITIONS:
-            for of_pool in pools if start == 0 else ():
-                yield from of_pool.captured(condition)
-            for seed in range(start, end):
-                for of_pool in pools:
-                    if condition == next(iter(CONDITIONS)):
-                        yield from of_pool.pretrained(seed)
-                    for arm in PRIMARY:
-                        yield from of_pool.arm(condition, arm, seed)
-        for seed in range(start, min(end, self.scale.secondary_seeds)):
-            for arm in SECONDARY:
-                for of_pool in pools:
-                    yield from of_pool.arm("clean", arm, seed)
+
+def _arms(pool: str, steps: Steps) -> dict[str, dict[str, list[int]]]:
+    """Condition -> arm -> seeds of one pool."""
+    primary, secondary = list(range(steps.primary_seeds)), list(range(steps.secondary_seeds))
+    if POOLS[pool].is_text:
+        return {"clean": dict.fromkeys(TEXT_ARMS, secondary)}
+    conditions = {name: dict.fromkeys(PRIMARY, primary) for name in CONDITIONS}
+    if secondary:
+        conditions["clean"] |= dict.fromkeys(SECONDARY, secondary)
+    return conditions
 
 
 class _PoolJobs:
@@ -87,16 +77,14 @@ class _PoolJobs:
 
     def __init__(self, recipe: Recipe, name: str, steps: Steps) -> None:
         self._recipe, self._scale, self._steps = recipe, recipe.scale, steps
-        self._name, self._pool = name, POOLS[name]
-        self.is_text = self._pool.is_text
+        self.name, self._pool = name, POOLS[name]
         self._root = Path(name)
-        self._teachers: set[str] = set()
         self._data = self._root / "data"
 
     def data(self) -> Iterator[Job]:
         """The parts, and the models to start from."""
         words = ("prepare_data.py", str(self._recipe.sources), str(self._data))
-        yield Job(self._data / "test.jsonl", (*words, "--pool", self._name), script=True)
+        yield Job(self._data / "test.jsonl", (*words, "--pool", self.name), script=True)
         for name, given, shape in (
             ("teacher-init", self._recipe.teacher, self._scale.teacher_shape),
             ("student-init-0", self._recipe.student, self._scale.student_shape),
@@ -105,33 +93,48 @@ class _PoolJobs:
                 yield self._from_scratch(name, shape, seed=0)
         yield self._text_store("pretrain", self._root / "pretrain-text")
 
-    def captured(self, condition: str) -> Iterator[Job]:
+    def arms(
+        self, condition: str, arms: Mapping[str, Sequence[int]], seeds: range
+    ) -> Iterator[Job]:
+        """Some seeds of every arm of a condition, and what they need."""
+        for seed in seeds:
+            for arm in (arm for arm, own in arms.items() if seed in own):
+                yield from self._captured(condition)
+                yield from self._pretrained(seed)
+                yield from self._arm(condition, arm, seed)
+
+    def _captured(self, condition: str) -> Iterator[Job]:
         """The teacher's outputs on the student's part, which it was not trained on."""
         suffix, teacher = CONDITIONS[condition]
         yield from self._teacher(teacher)
         store = self._root / condition / "store"
-        yield self._captured(self._model(teacher), f"student{suffix}", store)
+        yield self._store(self._model(teacher), f"student{suffix}", store)
 
     def _teacher(self, name: str) -> Iterator[Job]:
-        """A teacher trained on its own part, and its answers to the test set; once."""
-        if name in self._teachers:
-            return
-        self._teachers.add(name)
-        suffix = "" if name == "clean" else f"-{name}"
-        text, model = self._root / f"teacher-{name}-text", self._model(name)
+        """A teacher trained on its own part, and its answers to the test set."""
         start = self._recipe.teacher or self._root / "teacher-init"
-        yield self._text_store(f"teacher{suffix}", text)
-        run = self._root / f"teacher-{name}-run"
-        yield from self._trained(
-            text, start, run, model, "xent", self._steps.teacher, self._scale.teacher_lr, seed=0
-        )
-        if self.is_text:
-            yield self._captured(model, "test", self._root / "test-store")
+        if self._steps.teacher_reading:
+            read = self._root / "teacher-read"
+            steps = self._steps.teacher_reading
+            yield from self._fine_tuned("teacher-prompts", start, read, steps)
+            start = read
+        model = self._model(name)
+        part = "teacher" if name == "clean" else f"teacher-{name}"
+        yield from self._fine_tuned(part, start, model, self._steps.teacher)
+        if self._pool.is_text:
+            yield self._store(model, "test", self._root / "test-store")
             return
         for part in ("test", "calibration"):
             yield self._predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
 
-    def pretrained(self, seed: int) -> Iterator[Job]:
+    def _fine_tuned(self, part: str, start: Path | str, model: Path, steps: int) -> Iterator[Job]:
+        """A teacher, or a stage of it."""
+        text, run = self._root / f"{model.name}-text", self._root / f"{model.name}-run"
+        yield self._text_store(part, text)
+        rate = self._scale.teacher_lr
+        yield from self._trained(text, start, run, model, "xent", steps, rate, seed=0)
+
+    def _pretrained(self, seed: int) -> Iterator[Job]:
         """The student from which every arm of a seed branches."""
         text = self._root / "pretrain-text"
         start: Path | str = self._recipe.student or self._root / f"student-init-{seed}"
@@ -143,7 +146,7 @@ class _PoolJobs:
             self._scale.pretrain_lr, seed,
         )  # fmt: skip
 
-    def arm(self, condition: str, arm: str, seed: int) -> Iterator[Job]:
+    def _arm(self, condition: str, arm: str, seed: int) -> Iterator[Job]:
         """One student: trained, exported, asked."""
         folder = self._root / condition / f"{arm}-{seed}"
         extra: tuple[str, ...] = ()
@@ -156,16 +159,16 @@ class _PoolJobs:
             self._root / condition / "store", self._root / f"pretrained-{seed}",
             folder / "run", model, arm, self._steps.arm, self._scale.arm_lr, seed, extra, needs,
         )  # fmt: skip
-        if self.is_text:
+        if self._pool.is_text:
             return
         yield self._predicted(model, "test", folder / "test.parquet")
-        if arm in RULE_ARMS and condition == "clean" and seed < self._scale.secondary_seeds:
+        if arm in RULE_ARMS and condition == "clean" and seed < self._steps.secondary_seeds:
             yield self._predicted(model, "calibration", folder / "calibration.parquet")
 
     def _model(self, teacher: str) -> Path:
         return self._root / f"teacher-{teacher}"
 
-    def _captured(self, model: Path, part: str, store: Path) -> Job:
+    def _store(self, model: Path, part: str, store: Path) -> Job:
         words = ("precompute", "--teacher", str(model), "--store", str(store))
         kept = ("--top-k", str(self._scale.top_k))
         return Job(store / "seal.json", (*words, *kept, *self._text(part)), needs=(model,))
@@ -174,7 +177,7 @@ class _PoolJobs:
         """How a part is read, by every store alike."""
         words = ("--data", str(self._data / f"{part}.jsonl"))
         words += ("--shard-rows", str(self._scale.shard_rows))
-        if self.is_text:
+        if self._pool.is_text:
             words += ("--max-length", "256", "--on-long", "truncate")
         return words if self._pool.eos else (*words, "--no-eos")
 

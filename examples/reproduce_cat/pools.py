@@ -96,18 +96,20 @@ class Pool:
     """Of an answer."""
 
 
+_TOPICS = Pool(
+    shares=MappingProxyType(
+        {
+            "sst2": (0.03, 0.022, 0.45, 0.06, 0.09),
+            "agnews": (0.15, 0.05, 0.40, 0.09, 0.31),
+        }
+    ),
+    max_words=20,
+    eos=False,
+)
 POOLS = MappingProxyType(
     {
-        "classification": Pool(
-            shares=MappingProxyType(
-                {
-                    "sst2": (0.03, 0.022, 0.45, 0.06, 0.09),
-                    "agnews": (0.15, 0.05, 0.40, 0.09, 0.31),
-                }
-            ),
-            max_words=20,
-            eos=False,
-        ),
+        "classification": _TOPICS,
+        "classification-unread": _TOPICS,
         "generation": Pool(
             shares=MappingProxyType(
                 {

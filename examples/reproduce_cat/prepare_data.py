@@ -125,6 +125,9 @@ def prepare(folder: Path, out: Path, pool: Pool, noise: Sequence[float], seed: i
     for name, shares in pool.shares.items():
         for part, records in cut(read_source(folder, name, pool.max_words), shares).items():
             parts[part] += records
+    if not pool.is_text:
+        prompts = ({"task": one["task"], "text": one["prompt"]} for one in parts["teacher"])
+        write(out / "teacher-prompts.jsonl", prompts)
     for part, records in parts.items():
         random.Random(seed).shuffle(records)
         write(out / f"{part}.jsonl", records)

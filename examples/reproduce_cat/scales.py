@@ -19,7 +19,7 @@ positive control first."""
 PRIMARY = ("xent", "cat-xent", "random-xent")
 SECONDARY = ("dist", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s")
 TEXT_ARMS = ("xent", "cat-xent", "random-xent", "dist", "cat-dist")
-"""Of a pool of plain text: `secondary_seeds` of each, on the text as it is."""
+"""Of a pool of plain text, as it is."""
 RULE_ARMS = ("cat-xent", "cat-dist")
 """Arms on which deferral rules are compared."""
 
@@ -33,6 +33,12 @@ class Steps:
     arm: int
     batch: int = 64
     """Examples of a step."""
+    teacher_reading: int = 0
+    """Before, on its prompts as plain text, every token of them: labels alone teach few words."""
+    primary_seeds: int = 10
+    """Of `PRIMARY`, in every condition."""
+    secondary_seeds: int = 3
+    """Of `SECONDARY` on clean labels, or of `TEXT_ARMS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +46,6 @@ class Scale:
     """One size of the whole experiment."""
 
     pools: MappingProxyType[str, Steps]
-    primary_seeds: int = 10
-    """Of `PRIMARY`, in every condition."""
-    secondary_seeds: int = 3
-    """Of `SECONDARY`, on clean labels."""
     teacher_shape: tuple[int, int] | None = None
     """Hidden size and layers from scratch; None where --teacher is given."""
     student_shape: tuple[int, int] | None = None
@@ -63,8 +65,15 @@ SCALES = MappingProxyType(
             pools=MappingProxyType(
                 {
                     "generation": Steps(teacher=2200, pretrain=800, arm=600),
-                    "classification": Steps(teacher=1500, pretrain=400, arm=400),
+                    "classification": Steps(
+                        teacher=1200, teacher_reading=1200, pretrain=400, arm=400
+                    ),
                     "text": Steps(teacher=600, pretrain=200, arm=300, batch=16),
+                    # As it was first: its teacher led by less than five points, so it ended at
+                    # three seeds, and the teacher of `classification` reads before it classifies.
+                    "classification-unread": Steps(
+                        teacher=1500, pretrain=400, arm=400, primary_seeds=3, secondary_seeds=0
+                    ),
                 }
             ),
             teacher_shape=(192, 4),

@@ -15,10 +15,11 @@ from scales import SCALES, Steps
 
 TINY = replace(
     SCALES["cpu"],
-    pools=MappingProxyType({"text": Steps(teacher=2, pretrain=2, arm=2, batch=4)}),
+    pools=MappingProxyType(
+        {"text": Steps(teacher=2, pretrain=2, arm=2, batch=4, secondary_seeds=1)}
+    ),
     teacher_shape=(64, 1),
     student_shape=(32, 1),
-    secondary_seeds=1,
 )
 
 
