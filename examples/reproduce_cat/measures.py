@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs import Job, Recipe
 from pools import POOLS
-from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS
+from scales import CONDITIONS, PRIMARY, RULE_ARMS, TEXT_ARMS
 
 RULES = ("average", "sum", "min", "max", "quantile-0.2", "quantile-0.4", "quantile-0.6",
          "quantile-0.8", "first-token", "entropy", "margin")  # fmt: skip
@@ -16,24 +16,24 @@ LEARNED_RULES = ("edge-inference", "post-hoc-mlp")
 
 def reports(recipe: Recipe) -> Iterator[Job]:
     """Measure anew: the primary arms of every condition, all objectives, and the deferral rules."""
-    for pool in recipe.scale.pools:
+    for pool, own in recipe.plan().items():
         if POOLS[pool].is_text:
             yield from _next_token(Path(pool))
             continue
-        for condition, (_, teacher) in CONDITIONS.items():
-            folder = Path(pool, condition)
+        for condition, arms in own["conditions"].items():
+            folder, (_, teacher) = Path(pool, condition), CONDITIONS[condition]
             large = str(folder.parent / f"teacher-{teacher}-test.parquet")
             common = ("--large", large, "--rule", "average")
             seeds = finished(folder, PRIMARY, "test.parquet")
             yield from _measured(folder, "report", seeds, common)
-            if condition != "clean":
+            if set(arms) == set(PRIMARY):
                 continue
-            seeds = finished(folder, (*PRIMARY, *SECONDARY), "test.parquet")
+            seeds = finished(folder, tuple(arms), "test.parquet")
             yield from _measured(folder, "report-objectives", seeds, common)
-            own = str(folder.parent / f"teacher-{teacher}-calibration.parquet")
+            fitting = str(folder.parent / f"teacher-{teacher}-calibration.parquet")
             rules = tuple(w for rule in (*RULES, *LEARNED_RULES) for w in ("--rule", rule))
             seeds = finished(folder, RULE_ARMS, "calibration.parquet")
-            fitted = ("--large", large, *rules, "--calibration-large", own)
+            fitted = ("--large", large, *rules, "--calibration-large", fitting)
             yield from _measured(folder, "report-rules", seeds, fitted, calibrated=True)
 
 
