@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from report_contrasts import AVERAGE, BASELINE, MINUS, PLACEBO, PRIMARY_PAIRS
 from report_read import Row
 from report_runs import ALL
@@ -42,6 +42,10 @@ def figures(tables: Tables, pool: str) -> Iterator[tuple[str, str, Figure]]:
             yield f"{pool}-{name}", alt, draw(rows)
 
 
+LINEAR = 0.02
+TICKS = (-0.1, -0.01, 0.0, 0.01, 0.1)
+
+
 def color(arm: str) -> str:
     """An arm's own."""
     return PAPER.color(DRAWN_ARMS.index(arm))
@@ -66,8 +70,11 @@ def _differences(rows: Sequence[Row]) -> Figure:
             _both_intervals(axes, order.index(row["contrast"]), row,
                             color(row["contrast"].split(MINUS)[0]))  # fmt: skip
         axes.axvline(0.0, color=PAPER.soft, lw=0.9, ls="--")
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        dress(axes, TITLES[condition], "difference in AUDC")
+        # Logarithmic beyond LINEAR: a mask of the student alone costs ten times what others bring.
+        axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
+        axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axes.xaxis.set_minor_locator(NullLocator())
+        dress(axes, TITLES[condition], f"AUDC, log beyond {LINEAR:g}")
     labels = [name.replace(MINUS, " \N{MINUS SIGN} ") for name in order]
     found[0].set_yticks(range(len(order)), labels)
     found[0].set_ylim(len(order) - 0.5, -0.5)
