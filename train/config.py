@@ -150,8 +150,12 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
     def to_shared_json(self) -> dict[str, Any]:
-        """The same for files that others will read: of an absolute path only its last name."""
-        return {name: _without_place(value) for name, value in self.to_json().items()}
+        """The same for files that others will read: of an absolute path only its last name.
+
+        But for the student of an adapter, which is nothing without it.
+        """
+        kept = "student" if self.lora_rank is not None else None
+        return {n: v if n == kept else _without_place(v) for n, v in self.to_json().items()}
 
 
 def _without_place(value: Any) -> Any:
