@@ -8,8 +8,11 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
+
+from caskd.eval.seed_interval import seed_interval, t_quantile
 
 Interval = tuple[float, float]
 
@@ -77,11 +80,8 @@ def mark_all(marks: Sequence[str]) -> str:
 
 def t_interval(values: Sequence[float]) -> Interval | None:
     """95 % interval of the mean over seeds; None of fewer than two."""
-    if len(values) < 2:
-        return None
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    reach, mean = float(stats.t.ppf(0.975, len(values) - 1)) * error, statistics.fmean(values)
-    return mean - reach, mean + reach
+    found = seed_interval(np.asarray(values, float), np.zeros(len(values)))
+    return None if found is None else (found.low, found.high)
 
 
 def smallest_difference(deviation: float, num_seeds: int) -> float:
@@ -92,7 +92,7 @@ def smallest_difference(deviation: float, num_seeds: int) -> float:
         num_seeds: two or more.
     """
     freedom = num_seeds - 1
-    reach = float(stats.t.ppf(0.975, freedom))
+    reach = t_quantile(freedom)
     shift = brentq(lambda shift: stats.nct.sf(reach, freedom, shift) - POWER, 0.0, 3.0 * reach)
     return float(shift) * deviation / math.sqrt(num_seeds)
 
