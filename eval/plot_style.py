@@ -1,6 +1,7 @@
 """How figures look, on paper and on a dark screen, and how they become files."""
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from caskd.eval.text import plot_label
 
 _DOTS_PER_INCH = 300
 _WIDTH, _HEIGHT = 7.2, 3.5  # inches: the width of a page of two columns
+_PANELS_IN_ROW = 4
 _LEGEND_LETTERS = 76  # that fit on one line
 _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -41,17 +43,21 @@ _DARK = Style("#dddddd", "#999999", "#3a3f44", ("#4aa8e0", *_SHARED, "#ffffff"))
 
 
 def panels(count: int, **options: Any) -> tuple[Figure, list[Any]]:
-    """A figure with `count` panels side by side."""
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), facecolor="none")
+    """A figure with `count` panels, a few in each row."""
+    rows = math.ceil(count / _PANELS_IN_ROW)
+    figure = Figure(figsize=(_WIDTH, _HEIGHT * rows), facecolor="none")
     figure.set_layout_engine("constrained", wspace=0.05)
-    found = list(figure.subplots(1, count, squeeze=False, **options)[0])
+    grid = figure.subplots(rows, math.ceil(count / rows), squeeze=False, **options).flatten()
+    for axes in grid[count:]:
+        axes.remove()
+    found = list(grid[:count])
     for axes in found:
         axes.set_facecolor("none")
         axes.grid(color=PAPER.grid, lw=0.5)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(PAPER.soft)
-        axes.tick_params(colors=PAPER.ink, labelsize=8)
+        axes.tick_params(colors=PAPER.ink, labelsize=8, labelbottom=True)
     return figure, found
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pools import POOLS
-from scales import CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, Scale, Steps
+from scales import ADDED, CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, Scale, Steps
 
 HERE = Path(__file__).parent
+LAST_NOISE = "-noisy40"
 ROUNDS = (0, 3, 5, 6, 7, 8, 9, 10)
 """Seeds after which what has fewer catches up: a stop leaves arms that can be compared."""
 
@@ -63,10 +64,17 @@ class Recipe:
 
 def _arms(pool: str, steps: Steps) -> dict[str, dict[str, list[int]]]:
     """Condition -> arm -> seeds of one pool."""
-    primary, secondary = list(range(steps.primary_seeds)), list(range(steps.secondary_seeds))
+    primary, added, secondary = (
+        list(range(number))
+        for number in (steps.primary_seeds, steps.added_seeds, steps.secondary_seeds)
+    )
     if POOLS[pool].is_text:
         return {"clean": dict.fromkeys(TEXT_ARMS, secondary)}
-    conditions = {name: dict.fromkeys(PRIMARY, primary) for name in CONDITIONS}
+    conditions = {
+        name: dict.fromkeys(PRIMARY, seeds)
+        for name in CONDITIONS
+        if (seeds := added if name in ADDED else primary)
+    }
     if secondary:
         conditions["clean"] |= dict.fromkeys(SECONDARY, secondary)
     return conditions
@@ -80,11 +88,13 @@ class _PoolJobs:
         self.name, self._pool = name, POOLS[name]
         self._root = Path(name)
         self._data = self._root / "data"
+        # Written last: once it is there, every part is.
+        self._parts = self._data / f"student{'' if self._pool.is_text else LAST_NOISE}.jsonl"
 
     def data(self) -> Iterator[Job]:
         """The parts, and the models to start from."""
         words = ("prepare_data.py", str(self._recipe.sources), str(self._data))
-        yield Job(self._data / "test.jsonl", (*words, "--pool", self.name), script=True)
+        yield Job(self._parts, (*words, "--pool", self.name), script=True)
         for name, given, shape in (
             ("teacher-init", self._recipe.teacher, self._scale.teacher_shape),
             ("student-init-0", self._recipe.student, self._scale.student_shape),
@@ -171,7 +181,8 @@ class _PoolJobs:
     def _store(self, model: Path, part: str, store: Path) -> Job:
         words = ("precompute", "--teacher", str(model), "--store", str(store))
         kept = ("--top-k", str(self._scale.top_k))
-        return Job(store / "seal.json", (*words, *kept, *self._text(part)), needs=(model,))
+        words = (*words, *kept, *self._text(part))
+        return Job(store / "seal.json", words, needs=(self._parts, model))
 
     def _text(self, part: str) -> tuple[str, ...]:
         """How a part is read, by every store alike."""
@@ -185,14 +196,14 @@ class _PoolJobs:
         data, out = self._data / "teacher.jsonl", self._root / name
         size = ("--hidden-size", str(shape[0]), "--layers", str(shape[1]), "--seed", str(seed))
         words = ("make_models.py", str(data), str(out), *size)
-        return Job(out, words, needs=(self._data / "test.jsonl",), script=True)
+        return Job(out, words, needs=(self._parts,), script=True)
 
     def _text_store(self, part: str, store: Path) -> Job:
         """A store for plain cross-entropy, which reads its tokens only: any model may fill it."""
         student = self._recipe.student or str(self._root / "student-init-0")
         words = ("precompute", "--teacher", student, "--store", str(store), "--top-k", "1")
-        needs = (self._data / "test.jsonl", Path(student)) if self._recipe.student is None else ()
-        return Job(store / "seal.json", (*words, *self._text(part)), needs=needs)
+        starts = () if self._recipe.student else (Path(student),)
+        return Job(store / "seal.json", (*words, *self._text(part)), needs=(self._parts, *starts))
 
     def _trained(
         self, store: Path, start: str, run: Path, model: Path, objective: str, steps: int,
@@ -218,4 +229,4 @@ class _PoolJobs:
             "--references-column", "answers", "--batch-size", str(self._scale.predict_batch),
             "--max-new-tokens", str(self._pool.max_new_tokens),
         )  # fmt: skip
-        return Job(out, words, needs=(model,))
+        return Job(out, words, needs=(self._parts, model))

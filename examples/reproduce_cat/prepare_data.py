@@ -119,7 +119,7 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def prepare(folder: Path, out: Path, pool: Pool, noise: Sequence[float], seed: int = 0) -> None:
-    """Write every part of a pool, the training parts with noisy labels too."""
+    """Write every part of a pool, the training parts with noisy labels too, in that order."""
     out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[Record]] = {part: [] for part in PARTS}
     for name, shares in pool.shares.items():
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("sources", type=Path, nargs="?")
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--pool", choices=tuple(POOLS), default="generation")
-    parser.add_argument("--noise", type=float, nargs="*", default=[0.2])
+    parser.add_argument("--noise", type=float, nargs="*", default=[0.2, 0.4])
     parser.add_argument("--list", action="store_true", help="where the sets are, and licences")
     args = parser.parse_args()
     if args.list:

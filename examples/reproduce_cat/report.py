@@ -72,8 +72,10 @@ def tables(work: Work) -> dict[str, list[Row]]:
         "next_token": [run for run in runs if POOLS[run["pool"]].is_text],
         "setup": list(setup_rows(work)),
     }
-    pools = list(dict.fromkeys(study.pool for study in work.studies))
-    return {**found, "claims": list(claim_rows(found, pools))}
+    planned: dict[str, set[str]] = {}
+    for study in work.studies:
+        planned.setdefault(study.pool, set()).add(study.condition)
+    return {**found, "claims": list(claim_rows(found, planned))}
 
 
 def write_page(results: Path, docs: Path) -> None:

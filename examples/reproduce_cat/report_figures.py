@@ -16,6 +16,8 @@ TITLES = {
     "clean": "clean labels",
     "noisy20-clean-teacher": "20 % wrong, clean teacher",
     "noisy20-noisy-teacher": "20 % wrong, teacher's too",
+    "noisy40-clean-teacher": "40 % wrong, clean teacher",
+    "noisy40-noisy-teacher": "40 % wrong, teacher's too",
 }
 """Condition -> its panel's."""
 DRAWN_ARMS = ("cat-xent", "random-xent", "xent", "cat-dist", "dist", "cat-xent-l", "cat-xent-s",
@@ -111,7 +113,7 @@ def _curves(rows: Sequence[Row]) -> Figure:
             axes.plot(rate, [row["quality"] for row in points], color=color(arm), lw=1.4)
         in_percent(axes)
         axes.set_xticks([0.0, 0.25, 0.5, 0.75])
-        first = axes is found[0]
+        first = axes.get_subplotspec().is_first_col()
         dress(axes, TITLES[condition], "deferral rate", "mean quality" if first else None)
     lines = [Line2D([], [], color=color(arm), lw=1.4, label=arm) for arm in CURVES]
     random = Line2D([], [], color=PAPER.soft, lw=0.8, ls="--", label="random deferral")
@@ -132,7 +134,7 @@ def _keep(rows: Sequence[Row]) -> Figure:
             axes.fill_between(middle, *ends, color=color(arm), alpha=0.15, lw=0)
             axes.plot(middle, [row["keep_fraction"] for row in bins], color=color(arm), lw=1.4,
                       ls=_dashes(arm))  # fmt: skip
-        first = axes is found[0]
+        first = axes.get_subplotspec().is_first_col()
         dress(axes, TITLES[condition], "step", "kept rows" if first else None)
     legend_below(figure, [
         Line2D([], [], color=color(arm), lw=1.4, ls=_dashes(arm), label=arm) for arm in arms

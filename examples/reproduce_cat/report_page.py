@@ -7,8 +7,8 @@ from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pools import POOLS, SOURCES
-from report_claims import CLAIMS, CLEAN, OURS, PAPER, everywhere
-from report_contrasts import BASELINE, MINUS, PLACEBO, PRIMARY_PAIRS
+from report_claims import CLAIMS, CLEAN, OURS, PAPER, everywhere, fit_of
+from report_contrasts import BASELINE, CAT, MINUS, PLACEBO, PRIMARY_PAIRS, RANDOM
 from report_figures import DRAWN_ARMS, TITLES
 from report_read import Row
 from report_runs import ALL
@@ -23,15 +23,24 @@ from report_stats import (
     UNFIT,
     word,
 )
+from scales import CONDITIONS
 
 TEMPLATE = "reproduction.md.j2"
 WANTED_EXAMPLES = 3000
 STATED = tuple(MINUS.join(pair) for pair in (*PRIMARY_PAIRS, PLACEBO))
 Tables = Mapping[str, Sequence[Row]]
+SUMMARY = (
+    (CAT + MINUS + RANDOM, "audc"),
+    (CAT + MINUS + BASELINE, "audc"),
+    (CAT + MINUS + BASELINE, "audc_over_random"),
+)
+"""Contrast and measure of the cells of the first table."""
 LONG_TITLES = {
     "clean": "clean labels",
     "noisy20-clean-teacher": "20 % of the labels wrong, teacher trained on clean ones",
     "noisy20-noisy-teacher": "20 % of the labels wrong, for the teacher too",
+    "noisy40-clean-teacher": "40 % of the labels wrong, teacher trained on clean ones",
+    "noisy40-noisy-teacher": "40 % of the labels wrong, for the teacher too",
 }
 MEASURES = {
     (ALL, "audc"): "AUDC",
@@ -75,11 +84,11 @@ def context(tables: Tables, pictures: Sequence[tuple[str, str, str]], results: s
         "control_stands": everywhere(claims, "positive-control"),
         "unfinished": [row for row in tables["progress"] if row["state"] != "finished"],
         "power": [row for row in tables["power"] if row["contrast"] in (None, *STATED)],
-        "rules": tables.get("rules", ()),
+        "rules": [row for row in tables.get("rules", ()) if not _same_as_average(row)],
         "a1_a2": [row for row in tables.get("a1_a2", ()) if row["condition"] == CLEAN],
         "setup": {row["fact"]: row["value"] for row in tables["setup"]},
         "sources": {name: SOURCES[name] for name in sources},
-        "results": results,
+        "results": results, "conditions": tuple(CONDITIONS),
         "constants": {"margin": MARGIN, "lead": MIN_LEAD, "seeds": ENOUGH_SEEDS,
                       "examples": WANTED_EXAMPLES},
         "marks": (REPRODUCED, CONTRADICTED, UNDECIDED),
@@ -118,9 +127,17 @@ def _condition(own: Tables, condition: str) -> Row:
     return {
         "name": condition, "title": LONG_TITLES[condition], "target": target,
         "arms": [_arm(runs, contrasts, arm, target) for arm in arms], "primary": primary,
-        "tasks": _tasks(contrasts),
+        "tasks": _tasks(contrasts), "summary": [_summary(primary, *cell) for cell in SUMMARY],
         "facts": next(row for row in own["pools"] if row["condition"] == condition),
+        "unfit": fit_of(own, runs[0]["pool"], condition) == UNFIT,
     }  # fmt: skip
+
+
+def _summary(primary: Sequence[Row], contrast: str, measure: str) -> Row | None:
+    """The difference of one cell of the first table."""
+    wanted = (contrast, ALL, measure)
+    found = (row for row in primary if (row["contrast"], row["task"], row["measure"]) == wanted)
+    return next(found, None)
 
 
 def _tasks(contrasts: Sequence[Row]) -> list[Row]:
@@ -170,15 +187,12 @@ def _tally(rows: Sequence[Row], source: str) -> Mapping[str, int]:
 
 
 def _answers(rows: Sequence[Row], name: str) -> list[Row]:
-    """By pool: yes, the opposite, or why not; with the figures."""
+    """By pool: yes, the opposite, or why not."""
     found: dict[str | None, list[Row]] = {}
     for row in rows:
         if row["claim"] == name:
             found.setdefault(row["pool"], []).append(row)
-    return [
-        {"pool": pool, "word": _answer(own), "parts": [row for row in own if row["num_seeds"]]}
-        for pool, own in found.items()
-    ]
+    return [{"pool": pool, "word": _answer(own)} for pool, own in found.items()]
 
 
 def _answer(own: Sequence[Row]) -> str:
@@ -187,9 +201,14 @@ def _answer(own: Sequence[Row]) -> str:
     if own[0]["fit"] == UNFIT:
         return "the pool is unfit"
     if any(row["verdict"] is None or word(row["verdict"]) == UNDECIDED for row in own):
-        return "too few seeds yet"
+        return "too few seeds"
     words = {REPRODUCED: "yes", CONTRADICTED: "no, the opposite", UNDECIDED: "not shown"}
     return words[own[0]["marked"]]
+
+
+def _same_as_average(row: Row) -> bool:
+    """Whether a rule orders the examples as `average` does, as most do on one-token answers."""
+    return bool(row["verdict"]) and all(row[name] == 0.0 for name in ("mean", "low", "high"))
 
 
 def _hours(runs: Sequence[Row]) -> float:

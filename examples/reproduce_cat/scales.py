@@ -1,6 +1,6 @@
 """How much of everything: models, steps and seeds, by the hardware at hand.
 
-Fixed before the first arm was trained, and never tuned by what an arm showed.
+Fixed before the first arm was trained, but for `ADDED`, and never tuned by what an arm showed.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,14 @@ CONDITIONS = MappingProxyType(
         "noisy20-clean-teacher": ("-noisy20", "clean"),
         "clean": ("", "clean"),
         "noisy20-noisy-teacher": ("-noisy20", "noisy20"),
+        "noisy40-clean-teacher": ("-noisy40", "clean"),
+        "noisy40-noisy-teacher": ("-noisy40", "noisy40"),
     }
 )
 """Condition -> suffix of the student's training data, and which teacher fills the store; the
 positive control first."""
+ADDED = ("noisy40-clean-teacher", "noisy40-noisy-teacher")
+"""Conditions that came when most seeds of the others had been seen, and before any of their own."""
 
 PRIMARY = ("xent", "cat-xent", "random-xent")
 SECONDARY = ("dist", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s")
@@ -36,7 +40,9 @@ class Steps:
     teacher_reading: int = 0
     """Before, on its prompts as plain text, every token of them: labels alone teach few words."""
     primary_seeds: int = 10
-    """Of `PRIMARY`, in every condition."""
+    """Of `PRIMARY`, in every condition but `ADDED`."""
+    added_seeds: int = 5
+    """Of `PRIMARY`, in those."""
     secondary_seeds: int = 3
     """Of `SECONDARY` on clean labels, or of `TEXT_ARMS`."""
 
@@ -72,7 +78,12 @@ SCALES = MappingProxyType(
                     # As it was first: its teacher led by less than five points, so it ended at
                     # three seeds, and the teacher of `classification` reads before it classifies.
                     "classification-unread": Steps(
-                        teacher=1500, pretrain=400, arm=400, primary_seeds=3, secondary_seeds=0
+                        teacher=1500,
+                        pretrain=400,
+                        arm=400,
+                        primary_seeds=3,
+                        added_seeds=0,
+                        secondary_seeds=0,
                     ),
                 }
             ),

@@ -11,9 +11,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "reproduce_cat"))
 
 import lanes
+import prepare_data
 from jobs import Job, Recipe
 from pools import PARTS, POOLS
-from prepare_data import corrupt, cut, prepare
+from prepare_data import corrupt, cut, prepare, write
 from scales import CONDITIONS, PRIMARY, SCALES, SECONDARY
 
 RECIPE = Recipe(Path("/sources"), SCALES["cpu"])
@@ -48,7 +49,9 @@ def test_noise_is_another_response_of_the_same_task() -> None:
     assert all(one["response"] == "even" for one in noisy if one["task"] == "same")
 
 
-def test_an_example_that_stands_twice_is_in_one_part(tmp_path: Path) -> None:
+def test_an_example_that_stands_twice_is_in_one_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for file in ("scan/simple_train.jsonl", "scan/simple_test.jsonl",
                  "instruction_induction/train.jsonl"):  # fmt: skip
         lines = [
@@ -56,7 +59,13 @@ def test_an_example_that_stands_twice_is_in_one_part(tmp_path: Path) -> None:
         ]
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("\n".join(lines * 2))
-    prepare(tmp_path, tmp_path / "out", POOLS["generation"], [0.2])
+    written: list[str] = []
+    monkeypatch.setattr(
+        prepare_data, "write", lambda path, own: (written.append(path.name), write(path, own))
+    )
+    prepare(tmp_path, tmp_path / "out", POOLS["generation"], [0.2, 0.4])
+    [prepared] = (job for job in RECIPE.jobs() if job.makes.parts[:2] == ("generation", "data"))
+    assert prepared.makes.name == written[-1], "a kill would leave parts that look whole"
     seen = []
     for part in PARTS:
         seen += (tmp_path / "out" / f"{part}.jsonl").read_text().splitlines()

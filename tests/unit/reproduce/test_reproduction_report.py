@@ -133,10 +133,12 @@ def test_a_claim_is_marked_by_all_of_its_differences(cat_random, cat_xent, fit, 
         for other, found in (("random-xent", cat_random), ("xent", cat_xent))
     ]  # fmt: skip
     pools = [{**where, "arm": "xent", "fit": fit}]
-    rows = list(claim_rows({"contrasts": contrasts, "pools": pools}, ["generation"]))
+    planned = {"generation": [where["condition"]]}
+    rows = list(claim_rows({"contrasts": contrasts, "pools": pools}, planned))
     assert {row["marked"] for row in pick(rows, claim="positive-control")} == {expected}
     others = {row["marked"] for row in rows if row["claim"] != "positive-control"}
     assert others == {"undecided"}
+    assert not pick(rows, claim="cat-xent", pool="generation"), "a condition that is not planned"
 
 
 def test_the_page_reads_nothing_but_the_tables(written, work_folder, tmp_path):
@@ -162,15 +164,15 @@ def test_the_page_reads_nothing_but_the_tables(written, work_folder, tmp_path):
 def test_a_verdict_changes_the_words(written, tmp_path):
     results = shutil.copytree(written / "results", tmp_path / "results")
     before = (written / "docs" / "reproduction.md").read_text()
-    assert "generation: **yes** (cat-xent" in before
+    assert "mask? generation: **yes**." in before
     claims = results / "claims.csv"
     claims.write_text(claims.read_text().replace(",fit,reproduced,", ",fit,contradicted,"))
     after = page(report.read_tables(results), [], "results")
     assert "generation: **yes**" not in after
-    assert "generation: **no, the opposite** (cat-xent" in after
+    assert "mask? generation: **no, the opposite**." in after
     claims.write_text(claims.read_text().replace("5,above", "5,undecided (4 seeds)"))
     after = page(report.read_tables(results), [], "results")
-    assert "generation: **too few seeds yet** (cat-xent" in after
+    assert "mask? generation: **too few seeds**." in after
 
 
 def test_a_plan_without_results_makes_a_page(tmp_path):
@@ -185,3 +187,16 @@ def test_a_plan_without_results_makes_a_page(tmp_path):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(SystemExit, match=r"has no plan\.json"):
         read_work(tmp_path)
+
+
+def test_the_first_table_shows_the_primary_contrasts(written, table):
+    page_text = (written / "docs" / "reproduction.md").read_text()
+    top = page_text.split("Differences in AUDC")[0].splitlines()
+    [control] = [line for line in top if "20 % of the labels wrong, teacher" in line]
+    assert top.index(control) < top.index(next(line for line in top if "clean labels |" in line))
+    cells = [cell.strip() for cell in control.strip("|").split("|")]
+    for cell, other in zip(cells[3:5], ("random-xent", "xent"), strict=True):
+        [row] = pick(table("contrasts"), condition="noisy20-clean-teacher", task="all",
+                     contrast=f"cat-xent - {other}", measure="audc")  # fmt: skip
+        assert row["verdict"] == "above"
+        assert cell.startswith(f"**{row['mean']:+.4f}** [")
