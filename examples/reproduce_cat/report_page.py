@@ -79,7 +79,7 @@ def context(tables: Tables, pictures: Sequence[tuple[str, str, str]], results: s
     return {
         "pools": [_pool(tables, pool, pictures) for pool in pools],
         "claims": {name: _claims(claims, name) for name in (OURS, PAPER)},
-        "tally": {name: _tally(claims, name) for name in (OURS, PAPER)},
+        "tally": _tally(claims), "in_unfit": _tally([r for r in claims if r["fit"] == UNFIT]),
         "answers": {claim.name: _answers(claims, claim.name) for claim in CLAIMS},
         "control_stands": everywhere(claims, "positive-control"),
         "unfinished": [row for row in tables["progress"] if row["state"] != "finished"],
@@ -181,9 +181,9 @@ def _claims(rows: Sequence[Row], source: str) -> list[list[Row]]:
     return list(groups.values())
 
 
-def _tally(rows: Sequence[Row], source: str) -> Mapping[str, int]:
-    """Mark -> in how many pools, over all claims."""
-    return Counter(group[0]["marked"] for group in _claims(rows, source))
+def _tally(rows: Sequence[Row]) -> Mapping[str, int]:
+    """Mark -> in how many pools, over all of the paper's claims."""
+    return Counter(group[0]["marked"] for group in _claims(rows, PAPER))
 
 
 def _answers(rows: Sequence[Row], name: str) -> list[Row]:
