@@ -22,19 +22,19 @@ def reports(recipe: Recipe) -> Iterator[Job]:
             continue
         for condition, arms in own["conditions"].items():
             folder, (_, teacher) = Path(pool, condition), CONDITIONS[condition]
-            large = str(folder.parent / f"teacher-{teacher}-test.parquet")
-            common = ("--large", large, "--rule", "average")
+            large = folder.parent / f"teacher-{teacher}-test.parquet"
+            common = ("--rule", "average")
             seeds = finished(folder, PRIMARY, "test.parquet")
-            yield from _measured(folder, "report", seeds, common)
+            yield from _measured(folder, "report", seeds, large, common)
             if set(arms) == set(PRIMARY):
                 continue
             seeds = finished(folder, tuple(arms), "test.parquet")
-            yield from _measured(folder, "report-objectives", seeds, common)
+            yield from _measured(folder, "report-objectives", seeds, large, common)
             fitting = str(folder.parent / f"teacher-{teacher}-calibration.parquet")
             rules = tuple(w for rule in (*RULES, *LEARNED_RULES) for w in ("--rule", rule))
             seeds = finished(folder, RULE_ARMS, "calibration.parquet")
-            fitted = ("--large", large, *rules, "--calibration-large", fitting)
-            yield from _measured(folder, "report-rules", seeds, fitted, calibrated=True)
+            fitted = (*rules, "--calibration-large", fitting)
+            yield from _measured(folder, "report-rules", seeds, large, fitted, calibrated=True)
 
 
 def _next_token(root: Path) -> Iterator[Job]:
@@ -45,7 +45,7 @@ def _next_token(root: Path) -> Iterator[Job]:
     for arm, own in seeds.items():
         for seed in own:
             words += ["--student", f"{arm}={folder / f'{arm}-{seed}' / 'student'}"]
-    yield from _evaluated(folder, "report", seeds, words)
+    yield from _evaluated(folder, "report", seeds, words, root / "test-store" / "seal.json")
 
 
 def finished(folder: Path, arms: Sequence[str], proof: str) -> dict[str, list[int]]:
@@ -61,24 +61,24 @@ def finished(folder: Path, arms: Sequence[str], proof: str) -> dict[str, list[in
 
 
 def _measured(
-    folder: Path, name: str, seeds: Mapping[str, Sequence[int]], options: Sequence[str], *,
-    calibrated: bool = False,
+    folder: Path, name: str, seeds: Mapping[str, Sequence[int]], large: Path,
+    options: Sequence[str], *, calibrated: bool = False,
 ) -> Iterator[Job]:  # fmt: skip
-    words = [*options]
+    words = ["--large", str(large), *options]
     for arm, own in seeds.items():
         for seed in own:
             run = folder / f"{arm}-{seed}"
             words += ["--small", f"{arm}={run / 'test.parquet'}"]
             if calibrated:
                 words += ["--calibration-small", str(run / "calibration.parquet")]
-    yield from _evaluated(folder, name, seeds, words)
+    yield from _evaluated(folder, name, seeds, words, large)
 
 
 def _evaluated(
-    folder: Path, name: str, seeds: Mapping[str, Sequence[int]], options: Sequence[str]
+    folder: Path, name: str, seeds: Mapping[str, Sequence[int]], options: Sequence[str], large: Path
 ) -> Iterator[Job]:
     out = folder / name
     shutil.rmtree(out, ignore_errors=True)  # made anew from what is finished by now
     if seeds:
         (folder / f"{name}.json").write_text(json.dumps({"arms": dict(seeds)}) + "\n")
-        yield Job(out / "summary.json", ("eval", "--out", str(out), *options))
+        yield Job(out / "summary.json", ("eval", "--out", str(out), *options), needs=(large,))

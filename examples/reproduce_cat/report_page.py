@@ -23,7 +23,7 @@ from report_stats import (
     UNFIT,
     word,
 )
-from scales import CONDITIONS
+from scales import ADDED, CONDITIONS
 
 TEMPLATE = "reproduction.md.j2"
 WANTED_EXAMPLES = 3000
@@ -89,6 +89,7 @@ def context(tables: Tables, pictures: Sequence[tuple[str, str, str]], results: s
         "setup": {row["fact"]: row["value"] for row in tables["setup"]},
         "sources": {name: SOURCES[name] for name in sources},
         "results": results, "conditions": tuple(CONDITIONS),
+        "added": any(row["condition"] in ADDED for row in tables["progress"]),
         "constants": {"margin": MARGIN, "lead": MIN_LEAD, "seeds": ENOUGH_SEEDS,
                       "examples": WANTED_EXAMPLES},
         "marks": (REPRODUCED, CONTRADICTED, UNDECIDED),
