@@ -39,7 +39,8 @@ from caskd.train.student import LossOptions, StudentWithLoss, load_student
 RESULTS = Path(__file__).parent / "results" / "data.csv"
 COLUMNS = (
     "table", "variant", "value", "low", "high", "rounds", "first_step_s", "step_s", "examples",
-    "token_budget", "padding", "latency_ms", "store_rows", "hardware", "cores", "load_average",
+    "token_budget", "padding", "latency_ms", "student_parameters", "store_rows",
+    "hardware", "cores", "load_average",
 )  # fmt: skip
 STARTING_STEPS = 2
 
@@ -155,8 +156,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     lines = [*packing(options), *waits(options)]
+    spec = StoreMix.open([options.store]).spec
     machine = {
-        "store_rows": StoreMix.open([options.store]).spec.num_rows, "hardware": hardware(),
+        "student_parameters": load_student(options.student, spec).num_parameters(),
+        "store_rows": spec.num_rows, "hardware": hardware(),
         "cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1),
         "examples": options.batch,
     }  # fmt: skip
