@@ -78,7 +78,8 @@ class Workers:
     def kill(self, index):
         """Kill a worker, and start it again."""
         os.kill(self.children[index], signal.SIGKILL)
-        assert outcome(self.children.pop(index)) in (-signal.SIGKILL, 0)
+        code = outcome(self.children.pop(index))
+        assert code in (-signal.SIGKILL, 0), self.log.read_text()
         pipe = next(pipe for pipe, owner in self.pipes.items() if owner == index)
         os.close(pipe)
         del self.pipes[pipe]
