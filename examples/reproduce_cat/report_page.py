@@ -128,16 +128,16 @@ def _condition(own: Tables, condition: str) -> Row:
     return {
         "name": condition, "title": LONG_TITLES[condition], "target": target,
         "arms": [_arm(runs, contrasts, arm, target) for arm in arms], "primary": primary,
-        "tasks": _tasks(contrasts), "summary": [_summary(primary, *cell) for cell in SUMMARY],
+        "tasks": _tasks(contrasts), "summary": [_difference(primary, *cell) for cell in SUMMARY],
         "facts": next(row for row in own["pools"] if row["condition"] == condition),
         "unfit": fit_of(own, runs[0]["pool"], condition) == UNFIT,
     }  # fmt: skip
 
 
-def _summary(primary: Sequence[Row], contrast: str, measure: str) -> Row | None:
-    """The difference of one cell of the first table."""
+def _difference(contrasts: Sequence[Row], contrast: str, measure: str) -> Row | None:
+    """One contrast over all tasks; None where it was not measured."""
     wanted = (contrast, ALL, measure)
-    found = (row for row in primary if (row["contrast"], row["task"], row["measure"]) == wanted)
+    found = (row for row in contrasts if (row["contrast"], row["task"], row["measure"]) == wanted)
     return next(found, None)
 
 
@@ -153,9 +153,6 @@ def _tasks(contrasts: Sequence[Row]) -> list[Row]:
 
 def _arm(runs: Sequence[Row], contrasts: Sequence[Row], arm: str, target: float | None) -> Row:
     own = [row for row in runs if row["arm"] == arm]
-    wanted = (arm + MINUS + BASELINE, ALL, "audc")
-    to_xent = (row for row in contrasts
-               if (row["contrast"], row["task"], row["measure"]) == wanted)  # fmt: skip
     same = target is not None and all(row["target_quality"] == target for row in own)
     names = ("quality_small", "audc", "audc_over_random", "within_task_audc_over_random",
              "keep_fraction")  # fmt: skip
@@ -164,7 +161,7 @@ def _arm(runs: Sequence[Row], contrasts: Sequence[Row], arm: str, target: float 
         **{name: _mean(own, name) for name in names},
         "cost": _mean(own, "cost_at_quality") if same else None,
         "short": sum(row["reaches_target"] == "no" for row in own),
-        "to_xent": next(to_xent, None),
+        "to_xent": _difference(contrasts, arm + MINUS + BASELINE, "audc"),
     }  # fmt: skip
 
 
