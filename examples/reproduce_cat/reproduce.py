@@ -73,7 +73,7 @@ def hardware() -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("work", type=Path, help="folder for everything, with the last checkpoint of every run")
+    parser.add_argument("work", type=Path, help="folder for all, each run's checkpoint too")
     parser.add_argument("--data", type=Path, required=True, help="the public sets, see pools.py")
     parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
     parser.add_argument("--teacher", help="a transformers model to fine-tune as the large one")
