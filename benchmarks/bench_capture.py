@@ -33,14 +33,15 @@ import torch
 from store_rows import setting, write_table
 
 from caskd.precompute import PrecomputeConfig, plan, precompute
-from caskd.precompute.architecture import SplitModel
-from caskd.precompute.checkpoint import find_teacher
-from caskd.precompute.packing import pad
-from caskd.precompute.placement import load_model, pick_device
-from caskd.precompute.shard import next_batch
-from caskd.store.alignment import logit_positions
-from caskd.store.reader import TeacherStore
-from caskd.store.writer import ShardExample, StoreWriter
+from caskd.models.split_model import SplitModel
+from caskd.precompute.teacher.source import find_teacher
+from caskd.models.batching import pad
+from caskd.precompute.teacher.loading import load_model
+from caskd.models.devices import pick_device
+from caskd.precompute.workers.fill import next_batch
+from caskd.store.corpus.alignment import logit_positions
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.writer import ShardExample, StoreWriter
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = {"prompt-heavy": (800, 100), "response-heavy": (60, 700)}  # mean characters

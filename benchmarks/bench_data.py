@@ -30,11 +30,11 @@ from bench_remote import object_server
 from hardware import hardware
 
 from caskd.train import TrainConfig, train
-from caskd.train.batches import MicroBatch, collate
-from caskd.train.micro_steps import Cut
-from caskd.train.objectives import OBJECTIVES
-from caskd.train.store_mix import StoreMix
-from caskd.train.student import LossOptions, StudentWithLoss, load_student
+from caskd.train.data.batches import MicroBatch, collate
+from caskd.train.data.micro_steps import Cut
+from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.data.store_mix import StoreMix
+from caskd.train.model.student import LossOptions, StudentWithLoss, load_student
 
 RESULTS = Path(__file__).parent / "results" / "data.csv"
 COLUMNS = (

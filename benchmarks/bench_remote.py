@@ -32,13 +32,13 @@ from typing import Any
 import numpy as np
 
 from caskd.store import TeacherStore
-from caskd.store.examples import TokenizedExample
-from caskd.store.planner import plan_store
-from caskd.store.remote import open_remote
-from caskd.store.shard_cache import ShardCache
-from caskd.store.vocabulary import vocab_digest
-from caskd.store.writer import ShardWork, StoreWriter
-from caskd.train.order import WINDOW_BLOCKS, ExampleOrder, blocks_of
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.write.planner import plan_store
+from caskd.store.read.remote import open_remote
+from caskd.store.read.shard_cache import ShardCache
+from caskd.store.corpus.vocabulary import vocab_digest
+from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.train.data.order import WINDOW_BLOCKS, ExampleOrder, blocks_of
 
 RESULTS = Path(__file__).parent / "results" / "remote.csv"
 FIELDS = ("argmax", "num_kept", "topk_ids", "topk_logits", "logsumexp", "tail_mass")

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from store_rows import setting, write_table
 
-from caskd.store import layout, records
-from caskd.store.info import store_info
-from caskd.store.ledger import DIGEST_LIST, all_units, unit_files
-from caskd.store.reader import TeacherStore
-from caskd.store.seal import seal_content
-from caskd.store.shard_file import encode_whole
-from caskd.store.spec import StoreSpec, canonical_json
+from caskd.store.format import layout
+from caskd.store.commits import commit_record
+from caskd.store.inspect.info import store_info
+from caskd.store.commits.ledger import DIGEST_LIST, all_units, unit_files
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.commits.seal import seal_content
+from caskd.store.format.shard_file import encode_whole
+from caskd.store.format.spec import StoreSpec, canonical_json
 
 SHARD_ROWS, TOP_K, VOCAB = 65_536, 64, 49_152
 FILE_BYTES = 1 << 20
@@ -90,34 +91,34 @@ def write_synthetic(root: Path, spec: StoreSpec) -> None:
     per_shard = SHARD_ROWS // int(axis["row_count"][0])
     for unit in all_units(spec):
         here = 0
-        if unit not in (records.PLAN, records.PILOT):
+        if unit not in (commit_record.PLAN, commit_record.PILOT):
             here = min(per_shard, spec.num_examples - int(unit) * per_shard)
         facts: dict[str, Any] = {
             "num_rows": here * int(axis["row_count"][0]),
             "statuses": {"ok": here} if here else {},
         }
-        if unit not in (records.PLAN, records.PILOT):
+        if unit not in (commit_record.PLAN, commit_record.PILOT):
             facts["non_finite_examples"] = []
-        names, there = unit_files(spec, unit), unit == records.PLAN
+        names, there = unit_files(spec, unit), unit == commit_record.PLAN
         listed = [_file(root, name, contents.get(name), there) for name in names]
-        record = records.CommitRecord(unit, tuple(listed), facts)
-        _write(root / records.record_name(unit), record.to_json())
+        record = commit_record.CommitRecord(unit, tuple(listed), facts)
+        _write(root / commit_record.record_name(unit), record.to_json())
     totals, digest_list = seal_content(root, spec)
     _write(root / DIGEST_LIST, digest_list)
     _write(root / "seal.json", canonical_json(totals))
 
 
-def _file(root: Path, name: str, data: bytes | None, there: bool) -> records.FileRecord:
+def _file(root: Path, name: str, data: bytes | None, there: bool) -> commit_record.FileRecord:
     """Write a file, or make one of nothing if it must be `there`, or only say that it is."""
     if data is not None:
         _write(root / name, data)
-        return records.FileRecord.of(name, data)
+        return commit_record.FileRecord.of(name, data)
     if there:
         _write(root / name, b"")
         with (root / name).open("r+b") as file:
             file.truncate(FILE_BYTES)
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return records.FileRecord(name, FILE_BYTES, "00000000", digest, "00000000")
+    return commit_record.FileRecord(name, FILE_BYTES, "00000000", digest, "00000000")
 
 
 def _write(path: Path, data: bytes) -> None:

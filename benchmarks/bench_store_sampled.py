@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from store_rows import setting, write_table
 
-from caskd.store import layout
-from caskd.store.info import store_info
-from caskd.store.reader import TeacherStore
+from caskd.store.format import layout
+from caskd.store.inspect.info import store_info
+from caskd.store.read.teacher_store import TeacherStore
 
 TRAINING = ("argmax", "num_kept", "sampled_ids", "sampled_counts")
 EXAMPLES_AT_ONCE = 256

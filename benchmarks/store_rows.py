@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from hardware import hardware
 
-from caskd.store import layout
-from caskd.store.examples import TokenizedExample
-from caskd.store.planner import plan_store
-from caskd.store.reader import TeacherStore
-from caskd.store.writer import StoreWriter
+from caskd.store.format import layout
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.write.planner import plan_store
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.writer import StoreWriter
 
 RESULTS = Path(__file__).parent / "results"
 

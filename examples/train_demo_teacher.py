@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python examples/train_demo_teacher.py OUT
 
-It sees train prompts only (`caskd.cli.demo_tasks.split_of`), the tasks equally often.
+It sees train prompts only (`caskd.cli.demo.demo_tasks.split_of`), the tasks equally often.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from caskd.cli.demo_models import character_tokenizer, tiny_llama
-from caskd.cli.demo_tasks import TASKS, generate
+from caskd.cli.demo.demo_models import character_tokenizer, tiny_llama
+from caskd.cli.demo.demo_tasks import TASKS, generate
 
 EOS, IGNORED = 2, -100
 Example = tuple[list[int], list[int]]  # token ids, labels

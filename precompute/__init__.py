@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from caskd.precompute.config import PrecomputeConfig
-    from caskd.precompute.planning import plan
-    from caskd.precompute.run import precompute
+    from caskd.precompute.planning.planner import plan
+    from caskd.precompute.workers.run import precompute
 
 _HOME = {"PrecomputeConfig": "config", "plan": "planning", "precompute": "run"}
 

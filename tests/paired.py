@@ -5,16 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.bootstrap import (
-    NUM_DRAWS,
-    SEED,
-    Difference,
-    FloatArray,
-    Series,
-    area_draws,
-    arm_difference,
-)
-from caskd.eval.curves import deferral_curve
+from caskd.eval.stats.bootstrap import (NUM_DRAWS, SEED, Difference, FloatArray, Series, area_draws, arm_difference)
+from caskd.eval.curves.deferral import deferral_curve
 
 
 def paired_difference(

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.examples import TokenizedExample
-from caskd.store.planner import plan_store
-from caskd.store.reader import TeacherStore
-from caskd.store.vocabulary import vocab_digest
-from caskd.store.writer import ShardWork, StoreWriter
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.write.planner import plan_store
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.corpus.vocabulary import vocab_digest
+from caskd.store.write.writer import ShardWork, StoreWriter
 
 VOCAB = [b"<pad>", b"<s>", b"</s>", b"\x1b[31m", *(bytes([c]) for c in range(97, 123))]
 

@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from caskd.train.config import TrainConfig
-    from caskd.train.hf_trainer import CascadeTrainer
-    from caskd.train.loop import train
-    from caskd.train.losses import LossSums, cascade_aware_loss, keep_mask
-    from caskd.train.store_dataset import StoreDataset
+    from caskd.train.integrations.hf_trainer import CascadeTrainer
+    from caskd.train.run.loop import train
+    from caskd.train.loss.api import LossSums, cascade_aware_loss, keep_mask
+    from caskd.train.integrations.store_dataset import StoreDataset
 
 _HOMES = {
     "TrainConfig": "caskd.train.config",
-    "train": "caskd.train.loop",
-    "cascade_aware_loss": "caskd.train.losses",
-    "keep_mask": "caskd.train.losses",
-    "LossSums": "caskd.train.losses",
-    "StoreDataset": "caskd.train.store_dataset",
-    "CascadeTrainer": "caskd.train.hf_trainer",
+    "train": "caskd.train.run.loop",
+    "cascade_aware_loss": "caskd.train.loss.api",
+    "keep_mask": "caskd.train.loss.api",
+    "LossSums": "caskd.train.loss.api",
+    "StoreDataset": "caskd.train.integrations.store_dataset",
+    "CascadeTrainer": "caskd.train.integrations.hf_trainer",
 }
 
 __all__ = [

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.files import replace_file
-from caskd.store.progress import Progress
+from caskd.store.io.files import replace_file
+from caskd.store.io.progress import Progress
 
 METRICS_FILE = "metrics.jsonl"
 

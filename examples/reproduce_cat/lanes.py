@@ -26,12 +26,12 @@ PRELOADED = [
     "transformers.models.llama.modeling_llama",
     "torch._inductor.compile_fx",
     "deepspeed.ops.op_builder.all_ops",
-    "caskd.precompute.run",
-    "caskd.train.engine",
-    "caskd.train.export",
-    "caskd.train.loop",
-    "caskd.eval.decoding",
-    "caskd.eval.generate",
+    "caskd.precompute.workers.run",
+    "caskd.train.engine.deepspeed_engine",
+    "caskd.train.run.exporter",
+    "caskd.train.run.loop",
+    "caskd.eval.inference.decoding",
+    "caskd.eval.inference.predictor",
 ]
 
 

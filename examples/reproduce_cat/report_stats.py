@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
-from caskd.eval.seed_interval import seed_interval, t_quantile
+from caskd.eval.stats.intervals import seed_interval, t_quantile
 
 Interval = tuple[float, float]
 

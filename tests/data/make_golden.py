@@ -16,9 +16,9 @@ import numpy as np
 import sampled_stores
 import stores
 
-from caskd.store.planner import plan_store
-from caskd.store.reader import TeacherStore
-from caskd.store.writer import ShardWork, StoreWriter
+from caskd.store.write.planner import plan_store
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.writer import ShardWork, StoreWriter
 
 HERE = Path(__file__).parent
 NUM_EXAMPLES, TOP_K = 4, 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from training import capture
 
-from caskd.train.manifest import newest_complete
+from caskd.train.checkpoint.manifest import newest_complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

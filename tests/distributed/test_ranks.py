@@ -13,10 +13,10 @@ from training import capture, config_for
 from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
-from caskd.train.batches import collate, fields_to_read
-from caskd.train.losses import cascade_aware_loss
-from caskd.train.objectives import OBJECTIVES
-from caskd.train.plan import plan_run
+from caskd.train.data.batches import collate, fields_to_read
+from caskd.train.loss.api import cascade_aware_loss
+from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.run.plan import plan_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -15,8 +15,8 @@ import torch
 from resize_driver import SAVED, STEPS
 from training import capture, read_metrics
 
-from caskd.train.manifest import CHECKPOINTS, checkpoint_path
-from caskd.train.tensor_files import SavedTensors
+from caskd.train.checkpoint.manifest import CHECKPOINTS, checkpoint_path
+from caskd.train.checkpoint.tensor_files import SavedTensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from training import capture, read_metrics
 
-from caskd.train.manifest import CHECKPOINTS, checkpoint_path
-from caskd.train.tensor_files import SavedTensors
+from caskd.train.checkpoint.manifest import CHECKPOINTS, checkpoint_path
+from caskd.train.checkpoint.tensor_files import SavedTensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

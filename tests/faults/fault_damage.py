@@ -10,11 +10,11 @@ from typing import Any
 
 from fault_jobs import Tally, everything, work
 
-from caskd.store import layout
+from caskd.store.format import layout
 from caskd.store.errors import StoreError
-from caskd.store.reader import TeacherStore
-from caskd.store.verify import verify_store
-from caskd.store.writer import StoreWriter
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.verify.verifier import verify_store
+from caskd.store.write.writer import StoreWriter
 
 OUTSIDE_THE_SEAL = ("README.md", "environment/")
 Change = dict[str, bytes | None]  # file -> new content, None: gone

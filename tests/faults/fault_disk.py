@@ -20,9 +20,9 @@ from fault_jobs import (
 )  # fmt: skip
 
 from caskd.store.errors import IncompleteError, StoreWriteError
-from caskd.store.faults import PRIMITIVES, Fault
-from caskd.store.planner import plan_store
-from caskd.store.reader import TeacherStore
+from caskd.store.io.faults import PRIMITIVES, Fault
+from caskd.store.write.planner import plan_store
+from caskd.store.read.teacher_store import TeacherStore
 
 
 def error_sweep(where: Path, count: int | None, seed: int = 0) -> Tally:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import stores
 
-from caskd.store import faults
+from caskd.store.io import faults
 from caskd.store.errors import CaskdError, IdentityError
-from caskd.store.planner import plan_store
-from caskd.store.writer import ShardWork, StoreWriter
+from caskd.store.write.planner import plan_store
+from caskd.store.write.writer import ShardWork, StoreWriter
 
 OTHER_IDENTITY, NEVER_REACHED, REFUSED, BROKEN = 96, 97, 98, 99
 SHARD_ROWS = 32

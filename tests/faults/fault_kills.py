@@ -20,7 +20,7 @@ from fault_jobs import (
     start,
 )
 
-from caskd.store.faults import Fault
+from caskd.store.io.faults import Fault
 
 RANDOM_SHARE = 5  # one kill in five comes at a random time instead of at a point
 

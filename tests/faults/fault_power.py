@@ -12,9 +12,9 @@ from pathlib import Path
 from fault_disk import still_readable
 from fault_jobs import Tally, everything, hooked, job, reference
 
-from caskd.store import records
+from caskd.store.commits import commit_record
 from caskd.store.errors import StoreError
-from caskd.store.verify import verify_store
+from caskd.store.verify.verifier import verify_store
 
 Folders = dict[int, dict[str, int]]  # node -> name -> node
 Contents = dict[int, bytes]
@@ -198,7 +198,7 @@ def _one_cut(
     path, done = where / "store", [o.note for o in log if o.kind == "note"]
     promised = sum(not note.startswith("seal") for note in done)
     tally.notes[f"{promised} committed"] += 1
-    if promised > len(records.committed_units(path)):
+    if promised > len(commit_record.committed_units(path)):
         tally.silent.append(f"after {len(log)} operations: a committed unit is lost")
         return
     if "seal.sealed" in done:

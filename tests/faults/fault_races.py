@@ -22,9 +22,9 @@ from fault_jobs import (
     work,
 )
 
-from caskd.store import layout
-from caskd.store.faults import Fault, Hook
-from caskd.store.verify import verify_store
+from caskd.store.format import layout
+from caskd.store.io.faults import Fault, Hook
+from caskd.store.verify.verifier import verify_store
 
 NUM_WORKERS = 8
 NOISE = 1e-3

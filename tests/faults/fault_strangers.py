@@ -17,10 +17,10 @@ import numpy as np
 from fault_damage import kind
 from sampled_stores import NUM_SAMPLES
 
-from caskd.store import layout
-from caskd.store.records import FileRecord
-from caskd.store.shard_file import encode_shards
-from caskd.store.spec import canonical_json
+from caskd.store.format import layout
+from caskd.store.commits.commit_record import FileRecord
+from caskd.store.format.shard_file import encode_shards
+from caskd.store.format.spec import canonical_json
 
 DEEP = 200_000
 

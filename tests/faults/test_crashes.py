@@ -10,9 +10,9 @@ import fault_power
 import fault_races
 import pytest
 
-from caskd.store import commits, records
+from caskd.store.commits import publish, commit_record
 from caskd.store.errors import IncompleteError
-from caskd.store.reader import TeacherStore
+from caskd.store.read.teacher_store import TeacherStore
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_bytes_that_were_not_synced_are_lost_by_the_model(
     where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model of a power cut sees a forgotten sync: without it, it would find nothing."""
-    from caskd.store import files
+    from caskd.store.io import files
 
     monkeypatch.setattr(files, "sync_ancestors", lambda root, names: None)
     assert fault_power.power_cuts(where, count=60).silent
@@ -81,11 +81,11 @@ def test_a_worker_that_wakes_up_after_the_seal_changes_nothing(where: Path) -> N
 def test_a_file_that_is_still_in_staging_is_not_yet_there_rather_than_damage(where: Path) -> None:
     path = where / "store"
     fault_jobs.plan(path)
-    record = records.read_record(path, "plan")
+    record = commit_record.read_record(path, "plan")
     name = "data.zarr/token_start/zarr.json"
-    staged = path / commits.STAGING / record.digest
+    staged = path / publish.STAGING / record.digest
     staged.mkdir(parents=True)
-    (path / name).rename(staged / commits.staged_name(name))
+    (path / name).rename(staged / publish.staged_name(name))
     with pytest.raises(IncompleteError, match="still in staging"):
         TeacherStore.open(path, allow_unsealed=True).read([0])
     fault_jobs.job(path)

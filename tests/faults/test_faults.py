@@ -6,7 +6,7 @@ import sys
 import fault_jobs
 import pytest
 
-from caskd.store import faults
+from caskd.store.io import faults
 from caskd.store.errors import UsageError
 
 

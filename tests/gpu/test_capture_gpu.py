@@ -7,7 +7,7 @@ from captures import RECORDS, config_for
 from tiny import save_tiny
 
 from caskd.precompute import precompute
-from caskd.precompute.topk import row_fields
+from caskd.precompute.rows.topk import row_fields
 
 pytestmark = [
     pytest.mark.gpu,

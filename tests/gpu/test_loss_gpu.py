@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from caskd.train.losses import TeacherRows, cascade_aware_loss, fitting_tile_rows
+from caskd.train.loss.api import TeacherRows, cascade_aware_loss, fitting_tile_rows
 
 pytestmark = [
     pytest.mark.gpu,

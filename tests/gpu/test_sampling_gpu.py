@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from caskd.precompute.sampling import draw_ids, sampled_fields
+from caskd.precompute.rows.sampling import draw_ids, sampled_fields
 
 pytestmark = [
     pytest.mark.gpu,

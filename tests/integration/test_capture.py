@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.precompute import precompute
-from caskd.store.corpus import Columns
+from caskd.store.corpus.files import Columns
 from caskd.store.errors import TeacherError
-from caskd.store.examples import prompt_ids
+from caskd.store.corpus.tokens import prompt_ids
 
 
 @pytest.fixture(scope="module")

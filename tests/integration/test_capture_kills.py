@@ -18,8 +18,8 @@ from captures import config_for, fork_caskd, outcome, sealed_files, words_for
 from tiny import ragged_records, save_tiny
 
 from caskd.precompute import plan, precompute
-from caskd.store.verify import verify_store
-from caskd.store.writer import StoreWriter
+from caskd.store.verify.verifier import verify_store
+from caskd.store.write.writer import StoreWriter
 
 NUM_KILLS = int(os.environ.get("CASKD_CAPTURE_KILLS", "10"))
 NUM_WORKERS, NUM_SHARDS = 4, 24

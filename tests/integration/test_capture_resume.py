@@ -9,10 +9,10 @@ from captures import config_for, sealed_files
 from tiny import save_tiny
 
 from caskd.precompute import precompute
-from caskd.precompute.worker import one_behind
+from caskd.precompute.workers.worker import one_behind
 from caskd.store.errors import IdentityError
-from caskd.store.reader import TeacherStore
-from caskd.store.writer import StoreWriter
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.writer import StoreWriter
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_dry_run_loads_no_weights_and_writes_nothing(teacher, tmp_path, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("caskd.precompute.teacher.load_model", refuse)
+    monkeypatch.setattr("caskd.precompute.teacher.transformers_teacher.load_model", refuse)
     config = config_for(teacher, tmp_path, dry_run=True)
     assert precompute(config) is None
     assert not Path(config.store).exists()
@@ -97,7 +97,7 @@ def test_another_identity_is_refused_before_weights_are_loaded(teacher, tmp_path
     def refuse(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("caskd.precompute.teacher.load_model", refuse)
+    monkeypatch.setattr("caskd.precompute.teacher.transformers_teacher.load_model", refuse)
     with pytest.raises(IdentityError, match=r"capture\.top_k is 8 there, but 4 here"):
         precompute(config_for(teacher, tmp_path, top_k=4))
 

@@ -12,9 +12,9 @@ from captures import config_for, fork_caskd, outcome, sealed_files, words_for
 from tiny import ragged_records, save_tiny
 
 from caskd.precompute import precompute
-from caskd.precompute.signals import Stopped, stop_signals
-from caskd.store import faults
-from caskd.store.reader import TeacherStore
+from caskd.precompute.workers.signals import Stopped, stop_signals
+from caskd.store.io import faults
+from caskd.store.read.teacher_store import TeacherStore
 
 RECORDS = ragged_records(60, seed=9)
 ONE_LINE = "shards committed; run the same command again to go on"

@@ -8,7 +8,7 @@ from tiny import ragged_records, save_tiny, write_jsonl
 
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
-from caskd.eval.pairs import Pair
+from caskd.eval.rules.pairs import Pair
 from caskd.store.errors import IdentityError, UsageError
 
 RECORDS = ragged_records(40)

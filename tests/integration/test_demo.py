@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from caskd.cli.demo import story
+from caskd.cli.demo.runner import story
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from caskd.store import layout
+from caskd.store.format import layout
 from caskd.store.errors import UnsafeError
-from caskd.store.reader import TeacherStore
-from caskd.store.verify import verify_store
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.verify.verifier import verify_store
 
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"

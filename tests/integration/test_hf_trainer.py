@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from caskd.store.errors import UsageError
 from caskd.train import CascadeTrainer, StoreDataset, train
-from caskd.train.export import export
-from caskd.train.schedule import lr_at
+from caskd.train.run.exporter import export
+from caskd.train.run.schedule import lr_at
 
 # peft asks a model by a name that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")

@@ -13,9 +13,10 @@ from tiny import save_tiny, write_jsonl
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from caskd.precompute import planning, precompute
+from caskd.precompute.planning import planner
+from caskd.precompute import precompute
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning import plan
+from caskd.precompute.planning.planner import plan
 from caskd.store.errors import IdentityError
 
 NUM_RECORDS = 10_000
@@ -65,7 +66,7 @@ def refused(home, tmp_path, monkeypatch):
     def load(*args, **options):
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr("caskd.precompute.teacher.load_model", load)
+    monkeypatch.setattr("caskd.precompute.teacher.transformers_teacher.load_model", load)
 
     def run(kind="prompt", *, teacher=None, records=None, **changes):
         data = home / f"{kind}.jsonl"
@@ -281,7 +282,7 @@ def test_one_character_of_a_conversation(refused, role):
 )
 def test_what_a_hub_or_a_library_decides(refused, monkeypatch, changes, field):
     """The revision of a hub's snapshot, and the attention that transformers chooses."""
-    found = planning.find_teacher
+    found = planner.find_teacher
     monkeypatch.setattr(
         planning,
         "find_teacher",

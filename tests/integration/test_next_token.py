@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval import PredictConfig
-from caskd.eval.curves import deferral_curve
-from caskd.eval.models import load_model
-from caskd.eval.next_token import draws_over_examples
-from caskd.eval.seed_interval import t_quantile
-from caskd.eval.teacher_forcing import Head, _tile_values, store_rows, student_rows
+from caskd.eval.curves.deferral import deferral_curve
+from caskd.eval.inference.models import load_model
+from caskd.eval.next_token.measure import draws_over_examples
+from caskd.eval.stats.intervals import t_quantile
+from caskd.eval.next_token.teacher_forcing import Head, _tile_values, store_rows, student_rows
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
 from caskd.store.errors import IdentityError, UsageError
@@ -43,8 +43,8 @@ def load(folder):
 
 @torch.inference_mode()
 def test_rows_are_those_of_the_whole_model_one_example_at_a_time(root, store, monkeypatch):
-    monkeypatch.setattr("caskd.eval.teacher_forcing.TILE_ROWS", 7)
-    monkeypatch.setattr("caskd.eval.teacher_forcing.TOKEN_BUDGET", 100)
+    monkeypatch.setattr("caskd.eval.next_token.teacher_forcing.TILE_ROWS", 7)
+    monkeypatch.setattr("caskd.eval.next_token.teacher_forcing.TOKEN_BUDGET", 100)
     rows = student_rows(load(root / "student"), store, None)
     model = AutoModelForCausalLM.from_pretrained(root / "student").eval()
     batch, start = store.read(np.arange(len(store))), 0

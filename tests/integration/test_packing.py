@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from caskd.store import TeacherStore
 from caskd.train import train
-from caskd.train.batches import MicroBatch, collate, fields_to_read
-from caskd.train.objectives import OBJECTIVES
-from caskd.train.packing import keeps_examples_apart
-from caskd.train.student import LossOptions, StudentWithLoss
+from caskd.train.data.batches import MicroBatch, collate, fields_to_read
+from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.data.packing import keeps_examples_apart
+from caskd.train.model.student import LossOptions, StudentWithLoss
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_run_by_tokens_learns_the_same(root: Path, tmp_path: Path) -> None:
 def test_a_student_that_cannot_pack_is_padded(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caskd.train.loop.keeps_examples_apart", lambda model: False)
+    monkeypatch.setattr("caskd.train.run.loop.keeps_examples_apart", lambda model: False)
     config = config_for(root, out=str(tmp_path / "padded"), token_budget=60, steps=2)
     train(config)
     monkeypatch.undo()

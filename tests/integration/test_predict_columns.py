@@ -10,12 +10,13 @@ from tiny import ragged_records, save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
-from caskd.eval import Cascade, PredictConfig, generate, predict
-from caskd.eval.pairs import Pair
-from caskd.eval.ragged import Ragged
-from caskd.store.corpus import Columns
+from caskd.eval import Cascade, PredictConfig, predict
+from caskd.eval.inference import predictor
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.answers.ragged import Ragged
+from caskd.store.corpus.files import Columns
 from caskd.store.errors import IdentityError
-from caskd.store.examples import prompt_ids
+from caskd.store.corpus.tokens import prompt_ids
 
 NEW_TOKENS = 16
 RECORDS = [
@@ -126,11 +127,11 @@ class Killed(BaseException):
 @pytest.fixture
 def stopped_clock(monkeypatch):
     """Seconds are the one column that differs from run to run."""
-    monkeypatch.setattr(generate.time, "perf_counter", lambda: 0.0)
+    monkeypatch.setattr(predictor.time, "perf_counter", lambda: 0.0)
 
 
 def kill_after(monkeypatch, num_batches):
-    decode, left = generate.decode_batch, [num_batches]
+    decode, left = predictor.decode_batch, [num_batches]
 
     def decode_or_die(*args, **options):
         left[0] -= 1

@@ -13,19 +13,12 @@ from stores import VOCAB, make_store, tree
 
 from caskd.cli.main import main
 from caskd.store import StoreBatch, TeacherStore, pull_store, push_store
-from caskd.store.errors import (
-    CorruptError,
-    IdentityError,
-    IncompleteError,
-    StoreError,
-    StoreNotFoundError,
-    UsageError,
-)
-from caskd.store.listing import list_stores
-from caskd.store.places import open_place
-from caskd.store.remote import open_remote
-from caskd.store.retries import RetryPolicy
-from caskd.store.shard_cache import ShardCache
+from caskd.store.errors import (CorruptError, IdentityError, IncompleteError, StoreError, StoreNotFoundError, UsageError)
+from caskd.store.share.listing import list_stores
+from caskd.store.storage.open import open_place
+from caskd.store.read.remote import open_remote
+from caskd.store.storage.base import RetryPolicy
+from caskd.store.read.shard_cache import ShardCache
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.001)
 URL = f"s3://{BUCKET}/casks/toy"
@@ -120,7 +113,7 @@ def test_create_is_exclusive() -> None:
 
 
 def test_a_file_larger_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caskd.store.places.PIECE_BYTES", 100)
+    monkeypatch.setattr("caskd.store.storage.base.PIECE_BYTES", 100)
     make_store(tmp_path / "large", num=6)
     push_store(tmp_path / "large", f"s3://{BUCKET}/pieces")
     pull_store(f"s3://{BUCKET}/pieces", tmp_path / "copy")

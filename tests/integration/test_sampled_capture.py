@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.precompute import precompute
-from caskd.precompute.sampling import uniforms
+from caskd.precompute.rows.sampling import uniforms
 from caskd.store import TeacherStore, verify_store
 from caskd.store.errors import IdentityError
-from caskd.store.writer import ShardExample
+from caskd.store.write.writer import ShardExample
 
 NUM_SAMPLES, SEED = 30, 5
 
@@ -124,7 +124,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_bytes(teacher, tmp_path, monkeyp
         sampled_config(teacher, tmp_path / "a", deterministic=True, encoding="compact")
     )
     config = sampled_config(teacher, tmp_path / "b", deterministic=True, encoding="compact")
-    from caskd.precompute import run
+    from caskd.precompute.workers import run
 
     commits = []
     commit = run.StoreWriter.commit

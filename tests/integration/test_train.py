@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.store.errors import UsageError
 from caskd.train import train
-from caskd.train.checkpoint import NonFiniteError
-from caskd.train.export import export
-from caskd.train.manifest import CHECKPOINTS
+from caskd.train.checkpoint.save import NonFiniteError
+from caskd.train.run.exporter import export
+from caskd.train.checkpoint.manifest import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_normalising_by_examples_scales_the_gradient_only(root: Path, tmp_path: 
 
 
 def num_rows_of_first_step(root: Path) -> int:
-    from caskd.train.plan import plan_run
+    from caskd.train.run.plan import plan_run
 
     plan = plan_run(config_for(root, out="nowhere"))
     examples = plan.order.examples_for_step(0, 8)

@@ -11,9 +11,9 @@ from training import capture, config_for, read_metrics
 
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
-from caskd.train.batches import collate, fields_to_read
-from caskd.train.objectives import OBJECTIVES
-from caskd.train.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.data.batches import collate, fields_to_read
+from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.model.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 
 NATS = 1e-4
 

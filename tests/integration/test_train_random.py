@@ -10,11 +10,11 @@ from training import capture, config_for, read_metrics
 
 from caskd.cli.main import main
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train import loop as loop_module
+from caskd.train.run import loop as loop_module
 from caskd.train import train
 from caskd.train.config import TrainConfig
-from caskd.train.manifest import checkpoint_path
-from caskd.train.plan import plan_run
+from caskd.train.checkpoint.manifest import checkpoint_path
+from caskd.train.run.plan import plan_run
 
 STEPS = 6
 FRACTIONS = [0.5, 0.25, 1.0, 0.75, 0.5, 0.1]

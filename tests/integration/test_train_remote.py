@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from caskd.store import push_store
 from caskd.train import StoreDataset
-from caskd.train.batches import BatchReader
-from caskd.train.micro_steps import Cut
-from caskd.train.read_ahead import ReadAhead
-from caskd.train.store_mix import StoreMix
+from caskd.train.data.batches import BatchReader
+from caskd.train.data.micro_steps import Cut
+from caskd.train.data.prefetch import ReadAhead
+from caskd.train.data.store_mix import StoreMix
 
 URL = f"s3://{BUCKET}/casks/toy"
 

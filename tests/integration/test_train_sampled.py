@@ -14,9 +14,9 @@ from caskd.cli.main import main
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
-from caskd.train.batches import MicroBatch, collate, fields_to_read
-from caskd.train.losses import cascade_aware_loss
-from caskd.train.objectives import OBJECTIVES
+from caskd.train.data.batches import MicroBatch, collate, fields_to_read
+from caskd.train.loss.api import cascade_aware_loss
+from caskd.train.loss.objectives import OBJECTIVES
 
 NUM_SAMPLES = 40
 

@@ -15,8 +15,8 @@ from loss_cases import (
 )
 from torch.nn import functional as F
 
-from caskd.train.losses import TeacherRows, cascade_aware_loss
-from caskd.train.objectives import TAILS
+from caskd.train.loss.api import TeacherRows, cascade_aware_loss
+from caskd.train.loss.objectives import TAILS
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -51,7 +51,7 @@ def test_no_third_tile(impl, objective):
 
 
 def test_memory_does_not_grow_with_the_rows(monkeypatch):
-    monkeypatch.setattr("caskd.train.loss_checks._SLICE_ROWS", 100)
+    monkeypatch.setattr("caskd.train.loss.checks._SLICE_ROWS", 100)
     few, many = (peak_over_gradients(num_rows, "torch", "cat-dist") for num_rows in (120, 1920))
     per_row = (many - few) / 1800
     assert per_row <= 8 * 4  # a few columns of int64, no cells and no logits

@@ -6,7 +6,7 @@ import pytest
 import torch
 from loss_cases import DEVICES
 
-from caskd.train import kernel_check
+from caskd.train.loss import kernel_check
 
 pytest.importorskip("triton")
 DEVICE = torch.device(DEVICES["triton"])
@@ -26,7 +26,7 @@ def test_kernels_that_work_are_taken_without_a_word():
 
 
 def test_kernels_with_other_numbers_are_not(monkeypatch):
-    from caskd.train.loss_kernels import TritonPasses
+    from caskd.train.loss.triton_passes import TritonPasses
 
     differentiate_ = TritonPasses.differentiate_
     monkeypatch.setattr(
@@ -37,7 +37,7 @@ def test_kernels_with_other_numbers_are_not(monkeypatch):
 
 
 def test_nor_are_those_that_do_not_run(monkeypatch):
-    from caskd.train.loss_kernels import TritonPasses
+    from caskd.train.loss.triton_passes import TritonPasses
 
     def without_compiler(*args):
         raise RuntimeError("no C compiler\nfound")

@@ -8,19 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.precompute.sampling import (
-    MASS_BITS,
-    draw_ids,
-    filler_draws,
-    sampled_fields,
-    tally_draws,
-    uniforms,
-)
-from caskd.precompute.topk import row_fields
-from caskd.store.layout import FIELD_DTYPES, SAMPLED_FIELDS
-from caskd.store.writer import ShardExample
+from caskd.precompute.rows.sampling import (MASS_BITS, draw_ids, filler_draws, sampled_fields, tally_draws, uniforms)
+from caskd.precompute.rows.topk import row_fields
+from caskd.store.format.layout import FIELD_DTYPES, SAMPLED_FIELDS
+from caskd.store.write.writer import ShardExample
 from caskd.train import cascade_aware_loss
-from caskd.train.loss_types import TeacherRows
+from caskd.train.loss.types import TeacherRows
 
 V = 12
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.precompute.topk import ordered_topk, row_fields
+from caskd.precompute.rows.topk import ordered_topk, row_fields
 
 
 def naive(logits: np.ndarray, labels: np.ndarray, k: int, min_mass: float = 1.0) -> dict:

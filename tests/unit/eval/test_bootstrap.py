@@ -5,14 +5,7 @@ import pytest
 from paired import paired_difference
 
 from caskd.eval import deferral_curve
-from caskd.eval.bootstrap import (
-    _poisson,
-    area_draws,
-    area_influence,
-    arm_difference,
-    interval,
-    mean_draws,
-)
+from caskd.eval.stats.bootstrap import (_poisson, area_draws, area_influence, arm_difference, interval, mean_draws)
 
 
 def cascade(seed, count, skill=0.8, digits=1):
@@ -80,7 +73,7 @@ def test_poisson_weights_have_mean_and_variance_one():
 def test_means_over_many_and_few_examples(monkeypatch):
     values = np.stack([np.random.default_rng(0).uniform(size=4000), np.arange(4000) % 2])
     exact = mean_draws(values)
-    monkeypatch.setattr("caskd.eval.bootstrap.EXACT_UP_TO", 100)
+    monkeypatch.setattr("caskd.eval.stats.bootstrap.EXACT_UP_TO", 100)
     linear = mean_draws(values)
     expected = values.std(axis=1) / np.sqrt(4000)
     for draws in (exact, linear):

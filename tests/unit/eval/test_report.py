@@ -9,9 +9,9 @@ import pytest
 from markupsafe import escape
 
 from caskd.eval.config import EvalConfig
-from caskd.eval.pairs import Pair
-from caskd.eval.report import evaluate
-from caskd.eval.text import csv_cell, plain, plot_label
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.report.report import evaluate
+from caskd.store.io.printable import csv_cell, plain, plot_label
 from caskd.store.errors import IdentityError, UsageError
 
 FILES = {

@@ -4,9 +4,9 @@ import pytest
 
 from caskd.eval import tasks
 from caskd.eval.config import EvalConfig
-from caskd.eval.experiment import read_experiment
-from caskd.eval.predictions import read_predictions
-from caskd.eval.rescoring import rescore
+from caskd.eval.study.experiment import read_experiment
+from caskd.eval.answers.predictions_file import read_predictions
+from caskd.eval.metrics.rescoring import rescore
 from caskd.store.errors import UsageError
 
 STORED = {"sum": {"metric": "exact_match", "normalize": "squad"},

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from caskd.eval.bootstrap import Difference
-from caskd.eval.seed_interval import SeedInterval, seed_interval, t_quantile
+from caskd.eval.stats.bootstrap import Difference
+from caskd.eval.stats.intervals import SeedInterval, seed_interval, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from caskd.eval.splits import calibration_places
+from caskd.eval.study.experiment import calibration_places
 from caskd.store.errors import UsageError
 
 NAMES = [f"question {number}" for number in range(2000)]

@@ -10,10 +10,10 @@ from tiny import write_jsonl
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
-from caskd.eval.findings import find
-from caskd.eval.pairs import Pair
-from caskd.eval.report import evaluate
-from caskd.eval.routers import ROUTERS
+from caskd.eval.study.analysis import find
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.report.report import evaluate
+from caskd.eval.rules.fitted import ROUTERS
 from caskd.store.errors import IdentityError, UsageError
 
 COUNT = 240
@@ -157,7 +157,7 @@ def test_before_generation_costs_no_small_answer(files, tmp_path):
 
 
 def test_curves_are_thinned_and_their_figures_are_not(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("caskd.eval.measure.MAX_POINTS", 11)
+    monkeypatch.setattr("caskd.eval.study.measure.MAX_POINTS", 11)
     config = EvalConfig(
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), rule=("average",)
     )

@@ -5,8 +5,8 @@ import pytest
 from paired import repeated_examples
 
 from caskd.eval import deferral_curve
-from caskd.eval.bootstrap import example_weights
-from caskd.eval.task_draws import pooled_draws, task_draws
+from caskd.eval.stats.bootstrap import example_weights
+from caskd.eval.stats.task_replicates import pooled_draws, task_draws
 
 
 def cascades(count, seeds=(1, 2), digits=1):
@@ -64,7 +64,7 @@ def test_many_examples_are_drawn_to_first_order(monkeypatch):
     exact = task_draws(series, large, tasks)[1], pooled_draws(series, large, 0.6)
     for module in ("bootstrap", "task_draws"):
         monkeypatch.setattr(f"caskd.eval.{module}.EXACT_UP_TO", 1500)
-    monkeypatch.setattr("caskd.eval.task_draws.MAX_BLOCKS", 200)
+    monkeypatch.setattr("caskd.eval.stats.task_replicates.MAX_BLOCKS", 200)
     linear = task_draws(series, large, tasks)[1], pooled_draws(series, large, 0.6)
     for ours, theirs in [
         (linear[0].area, exact[0].area), (linear[0].small, exact[0].small),

@@ -12,7 +12,7 @@ from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from caskd.precompute import precompute
-from caskd.precompute.planning import plan
+from caskd.precompute.planning.planner import plan
 from caskd.store.errors import IdentityError, UsageError
 
 RECORDS = [{"prompt": "ab", "response": "cde"}, {"prompt": "f", "response": "gh"}]

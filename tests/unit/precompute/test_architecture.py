@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caskd.precompute.architecture import SplitModel, adjust_logits, check_split
-from caskd.precompute.checkpoint import TeacherSource
-from caskd.precompute.teacher import load_model
+from caskd.models.split_model import SplitModel, adjust_logits, check_split
+from caskd.precompute.teacher.source import TeacherSource
+from caskd.precompute.teacher.transformers_teacher import load_model
 from caskd.store.errors import UsageError
 
 SMALL = {
@@ -60,7 +60,7 @@ def test_known_architectures_agree_with_their_whole(name):
 def test_an_adjustment_that_is_not_known_is_refused(name, monkeypatch):
     model = build(name)
     monkeypatch.setattr(
-        "caskd.precompute.architecture.adjust_logits", lambda logits, config: logits
+        "caskd.models.split_model.adjust_logits", lambda logits, config: logits
     )
     with pytest.raises(UsageError, match="gives other logits"):
         check_split(model, SplitModel(model), 40)

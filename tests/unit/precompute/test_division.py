@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.division import Seat, next_shard, seat_of
+from caskd.precompute.workers.scheduling import Seat, next_shard, seat_of
 from caskd.store.errors import UsageError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}

@@ -8,12 +8,13 @@ from captures import RECORDS, config_for
 from tiny import ragged_records, save_tiny
 
 from caskd.cli.main import main
-from caskd.precompute import forecast, precompute, probe
-from caskd.precompute.plan_report import plan_lines
-from caskd.precompute.shard import next_batch
-from caskd.store.layout import ROW_FIELDS
-from caskd.store.reader import TeacherStore
-from caskd.store.writer import StoreWriter
+from caskd.precompute.planning import forecast, probe
+from caskd.precompute import precompute
+from caskd.precompute.planning.plan_report import plan_lines
+from caskd.precompute.workers.fill import next_batch
+from caskd.store.format.layout import ROW_FIELDS
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.writer import StoreWriter
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_without_a_probe_no_weight_is_read(teacher, tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr("caskd.precompute.teacher.load_model", refuse)
+    monkeypatch.setattr("caskd.precompute.teacher.transformers_teacher.load_model", refuse)
     config = config_for(teacher, tmp_path)
     words = ["plan", "--teacher", config.teacher, "--data", *config.data, "--store", config.store]
     assert main([*words, "--top-k", "8"]) == 0

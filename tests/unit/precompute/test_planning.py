@@ -9,9 +9,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import ragged_records, save_tiny, write_jsonl
 
-from caskd.precompute import planning
+from caskd.precompute.planning import planner
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning import plan
+from caskd.precompute.planning.planner import plan
 from caskd.store.errors import IdentityError, UsageError
 
 

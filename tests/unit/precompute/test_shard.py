@@ -6,10 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from caskd.precompute.shard import TokenBudget, fill_shard, next_batch
-from caskd.store.alignment import num_rows
+from caskd.precompute.workers.fill import TokenBudget, fill_shard, next_batch
+from caskd.store.corpus.alignment import num_rows
 from caskd.store.errors import UsageError
-from caskd.store.writer import ShardExample, ShardWork
+from caskd.store.write.writer import ShardExample, ShardWork
 
 SHARD_ROWS = 100
 

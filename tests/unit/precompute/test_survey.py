@@ -9,13 +9,13 @@ from tiny import save_tiny
 
 from caskd.cli.main import main
 from caskd.precompute import precompute
-from caskd.precompute.planning import plan
-from caskd.precompute.policies import check_non_finite
-from caskd.precompute.survey import Survey, bars, histogram, quantiles
+from caskd.precompute.planning.planner import plan
+from caskd.precompute.planning.policies import check_non_finite
+from caskd.precompute.planning.survey import Survey, bars, histogram, quantiles
 from caskd.store.errors import TeacherError, UsageError
-from caskd.store.examples import TokenizedExample
-from caskd.store.reader import TeacherStore
-from caskd.store.verify import verify_store
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.verify.verifier import verify_store
 
 RECORDS = [
     {"prompt": "ab", "response": "cd"},
@@ -152,7 +152,7 @@ def test_lengths_by_the_book():
 
 
 def test_labels_of_many_examples_are_all_counted(monkeypatch):
-    monkeypatch.setattr("caskd.precompute.survey.PENDING_LABELS", 10)
+    monkeypatch.setattr("caskd.precompute.planning.survey.PENDING_LABELS", 10)
     rng = np.random.default_rng(0)
     survey, expected = Survey(30), np.zeros(30, np.int64)
     examples = []

@@ -10,17 +10,18 @@ from tiny import save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from caskd.precompute import teacher as teacher_module
-from caskd.precompute.architecture import SplitModel
-from caskd.precompute.checkpoint import find_teacher
-from caskd.precompute.packing import pad
-from caskd.precompute.placement import load_model, memory_errors, pick_device
-from caskd.precompute.planning import plan
-from caskd.precompute.rules import KeepTopK
-from caskd.precompute.teacher import TransformersTeacher
-from caskd.store.alignment import num_rows
+from caskd.precompute.teacher import transformers_teacher as teacher_module
+from caskd.models.split_model import SplitModel
+from caskd.precompute.teacher.source import find_teacher
+from caskd.models.batching import pad
+from caskd.precompute.teacher.loading import load_model
+from caskd.models.devices import memory_errors, pick_device
+from caskd.precompute.planning.planner import plan
+from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
+from caskd.store.corpus.alignment import num_rows
 from caskd.store.errors import UsageError
-from caskd.store.writer import ShardExample
+from caskd.store.write.writer import ShardExample
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,11 @@ import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.store import encoding, layout
-from caskd.store.codecs import decode_chunk, encode_chunk
+from caskd.store.format import topk_encoding, layout
+from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.errors import CorruptError
-from caskd.store.id_orders import IdPlaces, decode_ids, fit_orders
-from caskd.store.writer import pilot_examples, pilot_rows
+from caskd.store.format.id_orders import IdPlaces, decode_ids, fit_orders
+from caskd.store.write.writer import pilot_examples, pilot_rows
 
 V, K = 500, 64
 
@@ -27,7 +27,7 @@ def round_trip(rows: dict[str, np.ndarray], num_orders: int = 3) -> dict[str, np
     orders = fit_orders(rows["topk_ids"], rows["num_kept"], V, num_orders)
     assert orders.shape == (num_orders, V)
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(V), (num_orders, 1)))
-    stored = encoding.encode_rows("compact", rows, orders)
+    stored = topk_encoding.encode_rows("compact", rows, orders)
     dtypes = {name: str(values.dtype) for name, values in stored.items() if name not in rows}
     assert dtypes == {
         "topk_logit_steps": "uint16", "topk_id_codes": "uint32", "topk_id_order": "uint8",
@@ -35,7 +35,7 @@ def round_trip(rows: dict[str, np.ndarray], num_orders: int = 3) -> dict[str, np
     ids, logits = np.empty_like(rows["topk_ids"]), np.empty_like(rows["topk_logits"])
     kept = rows["num_kept"]
     decode_ids(stored["topk_id_codes"], stored["topk_id_order"], kept, orders, ids)
-    encoding.decode_logits(stored["topk_logit_steps"], kept, rows["logsumexp"], logits)
+    topk_encoding.decode_logits(stored["topk_logit_steps"], kept, rows["logsumexp"], logits)
     columns = {name: values for name, values in stored.items() if name in rows}
     return {**columns, "topk_ids": ids, "topk_logits": logits}
 

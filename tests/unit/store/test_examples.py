@@ -5,10 +5,10 @@ import pytest
 from tiny import tiny_tokenizer
 from tokenizers import AddedToken, processors
 
-from caskd.store.alignment import row_labels
-from caskd.store.corpus import Columns
+from caskd.store.corpus.alignment import row_labels
+from caskd.store.corpus.files import Columns
 from caskd.store.errors import UsageError
-from caskd.store.examples import TextOptions, prompt_ids, reference_text, tokenize_example
+from caskd.store.corpus.tokens import TextOptions, prompt_ids, reference_text, tokenize_example
 
 EOS = "</s>"
 PLAIN_TEMPLATE = (

@@ -10,7 +10,7 @@ import pytest
 import sampled_stores
 import stores
 
-from caskd.store import layout
+from caskd.store.format import layout
 
 PAGE = Path(__file__).parents[3] / "docs" / "store-format.md"
 

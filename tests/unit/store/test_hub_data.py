@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import constants
 from tiny import ragged_records, write_jsonl
 
-from caskd.store.corpus import read_records
+from caskd.store.corpus.files import read_records
 from caskd.store.errors import UsageError
 
 MAIN, OTHER = "a" * 40, "b" * 40

@@ -11,10 +11,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.store import alignment, arrays, encoding, layout
-from caskd.store.chunk_cache import ChunkCache, Pieces, cut
+from caskd.store.corpus import alignment
+from caskd.store.read import arrays
+from caskd.store.format import topk_encoding, layout
+from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
 from caskd.store.errors import CorruptError
-from caskd.store.reader import TeacherStore
+from caskd.store.read.teacher_store import TeacherStore
 
 
 @pytest.fixture(scope="module", params=["compact", "exact"])
@@ -140,12 +142,12 @@ def test_the_cache_decodes_a_chunk_once_until_others_push_it_out() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 4, 512])
 def test_four_sums_at_a_time_are_what_one_at_a_time_gives(rows: int) -> None:
     rng = np.random.default_rng(rows)
-    steps = rng.integers(0, encoding.MAX_CODE // 64, (64, rows)).astype(np.uint16).T
+    steps = rng.integers(0, topk_encoding.MAX_CODE // 64, (64, rows)).astype(np.uint16).T
     kept = rng.integers(0, 65, rows).astype(np.uint16)
     logsumexp = rng.normal(size=rows).astype(np.float32)
     found = np.empty((rows, 64), np.float32)
-    encoding.decode_logits(steps, kept, logsumexp, found)
-    table = encoding.LOG_PROBABILITIES[steps.cumsum(1)] + logsumexp[:, None]
+    topk_encoding.decode_logits(steps, kept, logsumexp, found)
+    table = topk_encoding.LOG_PROBABILITIES[steps.cumsum(1)] + logsumexp[:, None]
     wanted = np.where(np.arange(64) < kept[:, None], table, -np.inf)
     np.testing.assert_array_equal(found, wanted)
 

@@ -9,8 +9,9 @@ from stores import make_store, tree
 
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
-from caskd.store.card import NO_LICENSE, card, license_note, plain
-from caskd.store.quality import measure_quality, rank_bins, rank_names
+from caskd.store.inspect.store_card import NO_LICENSE, card, license_note
+from caskd.store.io.printable import plain
+from caskd.store.inspect.quality import measure_quality, rank_bins, rank_names
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_figures_do_not_depend_on_the_batch(
     store: TeacherStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure_quality(store)
-    monkeypatch.setattr("caskd.store.quality.EXAMPLES_AT_ONCE", 7)
+    monkeypatch.setattr("caskd.store.inspect.quality.EXAMPLES_AT_ONCE", 7)
     parts = measure_quality(store)
     assert parts.ranks == whole.ranks
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-12)

@@ -10,8 +10,8 @@ from stores import make_store, tree
 
 from caskd.store import TeacherStore, pull_store, push_store
 from caskd.store.errors import IdentityError, StoreError, StoreNotFoundError
-from caskd.store.listing import list_stores
-from caskd.store.retries import RetryPolicy
+from caskd.store.share.listing import list_stores
+from caskd.store.storage.base import RetryPolicy
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.0)
 URL = "hf://datasets/team/cask"

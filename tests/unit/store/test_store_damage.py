@@ -7,18 +7,12 @@ import numpy as np
 import pytest
 import stores
 
-from caskd.store import TeacherStore, commits, verify_store
-from caskd.store.errors import (
-    CaskdError,
-    CorruptError,
-    IncompleteError,
-    StoreNotFoundError,
-    UnsafeError,
-    UsageError,
-)
-from caskd.store.info import store_info
-from caskd.store.planner import find_store, plan_store
-from caskd.store.writer import StoreWriter
+from caskd.store import TeacherStore, verify_store
+from caskd.store.commits import publish
+from caskd.store.errors import (CaskdError, CorruptError, IncompleteError, StoreNotFoundError, UnsafeError, UsageError)
+from caskd.store.inspect.info import store_info
+from caskd.store.write.planner import find_store, plan_store
+from caskd.store.write.writer import StoreWriter
 
 
 @pytest.fixture
@@ -31,10 +25,10 @@ def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, 
     whole = stores.tree(stores.make_store(tmp_path / "whole").root)
     path = tmp_path / "s"
     plan_store(path, stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB)
-    record = commits.CommitRecord.from_json(whole["commits/00001.json"], "00001")
-    staged = path / commits.STAGING / record.digest
+    record = publish.CommitRecord.from_json(whole["commits/00001.json"], "00001")
+    staged = path / publish.STAGING / record.digest
     for item in record.file_records:
-        target = staged / commits.staged_name(item.name)
+        target = staged / publish.staged_name(item.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(whole[item.name])
     if stop != "staged":
@@ -42,7 +36,7 @@ def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, 
     if stop == "half moved":
         first = record.file_records[0].name
         (path / first).parent.mkdir(parents=True, exist_ok=True)
-        (staged / commits.staged_name(first)).rename(path / first)
+        (staged / publish.staged_name(first)).rename(path / first)
     stores.fill(path).seal()
     assert stores.tree(path) == whole
 
@@ -67,11 +61,11 @@ def test_a_plan_decided_but_not_published_is_completed(tmp_path: Path) -> None:
         tmp_path / "a", stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB
     )
     whole = stores.tree(tmp_path / "a")
-    record = commits.read_record(tmp_path / "a", commits.PLAN)
-    staged = tmp_path / "b" / commits.STAGING / record.digest
+    record = publish.read_record(tmp_path / "a", publish.PLAN)
+    staged = tmp_path / "b" / publish.STAGING / record.digest
     for item in record.file_records:
         staged.mkdir(parents=True, exist_ok=True)
-        (staged / commits.staged_name(item.name)).write_bytes(whole[item.name])
+        (staged / publish.staged_name(item.name)).write_bytes(whole[item.name])
     (tmp_path / "b" / "commits").mkdir()
     (tmp_path / "b" / "commits" / "plan.json").write_bytes(record.to_json())
     assert find_store(tmp_path / "b") == find_store(tmp_path / "a")

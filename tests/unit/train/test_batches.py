@@ -10,11 +10,11 @@ import stores
 import torch
 
 from caskd.store import StoreBatch, TeacherStore
-from caskd.train.batches import BatchReader, collate, fields_to_read
-from caskd.train.micro_steps import Cut
-from caskd.train.objectives import OBJECTIVES
-from caskd.train.read_ahead import ReadAhead, StalledError
-from caskd.train.store_mix import StoreMix
+from caskd.train.data.batches import BatchReader, collate, fields_to_read
+from caskd.train.data.micro_steps import Cut
+from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.data.prefetch import ReadAhead, StalledError
+from caskd.train.data.store_mix import StoreMix
 
 
 def toy() -> StoreBatch:

@@ -4,16 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from caskd.train import measures as measures_module
-from caskd.train.loss_types import Head, LossRows, TeacherRows
-from caskd.train.measures import (
-    MEASURES,
-    NUM_BINS,
-    best_step,
-    figures_of,
-    row_measures,
-    tally_measures,
-)
+from caskd.train.loss import measures as measures_module
+from caskd.train.loss.types import Head, LossRows, TeacherRows
+from caskd.train.loss.measures import (MEASURES, NUM_BINS, best_step, figures_of, row_measures, tally_measures)
 
 N, H, V, K = 37, 8, 19, 5
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from caskd.train.forecast import RunSize, forecast, remedies, table
+from caskd.train.run.memory_forecast import RunSize, forecast, remedies, table
 
 MILLION = 10**6
 SIZE = RunSize(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train.mixture import LATTICE, check_weights, parse_store, shares, turns
-from caskd.train.store_mix import StoreMix
+from caskd.train.data.mixture import LATTICE, check_weights, parse_store, shares, turns
+from caskd.train.data.store_mix import StoreMix
 
 weights_of = st.lists(st.floats(0.01, 5.0), min_size=1, max_size=5).map(tuple)
 

@@ -6,12 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caskd.train.order import (
-    WINDOW_BLOCKS,
-    ExampleOrder,
-    blocks_of,
-    permutation,
-)
+from caskd.train.data.order import WINDOW_BLOCKS, ExampleOrder, blocks_of, permutation
 
 
 def order_of(sizes: list[int], seed: int) -> ExampleOrder:

@@ -11,10 +11,10 @@ from tiny import write_jsonl
 
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
-from caskd.train.batches import BatchReader, collate
-from caskd.train.micro_steps import Cut
-from caskd.train.random_mask import RandomMask, read_fractions
-from caskd.train.store_mix import StoreMix
+from caskd.train.data.batches import BatchReader, collate
+from caskd.train.data.micro_steps import Cut
+from caskd.train.data.random_mask import RandomMask, read_fractions
+from caskd.train.data.store_mix import StoreMix
 
 
 def batch_of(counts: list[int], first: int = 0, label: int = 0) -> StoreBatch:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caskd.train.rng import load_rng, save_rng, seed_everything
+from caskd.train.checkpoint.rng import load_rng, save_rng, seed_everything
 
 
 def draw() -> tuple[float, ...]:

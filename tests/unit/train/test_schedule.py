@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from caskd.train.objectives import OBJECTIVES, Objective
-from caskd.train.schedule import hungriest, lr_at, objective_at
+from caskd.train.loss.objectives import OBJECTIVES, Objective
+from caskd.train.run.schedule import hungriest, lr_at, objective_at
 
 STEPS, WARMUP = 100, 10
 FALLING = ("cosine", "linear", "wsd")

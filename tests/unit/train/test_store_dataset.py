@@ -15,8 +15,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from caskd.store import TeacherStore
 from caskd.store.errors import StoreNotFoundError, UsageError
 from caskd.train import StoreDataset
-from caskd.train.order import stream_positions
-from caskd.train.store_mix import StoreMix
+from caskd.train.data.order import stream_positions
+from caskd.train.data.store_mix import StoreMix
 
 WORLDS, READERS = (1, 2, 4), (0, 1, 2)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caskd.store.errors import CorruptError
-from caskd.train.tensor_files import SavedTensors, write_tensors
+from caskd.train.checkpoint.tensor_files import SavedTensors, write_tensors
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),

@@ -10,7 +10,7 @@ import pytest
 
 from caskd.store.errors import UsageError
 from caskd.train.config import RESUMABLE_CHANGES, Objective, Tail, TrainConfig
-from caskd.train.objectives import OBJECTIVES, TAILS
+from caskd.train.loss.objectives import OBJECTIVES, TAILS
 
 REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
 

@@ -1,0 +1,58 @@
+"""How well a deferral score tells wrong answers of the small model from right ones, without the
+large model. Equal scores are one block everywhere: the order of the examples changes nothing.
+
+Legend: E examples.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.curves.deferral import defer_order
+
+FloatArray = npt.NDArray[np.float64]
+
+NUM_BINS = 15
+
+
+def auroc(score: FloatArray, quality: FloatArray) -> float | None:
+    """Chance that a wrong answer has the higher score of the two; 1/2 where both are equal.
+
+    An answer is wrong where its quality is below one half.
+
+    Returns:
+        The area under the ROC curve, or None where all answers are right, or all wrong.
+    """
+    wrong = quality < 0.5
+    num_wrong = int(wrong.sum())
+    num_right = wrong.size - num_wrong
+    if not num_wrong or not num_right:
+        return None
+    order, ends = defer_order(score)
+    wrongs = np.add.reduceat(wrong[order].astype(np.float64), ends[:-1])
+    rights = np.diff(ends) - wrongs
+    rights_after = num_right - np.cumsum(rights) + rights / 2.0
+    return float(wrongs @ rights_after) / (num_wrong * num_right)
+
+
+def aurc(score: FloatArray, quality: FloatArray) -> float:
+    """Area under the risk-coverage curve: mean over k of 1 - quality of the k surest answers.
+
+    A block of equal scores enters at its mean, which is the expectation over its orders.
+    """
+    order, ends = defer_order(score, quality)
+    sizes = np.diff(ends)
+    risk = np.add.reduceat(1.0 - quality[order], ends[:-1]) / sizes
+    surest_first = np.repeat(risk, sizes)[::-1]
+    return float(np.mean(np.cumsum(surest_first) / np.arange(1, score.size + 1)))
+
+
+def calibration_error(confidence: FloatArray, quality: FloatArray) -> float:
+    """Expected calibration error: mean distance of confidence and quality over 15 equal bins.
+
+    Args:
+        confidence: [E] from 0 to 1.
+        quality: [E] of the answers that it speaks of.
+    """
+    place = np.clip((confidence * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+    apart = np.bincount(place, weights=confidence - quality, minlength=NUM_BINS)
+    return float(np.abs(apart).sum() / confidence.size)

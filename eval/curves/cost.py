@@ -1,0 +1,191 @@
+"""What a cascade costs: floating-point operations, money, seconds.
+
+A forward pass costs 2 FLOPs per parameter and token. The small model always answers; the large one
+answers the deferred examples besides: cost = C_small + deferral_rate * C_large. A rule that decides
+before generation saves the small model's answer to what it defers. Every example weighs the same.
+
+Legend: E examples, P points of a curve.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.curves.deferral import defer_order, deferred_mean
+from caskd.eval.answers.predictions_file import Predictions
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caskd.store.errors import UsageError
+
+FloatArray = npt.NDArray[np.float64]
+
+TAIL = 0.95
+_TAIL_POINTS = 101
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """What each example costs, by when it is paid: arrays [E]."""
+
+    always: FloatArray
+    kept: FloatArray
+    """Paid where the small model's answer is kept."""
+    deferred: FloatArray
+    """Paid where the example is deferred."""
+
+    def mean(self, score: FloatArray) -> FloatArray:
+        """Mean cost per example [P] at each point of the curve."""
+        both = float((self.always + self.kept).mean())
+        return both + deferred_mean(score, self.deferred - self.kept)
+
+    def of(self, deferred: npt.NDArray[np.bool_]) -> FloatArray:
+        """[E] what each example costs where these are deferred."""
+        return self.always + np.where(deferred, self.deferred, self.kept)
+
+
+def shares(small: FloatArray, large: FloatArray, *, saved: FloatArray | None = None) -> Shares:
+    """Costs of a cascade.
+
+    Args:
+        small: [E] cost of the small model's answers.
+        large: [E] cost of the large model's.
+        saved: [E] part of `small` that deferred examples do not pay; none by default.
+    """
+    kept = np.zeros_like(small) if saved is None else saved
+    return Shares(always=small - kept, kept=kept, deferred=large)
+
+
+def flops_per_token(num_parameters: int) -> float:
+    """FLOPs of one token: 2 per parameter, as in CAT (arXiv 2406.00060)."""
+    return 2.0 * num_parameters
+
+
+def token_cost(
+    deferral_rate: FloatArray,
+    small_parameters: int,
+    large_parameters: int,
+    *,
+    before_generation: bool = False,
+) -> FloatArray:
+    """FLOPs per token [P] of the cascade at each deferral rate: the paper's axis.
+
+    It leaves out that prompts are read too and that answers differ in length; see `example_cost`.
+    """
+    answered = 1.0 - deferral_rate if before_generation else 1.0
+    return answered * flops_per_token(small_parameters) + deferral_rate * flops_per_token(
+        large_parameters
+    )
+
+
+def example_cost(
+    score: FloatArray,
+    small_parameters: int,
+    small_tokens: FloatArray,
+    large_parameters: int,
+    large_tokens: FloatArray,
+) -> FloatArray:
+    """Mean FLOPs per example [P] at each point of the curve, prompts and lengths counted.
+
+    Args:
+        score: [E] deferral score.
+        small_parameters: parameters of the small model.
+        small_tokens: [E] prompt and output tokens that the small model processed.
+        large_parameters: parameters of the large model.
+        large_tokens: [E] the same of the large model.
+    """
+    small = flops_per_token(small_parameters) * small_tokens
+    return shares(small, flops_per_token(large_parameters) * large_tokens).mean(score)
+
+
+def flops(predictions: Predictions) -> tuple[FloatArray, FloatArray]:
+    """FLOPs [E] of reading each prompt, and of writing each answer."""
+    each = flops_per_token(predictions.num_parameters)
+    return each * predictions.numbers("prompt_tokens"), each * predictions.numbers("output_tokens")
+
+
+def money(predictions: Predictions, price: Price) -> tuple[FloatArray, FloatArray]:
+    """Price [E] of reading each prompt, and of writing each answer."""
+    return (
+        predictions.numbers("prompt_tokens") * price.prompt / 1e6,
+        predictions.numbers("output_tokens") * price.output / 1e6,
+    )
+
+
+def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatArray]:
+    """Deferral rates and the 95th percentile of the seconds per example there.
+
+    At up to 101 points of the curve: each needs the examples sorted anew.
+    """
+    order, ends = defer_order(score)
+    places = np.unique(np.linspace(0, ends.size - 1, _TAIL_POINTS).astype(np.int64))
+    deferred = np.zeros(score.size, dtype=bool)
+    tails = np.empty(places.size)
+    for number, place in enumerate(places):
+        deferred[order[: ends[place]]] = True
+        tails[number] = np.quantile(seconds.of(deferred), TAIL)
+    return ends[places] / score.size, tails
+
+
+# ---- folded: What tokens cost, from a file of the user's own: JSON or TOML, one entry per model.
+@dataclass(frozen=True)
+class Price:
+    """Of a million tokens, in the user's currency."""
+
+    prompt: float
+    output: float
+
+
+def read_prices(file: str) -> Mapping[str, Price]:
+    """Read a price list.
+
+    Raises:
+        UsageError: the file is missing, no price list, or a price is negative or no number.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"--prices {file}: no such file, expected a JSON or TOML price list")
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        return {name: _price(file, name, entry) for name, entry in entries.items()}
+    except (ValueError, AttributeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"--prices {file}: not a price list in JSON or TOML: {error}") from None
+
+
+def price_of(prices: Mapping[str, Price], model: str) -> Price:
+    """The price of a model.
+
+    Raises:
+        UsageError: the list does not have it.
+    """
+    if model not in prices:
+        raise UsageError(
+            f"--prices has no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
+            "add one with prompt and output, each for a million tokens"
+        )
+    return prices[model]
+
+
+def _price(file: str, name: str, entry: object) -> Price:
+    numbers: list[Any] = (
+        [entry.get(kind) for kind in ("prompt", "output")] if isinstance(entry, dict) else []
+    )
+    if len(numbers) != 2 or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and 0.0 <= n < float("inf")
+        for n in numbers
+    ):
+        raise UsageError(
+            f"--prices {file}: got {entry!r} for {name!r}, expected prompt and output, "
+            "each the price of a million tokens"
+        )
+    prompt, output = numbers
+    return Price(prompt, output)

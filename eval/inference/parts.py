@@ -1,0 +1,155 @@
+"""Finished parts of a predictions file, so that a kill costs one part and many workers can share.
+
+`OUT.parts/` holds `request.json`, which says what is asked of which model, and one Parquet file per
+finished part. Files are created whole and exclusively; who finds all parts joins them into OUT and
+takes the folder away. Nothing depends on a clock, on who wrote a part, or on how often it began.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from caskd.eval.answers.predictions_file import (WHOLE, Predictions, predictions_bytes, read_predictions, table_of)
+from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io.files import create_exclusive, make_directories, remove_tree
+from caskd.store.format.spec import identity_differences
+
+REQUEST = "request.json"
+
+
+def check_out(out: Path) -> None:
+    """Stop before any work if `out` cannot become a predictions file.
+
+    Raises:
+        UsageError: something else stands there, or the name ends in another way.
+    """
+    if out.suffix != ".parquet":
+        raise UsageError(f"--out {out}: expected a name that ends in .parquet")
+    if out.exists() or out.is_symlink():
+        try:
+            read_predictions(str(out))
+        except UsageError:
+            raise UsageError(f"{out} exists; remove it or choose another --out") from None
+
+
+class Parts:
+    """The parts of one predictions file, some of them finished."""
+
+    def __init__(self, out: Path, request: Mapping[str, Any], num_parts: int) -> None:
+        """Find what is there, or begin.
+
+        Args:
+            out: the file that is to be.
+            request: what is asked of which model; the metadata of the file.
+            num_parts: that the examples are cut into.
+
+        Raises:
+            IdentityError: the parts that are there answer another request.
+            UsageError: a file of another request stands at `out`.
+        """
+        self.out = out
+        self.folder = out.with_name(out.name + ".parts")
+        self.num_parts = num_parts
+        self._request: Mapping[str, Any] = json.loads(json.dumps(request))
+        if self.finished() is not None:
+            return
+        make_directories(self.folder)
+        content = json.dumps(request, indent=1, sort_keys=True).encode()
+        if not create_exclusive(self.folder / REQUEST, content):
+            self._check_same()
+
+    def _check_same(self) -> None:
+        try:
+            theirs = json.loads((self.folder / REQUEST).read_bytes())
+        except (OSError, ValueError):
+            raise UsageError(f"{self.folder} holds no parts; remove it or choose --out") from None
+        difference = next(identity_differences(theirs, self._request), None)
+        if difference is not None:
+            raise IdentityError(
+                f"{self.folder} holds parts of another request: {_told(difference)}; repeat that "
+                "command to continue it, or remove the folder to begin anew"
+            )
+
+    def finished(self) -> Predictions | None:
+        """The whole file, if it is there.
+
+        Raises:
+            UsageError: it answers another request.
+        """
+        if not self.out.exists():
+            return None
+        whole = read_predictions(str(self.out))
+        theirs = {name: whole.metadata.get(name) for name in self._request}
+        difference = next(identity_differences(theirs, self._request), None)
+        if difference is not None:
+            scoring = difference[0].partition(".")[0] in ("quality", "tasks")
+            other = ", or score it anew: caskd eval --task-metric" if scoring else ""
+            raise UsageError(
+                f"{self.out} exists and answers another request: {_told(difference)}; "
+                f"remove it or choose another --out{other}"
+            )
+        return whole
+
+    def missing(self, worker: int = 0, num_workers: int = 1) -> list[int]:
+        """Parts of this worker that are not finished: those whose number leaves it as remainder."""
+        if self.out.exists():
+            return []
+        return [
+            part
+            for part in range(worker, self.num_parts, num_workers)
+            if not self._path(part).exists()
+        ]
+
+    def write(self, part: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a finished part; if another process was faster, its answers stay."""
+        try:
+            create_exclusive(self._path(part), predictions_bytes(table_of(rows), self._request))
+        except FileNotFoundError:
+            if not self.out.exists():  # else another worker has joined all parts in the meantime
+                raise
+
+    def join(self) -> Predictions | None:
+        """Write the whole file if every part is there, and take the parts away.
+
+        Returns:
+            The predictions in the order of the data, or None while parts are missing.
+
+        Raises:
+            UsageError: a part cannot be read.
+        """
+        if not self.out.exists():
+            if self.missing():
+                return None
+            try:
+                tables = [self._read(part) for part in range(self.num_parts)]
+            except FileNotFoundError:
+                return self.finished()  # another worker was faster
+            table = pa.concat_tables(tables).sort_by("source_index")
+            content = predictions_bytes(table, self._request)
+            create_exclusive(self.out, content, scratch=self.folder)
+        remove_tree(self.folder)
+        return self.finished()
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"{part:05d}.parquet"
+
+    def _read(self, part: int) -> pa.Table:
+        path = self._path(part)
+        try:
+            table = pq.read_table(path, partitioning=None)
+        except pa.ArrowException:
+            raise UsageError(f"{path} is damaged; remove it and repeat the command") from None
+        columns = [
+            table.column(name) if name in table.column_names else pa.nulls(len(table), kind)
+            for name, kind in zip(WHOLE.names, WHOLE.types, strict=True)
+        ]
+        return pa.table(columns, schema=WHOLE)
+
+
+def _told(difference: tuple[str, Any, Any]) -> str:
+    field, theirs, ours = difference
+    return f"{field} {theirs!r} there, {ours!r} now"

@@ -1,0 +1,183 @@
+"""How good one answer is, from 0 to 1: metrics of a text against the texts that were expected.
+
+An answer is held against every reference and the best counts; BLEU and chrF take all of them at
+once, as sacrebleu does.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from caskd.store.errors import UsageError
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.curves.deferral import defer_order
+from caskd.store.errors import UsageError
+
+Normalize = Callable[[str], str]
+Score = Callable[[str, Sequence[str], Sequence[str]], float]
+"""Quality of an answer, given the references and the options, which are empty where there are
+none; all of them normalised before."""
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # 5-3 is 5 and 3
+BLEU = "bleu"
+
+
+def _as_written(text: str) -> str:
+    return text
+
+
+def _spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _label(text: str) -> str:
+    return _spaces(text).strip(string.punctuation + " ").casefold()
+
+
+def _squad(text: str) -> str:
+    """Lower case, no punctuation, no articles (the official SQuAD script)."""
+    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return _spaces(_ARTICLES.sub(" ", kept))
+
+
+NORMALIZE: Mapping[str, Normalize] = {
+    "none": _as_written,
+    "spaces": _spaces,
+    "label": _label,
+    "squad": _squad,
+}
+"""What is done to answers, references and options before they are compared."""
+
+
+def exact_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
+    """1.0 if the answer is one of the references, else 0.0."""
+    return float(text in references)
+
+
+def accuracy(text: str, references: Sequence[str], options: Sequence[str]) -> float:
+    """1.0 if the option that the answer names is a reference, else 0.0.
+
+    An answer names an option that it equals or, failing that, the longest one that it begins with
+    at the end of a word: "B. Paris" names "B".
+    """
+    begun = [one for one in options if re.match(re.escape(one) + r"(?!\w)", text)]
+    return float((max(begun, key=len) if begun else text) in references)
+
+
+def token_f1(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
+    """Harmonic mean of precision and recall over words, the best over the references (SQuAD)."""
+    return max(_word_f1(text.split(), reference.split()) for reference in references)
+
+
+def _word_f1(words: list[str], expected: list[str]) -> float:
+    if not words or not expected:
+        return float(words == expected)
+    shared = (Counter(words) & Counter(expected)).total()
+    return 2.0 * shared / (len(words) + len(expected))
+
+
+def numeric_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
+    """1.0 if the last number in the answer is the last one in a reference: 1,200.0 is 1200."""
+    found = _last_number(text)
+    return float(found is not None and found in [_last_number(one) for one in references])
+
+
+def _last_number(text: str) -> float | None:
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else None
+
+
+def _bleu(tokenizer: str, text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
+    return _share(_sentence_bleu(tokenizer).sentence_score(text, references).score)
+
+
+def _chrf(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
+    return _share(_sentence_chrf().sentence_score(text, references).score)
+
+
+@lru_cache(maxsize=8)
+def _sentence_bleu(tokenizer: str) -> Any:
+    return bleu_scorer(tokenizer, f"metric {BLEU}-", effective_order=True)
+
+
+@lru_cache(maxsize=1)
+def _sentence_chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
+def _share(score: float) -> float:
+    return min(score / 100.0, 1.0)  # a perfect BLEU comes out as 100.00000000000004
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to score one answer."""
+
+    score: Score
+    normalize: str
+    """Of `NORMALIZE`, for tasks that do not name another."""
+
+
+METRICS: dict[str, Metric] = {
+    "exact_match": Metric(exact_match, "spaces"),
+    "accuracy": Metric(accuracy, "label"),
+    "token_f1": Metric(token_f1, "squad"),
+    "numeric_match": Metric(numeric_match, "none"),
+    "chrf": Metric(_chrf, "none"),
+    BLEU: Metric(partial(_bleu, "13a"), "none"),
+}
+"""By name; BLEU with another tokenizer of sacrebleu is `bleu-TOKENIZER`, such as `bleu-zh`."""
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of this name.
+
+    Raises:
+        UsageError: there is none, or what it needs is not installed.
+    """
+    tokenizer = name.removeprefix(f"{BLEU}-")
+    if tokenizer != name:
+        _sentence_bleu(tokenizer)  # refused here, before any answer is waited for
+        return Metric(partial(_bleu, tokenizer), "none")
+    if name not in METRICS:
+        known = ", ".join([*METRICS, f"{BLEU}-TOKENIZER (13a, zh, ja-mecab, ...)"])
+        raise UsageError(f"got metric {name!r}, expected one of {known}")
+    return METRICS[name]
+
+
+def bleu_scorer(tokenizer: str, asked_by: str = "--bleu ", **options: bool) -> Any:
+    """sacrebleu's BLEU with this tokenizer.
+
+    Args:
+        tokenizer: of sacrebleu.
+        asked_by: the flag up to the tokenizer's name, for messages.
+        options: of sacrebleu's BLEU.
+
+    Raises:
+        UsageError: there is no such tokenizer, or its files are not installed.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    if tokenizer not in BLEU.TOKENIZERS:
+        known = ", ".join(sorted(BLEU.TOKENIZERS))
+        raise UsageError(f"got {asked_by}{tokenizer}, expected a tokenizer of sacrebleu: {known}")
+    try:
+        return BLEU(tokenize=tokenizer, force=True, **options)
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        extra = tokenizer.removesuffix("-mecab")
+        how = f" Install it with: pip install 'sacrebleu[{extra}]'" if extra != tokenizer else ""
+        raise UsageError(f"{asked_by}{tokenizer} is not installed: {reason}{how}") from None

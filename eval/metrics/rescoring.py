@@ -1,0 +1,56 @@
+"""Stored answers scored by another metric: no model runs again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+
+from caskd.eval.answers.predictions_file import Predictions
+from caskd.eval.metrics.metrics import find_metric
+from caskd.eval.tasks import Task, describe, named_metrics, quality
+
+
+def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Predictions:
+    """The same answers with other qualities.
+
+    Args:
+        predictions: with texts and references.
+        task_metrics: NAME=METRIC for one task, METRIC for all others; tasks that are not meant keep
+            their quality.
+
+    Raises:
+        UsageError: a metric that there is not, or a name that no task has.
+    """
+    if not task_metrics:
+        return predictions
+    names = predictions.strings("task")
+    named, default = named_metrics(task_metrics, set(names))
+    tasks = {name: _stored_task(predictions, name) for name in sorted(set(names))}
+    metrics = {name: metric for name in tasks if (metric := named.get(name, default)) is not None}
+    for name, metric in metrics.items():
+        find_metric(metric)
+        tasks[name] = replace(tasks[name], metric=metric, normalize=None)
+    values = [
+        quality(tasks[name], text, references, options) if name in metrics else stored
+        for name, text, references, options, stored in zip(
+            names,
+            predictions.strings("text"),
+            predictions.references(),
+            predictions.options(),
+            predictions.numbers("quality").tolist(),
+            strict=True,
+        )
+    ]
+    table = predictions.columns
+    place = table.column_names.index("quality")
+    table = table.set_column(place, "quality", pa.array(values, pa.float64()))
+    metadata = {**predictions.metadata, "quality": describe(tasks)}
+    return Predictions(predictions.source, metadata, table)
+
+
+def _stored_task(predictions: Predictions, name: str) -> Task:
+    """How a task was scored when its answers were stored."""
+    stored = predictions.metadata.get("tasks", {}).get(name)
+    if stored is None:
+        return Task(str(predictions.metadata["quality"]))
+    return Task(stored["metric"], normalize=stored["normalize"])

@@ -1,0 +1,53 @@
+"""The figure of a report on next tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from caskd.eval.curves.deferral import DeferralCurve
+from caskd.eval.next_token.measure import RULES, StudentMeasured
+from caskd.eval.report.plot_style import PAPER, arm_lines, dress, in_percent, legend_below, panels
+
+MAX_POINTS = 1001
+_DASHES = ("-", "--", "-.")
+
+
+def thin(curve: DeferralCurve) -> list[int]:
+    """Places of at most `MAX_POINTS` points, both ends among them."""
+    count = curve.deferral_rate.size
+    places = np.linspace(0, count - 1, min(count, MAX_POINTS)).round().astype(np.int64)
+    found: list[int] = np.unique(places).tolist()
+    return found
+
+
+def next_token_figure(measured: Sequence[StudentMeasured]) -> Figure:
+    """Accuracy over deferral rate by student, and what each rule gains over deferring at random."""
+    figure, (accuracy, gain) = panels(2)
+    lines = arm_lines([one.arm for one in measured])
+    for one, (color, label) in zip(measured, lines, strict=True):
+        curve = one.curve
+        places = thin(curve)
+        accuracy.plot(
+            curve.deferral_rate[places], curve.quality[places], color=color, lw=1.5, label=label
+        )
+        accuracy.plot([0, 1], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
+        oracle = (curve.oracle_rate, curve.oracle_quality)
+        accuracy.plot(*oracle, color=color, lw=0.9, ls=":")
+        for dashes, other in zip(_DASHES, one.curves.values(), strict=True):
+            places = thin(other)
+            above = (other.quality - other.random)[places]
+            gain.plot(other.deferral_rate[places], above, color=color, ls=dashes, lw=1.3)
+    dress(accuracy, "Next-token accuracy", "deferral rate", "accuracy")
+    dress(gain, "Gain over random deferral, by rule", "deferral rate", "accuracy above random")
+    for axes in (accuracy, gain):
+        in_percent(axes)
+    keys = {"random deferral": "--", "oracle": ":"}
+    keys |= {f"right: {rule}": dashes for rule, dashes in zip(RULES, _DASHES, strict=True)}
+    handles = [
+        Line2D([], [], ls=dashes, lw=0.9, color=PAPER.soft, label=name)
+        for name, dashes in keys.items()
+    ]
+    legend_below(figure, [*accuracy.get_legend_handles_labels()[0], *handles])
+    return figure

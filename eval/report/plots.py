@@ -1,0 +1,169 @@
+"""The figures of a report, drawn on Figure objects: no window, no global state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from caskd.eval.study.chain import ChainMeasured
+from caskd.eval.curves.cost import flops_per_token, token_cost
+from caskd.eval.study.measure import Measured
+from caskd.eval.report.plot_style import (PAPER, arm_lines, dress, in_percent, in_powers, legend_below, panels)
+from caskd.store.io.printable import plot_label
+
+DRAWN_POINTS = 600
+QUALITY = "mean quality"
+_UNITS = {"flops": "FLOPs per example, lengths counted", "seconds": "seconds per example",
+          "money": "money per 1,000 examples"}  # fmt: skip
+
+
+def curve_figure(measured: Sequence[Measured]) -> Figure:
+    """Quality over deferral rate and over FLOPs, with the random and oracle lines."""
+    figure, (by_rate, by_cost) = panels(2, sharey=True)
+    for one, color, label in _colored(measured):
+        curve, sizes = one.curve, (one.pair.small, one.pair.large)
+        oracle_cost = token_cost(curve.oracle_rate, *(p.num_parameters for p in sizes))
+        for axes, x, oracle_x in (
+            (by_rate, curve.deferral_rate, curve.oracle_rate),
+            (by_cost, one.token_flops, oracle_cost),
+        ):
+            _line(axes, oracle_x, curve.oracle_quality, color=color, lw=0.9, ls=":")
+            axes.plot(x[[0, -1]], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
+            _line(axes, x, curve.quality, color=color, lw=1.5, label=label)
+    large = measured[0].pair.large
+    by_cost.plot(
+        [flops_per_token(large.num_parameters)],
+        [measured[0].curve.quality_large],
+        marker="*", ms=9, color=PAPER.soft, ls="none",
+    )  # fmt: skip
+    in_percent(by_rate)
+    in_powers(by_cost)
+    dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
+    dress(by_cost, "Quality by cost", "FLOPs per token (2 per parameter)")
+    keys = _keys(random="--", oracle=":")
+    star = Line2D([], [], ls="none", marker="*", ms=8, color=PAPER.soft,
+                  label=f"{plot_label(large.model_name)} alone")  # fmt: skip
+    legend_below(figure, [*_handles(by_rate), *keys, star])
+    return figure
+
+
+def parts_figure(measured: Sequence[Measured]) -> Figure:
+    """A1, what the small model's kept answers bring, and A2, what the large model's bring."""
+    figure, (kept, deferred) = panels(2, sharey=True)
+    for one, color, label in _colored(measured):
+        rate = one.curve.deferral_rate
+        for axes, part in ((kept, one.curve.a1), (deferred, one.curve.a2)):
+            _line(axes, rate, part, color=color, lw=1.5, label=label)
+            axes.plot([0, 1], part[[0, -1]], color=color, lw=0.9, ls="--")
+    dress(kept, "A1: kept answers of the small model", "deferral rate", "part of the quality")
+    dress(deferred, "A2: answers of the large model", "deferral rate")
+    for axes in (kept, deferred):
+        in_percent(axes)
+        axes.set_ylim(bottom=0)
+    legend_below(figure, [*_handles(kept), *_keys(random="--")])
+    return figure
+
+
+def rules_figure(one: Measured) -> Figure:
+    """Every rule on one small model: quality, and what it gains over deferring at random."""
+    figure, (quality, gain) = panels(2)
+    for number, (name, rule) in enumerate(one.rules.items()):
+        curve, color = rule.curve, PAPER.color(number)
+        dashes = "-" if number < len(PAPER.colors) else "--"
+        _line(quality, curve.deferral_rate, curve.quality, color=color, ls=dashes, lw=1.3,
+              label=plot_label(name))  # fmt: skip
+        _line(gain, curve.deferral_rate, curve.quality - curve.random, color=color, ls=dashes,
+              lw=1.3)  # fmt: skip
+    gain.axhline(0.0, color=PAPER.soft, lw=0.9, ls="--")
+    quality.plot([0, 1], one.curve.random[[0, -1]], color=PAPER.soft, lw=0.9, ls="--")
+    dress(quality, "Quality by rule", "deferral rate", QUALITY)
+    dress(gain, "Gain over random deferral", "deferral rate", "quality above random")
+    for axes in (quality, gain):
+        in_percent(axes)
+    legend_below(figure, [*_handles(quality), *_keys(random="--")])
+    return figure
+
+
+def cost_figure(measured: Sequence[Measured]) -> Figure:
+    """Quality over what the files tell of each example's cost: lengths, seconds, prices."""
+    units = list(measured[0].costs)
+    figure, found = panels(len(units), sharey=True)
+    for one, color, label in _colored(measured):
+        for axes, unit in zip(found, units, strict=True):
+            cost = one.costs[unit] * (1000 if unit == "money" else 1)
+            _line(axes, cost, one.curve.quality, color=color, lw=1.5, label=label)
+            if unit == "seconds":
+                rate, tail = one.tail
+                reached = np.interp(rate, one.curve.deferral_rate, one.curve.quality)
+                axes.plot(tail, reached, color=color, lw=1.0, ls=":")
+    for axes, unit in zip(found, units, strict=True):
+        in_powers(axes)
+        first = axes is found[0]
+        title = {"flops": "Computation", "seconds": "Time", "money": "Money"}[unit]
+        dress(axes, title, _UNITS[unit], QUALITY if first else None)
+    handles = [*_handles(found[0]), *_keys(**{"95th percentile of the seconds": ":"})]
+    legend_below(figure, handles)
+    return figure
+
+
+def bleu_figure(measured: Sequence[Measured]) -> Figure:
+    """Corpus BLEU of the cascade's output over deferral rate."""
+    figure, (axes,) = panels(1)
+    for one, color, label in _colored(measured):
+        assert one.bleu is not None, "drawn only where it was asked for"
+        rate, value = one.bleu
+        _line(axes, rate, value, color=color, lw=1.5, label=label)
+    in_percent(axes)
+    dress(axes, "Corpus BLEU by deferral rate", "deferral rate", "corpus BLEU")
+    legend_below(figure, _handles(axes))
+    return figure
+
+
+def chain_figure(chain: ChainMeasured, measured: Sequence[Measured], priced: bool) -> Figure:
+    """A chain's settings that none beats, beside the cascades of two on the same cost axis."""
+    figure, (axes,) = panels(1)
+    for number, one in enumerate(measured, 1):
+        cost = 1000 * one.costs["money"] if priced else one.token_flops
+        _line(axes, cost, one.curve.quality, color=PAPER.color(number), lw=1.3,
+              label=plot_label(f"{one.label}, then the large model"))  # fmt: skip
+    label = plot_label(" > ".join(chain.models))
+    axes.plot(
+        1000 * chain.cost if priced else chain.cost,
+        chain.quality,
+        color=PAPER.color(0),
+        lw=1.6,
+        marker=".",
+        ms=3,
+        label=label,
+    )
+    in_powers(axes)
+    unit = _UNITS["money"] if priced else "FLOPs per token (2 per parameter)"
+    dress(axes, "A chain of models", unit, QUALITY)
+    legend_below(figure, _handles(axes))
+    return figure
+
+
+def _colored(measured: Sequence[Measured]) -> list[tuple[Measured, str, str]]:
+    """Each with its arm's color, and the arm's name as label at its first seed."""
+    lines = arm_lines([one.arm for one in measured])
+    return [(one, *line) for one, line in zip(measured, lines, strict=True)]
+
+
+def _line(axes: Any, x: Any, y: Any, **options: Any) -> None:
+    """A curve at as many points as the eye can tell apart."""
+    places = np.unique(np.linspace(0, len(x) - 1, min(len(x), DRAWN_POINTS)).round().astype(int))
+    axes.plot(x[places], y[places], **options)
+
+
+def _handles(axes: Any) -> list[Any]:
+    return list(axes.get_legend_handles_labels()[0])
+
+
+def _keys(**lines: str) -> list[Line2D]:
+    names = {"random": "random deferral"}
+    return [
+        Line2D([], [], ls=dashes, lw=0.9, color=PAPER.soft, label=names.get(name, name))
+        for name, dashes in lines.items()
+    ]

@@ -1,0 +1,145 @@
+"""The tables of a report: CSV for spreadsheets, and the summary on the terminal."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from caskd.eval.study.compare import FIXED_RATE
+from caskd.eval.curves.deferral import DeferralCurve
+from caskd.eval.report.sentences import difference_line
+from caskd.eval.study.analysis import Findings
+from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
+from caskd.eval.study.operating_point import OperatingPoint
+from caskd.eval.stats.intervals import McNemar
+from caskd.store.io.printable import csv_cell, plain
+from caskd.eval.report.sentences import point_lines
+
+Rows = Iterator[dict[str, Any]]
+
+
+def summary_rows(measured: Sequence[Measured]) -> Rows:
+    """One row per small model over all examples, then one per task."""
+    for one in measured:
+        yield {"small": one.label, "task": ALL_TASKS, **_main_figures(one)}
+        for task, curve in one.tasks.items():
+            yield {"small": one.label, "task": plain(task) or NO_TASK, **figures(curve)}
+
+
+def _main_figures(one: Measured) -> dict[str, Any]:
+    wanted = figures(one.curve)  # the names alone; the values of all points are stored
+    return {name: one.main.figures[name] for name in wanted}
+
+
+def rule_rows(measured: Sequence[Measured]) -> Rows:
+    """One row per small model and rule."""
+    for one in measured:
+        for name, rule in one.rules.items():
+            low, high = one.intervals[name]
+            yield {
+                "small": one.label, "rule": name, **rule.figures, "audc_low": low, "audc_high": high
+            }  # fmt: skip
+
+
+def curve_rows(measured: Sequence[Measured]) -> Rows:
+    """The points of the main rule's curves, with every cost."""
+    for one in measured:
+        costs = {_UNIT_COLUMNS[unit]: values for unit, values in one.costs.items()}
+        extra = {"flops_per_token": one.token_flops, **costs}
+        yield from _point_rows({"small": one.label}, one.curve, extra)
+
+
+def rule_curve_rows(measured: Sequence[Measured]) -> Rows:
+    """The points of every rule's curves."""
+    for one in measured:
+        for name, rule in one.rules.items():
+            extra = {"flops_per_token": rule.token_flops}
+            yield from _point_rows({"small": one.label, "rule": name}, rule.curve, extra)
+
+
+_UNIT_COLUMNS = {"flops": "flops_per_example", "seconds": "seconds_per_example",
+                 "money": "money_per_example"}  # fmt: skip
+
+
+def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[str, Any]) -> Rows:
+    arrays = {
+        "deferral_rate": curve.deferral_rate,
+        "threshold": curve.threshold,
+        "quality": curve.quality,
+        "a1": curve.a1,
+        "a2": curve.a2,
+        "random": curve.random,
+        **extra,
+    }
+    for point in zip(*(array.tolist() for array in arrays.values()), strict=True):
+        yield {**keys, **dict(zip(arrays, point, strict=True))}
+
+
+def tail_rows(measured: Sequence[Measured]) -> Rows:
+    """95th percentile of the seconds per example along the curve."""
+    for one in measured:
+        for rate, seconds in zip(*(part.tolist() for part in one.tail), strict=True):
+            yield {"small": one.label, "deferral_rate": rate, "seconds_p95": seconds}
+
+
+def bleu_rows(measured: Sequence[Measured]) -> Rows:
+    """Corpus BLEU along the curve, where it was asked for."""
+    for one in measured:
+        if one.bleu is None:
+            return
+        for rate, bleu in zip(*(part.tolist() for part in one.bleu), strict=True):
+            yield {"small": one.label, "deferral_rate": rate, "corpus_bleu": bleu}
+
+
+def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Rows with equal keys as a CSV file; an absent number is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow([csv_cell(name) for name in row])
+        writer.writerow([csv_cell(v) if isinstance(v, str) else v for v in row.values()])
+    return text.getvalue().encode()
+
+
+def show(findings: Findings) -> None:
+    """Print the summary on the terminal."""
+    console = Console()
+    measured = findings.measured
+    title = f"Cascades with {plain(measured[0].pair.large.model_name)} as the large model"
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("small, by task", overflow="fold")
+    for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in summary_rows(measured):
+        pooled = row["task"] == ALL_TASKS
+        table.add_row(*_cells(row), style="bold" if pooled else "")
+    console.print(table)
+    for one in findings.comparisons.between_arms:
+        console.print(escape(difference_line(one)), soft_wrap=True)
+    if findings.point is not None:
+        for line in point_lines(findings.point):
+            console.print(escape(line), soft_wrap=True)
+    for warning in findings.warnings:
+        console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
+
+
+
+
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    qualities = ("quality_small", "quality_large", "audc", "random_audc", "oracle_audc")
+    percent, apgr = row["percent_over_random"], row["apgr"]
+    return [
+        escape(row["small"] if row["task"] == ALL_TASKS else f"  {row['task']}"),
+        f"{row['num_examples']:,}",
+        *(f"{row[name]:.3f}" for name in qualities),
+        "-" if percent is None else f"{percent:+.1f} %",
+        "-" if apgr is None else f"{apgr:.3f}",
+    ]

@@ -1,0 +1,244 @@
+"""Deferral rules that are fitted: small networks on what was stored of each answer or prompt.
+
+A router is fitted on the calibration split alone. It is kept as plain numbers, so that it can be
+written to JSON, read by anyone and applied with numpy.
+
+Legend: E examples, F features.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.answers.ragged import Ragged
+from caskd.store.errors import UsageError
+
+FloatArray = npt.NDArray[np.float64]
+
+MAX_TOKENS = 2048
+"""Token probabilities that EdgeInference sees: longer answers are cut (as in CAT)."""
+NUM_HASHED = 512
+SURE = 0.9
+"""P(T) from which on P(IK) is asked at all (arXiv 2602.22090)."""
+MIN_EXAMPLES, MIN_RARER = 20, 5
+_SHARES = tuple(np.linspace(0.0, 1.0, 11))
+_TILE = 8192
+
+
+class Stored(Protocol):
+    """Where features come from: stored predictions, or answers just given."""
+
+    def has(self, name: str) -> bool:
+        """Whether the column is there."""
+
+    def lists(self, name: str) -> Ragged:
+        """A list column."""
+
+    def texts(self, name: str) -> list[str]:
+        """A text column."""
+
+
+@dataclass(frozen=True)
+class RouterKind:
+    """One way to fit a router."""
+
+    name: str
+    column: str
+    """The stored column that it reads, besides `token_logprobs`."""
+    hidden_sizes: tuple[int, ...]
+    """Of the network; none is a logistic regression."""
+    own_quality: bool = False
+    """Learns where the small model is right, not where the large one is better."""
+    before_generation: bool = False
+    """Decides before the small model answers: a deferred example costs no small answer."""
+    gated: bool = False
+    """Answers whose first token is less sure than `SURE` are deferred before all others."""
+
+
+_LOGPROBS = "token_logprobs"
+ROUTERS: Mapping[str, RouterKind] = {
+    kind.name: kind
+    for kind in (
+        RouterKind("edge-inference", _LOGPROBS, (32,)),
+        RouterKind("post-hoc-mlp", _LOGPROBS, (32, 32)),
+        RouterKind("p-ik", "hidden", (64,), own_quality=True),
+        RouterKind("p-ik-and-p-t", "hidden", (64,), own_quality=True, gated=True),
+        RouterKind("hidden-router", "hidden", (64,), before_generation=True),
+        RouterKind("prompt-router", "prompt", (), before_generation=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Router:
+    """A fitted router: `score` is the probability that deferring is right."""
+
+    kind: RouterKind
+    mean: FloatArray
+    """[F] taken off the features."""
+    scale: FloatArray
+    """[F] that they are divided by."""
+    layers: tuple[tuple[FloatArray, FloatArray], ...]
+    """Weights and biases; ReLU between layers, a logistic function at the end."""
+
+    def score(self, stored: Stored) -> FloatArray:
+        """Deferral score [E]; the highest are deferred first.
+
+        Raises:
+            UsageError: a column is missing or of another width than the router was fitted on.
+        """
+        make = features(self.kind, stored, self.mean.size)
+        tiles = [self._forward(make(slice(start, start + _TILE)))
+                 for start in range(0, make.count, _TILE)]  # fmt: skip
+        score = np.concatenate(tiles)
+        if self.kind.gated:
+            unsure = np.exp(stored.lists(_LOGPROBS).first()) < SURE
+            score = score + unsure
+        return score
+
+    def _forward(self, inputs: FloatArray) -> FloatArray:
+        if inputs.shape[1] != self.mean.size:
+            raise UsageError(
+                f"got {self.kind.column} of width {inputs.shape[1]}, expected {self.mean.size}: "
+                f"{self.kind.name} was fitted on another model's predictions"
+            )
+        values = (inputs - self.mean) / self.scale
+        for number, (weights, biases) in enumerate(self.layers):
+            values = (np.maximum(values, 0.0) if number else values) @ weights + biases
+        chance = 0.5 * (1.0 + np.tanh(0.5 * values[:, 0]))
+        return np.asarray(1.0 - chance if self.kind.own_quality else chance)
+
+    def to_json(self) -> dict[str, Any]:
+        """As numbers and lists."""
+        return {
+            "kind": self.kind.name,
+            "mean": self.mean.tolist(),
+            "scale": self.scale.tolist(),
+            "layers": [[weights.tolist(), biases.tolist()] for weights, biases in self.layers],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Router":
+        """The inverse of `to_json`."""
+        layers = tuple(
+            (np.array(weights), np.array(biases)) for weights, biases in fields["layers"]
+        )
+        kind = ROUTERS[fields["kind"]]
+        return cls(kind, np.array(fields["mean"]), np.array(fields["scale"]), layers)
+
+
+def fit_router(
+    kind: RouterKind,
+    stored: Stored,
+    small_quality: FloatArray,
+    large_quality: FloatArray,
+    *,
+    seed: int = 0,
+) -> Router:
+    """Fit a router on calibration examples.
+
+    Where the large model's answer is better it should defer, elsewhere not; P(IK) learns instead
+    whether the small model's quality is at least one half.
+
+    Raises:
+        UsageError: scikit-learn is not installed, or the examples teach nothing: too few, or all
+            of one kind.
+    """
+    label = small_quality >= 0.5 if kind.own_quality else large_quality > small_quality
+    rarer = int(min(label.sum(), (~label).sum()))
+    if label.size < MIN_EXAMPLES or rarer < MIN_RARER:
+        raise UsageError(
+            f"cannot fit {kind.name} on {label.size:,} calibration examples, {rarer:,} of them of "
+            f"the rarer kind; expected {MIN_EXAMPLES} and {MIN_RARER}: give more examples, "
+            "or another --calibration"
+        )
+    make = features(kind, stored, None)
+    inputs = make(slice(None))
+    mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
+    scale[scale == 0.0] = 1.0
+    layers = _fit((inputs - mean) / scale, label, kind.hidden_sizes, seed)
+    return Router(kind, mean, scale, layers)
+
+
+def _fit(
+    inputs: FloatArray, label: npt.NDArray[np.bool_], hidden_sizes: tuple[int, ...], seed: int
+) -> tuple[tuple[FloatArray, FloatArray], ...]:
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.neural_network import MLPClassifier
+    except ImportError:
+        raise UsageError(
+            "learned rules need scikit-learn; install it with: pip install 'caskd[routers]'"
+        ) from None
+    if not hidden_sizes:
+        linear = LogisticRegression(C=0.1, max_iter=1000, random_state=seed).fit(inputs, label)
+        return ((linear.coef_.T, linear.intercept_),)
+    batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth only validates
+    network = MLPClassifier(
+        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=batch_size,
+        early_stopping=True, validation_fraction=0.2, n_iter_no_change=10, max_iter=500,
+        random_state=seed,
+    ).fit(inputs, label)  # fmt: skip
+    return tuple(zip(network.coefs_, network.intercepts_, strict=True))
+
+
+class Features:
+    """Makes the features of a range of examples, so that no table of all of them is held."""
+
+    def __init__(self, count: int, make: Callable[[slice], FloatArray]) -> None:
+        self.count = count
+        self._make = make
+
+    def __call__(self, where: slice) -> FloatArray:
+        """Features [., F]."""
+        return self._make(where)
+
+
+def features(kind: RouterKind, stored: Stored, width: int | None) -> Features:
+    """What a router of this kind looks at.
+
+    Args:
+        kind: of the router.
+        stored: predictions or answers.
+        width: F that the router was fitted on; None while it is fitted.
+
+    Raises:
+        UsageError: a column is missing.
+    """
+    if kind.column == "prompt":
+        prompts = stored.texts("prompt")
+        return Features(len(prompts), lambda where: hashed_ngrams(prompts[where]))
+    rows = stored.lists(kind.column)
+    if kind.column == "hidden":
+        return Features(len(rows), lambda where: rows.part(where).padded(rows.width()))
+    if kind.name == "post-hoc-mlp":
+        return Features(len(rows), lambda where: _quantile_features(rows.part(where)))
+    length = width or min(MAX_TOKENS, rows.width())
+
+    def probabilities(where: slice) -> FloatArray:
+        part = rows.part(where)
+        return Ragged(np.exp(part.values), part.offsets).padded(length)
+
+    return Features(len(rows), probabilities)
+
+
+def _quantile_features(rows: Ragged) -> FloatArray:
+    extra = np.stack([rows.mean(), rows.sum(), np.log(rows.lengths)], axis=1)
+    return np.concatenate((rows.quantiles(_SHARES), extra), axis=1)
+
+
+def hashed_ngrams(prompts: list[str]) -> FloatArray:
+    """Counts [E, NUM_HASHED] of each prompt's words and pairs of words, hashed, of length 1."""
+    table = np.zeros((len(prompts), NUM_HASHED))
+    for row, prompt in enumerate(prompts):
+        words = prompt.lower().split()
+        grams = [*words, *(" ".join(pair) for pair in pairwise(words))]
+        for gram in grams:
+            table[row, zlib.crc32(gram.encode()) % NUM_HASHED] += 1.0
+    norms = np.linalg.norm(table, axis=1, keepdims=True)
+    return table / np.where(norms == 0.0, 1.0, norms)

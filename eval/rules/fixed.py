@@ -1,0 +1,115 @@
+"""Deferral rules: one score per example from what was stored of the small model's answer.
+
+Higher scores are deferred first: a score is minus a statistic of the token log-probabilities.
+Rules that must be fitted are in `routers.py`.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.answers.ragged import Ragged
+from caskd.store.errors import UsageError
+
+FloatArray = npt.NDArray[np.float64]
+
+QUANTILE = "quantile-"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A deferral rule that needs no fitting."""
+
+    name: str
+    column: str
+    """The stored column that it reads."""
+    statistic: Callable[[Ragged], FloatArray]
+    """[E] the score, from that column."""
+    is_logprob: bool = True
+    """Whether exp(-score) is a probability, and so can be calibrated."""
+
+
+def _option(options: Ragged) -> FloatArray:
+    """Minus the log-probability of the likeliest option, among the options alone."""
+    best = options.max()
+    rest = Ragged(np.exp(options.values - np.repeat(best, options.lengths)), options.offsets)
+    return np.log(rest.sum())
+
+
+_LOGPROBS = "token_logprobs"
+RULES: Mapping[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("average", _LOGPROBS, lambda tokens: -tokens.mean()),
+        Rule("sum", _LOGPROBS, lambda tokens: -tokens.sum()),
+        Rule("min", _LOGPROBS, lambda tokens: -tokens.min()),
+        Rule("max", _LOGPROBS, lambda tokens: -tokens.max()),
+        Rule("first-token", _LOGPROBS, lambda tokens: -tokens.first()),
+        Rule("option", "option_logprobs", _option),
+        Rule("entropy", "token_entropies", Ragged.mean, is_logprob=False),
+        Rule("margin", "token_margins", lambda margins: -margins.mean(), is_logprob=False),
+    )
+}
+DEFAULT_RULES = ("average", "sum", "min", "max", "quantile-0.4", "first-token",
+                 "option", "entropy", "margin")  # fmt: skip
+
+
+def fixed_rule(name: str) -> Rule | None:
+    """The rule of this name that needs no fitting: one of `RULES`, or `quantile-Q`.
+
+    `average` is minus the mean log-probability (CAT, arXiv 2406.00060); `quantile-Q` minus the
+    Q-quantile (Gupta et al., arXiv 2404.10136), of which Q = 0 is `min` and Q = 1 is `max`;
+    `first-token` is P(T) (arXiv 2602.22090), and `option` the same among the options of a
+    multiple-choice task; `entropy` and `margin` average over the tokens.
+
+    Returns:
+        The rule, or None where no rule has this name.
+
+    Raises:
+        UsageError: Q is not a number from 0 to 1.
+    """
+    if not name.startswith(QUANTILE):
+        return RULES.get(name)
+    try:
+        share = float(name.removeprefix(QUANTILE))
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise UsageError(
+            f"got rule {name!r}, expected {QUANTILE}Q with Q from 0 to 1, such as quantile-0.4"
+        )
+    return Rule(name, _LOGPROBS, lambda tokens: -tokens.quantiles([share])[:, 0])
+
+
+def unknown_rule(name: str, others: Collection[str] = ()) -> UsageError:
+    """What to say to a name that no rule has."""
+    known = ", ".join(sorted({*RULES, f"{QUANTILE}Q", *others}))
+    return UsageError(f"got rule {name!r}, expected one of {known}")
+
+
+def deferral_scores(column: Ragged, rule: Rule) -> FloatArray:
+    """Deferral score [E] of every example.
+
+    Args:
+        column: for each example the numbers of `rule.column`.
+        rule: how they become a score.
+
+    Raises:
+        UsageError: no example, an answer without tokens, or a score that is not finite.
+    """
+    if not len(column):
+        raise UsageError(f"got no example, expected the {rule.column} of at least one answer")
+    empty = np.flatnonzero(column.lengths == 0)
+    if empty.size:
+        raise UsageError(
+            f"got an answer without {rule.column} (example {empty[0]}), expected at least one value"
+        )
+    scores = rule.statistic(column)
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        raise UsageError(
+            f"got score {scores[bad[0]]} (example {bad[0]}), expected finite {rule.column}"
+        )
+    return scores

@@ -1,0 +1,158 @@
+"""A small and a large model joined on the examples that both answered."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
+from caskd.eval.answers.predictions_file import Predictions, read_predictions
+from caskd.eval.answers.ragged import Ragged
+from caskd.eval.rules.fixed import deferral_scores, fixed_rule, unknown_rule
+from caskd.store.errors import IdentityError, UsageError
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Pair:
+    """Two models on the same examples, in the large model's order.
+
+    Attributes:
+        small: answers of the small model.
+        large: answers of the large model.
+        small_quality: [E] quality of the small model's answers.
+        large_quality: [E] quality of the large model's answers.
+        tasks: task of each example.
+    """
+
+    def __init__(self, small: Predictions, large: Predictions) -> None:
+        """Join two sets of predictions by example id.
+
+        Raises:
+            IdentityError: they hold other examples, other questions or references, or measure
+                quality in another way.
+        """
+        self.small = small.take(_places(small, large))
+        self.large = large
+        _check_questions(self.small, large)
+        self.small_quality = self.small.numbers("quality")
+        self.large_quality = large.numbers("quality")
+        self.tasks = large.strings("task")
+
+    @classmethod
+    def from_files(cls, small: str, large: str) -> "Pair":
+        """Join two files of `caskd predict`.
+
+        Raises:
+            UsageError: a file is missing or not a predictions file.
+            IdentityError: they do not belong together.
+        """
+        return cls(read_predictions(small), read_predictions(large))
+
+    def __len__(self) -> int:
+        return len(self.large)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "Pair":
+        """The examples at these places alone."""
+        return Pair(self.small.take(indices), self.large.take(indices))
+
+    def score(self, rule: str = "average") -> FloatArray:
+        """Deferral score [E] of the small model's answers under a rule that needs no fitting.
+
+        Raises:
+            UsageError: unknown rule, or the predictions lack the column that it reads.
+        """
+        found = fixed_rule(rule)
+        if found is None:
+            raise unknown_rule(rule)
+        return deferral_scores(self.lists(found.column), found)
+
+    def has(self, name: str) -> bool:
+        """Whether the small model's predictions hold a column, with a value in it."""
+        columns = self.small.columns
+        return name in columns.column_names and columns.column(name).null_count < len(self)
+
+    def lists(self, name: str) -> Ragged:
+        """A list column of the small model's answers.
+
+        Raises:
+            UsageError: the predictions lack it.
+        """
+        self._check_has(name)
+        return Ragged.of_column(self.small.columns.column(name))
+
+    def texts(self, name: str) -> list[str]:
+        """A text column of the small model's answers.
+
+        Raises:
+            UsageError: the predictions lack it.
+        """
+        self._check_has(name)
+        return self.small.strings(name)
+
+    def _check_has(self, name: str) -> None:
+        if not self.has(name):
+            how = {"prompt": "give the questions with --data", "hidden": "predict with --hidden"}
+            raise UsageError(
+                f"{self.small.source} holds no {name}; "
+                f"{how.get(name, 'run caskd predict again')}, or leave out the rule that reads it"
+            )
+
+    def curve(self, rule: str = "average", task: str | None = None) -> DeferralCurve:
+        """Deferral curve over all examples, or over those of one task with thresholds of its own.
+
+        Raises:
+            UsageError: unknown rule, or no example of this task.
+        """
+        where = np.array([task is None or own == task for own in self.tasks])
+        return deferral_curve(
+            self.score(rule)[where], self.small_quality[where], self.large_quality[where]
+        )
+
+
+def _places(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:
+    """For each example of `large` its place in `small`."""
+    place = {name: i for i, name in enumerate(small.strings("example_id"))}
+    wanted = large.strings("example_id")
+    missing = [name for name in wanted if name not in place]
+    surplus = sorted(place.keys() - set(wanted))
+    if missing or surplus:
+        found = [f"{len(surplus):,} only in {small.source}{_first(surplus)}"] if surplus else []
+        found += [f"{len(missing):,} only in {large.source}{_first(missing)}"] if missing else []
+        raise IdentityError(
+            f"different examples: {', '.join(found)}; expected the same in both: "
+            "run caskd predict for both models with the same --data and --limit"
+        )
+    return np.array([place[name] for name in wanted], dtype=np.int64)
+
+
+def _check_questions(small: Predictions, large: Predictions) -> None:
+    """Same examples must mean same questions, same references and the same measure of quality."""
+    if small.metadata["quality"] != large.metadata["quality"]:
+        raise IdentityError(
+            f"{small.source} measures {small.metadata['quality']}, {large.source} measures "
+            f"{large.metadata['quality']}; expected one measure: run caskd predict again for one"
+        )
+    columns = ["question_digest", "reference", "task"]
+    same_tokenizer = small.metadata["model"].get("tokenizer_digest") == large.metadata["model"].get(
+        "tokenizer_digest"
+    )
+    if same_tokenizer:  # then the questions must agree to the token, chat template included
+        columns.append("prompt_digest")
+    for column in columns:
+        ours, theirs = (
+            one.references() if column == "reference" else one.strings(column)
+            for one in (small, large)
+        )
+        unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+        if unlike:
+            name = large.strings("example_id")[unlike[0]]
+            raise IdentityError(
+                f"{len(unlike):,} examples (first {name!r}) have another {column} in "
+                f"{small.source} than in {large.source}; expected the same: "
+                "run caskd predict for both models with the same --data and columns"
+            )
+
+
+def _first(names: Sequence[str]) -> str:
+    return f" (first {names[0]!r})"

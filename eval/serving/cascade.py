@@ -1,0 +1,226 @@
+"""A cascade at work: the small model answers, and what its rule is unsure of goes to the large one.
+
+Legend: E prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
+from caskd.eval.config import PredictConfig
+from caskd.eval.answers.ragged import Ragged
+from caskd.eval.rules.fixed import deferral_scores, fixed_rule
+from caskd.store.corpus.files import Columns
+from caskd.store.errors import IdentityError, UsageError
+
+if TYPE_CHECKING:
+    from caskd.eval.inference.decoding import Answer
+    from caskd.eval.inference.models import LoadedModel
+
+FloatArray = npt.NDArray[np.float64]
+Prompt = str | Sequence[Mapping[str, str]]
+"""A text, or the turns of a chat up to the one that is to be answered."""
+AnswerPrompts = Callable[[list[Prompt]], Sequence[str]]
+"""Anything that answers prompts with texts: a served model, for example."""
+
+MAX_NEW_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class CascadeAnswer:
+    """One answer, and how it came about."""
+
+    text: str
+    answered_by: Literal["small", "large"]
+    deferral_score: float
+    """The large model answers where it reaches the cascade's threshold."""
+
+
+class Cascade:
+    """A small model, a rule with its threshold, and a large model.
+
+    Attributes:
+        rule: name of the deferral rule.
+        threshold: a prompt is deferred where its score >= threshold.
+        expected: what `caskd eval` measured: quality, deferral_rate and cost, with intervals.
+    """
+
+    def __init__(
+        self, settings: CascadeFile, small: "LoadedModel", large: AnswerPrompts, batch_size: int
+    ) -> None:
+        """Join what `load` opened."""
+        self.rule = settings.rule
+        self.threshold = settings.threshold
+        self.expected = settings.expected
+        self._router = settings.router
+        self._small = small
+        self._large = large
+        self._batch_size = batch_size
+        self._decoding = settings.decoding
+
+    @classmethod
+    def load(
+        cls,
+        file: str,
+        *,
+        small: str | None = None,
+        large: str | AnswerPrompts | None = None,
+        device: str = "auto",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        batch_size: int = 16,
+    ) -> "Cascade":
+        """Open a cascade.json of `caskd eval --operating-point`.
+
+        Args:
+            file: the cascade.json.
+            small: the small model, a folder or a hub id; by default the name in the file.
+            large: the large model, likewise, or any function from prompts to texts.
+            device: where both models run.
+            dtype: number format of their weights.
+            batch_size: prompts answered at once.
+
+        Raises:
+            UsageError: the file or a model cannot be opened.
+            IdentityError: a model is not the one that was measured.
+        """
+        settings = read_cascade(file)
+
+        def open_model(name: str, measured: Mapping[str, Any]) -> "LoadedModel":
+            from caskd.eval.inference.models import load_model
+
+            config = PredictConfig(model=name, data=(), out="", dtype=dtype, device=device)
+            loaded = load_model(config)
+            _check_identity(name, loaded.identity, measured)
+            return loaded
+
+        ours = open_model(small or settings.small["name"], settings.small)
+        if not callable(large):
+            opened = open_model(large or settings.large["name"], settings.large)
+            decoding = {**settings.decoding, "hidden_layer": None}
+
+            def large(prompts: list[Prompt]) -> list[str]:
+                answers = _decode(opened, prompts, decoding, batch_size)
+                return [answer.text for answer in answers]
+
+        return cls(settings, ours, large, batch_size)
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[CascadeAnswer]:
+        """Answer every prompt, in order.
+
+        Raises:
+            UsageError: a prompt is empty, or the large model gives another number of answers.
+        """
+        prompts = list(prompts)
+        if not prompts:
+            return []
+        if self._router is not None and self._router.kind.column == "prompt":
+            scores = self._router.score(_Answered(prompts, []))  # nobody has answered yet
+            kept = [place for place, score in enumerate(scores) if score < self.threshold]
+            answers = self._decode([prompts[place] for place in kept])
+            ours = {place: one.text for place, one in zip(kept, answers, strict=True)}
+        else:
+            answers = self._decode(prompts)
+            scores = self._scores(prompts, answers)
+            ours = {
+                place: one.text
+                for place, one in enumerate(answers)
+                if scores[place] < self.threshold
+            }
+        deferred = [place for place in range(len(prompts)) if place not in ours]
+        texts = self._ask_large([prompts[place] for place in deferred])
+        theirs = dict(zip(deferred, texts, strict=True))
+        return [
+            CascadeAnswer(ours[place], "small", float(score))
+            if place in ours
+            else CascadeAnswer(theirs[place], "large", float(score))
+            for place, score in enumerate(scores)
+        ]
+
+    def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
+        return _decode(self._small, prompts, self._decoding, self._batch_size)
+
+    def _scores(self, prompts: list[Prompt], answers: "list[Answer]") -> FloatArray:
+        stored = _Answered(prompts, answers)
+        if self._router is not None:
+            return self._router.score(stored)
+        rule = fixed_rule(self.rule)
+        assert rule is not None, "checked when the file was read"
+        return deferral_scores(stored.lists(rule.column), rule)
+
+    def _ask_large(self, prompts: list[Prompt]) -> list[str]:
+        texts = list(self._large(prompts)) if prompts else []
+        if len(texts) != len(prompts):
+            raise UsageError(
+                f"the large model gave {len(texts)} answers to {len(prompts)} prompts, "
+                "expected one each"
+            )
+        return texts
+
+
+class _Answered:
+    """Answers just given, read as stored predictions are."""
+
+    def __init__(self, prompts: Sequence[Prompt], answers: "Sequence[Answer]") -> None:
+        self._prompts = prompts
+        self._answers = answers
+
+    def has(self, name: str) -> bool:
+        return all(getattr(answer, name, None) is not None for answer in self._answers)
+
+    def lists(self, name: str) -> Ragged:
+        if not self.has(name):
+            raise UsageError(f"serving gives no {name}; choose an operating point of another rule")
+        return Ragged.of([getattr(answer, name) for answer in self._answers])
+
+    def texts(self, name: str) -> list[str]:
+        from caskd.eval.inference.requests import question_text
+
+        assert name == "prompt", "the only text that a rule reads"
+        return [question_text(*_record(prompt)) for prompt in self._prompts]
+
+
+def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
+    """A prompt as `caskd predict` reads it from data, with an answer that nobody looks at."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt, "response": ""}, Columns(kind="prompt")
+    reply = {"role": "assistant", "content": "-"}
+    return {"messages": [*map(dict, prompt), reply]}, Columns(kind="messages")
+
+
+def _decode(
+    loaded: "LoadedModel", prompts: Sequence[Prompt], decoding: Mapping[str, Any], batch_size: int
+) -> "list[Answer]":
+    """Answers as `caskd predict` gave them: with its stop texts and hidden states."""
+    from caskd.eval.inference.decoding import decode_batch
+    from caskd.eval.inference.predictor import batches
+    from caskd.store.corpus.tokens import prompt_ids
+
+    ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
+    empty = next((place for place, one in enumerate(ids) if not one), None)
+    if empty is not None:
+        raise UsageError(f"prompt {empty} is empty, expected a question")
+    answers: dict[int, Answer] = {}
+    for batch in batches([len(one) for one in ids], batch_size):
+        found = decode_batch(
+            loaded,
+            [ids[place] for place in batch],
+            int(decoding.get("max_new_tokens", MAX_NEW_TOKENS)),
+            stop=[decoding.get("stop", ())] * len(batch),
+            hidden_layer=decoding.get("hidden_layer"),
+        )
+        answers.update(zip(batch, found, strict=True))
+    return [answers[place] for place in range(len(ids))]
+
+
+def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
+    for field in ("weights_digest", "revision", "tokenizer_digest"):
+        ours, theirs = got.get(field), measured.get(field)
+        if ours is not None and theirs is not None and ours != theirs:
+            raise IdentityError(
+                f"{name} has {field} {ours}, but the cascade was measured with {theirs}; "
+                "load that model, or measure this one with caskd predict and caskd eval"
+            )

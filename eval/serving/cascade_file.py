@@ -1,0 +1,107 @@
+"""cascade.json: everything that serving a cascade needs besides the two models."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from caskd.eval.study.operating_point import OperatingPoint
+from caskd.eval.rules.fitted import ROUTERS, Router
+from caskd.eval.rules.fixed import fixed_rule
+from caskd.store.errors import UsageError
+
+FORMAT = "caskd-cascade"
+FORMAT_VERSION = 1
+_IDENTITY = ("name", "revision", "weights_digest", "tokenizer_digest", "num_parameters")
+
+
+@dataclass(frozen=True)
+class CascadeFile:
+    """A cascade.json that was read and checked."""
+
+    rule: str
+    threshold: float
+    router: Router | None
+    small: Mapping[str, Any]
+    """Identity of the small model."""
+    large: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+    expected: Mapping[str, Any]
+    """Mean and interval of quality, deferral_rate and cost, as measured."""
+
+
+def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
+    """The content of cascade.json."""
+    pair, router = point.measured.pair, point.scored.router
+    never = point.threshold == float("inf")
+    return {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "caskd_version": version("caskd"),
+        "operating_point": str(point.wish),
+        "rule": point.scored.rule,
+        "threshold": None if never else point.threshold,
+        "router": router.to_json() if router else None,
+        "small": _identity(pair.small.metadata["model"]),
+        "large": _identity(pair.large.metadata["model"]),
+        "decoding": pair.small.metadata.get("decoding", {}),
+        "chosen_on": point.chosen_on,
+        "expected": {
+            "num_examples": len(pair),
+            "quality": asdict(point.quality),
+            "deferral_rate": asdict(point.deferral_rate),
+            "cost": {**asdict(point.cost), "unit": point.cost_unit},
+            "seconds": point.seconds,
+        },
+    }
+
+
+def read_cascade(file: str) -> CascadeFile:
+    """Read a cascade.json.
+
+    Raises:
+        UsageError: it is missing, not one, or of a later version.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(
+            f"{file}: no such file; write it with: caskd eval ... --operating-point 'quality>=0.86'"
+        )
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields["format"] != FORMAT:
+            raise ValueError
+        if fields["version"] != FORMAT_VERSION:
+            raise UsageError(
+                f"{file}: a cascade of version {fields['version']}, expected {FORMAT_VERSION}; "
+                "install a newer caskd"
+            )
+        return _parse(fields)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{file}: not a cascade.json of caskd eval; write it again") from None
+
+
+def _parse(fields: Mapping[str, Any]) -> CascadeFile:
+    rule, router = str(fields["rule"]), fields["router"]
+    if rule not in ROUTERS and fixed_rule(rule) is None:
+        raise ValueError
+    if (rule in ROUTERS) != (router is not None):
+        raise ValueError
+    threshold = fields["threshold"]
+    return CascadeFile(
+        rule=rule,
+        threshold=float("inf") if threshold is None else float(threshold),
+        router=None if router is None else Router.from_json(router),
+        small=dict(fields["small"]),
+        large=dict(fields["large"]),
+        decoding=dict(fields["decoding"]),
+        expected=dict(fields["expected"]),
+    )
+
+
+def _identity(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: model.get(name) for name in _IDENTITY}

@@ -1,0 +1,169 @@
+"""Measures of every cascade on redrawn examples: task by task, and the rate at a fixed quality.
+
+The redrawn examples are those of `bootstrap.area_draws`, so that all measures share them.
+
+Legend: E examples (e of one task), B draws (b of a tile), S series, P blocks of equal scores.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.stats.bootstrap import (EXACT_UP_TO, NUM_DRAWS, SEED, Series, WeightedArea, area_influence, example_weights)
+from caskd.eval.curves.deferral import defer_order
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+MAX_BLOCKS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class TaskDraws:
+    """What the draws hold of one task."""
+
+    size: FloatArray
+    """[B] examples of the task in each draw."""
+    area: FloatArray
+    """[S, B] area under the curve over these examples; 0 where there are none."""
+    small: FloatArray
+    """[S, B] mean quality of the small models on them."""
+    large: FloatArray
+    """[B] mean quality of the large model on them."""
+
+
+def task_draws(
+    series: Sequence[Series],
+    large_quality: FloatArray,
+    tasks: Sequence[IntArray],
+    *,
+    num_draws: int = NUM_DRAWS,
+    seed: int = SEED,
+) -> list[TaskDraws]:
+    """Redraw all examples together and measure every task of its own in each draw.
+
+    Args:
+        series: scores and small qualities, example by example.
+        large_quality: [E] of the large model that all share.
+        tasks: places of the examples of each task.
+        num_draws: B.
+        seed: of the draws.
+    """
+    parts = [_Task(series, large_quality, places) for places in tasks]
+    tiles = [
+        [part(weights) for part in parts]
+        for weights in example_weights(large_quality.size, num_draws, seed)
+    ]
+    return [TaskDraws(*_joined([tile[task] for tile in tiles])) for task in range(len(parts))]
+
+
+@dataclass(frozen=True, eq=False)
+class PooledDraws:
+    """What the draws hold of all examples, besides the area."""
+
+    rate: FloatArray
+    """[S, B] smallest deferral rate that reaches the quality; 1 where none does."""
+    small: FloatArray
+    """[S, B] mean quality of the small models."""
+    large: FloatArray
+    """[B] mean quality of the large model."""
+
+
+def pooled_draws(
+    series: Sequence[Series],
+    large_quality: FloatArray,
+    quality: float,
+    *,
+    num_draws: int = NUM_DRAWS,
+    seed: int = SEED,
+) -> PooledDraws:
+    """Redraw all examples and see where each cascade reaches a quality.
+
+    Curves have all their points; above `EXACT_UP_TO` examples those of `MAX_BLOCKS` blocks.
+    """
+    curves = [_WeightedRate(score, small, large_quality) for score, small in series]
+    tiles = []
+    for tile in example_weights(large_quality.size, num_draws, seed):
+        weights = tile.astype(np.float64, copy=False)
+        total = weights.sum(axis=1)
+        small = np.stack([weights @ quality / total for _, quality in series])
+        rate = np.stack(
+            [curve(weights, quality - mean) for curve, mean in zip(curves, small, strict=True)]
+        )
+        tiles.append(PooledDraws(rate, small, weights @ large_quality / total))
+    return PooledDraws(*_joined(tiles))
+
+
+class _Task:
+    """The examples of one task, counted `weights` times."""
+
+    def __init__(
+        self, series: Sequence[Series], large_quality: FloatArray, places: IntArray
+    ) -> None:
+        self.places = places
+        large = large_quality[places]
+        own = [(score[places], small[places]) for score, small in series]
+        self.large, self.smalls = large, [small for _, small in own]
+        area = WeightedArea if places.size <= EXACT_UP_TO else _linear_area
+        self.areas: list[Callable[[FloatArray], FloatArray]] = [
+            area(score, small, large) for score, small in own
+        ]
+
+    def __call__(self, weights: npt.NDArray[np.floating]) -> TaskDraws:
+        """Measures for weights [b, E] of all examples."""
+        own = weights[:, self.places].astype(np.float64)
+        size = own.sum(axis=1)
+        total = np.maximum(size, 1.0)
+        return TaskDraws(
+            size=size,
+            area=np.stack([area(own) for area in self.areas]),
+            small=np.stack([own @ small / total for small in self.smalls]),
+            large=own @ self.large / total,
+        )
+
+
+def _linear_area(
+    score: FloatArray, small: FloatArray, large: FloatArray
+) -> Callable[[FloatArray], FloatArray]:
+    """Areas [b] for weights [b, e], to first order."""
+    area, influence = area_influence(score, small, large)
+    return lambda weights: area + weights @ influence / np.maximum(weights.sum(axis=1), 1.0)
+
+
+def _joined(tiles: Sequence[Any]) -> Iterator[FloatArray]:
+    """Each field of the tiles, one after the other along the draws."""
+    for one in fields(tiles[0]):
+        yield np.concatenate([getattr(tile, one.name) for tile in tiles], axis=-1)
+
+
+class _WeightedRate:
+    """Where a deferral curve whose examples count `weights` times reaches a quality."""
+
+    def __init__(self, score: FloatArray, small: FloatArray, large: FloatArray) -> None:
+        self.order, ends = defer_order(score, small, large)
+        self.gain = (large - small)[self.order]
+        starts = ends[:-1]
+        if score.size > EXACT_UP_TO:
+            wanted = np.linspace(0, starts.size - 1, min(starts.size, MAX_BLOCKS))
+            starts = starts[np.unique(wanted.round().astype(np.int64))]
+        self.starts = starts
+
+    def __call__(self, weights: FloatArray, wanted: FloatArray) -> FloatArray:
+        """Rates [b] that gain `wanted` [b] over the small model, for weights [b, E]."""
+        sizes = np.take(weights, self.order, axis=1)
+        blocks = [np.add.reduceat(part, self.starts, axis=1) for part in (sizes, sizes * self.gain)]
+        # [b, P + 1] deferred examples, and the gain they bring, at each point of the curve
+        deferred, gained = (np.pad(np.cumsum(part, axis=1), ((0, 0), (1, 0))) for part in blocks)
+        total = deferred[:, -1]
+        reached = gained >= (wanted * total)[:, None]
+        point = reached.argmax(axis=1)
+        rows, before = np.arange(point.size), np.maximum(point - 1, 0)
+        x0, x1 = deferred[rows, before], deferred[rows, point]
+        y0, y1 = gained[rows, before], gained[rows, point]
+        # On the line between the last point below and the first at or above.
+        share = (wanted * total - y0) / np.where(y1 > y0, y1 - y0, 1.0)
+        rate = np.where(point > 0, x0 + (x1 - x0) * np.minimum(share, 1.0), 0.0)
+        return np.asarray(np.where(reached.any(axis=1), rate / total, 1.0))

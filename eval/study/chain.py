@@ -1,0 +1,149 @@
+"""A chain of three or more models on real predictions: its settings that none beats.
+
+Legend: F points of the frontier, M models that may pass on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
+from caskd.eval.curves.cost import flops_per_token, money
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.answers.predictions_file import Predictions
+from caskd.eval.curves.cost import Price, price_of
+from caskd.eval.rules.scoring import Scored
+from caskd.store.io.printable import plain
+
+FloatArray = npt.NDArray[np.float64]
+
+MAX_POINTS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class ChainMeasured:
+    """What a chain reaches."""
+
+    models: list[str]
+    """Names in the order in which they are asked."""
+    rule: str
+    chosen: Frontier
+    """Where the thresholds were chosen."""
+    cost: FloatArray
+    """[F] on the test split."""
+    quality: FloatArray
+    """[F] on the test split."""
+    calibrated: bool
+    """Whether the thresholds were chosen on other examples than these."""
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json."""
+        return {
+            "models": self.models,
+            "rule": self.rule,
+            "thresholds_chosen_on": "calibration" if self.calibrated else "test",
+            "num_settings": self.chosen.num_settings,
+            "points": self.rows(),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per point."""
+        passing = self.models[:-1]
+        return [
+            {
+                "cost": float(self.cost[point]),
+                "quality": float(self.quality[point]),
+                **{
+                    f"threshold {number}: {name}": _finite(
+                        self.chosen.thresholds[point, number - 1]
+                    )
+                    for number, name in enumerate(passing, 1)
+                },
+                **{
+                    f"share answered by {number}: {name}": float(share)
+                    for number, (name, share) in enumerate(
+                        zip(self.models, self.chosen.answered[point], strict=True), 1
+                    )
+                },
+            }
+            for point in range(self.cost.size)
+        ]
+
+
+def measure_chain(
+    tests: Sequence[Pair],
+    calibrations: Sequence[Pair] | None,
+    scored: Sequence[Scored],
+    prices: Mapping[str, Price] | None,
+) -> ChainMeasured:
+    """Choose thresholds on the calibration split, else on the test split; measure on the latter.
+
+    Args:
+        tests: each model of the chain but the last, joined with the last.
+        calibrations: the same on the calibration split.
+        scored: one rule's scores of each model on the test split.
+        prices: of tokens, where money is the cost; else it is FLOPs per token.
+
+    Raises:
+        UsageError: fewer than three models, or one has no price.
+    """
+    links = _links(tests, [one.score for one in scored], prices)
+    last_cost = _cost(tests[0].large, prices)
+    chosen = links, tests[0].large_quality, last_cost
+    if calibrations is not None:
+        scores = [one.apply(pair) for one, pair in zip(scored, calibrations, strict=True)]
+        chosen = (
+            _links(calibrations, scores, prices),
+            calibrations[0].large_quality,
+            _cost(calibrations[0].large, prices),
+        )
+    frontier = _thin(chain_frontier(*chosen))
+    points = [
+        apply_thresholds(links, tests[0].large_quality, last_cost, thresholds)[:2]
+        for thresholds in frontier.thresholds
+    ]
+    cost, quality = np.array(points).T
+    return ChainMeasured(
+        models=[plain(pair.small.model_name) for pair in tests]
+        + [plain(tests[0].large.model_name)],
+        rule=scored[0].rule,
+        chosen=frontier,
+        cost=cost,
+        quality=quality,
+        calibrated=calibrations is not None,
+    )
+
+
+def _links(
+    pairs: Sequence[Pair], scores: Sequence[FloatArray], prices: Mapping[str, Price] | None
+) -> list[Link]:
+    return [
+        Link(score, pair.small_quality, _cost(pair.small, prices))
+        for pair, score in zip(pairs, scores, strict=True)
+    ]
+
+
+def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
+    if prices is None:
+        return np.full(len(predictions), flops_per_token(predictions.num_parameters))
+    read, written = money(predictions, price_of(prices, predictions.model_name))
+    return read + written
+
+
+def _thin(frontier: Frontier) -> Frontier:
+    wanted = np.linspace(0, frontier.cost.size - 1, MAX_POINTS)
+    places = np.unique(wanted.round().astype(np.int64))
+    return Frontier(
+        frontier.cost[places],
+        frontier.quality[places],
+        frontier.thresholds[places],
+        frontier.answered[places],
+        frontier.num_settings,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

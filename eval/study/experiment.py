@@ -1,0 +1,168 @@
+"""From files to what is measured: small models joined with the large one, and the two splits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from caskd.eval.answers.arms import Run, read_runs, split_name
+from caskd.eval.inference.requests import read_questions, with_questions
+from caskd.eval.config import EvalConfig
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.answers.predictions_file import Predictions, read_predictions
+from caskd.eval.metrics.rescoring import rescore
+from caskd.eval.rules.fitted import ROUTERS
+from caskd.store.corpus.files import Columns
+from caskd.store.errors import UsageError
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every small model on the examples that judge it, and on those that calibrate."""
+
+    runs: list[Run]
+    tests: list[Pair]
+    calibrations: list[Pair] | None
+    """On these thresholds are chosen."""
+    fits: list[Pair] | None
+    """On these rules are fitted: others again, as a fitted rule is too sure of what it has seen."""
+    split: dict[str, object]
+    """How the examples were split, for the summary."""
+
+
+def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
+    """Open and join every predictions file.
+
+    Args:
+        config: of the command.
+        small: the files of the small models, FILE or NAME=FILE.
+
+    Raises:
+        UsageError: a file is missing or no predictions file, or flags contradict each other.
+        IdentityError: predictions that do not belong together.
+    """
+    _check_flags(config, small)
+
+    def read(file: str) -> Predictions:
+        return rescore(read_predictions(file), config.task_metric)
+
+    runs = [
+        replace(run, predictions=rescore(run.predictions, config.task_metric))
+        for run in read_runs(small)
+    ]
+    questions = None
+    if config.data:
+        columns = Columns(prompt=config.prompt_column, messages=config.messages_column)
+        questions = read_questions(config.data, columns)
+
+    def join(ours: Predictions, theirs: Predictions) -> Pair:
+        return Pair(with_questions(ours, questions) if questions is not None else ours, theirs)
+
+    large = read(config.large)
+    pairs = [join(run.predictions, large) for run in runs]
+    if config.calibration_large is not None:
+        other = read(config.calibration_large)
+        files = [split_name(value)[1] for value in config.calibration_small]
+        calibrations = [join(read(file), other) for file in files]
+        _check_apart(pairs[0], calibrations[0])
+        return _halved(config, Experiment(runs, pairs, calibrations, None, {"by": "files"}))
+    if config.calibration is None:
+        split = {"by": "none", "num_test": len(large), "num_calibration": 0, "num_fit": 0}
+        return Experiment(runs, pairs, None, None, split)
+    marked = calibration_places(
+        large.strings("question_digest"), config.calibration, config.calibration_seed
+    )
+    calibrations = [pair.take(np.flatnonzero(marked)) for pair in pairs]
+    tests = [pair.take(np.flatnonzero(~marked)) for pair in pairs]
+    split = {"by": "hash of the question", "share": config.calibration,
+             "seed": config.calibration_seed}  # fmt: skip
+    return _halved(config, Experiment(runs, tests, calibrations, None, split))
+
+
+def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
+    """Half of the calibration examples for fitting, where a rule must be fitted."""
+    assert whole.calibrations is not None, "called only where there are some"
+    fits, calibrations = None, whole.calibrations
+    if not config.rule or set(config.rule) & ROUTERS.keys():
+        digests = calibrations[0].large.strings("question_digest")
+        marked = calibration_places(digests, 0.5, config.calibration_seed + 1)
+        fits = [pair.take(np.flatnonzero(marked)) for pair in calibrations]
+        calibrations = [pair.take(np.flatnonzero(~marked)) for pair in calibrations]
+    counts = {
+        "num_test": len(whole.tests[0]),
+        "num_calibration": len(calibrations[0]),
+        "num_fit": len(fits[0]) if fits else 0,
+    }
+    return Experiment(whole.runs, whole.tests, calibrations, fits, {**whole.split, **counts})
+
+
+def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
+    if not small:
+        raise UsageError("no small model given; type --small FILE, once for each")
+    if not config.large:
+        raise UsageError("no large model given; type --large FILE")
+    if config.student or config.limit is not None:
+        raise UsageError("--student and --limit go with --next-token STORE; give that too")
+    if config.target_quality is not None and not 0.0 <= config.target_quality <= 1.0:
+        raise UsageError(
+            f"got --target-quality {config.target_quality}, expected a number from 0 to 1"
+        )
+    if bool(config.calibration_small) != (config.calibration_large is not None):
+        raise UsageError("--calibration-small and --calibration-large go together; give both")
+    if config.calibration_small and config.calibration is not None:
+        raise UsageError("got --calibration and --calibration-small; expected one of them")
+    if config.calibration_small and len(config.calibration_small) != len(small):
+        raise UsageError(
+            f"got {len(config.calibration_small)} --calibration-small for {len(small)} small "
+            "models; expected one each, in the same order"
+        )
+
+
+def _check_apart(test: Pair, calibration: Pair) -> None:
+    shared = set(test.large.strings("question_digest")) & set(
+        calibration.large.strings("question_digest")
+    )
+    if shared:
+        raise UsageError(
+            f"{len(shared):,} questions are in both --large and --calibration-large; expected "
+            "other questions, or a share of the same with --calibration 0.2"
+        )
+
+
+# ---- folded: Which examples fit rules and choose thresholds, and which ones judge them.
+def calibration_places(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Mark the examples of the calibration split.
+
+    An example's side depends on its name and the seed alone: not on its place, nor on which other
+    examples there are. So the split is the same for every model, and for more data later.
+
+    Args:
+        names: what tells the questions apart; equal questions fall on the same side.
+        share: of the examples, on average, that calibrate.
+        seed: another one draws another split.
+
+    Raises:
+        UsageError: the share is not between 0 and 1, or one side is empty.
+    """
+    if not 0.0 < share < 1.0:
+        raise UsageError(f"got --calibration {share:g}, expected a share between 0 and 1")
+    limit = int(share * 2**64)
+    marked = np.array([_hash(name, seed) < limit for name in names])
+    if marked.all() or not marked.any():
+        raise UsageError(
+            f"--calibration {share:g} leaves one side of {len(names):,} examples empty; "
+            "choose another share or --calibration-seed, or more examples"
+        )
+    return marked
+
+
+def _hash(name: str, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{name}".encode()).digest()[:8], "big")

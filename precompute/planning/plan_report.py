@@ -1,0 +1,203 @@
+"""A plan in words: what a person reads before they pay for the capture."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from caskd.precompute.planning.forecast import duration, size
+from caskd.precompute.planning.survey import bars
+
+Facts = Mapping[str, Any]
+LONG_SHARD_SECONDS = 600.0
+_SKIPPED = {
+    "truncated": "cut at the limit",
+    "too_long": "too long",
+    "empty": "nothing to predict",
+    "out_of_vocabulary": "with unknown tokens",
+}
+_TEXT = {
+    "prompt": "prompt and response",
+    "messages": "messages through the chat template, replies only",
+    "text": "plain text, all of it",
+}
+
+
+def plan_lines(facts: Facts) -> list[str]:
+    """Everything that `plan_facts` gathered, for a terminal."""
+    return [
+        _title(facts),
+        *_items(_corpus(facts)),
+        *_items(_store(facts)),
+        *_lengths(facts),
+        *(_forecast(facts) if facts["forecast"] else []),
+    ]
+
+
+def _items(items: Iterator[tuple[str, str]]) -> list[str]:
+    return [f"  {name.ljust(11)} {text}" for name, text in items]
+
+
+def _title(facts: Facts) -> str:
+    how = " (planned before)" if facts["reused"] else ""
+    if facts["dry_run"]:
+        how += " (dry run: nothing is written)"
+    return f"plan of {facts['store']}{how}"
+
+
+def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
+    teacher, geometry = facts["teacher"], facts["geometry"]
+    text, vocabulary = facts["identity"]["text"], facts["identity"]["vocabulary"]
+    adapter = facts["identity"]["teacher"]["adapter"]
+    yield (
+        "teacher",
+        f"{teacher['name']}, {teacher['load_dtype']}, attention {teacher['attention']}"
+        + (f", adapter {adapter['name']}" if adapter else ""),
+    )
+    yield (
+        "vocabulary",
+        f"{vocabulary['size']:,} tokens, of which the teacher knows "
+        f"{min(teacher['num_ids'], vocabulary['size']):,}",
+    )
+    ending = "EOS after each, " if text["eos"] and text["kind"] != "messages" else ""
+    yield (
+        "text",
+        f"{_TEXT[text['kind']]}; {ending}at most {text['max_length']:,} tokens "
+        f"(--on-long {text['on_long']})",
+    )
+    yield "examples", f"{geometry['num_examples']:,} with {geometry['num_tokens']:,} tokens"
+    for status, what in _SKIPPED.items():
+        count = facts["examples"].get(status, 0)
+        if count:
+            rows = "" if status == "truncated" else ", no rows"
+            first = facts["first"][status]
+            yield "", f"{count:,} {what} ({status}{rows}), the first is record {first}"
+    yield "duplicates", _duplicates(facts)
+    labels = facts["labels"]
+    yield (
+        "labels",
+        f"{labels['distinct']:,} distinct tokens, {labels['share_of_vocabulary']:.1%} of the "
+        f"vocabulary; the 100 most frequent are {labels['share_of_top_100']:.0%} of the rows",
+    )
+
+
+def _duplicates(facts: Facts) -> str:
+    found, num_rows = facts["duplicates"], facts["geometry"]["num_rows"]
+    if not found["examples"]:
+        return "none: every example is another"
+    first = facts["first"]["duplicate"]
+    what = f"{found['examples']:,} exact repeats of earlier examples, the first is record {first}"
+    if facts["identity"]["text"].get("on_duplicate") == "skip":
+        return f"{what}; skipped"
+    return (
+        f"{what}; they take {found['rows']:,} rows, {found['rows'] / num_rows:.1%} "
+        "(--on-duplicate skip leaves them out)"
+    )
+
+
+def _kept(capture: Mapping[str, Any]) -> str:
+    if capture["kind"] == "sampled":
+        return f"{capture['num_samples']:,} draws of each row, seed {capture['sample_seed']}"
+    mass = f", fewer where they reach {capture['min_mass']:g}" if capture["min_mass"] < 1 else ""
+    return f"top {capture['top_k']:,} of each row{mass}"
+
+
+def _store(facts: Facts) -> Iterator[tuple[str, str]]:
+    geometry, capture, sizes = facts["geometry"], facts["identity"]["capture"], facts["bytes"]
+    yield (
+        "rows",
+        f"{geometry['num_rows']:,} in {_shards(geometry['num_shards'])} of "
+        f"{geometry['shard_rows']:,}",
+    )
+    yield "kept", f"{_kept(capture)}, {facts['identity']['encoding']}"
+    if not facts["forecast"]:
+        per_row = [(sizes[end] - sizes["plan"]) / geometry["num_rows"] for end in ("least", "most")]
+        yield (
+            "size",
+            f"{size(sizes['least'])} to {size(sizes['most'])}, about {per_row[0]:.0f} to "
+            f"{per_row[1]:.0f} bytes a row: a guess from other stores; --probe measures it",
+        )
+
+
+def _shards(amount: int) -> str:
+    return "1 shard" if amount == 1 else f"{amount:,} shards"
+
+
+def _lengths(facts: Facts) -> list[str]:
+    heads = ("median", "mean", "p90", "p99", "max")
+    lines = [f"  {'tokens'.ljust(11)} " + "".join(head.rjust(9) for head in heads)]
+    for part, found in facts["lengths"].items():
+        cells = "".join(f"{found[head]:,}".rjust(9) for head in heads)
+        lines.append(f"    {part.ljust(9)} {cells}")
+    return [*lines, *(f"    {bar}" for bar in bars(facts["histogram"]))]
+
+
+def _forecast(facts: Facts) -> list[str]:
+    probe = facts["forecast"]
+    online = probe["break_even"]
+    slower = "" if probe["forward_seconds"] >= probe["encode_seconds"] else ", set by encoding"
+    where = "of GPU memory" if probe["memory_of"] == "gpu" else "of memory in this process"
+    lines = _items(
+        iter(
+            [
+                ("probe", f"{probe['num_rows']:,} rows of the capture's own batches"),
+                (
+                    "time",
+                    f"{duration(probe['seconds'])} on one device like this one "
+                    f"({probe['rows_per_second']:,.0f} rows/s{slower}), and "
+                    f"{duration(probe['load_seconds'])} to load the teacher",
+                ),
+                ("memory", f"{size(probe['memory_bytes'])} {where}, {_batch(probe)}"),
+                (
+                    "size",
+                    f"{size(probe['bytes'])}, {sum(probe['bytes_per_row'].values()):.1f} bytes a "
+                    "row beside the tokens",
+                ),
+                (
+                    "pays",
+                    f"from student-epoch {online['student_epochs']} on: hours of the teacher, "
+                    "beside every student in every epoch against once",
+                ),
+            ]
+        )
+    )
+    return [*lines, *_break_even(online), *_shard_advice(facts)]
+
+
+def _shard_advice(facts: Facts) -> list[str]:
+    """A run that stops loses the shard in hand: say so where that is much."""
+    probe, geometry = facts["forecast"], facts["geometry"]
+    seconds = min(geometry["shard_rows"], geometry["num_rows"]) / probe["rows_per_second"]
+    if seconds < LONG_SHARD_SECONDS:
+        return []
+    rows = max(512, int(probe["rows_per_second"] * LONG_SHARD_SECONDS / 5) // 512 * 512)
+    return [
+        f"  note        a shard takes {duration(seconds)}, lost if the run stops inside it: "
+        f"--shard-rows {rows} loses less"
+    ]
+
+
+def _batch(probe: Facts) -> str:
+    return f"in batches of {probe['batch_tokens']:,} tokens"
+
+
+def _break_even(online: Facts) -> list[str]:
+    table = online["online_hours"]
+    epochs: Sequence[str] = list(next(iter(table.values())))
+    head = "".join(f"{n} epoch{'s' if n != '1' else ''}".rjust(11) for n in epochs)
+    lines = [f"    {'students'.ljust(9)}{head}{'the cask'.rjust(11)}"]
+    for students, hours in table.items():
+        cells = "".join(_hours(hours[n]).rjust(11) for n in epochs)
+        lines.append(f"    {students.ljust(9)}{cells}{_hours(online['cask_hours']).rjust(11)}")
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+
+
+def next_line(facts: Facts) -> str:
+    """What to type after `caskd plan`."""
+    if facts["dry_run"]:
+        return "next: the same without --dry-run keeps this plan; caskd precompute fills it too"
+    more = "" if facts["forecast"] else "; --probe first says how long that takes"
+    return f"next: caskd precompute with the same options fills {shlex.quote(facts['store'])}{more}"

@@ -1,0 +1,136 @@
+"""Tokenising a corpus in parallel; the examples are the same for any number of processes."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
+from multiprocessing import get_context
+from typing import Any
+
+from caskd.store.corpus.files import Columns, Record
+from caskd.store.errors import UsageError
+from caskd.store.corpus.tokens import TextOptions, TokenizedExample, tokenize_examples
+
+BLOCK_RECORDS = 256
+BLOCK_CHARACTERS = 1 << 18  # of very long documents fewer make a block
+SMALL_CORPUS = 1 << 23  # characters; less is done before other processes have started
+BLOCKS_AHEAD = 4  # per process: bounds the memory, whatever the corpus
+
+Block = tuple[int, list[Record]]
+Work = Callable[[int, Sequence[Record]], list[TokenizedExample]]
+
+
+def tokenized(
+    tokenizer: Any,
+    records: Iterable[Record],
+    columns: Columns,
+    options: TextOptions,
+    *,
+    num_processes: int | None = None,
+) -> Iterator[TokenizedExample]:
+    """Examples of all records, in their order.
+
+    Args:
+        tokenizer: of the teacher.
+        records: the corpus, read once and never held.
+        columns: where the text is.
+        options: how it becomes examples.
+        num_processes: processes that tokenise; by default one per core that we may use. They
+            start once `SMALL_CORPUS` characters are done here and there are more.
+
+    Raises:
+        UsageError: what `tokenize_examples` says of the first record that it refuses.
+    """
+    work: Work = _Tokenize(tokenizer, columns, options)
+    blocks = _blocks(records)
+    if num_processes is None:
+        num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if num_processes > 1:
+        yield from chain.from_iterable(work(*block) for block in _head(blocks, SMALL_CORPUS))
+        first = next(blocks, None)
+        if first is not None:
+            yield from _in_processes(work, chain([first], blocks), num_processes)
+    else:
+        yield from chain.from_iterable(work(*block) for block in blocks)
+
+
+class _Tokenize:
+    """`tokenize_examples` with all but the records given; travels to other processes."""
+
+    def __init__(self, tokenizer: Any, columns: Columns, options: TextOptions) -> None:
+        self.tokenizer, self.columns, self.options = tokenizer, columns, options
+
+    def __call__(self, first_index: int, records: Sequence[Record]) -> list[TokenizedExample]:
+        return tokenize_examples(self.tokenizer, records, self.columns, self.options, first_index)
+
+
+def _blocks(records: Iterable[Record]) -> Iterator[Block]:
+    """Records that follow each other, with the number of the first."""
+    first, block, size = 0, list[Record](), 0
+    for record in records:
+        block.append(record)
+        size += _characters(record)
+        if len(block) == BLOCK_RECORDS or size >= BLOCK_CHARACTERS:
+            yield first, block
+            first, block, size = first + len(block), [], 0
+    if block:
+        yield first, block
+
+
+def _characters(record: Record) -> int:
+    """Characters of a record, about: of a conversation those of its turns."""
+    total = 0
+    for value in record.values():
+        turns = value if isinstance(value, list) else [value]
+        texts = [t.get("content") if isinstance(t, dict) else t for t in turns]
+        total += sum(len(text) for text in texts if isinstance(text, str))
+    return total
+
+
+def _head(blocks: Iterator[Block], characters: int) -> Iterator[Block]:
+    """The first blocks, until they have so many characters."""
+    while characters > 0:
+        block = next(blocks, None)
+        if block is None:
+            return
+        yield block
+        characters -= sum(map(_characters, block[1]))
+
+
+def _in_processes(
+    work: Work, blocks: Iterable[Block], num_processes: int
+) -> Iterator[TokenizedExample]:
+    waiting: deque[Future[list[TokenizedExample]]] = deque()
+    # Not fork: torch and the tokenizer may hold threads, and a forked lock never opens.
+    pool = ProcessPoolExecutor(
+        num_processes, mp_context=get_context("spawn"), initializer=_start, initargs=(work,)
+    )
+    try:
+        for block in blocks:
+            waiting.append(pool.submit(_tokenize_block, block))
+            if len(waiting) >= BLOCKS_AHEAD * num_processes:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UsageError(
+            "a process that tokenises ended (out of memory, or a script that starts it without "
+            "`if __name__ == '__main__':`); mend that, or type --tokenize-processes 1"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_work: list[Work] = []  # of a process that tokenises
+
+
+def _start(work: Work) -> None:
+    # Every core has a process already: threads of the tokenizer would only be in their way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _work[:] = [work]
+
+
+def _tokenize_block(block: Block) -> list[TokenizedExample]:
+    return _work[0](*block)

@@ -1,0 +1,153 @@
+"""Commit records: what exists in a store, and what its bytes must be.
+
+A listing proves nothing (Zarr answers a missing chunk with its fill value), so readers trust these
+records only. A record names files relative to the store, with size, crc32c and sha256; it holds no
+clock and no host, so equal work gives equal records.
+"""
+
+import hashlib
+import os
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+
+from caskd.store.io import files
+from caskd.store.format import untrusted_json
+from caskd.store.errors import CorruptError
+from caskd.store.format.spec import canonical_json
+
+PLAN = "plan"
+PILOT = "pilot"
+STAGING = "staging"
+RECORD_LIMIT = 16 << 20
+LIST_LIMIT = 128 << 20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file: its name relative to the store, and what its bytes must be.
+
+    A shard file is a chain of pieces that end in their own crc32c, and the crc32c of such a chain
+    depends on their sizes alone: it finds damage but cannot tell two shards apart. crc32, of
+    another polynomial, can.
+    """
+
+    name: str
+    size: int
+    crc32c: str
+    sha256: str
+    crc32: str
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> "FileRecord":
+        """Describe `data` as the content of `name`."""
+        digest = hashlib.sha256(data).hexdigest()
+        return cls(name, len(data), crc32c_hex(data), digest, crc32_hex(data))
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """The decision that a shard (or the plan) consists of these files."""
+
+    unit: str
+    file_records: tuple[FileRecord, ...]
+    facts: Mapping[str, Any]
+
+    def to_json(self) -> bytes:
+        """The record's bytes; equal work gives equal bytes."""
+        listed = [vars(record) for record in sorted(self.file_records, key=lambda r: r.name)]
+        return canonical_json({"unit": self.unit, "files": listed, **self.facts})
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the record's bytes; names its staging folder."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def bytes_by_array(self) -> Counter[str]:
+        """Bytes per array of data.zarr; everything else counts as `metadata`."""
+        sizes: Counter[str] = Counter()
+        for item in self.file_records:
+            parts = item.name.split("/")
+            sizes[parts[1] if len(parts) > 2 else "metadata"] += item.size
+        return sizes
+
+    @classmethod
+    def from_json(cls, data: bytes, unit: str) -> "CommitRecord":
+        """Parse and check a record.
+
+        Raises:
+            CorruptError: not a record of this unit.
+            UnsafeError: it is larger than it need be, or names a file outside the store.
+        """
+        where = f"commits/{unit}.json"
+        value = untrusted_json.parse_json(data, where)
+        if not untrusted_json.is_record(value):
+            raise CorruptError(f"{where}: not a commit record.")
+        listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
+        found = value.pop("unit")
+        if found != unit:
+            raise CorruptError(f"{where}: holds the record of {untrusted_json.shown(found)}.")
+        untrusted_json.check_names([record.name for record in listed], where)
+        return cls(unit, listed, value)
+
+
+def crc32c_hex(data: bytes) -> str:
+    """crc32c of `data` as eight hexadecimal digits."""
+    return f"{google_crc32c.value(data):08x}"
+
+
+def crc32_hex(data: bytes) -> str:
+    """crc32 of `data`, zlib's, as eight hexadecimal digits."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def shard_unit(shard: int) -> str:
+    """Name of a shard's commit record, without `.json`."""
+    return f"{shard:05d}"
+
+
+def record_name(unit: str) -> str:
+    """Name of the record of `unit`, relative to the store."""
+    return f"commits/{unit}.json"
+
+
+def read_record(root: Path, unit: str) -> CommitRecord:
+    """Read the commit record of `unit`."""
+    return CommitRecord.from_json(files.read_small(root, record_name(unit), RECORD_LIMIT), unit)
+
+
+def committed_units(root: Path) -> set[str]:
+    """Units that have a record, from one listing; for counting, not for trusting."""
+    folder = root / "commits"
+    names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
+    return {name.removesuffix(".json") for name in names if name.endswith(".json")}
+
+
+def is_committed(root: Path, unit: str) -> bool:
+    """Whether the decision about `unit` has been made."""
+    return files.size_inside(root, record_name(unit)) is not None
+
+
+def check_size(root: Path, unit: str, item: FileRecord) -> None:
+    """Check that a committed file is there with its recorded size.
+
+    Raises:
+        CorruptError: names the file and the commit.
+    """
+    size = files.size_inside(root, item.name)
+    if size != item.size:
+        got = "missing" if size is None else f"{size:,} bytes"
+        raise CorruptError(
+            f"{item.name}: {got}, but commit {unit} says {item.size:,} bytes. "
+            "Run caskd store verify to see what else is wrong."
+        )
+
+
+def digest_list(digests: Mapping[str, str]) -> bytes:
+    """The bytes of `commits/commits.sha256`, in sha256sum's own format."""
+    return "".join(f"{digest}  {unit}.json\n" for unit, digest in digests.items()).encode()

@@ -1,0 +1,197 @@
+"""What the commit records of a store say, each read and checked once.
+
+A sealed store binds everything: `seal.json` names the digest of `commits/commits.sha256`, that file
+the digest of every record, and a record size and crc32 of every file. A file is compared with its
+record when it is first opened, so that one which was swapped, or is left from another capture, is
+noticed although every chunk in it is sound.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from caskd.store.io import files
+from caskd.store.format import layout, untrusted_json
+from caskd.store.commits import commit_record
+from caskd.store.errors import CorruptError, IncompleteError
+from caskd.store.commits.commit_record import CommitRecord, FileRecord
+from caskd.store.format.spec import StoreSpec
+
+DIGEST_LIST = "commits/commits.sha256"
+
+
+def all_units(spec: StoreSpec) -> list[str]:
+    """Every commit that a finished store has, the plan first."""
+    pilot = [commit_record.PILOT] if spec.encoding == "compact" else []
+    return [commit_record.PLAN, *pilot, *map(commit_record.shard_unit, range(spec.num_shards))]
+
+
+def unit_files(spec: StoreSpec, unit: str) -> list[str]:
+    """Files that the record of `unit` must name; of the plan, those of fixed number."""
+    rows = layout.layouts_of(spec)
+    if unit == commit_record.PILOT:
+        return _whole(layout.ID_ORDER, layout.num_orders(spec.num_rows) * spec.vocab_size)
+    if unit != commit_record.PLAN:
+        return [array.key(int(unit)) for array in rows]
+    sizes = {
+        **dict.fromkeys(layout.TOKEN_LAYOUTS, spec.num_tokens),
+        **dict.fromkeys(layout.EXAMPLE_LAYOUTS, spec.num_examples),
+        layout.VOCAB_LAYOUTS[1]: spec.vocab_size + 1,
+    }
+    names = ["store.json", "data.zarr/zarr.json", *(array.metadata_key for array in rows)]
+    for array, length in sizes.items():
+        names += _whole(array, length)
+    return [*names, layout.VOCAB_LAYOUTS[0].metadata_key]
+
+
+def check_named_files(record: CommitRecord, spec: StoreSpec) -> None:
+    """Check that a record names the files of its unit and no others.
+
+    Raises:
+        CorruptError: the first file that is missing or too many.
+    """
+    named = {item.name for item in record.file_records}
+    wanted = {*unit_files(spec, record.unit)}
+    rest = named - wanted
+    if record.unit == commit_record.PLAN:
+        vocab = layout.VOCAB_LAYOUTS[0]
+        rest -= {vocab.key(shard) for shard in range(len(rest))}
+    if rest or wanted - named:
+        verb = "names" if rest else "does not name"
+        raise CorruptError(
+            f"{commit_record.record_name(record.unit)}: {verb} {min(rest or wanted - named)}."
+        )
+
+
+def _whole(array: layout.ArrayLayout, length: int) -> list[str]:
+    shards = range(math.ceil(length / array.shard))
+    return [array.metadata_key, *(array.key(shard) for shard in shards)]
+
+
+def read_seal(root: Path) -> dict[str, Any]:
+    """`seal.json`, checked for its shape.
+
+    Raises:
+        CorruptError: it is not a seal.
+    """
+    value = untrusted_json.parse_json(files.read_small(root, "seal.json"), f"{root.name}/seal.json")
+    if not untrusted_json.is_seal(value):
+        raise CorruptError(f"{root.name}/seal.json: not a seal.")
+    return dict(value)
+
+
+def sealed_digests(root: Path, units: Sequence[str]) -> dict[str, str]:
+    """sha256 of every record, from `commits/commits.sha256`.
+
+    Raises:
+        CorruptError: it does not list just these units.
+    """
+    data = files.read_small(root, DIGEST_LIST, commit_record.LIST_LIMIT)
+    lines = data.decode("latin-1").split("\n")
+    digests = dict(zip(units, (line[:64] for line in lines), strict=False))
+    if len(digests) < len(units) or commit_record.digest_list(digests) != data:
+        raise CorruptError(f"{root.name}/{DIGEST_LIST}: not the list of this store's commits.")
+    return digests
+
+
+class Ledger:
+    """The records of a store that is open for reading."""
+
+    def __init__(self, root: Path, spec: StoreSpec) -> None:
+        self.root, self.spec, self.name = root, spec, root.name
+        self._records: dict[str, dict[str, FileRecord]] = {}
+        self._checked: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the store is finished."""
+        return files.size_inside(self.root, "seal.json") is not None
+
+    @cached_property
+    def digests(self) -> dict[str, str] | None:
+        """sha256 of every record; None of a store that is not sealed.
+
+        Raises:
+            CorruptError: the seal says otherwise.
+        """
+        if not self.sealed:
+            return None
+        digests = sealed_digests(self.root, all_units(self.spec))
+        found = hashlib.sha256(commit_record.digest_list(digests)).hexdigest()
+        if found != read_seal(self.root)["commits_digest"]:
+            raise CorruptError(f"{self.name}/seal.json: its digest is not that of the commits.")
+        return digests
+
+    def record(self, unit: str) -> CommitRecord:
+        """The record of `unit`, compared with the seal if there is one.
+
+        Raises:
+            IncompleteError: not committed yet.
+            CorruptError: missing, changed, or naming other files than the unit has.
+        """
+        if not commit_record.is_committed(self.root, unit):
+            if self.sealed:
+                raise CorruptError(f"{self.name}/commits/{unit}.json: missing from a sealed store.")
+            raise IncompleteError(f"{self.name}: {unit} is not committed yet.")
+        data = files.read_small(self.root, commit_record.record_name(unit), commit_record.RECORD_LIMIT)
+        if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[unit]:
+            raise CorruptError(f"{self.name}/commits/{unit}.json: differs from what was sealed.")
+        record = CommitRecord.from_json(data, unit)
+        check_named_files(record, self.spec)
+        return record
+
+    def item(self, unit: str, name: str) -> FileRecord:
+        """What the record of `unit`, whose files are all there, says of the file `name`.
+
+        Raises:
+            CorruptError: the record does not name it, or a file of the unit has another size.
+        """
+        if unit not in self._records:
+            record = self.record(unit)
+            self._check_sizes(record)
+            self._records[unit] = {item.name: item for item in record.file_records}
+        if name not in self._records[unit]:
+            raise CorruptError(f"{self.name}/commits/{unit}.json: does not name {name}.")
+        return self._records[unit][name]
+
+    def _check_sizes(self, record: CommitRecord) -> None:
+        try:
+            for item in record.file_records:
+                commit_record.check_size(self.root, record.unit, item)
+        except CorruptError:
+            if self.sealed or not (self.root / commit_record.STAGING / record.digest).is_dir():
+                raise
+            raise IncompleteError(
+                f"{self.name}: {record.unit} is committed, but its files are still in staging. "
+                "Run caskd precompute again to finish it."
+            ) from None
+
+    def check_file(self, unit: str, name: str) -> None:
+        """Compare a file with its record, unless that same file was compared before.
+
+        Raises:
+            CorruptError: its bytes are not those that were committed.
+        """
+        item = self.item(unit, name)
+        status = os.lstat(self.root / name)
+        # A changed inode or change time means another file, whatever the clock was.
+        identity = (status.st_ino, status.st_size, status.st_ctime_ns)
+        if self._checked.get(name) == identity:
+            return
+        if f"{files.crc32_inside(self.root, name):08x}" != item.crc32:
+            raise CorruptError(f"{self.name}/{name}: its crc32 differs from commit {unit}.")
+        self._checked[name] = identity
+
+    def check_spec(self, data: bytes) -> None:
+        """Compare the bytes of store.json with the plan's record.
+
+        Raises:
+            CorruptError: they differ.
+        """
+        named = {item.name: item for item in self.record(commit_record.PLAN).file_records}
+        if commit_record.crc32_hex(data) != named["store.json"].crc32:
+            raise CorruptError(f"{self.name}/store.json: its crc32 differs from commit plan.")

@@ -1,0 +1,212 @@
+"""What a store says is checked before it is believed: JSON, names, geometry, positions, values.
+
+A store may come from anybody. Nothing is allocated, opened or indexed by a number from it that has
+not passed here; the limits are far beyond what caskd writes.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from caskd.store.errors import UnsafeError
+from caskd.store.io.printable import shown
+
+MAX_DEPTH = 16
+MAX_PLAIN_JSON = 4 << 20
+MAX_CHUNK_CELLS = 1 << 22
+MAX_TASKS = 1 << 16
+LIMITS = {
+    "num_examples": 1 << 32,
+    "num_tokens": 1 << 35,
+    "num_rows": 1 << 35,
+    "num_shards": 1 << 20,
+    "shard_rows": 1 << 24,
+    "chunk_rows": 512,
+    "num_cells": (1 << 16) - 1,
+    "size": 1 << 21,
+}
+CELLS_OF_KIND = {"topk": "top_k", "sampled": "num_samples"}
+"""Kind of a store -> what in its identity says how many cells a row has."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse JSON of a store; `where` names it in errors.
+
+    Raises:
+        UnsafeError: not UTF-8 JSON, deeper than any in a store, or made to fill the memory.
+    """
+    # A large file of a store is a list of files, so it is mostly names and digests.
+    marks = data.count(b",") + 4 * (data.count(b"{") + data.count(b"["))
+    if len(data) > MAX_PLAIN_JSON and marks > len(data) // 16:
+        raise UnsafeError(f"{where}: {len(data):,} bytes of JSON that no store needs.")
+    try:
+        value = json.loads(data.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise UnsafeError(f"{where}: not valid JSON.") from None
+    if _depth_exceeds(value, MAX_DEPTH):
+        raise UnsafeError(f"{where}: nested deeper than {MAX_DEPTH} levels.")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        inside = [list(v.values()) if isinstance(v, dict) else v for v in level]
+        level = [item for v in inside if isinstance(v, list) for item in v]
+        if not level:
+            return False
+    return True
+
+
+def is_count(value: Any, limit: int = 1 << 62) -> bool:
+    """Whether `value` is an integer from 0 to `limit`."""
+    return type(value) is int and 0 <= value <= limit
+
+
+def is_counts(value: Any) -> bool:
+    """Whether `value` maps names to counts."""
+    return isinstance(value, dict) and all(map(is_count, value.values()))
+
+
+def _is_hex(value: Any, digits: int) -> bool:
+    return isinstance(value, str) and len(value) == digits and bool(_HEX.fullmatch(value))
+
+
+def is_record(value: Any) -> bool:
+    """Whether parsed JSON has the fields and types of a commit record."""
+    return (
+        isinstance(value, dict)
+        and {"unit", "files", "num_rows", "statuses"} <= value.keys()
+        and value.keys() <= {"unit", "files", "num_rows", "statuses", "non_finite_examples"}
+        and is_count(value["num_rows"])
+        and is_counts(value["statuses"])
+        and _is_list_of(value.get("non_finite_examples", []), is_count)
+        and _is_list_of(value["files"], _is_file_record)
+    )
+
+
+def _is_list_of(value: Any, check: Any) -> bool:
+    return isinstance(value, list) and all(map(check, value))
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_file_record(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"name", "size", "crc32", "crc32c", "sha256"}
+        and isinstance(value["name"], str)
+        and is_count(value["size"])
+        and _is_hex(value["crc32"], 8)
+        and _is_hex(value["crc32c"], 8)
+        and _is_hex(value["sha256"], 64)
+    )
+
+
+def is_seal(value: Any) -> bool:
+    """Whether parsed JSON has the fields and types of a seal."""
+    counts = ("num_examples", "num_rows", "num_shards")
+    return (
+        isinstance(value, dict)
+        and value.keys() == {*counts, "statuses", "bytes", "commits_digest"}
+        and all(is_count(value[name]) for name in counts)
+        and is_counts(value["statuses"])
+        and is_counts(value["bytes"])
+        and _is_hex(value["commits_digest"], 64)
+    )
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Check names of files, relative to the store.
+
+    Raises:
+        UnsafeError: a name leaves the store, or stands there twice.
+    """
+    for name in names:
+        if len(name) > 200 or not _NAME.fullmatch(name):
+            raise UnsafeError(f"{where}: {shown(name)} is no name of a file inside a store.")
+    if len({*names}) < len(names):
+        raise UnsafeError(f"{where}: names a file twice.")
+
+
+def check_store_json(value: Any, where: str) -> None:
+    """Check types, ranges and agreement of identity, geometry and tasks.
+
+    Raises:
+        UnsafeError: names the first field that cannot be.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("geometry"), dict):
+        raise UnsafeError(f"{where}: not a valid store.json (no geometry).")
+    identity, geometry, tasks = value.get("identity"), value["geometry"], value.get("tasks")
+    if not isinstance(identity, dict) or not _has_types(identity):
+        raise UnsafeError(f"{where}: not a valid store.json (identity).")
+    if not _is_list_of(tasks, _is_string) or len(value["tasks"]) > MAX_TASKS:
+        raise UnsafeError(f"{where}: not a valid store.json (tasks).")
+    counts = {
+        **geometry,
+        "num_cells": identity["capture"][CELLS_OF_KIND[identity["capture"]["kind"]]],
+        "size": identity["vocabulary"]["size"],
+    }
+    if counts.keys() != LIMITS.keys():
+        raise UnsafeError(f"{where}: not a valid store.json (geometry).")
+    for name, limit in LIMITS.items():
+        if not is_count(counts[name], limit) or counts[name] == 0:
+            raise UnsafeError(
+                f"{where}: {name} is {shown(counts[name])}, expected an integer "
+                f"from 1 to {limit:,}."
+            )
+    problem = geometry_problem(counts)
+    if problem:
+        raise UnsafeError(f"{where}: {problem}.")
+
+
+_STRINGS = {
+    "teacher": ("name",),
+    "vocabulary": ("digest", "tokenizer_digest"),
+    "text": ("kind",),
+    "capture": ("kind", "load_dtype"),
+}
+
+
+def _has_types(identity: Mapping[str, Any]) -> bool:
+    """Whether the parts of an identity that caskd itself reads are there."""
+    for part, names in _STRINGS.items():
+        section = identity.get(part)
+        if not isinstance(section, dict):
+            return False
+        if not all(isinstance(section.get(name), str) for name in names):
+            return False
+    return (
+        identity["capture"]["kind"] in CELLS_OF_KIND
+        and identity.get("encoding") in ("compact", "exact")
+        and CELLS_OF_KIND[identity["capture"]["kind"]] in identity["capture"]
+        and "size" in identity["vocabulary"]
+        and {"revision"} <= identity["teacher"].keys()
+        and {"eos"} <= identity["text"].keys()
+    )
+
+
+def geometry_problem(counts: Mapping[str, int]) -> str | None:
+    """What is impossible about a geometry; every count is positive."""
+    shard_rows, chunk_rows = counts["shard_rows"], counts["chunk_rows"]
+    capacity = counts["num_shards"] * shard_rows
+    checks = {
+        "chunk_rows do not divide shard_rows": shard_rows % chunk_rows == 0,
+        "chunk_rows is not 512, or a smaller shard_rows": chunk_rows == min(shard_rows, 512),
+        "a chunk has too many cells": chunk_rows * counts["num_cells"] <= MAX_CHUNK_CELLS,
+        "num_rows do not fit into the shards": counts["num_rows"] <= capacity,
+        "num_shards is larger than num_rows": counts["num_shards"] <= counts["num_rows"],
+        "num_rows is larger than num_tokens": counts["num_rows"] <= counts["num_tokens"],
+    }
+    return next((text for text, holds in checks.items() if not holds), None)

@@ -1,0 +1,101 @@
+"""What a store holds, from its metadata alone: no array is opened."""
+
+from pathlib import Path
+from typing import Any
+
+from caskd.store.format import layout
+from caskd.store.inspect.capture_progress import JobView, shards_text
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.io.printable import clean
+
+
+def store_info(url: str | Path) -> dict[str, Any]:
+    """Identity, counts and sizes of the store at `url`, sealed or not (JSON types only)."""
+    store = TeacherStore.open(url, allow_unsealed=True)
+    spec = store.spec
+    # An unfinished store has the rows of its committed shards only; a seal spares reading them.
+    view = None if store.sealed else JobView(store.root, spec)
+    if view is None:
+        sizes, rows, statuses = store.seal["bytes"], spec.num_rows, store.seal["statuses"]
+    else:
+        view.look()
+        sizes, rows, statuses = view.sizes, view.num_rows, dict(view.statuses)
+    row_arrays = layout.layouts_of(spec)
+    return {
+        "name": store.name,
+        "teacher": spec.teacher,
+        "kind": spec.kind,
+        "sealed": store.sealed,
+        "digest": store.digest if store.sealed else None,
+        "num_examples": spec.num_examples,
+        "num_rows": spec.num_rows,
+        "num_tokens": spec.num_tokens,
+        "top_k": spec.top_k if spec.kind == "topk" else None,
+        "num_samples": spec.num_samples if spec.kind == "sampled" else None,
+        "vocab_size": spec.vocab_size,
+        "encoding": spec.encoding,
+        "num_shards": spec.num_shards,
+        "num_committed_shards": view.num_committed_shards if view else spec.num_shards,
+        "failed_shards": view.failed_shards() if view else [],
+        "shard_rows": spec.shard_rows,
+        "statuses": statuses,
+        "tasks": list(spec.tasks),
+        "bytes": sum(sizes.values()),
+        "bytes_per_row": round(sum(sizes.values()) / rows, 3) if rows else None,
+        "fields": {
+            _FIELD_OF.get(array.name, array.name): {
+                "dtype": array.dtype,
+                "cells": array.cells or 1,
+                "bytes_per_row": round(sizes.get(array.name, 0) / rows, 3) if rows else None,
+            }
+            for array in row_arrays
+        },
+        "identity": spec.identity,
+    }
+
+
+_FIELD_OF = {
+    "topk_id_codes": "topk_ids", "topk_logit_steps": "topk_logits",
+    "sampled_place_steps": "sampled_ids", "sampled_place_counts": "sampled_counts",
+}  # fmt: skip
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """The same for a person."""
+    state = "sealed" if info["sealed"] else (
+        f"NOT sealed: {info['num_committed_shards']} of {info['num_shards']} shards committed"
+    )  # fmt: skip
+    per_row = info["bytes_per_row"]
+    size = f"{info['bytes'] / 1e6:,.2f} MB" + (f", {per_row:,.1f} bytes a row" if per_row else "")
+    rows = [
+        ("store", f"{info['name']} ({state})"),
+        ("teacher", info["teacher"]),
+        ("examples", f"{info['num_examples']:,}"),
+        ("rows", f"{info['num_rows']:,} in {info['num_shards']} shards of {info['shard_rows']:,}"),
+        ("kept", _kept(info)),
+        ("tasks", ", ".join(info["tasks"][:8]) + (" ..." if len(info["tasks"]) > 8 else "")),
+        ("size", size),
+    ]
+    if info["statuses"]:
+        listed = ", ".join(f"{n:,} {status}" for status, n in sorted(info["statuses"].items()))
+        rows.append(("statuses", listed if info["sealed"] else f"{listed}, so far"))
+    if info["failed_shards"]:
+        rows.append(
+            ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute tries again")
+        )
+    lines = [f"{name:<9} {clean(value)}" for name, value in rows if value]
+    lines.append("fields    name, type, bytes a row")
+    for name, array in info["fields"].items():
+        kind = array["dtype"] + (f" x {array['cells']}" if array["cells"] > 1 else "")
+        cost = "-" if array["bytes_per_row"] is None else f"{array['bytes_per_row']:,.2f}"
+        lines.append(f"          {name:<16} {kind:<14} {cost:>8}")
+    return "\n".join(lines)
+
+
+def _kept(info: dict[str, Any]) -> str:
+    vocab, encoding = f"{info['vocab_size']:,}", info["encoding"]
+    if info["kind"] == "sampled":
+        return f"{info['num_samples']:,} draws from all {vocab} tokens, {encoding}"
+    return f"top {info['top_k']} of {vocab} logits, {encoding}"
+
+

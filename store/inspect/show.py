@@ -1,0 +1,141 @@
+"""One example of a store, token by token, for a person; no tokenizer is needed."""
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caskd.store.read.batch import StoreBatch
+from caskd.store.io.printable import clean
+from caskd.store.format.layout import STATUSES, Array
+from caskd.store.read.teacher_store import TeacherStore
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+NUM_CHOICES = 4
+
+
+def token_text(token: bytes) -> str:
+    """A token's bytes as printable text: spaces and line breaks visible, the rest escaped."""
+    text = token.decode("utf-8", errors="backslashreplace")
+    return clean(text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5"))
+
+
+def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
+    """The example as JSON types: its text, status and one entry per row."""
+    batch, vocab = store.read([example]), store.vocab
+    index = store.index
+    return {
+        "example": example,
+        "source_index": int(index.source_index[example]),
+        "task": store.spec.tasks[int(index.task[example])],
+        "status": STATUSES[int(index.status[example])],
+        "tokens": [
+            {"id": int(i), "text": token_text(vocab[i]), "is_response": bool(r)}
+            for i, r in zip(batch.token_ids, batch.is_response, strict=True)
+        ],
+        "rows": [_row_json(batch, vocab, n) for n in range(batch.num_rows)],
+    }
+
+
+def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
+    num_kept, logsumexp = (batch.column(f)[n] for f in ("num_kept", "logsumexp"))
+    shown = min(NUM_CHOICES, int(num_kept))
+    with np.errstate(over="ignore"):  # what a store says may be impossible
+        label_probability = float(np.exp(batch.column("label_logit")[n] - logsumexp))
+    return {
+        "position": int(batch.logit_positions[n]) + 1,
+        "label": int(batch.labels[n]),
+        "label_text": token_text(vocab[batch.labels[n]]),
+        "label_rank": int(batch.column("label_rank")[n]) if shown else None,
+        "label_probability": label_probability if shown else None,
+        "num_kept": int(num_kept),
+        "tail_mass": None if batch.tail_mass is None or not shown else float(batch.tail_mass[n]),
+        "choices": [
+            {"id": int(i), "text": token_text(vocab[i]), "probability": float(p)}
+            for i, p in zip(*_choices(batch, n, shown), strict=True)
+        ],
+    }
+
+
+def _choices(batch: StoreBatch, n: int, shown: int) -> tuple[Array, Array]:
+    """The first ids of a row and their probabilities, which are shares of the draws if sampled."""
+    if batch.sampled_ids is not None:
+        counts = batch.column("sampled_counts")[n]
+        total = max(int(counts.sum(dtype=np.int64)), 1)
+        return batch.sampled_ids[n, :shown], counts[:shown] / total
+    with np.errstate(over="ignore"):
+        probabilities = np.exp(batch.column("topk_logits")[n] - batch.column("logsumexp")[n])
+    return batch.column("topk_ids")[n, :shown], probabilities[:shown]
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="UTF-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>caskd store show</title>
+<style>{stylesheet} body {{ color: {foreground}; background-color: {background}; }}</style>
+</head>
+<body><pre>{code}</pre></body>
+</html>
+"""
+
+
+def example_html(store: TeacherStore, example: int) -> str:
+    """The same as a self-contained page; what the store contains is escaped, and nothing runs."""
+    from rich.console import Console
+
+    console = Console(record=True, file=io.StringIO(), width=120, force_terminal=False)
+    console.print(example_view(store, example))
+    return console.export_html(code_format=_PAGE)
+
+
+def example_view(store: TeacherStore, example: int) -> "Group":
+    """The example as a rich renderable; nothing in it is read as markup."""
+    from rich.console import Group
+    from rich.text import Text
+
+    value = example_json(store, example)
+    heading = Text(
+        f"example {example}: task {clean(value['task']) or '-'}, status {value['status']}, "
+        f"source line {value['source_index']}, {len(value['rows'])} rows"
+    )
+    body = Text("text  ")
+    for token in value["tokens"]:
+        body.append(token["text"], style="bold green" if token["is_response"] else "dim")
+    return Group(heading, body, _rows_table(value["rows"], store.spec.kind))
+
+
+def _rows_table(rows: list[dict[str, Any]], kind: str) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("position", "label", "rank", "p(label)"):
+        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
+    sampled = kind == "sampled"
+    table.add_column("drawn most often" if sampled else "teacher's choices", no_wrap=True)
+    table.add_column("ids drawn" if sampled else "tail mass", justify="right")
+    for row in rows:
+        rank = row["label_rank"]
+        if rank is None:
+            table.add_row(str(row["position"]), Text(row["label_text"]), "-", "-", "no row", "-")
+            continue
+        style = "green" if rank == 0 else "yellow" if rank < NUM_CHOICES else "red"
+        choices = Text()
+        for choice in row["choices"]:
+            mark = "bold green" if choice["id"] == row["label"] else ""
+            choices.append(choice["text"], style=mark)
+            choices.append(f" {choice['probability']:.3f}  ", style="dim")
+        table.add_row(
+            str(row["position"]),
+            Text(row["label_text"], style=style),
+            Text(str(rank), style=style),
+            f"{row['label_probability']:.3f}",
+            choices[:-2],
+            str(row["num_kept"]) if sampled else f"{row['tail_mass']:.4f}",
+        )
+    return table

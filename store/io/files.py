@@ -1,0 +1,250 @@
+"""Files that are there whole or not at all, also after a power cut.
+
+Everything that caskd changes in a store goes through the functions here, each with its fault point.
+Reading goes through `open_inside`: regular files below the root, reached through real folders.
+"""
+
+import contextlib
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from errno import EACCES, EDQUOT, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+
+from caskd.store.io import faults
+from caskd.store.errors import CorruptError, StoreWriteError, UnsafeError
+
+MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
+DRAFT_ATTEMPTS = 8
+
+
+@contextlib.contextmanager
+def _changing(path: Path, size: int = 0) -> Iterator[None]:
+    """Turn what the disk says into a StoreWriteError: one line with path, cause and what to do.
+
+    A name that is there or gone (FileExistsError, FileNotFoundError) is the caller's matter.
+    """
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        if error.errno == ENOTEMPTY:
+            raise FileExistsError(error.errno, error.strerror, str(path)) from None
+        if error.errno in (ENOSPC, EDQUOT):
+            advice = "Free some space"
+        elif error.errno in (EROFS, EACCES, EPERM):
+            advice = "Give a --store that can be written"
+        else:
+            advice = "Check the disk"
+        amount = f" ({size:,} bytes)" if size else ""
+        raise StoreWriteError(
+            f"cannot write {path}{amount}: {error.strerror}. {advice} and run the same command "
+            "again; what is committed is kept."
+        ) from None
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make renames and new names in `directory` durable."""
+    with _changing(directory):
+        faults.point("directory.fsync", directory)
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def make_directories(path: Path, *, durable: bool = False) -> None:
+    """Make `path` and what is missing above it; with `durable`, sync the names of what was made."""
+    with _changing(path):
+        missing = [] if path.is_dir() else [path]
+        while missing and not missing[-1].parent.is_dir():
+            missing.append(missing[-1].parent)
+        for directory in reversed(missing):
+            faults.point("directory.make", directory)
+            directory.mkdir(exist_ok=True)
+    for directory in missing if durable else []:
+        fsync_directory(directory.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write and fsync `path`, which nobody else knows of yet."""
+    make_directories(path.parent)
+    with _changing(path, len(data)):
+        faults.point("file.write", path)
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            faults.point("file.fsync", path)
+            os.fsync(file.fileno())
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a synced file or folder; the caller syncs where it comes to stand."""
+    with _changing(target):
+        faults.point("file.rename", source, target)
+        os.replace(source, target)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file or link if it is there."""
+    with _changing(path):
+        faults.point("file.unlink", path)
+        path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all in it, if it is there; others may be at it too."""
+    if path.is_dir() and not path.is_symlink():
+        with _changing(path):
+            faults.point("tree.remove", path)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _with_draft(
+    path: Path, data: bytes, scratch: Path | None, publish: Callable[[Path], None]
+) -> None:
+    """Write a synced draft in `scratch` and publish it; again if others swept `scratch` away."""
+    make_directories(path.parent)
+    for attempts_left in reversed(range(DRAFT_ATTEMPTS)):
+        unique = uuid.uuid4().hex
+        draft = path.with_name(f".{path.name}.{unique}") if scratch is None else scratch / unique
+        try:
+            write_synced(draft, data)
+            publish(draft)
+            return
+        except FileNotFoundError:
+            if not attempts_left:
+                raise
+        finally:
+            unlink(draft)
+
+
+def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Put `data` at `path` in one step, replacing what was there.
+
+    A draft that a kill left behind lies in `scratch`, or beside `path` if there is none.
+    """
+
+    def put(draft: Path) -> None:
+        rename(draft, path)
+
+    _with_draft(path, data, scratch, put)
+    fsync_directory(path.parent)
+
+
+def create_exclusive(path: Path, data: bytes, scratch: Path | None = None) -> bool:
+    """Create `path` with `data` unless it exists; returns whether this call created it.
+
+    A hard link to a synced draft (see `replace_file`): whole or absent, and exactly one of any
+    number of racing callers wins. Equal content is success: the answer may have been lost.
+    """
+
+    def link(draft: Path) -> None:
+        with _changing(path, len(data)):
+            faults.point("file.link", draft, path)
+            os.link(draft, path)
+
+    try:
+        _with_draft(path, data, scratch, link)
+        created = True
+    except FileExistsError:
+        created = False
+    # Also when another won: what follows must not become durable before the decision has.
+    fsync_directory(path.parent)
+    return created
+
+
+def sync_ancestors(root: Path, names: Iterable[str]) -> None:
+    """Sync every folder between `root` and the files `names` below it."""
+    folders = {root} | {
+        root.joinpath(*parts[:depth])
+        for parts in (name.split("/") for name in names)
+        for depth in range(1, len(parts))
+    }
+    for folder in sorted(folders, reverse=True):
+        fsync_directory(folder)
+
+
+def regular_size(path: Path) -> int | None:
+    """Size of a regular file, None if there is none.
+
+    Raises:
+        UnsafeError: a link, pipe, device or folder stands there.
+    """
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not S_ISREG(status.st_mode):
+        raise UnsafeError(f"{path.name}: not a regular file; caskd reads nothing else in a store.")
+    return status.st_size
+
+
+def size_inside(root: Path, name: str) -> int | None:
+    """Size of the regular file `name` below `root`, None if there is none.
+
+    Raises:
+        UnsafeError: a link, pipe or device stands there or on the way.
+    """
+    parts = name.split("/")
+    for depth in range(1, len(parts)):
+        try:
+            mode = os.lstat(root.joinpath(*parts[:depth])).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if not S_ISDIR(mode):
+            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder; caskd follows no links.")
+    return regular_size(root / name)
+
+
+@contextlib.contextmanager
+def open_inside(root: Path, name: str) -> Iterator[int]:
+    """A file descriptor for reading the regular file `name` below `root`.
+
+    Raises:
+        CorruptError: it is missing or cannot be read.
+        UnsafeError: a link, pipe or device stands there or on the way.
+    """
+    try:
+        if size_inside(root, name) is None:
+            raise CorruptError(f"{name}: missing.")
+        handle = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise CorruptError(f"{name}: cannot be read ({error.strerror}).") from None
+
+
+def read_small(root: Path, name: str, limit: int = MAX_METADATA_BYTES) -> bytes:
+    """Read a metadata file of bounded size.
+
+    Raises:
+        CorruptError: missing or larger than any that caskd writes.
+    """
+    with open_inside(root, name) as handle:
+        size = os.fstat(handle).st_size
+        if size > limit:
+            raise CorruptError(f"{name}: {size:,} bytes, larger than any such file of a store.")
+        return os.read(handle, size)
+
+
+def blocks(handle: int) -> Iterator[bytes]:
+    """A file's bytes in large blocks."""
+    while block := os.read(handle, BLOCK_BYTES):
+        yield block
+
+
+def crc32_inside(root: Path, name: str) -> int:
+    """crc32 of the file `name` below `root`, read in large blocks."""
+    checksum = 0
+    with open_inside(root, name) as handle:
+        for block in blocks(handle):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

@@ -1,0 +1,65 @@
+"""Names and answers come from models and from strangers' files: how they are shown safely."""
+
+import unicodedata
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from caskd.store.format.spec import StoreSpec
+
+if TYPE_CHECKING:
+    from caskd.store.inspect.quality import TeacherQuality
+
+from pathlib import Path
+from typing import Any
+
+from caskd.store.format import layout
+from caskd.store.inspect.capture_progress import JobView, shards_text
+from caskd.store.read.teacher_store import TeacherStore
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from caskd.store.errors import UnsafeError
+
+_CSV_FORMULA = ("=", "+", "-", "@")
+
+
+def plain(text: str) -> str:
+    """Without control characters, terminal escapes and marks that turn the writing direction."""
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+
+
+def csv_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: a quote before = + - and @ (OWASP).
+
+    Control characters go: csv leaves a carriage return unquoted, and a new row could begin there.
+    """
+    text = plain(text)
+    return f"'{text}" if text.startswith(_CSV_FORMULA) else text
+
+
+def plot_label(text: str) -> str:
+    """A label that matplotlib neither takes for mathematics nor hides for its first underscore."""
+    text = plain(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def plain(text: str) -> str:
+    """One line of text without control characters, in which nothing is Markdown or HTML."""
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
+    return re.sub(r"([\\`*\[\]<>|#!~])", r"\\\1", shown)
+
+
+def clean(text: str) -> str:
+    """`text` without control characters: what a store says must not drive a terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
+
+
+def shown(value: Any) -> str:
+    """A value of a store as it may stand in a message: printable, short, one line."""
+    text = ascii(value) if not isinstance(value, dict | list) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,111 @@
+"""Decoded chunks of one field, least recently used out first."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store.format.layout import Array
+
+
+class ChunkCache:
+    """A fixed number of chunks in one block of memory, so that many are gathered in one call.
+
+    Args:
+        slots: chunks that it holds.
+        shape: of a chunk.
+        dtype: of its values.
+        decode: writes a chunk, by number, into an array of that shape; what it raises passes
+            through, and the chunk is not kept.
+    """
+
+    def __init__(
+        self, slots: int, shape: tuple[int, ...], dtype: str, decode: Callable[[int, Array], None]
+    ) -> None:
+        self.slots, self.chunk, self._decode = slots, shape[0], decode
+        # The system hands out memory when it is first written.
+        self._values = np.empty((slots, *shape), dtype)
+        self._flat = self._values.reshape(-1, *shape[1:])
+        self._slot_of: OrderedDict[int, int] = OrderedDict()
+        self._free = list(range(slots))[::-1]
+
+    def get(self, chunk: int) -> Array:
+        """A chunk; it may be overwritten by later calls."""
+        values: Array = self._values[self._slot(chunk)]
+        return values
+
+    def take(self, pieces: "Pieces", out: Array) -> None:
+        """Copy pieces of at most `slots` different chunks, one behind the other, into `out`."""
+        slots = np.array([self._slot(chunk) for chunk in pieces.chunks])
+        firsts = slots[pieces.which] * self.chunk + pieces.starts
+        if len(firsts) == 1:
+            out[:] = self._flat[firsts[0] : firsts[0] + len(out)]
+            return
+        before = np.cumsum(pieces.counts) - pieces.counts
+        indices = np.repeat(firsts - before, pieces.counts)
+        indices += np.arange(len(out))
+        self._flat.take(indices, axis=0, out=out, mode="wrap")
+
+    def _slot(self, chunk: int) -> int:
+        slot = self._slot_of.pop(chunk, None)
+        if slot is None:
+            slot = self._free.pop() if self._free else self._slot_of.popitem(last=False)[1]
+            try:
+                self._decode(chunk, self._values[slot])
+            except BaseException:
+                self._free.append(slot)
+                raise
+        self._slot_of[chunk] = slot
+        return slot
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Parts of chunks, to be put one behind the other."""
+
+    chunks: list[int]  # numbers of the different chunks
+    which: npt.NDArray[np.int64]  # of each piece: place of its chunk in `chunks`
+    starts: npt.NDArray[np.int64]  # of each piece: first entry within its chunk
+    counts: npt.NDArray[np.int64]  # of each piece: entries
+
+    def groups(self, limit: int) -> Iterator["Pieces"]:
+        """The same in parts that touch at most `limit` different chunks each."""
+        if len(self.chunks) <= limit:
+            if self.chunks:
+                yield self
+            return
+        borders, seen = [0], set[int]()
+        for piece, place in enumerate(self.which.tolist()):
+            if place not in seen and len(seen) == limit:
+                borders.append(piece)
+                seen = set()
+            seen.add(place)
+        for first, last in pairwise([*borders, len(self.which)]):
+            places, which = np.unique(self.which[first:last], return_inverse=True)
+            chunks = [self.chunks[place] for place in places]
+            yield Pieces(chunks, which, self.starts[first:last], self.counts[first:last])
+
+
+def cut(starts: Array, counts: Array, chunk: int) -> Pieces:
+    """Cut runs of an axis at chunk borders; runs that follow each other become one.
+
+    Args:
+        starts: first entry of each run.
+        counts: entries of each run, 0 allowed.
+        chunk: entries of a chunk.
+    """
+    starts, counts = starts[counts > 0], counts[counts > 0].astype(np.int64)
+    ends = starts + counts
+    joined = np.flatnonzero(starts[1:] == ends[:-1])
+    starts, ends = np.delete(starts, joined + 1), np.delete(ends, joined)
+    first, last = starts // chunk, (ends - 1) // chunk
+    num_pieces = last - first + 1
+    before = np.cumsum(num_pieces) - num_pieces
+    chunks = np.repeat(first - before, num_pieces) + np.arange(num_pieces.sum())
+    inside = np.maximum(np.repeat(starts, num_pieces) - chunks * chunk, 0)
+    stops = np.minimum(np.repeat(ends, num_pieces) - chunks * chunk, chunk)
+    different, which = np.unique(chunks, return_inverse=True)
+    return Pieces(different.tolist(), which, inside, stops - inside)

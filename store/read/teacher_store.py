@@ -1,0 +1,166 @@
+"""Reading a store: numpy out, nothing of torch, opening costs the same for any size.
+
+Legend: B examples asked for, T their tokens, N their rows, k cells per row.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store.format import array_checks, layout
+from caskd.store.io import files
+from caskd.store.commits import ledger, commit_record
+from caskd.store.read.arrays import StoreArrays
+from caskd.store.format.example_index import ExampleIndex
+from caskd.store.read.batch import StoreBatch, assemble
+from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
+from caskd.store.storage.base import is_remote
+from caskd.store.format.spec import StoreSpec
+
+Array = npt.NDArray[Any]
+
+
+class TeacherStore:
+    """A store opened for reading.
+
+    Use `TeacherStore.open`. Only what a commit record names is read; a record is checked when its
+    shard is first touched, and every chunk's crc32c when it is decoded.
+    """
+
+    def __init__(self, root: Path, spec: StoreSpec, arrays: StoreArrays | None = None) -> None:
+        self.root, self.spec = root, spec
+        self.name = root.name
+        self._arrays = arrays or StoreArrays(root, spec)
+
+    @classmethod
+    def open(cls, url: str | Path, *, allow_unsealed: bool = False) -> "TeacherStore":
+        """Open the store at `url`: a directory, or `s3://`, `gs://`, `hf://` through a cache.
+
+        Raises:
+            StoreNotFoundError: there is none.
+            IncompleteError: it is not sealed yet and `allow_unsealed` is false.
+        """
+        if is_remote(url):
+            from caskd.store.read.remote import open_remote
+
+            return open_remote(str(url))
+        root = Path(url)
+        if files.regular_size(root / "store.json") is None:
+            hint = "" if root.is_dir() else " (no such directory)"
+            raise StoreNotFoundError(
+                f"{url}: expected a store, found no store.json{hint}. "
+                "Write one with caskd precompute, or check the path."
+            )
+        data = files.read_small(root, "store.json")
+        store = cls(root, StoreSpec.from_json(data, f"{url}/store.json"))
+        store._arrays.ledger.check_spec(data)
+        if not (store.sealed or allow_unsealed):
+            raise IncompleteError(
+                f"{url}: the store is not sealed ({store.num_committed_shards()} of "
+                f"{store.spec.num_shards} shards are committed). "
+                "Run caskd precompute again to finish it."
+            )
+        return store
+
+    def __len__(self) -> int:
+        return self.spec.num_examples
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the store is finished."""
+        return self._arrays.ledger.sealed
+
+    @cached_property
+    def seal(self) -> dict[str, Any]:
+        """Totals and digest of a sealed store."""
+        return ledger.read_seal(self.root)
+
+    @property
+    def digest(self) -> str:
+        """Digest over all commits of a sealed store: two stores with the same one are the same."""
+        return str(self.seal["commits_digest"])
+
+    def num_committed_shards(self) -> int:
+        """Shards that are committed so far."""
+        present = commit_record.committed_units(self.root)
+        return sum(commit_record.shard_unit(shard) in present for shard in range(self.spec.num_shards))
+
+    @cached_property
+    def index(self) -> ExampleIndex:
+        """The example axis (about 30 bytes an example)."""
+        columns = {a.name: self._arrays.whole(a.name) for a in layout.EXAMPLE_LAYOUTS}
+        index = ExampleIndex(**columns)
+        array_checks.check_index(index, self.spec, self.name)
+        return index
+
+    @cached_property
+    def vocab(self) -> list[bytes]:
+        """Bytes of each token, index = id."""
+        joined, offsets = (
+            self._arrays.whole("vocab_bytes").tobytes(),
+            self._arrays.whole("vocab_offsets"),
+        )
+        array_checks.check_vocab(offsets, len(joined), self.name)
+        return [joined[a:b] for a, b in pairwise(offsets.tolist())]
+
+    @property
+    def id_order(self) -> npt.NDArray[np.uint32] | None:
+        """Orders of ids [C, V] of a compact store; None where the encoding has none."""
+        return self._arrays.id_order
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """Names of the fields that a row has; they depend on the store's kind."""
+        return layout.FIELDS_OF_KIND[self.spec.kind]
+
+    def row_counts(self) -> npt.NDArray[np.int32]:
+        """Rows of each example."""
+        return self.index.row_count
+
+    def token_counts(self) -> npt.NDArray[np.int32]:
+        """Tokens of each example."""
+        return self.index.token_count
+
+    def prefetch(self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None) -> None:
+        """Start to fetch what reading these examples will need, if the store is a remote one."""
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        self._arrays.prefetch(chosen, self.index, self.row_fields if fields is None else fields)
+
+    def read(
+        self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None
+    ) -> StoreBatch:
+        """Read examples, tokens and rows.
+
+        Args:
+            indices: example indices, in any order, repeats allowed.
+            fields: row fields to decode; all that the store has by default.
+
+        Raises:
+            UsageError: an index out of range, or an unknown field.
+            IncompleteError: a row's shard is not committed.
+            CorruptError: bytes are missing or differ from what was committed.
+        """
+        chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
+            raise UsageError(
+                f"example {int(chosen.max() if chosen.min() >= 0 else chosen.min())}: "
+                f"expected 0 to {len(self) - 1}."
+            )
+        unknown = sorted({*(fields or ())} - {*self.row_fields})
+        if unknown:
+            raise UsageError(
+                f"field {unknown[0]!r}: expected some of {', '.join(self.row_fields)} "
+                f"(a {self.spec.kind} store)."
+            )
+        index = self.index
+        tokens = self._arrays.gather_fields(
+            ("token_ids", "is_response"), index.token_start[chosen], index.token_count[chosen]
+        )
+        wanted = self.row_fields if fields is None else fields
+        rows = self._arrays.gather_fields(wanted, index.row_start[chosen], index.row_count[chosen])
+        return assemble(chosen, index, tokens["token_ids"], tokens["is_response"], rows)

@@ -1,0 +1,255 @@
+"""Repair: take out of a store exactly what does not verify, so that a capture puts it back.
+
+A shard that does not verify goes as a whole, since a record without one of its files means nothing.
+The plan and the pilot are different: every shard was made for them. Their records stay, and the
+capture may only restore the files that the records name, byte for byte. If such a record itself is
+damaged, it is made again from its files, and the seal proves that it is the same.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caskd.store.io import files
+from caskd.store.format import layout, untrusted_json
+from caskd.store.commits import commit_record
+from caskd.store.verify.unit_check import check_unit, named_record, strays
+from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
+from caskd.store.commits.ledger import DIGEST_LIST, all_units, read_seal, unit_files
+from caskd.store.write.planner import STORE_JSON, read_spec
+from caskd.store.commits.commit_record import CommitRecord, FileRecord
+from caskd.store.commits.seal import seal_content
+from caskd.store.format.shard_file import ShardFile
+from caskd.store.format.spec import StoreSpec, canonical_json
+
+
+@dataclass
+class RepairReport:
+    """What was taken out, what was made again, and whether the seal had to go.
+
+    Attributes:
+        removed: files and links, relative to the store.
+        restored: records that were made again from their files, as the seal has them.
+        shards: shards that the next capture computes again.
+        unsealed: whether the seal was taken away.
+    """
+
+    removed: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+    shards: list[int] = field(default_factory=list)
+    unsealed: bool = False
+
+
+def repair_store(url: str | Path) -> RepairReport:
+    """Remove what does not verify from the store at `url`, while nobody writes to it.
+
+    Raises:
+        StoreNotFoundError: there is no store.
+        CorruptError: so much is damaged that nothing in it can be verified.
+    """
+    root, report = Path(url), RepairReport()
+    if not (os.path.lexists(root / STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)):
+        raise StoreNotFoundError(f"{url}: no store there; expected a directory with a store.json.")
+    digests = _proven_digests(root)
+    spec = _readable_spec(root, report)
+    if spec is None:
+        for unit in sorted(commit_record.committed_units(root) - {commit_record.PILOT}):
+            _check(root, spec, unit, digests, report)
+        _take_out(root, report, seal_too=True)
+        return report
+    for unit in all_units(spec):
+        _check(root, spec, unit, digests, report)
+    named = _named(root, spec, report)
+    report.removed += strays(root, {*all_units(spec)}, named)
+    broken_seal = not _seal_is_right(root, spec)
+    lost = any(name in named or name.startswith("commits/") for name in report.removed)
+    _take_out(root, report, seal_too=broken_seal or lost)
+    return report
+
+
+def _proven_digests(root: Path) -> dict[str, str] | None:
+    """sha256 by unit as sealed; None if there is no seal, or it is damaged itself."""
+    try:
+        data = files.read_small(root, DIGEST_LIST, commit_record.LIST_LIMIT)
+        if hashlib.sha256(data).hexdigest() != read_seal(root)["commits_digest"]:
+            return None
+    except StoreError:
+        return None
+    lines = [line.split("  ") for line in data.decode("latin-1").splitlines()]
+    return {name.removesuffix(".json"): digest for digest, name in lines}
+
+
+def _seal_is_right(root: Path, spec: StoreSpec) -> bool:
+    """Whether the seal, if there is one, says what the commits add up to."""
+    if not any(os.path.lexists(root / name) for name in ("seal.json", DIGEST_LIST)):
+        return True
+    try:
+        totals, digest_list = seal_content(root, spec)
+        listed = files.read_small(root, DIGEST_LIST, len(digest_list))
+        return (listed, files.read_small(root, "seal.json")) == (
+            digest_list,
+            canonical_json(totals),
+        )
+    except StoreError:
+        return False
+
+
+def _readable_spec(root: Path, report: RepairReport) -> StoreSpec | None:
+    """The spec; None if store.json does not verify, and then it is one of the bad files."""
+    try:
+        plan = commit_record.read_record(root, commit_record.PLAN)
+    except StoreError:
+        # The plan's record is damaged; _check sees to it.
+        return read_spec(root, str(root))
+    item = next((item for item in plan.file_records if item.name == STORE_JSON), None)
+    try:
+        data = files.read_small(root, STORE_JSON)
+        if item is not None and commit_record.crc32_hex(data) == item.crc32:
+            return StoreSpec.from_json(data, str(root))
+    except StoreError:
+        pass
+    report.removed.append(STORE_JSON)
+    return None
+
+
+def _check(
+    root: Path,
+    spec: StoreSpec | None,
+    unit: str,
+    digests: dict[str, str] | None,
+    report: RepairReport,
+) -> None:
+    """Check one unit and note what has to go."""
+    if not os.path.lexists(root / commit_record.record_name(unit)) and digests is None:
+        return
+    proven = None if digests is None else digests.get(unit)
+    found = check_unit(root, spec, unit, full=True)
+    good = found.record_problem is None and (proven is None or proven == _digest(root, unit))
+    if unit.isdigit():
+        if not good or found.bad:
+            report.shards.append(int(unit))
+            report.removed += [commit_record.record_name(unit), *sorted(found.names)]
+        return
+    if spec is None:
+        report.removed += sorted(found.bad)
+    elif not good and not _restore(root, spec, unit, proven):
+        report.removed.append(commit_record.record_name(unit))
+        if unit == commit_record.PILOT:
+            # Nothing says any more which order of ids the shards were written with.
+            report.removed += sorted(found.names)
+            report.shards += range(spec.num_shards)
+            report.removed += [
+                name
+                for shard in map(commit_record.shard_unit, range(spec.num_shards))
+                for name in (commit_record.record_name(shard), *unit_files(spec, shard))
+            ]
+    elif not good:
+        report.restored.append(commit_record.record_name(unit))
+    else:
+        report.removed += sorted(found.bad)
+
+
+def _digest(root: Path, unit: str) -> str:
+    data = files.read_small(root, commit_record.record_name(unit), commit_record.RECORD_LIMIT)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _restore(root: Path, spec: StoreSpec, unit: str, proven: str | None) -> bool:
+    """Make the record of the plan or the pilot again; false if it is not what was sealed."""
+    if proven is None:
+        return False
+    try:
+        names = unit_files(spec, unit)
+        if unit == commit_record.PLAN:
+            vocab = root / layout.VOCAB_LAYOUTS[0].key(0)
+            names += [f"{vocab.parent.relative_to(root)}/{n}" for n in os.listdir(vocab.parent)]
+        described = tuple(FileRecord.of(name, _read(root, name)) for name in names)
+        record = CommitRecord(unit, described, _facts(root, spec, unit))
+    except (CaskdError, OSError):
+        return False
+    if record.digest != proven:
+        return False
+    _remove(root, commit_record.record_name(unit))
+    files.replace_file(root / commit_record.record_name(unit), record.to_json(), root / commit_record.STAGING)
+    files.remove_tree(root / commit_record.STAGING)
+    return True
+
+
+def _read(root: Path, name: str) -> bytes:
+    with files.open_inside(root, name) as handle:
+        return b"".join(files.blocks(handle))
+
+
+def _facts(root: Path, spec: StoreSpec, unit: str) -> dict[str, Any]:
+    """What the record says besides its files."""
+    statuses: Counter[str] = Counter()
+    if unit == commit_record.PLAN:
+        status, rows = (_example_array(root, spec, name) for name in ("status", "row_count"))
+        statuses.update(layout.STATUSES[value] for value in status[rows == 0])
+    return {"num_rows": 0, "statuses": dict(statuses)}
+
+
+def _example_array(root: Path, spec: StoreSpec, name: str) -> layout.Array:
+    array = next(a for a in layout.EXAMPLE_LAYOUTS if a.name == name)
+    parts = []
+    for shard in range(-(-spec.num_examples // array.shard)):
+        left = spec.num_examples - shard * array.shard
+        opened = ShardFile(root / array.key(shard), array)
+        parts += [opened.chunk(i) for i in range(-(-min(left, array.shard) // array.chunk))]
+    return np.concatenate(parts)[: spec.num_examples]
+
+
+def _named(root: Path, spec: StoreSpec, report: RepairReport) -> set[str]:
+    """Files of every unit, whether they stay or go: what is in no unit is a stray."""
+    named: set[str] = {STORE_JSON, *report.removed}
+    for unit in all_units(spec):
+        try:
+            named |= {item.name for item in named_record(root, spec, unit).file_records}
+        except StoreError:
+            named |= {*unit_files(spec, unit)}
+    return named
+
+
+def _take_out(root: Path, report: RepairReport, *, seal_too: bool) -> None:
+    """Remove what was noted: the seal first, then records, then files."""
+    if seal_too:
+        report.unsealed = any(os.path.lexists(root / n) for n in ("seal.json", DIGEST_LIST))
+        report.removed += ["seal.json", DIGEST_LIST]
+    order = {"seal.json": 0, DIGEST_LIST: 1}
+    report.removed = sorted(
+        {name for name in report.removed if os.path.lexists(root / name)},
+        key=lambda name: (order.get(name, 2), not name.startswith("commits/"), name),
+    )
+    for name in report.removed:
+        _remove(root, name)
+
+
+def _remove(root: Path, name: str) -> None:
+    """Remove `name`; if a link stands on the way, the link, and never what it points to."""
+    parts = name.split("/")
+    for depth in range(1, len(parts) + 1):
+        path = root.joinpath(*parts[:depth])
+        if path.is_symlink() or depth == len(parts) or not path.is_dir():
+            break
+    if path.is_dir() and not path.is_symlink():
+        files.remove_tree(path)
+    else:
+        files.unlink(path)
+    files.fsync_directory(path.parent)
+
+
+def repair_lines(url: str, report: RepairReport) -> list[str]:
+    """What a repair did, for a person."""
+    if not report.removed and not report.restored:
+        return [f"{url}: nothing to repair"]
+    lines = [f"made again: {name}" for name in report.restored]
+    lines += [f"removed: {untrusted_json.shown(name)[1:-1]}" for name in report.removed]
+    if report.unsealed:
+        again = f"computes {len(report.shards)} shards again" if report.shards else "seals it again"
+        lines.append(f"{url}: no longer sealed; caskd precompute with the same inputs {again}")
+    return lines

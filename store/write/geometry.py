@@ -1,0 +1,95 @@
+"""Where examples stand on the token and row axes, and the token axis streamed to disk."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from caskd.store.corpus import alignment
+from caskd.store.commits import publish
+from caskd.store.format import layout
+from caskd.store.errors import UsageError
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.commits.commit_record import FileRecord
+from caskd.store.format.shard_file import encode_shards
+
+
+class Axis:
+    """Streams one token array into staged shard files, one shard in memory."""
+
+    def __init__(self, array: layout.ArrayLayout, staged: Path) -> None:
+        self.array, self.staged = array, staged
+        self.pending: list[layout.Array] = []
+        self.num_pending = self.num_shards = self.length = 0
+        self.records: list[FileRecord] = []
+
+    def append(self, values: layout.Array) -> None:
+        """Add tokens; a full shard is staged."""
+        self.pending.append(values)
+        self.num_pending += len(values)
+        self.length += len(values)
+        if self.num_pending >= self.array.shard:
+            self._flush(self.num_pending - self.num_pending % self.array.shard)
+
+    def _flush(self, amount: int) -> None:
+        values = np.concatenate(self.pending) if self.pending else np.zeros(0, self.array.dtype)
+        for data in encode_shards(self.array, values[:amount]):
+            self.records.append(publish.stage(self.staged, self.array.key(self.num_shards), data))
+            self.num_shards += 1
+        self.pending, self.num_pending = [values[amount:]], len(values) - amount
+
+    def close(self) -> list[FileRecord]:
+        """Stage what is left and the metadata; returns every file of the array."""
+        if self.num_pending:
+            self._flush(self.num_pending)
+        metadata = self.array.metadata_bytes(self.length)
+        self.records.append(publish.stage(self.staged, self.array.metadata_key, metadata))
+        return self.records
+
+
+class Geometry:
+    """Places examples on the axes, in corpus order, next-fit."""
+
+    def __init__(self, shard_rows: int) -> None:
+        self.shard_rows = shard_rows
+        self.columns: dict[str, list[int]] = {a.name: [] for a in layout.EXAMPLE_LAYOUTS}
+        self.tasks: dict[str, int] = {}
+        self.statuses: Counter[str] = Counter()
+        self.num_tokens = self.next_row = self.num_rows = 0
+
+    def place(self, example: TokenizedExample) -> None:
+        """Give an example its place on both axes.
+
+        Raises:
+            UsageError: its response is longer than a shard.
+        """
+        rows = alignment.num_rows(example.is_response)
+        if rows > self.shard_rows:
+            raise UsageError(
+                f"example {example.source_index}: its response has {rows:,} rows, more than a "
+                f"shard of {self.shard_rows:,}. Raise --shard-rows, or set --max-length."
+            )
+        if self.next_row % self.shard_rows + rows > self.shard_rows:
+            self.next_row += self.shard_rows - self.next_row % self.shard_rows
+        values = {
+            "token_start": self.num_tokens,
+            "token_count": len(example.token_ids),
+            "row_start": self.next_row,
+            "row_count": rows,
+            "status": layout.STATUSES.index(example.status),
+            "source_index": example.source_index,
+            "task": self.tasks.setdefault(example.task, len(self.tasks)),
+        }
+        for name, value in values.items():
+            self.columns[name].append(value)
+        # Examples with rows are counted by the shard that holds them.
+        if rows == 0:
+            self.statuses[example.status] += 1
+        self.num_tokens += len(example.token_ids)
+        self.next_row += rows
+        self.num_rows += rows
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the row axis so far."""
+        return -(-self.next_row // self.shard_rows)

@@ -1,0 +1,190 @@
+"""Planning a store: the whole geometry, before the teacher runs.
+
+Legend: E examples, T tokens, V vocabulary.
+
+Teacher forcing means that every length is known after tokenization. Examples stand in corpus
+order, next-fit: none straddles a shard, and the unused rows at a shard's end stay empty.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caskd.store.commits import publish, commit_record
+from caskd.store.io import files
+from caskd.store.format import layout, untrusted_json
+from caskd.store.errors import CaskdError, CorruptError, UsageError
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.write.geometry import Axis, Geometry
+from caskd.store.commits.commit_record import CommitRecord
+from caskd.store.format.shard_file import encode_whole
+from caskd.store.format.spec import StoreSpec, check_identity
+
+STORE_JSON = "store.json"
+_BEFORE_A_PLAN = frozenset({publish.STAGING, "commits"})
+
+
+def find_store(path: str | Path) -> StoreSpec | None:
+    """The store planned at `path`, or None; completes a plan that was decided but not published.
+
+    None too where files of the plan are lost: `plan_store` restores them from the same inputs.
+
+    Raises:
+        UsageError: something else than a store is there.
+    """
+    if "://" in str(path):
+        raise UsageError(
+            f"{path}: a store is written to a local directory. Capture to one, then push it."
+        )
+    root = Path(path)
+    if not root.exists():
+        return None
+    if not root.is_dir():
+        raise UsageError(f"{path}: a file is there; expected a directory for the store.")
+    # Listed first: what another process' plan brings in comes after its record.
+    foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _BEFORE_A_PLAN)
+    sealed = files.size_inside(root, "seal.json") is not None
+    if sealed or publish.is_complete(root, commit_record.PLAN):
+        return read_spec(root, str(path))
+    damaged = STORE_JSON in foreign or commit_record.is_committed(root, commit_record.PLAN)
+    if foreign and not damaged:
+        raise UsageError(
+            f"{path}: holds {foreign[0]!r} but no store. Give an empty or new directory to --store."
+        )
+    return None
+
+
+def read_spec(root: Path, where: str) -> StoreSpec:
+    """The spec in the store.json at `root`, which `where` names in errors."""
+    return StoreSpec.from_json(files.read_small(root, STORE_JSON), f"{where}/{STORE_JSON}")
+
+
+def plan_store(
+    path: str | Path,
+    identity: Mapping[str, Any],
+    examples: Iterable[TokenizedExample],
+    *,
+    shard_rows: int,
+    vocab: Sequence[bytes],
+) -> StoreSpec:
+    """Write the token and example arrays and publish the empty store; `store.json` comes last.
+
+    Args:
+        path: where; a new or empty directory, or a store of the same identity.
+        identity: what the numbers will depend on (see StoreSpec).
+        examples: tokenized examples in corpus order, read once.
+        shard_rows: rows of a shard.
+        vocab: bytes of each token, index = id.
+
+    Returns:
+        The spec of the store at `path`.
+
+    Raises:
+        IdentityError: a store of another identity is there, also when it appeared meanwhile.
+        UsageError: no example has a row, or a response is longer than a shard.
+        CorruptError: the plan that is there has lost files, and this is another one.
+        StoreWriteError: the place is full or read-only.
+    """
+    root = Path(path)
+    layout.chunk_rows_for(shard_rows)
+    existed = root.exists()
+    found = find_store(root)
+    if found is None:
+        shard_rows = _survivor_rows(root, identity, shard_rows)
+        chunk_rows = layout.chunk_rows_for(shard_rows)
+        staged = publish.new_folder(root)
+        try:
+            files.make_directories(root / "commits", durable=True)
+            publish.check_writable(root)
+            _decide_plan(root, staged, identity, examples, (shard_rows, chunk_rows), vocab)
+        except FileNotFoundError:
+            publish.check_overtaken(root, commit_record.PLAN)
+        except CaskdError:
+            files.remove_tree(staged)
+            _remove_empty([root / publish.STAGING, root / "commits", *([] if existed else [root])])
+            raise
+        finally:
+            files.remove_tree(staged)
+            publish.sweep(root)
+        found = find_store(root)
+        if found is None:
+            raise CorruptError(
+                f"{path}: files of its plan are lost, and these inputs make another plan. "
+                "Give the inputs that it was made from, or another --store."
+            )
+    check_identity(found, identity, str(path))
+    return found
+
+
+def _survivor_rows(root: Path, identity: Mapping[str, Any], shard_rows: int) -> int:
+    """Rows of a shard for a plan that is made again around a store.json that is still there."""
+    if files.size_inside(root, STORE_JSON) is None:
+        return shard_rows
+    survivor = read_spec(root, str(root))
+    check_identity(survivor, identity, str(root))
+    return survivor.shard_rows
+
+
+def _decide_plan(
+    root: Path,
+    staged: Path,
+    identity: Mapping[str, Any],
+    examples: Iterable[TokenizedExample],
+    shard_and_chunk: tuple[int, int],
+    vocab: Sequence[bytes],
+) -> None:
+    """Stage every file of the plan under `staged`, then create its record exclusively."""
+    shard_rows, chunk_rows = shard_and_chunk
+    geometry = Geometry(shard_rows)
+    token_ids, is_response = (Axis(array, staged) for array in layout.TOKEN_LAYOUTS)
+    for example in examples:
+        geometry.place(example)
+        token_ids.append(example.token_ids)
+        is_response.append(example.is_response)
+    if geometry.num_rows == 0:
+        counts = ", ".join(f"{n} {status}" for status, n in geometry.statuses.items()) or "none"
+        raise UsageError(f"no example has a response to predict (examples: {counts}). See --data.")
+    spec = StoreSpec(
+        identity=json.loads(json.dumps(identity)),
+        num_examples=len(geometry.columns["status"]),
+        num_tokens=geometry.num_tokens,
+        num_rows=geometry.num_rows,
+        num_shards=geometry.num_shards,
+        shard_rows=shard_rows,
+        chunk_rows=chunk_rows,
+        tasks=tuple(geometry.tasks),
+    )
+    problem = untrusted_json.geometry_problem({**vars(spec), "num_cells": spec.num_cells})
+    if problem:
+        cells = f"{untrusted_json.CELLS_OF_KIND[spec.kind]} {spec.num_cells}"
+        raise UsageError(f"--shard-rows {shard_rows} with {cells} cannot be: {problem}.")
+    contents = _plan_contents(spec, geometry, vocab)
+    listed = [publish.stage(staged, name, data) for name, data in contents.items()]
+    listed += token_ids.close() + is_response.close()
+    facts = {"num_rows": 0, "statuses": dict(geometry.statuses)}
+    publish.publish(root, staged, CommitRecord(commit_record.PLAN, tuple(listed), facts))
+
+
+def _plan_contents(spec: StoreSpec, geometry: Geometry, vocab: Sequence[bytes]) -> dict[str, bytes]:
+    contents = {"data.zarr/zarr.json": layout.GROUP_METADATA}
+    for array in layout.EXAMPLE_LAYOUTS:
+        values = np.asarray(geometry.columns[array.name], dtype=array.dtype)
+        contents.update(encode_whole(array, values))
+    joined = np.frombuffer(b"".join(vocab), dtype=np.uint8)
+    offsets = np.concatenate([[0], np.cumsum([len(token) for token in vocab])]).astype(np.int64)
+    contents.update(encode_whole(layout.VOCAB_LAYOUTS[0], joined))
+    contents.update(encode_whole(layout.VOCAB_LAYOUTS[1], offsets))
+    contents.update(layout.row_metadata(layout.layouts_of(spec), spec.num_shards * spec.shard_rows))
+    contents[STORE_JSON] = spec.to_json()
+    return contents
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    """Take back the empty folders of a plan that failed, so that a mistake leaves no trace."""
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            directory.rmdir()

@@ -1,0 +1,222 @@
+"""Writing a store: plan the geometry, commit shards in any order, seal.
+
+Legend: R rows of a shard, k cells per row.
+
+Everything goes through publish.py: bytes are staged and synced, a create-only record decides, and
+only then do files enter data.zarr. A worker owns a whole shard of every row array, since two
+writers inside one Zarr shard lose data without an error.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store.commits import publish, commit_record
+from caskd.store.io import files
+from caskd.store.format import layout
+from caskd.store.format.example_index import ExampleIndex
+from caskd.store.format.topk_encoding import encode_rows
+from caskd.store.errors import IncompleteError, StoreNotFoundError
+from caskd.store.format.id_orders import fit_orders
+from caskd.store.write.planner import find_store
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.commits.seal import write_seal
+from caskd.store.format.shard_file import encode_shards, encode_whole
+from caskd.store.format.spec import StoreSpec, canonical_json
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ShardExample:
+    """One example of a shard: what the teacher is shown and where its rows go."""
+
+    index: int
+    token_ids: npt.NDArray[np.uint32]
+    is_response: npt.NDArray[np.uint8]
+    row_start: int  # within the shard
+    row_count: int
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The unit of work: one shard and its examples, in corpus order."""
+
+    shard: int
+    examples: Sequence[ShardExample]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows to compute, without the filler."""
+        return sum(example.row_count for example in self.examples)
+
+
+class StoreWriter:
+    """Fills the shards of a planned store.
+
+    Raises:
+        StoreNotFoundError: nothing has been planned at `path`.
+        StoreWriteError: the store is not finished and cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path)
+        spec = find_store(self.root)
+        if spec is None:
+            raise StoreNotFoundError(f"{path}: no store there. Run caskd plan first.")
+        self.spec: StoreSpec = spec
+        self.layouts = layout.layouts_of(spec)
+        self._store = TeacherStore(self.root, spec)
+        publish.sweep(self.root)
+        if not self.sealed:
+            publish.check_writable(self.root)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the store is finished; a sealed store never changes."""
+        return files.regular_size(self.root / "seal.json") is not None
+
+    def missing_shards(self) -> list[int]:
+        """Shards that nobody has committed; those that are get moved into place if they are not."""
+        shards = range(self.spec.num_shards)
+        return [shard for shard in shards if not self._complete(commit_record.shard_unit(shard))]
+
+    def _complete(self, unit: str) -> bool:
+        if not commit_record.is_committed(self.root, unit):
+            return False
+        publish.roll_forward(self.root, commit_record.read_record(self.root, unit))
+        return True
+
+    @cached_property
+    def _index(self) -> ExampleIndex:
+        return self._store.index
+
+    def pilot(self) -> ShardWork | None:
+        """A few examples, spread over the corpus, whose rows say which ids are frequent.
+
+        None when the encoding needs no pilot, or it is committed already.
+        """
+        if self.spec.encoding != "compact" or publish.is_complete(self.root, commit_record.PILOT):
+            return None
+        counts = self._index.row_count
+        chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
+        starts = np.concatenate([[0], np.cumsum(counts[chosen])])
+        return ShardWork(-1, self._examples(chosen, starts))
+
+    def commit_pilot(self, rows: Mapping[str, Array]) -> bool:
+        """Freeze the orders of ids from the pilot's rows; False if another worker's differs."""
+        num_orders = layout.num_orders(self.spec.num_rows)
+        ids = rows["topk_ids" if self.spec.kind == "topk" else "sampled_ids"]
+        orders = fit_orders(ids, rows["num_kept"], self.spec.vocab_size, num_orders)
+        contents = encode_whole(layout.ID_ORDER, orders.reshape(-1))
+        facts = {"num_rows": 0, "statuses": {}}
+        return publish.commit(self.root, commit_record.PILOT, contents, facts)
+
+    def shard(self, shard: int) -> ShardWork:
+        """The examples whose rows stand in `shard`."""
+        index, first = self._index, shard * self.spec.shard_rows
+        inside = (index.row_count > 0) & (index.row_start // self.spec.shard_rows == shard)
+        chosen = np.flatnonzero(inside)
+        return ShardWork(shard, self._examples(chosen, index.row_start[chosen] - first))
+
+    def _examples(self, chosen: Array, row_starts: Array) -> list[ShardExample]:
+        batch = self._store.read(chosen, fields=())
+        return [
+            ShardExample(
+                index=int(example),
+                token_ids=batch.token_ids[batch.token_offsets[i] : batch.token_offsets[i + 1]],
+                is_response=batch.is_response[batch.token_offsets[i] : batch.token_offsets[i + 1]],
+                row_start=int(row_starts[i]),
+                row_count=int(self._index.row_count[example]),
+            )
+            for i, example in enumerate(chosen)
+        ]
+
+    def commit(
+        self, work: ShardWork, rows: Mapping[str, Array], non_finite: Sequence[int] = ()
+    ) -> bool:
+        """Encode a shard's rows and commit them.
+
+        Args:
+            work: what `shard` returned.
+            rows: arrays [R] and [R, k] of every field, R = shard_rows, filler with num_kept 0.
+            non_finite: indices of examples for which the teacher gave NaN or Inf in some row.
+
+        Returns:
+            False when another worker committed this shard with other content; theirs stays.
+
+        Raises:
+            IncompleteError: the pilot that this encoding needs is not committed.
+        """
+        stored = encode_rows(self.spec.encoding, rows, self._store.id_order)
+        contents = {
+            array.key(work.shard): encode_shards(array, stored[array.name])[0]
+            for array in self.layouts
+        }
+        statuses = Counter(self._status_of(example.index) for example in work.examples)
+        for example in non_finite:
+            statuses[self._status_of(example)] -= 1
+            statuses["non_finite"] += 1
+        facts = {
+            "num_rows": work.num_rows,
+            "statuses": {name: count for name, count in statuses.items() if count},
+            "non_finite_examples": sorted(int(example) for example in non_finite),
+        }
+        return publish.commit(self.root, commit_record.shard_unit(work.shard), contents, facts)
+
+    def _status_of(self, example: int) -> str:
+        return layout.STATUSES[self._index.status[example]]
+
+    def record_environment(self, facts: Mapping[str, Any], name: str | None = None) -> Path:
+        """Keep what merely surrounds an attempt (versions, device, times); outside the seal.
+
+        The same `name` replaces what was kept under it; without one the content gives it.
+        """
+        data = canonical_json(facts)
+        name = name or hashlib.sha256(data).hexdigest()[:16]
+        path = self.root / "environment" / f"{name}.json"
+        files.replace_file(path, data, self.root / publish.STAGING)
+        publish.sweep(self.root)
+        return path
+
+    def seal(self) -> dict[str, Any]:
+        """Write totals and the digest over all commits, last; sealing twice changes nothing.
+
+        Raises:
+            IncompleteError: a shard is not committed yet.
+            CorruptError: a committed file is missing or differs from its record.
+        """
+        missing = self.missing_shards()
+        if missing:
+            raise IncompleteError(
+                f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
+                "Run caskd precompute again to fill them."
+            )
+        return write_seal(self.root, self.spec)
+
+
+PILOT_SHARE, MAX_PILOT_ROWS = 1 / 128, 1 << 15
+MIN_PILOT_ROWS, SMALL_PILOT_SHARE, SMALL_PILOT_ROWS = 256, 1 / 32, 1 << 11
+
+
+def pilot_rows(num_rows: int) -> int:
+    """Rows of the pilot of a store: enough to rank ids, little beside the capture."""
+    small = min(SMALL_PILOT_ROWS, int(num_rows * SMALL_PILOT_SHARE))
+    wanted = max(MIN_PILOT_ROWS, small, int(num_rows * PILOT_SHARE))
+    return min(num_rows, MAX_PILOT_ROWS, wanted)
+
+
+def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArray[np.int64]:
+    """Examples spread evenly over the corpus that together have about `target` rows."""
+    with_rows = np.flatnonzero(row_counts)
+    mean = row_counts[with_rows].mean()
+    amount = int(np.clip(np.ceil(target / mean), 1, len(with_rows)))
+    places = np.linspace(0, len(with_rows) - 1, amount).round().astype(np.int64)
+    return with_rows[np.unique(places)]

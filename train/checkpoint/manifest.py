@@ -1,0 +1,134 @@
+"""Whether a checkpoint is whole: its COMPLETE record, written last, has every file's digest.
+
+A directory without the record is a save that did not finish; it is never read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from caskd.store.errors import CorruptError, UsageError
+from caskd.store.io.files import fsync_directory, replace_file
+
+COMPLETE = "COMPLETE"
+CHECKPOINTS = "checkpoints"
+_PREFIX = "step-"
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint after `step` steps."""
+    return run / CHECKPOINTS / f"{_PREFIX}{step:08d}"
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the checkpoint was saved to its end."""
+    return (checkpoint / COMPLETE).is_file()
+
+
+def complete(checkpoint: Path) -> None:
+    """Make every file of a checkpoint durable, then declare it whole, in one step."""
+    directories = {checkpoint.parent, checkpoint}
+    record = {}
+    for path in _files(checkpoint):
+        record[path.relative_to(checkpoint).as_posix()] = {
+            "size": path.stat().st_size,
+            "sha256": _sha256(path, sync=True),
+        }
+        directories.add(path.parent)
+    for directory in directories:
+        fsync_directory(directory)
+    replace_file(checkpoint / COMPLETE, json.dumps({"files": record}, indent=1).encode())
+
+
+def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
+    """Compare the files of a complete checkpoint with its record.
+
+    Args:
+        checkpoint: a directory with a COMPLETE record.
+        only: prefixes of the relative names to look at; all of them by default.
+
+    Raises:
+        CorruptError: a file is missing, added, or has other bytes.
+    """
+    try:
+        record = json.loads((checkpoint / COMPLETE).read_bytes())["files"]
+        expected = {name: (int(f["size"]), str(f["sha256"])) for name, f in record.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged. {_REMEDY}") from None
+    found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
+    prefixes = tuple(only)
+    for name in sorted({*expected, *found}):
+        if not name.startswith(prefixes):
+            continue
+        if name not in found or name not in expected:
+            what = "missing" if name in expected else "not part of the checkpoint"
+            raise CorruptError(f"{checkpoint}: {name} is {what}. {_REMEDY}")
+        size, digest = expected[name]
+        if found[name].stat().st_size != size or _sha256(found[name]) != digest:
+            raise CorruptError(f"{checkpoint}: {name} has other bytes than were saved. {_REMEDY}")
+
+
+_REMEDY = "Remove that checkpoint's directory and use an earlier one."
+
+
+def prune(run: Path, keep: int, protected: Collection[int]) -> None:
+    """Remove all but the newest `keep` complete checkpoints, and those of the protected steps."""
+    found = sorted(path for path in (run / CHECKPOINTS).glob(f"{_PREFIX}*") if is_complete(path))
+    for checkpoint in found[:-keep]:
+        if int(checkpoint.name.removeprefix(_PREFIX)) not in protected:
+            (checkpoint / COMPLETE).unlink()  # first: half a checkpoint must not look like one
+            shutil.rmtree(checkpoint)
+
+
+def newest_complete(run: Path) -> Path:
+    """The newest complete checkpoint of a run; incomplete ones are named on stderr and skipped.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for checkpoint in sorted((run / CHECKPOINTS).glob(f"{_PREFIX}*"), reverse=True):
+        if is_complete(checkpoint):
+            return checkpoint
+        message = f"caskd: {checkpoint} is not complete (a save was cut short); skipped"
+        if os.environ.get("RANK", "0") == "0":
+            print(message, file=sys.stderr)
+    raise UsageError(
+        f"{run}: expected a run with a complete checkpoint in {CHECKPOINTS}/, found none. "
+        "Start it without --resume and in a new --out, or check the path."
+    )
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a user means by `path`: that one, or the newest of that run.
+
+    Raises:
+        UsageError: neither.
+    """
+    if is_complete(path):
+        return path
+    if (path / CHECKPOINTS).is_dir():
+        return newest_complete(path)
+    found = "no such directory"
+    if path.is_dir():
+        found = "an unfinished checkpoint" if path.name.startswith(_PREFIX) else "neither"
+    raise UsageError(
+        f"{path}: expected a run's directory or a complete checkpoint, found {found}. "
+        f"Give RUN or RUN/{CHECKPOINTS}/{_PREFIX}N."
+    )
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    paths = (path for path in checkpoint.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path.name != COMPLETE)
+
+
+def _sha256(path: Path, *, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(file.fileno())
+    return digest

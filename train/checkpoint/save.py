@@ -1,0 +1,195 @@
+"""Saving and restoring a run. A checkpoint is a directory:
+
+weights/              the student's whole weights in float32, as safetensors
+optimizer/            the optimizer's moments, one whole tensor per weight, likewise
+student/              config and tokenizer
+rng/00000.npz         random state of each rank
+state.json            position, configuration, identity of the store
+COMPLETE              written last: names, sizes and digests of all the rest
+
+It knows nothing of ranks or ZeRO stages, so that any number of ranks resumes it at any stage, and
+nothing in it is ever unpickled.
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from caskd.store.errors import CaskdError, CorruptError, IdentityError
+from caskd.train.config import RESUMABLE_CHANGES
+from caskd.train.engine.deepspeed_engine import TrainEngine
+from caskd.train.checkpoint.manifest import complete, is_complete
+from caskd.train.checkpoint.rng import load_rng, save_rng
+from caskd.train.checkpoint.tensor_files import SavedTensors, write_tensors
+
+WEIGHTS = "weights"
+OPTIMIZER = "optimizer"
+STUDENT = "student"
+STATE = "state.json"
+
+
+class NonFiniteError(CaskdError):
+    """The loss, the gradient or the weights are not finite any more."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Position and identity of a run after some step: everything but tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: full passes over the store behind them.
+        examples_consumed: examples seen, over all ranks.
+        skipped_steps: steps whose gradient was not finite.
+        world_size: ranks.
+        store_digest: of the store's seal.
+        teacher: its name, for the model card.
+        config: the options, resolved.
+    """
+
+    step: int
+    epoch: int
+    examples_consumed: int
+    skipped_steps: int
+    world_size: int
+    store_digest: str
+    teacher: str
+    config: Mapping[str, Any]
+
+
+def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state: RunState) -> None:
+    """Write a checkpoint; every rank calls it. It is there whole, or not at all.
+
+    Raises:
+        NonFiniteError: a weight is nan or infinite; such a student is never saved.
+    """
+    if is_complete(directory):
+        return
+    first = engine.ranks.rank == 0
+    if first:
+        shutil.rmtree(directory, ignore_errors=True)  # what a save that was cut short left
+        for name in ("rng", STUDENT):
+            (directory / name).mkdir(parents=True)
+    engine.barrier()
+    save_rng(directory / "rng" / f"{engine.ranks.rank:05d}.npz")
+    for name, tensors in (
+        (WEIGHTS, _finite(directory, engine.state.weights())),
+        (OPTIMIZER, engine.state.optimizer()),
+    ):
+        if first:
+            write_tensors(directory / name, tensors)
+        for _ in tensors:  # the other ranks take their part in gathering them
+            pass
+    if first:
+        _describe_student(directory / STUDENT, engine.module.model, tokenizer)
+        content = {**asdict(state), "versions": versions()}
+        (directory / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    engine.barrier()
+    if first:
+        complete(directory)
+    engine.barrier()
+
+
+def _finite(
+    directory: Path, weights: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same weights; every rank refuses the first one that is not finite."""
+    for name, value in weights:
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"{directory}: weight {name} is not finite; nothing was saved. "
+                "Resume from the checkpoint before with a lower --lr in a new run."
+            )
+        yield name, value
+
+
+def _describe_student(directory: Path, model: Any, tokenizer: Any) -> None:
+    model.config.save_pretrained(directory)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@torch.no_grad()
+def load_weights(directory: Path, model: Any) -> None:
+    """Put a checkpoint's weights into a model of the same shape.
+
+    Raises:
+        CorruptError: the weights are not those of the model.
+    """
+    saved = SavedTensors(directory / WEIGHTS)
+    kept = model.state_dict().keys()
+    tensors = dict(model.named_parameters())
+    tensors |= {name: value for name, value in model.named_buffers() if name in kept}
+    if tensors.keys() != saved.keys():
+        different = sorted(tensors.keys() ^ saved.keys())[0]
+        raise CorruptError(f"{directory}: {different} does not belong to both weights and config.")
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+
+
+def load_checkpoint(directory: Path, engine: TrainEngine) -> None:
+    """Put masters, optimizer and random state back; its files must have been verified before.
+
+    The engine's module must have been made with `load_weights`. A rank that the checkpoint has not
+    seen keeps the random state that it was seeded with.
+    """
+    engine.state.restore_masters(SavedTensors(directory / WEIGHTS))
+    moments = SavedTensors(directory / OPTIMIZER)
+    if moments:
+        engine.state.restore_optimizer(moments)
+    saved_ranks = sorted((directory / "rng").glob("*.npz"))
+    if len(saved_ranks) == engine.ranks.world_size:
+        load_rng(saved_ranks[engine.ranks.rank])
+
+
+def read_state(directory: Path) -> RunState:
+    """The position and identity that a checkpoint holds.
+
+    Raises:
+        CorruptError: it is not the file that caskd writes.
+    """
+    try:
+        content = json.loads((directory / STATE).read_bytes())
+        content.pop("versions")
+        return RunState(**content)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CorruptError(f"{directory}: {STATE} is missing or damaged.") from None
+
+
+def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest: str) -> None:
+    """Refuse to resume what would not be the same run.
+
+    Raises:
+        IdentityError: another store, or another value of an option that decides what is learnt.
+    """
+    if state.store_digest != store_digest:
+        raise IdentityError(
+            f"--store: seals and weights give {store_digest[:12]}, but the run was trained from "
+            f"{state.store_digest[:12]}. Give the same stores with the same weights, or start a "
+            "new run in another --out."
+        )
+    for name, value in config.items():
+        before = state.config.get(name)
+        if name == "student":  # its weights are the checkpoint's by now; the folder may have moved
+            value, before = Path(value).name, Path(str(before)).name
+        if name not in RESUMABLE_CHANGES and before != value:
+            raise IdentityError(
+                f"--{name.replace('_', '-')} is {value}, but the run was started with {before}. "
+                "Give the same value, or start a new run in another --out."
+            )
+
+
+def versions() -> dict[str, str]:
+    """What surrounds a run."""
+    names = ("caskd", "torch", "transformers", "deepspeed", "numpy")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}

@@ -1,0 +1,210 @@
+"""From stores to tensors: what one rank needs of a step.
+
+Legend: B rows of input of a micro-batch (one example each, or several where they are packed), T
+their length in tokens, N its predicted tokens, k cells of each.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from caskd.store import StoreBatch
+from caskd.train.loss.types import TeacherRows
+from caskd.train.data.micro_steps import Cut
+from caskd.train.data.mixture import MixedOrder
+from caskd.train.loss.objectives import Objective
+from caskd.train.data.order import IntArray
+from caskd.train.data.packing import restarting_positions, row_starts
+from caskd.train.data.random_mask import RandomMask
+from caskd.train.data.store_mix import StoreMix
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What one forward of the student takes.
+
+    Attributes:
+        input_ids: [B, T] padded on the right.
+        attention_mask: [B, T] 1 on tokens; None where examples are packed.
+        gather_index: [N] index into the flattened [B * T] hidden states, of the position whose
+            logits predict row n.
+        labels: [N].
+        teacher: what the teacher said of the rows.
+        position_ids: [B, T] from 0 in each of the packed examples; None where they are not.
+        keep: [N] bool, a mask that is given; None where the objective makes its own.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    gather_index: Tensor
+    labels: Tensor
+    teacher: TeacherRows
+    position_ids: Tensor | None = None
+    keep: Tensor | None = None
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on `device`."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "MicroBatch":
+        """The same in page-locked memory, from which a GPU copies without waiting."""
+        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+def _map_tensors(record: R, function: Callable[[Tensor], Tensor]) -> R:
+    """A record (of records) of tensors with `function` applied to each."""
+
+    def mapped(value: Any) -> Any:
+        if value is None:
+            return None
+        return function(value) if isinstance(value, Tensor) else _map_tensors(value, function)
+
+    columns = (mapped(getattr(record, field.name)) for field in fields(record))  # type: ignore[arg-type]
+    return type(record)(*columns)
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """One rank's part of an optimizer step, and the counts of the whole step.
+
+    Attributes:
+        step: 0 is the first.
+        micro_batches: one per micro-step.
+        num_rows: response tokens of the step, over all ranks and micro-steps.
+        num_examples: examples of the step, likewise.
+        examples_per_store: the same by store, in the order of --store.
+    """
+
+    step: int
+    micro_batches: tuple[MicroBatch, ...]
+    num_rows: int
+    num_examples: int
+    examples_per_store: tuple[int, ...]
+
+
+def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
+    """The row fields that an objective needs of a store of this kind; `argmax` always, for the
+    teacher's accuracy.
+    """
+    if not objective.needs_distribution:
+        return ("argmax", "num_kept")
+    if kind == "sampled":
+        return ("argmax", "num_kept", "sampled_ids", "sampled_counts")
+    return ("argmax", "num_kept", "topk_ids", "topk_logits", "logsumexp", "tail_mass")
+
+
+def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBatch:
+    """Lay examples out in rows of one length, and index the positions that predict their tokens.
+
+    Each has a row of its own, or, `packed`, shares one with others that do not see it.
+    """
+    lengths = np.diff(batch.token_offsets)
+    if packed:
+        starts_list, num_rows = row_starts(lengths.tolist())
+        starts = np.array(starts_list)
+    else:
+        num_rows = len(lengths)
+        starts = np.arange(num_rows) * lengths.max()
+    places = np.repeat(starts - batch.token_offsets[:-1], lengths) + np.arange(lengths.sum())
+    shape = (num_rows, int(lengths.max()))
+    input_ids = np.full(shape, pad_id, np.int64)
+    input_ids.flat[places] = batch.token_ids
+    attention_mask = np.zeros(shape, np.int64)
+    attention_mask.flat[places] = 1
+    positions = restarting_positions(starts, lengths, num_rows) if packed else None
+    example_starts = np.repeat(starts, np.diff(batch.row_offsets))
+    return MicroBatch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=None if packed else torch.from_numpy(attention_mask),
+        gather_index=torch.from_numpy(example_starts + batch.logit_positions),
+        labels=torch.from_numpy(batch.labels.astype(np.int64)),
+        teacher=teacher_rows(batch),
+        position_ids=None if positions is None else torch.from_numpy(positions),
+    )
+
+
+def teacher_rows(batch: StoreBatch) -> TeacherRows:
+    """What the teacher said of a batch's rows, as far as it was read."""
+    source = vars(batch) if batch.sampled_ids is None else _sampled_columns(batch)
+    columns: dict[str, Any] = {
+        field.name: tensor_of(source[field.name]) for field in fields(TeacherRows)
+    }
+    return TeacherRows(**columns)
+
+
+def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
+    """Draws as the fields of a top-k whose probabilities are counts / num_samples, without a tail.
+
+    The cells that no row of the batch uses are cut off.
+    """
+    num_kept, counts = batch.column("num_kept"), batch.column("sampled_counts")
+    used = max(int(num_kept.max(initial=0)), 1)
+    num_samples = counts.sum(axis=1, keepdims=True, dtype=np.int64)
+    nothing = np.zeros(batch.num_rows, np.float32)
+    with np.errstate(divide="ignore"):  # padding is -inf
+        log_p = np.log(counts[:, :used] / np.maximum(num_samples, 1)).astype(np.float32)
+    return {
+        "argmax": batch.argmax,
+        "topk_ids": batch.column("sampled_ids")[:, :used],
+        "topk_logits": log_p,
+        "num_kept": num_kept,
+        "logsumexp": nothing,
+        "tail_mass": nothing,
+    }
+
+
+def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
+    """Integers as int64: torch has few operations on unsigned ones."""
+    if column is None:
+        return None
+    return torch.from_numpy(column.astype(np.int64) if column.dtype.kind == "u" else column)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchReader:
+    """Reads the part of one rank, step by step."""
+
+    store: StoreMix
+    order: MixedOrder
+    row_fields: tuple[str, ...]
+    pad_id: int
+    global_batch_size: int
+    cut: Cut
+    rank: int
+    pin_memory: bool
+    mask: RandomMask | None = None
+
+    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
+        """Steps `first` to `stop` - 1."""
+        row_counts, token_counts = self.store.row_counts(), self.store.token_counts()
+        # A remote store fetches whole shards: the next window's, while this one is read.
+        ahead = max(1, self.order.examples_per_window // self.global_batch_size)
+        for step in range(first, stop):
+            coming = self.order.examples_for_step(step + ahead, self.global_batch_size)
+            self.store.prefetch(coming, self.row_fields)
+            examples = self.order.examples_for_step(step, self.global_batch_size)
+            counts = np.bincount(self.order.stores_of(examples), minlength=len(self.order.sizes))
+            yield StepBatch(
+                step=step,
+                micro_batches=tuple(
+                    self._micro_batch(parts[self.rank], step)
+                    for parts in self.cut.parts(examples, token_counts)
+                ),
+                num_rows=int(row_counts[examples].sum(dtype=np.int64)),
+                num_examples=len(examples),
+                examples_per_store=tuple(counts.tolist()),
+            )
+
+    def _micro_batch(self, examples: IntArray, step: int) -> MicroBatch:
+        read = self.store.read(examples, self.row_fields)
+        batch = collate(read, self.pad_id, packed=self.cut.packed)
+        if self.mask is not None:
+            batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
+        return batch.pin() if self.pin_memory else batch

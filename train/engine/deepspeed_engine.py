@@ -1,0 +1,232 @@
+"""DeepSpeed 0.19, fenced: no other file imports it. Its quirks are commented where they are met.
+
+Micro-steps of a batch go through `TrainEngine.micro_step`; the last one applies the optimizer step.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+# Before the import: named, the accelerator is not guessed and no warning is printed about it.
+import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
+from deepspeed.utils import logger as deepspeed_logger
+from torch import Tensor, nn
+
+from caskd.train.data.batches import MicroBatch
+from caskd.train.config import OptimizerName
+from caskd.train.engine.engine_state import EngineState
+from caskd.train.engine.optimizers import make_optimizer
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+@contextlib.contextmanager
+def connected(timeout_minutes: float = 30) -> Iterator[Ranks]:
+    """Join the other ranks of the launcher, or be the only one in a plain `python` start.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others before it gives up.
+    """
+    alone = {}
+    if "RANK" not in os.environ:  # deepspeed.initialize would look for MPI
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        alone["MASTER_PORT"] = str(_free_port())
+    os.environ.update(alone)
+    try:
+        yield _connect(timedelta(minutes=timeout_minutes))
+    finally:
+        if torch.distributed.is_initialized():
+            deepspeed.comm.destroy_process_group()  # torch's own would leave stale groups behind
+        for name in alone:
+            del os.environ[name]
+
+
+def _connect(timeout: timedelta) -> Ranks:
+    _quiet_logger(int(os.environ["RANK"]))
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cpu")
+    if on_gpu:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    else:
+        # Otherwise the shared-memory collective is compiled at the first start, for minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with _silent_stdout():
+        backend = "nccl" if on_gpu else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
+    # It would make its own groups with torch's default: ranks would wait half an hour in those.
+    deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
+    torch.distributed.barrier()  # nobody writes before everybody has checked its options
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+class TrainEngine:
+    """A module under DeepSpeed, with a client optimizer and no scheduler.
+
+    Args:
+        module: returns (loss, sums) from a `MicroBatch`.
+        settings: DeepSpeed's configuration, as `deepspeed_settings` makes it.
+        ranks: this process.
+        optimizer_name: adamw; or adafactor, at stage 0 only.
+        weight_decay: of matrices; vectors are not decayed.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: Mapping[str, Any],
+        ranks: Ranks,
+        *,
+        optimizer_name: OptimizerName = "adamw",
+        weight_decay: float,
+    ) -> None:
+        self.ranks = ranks
+        self.stage = int(settings["zero_optimization"]["stage"])
+        self._optimizer_name = optimizer_name
+        optimizer = make_optimizer(
+            optimizer_name,
+            module,
+            weight_decay=weight_decay,
+            skip_non_finite=self.stage == 0 and not settings["bf16"]["enabled"],
+        )
+        # DeepSpeed casts buffers to bfloat16 with the module; rotary frequencies must stay exact.
+        buffers = {name: value.clone() for name, value in module.named_buffers()}
+        with _silent_stdout():
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=dict(settings)
+            )
+        for name, value in self._engine.module.named_buffers():
+            value.data = buffers[name].to(ranks.device)
+        if self.stage and not settings["bf16"]["enabled"]:
+            # In float32 DeepSpeed would apply a step whose gradient is not finite.
+            self._engine.optimizer.check_grad_overflow = True
+        # Stage 0 in bfloat16 takes a step of zeros to make its state, which Adam would count.
+        optimizer.state.clear()
+        self._engine.train()
+        self._norm: float | None = None
+
+    @property
+    def module(self) -> Any:
+        """The wrapped module."""
+        return self._engine.module
+
+    def micro_step(self, batch: MicroBatch, loss_scale: float, *, last: bool) -> Tensor:
+        """Forward and backward of `loss_scale` x the summed loss; a step's last one applies it.
+
+        Which is the last is said here, not by DeepSpeed's own count: steps that are cut by a budget
+        of tokens have unequal numbers of micro-steps.
+
+        DeepSpeed averages gradients over ranks and would divide by accumulation, too. The caller's
+        scale is world_size / (rows of the whole step), and the second division is turned off, so
+        that the gradient is that of sum / rows however the step is cut.
+
+        Returns:
+            The sums [S] of this rank's micro-batch.
+        """
+        sums: Tensor
+        self._engine.set_gradient_accumulation_boundary(last)
+        loss, sums = self._engine(batch.to(self.ranks.device))
+        # The product matters even for a scale of 1: with the module's own output as the loss,
+        # scale_wrt_gas=False is not honoured by the hook on outputs.
+        self._engine.backward(loss * loss_scale, scale_wrt_gas=False)
+        if self.stage == 0 and last:
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._norm = float(torch.nn.utils.get_total_norm(grads))
+        self._engine.step()
+        return sums
+
+    @torch.no_grad()
+    def measure(self, batch: MicroBatch) -> Tensor:
+        """What the module returns in evaluation, without a gradient."""
+        self._engine.eval()
+        measured: Tensor = self._engine(batch.to(self.ranks.device))
+        self._engine.train()
+        return measured
+
+    def was_step_applied(self) -> bool:
+        """Whether the last step changed the weights; not if its gradient was not finite."""
+        return bool(self._engine.was_step_applied())
+
+    def grad_norm(self) -> float:
+        """2-norm of the last step's gradient over all ranks, before clipping."""
+        if self.stage == 0 and self._norm is not None:
+            return self._norm
+        return float(self._engine.get_global_grad_norm())
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next step."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks, on CPU."""
+        if self.ranks.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values.cpu()
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.ranks.world_size > 1:
+            torch.distributed.barrier()
+
+    @property
+    def state(self) -> EngineState:
+        """Weights and optimizer as whole tensors."""
+        return EngineState(
+            self._engine,
+            self.module.model,
+            self.stage,
+            self._optimizer_name,
+            deepspeed.utils,
+            deepspeed.zero.GatheredParameters,
+        )
+
+    def close(self) -> None:
+        """Release what DeepSpeed holds."""
+        self._engine.destroy()
+
+
+def _quiet_logger(rank: int) -> None:
+    """Warnings only, of rank 0 only, and on stderr: stdout belongs to results."""
+    # DeepSpeed calls collectives by names that torch 2.13 says, at each call, will change.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
+    deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
+    deepspeed_logger.handlers = [_StderrHandler()]
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"deepspeed: {record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """DeepSpeed prints memory figures and the like, with no way to turn them off."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

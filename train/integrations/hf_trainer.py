@@ -1,0 +1,197 @@
+"""The cascade-aware loss in transformers' Trainer, for people who live there.
+
+Legend: B examples, T tokens, N rows, H hidden width.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+
+from caskd.store.errors import UsageError
+from caskd.train.loss.types import LossSums, TeacherRows
+from caskd.train.loss.api import cascade_aware_loss
+from caskd.train.metrics import step_metrics
+from caskd.train.loss.objectives import Tail, resolve_tail, resolve_unmasked
+from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
+from caskd.train.model.student import SUM_NAMES, cap_and_scale
+
+
+class CascadeTrainer(Trainer):  # type: ignore[misc]
+    """A transformers Trainer that learns from stores.
+
+    Its datasets are `StoreDataset`s, with `batch_size` equal to the per-device batch size; that of
+    training is endless (`num_epochs=None`), and `max_steps` says when to stop. The loss of an
+    optimizer step is the sum over its rows divided by their number, over all micro-batches and
+    ranks. Logs have the cascade's figures besides the Trainer's. Parameters must be whole outside
+    the forward: ZeRO-3 and FSDP are the work of `caskd train`.
+
+    Args:
+        objective: what to minimise; see `cascade_aware_loss`.
+        w: weight of the label, if not the objective's own.
+        tail: what becomes of the teacher's probability outside its top-k; by default `bucket`, and
+            `none` for a sampled store.
+        *args: as Trainer's.
+        **kwargs: as Trainer's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: str = "cat-dist",
+        w: float | None = None,
+        tail: Tail | None = None,
+        **kwargs: Any,
+    ) -> None:
+        resolve_unmasked(objective, w, "CascadeTrainer")  # a mistake shows here, not at a step
+        kwargs.setdefault("data_collator", StoreDataset.collate)
+        super().__init__(*args, **kwargs)
+        self.objective, self.w = objective, w
+        kind = getattr(self.train_dataset or self.eval_dataset, "kind", "topk")
+        self.tail = resolve_tail(tail, kind)
+        self.model_accepts_loss_kwargs = True  # the loss is divided once, by rows, in compute_loss
+        self._sums: LossSums | None = None  # since the last log
+        if self.is_fsdp_enabled or _stage_of(self) == 3:
+            raise UsageError(
+                "CascadeTrainer: the head is divided among ranks (FSDP or ZeRO-3); expected it "
+                "whole. Use ZeRO 0 to 2 here, or caskd train."
+            )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the training set; it divides itself among ranks and workers.
+
+        Raises:
+            UsageError: it ends. The Trainer would begin it again with the same order.
+        """
+        if getattr(self.train_dataset, "num_epochs", None) is not None:
+            raise UsageError(
+                "CascadeTrainer: the training set ends after some epochs; expected "
+                "StoreDataset(..., num_epochs=None) and max_steps in TrainingArguments."
+            )
+        return self._loader(self.train_dataset, self._train_batch_size)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Batches of the evaluation set, likewise."""
+        named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        dataset = self.eval_dataset if named is None else named
+        return self._loader(dataset, self.args.eval_batch_size)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of a step, and its rows over all ranks."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(sample["gather_index"]) for sample in samples), device=device)
+        return samples, self.accelerator.gather(rows).sum()
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss per row: of the whole step where its rows are given, of this batch if not."""
+        hidden = self._hidden(model, inputs)  # [B, T, H]
+        plain = _plain_model(self.accelerator.unwrap_model(model))
+        head = plain.get_output_embeddings()
+        softcap, scale = cap_and_scale(plain)
+        index = inputs["gather_index"]  # [N]
+        names = [field.name for field in fields(TeacherRows)]
+        sums = cascade_aware_loss(
+            hidden.flatten(0, 1)[index],
+            head.weight,
+            inputs["labels"].flatten()[index + 1],
+            TeacherRows(**{name: inputs.get(TEACHER + name) for name in names}),  # type: ignore[arg-type]
+            objective=self.objective,
+            w=self.w,
+            tail=self.tail,
+            bias=getattr(head, "bias", None),
+            logit_softcap=softcap,
+            logit_scale=scale,
+        )
+        if num_items_in_batch is None:
+            loss = sums.loss / sums.num_rows
+        else:  # ranks average their gradients
+            loss = sums.loss * self.accelerator.num_processes / num_items_in_batch
+        if model.training:
+            self._sums = sums.detach() if self._sums is None else self._sums + sums.detach()
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add keep_fraction, accuracies and KL of the training rows since the last log."""
+        if "loss" in logs and self._sums is not None:
+            totals = torch.stack([value.double() for value in self._sums.tensors()])
+            totals = self.accelerator.reduce(totals)
+            figures = step_metrics(dict(zip(SUM_NAMES, totals.tolist(), strict=True)))
+            del figures["loss"]
+            logs = {**logs, **{name: x for name, x in figures.items() if x is not None}}
+            self._sums = None
+        super().log(logs, *args, **kwargs)
+
+    def _hidden(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states [B, T, H], out of the whole model's forward.
+
+        Wrappers of the model (DDP, DeepSpeed, peft) do their work in its forward, so that it is
+        called, and the body's output is caught on its way to the head.
+        """
+        plain = _plain_model(self.accelerator.unwrap_model(model))
+        caught: list[Tensor] = []
+        body = plain.base_model
+        hook = body.register_forward_hook(lambda _m, _i, out: caught.append(out.last_hidden_state))
+        parameters = inspect.signature(plain.forward).parameters
+        # Logits of one position: the head's full product is the loss's own work.
+        few = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        try:
+            model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+                use_cache=False, **few,
+            )  # fmt: skip
+        finally:
+            hook.remove()
+        return caught[0]
+
+    def _loader(self, dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:
+        if not isinstance(dataset, StoreDataset) or dataset.batch_size != batch_size:
+            got = getattr(dataset, "batch_size", type(dataset).__name__)
+            raise UsageError(
+                f"CascadeTrainer: got a dataset with batch size {got}; expected "
+                f"StoreDataset(..., batch_size={batch_size}), as the Trainer's per device."
+            )
+        args = self.args
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+
+
+def _plain_model(model: Any) -> Any:
+    """The transformers model inside a peft one.
+
+    Raises:
+        UsageError: its head is not a plain matrix, but has an adapter.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = plain.get_output_embeddings()
+    if hasattr(head, "base_layer") or hasattr(head, "original_module"):
+        raise UsageError(
+            "CascadeTrainer: the head has an adapter; expected a plain matrix. Leave lm_head out "
+            "of target_modules (modules_to_save included)."
+        )
+    return plain
+
+
+def _stage_of(trainer: Any) -> int | None:
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return None if plugin is None else plugin.zero_stage

@@ -1,0 +1,194 @@
+"""The front door of the loss: arguments are checked here, and an implementation chosen by name.
+
+Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
+"""
+
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from caskd.store.errors import UsageError
+from caskd.train.loss.dense import dense_loss
+from caskd.train.loss.fused import FusedCall, fused_loss
+from caskd.train.loss.kernel_check import kernels_agree
+from caskd.train.loss.checks import check_columns, check_teacher, check_values
+from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
+from caskd.train.loss.objectives import (IGNORE_LABEL, OBJECTIVES, TAILS, MaskRule, Objective, Tail, keep_mask, resolve_objective)
+
+__all__ = ["OBJECTIVES", "LossSums", "TeacherRows", "cascade_aware_loss", "keep_mask"]
+
+Impl = Literal["auto", "torch", "triton", "dense"]
+
+_TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+"""Size of a tile of float32 logits. A larger one spreads the weight gradient's traffic over more
+rows, a smaller one stays nearer to the caches."""
+
+
+def cascade_aware_loss(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    labels: Tensor,
+    teacher: TeacherRows | None,
+    *,
+    objective: str,
+    w: float | None = None,
+    tail: Tail = "bucket",
+    bias: Tensor | None = None,
+    logit_softcap: float | None = None,
+    logit_scale: float | None = None,
+    row_weights: Tensor | None = None,
+    keep: Tensor | None = None,
+    impl: Impl = "auto",
+    tile_rows: int | None = None,
+) -> LossSums:
+    """Sums of the cascade-aware objective (arXiv 2406.00060) over rows.
+
+    Everything is a sum over rows: divide `loss` by a count that does not depend on how the batch
+    was split, then call backward. The fused implementation has made its gradient by then and can be
+    backpropagated once; `impl="dense"` is plain autograd.
+
+    Args:
+        hidden: [N, H] the student's last hidden states, each predicting its row's label.
+        lm_head_weight: [V, H]; used in the forward only. Without `requires_grad` its gradient is
+            neither computed nor allocated; the same holds for `hidden`.
+        labels: [N] integer ids; -100 marks a row that counts nowhere.
+        teacher: the stored rows; None where the objective asks nothing of the teacher.
+        objective: a name in `OBJECTIVES`.
+        w: weight of the label term in [0, 1]; None is the objective's own.
+        tail: what becomes of the teacher's mass outside its top-k. `bucket`: the student's mass out
+            there is matched to it as one more class. `renormalise`: the top-k is scaled to sum to
+            one. `drop`: left out. `none`: exp(topk_logits - logsumexp) are the targets as they
+            stand and sum to one, for sampled stores: shares of draws, tail mass 0.
+        bias: [V] of the head.
+        logit_softcap: logits become softcap * tanh(logits / softcap), after the scale.
+        logit_scale: factor of the logits, bias included.
+        row_weights: [N] factor of each row's loss, a constant; masks and counts ignore it.
+        keep: [N] bool, the caller's own mask in place of the objective's rule; random-* have none
+            and need it.
+        impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, the second for CUDA
+            devices; `auto` is `triton` where a trial shows that it works, else `torch`.
+        tile_rows: rows of one tile of the fused loss; None fits it to the device.
+
+    Returns:
+        Sums and counts, in float32 (float64 for float64 inputs).
+
+    Raises:
+        UsageError: an argument is unknown, of the wrong shape or range, or a teacher field that the
+            objective needs is missing.
+    """
+    chosen = resolve_objective(objective, w)
+    own_rule = _own_rule(objective, chosen, keep)
+    chosen = Objective(own_rule, chosen.w)
+    _check_choices(tail, impl, tile_rows)
+    check_teacher(objective, chosen, teacher)
+    rows = LossRows(labels.long(), teacher, None if row_weights is None else row_weights.detach())
+    check_columns(hidden, lm_head_weight, bias, rows, keep)
+    check_values(rows, tail, len(lm_head_weight))
+
+    index = _rows_that_can_count(rows, chosen, keep)
+    # The teacher's own mask has been applied by now; the rest of it is for the student to say.
+    rule: MaskRule = "all" if own_rule == "teacher" else own_rule
+    terms = LossTerms(rule, chosen.w, tail)
+    head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
+    dtype = _compute_dtype(hidden, lm_head_weight)
+    if impl == "dense":
+        sums = dense_loss(hidden[index], head, rows.take(index), terms, dtype)
+    else:
+        sums = fused_loss(
+            hidden,
+            head,
+            FusedCall(
+                rows=rows,
+                index=index,
+                terms=terms,
+                softcap=logit_softcap,
+                scale=logit_scale,
+                dtype=dtype,
+                triton=_uses_triton(impl, hidden.device),
+                tile_rows=tile_rows or fitting_tile_rows(len(lm_head_weight), hidden.device),
+                wanted=_wanted_gradients(hidden, lm_head_weight, bias),
+            ),
+        )
+    return _with_row_counts(sums, rows)
+
+
+def _own_rule(name: str, objective: Objective, keep: Tensor | None) -> MaskRule:
+    """The rule that the loss applies by itself."""
+    if keep is not None:
+        return "all"
+    if objective.rule == "random":
+        raise UsageError(
+            f"objective {name!r} needs keep, got None; pass the mask, [N] bool, or choose an "
+            "objective that makes its own"
+        )
+    return objective.rule
+
+
+def _rows_that_can_count(rows: LossRows, objective: Objective, keep: Tensor | None) -> Tensor:
+    """[M] ascending: rows that no argument rules out before the student has been asked."""
+    counted = rows.labels != IGNORE_LABEL
+    if keep is not None:
+        counted = counted & keep
+    if rows.teacher is not None:
+        if objective.needs_teacher:
+            counted = counted & rows.teacher.present()
+        if objective.rule == "teacher":
+            counted = counted & keep_mask(None, rows.teacher.argmax, rows.labels, "teacher")
+    return counted.nonzero().squeeze(1)
+
+
+def _with_row_counts(sums: LossSums, rows: LossRows) -> LossSums:
+    num_rows = (rows.labels != IGNORE_LABEL).sum()
+    if rows.teacher is None:
+        return replace(sums, num_rows=num_rows)
+    correct = rows.teacher.present() & (rows.teacher.argmax == rows.labels)
+    return replace(sums, num_rows=num_rows, teacher_correct=correct.sum())
+
+
+def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of the products: autocast's where it is on, else the wider of the two inputs."""
+    device = hidden.device.type
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
+def _wanted_gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[bool, bool, bool]:
+    if not torch.is_grad_enabled():
+        return False, False, False
+    return hidden.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+
+
+def _uses_triton(impl: str, device: torch.device) -> bool:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    is_installed = find_spec("triton") is not None
+    if impl == "auto":
+        return is_installed and device.type == "cuda" and kernels_agree(device)
+    if impl == "triton" and not (is_installed and (device.type == "cuda" or interpreted)):
+        raise UsageError(
+            f"impl='triton' needs the triton package and a CUDA device, got {device.type} tensors "
+            f"and triton {'' if is_installed else 'not '}installed; use impl='auto'"
+        )
+    return impl == "triton"
+
+
+def fitting_tile_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows of a tile of float32 logits [n, V] that suits the device."""
+    budget = _TILE_BYTES.get(device.type, _TILE_BYTES["cuda"])
+    return max(128, min(4096, budget // (4 * vocab_size) // 64 * 64))
+
+
+def _check_choices(tail: str, impl: str, tile_rows: int | None) -> None:
+    if tail not in TAILS:
+        raise UsageError(f"tail {tail!r} is unknown; choose one of {', '.join(TAILS)}")
+    if impl not in get_args(Impl):
+        raise UsageError(f"impl {impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
+    if tile_rows is not None and tile_rows < 1:
+        raise UsageError(f"tile_rows is {tile_rows}, expected at least 1; leave it out to fit it")

@@ -1,0 +1,172 @@
+"""Head projection, loss and gradient in one pass over tiles of rows.
+
+Per tile: one product makes the logits, they are read (argmax, log-sum-exp, label, top-k) and turned
+into exponentials and then into the gradient in the same memory, rows that the mask drops are closed
+up, and two products take the gradient back. Nothing is recomputed in the backward, which only
+multiplies by the upstream gradient; that is possible because the loss is a plain sum over rows.
+
+The passes over a tile's logits are plain torch, or Triton kernels on a GPU.
+
+Dimension letters: N rows, n rows of a tile, V student vocabulary, H hidden width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caskd.store.errors import UsageError
+from caskd.train.loss.torch_passes import TorchPasses
+from caskd.train.loss.tile import Passes, differentiate_, read_tile_
+from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
+from caskd.train.loss.matmul import add_product_, product_dtype, write_product_
+
+
+@dataclass(frozen=True, eq=False)
+class FusedCall:
+    """Everything of one call that is not differentiated."""
+
+    rows: LossRows
+    index: Tensor
+    """[M] rows that meet the head, ascending."""
+    terms: LossTerms
+    softcap: float | None
+    scale: float | None
+    dtype: torch.dtype
+    """Of the inputs to the products."""
+    tile_rows: int
+    triton: bool
+    """Whether Triton kernels make the passes over the logits."""
+    wanted: tuple[bool, bool, bool]
+    """Whether hidden, weight and bias need a gradient. `ctx.needs_input_grad` does not know that
+    the caller is under `no_grad`, and evaluation would pay for three products."""
+
+
+def fused_loss(hidden: Tensor, head: Head, call: FusedCall) -> LossSums:
+    """The sums of the rows `call.index`; `loss` can be backpropagated once.
+
+    Args:
+        hidden: [N, H].
+    """
+    return LossSums(*_FusedLoss.apply(hidden, head.weight, head.bias, call))  # type: ignore[no-untyped-call]
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: FusedCall
+    ) -> tuple[Tensor, ...]:
+        head = Head(weight, bias, call.softcap, call.scale)
+        with torch.autocast(hidden.device.type, enabled=False):
+            sums, gradients = _run_tiles(hidden, head, call)
+        ctx.gradients = gradients
+        ctx.set_materialize_grads(False)
+        outputs = sums.tensors()
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return None, None, None, None
+        if torch.is_grad_enabled():
+            raise UsageError(
+                "the fused loss has no second derivative, got backward with create_graph=True; "
+                "use impl='dense'"
+            )
+        if ctx.gradients is None:
+            raise UsageError(
+                "the fused loss was backpropagated twice, but its gradient is scaled in place; "
+                "call cascade_aware_loss again, or use impl='dense'"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        hidden, weight, bias = (None if g is None else g.mul_(upstream) for g in gradients)
+        return hidden, weight, bias, None
+
+
+def _run_tiles(
+    hidden: Tensor, head: Head, call: FusedCall
+) -> tuple[LossSums, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """Sums, and the gradients of hidden [N, H], weight [V, H] and bias [V] where wanted."""
+    operand, exact = product_dtype(call.dtype, hidden.device)
+    weight = head.weight.detach().to(operand)
+    sums = LossSums.zeros(hidden.device, exact)
+    tile_rows = _even_tile_rows(len(call.index), call.tile_rows)
+    tile = weight.new_empty((tile_rows, len(weight)), dtype=exact)
+    passes = _make_passes(call, tile, operand)
+    gradients = _Gradients(hidden, head, call.wanted, exact)
+    for index in call.index.split(tile_rows) if len(call.index) else ():
+        rows = call.rows.take(index)
+        inputs = hidden.detach()[index].to(operand)
+        logits = head.finish_(write_product_(tile[: len(index)], inputs, weight.t()))
+        of_tile, reading = read_tile_(logits, rows, call.terms, passes)
+        sums = sums + of_tile
+        if any(call.wanted):
+            live = reading.factor.nonzero().squeeze(1)
+            if len(live):
+                of_live = reading.take(live)
+                gradient = differentiate_(logits, live, of_live, head, call.terms.w, passes)
+                gradients.add_(gradient, inputs[live], weight, index[live])
+    return sums, gradients.finish(head)
+
+
+def _even_tile_rows(num_rows: int, most: int) -> int:
+    """Rows of each tile, so that none is a small rest."""
+    num_tiles = max(1, -(-num_rows // most))
+    return -(-num_rows // num_tiles)
+
+
+def _make_passes(call: FusedCall, tile: Tensor, operand: torch.dtype) -> Passes:
+    if not call.triton:
+        return TorchPasses(operand)
+    from caskd.train.loss.triton_passes import TritonPasses  # Triton is not everywhere
+
+    return TritonPasses(tile, operand)
+
+
+class _Gradients:
+    """Running sums; None where no gradient is wanted, and then nothing is computed for it."""
+
+    def __init__(
+        self, hidden: Tensor, head: Head, wanted: tuple[bool, bool, bool], exact: torch.dtype
+    ) -> None:
+        # Float16 overflows in sums that are not divided yet; autograd casts after scaling.
+        row_dtype = exact if hidden.dtype == torch.float16 else hidden.dtype
+        self.hidden = torch.zeros_like(hidden, dtype=row_dtype) if wanted[0] else None
+        self.weight = torch.empty_like(head.weight, dtype=exact) if wanted[1] else None
+        self.bias = None
+        if head.bias is not None and wanted[2]:
+            self.bias = torch.zeros_like(head.bias, dtype=exact)
+        self._is_weight_written = False
+
+    def add_(self, gradient: Tensor, inputs: Tensor, weight: Tensor, index: Tensor) -> None:
+        """Take a tile's gradient [m, V] back through the head.
+
+        Args:
+            inputs: [m, H] the hidden states it belongs to.
+            index: [m] their rows.
+        """
+        if self.bias is not None:
+            self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
+        if self.hidden is not None:
+            rows = torch.empty_like(inputs, dtype=torch.promote_types(inputs.dtype, torch.float32))
+            write_product_(rows, gradient, weight)
+            self.hidden.index_copy_(0, index, rows.to(self.hidden.dtype))
+        if self.weight is not None:
+            # The first product is written: zeros to add to would be one more pass over the head.
+            put = add_product_ if self._is_weight_written else write_product_
+            put(self.weight, gradient.t(), inputs)
+            self._is_weight_written = True
+
+    def finish(self, head: Head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients as they wait for the backward: in bfloat16 where the parameters are."""
+
+        def hold(total: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+            if total is None or parameter is None or parameter.dtype == torch.float16:
+                return total
+            return total.to(parameter.dtype)
+
+        if self.weight is not None and not self._is_weight_written:
+            self.weight.zero_()
+        return self.hidden, hold(self.weight, head.weight), hold(self.bias, head.bias)

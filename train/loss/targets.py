@@ -1,0 +1,139 @@
+"""The teacher's side of the loss, and the tally of a set of rows; shared by every implementation.
+
+Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
+from caskd.train.loss.objectives import Tail, keep_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Sparse target distributions: `mass` on `ids`, and `tail` on everything else together.
+
+    Filler cells repeat the row's first id, so that overwriting a row's cells is harmless; `valid`
+    says which cells count, and `mass` is 0 elsewhere.
+    """
+
+    ids: Tensor
+    """[N, k] int64."""
+    mass: Tensor
+    """[N, k]."""
+    valid: Tensor
+    """[N, k] bool."""
+    tail: Tensor
+    """[N] target of the (k+1)-th bucket; 0 where the tail mode has none."""
+    tail_mass: Tensor
+    """[N] what the teacher left outside its top-k, whatever the tail mode makes of it."""
+    present: Tensor
+    """[N] bool: rows that have a teacher row."""
+
+    def negative_entropy(self) -> Tensor:
+        """[N] sum of t log t, the bucket included."""
+        cells = torch.xlogy(self.mass, self.mass).sum(1)
+        return cells + torch.xlogy(self.tail, self.tail)
+
+    def take(self, index: Tensor) -> "Targets":
+        """The rows at `index` [n]."""
+        columns = (self.ids, self.mass, self.valid, self.tail, self.tail_mass, self.present)
+        return Targets(*(column[index] for column in columns))
+
+
+def teacher_targets(
+    teacher: TeacherRows, tail: Tail, vocab_size: int, dtype: torch.dtype
+) -> Targets:
+    """The target distributions of rows that have a top-k.
+
+    Probabilities are exp(topk_logits - logsumexp). Storage rounds logits, so that the top-k and
+    `tail_mass` need not sum to one: the cells are scaled to 1 - tail_mass (`bucket`, `drop`), to
+    one (`renormalise`), or left as they are (`none`, for sampled targets, which are shares of
+    draws).
+
+    Args:
+        vocab_size: the student's V. Its columns outside a row's top-k, also those beyond the
+            teacher's vocabulary, belong to the tail. A row that keeps all V has no tail.
+        dtype: float32, or float64.
+    """
+    assert teacher.topk_logits is not None
+    assert teacher.num_kept is not None
+    assert teacher.logsumexp is not None
+    assert teacher.tail_mass is not None
+    ids, valid = kept_cells(teacher)
+    present = teacher.present()
+    logprobs = teacher.topk_logits.to(dtype) - teacher.logsumexp.to(dtype)[:, None]
+    mass = logprobs.exp().masked_fill(~valid, 0)
+    left_out = teacher.tail_mass.to(dtype).clamp(0, 1)
+    left_out = left_out * (present & (teacher.num_kept < vocab_size))
+    if tail != "none":
+        total = mass.sum(1).masked_fill(~present, 1)
+        wanted = torch.ones_like(left_out) if tail == "renormalise" else 1 - left_out
+        mass = mass * (wanted / total)[:, None]
+    bucket = left_out if tail == "bucket" else torch.zeros_like(left_out)
+    return Targets(ids, mass, valid, bucket, left_out, present)
+
+
+def kept_cells(teacher: TeacherRows) -> tuple[Tensor, Tensor]:
+    """Ids [N, k] int64, filler at the row's first id (0 without a teacher), and which count."""
+    assert teacher.topk_ids is not None
+    assert teacher.num_kept is not None
+    ids = teacher.topk_ids.long()
+    valid = torch.arange(ids.shape[1], device=ids.device) < teacher.num_kept[:, None]
+    ids = torch.where(valid, ids, ids[:, :1])
+    return ids.masked_fill(~teacher.present()[:, None], 0), valid
+
+
+@dataclass(frozen=True, eq=False)
+class RowFigures:
+    """What one forward says of each row; `tally` turns it into sums."""
+
+    argmax: Tensor
+    """[N] the student's, ties to the lowest id."""
+    label_nll: Tensor
+    """[N] -log p_S(label)."""
+    teacher_cross_entropy: Tensor | None
+    """[N] None where the teacher's distribution was not given."""
+
+
+def tally(
+    figures: RowFigures, rows: LossRows, targets: Targets | None, terms: LossTerms
+) -> tuple[LossSums, Tensor]:
+    """The sums of these rows and the factor of each one's loss, [N], 0 where the mask drops it.
+
+    `num_rows` and `teacher_correct` stay 0: they are over rows that never get here, too.
+    """
+    teacher_argmax = None if rows.teacher is None else rows.teacher.argmax
+    keep = keep_mask(figures.argmax, teacher_argmax, rows.labels, terms.rule)
+    factor = keep.to(figures.label_nll.dtype)
+    if rows.weights is not None:
+        factor = factor * rows.weights.to(factor.dtype)
+    # Where the factor is 0 the loss is left out, not multiplied: inf * 0 must not reach the sum.
+    row_loss = terms.w * figures.label_nll
+    zero = torch.zeros((), device=factor.device, dtype=factor.dtype)
+    cross_entropy, kl, tail_mass, num_distilled = zero, zero, zero, zero.long()
+    if targets is not None and figures.teacher_cross_entropy is not None:
+        row_loss = row_loss + (1 - terms.w) * figures.teacher_cross_entropy
+        measured = figures.teacher_cross_entropy.detach()
+        cross_entropy = torch.where(targets.present, measured, 0).sum()
+        kl = torch.where(targets.present, measured + targets.negative_entropy(), 0).sum()
+        tail_mass = targets.tail_mass.sum()
+        num_distilled = targets.present.sum()
+    loss = torch.where(factor != 0, factor * row_loss, 0).sum()
+    sums = LossSums(
+        loss=loss,
+        label_nll=figures.label_nll.detach().sum(),
+        teacher_cross_entropy=cross_entropy,
+        teacher_kl=kl,
+        tail_mass=tail_mass,
+        num_rows=zero.long(),
+        num_kept=keep.sum(),
+        num_measured=torch.full_like(zero, len(keep), dtype=torch.int64),
+        num_distilled=num_distilled,
+        student_correct=(figures.argmax == rows.labels).sum(),
+        teacher_correct=zero.long(),
+    )
+    return sums, factor

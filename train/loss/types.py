@@ -1,0 +1,154 @@
+"""What goes into the loss and what comes out of it, as small frozen records of tensors.
+
+Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from caskd.train.loss.objectives import MaskRule, Tail
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherRows:
+    """What the teacher said of each row, as the store has it.
+
+    Only `argmax` is needed where the objective has no teacher term (`w = 1`); what is None is not
+    measured either. A row with `num_kept` 0 has no teacher.
+    """
+
+    argmax: Tensor
+    """[N] the teacher's most likely id."""
+    topk_ids: Tensor | None = None
+    """[N, k] ids; cells from `num_kept` on are filler."""
+    topk_logits: Tensor | None = None
+    """[N, k] raw logits, in nats."""
+    num_kept: Tensor | None = None
+    """[N] how many of the k cells count."""
+    logsumexp: Tensor | None = None
+    """[N] of the teacher's whole logit row: exp(topk_logits - logsumexp) is a probability."""
+    tail_mass: Tensor | None = None
+    """[N] the teacher's probability outside the top-k."""
+
+    @property
+    def has_distribution(self) -> bool:
+        """Whether every field that the teacher term needs is there."""
+        return all(getattr(self, field.name) is not None for field in fields(self))
+
+    def present(self) -> Tensor:
+        """[N] bool: rows that have a teacher row."""
+        if self.num_kept is None:
+            return torch.ones_like(self.argmax, dtype=torch.bool)
+        return self.num_kept > 0
+
+    def take(self, index: Tensor | slice) -> "TeacherRows":
+        """The rows at `index` [n]."""
+        rest = (getattr(self, field.name) for field in fields(self)[1:])
+        taken = (None if column is None else column[index] for column in rest)
+        return TeacherRows(self.argmax[index], *taken)
+
+
+@dataclass(frozen=True, eq=False)
+class LossRows:
+    """The rows of one call besides the student's hidden states."""
+
+    labels: Tensor
+    """[N] int64."""
+    teacher: TeacherRows | None
+    weights: Tensor | None
+    """[N] factor of each row's loss, a constant; None is 1."""
+
+    def take(self, index: Tensor) -> "LossRows":
+        """The rows at `index` [n]."""
+        return LossRows(
+            self.labels[index],
+            None if self.teacher is None else self.teacher.take(index),
+            None if self.weights is None else self.weights[index],
+        )
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The decisions of one call: mask rule still to be applied, label weight, tail."""
+
+    rule: MaskRule
+    w: float
+    tail: Tail
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The student's output head: logits = cap(scale * (hidden @ weight.T + bias))."""
+
+    weight: Tensor
+    """[V, H]."""
+    bias: Tensor | None
+    """[V]."""
+    softcap: float | None
+    """logits become softcap * tanh(logits / softcap)."""
+    scale: float | None
+
+    def finish_(self, product: Tensor) -> Tensor:
+        """Turn `hidden @ weight.T` [N, V] into logits, in place."""
+        if self.bias is not None:
+            product.add_(self.bias.detach().to(product.dtype))
+        if self.scale is not None:
+            product.mul_(self.scale)
+        if self.softcap is not None:
+            product.div_(self.softcap).tanh_().mul_(self.softcap)
+        return product
+
+
+@dataclass(frozen=True, eq=False)
+class LossSums:
+    """Sums and counts of one call, 0-d tensors; never divided here.
+
+    Sums of several micro-batches add up (`+`). Only `loss` carries a gradient. Rows known not to
+    count before the forward (ignored labels, no teacher row where one is needed, dropped by a
+    teacher-only mask or by the caller's own) never meet the head, so that student figures are over
+    `num_measured` rows.
+    """
+
+    loss: Tensor
+    """Sum over kept rows of weight * (w * label_nll + (1 - w) * teacher_cross_entropy), nats."""
+    label_nll: Tensor
+    """Sum of -log p_S(label) over measured rows, nats."""
+    teacher_cross_entropy: Tensor
+    """Sum over distilled rows, nats."""
+    teacher_kl: Tensor
+    """The same less the teacher's entropy (tail bucket included): 0 for a perfect student."""
+    tail_mass: Tensor
+    """Sum of the teacher's tail mass over distilled rows."""
+    num_rows: Tensor
+    """Rows with a label."""
+    num_kept: Tensor
+    """Rows that the mask keeps: over `num_rows`, the keep_fraction."""
+    num_measured: Tensor
+    """Rows that met the student's head."""
+    num_distilled: Tensor
+    """Measured rows that have a teacher distribution."""
+    student_correct: Tensor
+    """Measured rows whose student argmax is the label."""
+    teacher_correct: Tensor
+    """Rows of `num_rows` whose teacher argmax is the label."""
+
+    def __add__(self, other: Self) -> "LossSums":
+        return LossSums(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields in order: five float sums, then six int64 counts."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def detach(self) -> "LossSums":
+        """The same sums without the graph, for logs."""
+        return LossSums(*(tensor.detach() for tensor in self.tensors()))
+
+    @classmethod
+    def zeros(cls, device: torch.device, dtype: torch.dtype) -> "LossSums":
+        """The sums of no rows."""
+        sums = (torch.zeros((), device=device, dtype=dtype) for _ in range(5))
+        counts = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(6))
+        return cls(*sums, *counts)

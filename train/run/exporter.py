@@ -1,0 +1,180 @@
+"""A checkpoint as an ordinary transformers model, compared with the weights before it is done."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from caskd.store.errors import CorruptError, UsageError
+from caskd.train.model.lora import add_adapters, lora_options, merged, save_adapter
+from caskd.train.checkpoint.save import STATE, STUDENT, WEIGHTS, RunState, load_weights, read_state
+from caskd.train.config import ExportConfig
+from caskd.train.checkpoint.manifest import checkpoint_path, find_checkpoint, is_complete, verify
+from caskd.train.metrics import METRICS_FILE, lines_up_to
+from caskd.train.run.validation import EVAL_FILE, best_step_of
+
+PROBE_TOKENS = 16
+
+_CARD_FIGURES = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece")
+
+
+def export_command(config: ExportConfig) -> int:
+    """`caskd export CHECKPOINT OUT`."""
+    checkpoint = best_checkpoint(config.checkpoint) if config.best else config.checkpoint
+    print(f"wrote {export(checkpoint, config.out, adapter=config.adapter)}")
+    return 0
+
+
+def export(checkpoint: Path, out: Path, *, adapter: bool = False) -> Path:
+    """Write a checkpoint's float32 weights as safetensors, with tokenizer and model card.
+
+    The directory appears when all of it is written and reloads to the same logits.
+
+    Args:
+        checkpoint: a run's directory (its newest complete checkpoint) or one checkpoint.
+        out: new or empty.
+        adapter: write the adapters of a LoRA run alone, and not merged into the weights.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UsageError: there is no complete checkpoint, it has no adapters, or `out` is not empty.
+        CorruptError: the checkpoint has other bytes than were saved.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: expected a new or empty directory. Give another one.")
+    source = find_checkpoint(checkpoint)
+    verify(source, only=(f"{WEIGHTS}/", f"{STUDENT}/", STATE))
+    state = read_state(source)
+    if adapter and state.config["lora_rank"] is None:
+        raise UsageError(f"--adapter: {source} was trained without --lora-rank. Leave it out.")
+    model, wrapped = consolidated_model(source, state)
+    written = out.with_name(f".{out.name}.exporting")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    try:
+        if adapter:
+            save_adapter(wrapped, written)
+        else:
+            model = model if wrapped is None else merged(wrapped).eval()
+            model.save_pretrained(written)
+        _copy_tokenizer(source / STUDENT, written)
+        card = model_card(state, num_parameters=model.num_parameters(), run=source.parent.parent)
+        (written / "README.md").write_text(card, encoding="utf-8")
+        check_reload(model, written, base=str(state.config["student"]) if adapter else None)
+        if out.exists():
+            out.rmdir()
+        os.replace(written, out)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    return out
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run that its --best-metric chose.
+
+    Raises:
+        UsageError: the run was not measured, or the checkpoint is gone.
+    """
+    metric = read_state(find_checkpoint(run)).config["best_metric"]
+    step = best_step_of(run, metric) if metric else None
+    if step is None:
+        raise UsageError(
+            f"--best: {run} has no measurement to choose by. Leave it out, or train with "
+            "--eval-store and --best-metric."
+        )
+    checkpoint = checkpoint_path(run, step)
+    if not is_complete(checkpoint):
+        raise UsageError(f"--best: the best {metric} was at step {step}, and {checkpoint} is gone.")
+    return checkpoint
+
+
+def consolidated_model(checkpoint: Path, state: RunState) -> tuple[Any, Any]:
+    """The trained student of a checkpoint in float32, and peft's wrapper where it has adapters.
+
+    Raises:
+        CorruptError: the weights are not those of the configuration.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(checkpoint / STUDENT)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    lora = lora_options(state.config)
+    wrapped = None if lora is None else add_adapters(model, lora, str(state.config["student"]))
+    load_weights(checkpoint, model)  # tied weights are there once
+    return model.eval(), wrapped
+
+
+@torch.no_grad()
+def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
+    """Load what was written and compare its logits with the model's.
+
+    Args:
+        base: of an adapter, the model that it is put on.
+
+    Raises:
+        CorruptError: they differ.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(directory)
+    reloaded = AutoModelForCausalLM.from_pretrained(base or directory, dtype=torch.float32).eval()
+    if base is not None:
+        reloaded.load_adapter(str(directory))
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.linspace(0, num_embeddings - 1, PROBE_TOKENS).long()[None]
+    ours, theirs = model(input_ids=tokens).logits, reloaded(input_ids=tokens).logits
+    if not torch.equal(ours, theirs):
+        raise CorruptError(
+            f"{directory}: the exported model's logits differ from the checkpoint's by "
+            f"{float((ours - theirs).abs().max()):.3g}; nothing was written."
+        )
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Everything beside the weights that `save_pretrained` did not write."""
+    for path in source.iterdir():
+        if not (target / path.name).exists():
+            shutil.copy2(path, target / path.name)
+
+
+def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
+    """README.md of an exported student; `run` is the directory whose figures it quotes."""
+    config = state.config
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [caskd, distillation, cascade]",
+            "---",
+            f"# A student of {state.teacher}",
+            "",
+            "The small model of a cascade, trained with caskd from the teacher's stored logits.",
+            "",
+            f"- objective: {config['objective']}, label weight "
+            f"{'by default' if config['w'] is None else config['w']}, tail {config['tail']}",
+            f"- started from: {Path(config['student']).name} ({num_parameters:,} parameters)",
+            f"- steps: {state.step:,} of {config['global_batch_size']} examples, "
+            f"peak learning rate {config['lr']:g}, {config['optimizer']}",
+            *([f"- adapters: LoRA of rank {config['lora_rank']}"] if config["lora_rank"] else []),
+            f"- store: seal {state.store_digest}",
+            *_card_lines(run, state.step),
+            "",
+        ]
+    )
+
+
+def _card_lines(run: Path, step: int) -> Iterator[str]:
+    """The figures of that step in training, and as measured on --eval-store."""
+    for name, label in ((METRICS_FILE, "last batch"), (EVAL_FILE, "measured")):
+        for line in lines_up_to(run / name, step)[-1:]:
+            values: Mapping[str, Any] = json.loads(line)
+            if values["step"] == step:
+                shown = (f"{k} {values[k]:.4g}" for k in _CARD_FIGURES if values.get(k) is not None)
+                yield f"- {label}: {', '.join(shown)}"

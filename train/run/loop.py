@@ -1,0 +1,264 @@
+"""The training loop, to be read from top to bottom."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from caskd.train.model.lora import add_adapters
+from caskd.train.data.batches import BatchReader, StepBatch, fields_to_read
+from caskd.train.checkpoint.save import (NonFiniteError, load_checkpoint, load_weights, save_checkpoint)
+from caskd.train.config import TrainConfig
+from caskd.train.engine.deepspeed_engine import Ranks, TrainEngine, connected
+from caskd.train.run.failures import explained
+from caskd.train.run.memory_forecast import size_of, table
+from caskd.train.checkpoint.manifest import checkpoint_path, prune
+from caskd.train.metrics import finite_or_none, step_metrics
+from caskd.train.loss.objectives import Objective
+from caskd.train.data.packing import keeps_examples_apart
+from caskd.train.run.plan import RunPlan, plan_run
+from caskd.train.data.prefetch import ReadAhead
+from caskd.train.checkpoint.rng import repeat_bit_for_bit, seed_everything
+from caskd.train.run.run_log import RunLog, describe_run
+from caskd.train.run.schedule import hungriest, lr_at, objective_at
+from caskd.train.model.student import (SUM_NAMES, LossOptions, StudentWithLoss, load_student, recompute_activations)
+from caskd.train.run.validation import measure
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a student from a store.
+
+    Returns:
+        The directory of the last checkpoint; of the run, after --dry-run.
+
+    Raises:
+        CaskdError: a mistake in the options, found before anything heavy; a loss that stays
+            non-finite; memory that does not suffice; a rank that was lost.
+    """
+    plan = plan_run(config)
+    if config.dry_run:
+        print("\n".join([*plan.summary(), *table(size_of(plan))]))
+        return config.out
+
+    with explained(plan), connected(config.timeout_minutes) as ranks:
+        if ranks.rank == 0:
+            print("\n".join(plan.summary()), flush=True)
+            describe_run(plan, ranks)
+        engine = start_engine(plan, ranks)
+        if ranks.rank == 0 and config.token_budget is not None:
+            print(_packing(bool(engine.module.packs)), flush=True)
+        last = _fit(plan, engine)
+        engine.close()
+    return last
+
+
+def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
+    """All steps that are left, measurements and checkpoints; returns the last checkpoint."""
+    config, step = plan.config, plan.first_step
+    skipped = plan.done.skipped_steps if plan.done else 0
+    in_a_row, any_terminated = 0, False
+    reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs))
+
+    with (
+        _termination_flag() as terminated,
+        ReadAhead(reader.steps(step, config.steps), " ".join(config.store)) as batches,
+        RunLog(plan, engine.ranks) as log,
+    ):
+        _measure_if_due(plan, engine, log, step)
+        log.start_clock()
+        for batch in batches:
+            # -- one optimizer step ------------------------------------------------------------
+            metrics, any_terminated = train_step(plan, engine, batch, terminated.is_set())
+            step = batch.step + 1
+
+            # -- the same decision on every rank: all of it comes from reduced values ----------
+            good = engine.was_step_applied() and metrics["loss"] is not None
+            in_a_row = 0 if good else in_a_row + 1
+            skipped += not good
+            metrics["skipped_steps"] = skipped
+            if len(batch.examples_per_store) > 1:
+                metrics["examples_per_store"] = batch.examples_per_store
+            log.step(metrics, num_rows=batch.num_rows, data_seconds=batches.seconds_waited)
+            batches.seconds_waited = 0.0
+            if in_a_row == MAX_SKIPPED_IN_A_ROW:
+                raise NonFiniteError(
+                    f"step {step}: loss or gradient not finite {in_a_row} times in a row; "
+                    "nothing of it was saved. Lower --lr, or look at the store (caskd store show)."
+                )
+
+            # -- stop, measure, save -----------------------------------------------------------
+            if any_terminated:
+                break
+            is_best = _measure_if_due(plan, engine, log, step)
+            is_due = config.save_every is not None and step % config.save_every == 0
+            if is_best or is_due:
+                _save(plan, engine, log, step, skipped)
+            log.start_clock()
+        last = _save(plan, engine, log, step, skipped)
+
+    if engine.ranks.rank == 0:
+        print("\n".join(_closing(config, step, last)), flush=True)
+    return last
+
+
+def train_step(
+    plan: RunPlan, engine: TrainEngine, batch: StepBatch, terminated: bool
+) -> tuple[dict[str, Any], bool]:
+    """Forward, backward and update; metrics of the step, and whether any rank was told to end.
+
+    The gradient is that of sum over rows / count, with the count of the whole step: it does not
+    depend on ranks, micro-batches or accumulation (see `TrainEngine.micro_step`).
+    """
+    config = plan.config
+    lr = lr_at(
+        batch.step,
+        peak=config.lr,
+        steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        schedule=config.schedule,
+        decay_steps=config.decay_steps,
+    )
+    engine.set_lr(lr)
+    engine.module.options = LossOptions(_objective(plan, batch.step), plan.tail)
+    count = batch.num_rows if config.normalise == "rows" else batch.num_examples
+    scale = engine.ranks.world_size / count
+    *others, last = batch.micro_batches
+    parts = [engine.micro_step(part, scale, last=False) for part in others]
+    sums = torch.stack([*parts, engine.micro_step(last, scale, last=True)]).sum(0)
+    flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
+    *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
+    averages = step_metrics(dict(zip(SUM_NAMES, totals, strict=True)))
+    metrics: dict[str, Any] = {"step": batch.step + 1, **averages}
+    metrics["loss"] = finite_or_none(averages["loss"] or 0.0)
+    metrics["lr"] = lr
+    metrics["grad_norm"] = finite_or_none(engine.grad_norm())
+    return metrics, terminations > 0
+
+
+def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
+    """The student under DeepSpeed, as it starts or as the checkpoint left it."""
+    config = plan.config
+    if config.deterministic:
+        repeat_bit_for_bit()
+    # Ranks draw differently, and so does a rank that joins when a run is resumed.
+    seed_everything(config.seed + ranks.rank + (plan.first_step << 20))
+    model = load_student(config.student, plan.store.spec)
+    if plan.lora is not None:
+        add_adapters(model, plan.lora, config.student)
+    if plan.checkpoint is not None:
+        load_weights(plan.checkpoint, model)
+    if config.gradient_checkpointing:
+        recompute_activations(model)
+    options = LossOptions(_objective(plan, plan.first_step), plan.tail)
+    packs = config.token_budget is not None and keeps_examples_apart(model)
+    engine = TrainEngine(
+        StudentWithLoss(model, options, packs=packs),
+        plan.settings,
+        ranks,
+        optimizer_name=config.optimizer,
+        weight_decay=config.weight_decay,
+    )
+    if plan.checkpoint is not None:
+        load_checkpoint(plan.checkpoint, engine)
+    return engine
+
+
+def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader:
+    """What this rank reads of the stores."""
+    config = plan.config
+    return BatchReader(
+        store=plan.store,
+        order=plan.order,
+        row_fields=fields_to_read(hungriest(plan.objective, config.final_w), plan.store.spec.kind),
+        pad_id=_pad_id(plan),
+        global_batch_size=config.global_batch_size,
+        cut=replace(plan.cut, packed=packed),
+        rank=ranks.rank,
+        pin_memory=ranks.device.type == "cuda",
+        mask=plan.mask,
+    )
+
+
+def _pad_id(plan: RunPlan) -> int:
+    return plan.tokenizer.pad_token_id or 0  # masked; any id that has an embedding will do
+
+
+def _objective(plan: RunPlan, step: int) -> Objective:
+    config = plan.config
+    return objective_at(
+        step,
+        objective=plan.objective,
+        steps=config.steps,
+        mask_from_step=config.mask_from_step,
+        final_w=config.final_w,
+    )
+
+
+def _measure_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int) -> bool:
+    """Measure at the first step, every --eval-every and at the last; whether it is the best."""
+    config, store = plan.config, plan.eval_store
+    due = step in (0, config.steps) or (config.eval_every and step % config.eval_every == 0)
+    if store is None or not due or log.evaluations.has(step):
+        return False
+    # Always by the mask that the run ends with, so that all lines say the same of a student.
+    engine.module.options = LossOptions(plan.objective, plan.tail)
+    figures = measure(
+        engine, store, log.bar, pad_id=_pad_id(plan), micro_batch_size=config.micro_batch_size
+    )
+    log.measured(step, figures)
+    best = config.best_metric and log.evaluations.best(config.best_metric)
+    return step > 0 and best == step
+
+
+def _save(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int, skipped: int) -> Path:
+    """Save, and remove what --keep-checkpoints does not want."""
+    config = plan.config
+    directory = checkpoint_path(config.out, step)
+    save_checkpoint(directory, engine, plan.tokenizer, plan.state_after(step, skipped))
+    if config.keep_checkpoints is not None and engine.ranks.rank == 0:
+        best = log.evaluations.best(config.best_metric) if config.best_metric else None
+        prune(config.out, config.keep_checkpoints, () if best is None else (best,))
+    return directory
+
+
+def _packing(packs: bool) -> str:
+    if packs:
+        return "packing      on: examples share rows, and the student keeps them apart"
+    return "packing      off: the student's attention does not keep packed examples apart; padded"
+
+
+def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:
+    """What was reached, where it is, and what to type next."""
+    if step < config.steps:
+        return [
+            f"stopped by SIGTERM after step {step:,} of {config.steps:,}, saved in {last}",
+            "next: the same command with --resume",
+        ]
+    return [f"trained {step:,} steps, saved in {last}", f"next: caskd export {config.out} MODEL"]
+
+
+@contextmanager
+def _termination_flag() -> Iterator[threading.Event]:
+    """Set by the first SIGTERM, upon which the step is finished and saved; the second one kills."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # signals are the main thread's
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        flag.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,156 @@
+"""How much memory a run will take per rank: an estimate, made before a weight is loaded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from caskd.train.model.lora import add_adapters
+from caskd.train.run.plan import RunPlan
+
+_ACTIVATION_BYTES = 17
+"""Numbers that a transformer layer keeps per token and hidden channel for its backward, attention
+scores not kept (arXiv 2205.05198 counts 34 bytes in 16 bits)."""
+
+_TILES_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
+"""A tile of logits in the loss, and its gradient."""
+
+_OVERHEAD = 1.1
+"""Buckets, allocator fragments and the like."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSize:
+    """What the memory of a run depends on.
+
+    Attributes:
+        num_parameters: of the student, adapters included.
+        num_trained: those that are trained.
+        largest_layer: parameters that stage 3 gathers at once.
+        num_layers: blocks of the student.
+        hidden_size: its width.
+        tokens: of a micro-batch, at the longest.
+        tile_bytes: of a tile of the loss.
+        value_bytes: of a weight in the forward, 2 or 4.
+        adam: two moments per weight; else none worth counting.
+        stage: of ZeRO.
+        num_ranks: that share.
+        offload: optimizer state is in host memory.
+        recompute: activations are computed again in the backward.
+    """
+
+    num_parameters: int
+    num_trained: int
+    largest_layer: int
+    num_layers: int
+    hidden_size: int
+    tokens: int
+    tile_bytes: int
+    value_bytes: int
+    adam: bool
+    stage: int
+    num_ranks: int
+    offload: bool
+    recompute: bool
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes per rank, on its device unless said otherwise."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    host: float
+    """In host memory, through offload."""
+
+    @property
+    def total(self) -> float:
+        """On the device."""
+        return _OVERHEAD * (self.weights + self.gradients + self.optimizer + self.activations)
+
+
+def forecast(size: RunSize) -> Forecast:
+    """The memory of one rank."""
+    shares = [size.num_ranks if size.stage >= first else 1 for first in (3, 2, 1)]
+    of_weights, of_gradients, of_optimizer = shares
+    gathered = size.largest_layer * size.value_bytes if size.stage == 3 else 0
+    weights = size.num_parameters * size.value_bytes / of_weights + gathered
+    # Stages 1 to 3 keep masters besides, and sum gradients in float32.
+    masters = 4 if size.stage or size.value_bytes < 4 else 0
+    gradients = size.num_trained * (4 if size.stage else size.value_bytes) / of_gradients
+    optimizer = size.num_trained * (masters + (8 if size.adam else 0)) / of_optimizer
+    per_layer = size.tokens * size.hidden_size * size.value_bytes
+    kept = size.num_layers * per_layer * (1 if size.recompute else _ACTIVATION_BYTES)
+    activations = kept + (_ACTIVATION_BYTES * per_layer if size.recompute else 0) + size.tile_bytes
+    on_device = 0.0 if size.offload else optimizer
+    return Forecast(weights, gradients, on_device, activations, optimizer - on_device)
+
+
+def table(size: RunSize) -> Iterator[str]:
+    """One line per ZeRO stage, the chosen one marked."""
+    yield "memory       per rank, estimated: weights + gradients + optimizer + activations = total"
+    for stage in (0, 1, 2, 3):
+        figures = forecast(replace(size, stage=stage, offload=size.offload and stage > 0))
+        parts = (figures.weights, figures.gradients, figures.optimizer, figures.activations)
+        host = f", and {_gib(figures.host)} of the host's" if figures.host else ""
+        mark = "  <- --zero-stage" if stage == size.stage else ""
+        terms = " + ".join(_gib(part) for part in parts)
+        yield f"  ZeRO {stage}     {terms} = {_gib(figures.total)} GiB{host}{mark}"
+
+
+def remedies(size: RunSize, halved: str | None) -> list[str]:
+    """Settings that would save memory, as they are typed; what saves most comes first.
+
+    Args:
+        halved: the setting that halves `tokens`; None where nothing does.
+    """
+    few = size.num_parameters // 100
+    options: dict[str, RunSize] = {
+        "--gradient-checkpointing": replace(size, recompute=True),
+        "--offload optimizer": replace(size, offload=True, stage=max(1, size.stage)),
+        "--zero-stage 3": replace(size, stage=3 if size.num_ranks > 1 else size.stage),
+        "--dtype bfloat16": replace(size, value_bytes=2),
+        "--lora-rank 16": replace(size, num_trained=min(size.num_trained, few)),
+    }
+    if halved is not None:
+        options[halved] = replace(size, tokens=size.tokens // 2)
+    now = forecast(size).total
+    saved = {flag: now - forecast(other).total for flag, other in options.items()}
+    helpful = [flag for flag, amount in saved.items() if amount > 0]
+    return sorted(helpful, key=lambda flag: -saved[flag])
+
+
+def size_of(plan: RunPlan) -> RunSize:
+    """The size of a run, from the student's configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = plan.config
+    model_config = AutoConfig.from_pretrained(config.student)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config)
+        if plan.lora is not None:
+            add_adapters(model, plan.lora, config.student)
+    counts = {p: p.numel() for p in model.parameters()}
+    text_config = model_config.get_text_config()
+    longest = int(plan.store.token_counts().max())
+    return RunSize(
+        num_parameters=sum(counts.values()),
+        num_trained=sum(count for p, count in counts.items() if p.requires_grad),
+        largest_layer=max(counts.values()),
+        num_layers=text_config.num_hidden_layers,
+        hidden_size=text_config.hidden_size,
+        tokens=config.token_budget or config.micro_batch_size * longest,
+        tile_bytes=_TILES_BYTES["cuda" if torch.cuda.is_available() else "cpu"],
+        value_bytes=2 if config.dtype == "bfloat16" else 4,
+        adam=config.optimizer == "adamw",
+        stage=config.zero_stage,
+        num_ranks=plan.world_size,
+        offload=config.offload == "optimizer",
+        recompute=config.gradient_checkpointing,
+    )
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"

@@ -1,0 +1,116 @@
+"""What a run says of itself while it runs: files, trackers and the live line; and its directory."""
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from caskd.store.io.files import replace_file
+from caskd.store.io.progress import Progress, progress
+from caskd.train.checkpoint.save import versions
+from caskd.train.engine.deepspeed_engine import Ranks
+from caskd.train.metrics import METRICS_FILE, MetricsFile, report
+from caskd.train.data.mixture import shares
+from caskd.train.run.plan import RunPlan
+from caskd.train.run.trackers import Track, trackers
+from caskd.train.run.validation import EVAL_FILE, EvalFile
+
+
+class RunLog:
+    """Where the figures of a run go. Rank 0 writes; the others know the same measurements.
+
+    Use it in a `with`.
+
+    Attributes:
+        bar: the live line.
+        evaluations: eval.jsonl.
+    """
+
+    bar: Progress
+
+    def __init__(self, plan: RunPlan, ranks: Ranks) -> None:
+        self._plan, self._first = plan, ranks.rank == 0
+        self._metrics: MetricsFile | None = None
+        self._tracks: list[Track] = []
+        self._open = ExitStack()
+        out, done = plan.config.out, plan.first_step
+        self.evaluations = EvalFile(out / EVAL_FILE, done, write=self._first)
+
+    def __enter__(self) -> "RunLog":
+        config, done = self._plan.config, self._plan.first_step
+        bar_of = progress("train", config.steps, "steps", done=done, quiet=not self._first)
+        if self._first:
+            file = MetricsFile(config.out / METRICS_FILE, done)
+            self._metrics = self._open.enter_context(file)
+            self._tracks = self._open.enter_context(trackers(config))
+        self.bar = self._open.enter_context(bar_of)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
+
+    def start_clock(self) -> None:
+        """The next step starts now."""
+        self._started = time.perf_counter()
+
+    def step(self, metrics: dict[str, Any], *, num_rows: int, data_seconds: float) -> None:
+        """A step is done: its line, and the live one."""
+        seconds = time.perf_counter() - self._started
+        clock = {"data_seconds": data_seconds, "seconds": seconds}
+        line = {**metrics, **clock, "tokens_per_second": num_rows / seconds}
+        if self._metrics is not None:
+            self._metrics.write(line)
+            self._track("train", line)
+            report(self.bar, line)
+
+    def measured(self, step: int, figures: dict[str, Any]) -> None:
+        """A measurement is done."""
+        self.evaluations.add(step, figures)
+        self._track("eval", {"step": step, **figures})
+        if self._first:
+            shown = (f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
+            print(f"step {step:,}: {' '.join(shown)}", flush=True)
+
+    def _track(self, kind: str, values: Mapping[str, Any]) -> None:
+        for track in self._tracks:
+            track(int(values["step"]), {kind: values})
+
+
+def describe_run(plan: RunPlan, ranks: Ranks) -> None:
+    """Put config.json beside the metrics: the options as resolved, and what surrounds the run."""
+    config = plan.config
+    config.out.mkdir(parents=True, exist_ok=True)
+    cuda = ranks.device.type == "cuda"
+    content = {
+        "config": plan.options,
+        "deepspeed": plan.settings,
+        "stores": [
+            {"teacher": store.spec.teacher, "seal": store.digest, "share": share}
+            for store, share in zip(plan.store.stores, shares(plan.store.weights), strict=True)
+        ],
+        "eval_store": plan.eval_store and {"seal": plan.eval_store.digest},
+        "ranks": ranks.world_size,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "git": git_state(),
+        "versions": versions(),
+    }
+    replace_file(config.out / "config.json", json.dumps(content, indent=1).encode())
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the directory that one works in, and whether tracked files differ from it."""
+    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *words], capture_output=True, text=True, timeout=30, check=True
+            ).stdout.strip()
+            for words in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changes)}
