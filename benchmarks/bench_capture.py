@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from store_rows import setting, write_table
 
-from caskd.precompute import PrecomputeConfig, plan, precompute
-from caskd.models.split_model import SplitModel
-from caskd.precompute.teacher.source import find_teacher
 from caskd.models.batching import pad
-from caskd.precompute.teacher.loading import load_model
 from caskd.models.devices import pick_device
+from caskd.models.split_model import SplitModel
+from caskd.precompute import PrecomputeConfig, plan, precompute
+from caskd.precompute.teacher.loading import load_model
+from caskd.precompute.teacher.source import find_teacher
 from caskd.precompute.workers.fill import next_batch
 from caskd.store.corpus.alignment import logit_positions
 from caskd.store.read.teacher_store import TeacherStore

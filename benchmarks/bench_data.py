@@ -32,8 +32,8 @@ from hardware import hardware
 from caskd.train import TrainConfig, train
 from caskd.train.data.batches import MicroBatch, collate
 from caskd.train.data.micro_steps import Cut
-from caskd.train.loss.objectives import OBJECTIVES
 from caskd.train.data.store_mix import StoreMix
+from caskd.train.loss.objectives import OBJECTIVES
 from caskd.train.model.student import LossOptions, StudentWithLoss, load_student
 
 RESULTS = Path(__file__).parent / "results" / "data.csv"

@@ -33,10 +33,9 @@ import numpy as np
 
 from caskd.store import TeacherStore
 from caskd.store.corpus.tokens import TokenizedExample
-from caskd.store.write.planner import plan_store
-from caskd.store.read.remote import open_remote
-from caskd.store.read.shard_cache import ShardCache
 from caskd.store.corpus.vocabulary import vocab_digest
+from caskd.store.read.shard_cache import ShardCache
+from caskd.store.write.planner import plan_store
 from caskd.store.write.writer import ShardWork, StoreWriter
 from caskd.train.data.order import WINDOW_BLOCKS, ExampleOrder, blocks_of
 
@@ -194,11 +193,14 @@ def measure(path: Path, rounds: int) -> dict[str, list[float]]:
             url = f"s3://bench/{path.name}"
             variants = {
                 "local": (TeacherStore.open(path), True),
-                "s3, empty cache": (open_remote(url, cache=cache), True),
-                "s3, full cache": (open_remote(url, cache=cache), True),
+                "s3, empty cache": (TeacherStore.open_remote(url, cache=cache), True),
+                "s3, full cache": (TeacherStore.open_remote(url, cache=cache), True),
             }
             if number == 0:
-                variants["s3, empty cache, no prefetch"] = (open_remote(url, cache=other), False)
+                variants["s3, empty cache, no prefetch"] = (
+                    TeacherStore.open_remote(url, cache=other),
+                    False,
+                )
             for name, (store, prefetch) in variants.items():
                 speeds.setdefault(name, []).append(read_epoch(store, number, prefetch=prefetch))
                 print(f"round {number}: {name}: {speeds[name][-1]:,.0f} rows/s", flush=True)

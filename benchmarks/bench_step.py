@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caskd.train import TrainConfig
-from caskd.train.data.batches import MicroBatch
-from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
-from caskd.train.engine.deepspeed_engine import TrainEngine, connected
-from caskd.train.run.loop import batch_reader
 from caskd.train.checkpoint.manifest import verify
+from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
+from caskd.train.data.batches import MicroBatch
+from caskd.train.engine.deepspeed_engine import TrainEngine, connected
 from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.model.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.run.loop import batch_reader
+from caskd.train.run.plan import RunPlan, plan_run
 
 CROSS_ENTROPY, LIVE = "cross-entropy on whole logits", "live teacher, whole distribution"
 OURS = {f"caskd {name}": name for name in ("xent", "dist", "cat-dist")}

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.format.topk_encoding import decode_logits
 from caskd.store.format.id_orders import decode_ids
+from caskd.store.format.topk_encoding import decode_logits
 from caskd.store.read.teacher_store import TeacherStore
 
 FIELDS = ("topk_ids", "topk_logits", "logsumexp", "tail_mass", "argmax")

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from hardware import hardware
 
-from caskd.store.format import layout
 from caskd.store.corpus.tokens import TokenizedExample
-from caskd.store.write.planner import plan_store
+from caskd.store.format import layout
 from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.planner import plan_store
 from caskd.store.write.writer import StoreWriter
 
 RESULTS = Path(__file__).parent / "results"

@@ -107,7 +107,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "eval": Command(
         "caskd.eval.config:EvalConfig",
-        "caskd.eval.report.report:evaluate",
+        "caskd.eval.evaluate:evaluate",
         "measure the cascade: quality against cost over every threshold",
     ),
     "doctor": Command(

@@ -4,17 +4,15 @@ from dataclasses import dataclass
 
 import tyro
 
-from caskd.store.inspect.store_card import card, license_note
-from caskd.store.share.copy import CARD
 from caskd.store.errors import UsageError
-from caskd.store.io.printable import clean
-from caskd.store.share.listing import list_stores, listing_lines
-from caskd.store.storage.base import clean_url, is_remote, read_whole
-from caskd.store.storage.open import open_place
 from caskd.store.inspect.quality import measure_quality
+from caskd.store.inspect.store_card import card, license_note
+from caskd.store.io.printable import clean
 from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.storage.base import RetryPolicy, retry
-from caskd.store.share.copy import CopyReport, pull_store, push_store
+from caskd.store.share.copy import CARD, CopyReport, pull_store, push_store
+from caskd.store.share.listing import list_stores, listing_lines
+from caskd.store.storage.base import RetryPolicy, clean_url, is_remote, read_whole, retry
+from caskd.store.storage.open import open_place
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import tyro
 
-from caskd.store.inspect.diff import diff_lines, diff_stores
 from caskd.store.errors import UsageError
+from caskd.store.inspect.capture_progress import watch
+from caskd.store.inspect.diff import diff_lines, diff_stores
 from caskd.store.inspect.info import info_text, store_info
-from caskd.store.storage.base import clean_url, is_remote
 from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.storage.base import clean_url, is_remote
 from caskd.store.verify.repair import repair_lines, repair_store
 from caskd.store.verify.verifier import verify_store
-from caskd.store.inspect.capture_progress import watch
 from caskd.store.write.writer import StoreWriter
 
 

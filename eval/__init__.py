@@ -7,10 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from caskd.eval.serving.cascade import Cascade
     from caskd.eval.config import PredictConfig
     from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
     from caskd.eval.inference.predictor import predict
+    from caskd.eval.serving.cascade import Cascade
 
 __all__ = ["Cascade", "DeferralCurve", "PredictConfig", "deferral_curve", "predict"]
 

@@ -5,8 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.stats.bootstrap import (NUM_DRAWS, SEED, Difference, FloatArray, Series, area_draws, arm_difference)
 from caskd.eval.curves.deferral import deferral_curve
+from caskd.eval.stats.bootstrap import (
+    NUM_DRAWS,
+    SEED,
+    Difference,
+    FloatArray,
+    Series,
+    area_draws,
+    arm_difference,
+)
 
 
 def paired_difference(

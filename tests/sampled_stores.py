@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import stores
 
-from caskd.store.write.planner import plan_store
 from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.planner import plan_store
 from caskd.store.write.writer import ShardWork, StoreWriter
 
 NUM_SAMPLES = 20

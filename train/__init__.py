@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from caskd.train.config import TrainConfig
     from caskd.train.integrations.hf_trainer import CascadeTrainer
-    from caskd.train.run.loop import train
-    from caskd.train.loss.api import LossSums, cascade_aware_loss, keep_mask
     from caskd.train.integrations.store_dataset import StoreDataset
+    from caskd.train.loss.api import LossSums, cascade_aware_loss, keep_mask
+    from caskd.train.run.loop import train
 
 _HOMES = {
     "TrainConfig": "caskd.train.config",

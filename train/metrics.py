@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.io.files import replace_file
-from caskd.store.io.progress import Progress
+from caskd.store.io.console import Progress
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -7,14 +7,6 @@ before generation saves the small model's answer to what it defers. Every exampl
 Legend: E examples, P points of a curve.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
-
-from caskd.eval.curves.deferral import defer_order, deferred_mean
-from caskd.eval.answers.predictions_file import Predictions
-
 import json
 import tomllib
 from collections.abc import Mapping
@@ -22,12 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from caskd.eval.answers.predictions_file import Predictions
+from caskd.eval.curves.deferral import defer_order, deferred_mean
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
 
 TAIL = 0.95
 _TAIL_POINTS = 101
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of a million tokens, in the user's currency."""
+
+    prompt: float
+    output: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,15 +136,6 @@ def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatA
         deferred[order[: ends[place]]] = True
         tails[number] = np.quantile(seconds.of(deferred), TAIL)
     return ends[places] / score.size, tails
-
-
-# ---- folded: What tokens cost, from a file of the user's own: JSON or TOML, one entry per model.
-@dataclass(frozen=True)
-class Price:
-    """Of a million tokens, in the user's currency."""
-
-    prompt: float
-    output: float
 
 
 def read_prices(file: str) -> Mapping[str, Price]:

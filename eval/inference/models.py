@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from caskd.eval.config import PredictConfig
 from caskd.eval.answers.predictions_file import digest
-from caskd.store.errors import UsageError
-from caskd.store.corpus.vocabulary import template_digest, tokenizer_digest
+from caskd.eval.config import PredictConfig
 from caskd.models.digests import weights_digest
+from caskd.store.corpus.vocabulary import template_digest, tokenizer_digest
+from caskd.store.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,23 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-from caskd.eval.config import PredictConfig
-from caskd.eval.answers.predictions_file import digest
-from caskd.store.corpus.files import Columns, Record, column_value, decide_columns, record_task
-from caskd.store.errors import UsageError
-from caskd.store.corpus.tokens import prompt_ids, reference_text
-
-from collections.abc import Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 
 from caskd.eval.answers.predictions_file import Predictions, digest
-from caskd.store.corpus.files import Columns, read_records
-from caskd.store.errors import IdentityError
+from caskd.eval.config import PredictConfig
+from caskd.store.corpus.files import (
+    Columns,
+    Record,
+    column_value,
+    decide_columns,
+    read_records,
+    record_task,
+)
+from caskd.store.corpus.tokens import prompt_ids, reference_text
+from caskd.store.errors import IdentityError, UsageError
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,6 @@ def check_questions(
             )
 
 
-# ---- folded: The questions behind predictions: their files hold a digest of each, the data holds the words.
 def read_questions(files: Sequence[str], columns: Columns) -> dict[str, str]:
     """Every question in the data, by its digest.
 

@@ -14,15 +14,6 @@ from typing import Any
 
 from caskd.store.errors import UsageError
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-
-from caskd.eval.curves.deferral import defer_order
-from caskd.store.errors import UsageError
-
 Normalize = Callable[[str], str]
 Score = Callable[[str, Sequence[str], Sequence[str]], float]
 """Quality of an answer, given the references and the options, which are empty where there are

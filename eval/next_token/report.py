@@ -10,23 +10,32 @@ import numpy as np
 
 from caskd.eval.answers.arms import label_seeds, split_name
 from caskd.eval.config import EvalConfig, PredictConfig
-from caskd.eval.study.contrasts import Contrast
-from caskd.eval.report.differences import contrast_table
-from caskd.eval.report.differences import area_fields, contrast_fields, difference_row
-from caskd.eval.report.sentences import difference_line
-from caskd.eval.study.measure import ALL_TASKS, figures
 from caskd.eval.inference.models import load_model
-from caskd.eval.next_token.measure import (MAIN_RULE, RULES, StudentMeasured, differences, measure_student)
+from caskd.eval.next_token.measure import (
+    MAIN_RULE,
+    RULES,
+    StudentMeasured,
+    differences,
+    measure_student,
+)
 from caskd.eval.next_token.plot import next_token_figure, thin
-from caskd.eval.report.page import Picture, Section, html_bytes
-from caskd.eval.report.page import Heads, table
-from caskd.eval.report.plot_style import on_dark, png_bytes, svg_bytes
-from caskd.eval.report.folder import FORMAT, SUMMARY, check_folder, write_files
-from caskd.eval.report.tables import csv_bytes
 from caskd.eval.next_token.teacher_forcing import StoreRows, store_rows, student_rows
-from caskd.store.io.printable import plain
+from caskd.eval.report.differences import (
+    area_fields,
+    contrast_fields,
+    contrast_table,
+    difference_row,
+)
+from caskd.eval.report.folder import FORMAT, SUMMARY, check_folder, write_files
+from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
+from caskd.eval.report.plot_style import on_dark, png_bytes, svg_bytes
+from caskd.eval.report.sentences import difference_line
+from caskd.eval.report.tables import csv_bytes
+from caskd.eval.study.contrast import Contrast
+from caskd.eval.study.measure import ALL_TASKS, figures
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
+from caskd.store.io.printable import plain
 
 FORMAT_VERSION = 1
 Found = Sequence[Sequence[Contrast]]

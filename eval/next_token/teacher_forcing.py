@@ -18,9 +18,9 @@ from torch import Tensor
 
 from caskd.eval.inference.models import LoadedModel
 from caskd.store import StoreBatch, StoreSpec, TeacherStore
-from caskd.store.errors import IdentityError, UsageError
-from caskd.store.io.progress import progress
 from caskd.store.corpus.vocabulary import token_bytes, vocab_digest
+from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io.console import progress
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -3,22 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from caskd.eval.study.contrasts import AUDC, GAIN, WITHIN_TASK, Contrast
+from caskd.eval.report.page import Heads, Section, Table, table
+from caskd.eval.report.sentences import difference_line, mcnemar_line
 from caskd.eval.study.analysis import Findings
+from caskd.eval.study.contrast import (
+    AUDC,
+    COST,
+    GAIN,
+    MIN_TASK_EXAMPLES,
+    RATE,
+    SMALL,
+    WITHIN_TASK,
+    Contrast,
+)
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, RATES, figures
 from caskd.store.io.printable import plain
-
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from caskd.eval.study.contrasts import (AUDC, COST, GAIN, MIN_TASK_EXAMPLES, RATE, SMALL, WITHIN_TASK, Contrast)
-from caskd.eval.report.sentences import difference_line
-from caskd.eval.study.analysis import Findings
-from caskd.eval.study.measure import ALL_TASKS
-from caskd.eval.report.page import Section, Table
-from caskd.eval.report.page import Heads, table
-from caskd.eval.report.sentences import mcnemar_line
-
 
 Rows = Iterator[dict[str, Any]]
 
@@ -105,7 +104,6 @@ def _mean_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---- folded: What the page says of the differences between small models.
 _ARMS: Heads = {
     "arm": ("arm", "text"), "num_seeds": ("seeds", "d"), "audc": ("mean AUDC", ".4f"),
     "seed_deviation": ("SD over seeds", ".4f"), "low": ("95 % from", ".4f"), "high": ("to", ".4f"),

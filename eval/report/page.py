@@ -2,13 +2,11 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from jinja2 import Environment
-
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from caskd.eval.study.measure import ALL_TASKS
 
@@ -182,7 +180,6 @@ def _csp_hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-# ---- folded: Rows of figures as a table of the page.
 Heads = Mapping[str, tuple[str, str]]
 """Key of a row -> heading and format: `text`, `long`, or that of a number."""
 

@@ -7,10 +7,18 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.study.chain import ChainMeasured
 from caskd.eval.curves.cost import flops_per_token, token_cost
+from caskd.eval.report.plot_style import (
+    PAPER,
+    arm_lines,
+    dress,
+    in_percent,
+    in_powers,
+    legend_below,
+    panels,
+)
+from caskd.eval.study.chain import ChainMeasured
 from caskd.eval.study.measure import Measured
-from caskd.eval.report.plot_style import (PAPER, arm_lines, dress, in_percent, in_powers, legend_below, panels)
 from caskd.store.io.printable import plot_label
 
 DRAWN_POINTS = 600

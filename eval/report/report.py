@@ -9,26 +9,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from caskd.eval.report import differences, plots, tables
-from caskd.eval.serving.cascade_file import cascade_fields
-from caskd.eval.study.compare import FIXED_RATE
+from caskd.eval.answers.predictions_file import Predictions
 from caskd.eval.config import EvalConfig
-from caskd.eval.study.contrasts import AUDC, Contrast
-from caskd.eval.study.analysis import Findings, find
-from caskd.eval.study.measure import ALL_TASKS, Measured, figures
+from caskd.eval.report import differences, plots, tables
+from caskd.eval.report.folder import CASCADE, FORMAT, SUMMARY, check_folder, write_files
 from caskd.eval.report.page import Picture, html_bytes
 from caskd.eval.report.plot_style import on_dark, png_bytes, svg_bytes
-from caskd.eval.answers.predictions_file import Predictions
-from caskd.eval.report.folder import CASCADE, FORMAT, SUMMARY, check_folder, write_files
 from caskd.eval.report.sections import page_sections
+from caskd.eval.serving.cascade_file import cascade_fields
+from caskd.eval.study.analysis import Findings, find
+from caskd.eval.study.compare import FIXED_RATE
+from caskd.eval.study.contrast import AUDC, Contrast
+from caskd.eval.study.measure import ALL_TASKS, Measured, figures
 from caskd.store.io.printable import plain
-
 
 FORMAT_VERSION = 1
 
 
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Measure every small model against the large one, or students against a store's teacher.
+def evaluate_cascades(config: EvalConfig) -> dict[str, Any]:
+    """Measure every small model against the large one and write the report.
 
     Returns:
         The content of `summary.json`.
@@ -38,10 +37,6 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
             something else.
         IdentityError: predictions that do not belong together.
     """
-    if config.next_token is not None:
-        from caskd.eval.next_token.report import evaluate_next_token
-
-        return evaluate_next_token(config)
     out = Path(config.out)
     check_folder(out)
     findings = find(config)

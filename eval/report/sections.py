@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from caskd.eval.report.differences import comparisons
-from caskd.eval.study.analysis import Findings
-from caskd.eval.study.measure import ALL_TASKS
-from caskd.eval.report.page import Picture, Section
-from caskd.eval.report.page import Heads, table
+from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines
 from caskd.eval.report.tables import rule_rows, summary_rows
+from caskd.eval.study.analysis import Findings
+from caskd.eval.study.measure import ALL_TASKS
 
 _SUMMARY: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"), "num_examples": ("examples", ",d"),

@@ -10,15 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from caskd.eval.study.compare import FIXED_RATE
 from caskd.eval.curves.deferral import DeferralCurve
-from caskd.eval.report.sentences import difference_line
+from caskd.eval.report.sentences import difference_line, point_lines
 from caskd.eval.study.analysis import Findings
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
-from caskd.eval.study.operating_point import OperatingPoint
-from caskd.eval.stats.intervals import McNemar
 from caskd.store.io.printable import csv_cell, plain
-from caskd.eval.report.sentences import point_lines
 
 Rows = Iterator[dict[str, Any]]
 
@@ -127,10 +123,6 @@ def show(findings: Findings) -> None:
             console.print(escape(line), soft_wrap=True)
     for warning in findings.warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
-
-
-
-
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

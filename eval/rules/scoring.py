@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.rules.pairs import Pair
 from caskd.eval.rules.fitted import ROUTERS, Router, fit_router
 from caskd.eval.rules.fixed import DEFAULT_RULES, fixed_rule, unknown_rule
+from caskd.eval.rules.pairs import Pair
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]

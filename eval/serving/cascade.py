@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
-from caskd.eval.config import PredictConfig
 from caskd.eval.answers.ragged import Ragged
+from caskd.eval.config import PredictConfig
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule
+from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
 from caskd.store.corpus.files import Columns
 from caskd.store.errors import IdentityError, UsageError
 

@@ -9,11 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest
 
 FloatArray = npt.NDArray[np.float64]
@@ -64,7 +59,6 @@ def t_quantile(freedom: float) -> float:
     return float(stats.t.ppf((1.0 + SHARE) / 2.0, freedom))
 
 
-# ---- folded: McNemar's test: two systems on the same examples, counted where exactly one of them is right.
 FloatArray = npt.NDArray[np.float64]
 
 LEVEL = 0.05

@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.stats.bootstrap import (EXACT_UP_TO, NUM_DRAWS, SEED, Series, WeightedArea, area_influence, example_weights)
 from caskd.eval.curves.deferral import defer_order
+from caskd.eval.stats.bootstrap import (
+    EXACT_UP_TO,
+    NUM_DRAWS,
+    SEED,
+    Series,
+    WeightedArea,
+    area_influence,
+    example_weights,
+)
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from caskd.eval.answers.arms import seeds_of
 from caskd.eval.stats.bootstrap import Difference, area_draws, arm_difference, interval
-from caskd.eval.study.contrasts import Contrast, Target, contrasts, drawn_measures, find_target
-from caskd.eval.study.measure import Measured
 from caskd.eval.stats.intervals import McNemar, mcnemar
+from caskd.eval.study.contrast import Contrast, Target, contrasts, drawn_measures, find_target
+from caskd.eval.study.measure import Measured
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -1,26 +1,20 @@
 """From files to what is measured: small models joined with the large one, and the two splits."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-
-from caskd.eval.answers.arms import Run, read_runs, split_name
-from caskd.eval.inference.requests import read_questions, with_questions
-from caskd.eval.config import EvalConfig
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.answers.predictions_file import Predictions, read_predictions
-from caskd.eval.metrics.rescoring import rescore
-from caskd.eval.rules.fitted import ROUTERS
-from caskd.store.corpus.files import Columns
-from caskd.store.errors import UsageError
-
-import hashlib
-from collections.abc import Sequence
-
-import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.answers.arms import Run, read_runs, split_name
+from caskd.eval.answers.predictions_file import Predictions, read_predictions
+from caskd.eval.config import EvalConfig
+from caskd.eval.inference.requests import read_questions, with_questions
+from caskd.eval.rules.fitted import ROUTERS
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.study.rescoring import rescore
+from caskd.store.corpus.files import Columns
 from caskd.store.errors import UsageError
 
 
@@ -137,7 +131,6 @@ def _check_apart(test: Pair, calibration: Pair) -> None:
         )
 
 
-# ---- folded: Which examples fit rules and choose thresholds, and which ones judge them.
 def calibration_places(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Mark the examples of the calibration split.
 

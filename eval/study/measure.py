@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
 from caskd.eval.curves.confidence import aurc, auroc, calibration_error
-from caskd.eval.curves.bleu_curve import bleu_curve, ngram_counts
-from caskd.eval.curves.cost import Shares, flops, money, shares, tail_seconds, token_cost
+from caskd.eval.curves.cost import (
+    Price,
+    Shares,
+    flops,
+    money,
+    price_of,
+    shares,
+    tail_seconds,
+    token_cost,
+)
 from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, deferral_curve
 from caskd.eval.rules.pairs import Pair
-from caskd.eval.curves.cost import Price, price_of
 from caskd.eval.rules.scoring import Scored
 
 FloatArray = npt.NDArray[np.float64]

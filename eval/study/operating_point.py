@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.stats.bootstrap import interval, mean_draws
-from caskd.eval.curves.cost import Shares, flops_per_token, shares
+from caskd.eval.curves.cost import Price, Shares, flops_per_token, shares
 from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
-from caskd.eval.study.measure import Measured, cost_shares
 from caskd.eval.rules.pairs import Pair
-from caskd.eval.curves.cost import Price
 from caskd.eval.rules.scoring import Scored
+from caskd.eval.stats.bootstrap import interval, mean_draws
 from caskd.eval.stats.intervals import McNemar, mcnemar
+from caskd.eval.study.measure import Measured, cost_shares
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]

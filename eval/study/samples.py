@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.study.measure import Measured
 from caskd.eval.rules.scoring import Scored
+from caskd.eval.study.measure import Measured
 from caskd.store.io.printable import plain
 
 NEAR, FAR = 8, 4

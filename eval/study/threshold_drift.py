@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from caskd.eval.curves.deferral import deferral_curve
-from caskd.eval.study.measure import RATES, Measured
 from caskd.eval.rules.pairs import Pair
+from caskd.eval.study.measure import RATES, Measured
 
 
 def transfer_rows(

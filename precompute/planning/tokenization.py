@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from typing import Any
 
 from caskd.store.corpus.files import Columns, Record
-from caskd.store.errors import UsageError
 from caskd.store.corpus.tokens import TextOptions, TokenizedExample, tokenize_examples
+from caskd.store.errors import UsageError
 
 BLOCK_RECORDS = 256
 BLOCK_CHARACTERS = 1 << 18  # of very long documents fewer make a block

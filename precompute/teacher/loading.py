@@ -1,19 +1,13 @@
 """Where a teacher's weights go, and loading them there."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from caskd.models.devices import memory_errors
 from caskd.precompute.teacher.lora import apply_adapter
 from caskd.precompute.teacher.source import TeacherSource
 from caskd.store.errors import UsageError
-from caskd.models.devices import memory_errors
-
-
-
 
 
 def load_model(source: TeacherSource, device: torch.device) -> Any:
@@ -69,7 +63,3 @@ def _open_model(source: TeacherSource) -> Any:
             f"{min(report['missing_keys'])!r}; expected a whole checkpoint: fetch it again"
         )
     return model
-
-
-
-

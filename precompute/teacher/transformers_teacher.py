@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from caskd.models.split_model import SplitModel, check_split, is_same_together
-from caskd.precompute.teacher.source import TeacherSource
 from caskd.models.batching import Arrange, pack, pad
 from caskd.models.devices import fixed_kernels, memory_errors, pick_device
-from caskd.precompute.teacher.loading import load_model
+from caskd.models.split_model import SplitModel, check_split, is_same_together
 from caskd.precompute.rows.targets import Numbers, RowRule
 from caskd.precompute.rows.topk import Fields
+from caskd.precompute.teacher.loading import load_model
+from caskd.precompute.teacher.source import TeacherSource
 from caskd.store.corpus.alignment import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.write.writer import ShardExample

@@ -13,12 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.workers.scheduling import Board, Seat
 from caskd.precompute.planning.planner import check_job
 from caskd.precompute.workers.ray_cluster import actor_options, connected, for_any_folder
-from caskd.precompute.workers.worker import (ShardFailedError, Tally, Worker, one_line, print_failure, recorded)
+from caskd.precompute.workers.scheduling import Board, Seat
+from caskd.precompute.workers.worker import (
+    ShardFailedError,
+    Tally,
+    Worker,
+    one_line,
+    print_failure,
+    recorded,
+)
 from caskd.store.errors import CaskdError, FailedShardsError
-from caskd.store.io.progress import Progress, progress
+from caskd.store.io.console import Progress, progress
 from caskd.store.write.writer import StoreWriter
 
 MAX_ATTEMPTS = 3

@@ -8,6 +8,7 @@ import numpy as np
 from caskd.precompute.config import PrecomputeConfig
 from caskd.store.commits import commit_record
 from caskd.store.errors import UsageError
+from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.write.writer import StoreWriter
 
@@ -126,7 +127,7 @@ class Board:
 
     def __init__(self, writer: StoreWriter) -> None:
         self.root, self.spec = writer.root, writer.spec
-        index = TeacherStore(writer.root, writer.spec).index
+        index = TeacherStore(StoreArrays(writer.root, writer.spec)).index
         rows = np.zeros(self.spec.num_shards, dtype=np.int64)
         inside = index.row_count > 0
         shards = index.row_start[inside] // self.spec.shard_rows

@@ -16,10 +16,11 @@ from typing import Any
 
 import google_crc32c
 
-from caskd.store.io import files
-from caskd.store.format import untrusted_json
 from caskd.store.errors import CorruptError
+from caskd.store.format import untrusted_json
 from caskd.store.format.spec import canonical_json
+from caskd.store.io import files
+from caskd.store.io.printable import shown
 
 PLAN = "plan"
 PILOT = "pilot"
@@ -91,7 +92,7 @@ class CommitRecord:
         listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
         found = value.pop("unit")
         if found != unit:
-            raise CorruptError(f"{where}: holds the record of {untrusted_json.shown(found)}.")
+            raise CorruptError(f"{where}: holds the record of {shown(found)}.")
         untrusted_json.check_names([record.name for record in listed], where)
         return cls(unit, listed, value)
 

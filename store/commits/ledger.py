@@ -14,12 +14,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from caskd.store.io import files
-from caskd.store.format import layout, untrusted_json
 from caskd.store.commits import commit_record
-from caskd.store.errors import CorruptError, IncompleteError
 from caskd.store.commits.commit_record import CommitRecord, FileRecord
+from caskd.store.errors import CorruptError, IncompleteError
+from caskd.store.format import layout, untrusted_json
 from caskd.store.format.spec import StoreSpec
+from caskd.store.io import files
 
 DIGEST_LIST = "commits/commits.sha256"
 
@@ -137,7 +137,9 @@ class Ledger:
             if self.sealed:
                 raise CorruptError(f"{self.name}/commits/{unit}.json: missing from a sealed store.")
             raise IncompleteError(f"{self.name}: {unit} is not committed yet.")
-        data = files.read_small(self.root, commit_record.record_name(unit), commit_record.RECORD_LIMIT)
+        data = files.read_small(
+            self.root, commit_record.record_name(unit), commit_record.RECORD_LIMIT
+        )
         if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[unit]:
             raise CorruptError(f"{self.name}/commits/{unit}.json: differs from what was sealed.")
         record = CommitRecord.from_json(data, unit)

@@ -10,23 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.io import faults, files
+from caskd.store.commits.commit_record import (
+    PILOT,
+    PLAN,
+    STAGING,
+    CommitRecord,
+    FileRecord,
+    check_size,
+    is_committed,
+    read_record,
+    record_name,
+)
 from caskd.store.errors import CorruptError, StoreWriteError
-from caskd.store.commits.commit_record import (PILOT, PLAN, STAGING, CommitRecord, FileRecord, check_size, is_committed, read_record, record_name, shard_unit)
+from caskd.store.io import faults, files
 
 RENAME_ATTEMPTS = 8
-
-__all__ = [
-    "PILOT",
-    "PLAN",
-    "STAGING",
-    "CommitRecord",
-    "FileRecord",
-    "check_size",
-    "is_committed",
-    "read_record",
-    "shard_unit",
-]
 
 
 def is_complete(root: Path, unit: str) -> bool:

@@ -3,17 +3,17 @@
 import contextlib
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.commits import publish, commit_record
-from caskd.store.io import faults, files
-from caskd.store.inspect.store_card import card
-from caskd.store.errors import CorruptError
+from caskd.store.commits import commit_record, publish
 from caskd.store.commits.ledger import DIGEST_LIST, all_units
+from caskd.store.errors import CorruptError
 from caskd.store.format.spec import StoreSpec, canonical_json
+from caskd.store.io import faults, files
 
-__all__ = ["all_units", "seal_content", "write_seal"]
+Readme = Callable[[StoreSpec, Mapping[str, Any]], str]
 
 
 def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
@@ -49,8 +49,10 @@ def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
     return totals, digest_list
 
 
-def write_seal(root: Path, spec: StoreSpec) -> dict[str, Any]:
+def write_seal(root: Path, spec: StoreSpec, readme: Readme) -> dict[str, Any]:
     """Seal a store whose shards are all committed; sealing twice changes nothing.
+
+    `readme` makes the text of README.md from the spec and the totals.
 
     Raises:
         CorruptError: a committed file is missing or differs from its record.
@@ -63,7 +65,7 @@ def write_seal(root: Path, spec: StoreSpec) -> dict[str, Any]:
     if not sealed:
         # A twin may seal meanwhile and sweep staging away; what it wrote is compared below.
         with contextlib.suppress(FileNotFoundError):
-            _write(root, spec, totals, digest_list)
+            _write(root, totals, digest_list, readme(spec, totals))
     if files.read_small(root, "seal.json") != canonical_json(totals):
         raise CorruptError(f"{root}/seal.json: differs from what the commits add up to.")
     publish.sweep(root)
@@ -85,11 +87,11 @@ def _check_files(root: Path, spec: StoreSpec) -> None:
                 )
 
 
-def _write(root: Path, spec: StoreSpec, totals: dict[str, Any], digest_list: bytes) -> None:
-    scratch = root / publish.STAGING
+def _write(root: Path, totals: dict[str, Any], digest_list: bytes, readme: str) -> None:
+    scratch = root / commit_record.STAGING
     files.replace_file(root / DIGEST_LIST, digest_list, scratch)
     faults.point("seal.digests")
-    files.replace_file(root / "README.md", card(spec, totals).encode(), scratch)
+    files.replace_file(root / "README.md", readme.encode(), scratch)
     faults.point("seal.card")
     files.create_exclusive(root / "seal.json", canonical_json(totals), scratch)
     faults.point("seal.sealed")

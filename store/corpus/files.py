@@ -2,14 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from caskd.store.errors import UsageError
-
-import re
 
 from caskd.store.errors import UsageError
 
@@ -240,7 +237,6 @@ _READERS: dict[str, Callable[[str], Iterator[Record]]] = {
 }
 
 
-# ---- folded: `hf://datasets/USER/NAME[@REVISION]/PATH`: one file of a data set, through the Hub's cache.
 SCHEME = "hf://"
 _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+?))?/((?:[\w.=+-]+/)*[\w.=+-]+)")
 

@@ -5,9 +5,9 @@ Legend: E examples, T tokens, R rows with filler, V vocabulary.
 
 import numpy as np
 
+from caskd.store.errors import CorruptError
 from caskd.store.format import layout
 from caskd.store.format.example_index import ExampleIndex
-from caskd.store.errors import CorruptError
 from caskd.store.format.layout import Array
 from caskd.store.format.spec import StoreSpec
 

@@ -14,11 +14,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.read.batch import StoreBatch
 from caskd.store.errors import CorruptError
 from caskd.store.format.id_orders import IdPlaces
 from caskd.store.format.layout import CELL_CHUNK, Array
-
 
 _MOST = np.uint64(0xFFFF)  # counts are uint16
 _LOW = np.uint64(0xFFFFFFFF)
@@ -33,7 +31,7 @@ def encode_draws(rows: Mapping[str, Array], id_orders: npt.NDArray[np.uint32]) -
     chosen = np.zeros(len(ids), np.uint8)
     for start in range(0, len(ids), CELL_CHUNK):  # chunk by chunk
         block = slice(start, start + CELL_CHUNK)
-        cells = _cells(num_kept[block], ids.shape[1])
+        cells = kept_cells(num_kept[block], ids.shape[1])
         codes, chosen[block] = places.encode(ids[block], cells)
         keys = codes.astype(np.uint64) << np.uint64(16) | counts[block]
         keys = np.sort(np.where(cells, keys, _PADDING), axis=1)
@@ -60,7 +58,7 @@ def decode_draws(
     Raises:
         CorruptError: a place beyond the vocabulary.
     """
-    cells, vocab_size = _cells(num_kept, steps.shape[1]), orders.shape[1]
+    cells, vocab_size = kept_cells(num_kept, steps.shape[1]), orders.shape[1]
     places = np.cumsum(_from_front(steps, cells, np.int64), axis=1)
     places[~cells] = 0
     if places.size and int(places.max()) >= vocab_size:
@@ -76,7 +74,7 @@ def decode_draws(
     return ids, np.where(cells, _MOST - (keys >> np.uint64(32)), 0).astype(np.uint16)
 
 
-def _cells(num_kept: Array, k: int) -> npt.NDArray[np.bool_]:
+def kept_cells(num_kept: Array, k: int) -> npt.NDArray[np.bool_]:
     """Which cells [N, k] are no padding."""
     cells: npt.NDArray[np.bool_] = np.arange(k) < num_kept[:, None]
     return cells
@@ -95,7 +93,3 @@ def _from_front(packed: Array, cells: npt.NDArray[np.bool_], dtype: npt.DTypeLik
     values = np.zeros(packed.shape, dtype)
     values[cells] = packed.reshape(-1)[: np.count_nonzero(cells)]
     return values
-
-
-
-

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format.codecs import LITTLE_ENDIAN, Chain, chain_metadata
 from caskd.store.errors import UsageError
+from caskd.store.format.codecs import LITTLE_ENDIAN, Chain, chain_metadata
 from caskd.store.format.spec import StoreSpec, canonical_json
 
 Array = npt.NDArray[Any]

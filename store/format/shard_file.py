@@ -13,8 +13,8 @@ from stat import S_ISREG
 import google_crc32c
 import numpy as np
 
-from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.errors import CorruptError
+from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.format.layout import Array, ArrayLayout, as_stored
 
 _ABSENT = np.uint64(2**64 - 1)

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caskd.store.format import untrusted_json
 from caskd.store.errors import IdentityError, UnsafeError
+from caskd.store.format import untrusted_json
+from caskd.store.io.printable import shown
 
 FORMAT = "caskd-store"
 FORMAT_VERSION = 1
@@ -124,11 +125,11 @@ class StoreSpec:
             value = untrusted_json.parse_json(data, where)
             if value["format"] != FORMAT:
                 raise UnsafeError(
-                    f"{where}: format is {untrusted_json.shown(value['format'])}, expected {FORMAT!r}."
+                    f"{where}: format is {shown(value['format'])}, expected {FORMAT!r}."
                 )
             if value["format_version"] != FORMAT_VERSION:
                 raise UnsafeError(
-                    f"{where}: format version {untrusted_json.shown(value['format_version'])}, but this "
+                    f"{where}: format version {shown(value['format_version'])}, but this "
                     f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
                 )
         except (KeyError, TypeError) as error:

@@ -32,8 +32,6 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
 _HEX = re.compile(r"[0-9a-f]+")
 
 
-
-
 def parse_json(data: bytes, where: str) -> Any:
     """Parse JSON of a store; `where` names it in errors.
 

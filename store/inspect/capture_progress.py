@@ -4,21 +4,19 @@ From the commit records alone, so that any machine that sees the store can look 
 asked, and none need be alive.
 """
 
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from caskd.store.io import files
 from caskd.store.commits import commit_record
-from caskd.store.format import untrusted_json
-from caskd.store.errors import StoreError
 from caskd.store.commits.ledger import all_units
+from caskd.store.errors import StoreError
+from caskd.store.format import untrusted_json
 from caskd.store.format.spec import StoreSpec
-
-import time
-from collections.abc import Callable
-
+from caskd.store.io import files
 from caskd.store.io.printable import clean
-from caskd.store.io.progress import progress
+from caskd.store.io.console import progress
 from caskd.store.read.teacher_store import TeacherStore
 
 MAX_ATTEMPTS_READ = 10_000
@@ -84,7 +82,6 @@ def shards_text(shards: list[int]) -> str:
     return ", ".join(map(str, shards[:8])) + more
 
 
-# ---- folded: `caskd store info --watch`: the progress of a capture, whoever runs it and wherever.
 SECONDS_BETWEEN_LOOKS = 2.0
 
 

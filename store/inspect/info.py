@@ -5,8 +5,8 @@ from typing import Any
 
 from caskd.store.format import layout
 from caskd.store.inspect.capture_progress import JobView, shards_text
-from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.io.printable import clean
+from caskd.store.read.teacher_store import TeacherStore
 
 
 def store_info(url: str | Path) -> dict[str, Any]:
@@ -97,5 +97,3 @@ def _kept(info: dict[str, Any]) -> str:
     if info["kind"] == "sampled":
         return f"{info['num_samples']:,} draws from all {vocab} tokens, {encoding}"
     return f"top {info['top_k']} of {vocab} logits, {encoding}"
-
-

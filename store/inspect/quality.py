@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.read.batch import StoreBatch
 from caskd.store.errors import UsageError
-from caskd.store.io.progress import progress
+from caskd.store.io.console import progress
+from caskd.store.read.batch import StoreBatch
 from caskd.store.read.teacher_store import TeacherStore
 
 FIELDS = ("num_kept", "logsumexp", "label_logit", "label_rank")

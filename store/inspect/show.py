@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caskd.store.read.batch import StoreBatch
-from caskd.store.io.printable import clean
 from caskd.store.format.layout import STATUSES, Array
+from caskd.store.io.printable import clean
+from caskd.store.read.batch import StoreBatch
 from caskd.store.read.teacher_store import TeacherStore
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from caskd.store.format.spec import StoreSpec
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
-from caskd.store.io.printable import plain
+from caskd.store.io.printable import markdown_line
 
 LICENSE_HEADING = "## License"
 NO_LICENSE = """\
@@ -42,7 +42,7 @@ def card(
         license_note: the section that people fill in.
     """
     sections = [
-        f"# Teacher store: {plain(spec.teacher)}",
+        f"# Teacher store: {markdown_line(spec.teacher)}",
         _INTRODUCTION,
         _WARNING,
         "## What is inside",
@@ -109,10 +109,8 @@ def _making(spec: StoreSpec) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    lines = [f"| {name} | {plain(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {markdown_line(value)} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
-
-
 
 
 def license_note(existing_card: str) -> str:

@@ -14,8 +14,8 @@ from errno import EACCES, EDQUOT, ENOSPC, ENOTEMPTY, EPERM, EROFS
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from caskd.store.io import faults
 from caskd.store.errors import CorruptError, StoreWriteError, UnsafeError
+from caskd.store.io import faults
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
 DRAFT_ATTEMPTS = 8

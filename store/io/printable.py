@@ -1,29 +1,12 @@
 """Names and answers come from models and from strangers' files: how they are shown safely."""
 
-import unicodedata
-
 import re
-from collections.abc import Mapping
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from caskd.store.format.spec import StoreSpec
-
 if TYPE_CHECKING:
-    from caskd.store.inspect.quality import TeacherQuality
+    pass
 
-from pathlib import Path
-from typing import Any
-
-from caskd.store.format import layout
-from caskd.store.inspect.capture_progress import JobView, shards_text
-from caskd.store.read.teacher_store import TeacherStore
-
-import json
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from caskd.store.errors import UnsafeError
 
 _CSV_FORMULA = ("=", "+", "-", "@")
 
@@ -48,7 +31,7 @@ def plot_label(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def plain(text: str) -> str:
+def markdown_line(text: str) -> str:
     """One line of text without control characters, in which nothing is Markdown or HTML."""
     shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
     return re.sub(r"([\\`*\[\]<>|#!~])", r"\\\1", shown)

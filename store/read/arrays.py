@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format import array_checks, layout, untrusted_json
-from caskd.store.io import files
 from caskd.store.commits import commit_record
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
-from caskd.store.format.draw_encoding import decode_draws
-from caskd.store.format.topk_encoding import decode_logits
-from caskd.store.errors import CorruptError, UnsafeError
-from caskd.store.format.id_orders import decode_ids
 from caskd.store.commits.ledger import Ledger
+from caskd.store.errors import CorruptError, UnsafeError
+from caskd.store.format import array_checks, layout, untrusted_json
+from caskd.store.format.draw_encoding import decode_draws
+from caskd.store.format.example_index import ExampleIndex
+from caskd.store.format.id_orders import decode_ids
 from caskd.store.format.shard_file import ShardFile
 from caskd.store.format.spec import StoreSpec
+from caskd.store.format.topk_encoding import decode_logits
+from caskd.store.io import files
+from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
 
 Array = npt.NDArray[Any]
 
@@ -190,7 +190,9 @@ class StoreArrays:
         """Accept only the zarr.json that this version writes: no other codec, shape or dtype."""
         where = f"{self.name}/{array.metadata_key}"
         is_pilot = array.name == layout.ID_ORDER.name
-        self.ledger.item(commit_record.PILOT if is_pilot else commit_record.PLAN, array.metadata_key)
+        self.ledger.item(
+            commit_record.PILOT if is_pilot else commit_record.PLAN, array.metadata_key
+        )
         found = untrusted_json.parse_json(files.read_small(self.root, array.metadata_key), where)
         length = self._length(array.name)
         if length is None:
@@ -198,7 +200,9 @@ class StoreArrays:
                 length = found["shape"][0]
             except (KeyError, IndexError, TypeError):
                 length = -1
-            if not untrusted_json.is_count(length, array_checks.MAX_TOKEN_BYTES * self.spec.vocab_size):
+            if not untrusted_json.is_count(
+                length, array_checks.MAX_TOKEN_BYTES * self.spec.vocab_size
+            ):
                 raise CorruptError(f"{where}: not the metadata of an array.")
         if found != array.metadata(length):
             raise UnsafeError(f"{where}: differs from what format version 1 says of this array.")

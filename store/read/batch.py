@@ -61,8 +61,6 @@ class StoreBatch:
         return values
 
 
-
-
 def assemble(
     chosen: npt.NDArray[np.int64],
     index: ExampleIndex,

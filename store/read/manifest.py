@@ -12,13 +12,13 @@ from typing import Any
 
 import google_crc32c
 
+from caskd.store.commits.commit_record import PLAN, CommitRecord, FileRecord
+from caskd.store.commits.ledger import all_units
+from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
 from caskd.store.format import untrusted_json
-from caskd.store.commits.publish import PLAN, CommitRecord, FileRecord
-from caskd.store.errors import (CorruptError, IncompleteError, StoreNotFoundError, UnsafeError)
-from caskd.store.storage.base import Place, read_file, read_whole
-from caskd.store.storage.base import RetryPolicy
-from caskd.store.commits.seal import all_units
 from caskd.store.format.spec import StoreSpec
+from caskd.store.io.printable import shown
+from caskd.store.storage.base import Place, RetryPolicy, read_file, read_whole
 
 SEAL = "seal.json"
 STORE_JSON = "store.json"
@@ -121,7 +121,7 @@ def parse_record(data: bytes, unit: str) -> CommitRecord:
     for item in record.file_records:
         if not item.name.startswith("data.zarr/") and (unit, item.name) != (PLAN, STORE_JSON):
             raise UnsafeError(
-                f"commits/{unit}.json: names {untrusted_json.shown(item.name)}, which no commit may."
+                f"commits/{unit}.json: names {shown(item.name)}, which no commit may."
             )
     return record
 

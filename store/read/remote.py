@@ -18,21 +18,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format import layout
 from caskd.store.commits import commit_record
-from caskd.store.read.arrays import StoreArrays
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.errors import CorruptError, StoreError
-from caskd.store.commits.ledger import Ledger
-from caskd.store.read.manifest import (DIGESTS, SEAL, STORE_JSON, SealedHead, check_units, parse_record, read_checked, read_head, read_record_bytes, read_spec)
-from caskd.store.storage.base import Place
-from caskd.store.storage.open import open_place
-from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.commits.commit_record import CommitRecord, FileRecord
-from caskd.store.storage.base import RetryPolicy
-from caskd.store.read.shard_cache import ShardCache
+from caskd.store.commits.ledger import Ledger
+from caskd.store.errors import CorruptError, StoreError
+from caskd.store.format import layout
+from caskd.store.format.example_index import ExampleIndex
 from caskd.store.format.shard_file import ShardFile
 from caskd.store.format.spec import StoreSpec
+from caskd.store.read.arrays import StoreArrays
+from caskd.store.read.manifest import (
+    DIGESTS,
+    SEAL,
+    STORE_JSON,
+    SealedHead,
+    check_units,
+    parse_record,
+    read_checked,
+    read_head,
+    read_record_bytes,
+    read_spec,
+)
+from caskd.store.read.shard_cache import ShardCache
+from caskd.store.storage.base import Place, RetryPolicy
+from caskd.store.storage.open import open_place
 
 Array = npt.NDArray[Any]
 
@@ -41,10 +50,10 @@ MAX_AHEAD = 256  # files asked for and not there yet
 _EVICTIONS = 8
 
 
-def open_remote(
+def open_remote_arrays(
     url: str, *, cache: ShardCache | None = None, policy: RetryPolicy | None = None
-) -> TeacherStore:
-    """Open the sealed store at a remote place.
+) -> "RemoteArrays":
+    """Open the arrays of the sealed store at a remote URL.
 
     Args:
         url: `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `hf://datasets/USER/NAME`.
@@ -67,9 +76,7 @@ def open_remote(
     source.fetch_metadata(plan)
     if spec.encoding == "compact":
         source.fetch_metadata(source.fetch_record(commit_record.PILOT))
-    store = TeacherStore(source.root, spec, RemoteArrays(source, spec, ledger))
-    store.name = source.name
-    return store
+    return RemoteArrays(source, spec, ledger)
 
 
 class RemoteSource:

@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format import array_checks, layout
-from caskd.store.io import files
-from caskd.store.commits import ledger, commit_record
-from caskd.store.read.arrays import StoreArrays
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.read.batch import StoreBatch, assemble
+from caskd.store.commits import commit_record, ledger
 from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
-from caskd.store.storage.base import is_remote
+from caskd.store.format import array_checks, layout
+from caskd.store.format.example_index import ExampleIndex
 from caskd.store.format.spec import StoreSpec
+from caskd.store.io import files
+from caskd.store.read.arrays import StoreArrays
+from caskd.store.read.batch import StoreBatch, assemble
+from caskd.store.read.shard_cache import ShardCache
+from caskd.store.storage.base import RetryPolicy, is_remote
 
 Array = npt.NDArray[Any]
 
@@ -32,10 +33,9 @@ class TeacherStore:
     shard is first touched, and every chunk's crc32c when it is decoded.
     """
 
-    def __init__(self, root: Path, spec: StoreSpec, arrays: StoreArrays | None = None) -> None:
-        self.root, self.spec = root, spec
-        self.name = root.name
-        self._arrays = arrays or StoreArrays(root, spec)
+    def __init__(self, arrays: StoreArrays) -> None:
+        self.root, self.spec, self.name = arrays.root, arrays.spec, arrays.name
+        self._arrays = arrays
 
     @classmethod
     def open(cls, url: str | Path, *, allow_unsealed: bool = False) -> "TeacherStore":
@@ -46,9 +46,7 @@ class TeacherStore:
             IncompleteError: it is not sealed yet and `allow_unsealed` is false.
         """
         if is_remote(url):
-            from caskd.store.read.remote import open_remote
-
-            return open_remote(str(url))
+            return cls.open_remote(str(url))
         root = Path(url)
         if files.regular_size(root / "store.json") is None:
             hint = "" if root.is_dir() else " (no such directory)"
@@ -57,7 +55,7 @@ class TeacherStore:
                 "Write one with caskd precompute, or check the path."
             )
         data = files.read_small(root, "store.json")
-        store = cls(root, StoreSpec.from_json(data, f"{url}/store.json"))
+        store = cls(StoreArrays(root, StoreSpec.from_json(data, f"{url}/store.json")))
         store._arrays.ledger.check_spec(data)
         if not (store.sealed or allow_unsealed):
             raise IncompleteError(
@@ -66,6 +64,26 @@ class TeacherStore:
                 "Run caskd precompute again to finish it."
             )
         return store
+
+    @classmethod
+    def open_remote(
+        cls, url: str, *, cache: ShardCache | None = None, policy: RetryPolicy | None = None
+    ) -> "TeacherStore":
+        """Open the sealed store at a remote URL.
+
+        Args:
+            url: `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `hf://datasets/USER/NAME`.
+            cache: where fetched files are kept; from the environment by default.
+            policy: how often a request is tried.
+
+        Raises:
+            StoreNotFoundError: there is none.
+            IncompleteError: it is not sealed.
+            StoreError: the storage does not answer, or refuses.
+        """
+        from caskd.store.read.remote import open_remote_arrays
+
+        return cls(open_remote_arrays(url, cache=cache, policy=policy))
 
     def __len__(self) -> int:
         return self.spec.num_examples
@@ -88,7 +106,9 @@ class TeacherStore:
     def num_committed_shards(self) -> int:
         """Shards that are committed so far."""
         present = commit_record.committed_units(self.root)
-        return sum(commit_record.shard_unit(shard) in present for shard in range(self.spec.num_shards))
+        return sum(
+            commit_record.shard_unit(shard) in present for shard in range(self.spec.num_shards)
+        )
 
     @cached_property
     def index(self) -> ExampleIndex:

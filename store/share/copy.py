@@ -15,23 +15,24 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.commits.publish import FileRecord
-from caskd.store.errors import CorruptError
-from caskd.store.read.manifest import READ_ATTEMPTS, SEAL, Manifest, read_checked, read_manifest
-from caskd.store.storage.directory import DirectoryPlace
-from caskd.store.storage.base import Place, read_whole, sha256_of
-from caskd.store.storage.open import open_place
-from caskd.store.io.progress import Progress, progress
-from caskd.store.storage.base import RetryPolicy, retry
+from caskd.store.commits.commit_record import FileRecord
 from caskd.store.commits.seal import seal_content
-from caskd.store.format.spec import canonical_json
-
-from caskd.store.format import untrusted_json
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.read.manifest import DIGESTS, READ_ATTEMPTS, STORE_JSON, Manifest
-from caskd.store.storage.base import Place, read_whole
-from caskd.store.storage.base import RetryPolicy, retry
-from caskd.store.format.spec import StoreSpec, identity_differences
+from caskd.store.format.spec import StoreSpec, canonical_json, identity_differences
+from caskd.store.io.printable import shown
+from caskd.store.io.console import Progress, progress
+from caskd.store.read.manifest import (
+    DIGESTS,
+    READ_ATTEMPTS,
+    SEAL,
+    STORE_JSON,
+    Manifest,
+    read_checked,
+    read_manifest,
+)
+from caskd.store.storage.base import Place, RetryPolicy, read_whole, retry, sha256_of
+from caskd.store.storage.directory import DirectoryPlace
+from caskd.store.storage.open import open_place
 
 NUM_THREADS = 8
 ROUNDS = 3
@@ -206,7 +207,6 @@ def _check_totals(place: DirectoryPlace, manifest: Manifest) -> None:
         raise CorruptError(f"{place.url}/{SEAL}: differs from what the commits add up to.")
 
 
-# ---- folded: Whose a place is: files that are created exclusively and decide between copies of two stores.
 CARD = "README.md"
 
 
@@ -225,8 +225,7 @@ def claim(target: Place, manifest: Manifest, policy: RetryPolicy) -> None:
         foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
         if foreign:
             raise UsageError(
-                f"{target.url}: holds {untrusted_json.shown(foreign[0])} but no store. "
-                "Give an empty or new place."
+                f"{target.url}: holds {shown(foreign[0])} but no store. Give an empty or new place."
             )
     create(target, DIGESTS, manifest.digests_bytes, policy)
 
@@ -244,7 +243,7 @@ def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
         )
     field, a, b = differences[0]
     return (
-        f"{where}: holds another store ({field} is {untrusted_json.shown(a)} there, {untrusted_json.shown(b)} "
+        f"{where}: holds another store ({field} is {shown(a)} there, {shown(b)} "
         "here). Give another place, or remove what is there."
     )
 

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.format import untrusted_json
 from caskd.store.errors import CaskdError, StoreNotFoundError
+from caskd.store.format import untrusted_json
+from caskd.store.format.spec import StoreSpec
 from caskd.store.io.printable import clean
 from caskd.store.read.manifest import DIGESTS, SEAL, STORE_JSON
-from caskd.store.storage.base import Place, read_whole
+from caskd.store.storage.base import Place, RetryPolicy, read_whole, retry
 from caskd.store.storage.open import open_place
-from caskd.store.storage.base import RetryPolicy, retry
-from caskd.store.format.spec import StoreSpec
 
 NUM_THREADS = 16
 

@@ -5,29 +5,63 @@ words alone: a server's answer may repeat a key, a token or a signed URL.
 """
 
 import hashlib
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit, urlunsplit
-
-from caskd.store.io import files
-from caskd.store.errors import CorruptError, UsageError
-
 import random
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
-from caskd.store.errors import StoreError
-
+from caskd.store.errors import CorruptError, StoreError
 
 PIECE_BYTES = 8 << 20
 MAX_SMALL_BYTES = 64 << 20
 STAGING = "staging"
+T = TypeVar("T")
+
+
+class TransientError(Exception):
+    """No answer, or one that may be another next time; the text never holds a server's words."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often a request is tried, and how long the pauses are.
+
+    The pause before attempt n + 1 is random between 0 and `first_pause` x 2**n seconds, at most
+    `longest_pause`: clients that failed together do not come back together.
+    """
+
+    attempts: int = 8
+    first_pause: float = 0.25
+    longest_pause: float = 15.0
+
+    def pauses(self, rng: random.Random) -> Iterator[float]:
+        """Seconds to wait between the attempts, one fewer than there are attempts."""
+        for attempt in range(self.attempts - 1):
+            yield rng.uniform(0, min(self.longest_pause, self.first_pause * 2**attempt))
+
+
+def retry(call: Callable[[], T], where: str, policy: RetryPolicy) -> T:
+    """Call until it does not raise TransientError.
+
+    Raises:
+        StoreError: every attempt failed; names `where` and the last reason.
+    """
+    for pause in policy.pauses(random.Random()):
+        try:
+            return call()
+        except TransientError:
+            time.sleep(pause)
+    try:
+        return call()
+    except TransientError as error:
+        raise StoreError(
+            f"{where}: {error}, {policy.attempts} times in a row. "
+            "Run the same command again later: it goes on where it stopped."
+        ) from None
 
 
 class Place(Protocol):
@@ -87,8 +121,6 @@ def is_remote(url: str | Path) -> bool:
     return "://" in str(url)
 
 
-
-
 def read_whole(place: Place, name: str, policy: RetryPolicy) -> bytes | None:
     """A metadata file, None where there is none.
 
@@ -139,49 +171,3 @@ def read_file(place: Place, name: str, size: int, policy: RetryPolicy) -> bytes:
 def read_piece(place: Place, name: str, start: int, stop: int, policy: RetryPolicy) -> bytes:
     """Bytes `start` to `stop` of a file, asked for until they come."""
     return retry(lambda: place.read(name, start, stop), f"{place.url}/{name}", policy)
-
-
-# ---- folded: Asking again: a bounded number of times, with random pauses that grow.
-T = TypeVar("T")
-
-
-class TransientError(Exception):
-    """No answer, or one that may be another next time; the text never holds a server's words."""
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How often a request is tried, and how long the pauses are.
-
-    The pause before attempt n + 1 is random between 0 and `first_pause` x 2**n seconds, at most
-    `longest_pause`: clients that failed together do not come back together.
-    """
-
-    attempts: int = 8
-    first_pause: float = 0.25
-    longest_pause: float = 15.0
-
-    def pauses(self, rng: random.Random) -> Iterator[float]:
-        """Seconds to wait between the attempts, one fewer than there are attempts."""
-        for attempt in range(self.attempts - 1):
-            yield rng.uniform(0, min(self.longest_pause, self.first_pause * 2**attempt))
-
-
-def retry(call: Callable[[], T], where: str, policy: RetryPolicy) -> T:
-    """Call until it does not raise TransientError.
-
-    Raises:
-        StoreError: every attempt failed; names `where` and the last reason.
-    """
-    for pause in policy.pauses(random.Random()):
-        try:
-            return call()
-        except TransientError:
-            time.sleep(pause)
-    try:
-        return call()
-    except TransientError as error:
-        raise StoreError(
-            f"{where}: {error}, {policy.attempts} times in a row. "
-            "Run the same command again later: it goes on where it stopped."
-        ) from None

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import StoreError, UsageError
-from caskd.store.storage.base import read_sized
-from caskd.store.storage.base import TransientError
+from caskd.store.storage.base import TransientError, read_sized
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

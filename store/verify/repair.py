@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.io import files
-from caskd.store.format import layout, untrusted_json
 from caskd.store.commits import commit_record
-from caskd.store.verify.unit_check import check_unit, named_record, strays
-from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
-from caskd.store.commits.ledger import DIGEST_LIST, all_units, read_seal, unit_files
-from caskd.store.write.planner import STORE_JSON, read_spec
 from caskd.store.commits.commit_record import CommitRecord, FileRecord
+from caskd.store.commits.ledger import DIGEST_LIST, all_units, read_seal, unit_files
 from caskd.store.commits.seal import seal_content
+from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
+from caskd.store.format import layout
 from caskd.store.format.shard_file import ShardFile
 from caskd.store.format.spec import StoreSpec, canonical_json
+from caskd.store.io import files
+from caskd.store.io.printable import shown
+from caskd.store.verify.unit_check import check_unit, named_record, strays
+from caskd.store.write.planner import STORE_JSON, read_spec
 
 
 @dataclass
@@ -53,7 +54,9 @@ def repair_store(url: str | Path) -> RepairReport:
         CorruptError: so much is damaged that nothing in it can be verified.
     """
     root, report = Path(url), RepairReport()
-    if not (os.path.lexists(root / STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)):
+    if not (
+        os.path.lexists(root / STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)
+    ):
         raise StoreNotFoundError(f"{url}: no store there; expected a directory with a store.json.")
     digests = _proven_digests(root)
     spec = _readable_spec(root, report)
@@ -175,7 +178,9 @@ def _restore(root: Path, spec: StoreSpec, unit: str, proven: str | None) -> bool
     if record.digest != proven:
         return False
     _remove(root, commit_record.record_name(unit))
-    files.replace_file(root / commit_record.record_name(unit), record.to_json(), root / commit_record.STAGING)
+    files.replace_file(
+        root / commit_record.record_name(unit), record.to_json(), root / commit_record.STAGING
+    )
     files.remove_tree(root / commit_record.STAGING)
     return True
 
@@ -248,7 +253,7 @@ def repair_lines(url: str, report: RepairReport) -> list[str]:
     if not report.removed and not report.restored:
         return [f"{url}: nothing to repair"]
     lines = [f"made again: {name}" for name in report.restored]
-    lines += [f"removed: {untrusted_json.shown(name)[1:-1]}" for name in report.removed]
+    lines += [f"removed: {shown(name)[1:-1]}" for name in report.removed]
     if report.unsealed:
         again = f"computes {len(report.shards)} shards again" if report.shards else "seals it again"
         lines.append(f"{url}: no longer sealed; caskd precompute with the same inputs {again}")

@@ -11,20 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from caskd.store.io import files
 from caskd.store.commits import commit_record
-from caskd.store.read.batch import StoreBatch
-from caskd.store.verify.unit_check import check_unit, named_record, strays
-from caskd.store.verify.rows import draw_problems
-from caskd.store.errors import (CorruptError, IncompleteError, StoreError, UnsafeError, UsageError)
 from caskd.store.commits.ledger import DIGEST_LIST, all_units
-from caskd.store.write.planner import read_spec
-from caskd.store.io.progress import progress
-from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.commits.seal import seal_content
+from caskd.store.errors import CorruptError, IncompleteError, StoreError, UnsafeError, UsageError
 from caskd.store.format.spec import canonical_json
-from caskd.store.verify.rows import row_problems
-
+from caskd.store.io import files
+from caskd.store.io.console import progress
+from caskd.store.read.arrays import StoreArrays
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.verify.rows import draw_problems, row_problems
+from caskd.store.verify.unit_check import check_unit, named_record, strays
+from caskd.store.write.planner import read_spec
 
 
 @dataclass
@@ -96,7 +94,7 @@ def _open(url: str | Path, report: VerifyReport) -> TeacherStore:
         return TeacherStore.open(url, allow_unsealed=True)
     except (CorruptError, IncompleteError, UnsafeError) as error:
         report.problems.append(str(error))
-        return TeacherStore(Path(url), read_spec(Path(url), str(url)))
+        return TeacherStore(StoreArrays(Path(url), read_spec(Path(url), str(url))))
 
 
 def sampled_units(units: Sequence[str], sample: float | None, seed: int) -> list[str]:
@@ -179,5 +177,3 @@ def _check_rows(store: TeacherStore, units: Collection[str], report: VerifyRepor
             wrong = row_problems(batch, exact=store.spec.encoding == "exact")
         if wrong:
             report.problems.append(f"examples {examples[0]} to {examples[-1]}: {wrong[0]}")
-
-

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from caskd.store.corpus import alignment
 from caskd.store.commits import publish
-from caskd.store.format import layout
-from caskd.store.errors import UsageError
-from caskd.store.corpus.tokens import TokenizedExample
 from caskd.store.commits.commit_record import FileRecord
+from caskd.store.corpus import alignment
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.errors import UsageError
+from caskd.store.format import layout
 from caskd.store.format.shard_file import encode_shards
 
 

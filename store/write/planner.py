@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.commits import publish, commit_record
-from caskd.store.io import files
-from caskd.store.format import layout, untrusted_json
-from caskd.store.errors import CaskdError, CorruptError, UsageError
-from caskd.store.corpus.tokens import TokenizedExample
-from caskd.store.write.geometry import Axis, Geometry
+from caskd.store.commits import commit_record, publish
 from caskd.store.commits.commit_record import CommitRecord
+from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.errors import CaskdError, CorruptError, UsageError
+from caskd.store.format import layout, untrusted_json
 from caskd.store.format.shard_file import encode_whole
 from caskd.store.format.spec import StoreSpec, check_identity
+from caskd.store.io import files
+from caskd.store.write.geometry import Axis, Geometry
 
 STORE_JSON = "store.json"
-_BEFORE_A_PLAN = frozenset({publish.STAGING, "commits"})
+_BEFORE_A_PLAN = frozenset({commit_record.STAGING, "commits"})
 
 
 def find_store(path: str | Path) -> StoreSpec | None:
@@ -105,7 +105,9 @@ def plan_store(
             publish.check_overtaken(root, commit_record.PLAN)
         except CaskdError:
             files.remove_tree(staged)
-            _remove_empty([root / publish.STAGING, root / "commits", *([] if existed else [root])])
+            _remove_empty(
+                [root / commit_record.STAGING, root / "commits", *([] if existed else [root])]
+            )
             raise
         finally:
             files.remove_tree(staged)

@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import publish, commit_record
-from caskd.store.io import files
+from caskd.store.commits import commit_record, publish
+from caskd.store.commits.seal import write_seal
+from caskd.store.errors import IncompleteError, StoreNotFoundError
 from caskd.store.format import layout
 from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.topk_encoding import encode_rows
-from caskd.store.errors import IncompleteError, StoreNotFoundError
 from caskd.store.format.id_orders import fit_orders
-from caskd.store.write.planner import find_store
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.commits.seal import write_seal
 from caskd.store.format.shard_file import encode_shards, encode_whole
 from caskd.store.format.spec import StoreSpec, canonical_json
+from caskd.store.format.topk_encoding import encode_rows
+from caskd.store.inspect.store_card import card
+from caskd.store.io import files
+from caskd.store.read.arrays import StoreArrays
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.planner import find_store
 
 Array = npt.NDArray[Any]
 
@@ -73,7 +75,7 @@ class StoreWriter:
             raise StoreNotFoundError(f"{path}: no store there. Run caskd plan first.")
         self.spec: StoreSpec = spec
         self.layouts = layout.layouts_of(spec)
-        self._store = TeacherStore(self.root, spec)
+        self._store = TeacherStore(StoreArrays(self.root, spec))
         publish.sweep(self.root)
         if not self.sealed:
             publish.check_writable(self.root)
@@ -182,7 +184,7 @@ class StoreWriter:
         data = canonical_json(facts)
         name = name or hashlib.sha256(data).hexdigest()[:16]
         path = self.root / "environment" / f"{name}.json"
-        files.replace_file(path, data, self.root / publish.STAGING)
+        files.replace_file(path, data, self.root / commit_record.STAGING)
         publish.sweep(self.root)
         return path
 
@@ -199,7 +201,7 @@ class StoreWriter:
                 f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
                 "Run caskd precompute again to fill them."
             )
-        return write_seal(self.root, self.spec)
+        return write_seal(self.root, self.spec, card)
 
 
 PILOT_SHARE, MAX_PILOT_ROWS = 1 / 128, 1 << 15

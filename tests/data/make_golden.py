@@ -16,8 +16,8 @@ import numpy as np
 import sampled_stores
 import stores
 
-from caskd.store.write.planner import plan_store
 from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.planner import plan_store
 from caskd.store.write.writer import ShardWork, StoreWriter
 
 HERE = Path(__file__).parent

@@ -8,9 +8,9 @@ A RUN is NAME:ZERO_STAGE:DTYPE; it is resumed where ROOT/NAME has a checkpoint.
 import sys
 from pathlib import Path
 
+from caskd.train.checkpoint.manifest import CHECKPOINTS
 from caskd.train.engine.deepspeed_engine import connected
 from caskd.train.run.loop import _fit, start_engine
-from caskd.train.checkpoint.manifest import CHECKPOINTS
 from caskd.train.run.plan import plan_run
 from caskd.train.run.run_log import describe_run
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from fault_jobs import Tally, everything, work
 
-from caskd.store.format import layout
 from caskd.store.errors import StoreError
+from caskd.store.format import layout
 from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.verify.verifier import verify_store
 from caskd.store.write.writer import StoreWriter

@@ -21,8 +21,8 @@ from fault_jobs import (
 
 from caskd.store.errors import IncompleteError, StoreWriteError
 from caskd.store.io.faults import PRIMITIVES, Fault
-from caskd.store.write.planner import plan_store
 from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.planner import plan_store
 
 
 def error_sweep(where: Path, count: int | None, seed: int = 0) -> Tally:

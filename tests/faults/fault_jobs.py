@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import stores
 
-from caskd.store.io import faults
 from caskd.store.errors import CaskdError, IdentityError
+from caskd.store.io import faults
 from caskd.store.write.planner import plan_store
 from caskd.store.write.writer import ShardWork, StoreWriter
 

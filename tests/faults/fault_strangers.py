@@ -17,8 +17,8 @@ import numpy as np
 from fault_damage import kind
 from sampled_stores import NUM_SAMPLES
 
-from caskd.store.format import layout
 from caskd.store.commits.commit_record import FileRecord
+from caskd.store.format import layout
 from caskd.store.format.shard_file import encode_shards
 from caskd.store.format.spec import canonical_json
 

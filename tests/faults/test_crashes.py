@@ -10,7 +10,7 @@ import fault_power
 import fault_races
 import pytest
 
-from caskd.store.commits import publish, commit_record
+from caskd.store.commits import commit_record, publish
 from caskd.store.errors import IncompleteError
 from caskd.store.read.teacher_store import TeacherStore
 
@@ -83,7 +83,7 @@ def test_a_file_that_is_still_in_staging_is_not_yet_there_rather_than_damage(whe
     fault_jobs.plan(path)
     record = commit_record.read_record(path, "plan")
     name = "data.zarr/token_start/zarr.json"
-    staged = path / publish.STAGING / record.digest
+    staged = path / commit_record.STAGING / record.digest
     staged.mkdir(parents=True)
     (path / name).rename(staged / publish.staged_name(name))
     with pytest.raises(IncompleteError, match="still in staging"):

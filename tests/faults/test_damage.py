@@ -8,8 +8,8 @@ import fault_jobs
 import fault_repair
 import pytest
 
-from caskd.store.inspect.diff import diff_lines, diff_stores
 from caskd.store.errors import StoreNotFoundError, UsageError
+from caskd.store.inspect.diff import diff_lines, diff_stores
 from caskd.store.verify.repair import repair_lines, repair_store
 from caskd.store.verify.verifier import sampled_units, verify_store
 from caskd.store.write.writer import StoreWriter

@@ -6,8 +6,8 @@ import sys
 import fault_jobs
 import pytest
 
-from caskd.store.io import faults
 from caskd.store.errors import UsageError
+from caskd.store.io import faults
 
 
 @pytest.mark.parametrize("text", ["shard.won", "nowhere:1:kill", "shard.won:x:kill", "*:1:explode"])

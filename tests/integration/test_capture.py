@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.precompute import precompute
 from caskd.store.corpus.files import Columns
-from caskd.store.errors import TeacherError
 from caskd.store.corpus.tokens import prompt_ids
+from caskd.store.errors import TeacherError
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from caskd.store.format import layout
 from caskd.store.errors import UnsafeError
+from caskd.store.format import layout
 from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.verify.verifier import verify_store
 

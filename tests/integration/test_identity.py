@@ -13,9 +13,9 @@ from tiny import save_tiny, write_jsonl
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from caskd.precompute.planning import planner
 from caskd.precompute import precompute
 from caskd.precompute.config import PrecomputeConfig
+from caskd.precompute.planning import planner
 from caskd.precompute.planning.planner import plan
 from caskd.store.errors import IdentityError
 
@@ -284,7 +284,7 @@ def test_what_a_hub_or_a_library_decides(refused, monkeypatch, changes, field):
     """The revision of a hub's snapshot, and the attention that transformers chooses."""
     found = planner.find_teacher
     monkeypatch.setattr(
-        planning,
+        planner,
         "find_teacher",
         lambda *args, **options: dataclasses.replace(found(*args, **options), **changes),
     )

@@ -15,8 +15,8 @@ from caskd.eval import PredictConfig
 from caskd.eval.curves.deferral import deferral_curve
 from caskd.eval.inference.models import load_model
 from caskd.eval.next_token.measure import draws_over_examples
-from caskd.eval.stats.intervals import t_quantile
 from caskd.eval.next_token.teacher_forcing import Head, _tile_values, store_rows, student_rows
+from caskd.eval.stats.intervals import t_quantile
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
 from caskd.store.errors import IdentityError, UsageError

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from caskd.store import TeacherStore
 from caskd.train import train
 from caskd.train.data.batches import MicroBatch, collate, fields_to_read
-from caskd.train.loss.objectives import OBJECTIVES
 from caskd.train.data.packing import keeps_examples_apart
+from caskd.train.loss.objectives import OBJECTIVES
 from caskd.train.model.student import LossOptions, StudentWithLoss
 
 

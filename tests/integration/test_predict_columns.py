@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
+from caskd.eval.answers.ragged import Ragged
 from caskd.eval.inference import predictor
 from caskd.eval.rules.pairs import Pair
-from caskd.eval.answers.ragged import Ragged
 from caskd.store.corpus.files import Columns
-from caskd.store.errors import IdentityError
 from caskd.store.corpus.tokens import prompt_ids
+from caskd.store.errors import IdentityError
 
 NEW_TOKENS = 16
 RECORDS = [
@@ -139,7 +139,7 @@ def kill_after(monkeypatch, num_batches):
             raise Killed
         return decode(*args, **options)
 
-    monkeypatch.setattr(generate, "decode_batch", decode_or_die)
+    monkeypatch.setattr(predictor, "decode_batch", decode_or_die)
 
 
 @pytest.mark.usefixtures("stopped_clock")

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval import PredictConfig, predict
-from caskd.eval.rules.pairs import Pair
 from caskd.eval.answers.predictions_file import read_predictions
 from caskd.eval.answers.ragged import Ragged
+from caskd.eval.rules.pairs import Pair
 from caskd.store.corpus.files import Columns
-from caskd.store.errors import UsageError
 from caskd.store.corpus.tokens import prompt_ids
+from caskd.store.errors import UsageError
 
 NEW_TOKENS = 24
 RECORDS = ragged_records(24)

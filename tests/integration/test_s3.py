@@ -13,12 +13,18 @@ from stores import VOCAB, make_store, tree
 
 from caskd.cli.main import main
 from caskd.store import StoreBatch, TeacherStore, pull_store, push_store
-from caskd.store.errors import (CorruptError, IdentityError, IncompleteError, StoreError, StoreNotFoundError, UsageError)
-from caskd.store.share.listing import list_stores
-from caskd.store.storage.open import open_place
-from caskd.store.read.remote import open_remote
-from caskd.store.storage.base import RetryPolicy
+from caskd.store.errors import (
+    CorruptError,
+    IdentityError,
+    IncompleteError,
+    StoreError,
+    StoreNotFoundError,
+    UsageError,
+)
 from caskd.store.read.shard_cache import ShardCache
+from caskd.store.share.listing import list_stores
+from caskd.store.storage.base import RetryPolicy
+from caskd.store.storage.open import open_place
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.001)
 URL = f"s3://{BUCKET}/casks/toy"
@@ -162,7 +168,7 @@ def test_the_cache_keeps_its_limit(pushed: str, source: Path, tmp_path: Path) ->
     sizes = [path.stat().st_size for path in (source / "data.zarr").rglob("c/*") if path.is_file()]
     limit = sum(sizes) // 4
     cache = ShardCache(tmp_path / "small", limit)
-    remote, local = open_remote(pushed, cache=cache), TeacherStore.open(source)
+    remote, local = TeacherStore.open_remote(pushed, cache=cache), TeacherStore.open(source)
     for example in range(NUM_EXAMPLES):
         assert_same(remote.read([example]), local.read([example]))
         kept = [p for p in (tmp_path / "small").glob("*/data.zarr/*/c/**/*") if p.is_file()]
@@ -175,7 +181,7 @@ def read_all(url: str, cache: str, limit: int, expected: str, failures) -> None:
     try:
         local = TeacherStore.open(expected)
         for round_ in range(3):
-            remote = open_remote(url, cache=ShardCache(Path(cache), limit))
+            remote = TeacherStore.open_remote(url, cache=ShardCache(Path(cache), limit))
             order = np.random.default_rng(round_).permutation(NUM_EXAMPLES)
             for part in np.array_split(order, 8):
                 assert_same(remote.read(part), local.read(part))
@@ -234,7 +240,7 @@ def test_faults_while_reading(
             proxy.schedule(seed, probability=0.2)
             cache = ShardCache(tmp_path / f"cache-{seed}", 1 << 30)
             try:
-                remote = open_remote(pushed, cache=cache, policy=patient)
+                remote = TeacherStore.open_remote(pushed, cache=cache, policy=patient)
                 assert_same(remote.read(range(NUM_EXAMPLES)), local.read(range(NUM_EXAMPLES)))
             except CorruptError:
                 continue  # damage in transit can outlast three attempts; silence would not be fine

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.store.errors import UsageError
 from caskd.train import train
+from caskd.train.checkpoint.manifest import CHECKPOINTS
 from caskd.train.checkpoint.save import NonFiniteError
 from caskd.train.run.exporter import export
-from caskd.train.checkpoint.manifest import CHECKPOINTS
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from caskd.cli.main import main
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
+from caskd.train.checkpoint.manifest import checkpoint_path
+from caskd.train.data.prefetch import ReadAhead
 from caskd.train.engine.deepspeed_engine import Ranks
 from caskd.train.run.loop import batch_reader
-from caskd.train.checkpoint.manifest import checkpoint_path
 from caskd.train.run.plan import plan_run
-from caskd.train.data.prefetch import ReadAhead
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,12 +14,18 @@ import pytest
 import torch
 from training import capture, config_for
 
+from caskd.train.checkpoint.manifest import (
+    CHECKPOINTS,
+    checkpoint_path,
+    newest_complete,
+    prune,
+    verify,
+)
 from caskd.train.checkpoint.save import save_checkpoint
+from caskd.train.checkpoint.tensor_files import SavedTensors
 from caskd.train.engine.deepspeed_engine import TrainEngine, connected
 from caskd.train.run.loop import batch_reader, start_engine, train_step
-from caskd.train.checkpoint.manifest import (CHECKPOINTS, checkpoint_path, newest_complete, prune, verify)
 from caskd.train.run.plan import RunPlan, plan_run
-from caskd.train.checkpoint.tensor_files import SavedTensors
 
 KILLS = int(os.environ.get("CASKD_SAVE_KILLS", "10"))
 WATCHED = ("open", "os.", "shutil.")

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.precompute.rows.sampling import (MASS_BITS, draw_ids, filler_draws, sampled_fields, tally_draws, uniforms)
+from caskd.precompute.rows.sampling import (
+    MASS_BITS,
+    draw_ids,
+    filler_draws,
+    sampled_fields,
+    tally_draws,
+    uniforms,
+)
 from caskd.precompute.rows.topk import row_fields
 from caskd.store.format.layout import FIELD_DTYPES, SAMPLED_FIELDS
 from caskd.store.write.writer import ShardExample

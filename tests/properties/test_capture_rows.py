@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
-from caskd.precompute.teacher.source import find_teacher
 from caskd.precompute.rows.targets import KeepTopK
-from caskd.precompute.workers.fill import TokenBudget, fill_shard
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.precompute.rows.topk import filler_rows
+from caskd.precompute.teacher.source import find_teacher
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
+from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
 from caskd.store.write.writer import ShardExample, ShardWork
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.eval import deferral_curve
-from caskd.eval.stats.bootstrap import WeightedArea
 from caskd.eval.curves.deferral import deferred_mean
+from caskd.eval.stats.bootstrap import WeightedArea
 
 ARRAYS = ("deferral_rate", "quality", "threshold", "a1", "a2", "random")
 NUMBERS = ("audc", "random_audc", "oracle_audc")

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from caskd.store import StoreBatch
-from caskd.train.loss.types import TeacherRows
 from caskd.train.data.micro_steps import Cut
 from caskd.train.data.mixture import MixedOrder
-from caskd.train.loss.objectives import Objective
 from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
+from caskd.train.loss.objectives import Objective
+from caskd.train.loss.types import TeacherRows
 
 R = TypeVar("R")
 

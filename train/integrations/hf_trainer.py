@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
 from caskd.store.errors import UsageError
-from caskd.train.loss.types import LossSums, TeacherRows
-from caskd.train.loss.api import cascade_aware_loss
-from caskd.train.metrics import step_metrics
-from caskd.train.loss.objectives import Tail, resolve_tail, resolve_unmasked
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
+from caskd.train.loss.api import cascade_aware_loss
+from caskd.train.loss.objectives import Tail, resolve_tail, resolve_unmasked
+from caskd.train.loss.types import LossSums, TeacherRows
+from caskd.train.metrics import step_metrics
 from caskd.train.model.student import SUM_NAMES, cap_and_scale
 
 

@@ -17,9 +17,9 @@ from caskd.store.errors import UsageError
 from caskd.store.storage.base import is_remote
 from caskd.train.data.batches import fields_to_read, teacher_rows
 from caskd.train.data.mixture import MixedOrder
-from caskd.train.loss.objectives import IGNORE_LABEL, resolve_unmasked
 from caskd.train.data.order import stream_positions
 from caskd.train.data.store_mix import StoreMix
+from caskd.train.loss.objectives import IGNORE_LABEL, resolve_unmasked
 
 Example = dict[str, Tensor]
 

@@ -12,12 +12,21 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
+from caskd.train.loss.checks import check_columns, check_teacher, check_values
 from caskd.train.loss.dense import dense_loss
 from caskd.train.loss.fused import FusedCall, fused_loss
 from caskd.train.loss.kernel_check import kernels_agree
-from caskd.train.loss.checks import check_columns, check_teacher, check_values
+from caskd.train.loss.objectives import (
+    IGNORE_LABEL,
+    OBJECTIVES,
+    TAILS,
+    MaskRule,
+    Objective,
+    Tail,
+    keep_mask,
+    resolve_objective,
+)
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.loss.objectives import (IGNORE_LABEL, OBJECTIVES, TAILS, MaskRule, Objective, Tail, keep_mask, resolve_objective)
 
 __all__ = ["OBJECTIVES", "LossSums", "TeacherRows", "cascade_aware_loss", "keep_mask"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
+from caskd.train.loss.objectives import IGNORE_LABEL, Objective, Tail
 from caskd.train.loss.targets import kept_cells
 from caskd.train.loss.types import LossRows, TeacherRows
-from caskd.train.loss.objectives import IGNORE_LABEL, Objective, Tail
 
 _SLICE_ROWS = 8192
 """Rows of the teacher looked at together: their copies must not grow with the batch."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
-from caskd.train.loss.torch_passes import TorchPasses
-from caskd.train.loss.tile import Passes, differentiate_, read_tile_
-from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 from caskd.train.loss.matmul import add_product_, product_dtype, write_product_
+from caskd.train.loss.tile import Passes, differentiate_, read_tile_
+from caskd.train.loss.torch_passes import TorchPasses
+from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 
 
 @dataclass(frozen=True, eq=False)

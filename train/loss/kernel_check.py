@@ -10,8 +10,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from caskd.train.loss.torch_passes import TorchPasses
 from caskd.train.loss.tile import Passes, RowChange
+from caskd.train.loss.torch_passes import TorchPasses
 
 _SHAPE = (6, 5_003)  # more columns than one program reads at once, and no multiple of anything
 _LIVE = (0, 2, 3, 5)

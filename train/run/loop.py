@@ -11,23 +11,34 @@ from typing import Any
 
 import torch
 
-from caskd.train.model.lora import add_adapters
-from caskd.train.data.batches import BatchReader, StepBatch, fields_to_read
-from caskd.train.checkpoint.save import (NonFiniteError, load_checkpoint, load_weights, save_checkpoint)
+from caskd.train.checkpoint.manifest import checkpoint_path, prune
+from caskd.train.checkpoint.rng import repeat_bit_for_bit, seed_everything
+from caskd.train.checkpoint.save import (
+    NonFiniteError,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from caskd.train.config import TrainConfig
+from caskd.train.data.batches import BatchReader, StepBatch, fields_to_read
+from caskd.train.data.packing import keeps_examples_apart
+from caskd.train.data.prefetch import ReadAhead
 from caskd.train.engine.deepspeed_engine import Ranks, TrainEngine, connected
+from caskd.train.loss.objectives import Objective
+from caskd.train.metrics import finite_or_none, step_metrics
+from caskd.train.model.lora import add_adapters
+from caskd.train.model.student import (
+    SUM_NAMES,
+    LossOptions,
+    StudentWithLoss,
+    load_student,
+    recompute_activations,
+)
 from caskd.train.run.failures import explained
 from caskd.train.run.memory_forecast import size_of, table
-from caskd.train.checkpoint.manifest import checkpoint_path, prune
-from caskd.train.metrics import finite_or_none, step_metrics
-from caskd.train.loss.objectives import Objective
-from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.run.plan import RunPlan, plan_run
-from caskd.train.data.prefetch import ReadAhead
-from caskd.train.checkpoint.rng import repeat_bit_for_bit, seed_everything
 from caskd.train.run.run_log import RunLog, describe_run
 from caskd.train.run.schedule import hungriest, lr_at, objective_at
-from caskd.train.model.student import (SUM_NAMES, LossOptions, StudentWithLoss, load_student, recompute_activations)
 from caskd.train.run.validation import measure
 
 MAX_SKIPPED_IN_A_ROW = 3

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from caskd.store.io.files import replace_file
-from caskd.store.io.progress import Progress, progress
+from caskd.store.io.console import Progress, progress
 from caskd.train.checkpoint.save import versions
+from caskd.train.data.mixture import shares
 from caskd.train.engine.deepspeed_engine import Ranks
 from caskd.train.metrics import METRICS_FILE, MetricsFile, report
-from caskd.train.data.mixture import shares
 from caskd.train.run.plan import RunPlan
 from caskd.train.run.trackers import Track, trackers
 from caskd.train.run.validation import EVAL_FILE, EvalFile

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from caskd.cli.demo.demo_tasks import (TASKS, generate, roman_numeral, split_of, swap_responses, write_corpus)
+from caskd.cli.demo.demo_tasks import (
+    TASKS,
+    generate,
+    roman_numeral,
+    split_of,
+    swap_responses,
+    write_corpus,
+)
 
 RECORDS = list(itertools.islice(generate(0, "train"), 4000))
 

@@ -9,13 +9,13 @@ from paired import repeated_examples
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
-from caskd.eval.stats.bootstrap import area_draws, example_weights
 from caskd.eval.config import EvalConfig
-from caskd.eval.study.contrasts import drawn_measures, find_target
-from caskd.eval.study.analysis import find
+from caskd.eval.evaluate import evaluate
 from caskd.eval.rules.pairs import Pair
-from caskd.eval.report.report import evaluate
+from caskd.eval.stats.bootstrap import area_draws, example_weights
 from caskd.eval.stats.intervals import t_quantile
+from caskd.eval.study.analysis import find
+from caskd.eval.study.contrast import drawn_measures, find_target
 
 COUNT = 200
 TASKS = ["few"] * 30 + ["easy"] * 70 + ["hard"] * 100

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from caskd.eval.curves.bleu_curve import bleu_curve, ngram_counts
-from caskd.eval.curves.cost import shares, tail_seconds, token_cost
-from caskd.eval.study.measure import cost_shares
+from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
+from caskd.eval.curves.cost import Price, price_of, read_prices, shares, tail_seconds, token_cost
 from caskd.eval.rules.pairs import Pair
-from caskd.eval.curves.cost import Price, price_of, read_prices
 from caskd.eval.rules.scoring import Scored
+from caskd.eval.study.measure import cost_shares
 from caskd.store.errors import UsageError
 
 SCORE = np.array([0.0, 2.0, 2.0, 1.0])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from caskd.eval.config import EvalConfig
+from caskd.eval.evaluate import evaluate
 from caskd.eval.report.page import Cell, Picture, Row, Section, Table, html_bytes
-from caskd.eval.report.report import evaluate
 from caskd.eval.report.tables import csv_bytes
 from caskd.store.io.printable import plain
 

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from caskd.eval.serving.cascade_file import cascade_fields, read_cascade
 from caskd.eval.config import EvalConfig
+from caskd.eval.rules.pairs import Pair
+from caskd.eval.serving.cascade_file import cascade_fields, read_cascade
 from caskd.eval.study.analysis import find
 from caskd.eval.study.operating_point import Wish, parse_wish
-from caskd.eval.rules.pairs import Pair
 from caskd.store.errors import UsageError
 
 

@@ -112,7 +112,9 @@ def test_the_interval_is_a_function_of_the_seed(monkeypatch):
     large, first, second = np.ones(400), synthetic(1, 1.0), synthetic(2, 0.9)
     once = paired_difference(first, second, large, num_draws=100, seed=5)
     assert paired_difference(first, second, large, num_draws=100, seed=6) != once
-    monkeypatch.setattr("caskd.eval.stats.bootstrap._DRAWS_BYTES", 8 * 400 * 7)  # seven draws a tile
+    monkeypatch.setattr(
+        "caskd.eval.stats.bootstrap._DRAWS_BYTES", 8 * 400 * 7
+    )  # seven draws a tile
     assert paired_difference(first, second, large, num_draws=100, seed=5) == once
 
 

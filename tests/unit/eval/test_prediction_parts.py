@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from caskd.eval.inference.predictor import plan_parts
-from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.answers.predictions_file import read_predictions
+from caskd.eval.inference.parts import Parts, check_out
+from caskd.eval.inference.predictor import plan_parts
 from caskd.store.errors import IdentityError, UsageError
 
 REQUEST = {

@@ -3,10 +3,10 @@
 import pytest
 
 from caskd.eval import tasks
-from caskd.eval.config import EvalConfig
-from caskd.eval.study.experiment import read_experiment
 from caskd.eval.answers.predictions_file import read_predictions
+from caskd.eval.config import EvalConfig
 from caskd.eval.metrics.rescoring import rescore
+from caskd.eval.study.experiment import read_experiment
 from caskd.store.errors import UsageError
 
 STORED = {"sum": {"metric": "exact_match", "normalize": "squad"},

@@ -59,9 +59,7 @@ def test_known_architectures_agree_with_their_whole(name):
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
 def test_an_adjustment_that_is_not_known_is_refused(name, monkeypatch):
     model = build(name)
-    monkeypatch.setattr(
-        "caskd.models.split_model.adjust_logits", lambda logits, config: logits
-    )
+    monkeypatch.setattr("caskd.models.split_model.adjust_logits", lambda logits, config: logits)
     with pytest.raises(UsageError, match="gives other logits"):
         check_split(model, SplitModel(model), 40)
 

@@ -8,8 +8,8 @@ from captures import RECORDS, config_for
 from tiny import ragged_records, save_tiny
 
 from caskd.cli.main import main
-from caskd.precompute.planning import forecast, probe
 from caskd.precompute import precompute
+from caskd.precompute.planning import forecast, probe
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.workers.fill import next_batch
 from caskd.store.format.layout import ROW_FIELDS

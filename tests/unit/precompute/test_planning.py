@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny import ragged_records, save_tiny, write_jsonl
 
-from caskd.precompute.planning import planner
 from caskd.precompute.config import PrecomputeConfig
+from caskd.precompute.planning import planner
 from caskd.precompute.planning.planner import plan
 from caskd.store.errors import IdentityError, UsageError
 
@@ -64,7 +64,7 @@ def test_an_equal_plan_is_reused_without_tokenising(config_of, tmp_path, monkeyp
     again = write_jsonl(tmp_path / "same.jsonl", ragged_records(12))
     (tmp_path / "data.jsonl").unlink()
     tokenised = []
-    monkeypatch.setattr(planning, "tokenized", lambda *args: tokenised.append(args))
+    monkeypatch.setattr(planner, "tokenized", lambda *args: tokenised.append(args))
     assert plan(config_of(data=(str(again),))) == spec
     assert tokenised == []
 

@@ -12,8 +12,8 @@ from caskd.precompute import precompute
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.planning.policies import check_non_finite
 from caskd.precompute.planning.survey import Survey, bars, histogram, quantiles
-from caskd.store.errors import TeacherError, UsageError
 from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.errors import TeacherError, UsageError
 from caskd.store.read.teacher_store import TeacherStore
 from caskd.store.verify.verifier import verify_store
 

@@ -10,14 +10,14 @@ from tiny import save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from caskd.precompute.teacher import transformers_teacher as teacher_module
-from caskd.models.split_model import SplitModel
-from caskd.precompute.teacher.source import find_teacher
 from caskd.models.batching import pad
-from caskd.precompute.teacher.loading import load_model
 from caskd.models.devices import memory_errors, pick_device
+from caskd.models.split_model import SplitModel
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.teacher import transformers_teacher as teacher_module
+from caskd.precompute.teacher.loading import load_model
+from caskd.precompute.teacher.source import find_teacher
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.corpus.alignment import num_rows
 from caskd.store.errors import UsageError

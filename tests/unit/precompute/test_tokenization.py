@@ -3,13 +3,13 @@
 import pytest
 from tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
 
-from caskd.precompute.planning import tokenization
 from caskd.precompute.config import PrecomputeConfig
+from caskd.precompute.planning import tokenization
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.planning.tokenization import tokenized
 from caskd.store.corpus.files import Columns
-from caskd.store.errors import UsageError
 from caskd.store.corpus.tokens import TextOptions, tokenize_example
+from caskd.store.errors import UsageError
 
 OPTIONS = TextOptions(max_length=30, on_long="truncate")
 

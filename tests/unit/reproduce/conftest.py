@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caskd.eval.config import EvalConfig
 from caskd.eval.answers.predictions_file import predictions_bytes, table_of
-from caskd.eval.report.report import evaluate
+from caskd.eval.config import EvalConfig
+from caskd.eval.evaluate import evaluate
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "reproduce_cat"))
 

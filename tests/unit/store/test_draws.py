@@ -12,17 +12,17 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.store.format import layout
-from caskd.store.inspect.store_card import card
-from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.inspect.diff import diff_stores
-from caskd.store.format.draw_encoding import decode_draws, encode_draws
-from caskd.store.verify.rows import draw_problems
 from caskd.store.errors import CorruptError, UsageError
+from caskd.store.format import layout
+from caskd.store.format.codecs import decode_chunk, encode_chunk
+from caskd.store.format.draw_encoding import decode_draws, encode_draws
 from caskd.store.format.id_orders import fit_orders
+from caskd.store.inspect.diff import diff_stores
 from caskd.store.inspect.info import info_text, store_info
 from caskd.store.inspect.quality import measure_quality
 from caskd.store.inspect.show import example_html, example_json
+from caskd.store.inspect.store_card import card
+from caskd.store.verify.rows import draw_problems
 from caskd.store.verify.verifier import verify_store
 
 V = 300

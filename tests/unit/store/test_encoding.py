@@ -6,9 +6,9 @@ import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.store.format import topk_encoding, layout
-from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.errors import CorruptError
+from caskd.store.format import layout, topk_encoding
+from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.format.id_orders import IdPlaces, decode_ids, fit_orders
 from caskd.store.write.writer import pilot_examples, pilot_rows
 

@@ -7,8 +7,8 @@ from tokenizers import AddedToken, processors
 
 from caskd.store.corpus.alignment import row_labels
 from caskd.store.corpus.files import Columns
-from caskd.store.errors import UsageError
 from caskd.store.corpus.tokens import TextOptions, prompt_ids, reference_text, tokenize_example
+from caskd.store.errors import UsageError
 
 EOS = "</s>"
 PLAIN_TEMPLATE = (

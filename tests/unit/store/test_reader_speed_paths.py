@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.corpus import alignment
-from caskd.store.read import arrays
-from caskd.store.format import topk_encoding, layout
-from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
 from caskd.store.errors import CorruptError
+from caskd.store.format import layout, topk_encoding
+from caskd.store.read import arrays
+from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
 from caskd.store.read.teacher_store import TeacherStore
 
 

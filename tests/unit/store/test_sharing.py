@@ -10,14 +10,22 @@ import pytest
 from stores import VOCAB, examples, fill, identity, make_store, tree
 
 from caskd.store import TeacherStore, pull_store, push_store, verify_store
-from caskd.store.errors import (CaskdError, CorruptError, IdentityError, IncompleteError, StoreError, StoreNotFoundError, UnsafeError, UsageError)
+from caskd.store.errors import (
+    CaskdError,
+    CorruptError,
+    IdentityError,
+    IncompleteError,
+    StoreError,
+    StoreNotFoundError,
+    UnsafeError,
+    UsageError,
+)
+from caskd.store.format.spec import canonical_json
 from caskd.store.share.listing import list_stores
+from caskd.store.storage.base import RetryPolicy, TransientError, clean_url, retry
 from caskd.store.storage.directory import DirectoryPlace
-from caskd.store.storage.base import clean_url
 from caskd.store.storage.open import open_place
 from caskd.store.write.planner import plan_store
-from caskd.store.storage.base import RetryPolicy, TransientError, retry
-from caskd.store.format.spec import canonical_json
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.0)
 

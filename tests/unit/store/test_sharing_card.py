@@ -9,9 +9,9 @@ from stores import make_store, tree
 
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
+from caskd.store.inspect.quality import measure_quality, rank_bins, rank_names
 from caskd.store.inspect.store_card import NO_LICENSE, card, license_note
 from caskd.store.io.printable import plain
-from caskd.store.inspect.quality import measure_quality, rank_bins, rank_names
 
 
 @pytest.fixture

@@ -9,16 +9,16 @@ import pytest
 import stores
 import zarr
 
-from caskd.store import TeacherStore
-from caskd.store.corpus import alignment
-from caskd.store.commits import publish
-from caskd.store.format import layout
 from caskd.cli.store_commands import ShowConfig, show_command
+from caskd.store import TeacherStore
+from caskd.store.commits import commit_record
+from caskd.store.corpus import alignment
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.format import layout
 from caskd.store.inspect.info import store_info
-from caskd.store.write.planner import find_store, plan_store
 from caskd.store.inspect.show import example_html
 from caskd.store.verify.rows import row_problems
+from caskd.store.write.planner import find_store, plan_store
 from caskd.store.write.writer import StoreWriter
 
 
@@ -112,7 +112,7 @@ def test_same_bytes_in_any_order_of_shards_and_after_a_rerun(tmp_path: Path) -> 
     stores.fill(tmp_path / "two").seal()
     StoreWriter(tmp_path / "two").seal()
     assert stores.tree(tmp_path / "one") == stores.tree(tmp_path / "two")
-    assert not (tmp_path / "two" / publish.STAGING).exists()
+    assert not (tmp_path / "two" / commit_record.STAGING).exists()
 
 
 def test_another_identity_is_refused_and_names_the_field(tmp_path: Path) -> None:

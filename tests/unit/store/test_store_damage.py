@@ -8,8 +8,15 @@ import pytest
 import stores
 
 from caskd.store import TeacherStore, verify_store
-from caskd.store.commits import publish
-from caskd.store.errors import (CaskdError, CorruptError, IncompleteError, StoreNotFoundError, UnsafeError, UsageError)
+from caskd.store.commits import commit_record, publish
+from caskd.store.errors import (
+    CaskdError,
+    CorruptError,
+    IncompleteError,
+    StoreNotFoundError,
+    UnsafeError,
+    UsageError,
+)
 from caskd.store.inspect.info import store_info
 from caskd.store.write.planner import find_store, plan_store
 from caskd.store.write.writer import StoreWriter
@@ -25,8 +32,8 @@ def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, 
     whole = stores.tree(stores.make_store(tmp_path / "whole").root)
     path = tmp_path / "s"
     plan_store(path, stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB)
-    record = publish.CommitRecord.from_json(whole["commits/00001.json"], "00001")
-    staged = path / publish.STAGING / record.digest
+    record = commit_record.CommitRecord.from_json(whole["commits/00001.json"], "00001")
+    staged = path / commit_record.STAGING / record.digest
     for item in record.file_records:
         target = staged / publish.staged_name(item.name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +68,8 @@ def test_a_plan_decided_but_not_published_is_completed(tmp_path: Path) -> None:
         tmp_path / "a", stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB
     )
     whole = stores.tree(tmp_path / "a")
-    record = publish.read_record(tmp_path / "a", publish.PLAN)
-    staged = tmp_path / "b" / publish.STAGING / record.digest
+    record = commit_record.read_record(tmp_path / "a", commit_record.PLAN)
+    staged = tmp_path / "b" / commit_record.STAGING / record.digest
     for item in record.file_records:
         staged.mkdir(parents=True, exist_ok=True)
         (staged / publish.staged_name(item.name)).write_bytes(whole[item.name])

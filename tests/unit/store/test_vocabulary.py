@@ -5,7 +5,13 @@ from tiny import tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from caskd.store.corpus.vocabulary import (template_digest, token_bytes, tokenizer_digest, vocab_digest, vocab_size)
+from caskd.store.corpus.vocabulary import (
+    template_digest,
+    token_bytes,
+    tokenizer_digest,
+    vocab_digest,
+    vocab_size,
+)
 
 TEXT = "Héllo wörld ✓ 10\n\tü"
 

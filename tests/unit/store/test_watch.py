@@ -6,11 +6,10 @@ import pytest
 import stores
 
 from caskd.cli.store_commands import InfoConfig, info_command
+from caskd.store.inspect.capture_progress import JobView, shards_text, watch, watch_note
 from caskd.store.inspect.info import info_text, store_info
-from caskd.store.inspect.capture_progress import JobView, shards_text
-from caskd.store.write.planner import plan_store
 from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.inspect.capture_progress import watch, watch_note
+from caskd.store.write.planner import plan_store
 from caskd.store.write.writer import StoreWriter
 
 
@@ -55,7 +54,7 @@ def test_watching_ends_with_the_seal_and_prints_what_the_store_holds(planned, ca
 
 
 def test_a_line_a_minute_where_there_is_no_terminal(planned, capsys, monkeypatch):
-    monkeypatch.setattr("caskd.store.io.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("caskd.store.io.console.SECONDS_BETWEEN_LINES", 0.0)
     done = iter([lambda: stores.fill(planned, only=[0]), lambda: stores.fill(planned).seal()])
     watch(TeacherStore.open(planned, allow_unsealed=True), sleep=lambda seconds: next(done)())
     first, last = capsys.readouterr().err.splitlines()

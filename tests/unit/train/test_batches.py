@@ -12,9 +12,9 @@ import torch
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train.data.batches import BatchReader, collate, fields_to_read
 from caskd.train.data.micro_steps import Cut
-from caskd.train.loss.objectives import OBJECTIVES
 from caskd.train.data.prefetch import ReadAhead, StalledError
 from caskd.train.data.store_mix import StoreMix
+from caskd.train.loss.objectives import OBJECTIVES
 
 
 def toy() -> StoreBatch:

@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.train.checkpoint.manifest import (checkpoint_path, complete, find_checkpoint, is_complete, newest_complete, verify)
+from caskd.train.checkpoint.manifest import (
+    checkpoint_path,
+    complete,
+    find_checkpoint,
+    is_complete,
+    newest_complete,
+    verify,
+)
 
 
 def make(run: Path, step: int, *, whole: bool = True) -> Path:

@@ -5,8 +5,15 @@ import pytest
 import torch
 
 from caskd.train.loss import measures as measures_module
+from caskd.train.loss.measures import (
+    MEASURES,
+    NUM_BINS,
+    best_step,
+    figures_of,
+    row_measures,
+    tally_measures,
+)
 from caskd.train.loss.types import Head, LossRows, TeacherRows
-from caskd.train.loss.measures import (MEASURES, NUM_BINS, best_step, figures_of, row_measures, tally_measures)
 
 N, H, V, K = 37, 8, 19, 5
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.answers.arms import seeds_of
-from caskd.eval.stats.bootstrap import Difference, Series, arm_difference
 from caskd.eval.curves.cost import token_cost
 from caskd.eval.curves.deferral import deferral_curve
-from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
+from caskd.eval.stats.bootstrap import Difference, Series, arm_difference
 from caskd.eval.stats.task_replicates import pooled_draws, task_draws
+from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
 from caskd.store.io.printable import plain
 
 FloatArray = npt.NDArray[np.float64]

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves.deferral import defer_order
-from caskd.store.errors import UsageError
 from caskd.eval.metrics.metrics import bleu_scorer
 
 FloatArray = npt.NDArray[np.float64]
@@ -75,5 +74,3 @@ def _value(bleu: Any, counts: IntArray) -> float:
         max_ngram_order=orders,
     )  # fmt: skip
     return float(found.score)
-
-

@@ -1,0 +1,61 @@
+"""Devices, deterministic kernels and running out of memory."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from caskd.store.errors import UsageError
+
+# What the CPU's allocator says, and cuBLAS where memory runs out under its own work space.
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that a flag names.
+
+    Raises:
+        UsageError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
+        raise UsageError(f"got --device {name}, expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"got --device {name}, but there is no CUDA device; use --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UsageError(f"got --device {name}, expected cuda:0 to cuda:{last}: give another")
+    return torch.device(name)
+
+
+@contextmanager
+def fixed_kernels(on: bool) -> Iterator[None]:
+    """Deterministic kernels while inside; as it was before, afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if on:  # read by cuBLAS when it starts; without it torch refuses its matrix products
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn every kind of running out of memory into MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        named = any(words in str(error) for words in _OUT_OF_MEMORY)
+        if not (named or isinstance(error, torch.OutOfMemoryError)):
+            raise
+        reason = str(error).splitlines()[0]
+    else:
+        return
+    # Outside the handler, so that no frame of the failed pass keeps its tensors alive.
+    torch.cuda.empty_cache()
+    raise MemoryError(reason)

@@ -1,0 +1,36 @@
+"""The storage backend that a URL names."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from caskd.store.errors import UsageError
+from caskd.store.storage.base import Place, clean_url, is_remote
+from caskd.store.storage.directory import DirectoryPlace
+
+
+def open_place(url: str | Path) -> Place:
+    """The place that a URL names; nothing is asked of it yet.
+
+    Raises:
+        UsageError: an unknown scheme, a secret inside the URL, or a missing extra.
+    """
+    if not is_remote(url):
+        return DirectoryPlace(Path(url))
+    parts, shown = urlsplit(str(url)), clean_url(url)
+    if "@" in parts.netloc + parts.path or parts.query or parts.fragment:
+        raise UsageError(
+            f"{shown}: the URL has a user, a query or a fragment; expected only a bucket and a "
+            "path. Give credentials in the environment (see docs/sharing.md)."
+        )
+    if parts.scheme in ("s3", "gs"):
+        from caskd.store.storage.object_store import ObjectPlace
+
+        return ObjectPlace.open(parts.scheme, parts.netloc, parts.path.strip("/"))
+    if parts.scheme == "hf":
+        from caskd.store.storage.hub import HubPlace
+
+        return HubPlace.open(f"{parts.netloc}{parts.path}".strip("/"))
+    raise UsageError(
+        f"{shown}: unknown kind of place; expected a directory, s3://BUCKET/PATH, gs://BUCKET/PATH "
+        "or hf://datasets/USER/NAME."
+    )

@@ -1,0 +1,95 @@
+"""What the rows of a store must satisfy, whatever their encoding."""
+
+import numpy as np
+
+from caskd.store.format.draw_encoding import kept_cells
+from caskd.store.read.batch import StoreBatch
+
+V_MAX = 1 << 40  # beyond any id
+
+
+def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
+    """What contradicts the meaning of a topk store's fields, in words; empty when all is well.
+
+    Args:
+        batch: rows with every field.
+        exact: logits are the teacher's own. Rounded ones may tie where those did not, which leaves
+            the order of ids inside a tie open, and kept probabilities add up only roughly.
+    """
+    ids, logits, kept, tail, logsumexp, argmax, rank = map(
+        batch.column,
+        ("topk_ids", "topk_logits", "num_kept", "tail_mass", "logsumexp", "argmax", "label_rank"),
+    )
+    known = kept > 0
+    cells = np.arange(ids.shape[1]) < kept[:, None]
+    pairs = cells[:, 1:]
+    with np.errstate(all="ignore"):  # padding cells are -inf
+        falling = logits[:, :-1] > logits[:, 1:]
+        tied = logits[:, :-1] == logits[:, 1:]
+        if exact:
+            tied &= ids[:, :-1] < ids[:, 1:]
+        mass = np.where(cells, np.exp(logits.astype(np.float64) - logsumexp[:, None]), 0.0)
+        total = mass.sum(axis=1) + tail
+    in_order = np.sort(np.where(cells, ids, V_MAX - np.arange(ids.shape[1])), axis=1)
+    values = np.stack([logsumexp, batch.column("label_logit"), tail, np.where(known, total, 0)])
+    checks = {
+        "a value is not finite": ~np.isfinite(values).all(axis=0),
+        "tail_mass is not between 0 and 1": ~((tail >= 0) & (tail <= 1)),
+        "topk_ids name an id twice": (in_order[:, 1:] == in_order[:, :-1]).any(axis=1),
+        "topk_ids are not in rank order": (pairs & ~(falling | tied)).any(axis=1),
+        "argmax is not topk_ids[0]": argmax != ids[:, 0],
+        "label_rank 0 does not mean that the label is the argmax": (rank == 0)
+        != (argmax == batch.labels),
+        "the kept mass and tail_mass do not add up to 1": np.abs(total - 1)
+        > (1e-3 if exact else 0.05),
+    }
+    return [text for text, bad in checks.items() if (bad & known).any()]
+
+
+_CHANCE = 28.3  # nats: a sound store fails the test of its counts once in 10^12 times
+
+
+def draw_problems(batch: StoreBatch, num_samples: int) -> list[str]:
+    """What contradicts the meaning of a sampled store's fields, in words; empty if nothing."""
+    ids, counts, kept, rank = map(
+        batch.column, ("sampled_ids", "sampled_counts", "num_kept", "label_rank")
+    )
+    known, cells = kept > 0, kept_cells(kept, ids.shape[1])
+    falling = counts[:, :-1] > counts[:, 1:]
+    tied = (counts[:, :-1] == counts[:, 1:]) & (ids[:, :-1] < ids[:, 1:])
+    by_id = np.sort(np.where(cells, ids, -1 - np.arange(ids.shape[1])), axis=1)
+    finite = np.isfinite(batch.column("logsumexp")) & np.isfinite(batch.column("label_logit"))
+    checks = {
+        "a value is not finite": ~finite,
+        "sampled_counts do not add up to num_samples": counts.sum(axis=1, dtype=np.int64)
+        != num_samples,
+        "sampled_counts do not end where num_kept says": ((counts > 0) != cells).any(axis=1),
+        "sampled_ids name an id twice": (by_id[:, 1:] == by_id[:, :-1]).any(axis=1),
+        "sampled_ids do not fall in count, then rise": (cells[:, 1:] & ~(falling | tied)).any(
+            axis=1
+        ),
+        "label_rank 0 does not mean that the label is the argmax": (rank == 0)
+        != (batch.column("argmax") == batch.labels),
+    }
+    wrong = [text for text, bad in checks.items() if (bad & known).any()]
+    return wrong or _label_problem(batch, num_samples)
+
+
+def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
+    """Whether labels were drawn about as often as their probabilities say.
+
+    That ties the draws to the other fields: rows that are shifted by one show. Likely labels weigh
+    more, as they tell most. Bernstein's inequality bounds how far chance goes: about
+    sqrt(2 v c) + c / 3 with variance v, at a chance of exp(-c).
+    """
+    known = batch.column("num_kept") > 0
+    log_p = batch.column("label_logit").astype(np.float64) - batch.column("logsumexp")
+    p = np.exp(np.minimum(log_p[known], 0))
+    hits = batch.column("sampled_ids")[known] == batch.labels[known, None]
+    drawn = (batch.column("sampled_counts")[known] * hits).sum(axis=1, dtype=np.int64)
+    variance = float((num_samples * p * (1 - p) * p**2).sum())
+    allowed = np.sqrt(2 * variance * _CHANCE + (_CHANCE / 3) ** 2) + _CHANCE / 3
+    # float32 probabilities of many rows are a little off, all in the same direction at worst.
+    if abs((p * (drawn - num_samples * p)).sum()) > allowed + 1e-5 * num_samples * p.sum():
+        return ["the labels were not drawn as often as their probabilities say"]
+    return []
