@@ -32,16 +32,14 @@ from typing import Any
 import torch
 from store_rows import setting, write_table
 
-from caskd.models.batching import pad
-from caskd.models.devices import pick_device
-from caskd.models.split_model import SplitModel
+from caskd.models import SplitModel, pad, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
+from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import find_teacher
 from caskd.precompute.workers.fill import next_batch
-from caskd.store.corpus.alignment import logit_positions
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.writer import ShardExample, StoreWriter
+from caskd.store.corpus import logit_positions
+from caskd.store.read import TeacherStore
+from caskd.store.write import ShardExample, StoreWriter
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = {"prompt-heavy": (800, 100), "response-heavy": (60, 700)}  # mean characters

@@ -30,11 +30,9 @@ from bench_remote import object_server
 from hardware import hardware
 
 from caskd.train import TrainConfig, train
-from caskd.train.data.batches import MicroBatch, collate
-from caskd.train.data.micro_steps import Cut
-from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.model.student import LossOptions, StudentWithLoss, load_student
+from caskd.train.data import Cut, MicroBatch, StoreMix, collate
+from caskd.train.loss import OBJECTIVES
+from caskd.train.model import LossOptions, StudentWithLoss, load_student
 
 RESULTS = Path(__file__).parent / "results" / "data.csv"
 COLUMNS = (

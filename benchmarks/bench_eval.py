@@ -24,14 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from store_rows import setting, write_table
 
-from caskd.eval.answers.predictions_file import SCHEMA, digest
-from caskd.eval.answers.ragged import Ragged
+from caskd.eval.answers import Ragged, digest
+from caskd.eval.answers.predictions_file import SCHEMA
 from caskd.eval.config import EvalConfig
-from caskd.eval.curves.confidence import aurc, auroc
-from caskd.eval.curves.deferral import deferral_curve
+from caskd.eval.curves import aurc, auroc, deferral_curve
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules.fixed import deferral_scores, fixed_rule
-from caskd.eval.stats.bootstrap import area_draws
+from caskd.eval.rules import deferral_scores, fixed_rule
+from caskd.eval.stats import area_draws
 
 RULES = ("average", "sum", "min", "max", "first-token", *(f"quantile-0.{i}" for i in range(1, 6)))
 EXACT_DRAWS = 4

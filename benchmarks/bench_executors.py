@@ -25,8 +25,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))
 
+from helpers.tiny import ragged_records, save_tiny, write_jsonl  # noqa: E402
 from store_rows import setting, write_table  # noqa: E402
-from tiny import ragged_records, save_tiny, write_jsonl  # noqa: E402
 
 ROWS_A_RECORD = 13  # of `ragged_records`, nearly
 

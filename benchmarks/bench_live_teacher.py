@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from store_rows import setting, write_table
 
-from caskd.store.io.console import progress
+from caskd.store.io import progress
 from caskd.train import TrainConfig
-from caskd.train.checkpoint.rng import seed_everything
-from caskd.train.data.batches import MicroBatch
-from caskd.train.engine.deepspeed_engine import TrainEngine, connected
-from caskd.train.loss.types import TeacherRows
-from caskd.train.model.student import LossOptions, StudentWithLoss, load_student
+from caskd.train.checkpoint import seed_everything
+from caskd.train.data import MicroBatch
+from caskd.train.engine import TrainEngine, connected
+from caskd.train.loss import TeacherRows
+from caskd.train.model import LossOptions, StudentWithLoss, load_student
 from caskd.train.run.loop import batch_reader, train_step
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.validation import measure

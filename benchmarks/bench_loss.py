@@ -28,7 +28,8 @@ from rival_losses import RIVALS, why_not
 from store_rows import setting, write_table
 from torch import Tensor
 
-from caskd.train.loss.api import TeacherRows, cascade_aware_loss, fitting_tile_rows
+from caskd.train.loss import TeacherRows, cascade_aware_loss
+from caskd.train.loss.api import fitting_tile_rows
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Cell = tuple[int, int, int]

@@ -32,11 +32,9 @@ from typing import Any
 import numpy as np
 
 from caskd.store import TeacherStore
-from caskd.store.corpus.tokens import TokenizedExample
-from caskd.store.corpus.vocabulary import vocab_digest
+from caskd.store.corpus import TokenizedExample, vocab_digest
 from caskd.store.read.shard_cache import ShardCache
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.store.write import ShardWork, StoreWriter, plan_store
 from caskd.train.data.order import WINDOW_BLOCKS, ExampleOrder, blocks_of
 
 RESULTS = Path(__file__).parent / "results" / "remote.csv"

@@ -27,12 +27,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from caskd.train import TrainConfig
-from caskd.train.checkpoint.manifest import verify
-from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
-from caskd.train.data.batches import MicroBatch
-from caskd.train.engine.deepspeed_engine import TrainEngine, connected
-from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.model.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.checkpoint import load_checkpoint, load_weights, save_checkpoint, verify
+from caskd.train.data import MicroBatch
+from caskd.train.engine import TrainEngine, connected
+from caskd.train.loss import OBJECTIVES
+from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 from caskd.train.run.loop import batch_reader
 from caskd.train.run.plan import RunPlan, plan_run
 

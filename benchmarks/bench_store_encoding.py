@@ -23,11 +23,8 @@ import numpy as np
 from rival_encodings import RIVALS
 from store_rows import StoredRows, read_rows, setting, write_store, write_table
 
-from caskd.store.format import layout
-from caskd.store.format.id_orders import fit_orders
-from caskd.store.format.shard_file import encode_shards
-from caskd.store.format.topk_encoding import encode_rows
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.format import encode_rows, encode_shards, fit_orders, layout
+from caskd.store.read import TeacherStore
 
 WIDE_VOCAB = 151_936
 SHARD_ROWS = 16_384

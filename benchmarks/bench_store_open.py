@@ -21,14 +21,10 @@ from typing import Any
 import numpy as np
 from store_rows import setting, write_table
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.ledger import DIGEST_LIST, all_units, unit_files
-from caskd.store.commits.seal import seal_content
-from caskd.store.format import layout
-from caskd.store.format.shard_file import encode_whole
-from caskd.store.format.spec import StoreSpec, canonical_json
-from caskd.store.inspect.info import store_info
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.commits import DIGEST_LIST, all_units, commit_record, seal_content, unit_files
+from caskd.store.format import StoreSpec, canonical_json, encode_whole, layout
+from caskd.store.inspect import store_info
+from caskd.store.read import TeacherStore
 
 SHARD_ROWS, TOP_K, VOCAB = 65_536, 64, 49_152
 FILE_BYTES = 1 << 20

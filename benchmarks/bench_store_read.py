@@ -30,8 +30,7 @@ import numpy as np
 from rival_readers import READERS, Read
 from store_rows import read_rows, setting, write_store, write_table
 
-from caskd.store.read import arrays
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.read import TeacherStore, arrays
 
 SHARD_ROWS = 65_536
 ARGMAX = "caskd, argmax only"

@@ -16,8 +16,8 @@ import numpy as np
 from store_rows import setting, write_table
 
 from caskd.store.format import layout
-from caskd.store.inspect.info import store_info
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.inspect import store_info
+from caskd.store.read import TeacherStore
 
 TRAINING = ("argmax", "num_kept", "sampled_ids", "sampled_counts")
 EXAMPLES_AT_ONCE = 256

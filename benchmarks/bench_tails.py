@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel
 
-from caskd.train.loss.api import TeacherRows, cascade_aware_loss
+from caskd.train.loss import TeacherRows, cascade_aware_loss
 
 TAILS = ("drop", "renormalise", "bucket", "sampled")
 CELLS = (8, 16, 64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from caskd.train.loss.api import TeacherRows
+from caskd.train.loss import TeacherRows
 
 Rival = Callable[[Tensor, Tensor, Tensor, TeacherRows], Tensor]
 CHUNK_ROWS = 256

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.format.id_orders import decode_ids
-from caskd.store.format.topk_encoding import decode_logits
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.format import decode_ids, decode_logits
+from caskd.store.read import TeacherStore
 
 FIELDS = ("topk_ids", "topk_logits", "logsumexp", "tail_mass", "argmax")
 TOKENS = ("token_ids", "is_response")

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from hardware import hardware
 
-from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.corpus import TokenizedExample
 from caskd.store.format import layout
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.read import TeacherStore
+from caskd.store.write import StoreWriter, plan_store
 
 RESULTS = Path(__file__).parent / "results"
 

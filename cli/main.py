@@ -26,18 +26,18 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        "caskd.cli.demo.runner:DemoConfig",
-        "caskd.cli.demo.runner:demo",
+        "caskd.cli.demo:DemoConfig",
+        "caskd.cli.demo:demo",
         "the whole story on embedded tasks: CPU, minutes, nothing to download",
     ),
     "plan": Command(
         "caskd.precompute.config:PlanConfig",
-        "caskd.precompute.planning.planner:plan_command",
+        "caskd.precompute.planning:plan_command",
         "tokenise a corpus and lay out a store; say what its capture will take",
     ),
     "precompute": Command(
         "caskd.precompute.config:PrecomputeConfig",
-        "caskd.precompute.workers.run:precompute",
+        "caskd.precompute:precompute",
         "run the teacher over a corpus and write its answers to a store",
     ),
     "store info": Command(
@@ -92,17 +92,17 @@ COMMANDS: dict[str, Command] = {
     ),
     "train": Command(
         "caskd.train.config:TrainConfig",
-        "caskd.train.run.loop:train",
+        "caskd.train:train",
         "train a student from a store, without the teacher",
     ),
     "export": Command(
         "caskd.train.config:ExportConfig",
-        "caskd.train.run.exporter:export_command",
+        "caskd.train.run:export_command",
         "write a checkpoint as an ordinary transformers model",
     ),
     "predict": Command(
         "caskd.eval.config:PredictConfig",
-        "caskd.eval.inference.predictor:predict",
+        "caskd.eval:predict",
         "let a model answer a test set; keep answers, log-probabilities, quality",
     ),
     "eval": Command(

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 import tyro
 
 from caskd.store.errors import UsageError
-from caskd.store.inspect.quality import measure_quality
-from caskd.store.inspect.store_card import card, license_note
-from caskd.store.io.printable import clean
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.share.copy import CARD, CopyReport, pull_store, push_store
-from caskd.store.share.listing import list_stores, listing_lines
-from caskd.store.storage.base import RetryPolicy, clean_url, is_remote, read_whole, retry
-from caskd.store.storage.open import open_place
+from caskd.store.inspect import card, license_note, measure_quality
+from caskd.store.io import clean
+from caskd.store.read import TeacherStore
+from caskd.store.share import CARD, CopyReport, list_stores, listing_lines, pull_store, push_store
+from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_place, read_whole, retry
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,11 @@ from pathlib import Path
 import tyro
 
 from caskd.store.errors import UsageError
-from caskd.store.inspect.capture_progress import watch
-from caskd.store.inspect.diff import diff_lines, diff_stores
-from caskd.store.inspect.info import info_text, store_info
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.storage.base import clean_url, is_remote
-from caskd.store.verify.repair import repair_lines, repair_store
-from caskd.store.verify.verifier import verify_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
+from caskd.store.read import TeacherStore
+from caskd.store.storage import clean_url, is_remote
+from caskd.store.verify import repair_lines, repair_store, verify_store
+from caskd.store.write import StoreWriter
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def info_command(config: InfoConfig) -> None:
 
 def show_command(config: ShowConfig) -> None:
     """Print what `caskd store show` prints."""
-    from caskd.store.inspect.show import example_html, example_json, example_view
+    from caskd.store.inspect import example_html, example_json, example_view
 
     store = TeacherStore.open(config.store, allow_unsealed=True)
     if config.json:

@@ -1,32 +1,36 @@
 """The cascade's side: predictions of two models, deferral rules, curves and the report.
 
-Names are looked up when they are first used, so that importing a configuration stays free of torch.
+Names are imported when they are first used, so that a config costs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from caskd.store.imports import lazy_exports
 
 if TYPE_CHECKING:
     from caskd.eval.config import PredictConfig
-    from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
-    from caskd.eval.inference.predictor import predict
-    from caskd.eval.serving.cascade import Cascade
+    from caskd.eval.curves import DeferralCurve, deferral_curve
+    from caskd.eval.inference import predict
+    from caskd.eval.serving import Cascade
 
-__all__ = ["Cascade", "DeferralCurve", "PredictConfig", "deferral_curve", "predict"]
+__all__ = [
+    "Cascade",
+    "DeferralCurve",
+    "PredictConfig",
+    "deferral_curve",
+    "predict",
+]
 
-_HOMES = {
-    "Cascade": "cascade",
-    "DeferralCurve": "curves",
-    "PredictConfig": "config",
-    "deferral_curve": "curves",
-    "predict": "generate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Cascade": "serving",
+        "DeferralCurve": "curves",
+        "PredictConfig": "config",
+        "deferral_curve": "curves",
+        "predict": "inference",
+    },
+)
 
 
 def __dir__() -> list[str]:

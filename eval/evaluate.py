@@ -17,9 +17,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         IdentityError: predictions that do not belong together.
     """
     if config.next_token is not None:
-        from caskd.eval.next_token.report import evaluate_next_token
+        from caskd.eval.next_token import evaluate_next_token
 
         return evaluate_next_token(config)
-    from caskd.eval.report.report import evaluate_cascades
+    from caskd.eval.report import evaluate_cascades
 
     return evaluate_cascades(config)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from caskd.eval.metrics.metrics import NORMALIZE, find_metric
+from caskd.eval.metrics import NORMALIZE, find_metric
 from caskd.store.errors import UsageError
 
 

@@ -1,0 +1,19 @@
+"""What caskd knows of transformers models: opening, digests, devices, body and head apart."""
+
+from caskd.models.batching import Arrange, pack, pad
+from caskd.models.devices import fixed_kernels, memory_errors, pick_device
+from caskd.models.digests import weights_digest
+from caskd.models.split_model import SplitModel, check_split, is_same_together
+
+__all__ = [
+    "Arrange",
+    "SplitModel",
+    "check_split",
+    "fixed_kernels",
+    "is_same_together",
+    "memory_errors",
+    "pack",
+    "pad",
+    "pick_device",
+    "weights_digest",
+]

@@ -1,26 +1,31 @@
 """The teacher's side: a corpus and a frozen large model in, a sealed store out.
 
-The names are imported when they are first used, so that a config costs no torch.
+Names are imported when they are first used, so that a config costs no torch.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from caskd.store.imports import lazy_exports
 
 if TYPE_CHECKING:
     from caskd.precompute.config import PrecomputeConfig
-    from caskd.precompute.planning.planner import plan
-    from caskd.precompute.workers.run import precompute
+    from caskd.precompute.planning import plan
+    from caskd.precompute.workers import precompute
 
-_HOME = {"PrecomputeConfig": "config", "plan": "planning", "precompute": "run"}
+__all__ = [
+    "PrecomputeConfig",
+    "plan",
+    "precompute",
+]
 
-__all__ = ["PrecomputeConfig", "plan", "precompute"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "PrecomputeConfig": "config",
+        "plan": "planning",
+        "precompute": "workers",
+    },
+)
 
 
 def __dir__() -> list[str]:

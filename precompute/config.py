@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from caskd.store.corpus.files import Columns
+from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
-from caskd.store.format.layout import chunk_rows_for
+from caskd.store.format import chunk_rows_for
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64

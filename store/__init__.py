@@ -1,11 +1,10 @@
 """The teacher store: format, writer, reader, integrity. Needs numpy and zarr, never torch."""
 
 from caskd.store.errors import StoreError
-from caskd.store.format.spec import StoreSpec
-from caskd.store.read.batch import StoreBatch
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.share.copy import pull_store, push_store
-from caskd.store.verify.verifier import verify_store
+from caskd.store.format import StoreSpec
+from caskd.store.read import StoreBatch, TeacherStore
+from caskd.store.share import pull_store, push_store
+from caskd.store.verify import verify_store
 
 __all__ = [
     "StoreBatch",

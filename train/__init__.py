@@ -1,24 +1,17 @@
-"""The student's side: order -> batches -> loss -> DeepSpeed -> export."""
+"""The student's side: order -> batches -> loss -> DeepSpeed -> export.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+Names are imported when they are first used, so that a config costs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from caskd.store.imports import lazy_exports
 
 if TYPE_CHECKING:
     from caskd.train.config import TrainConfig
-    from caskd.train.integrations.hf_trainer import CascadeTrainer
-    from caskd.train.integrations.store_dataset import StoreDataset
-    from caskd.train.loss.api import LossSums, cascade_aware_loss, keep_mask
-    from caskd.train.run.loop import train
-
-_HOMES = {
-    "TrainConfig": "caskd.train.config",
-    "train": "caskd.train.run.loop",
-    "cascade_aware_loss": "caskd.train.loss.api",
-    "keep_mask": "caskd.train.loss.api",
-    "LossSums": "caskd.train.loss.api",
-    "StoreDataset": "caskd.train.integrations.store_dataset",
-    "CascadeTrainer": "caskd.train.integrations.hf_trainer",
-}
+    from caskd.train.integrations import CascadeTrainer, StoreDataset
+    from caskd.train.loss import LossSums, cascade_aware_loss, keep_mask
+    from caskd.train.run import train
 
 __all__ = [
     "CascadeTrainer",
@@ -30,13 +23,19 @@ __all__ = [
     "train",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a name when it is first used: a config must not cost the import of torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "CascadeTrainer": "integrations",
+        "LossSums": "loss",
+        "StoreDataset": "integrations",
+        "TrainConfig": "config",
+        "cascade_aware_loss": "loss",
+        "keep_mask": "loss",
+        "train": "run",
+    },
+)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.io.files import replace_file
-from caskd.store.io.console import Progress
+from caskd.store.io import Progress, replace_file
 
 METRICS_FILE = "metrics.jsonl"
 

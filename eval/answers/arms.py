@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from caskd.eval.answers.predictions_file import Predictions, read_predictions
-from caskd.store.io.printable import plain
+from caskd.store.io import plain
 
 
 @dataclass(frozen=True)

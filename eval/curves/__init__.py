@@ -1,0 +1,44 @@
+"""Deferral curves, costs, confidence and chains of models, in pure numpy."""
+
+from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
+from caskd.eval.curves.confidence import aurc, auroc, calibration_error
+from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
+from caskd.eval.curves.cost import (
+    Price,
+    Shares,
+    flops,
+    flops_per_token,
+    money,
+    price_of,
+    read_prices,
+    shares,
+    tail_seconds,
+    token_cost,
+)
+from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, defer_order, deferral_curve
+
+__all__ = [
+    "MIN_GAP",
+    "DeferralCurve",
+    "Frontier",
+    "Link",
+    "Price",
+    "Shares",
+    "apply_thresholds",
+    "aurc",
+    "auroc",
+    "bleu_curve",
+    "calibration_error",
+    "chain_frontier",
+    "defer_order",
+    "deferral_curve",
+    "flops",
+    "flops_per_token",
+    "money",
+    "ngram_counts",
+    "price_of",
+    "read_prices",
+    "shares",
+    "tail_seconds",
+    "token_cost",
+]

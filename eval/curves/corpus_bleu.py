@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves.deferral import defer_order
-from caskd.eval.metrics.metrics import bleu_scorer
+from caskd.eval.metrics import bleu_scorer
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

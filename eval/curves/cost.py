@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.predictions_file import Predictions
+from caskd.eval.answers import Predictions
 from caskd.eval.curves.deferral import defer_order, deferred_mean
 from caskd.store.errors import UsageError
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from caskd.eval.answers.predictions_file import digest
+from caskd.eval.answers import digest
 from caskd.eval.config import PredictConfig
-from caskd.models.digests import weights_digest
-from caskd.store.corpus.vocabulary import template_digest, tokenizer_digest
+from caskd.models import weights_digest
+from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
 
 

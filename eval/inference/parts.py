@@ -13,16 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caskd.eval.answers.predictions_file import (
-    WHOLE,
-    Predictions,
-    predictions_bytes,
-    read_predictions,
-    table_of,
-)
+from caskd.eval.answers import WHOLE, Predictions, predictions_bytes, read_predictions, table_of
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format.spec import identity_differences
-from caskd.store.io.files import create_exclusive, make_directories, remove_tree
+from caskd.store.format import identity_differences
+from caskd.store.io import create_exclusive, make_directories, remove_tree
 
 REQUEST = "request.json"
 

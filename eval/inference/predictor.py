@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from caskd.eval.answers.predictions_file import Predictions, digest
+from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.decoding import Answer, decode_batch, hidden_index
 from caskd.eval.inference.models import LoadedModel, load_model
 from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import Question, ask_all, check_questions
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
-from caskd.store.corpus.files import read_records
+from caskd.store.corpus import read_records
 from caskd.store.errors import UsageError
-from caskd.store.io.console import progress
+from caskd.store.io import progress
 
 MAX_PARTS = 1000
 

@@ -7,17 +7,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from caskd.eval.answers.predictions_file import Predictions, digest
+from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
-from caskd.store.corpus.files import (
+from caskd.store.corpus import (
     Columns,
     Record,
     column_value,
     decide_columns,
+    prompt_ids,
     read_records,
     record_task,
+    reference_text,
 )
-from caskd.store.corpus.tokens import prompt_ids, reference_text
 from caskd.store.errors import IdentityError, UsageError
 
 

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves.confidence import auroc
-from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
+from caskd.eval.curves import DeferralCurve, auroc, deferral_curve
 from caskd.eval.next_token.teacher_forcing import ForcedRows, StoreRows
-from caskd.eval.stats.bootstrap import NUM_DRAWS, SEED, area_influence, interval
-from caskd.eval.study.contrast import AUDC, GAIN, SMALL, Contrast, Drawn, contrasts
-from caskd.eval.study.measure import ALL_TASKS, figures
+from caskd.eval.stats import NUM_DRAWS, SEED, area_influence, interval
+from caskd.eval.study import ALL_TASKS, AUDC, GAIN, SMALL, Contrast, Drawn, contrasts, figures
 
 FloatArray = npt.NDArray[np.float64]
 

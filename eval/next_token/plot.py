@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves.deferral import DeferralCurve
+from caskd.eval.curves import DeferralCurve
 from caskd.eval.next_token.measure import RULES, StudentMeasured
-from caskd.eval.report.plot_style import PAPER, arm_lines, dress, in_percent, legend_below, panels
+from caskd.eval.report import PAPER, arm_lines, dress, in_percent, legend_below, panels
 
 MAX_POINTS = 1001
 _DASHES = ("-", "--", "-.")

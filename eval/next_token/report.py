@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from caskd.eval.answers.arms import label_seeds, split_name
+from caskd.eval.answers import label_seeds, split_name
 from caskd.eval.config import EvalConfig, PredictConfig
-from caskd.eval.inference.models import load_model
+from caskd.eval.inference import load_model
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
     RULES,
@@ -20,22 +20,30 @@ from caskd.eval.next_token.measure import (
 )
 from caskd.eval.next_token.plot import next_token_figure, thin
 from caskd.eval.next_token.teacher_forcing import StoreRows, store_rows, student_rows
-from caskd.eval.report.differences import (
+from caskd.eval.report import (
+    FORMAT,
+    SUMMARY,
+    Heads,
+    Picture,
+    Section,
     area_fields,
+    check_folder,
     contrast_fields,
     contrast_table,
+    csv_bytes,
+    difference_line,
     difference_row,
+    html_bytes,
+    on_dark,
+    png_bytes,
+    svg_bytes,
+    table,
+    write_files,
 )
-from caskd.eval.report.folder import FORMAT, SUMMARY, check_folder, write_files
-from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
-from caskd.eval.report.plot_style import on_dark, png_bytes, svg_bytes
-from caskd.eval.report.sentences import difference_line
-from caskd.eval.report.tables import csv_bytes
-from caskd.eval.study.contrast import Contrast
-from caskd.eval.study.measure import ALL_TASKS, figures
+from caskd.eval.study import ALL_TASKS, Contrast, figures
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
-from caskd.store.io.printable import plain
+from caskd.store.io import plain
 
 FORMAT_VERSION = 1
 Found = Sequence[Sequence[Contrast]]

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.eval.inference.models import LoadedModel
+from caskd.eval.inference import LoadedModel
 from caskd.store import StoreBatch, StoreSpec, TeacherStore
-from caskd.store.corpus.vocabulary import token_bytes, vocab_digest
+from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.io.console import progress
+from caskd.store.io import progress
 
 FloatArray = npt.NDArray[np.float64]
 

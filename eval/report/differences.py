@@ -5,19 +5,22 @@ from typing import Any
 
 from caskd.eval.report.page import Heads, Section, Table, table
 from caskd.eval.report.sentences import difference_line, mcnemar_line
-from caskd.eval.study.analysis import Findings
-from caskd.eval.study.contrast import (
+from caskd.eval.study import (
+    ALL_TASKS,
     AUDC,
     COST,
     GAIN,
     MIN_TASK_EXAMPLES,
+    NO_TASK,
     RATE,
+    RATES,
     SMALL,
     WITHIN_TASK,
     Contrast,
+    Findings,
+    figures,
 )
-from caskd.eval.study.measure import ALL_TASKS, NO_TASK, RATES, figures
-from caskd.store.io.printable import plain
+from caskd.store.io import plain
 
 Rows = Iterator[dict[str, Any]]
 

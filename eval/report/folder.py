@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from caskd.store.errors import UsageError
-from caskd.store.io.files import replace_file
+from caskd.store.io import replace_file
 
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from caskd.eval.study.measure import ALL_TASKS
+from caskd.eval.study import ALL_TASKS
 
 # Sorts a table by the column whose heading is pressed: as numbers where all cells carry one.
 _SCRIPT = """

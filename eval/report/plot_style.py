@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from caskd.store.io.printable import plot_label
+from caskd.store.io import plot_label
 
 _DOTS_PER_INCH = 300
 _WIDTH, _HEIGHT = 7.2, 3.5  # inches: the width of a page of two columns

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves.cost import flops_per_token, token_cost
+from caskd.eval.curves import flops_per_token, token_cost
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -17,9 +17,8 @@ from caskd.eval.report.plot_style import (
     legend_below,
     panels,
 )
-from caskd.eval.study.chain import ChainMeasured
-from caskd.eval.study.measure import Measured
-from caskd.store.io.printable import plot_label
+from caskd.eval.study import ChainMeasured, Measured
+from caskd.store.io import plot_label
 
 DRAWN_POINTS = 600
 QUALITY = "mean quality"

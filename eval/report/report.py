@@ -9,19 +9,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from caskd.eval.answers.predictions_file import Predictions
+from caskd.eval.answers import Predictions
 from caskd.eval.config import EvalConfig
 from caskd.eval.report import differences, plots, tables
 from caskd.eval.report.folder import CASCADE, FORMAT, SUMMARY, check_folder, write_files
 from caskd.eval.report.page import Picture, html_bytes
 from caskd.eval.report.plot_style import on_dark, png_bytes, svg_bytes
 from caskd.eval.report.sections import page_sections
-from caskd.eval.serving.cascade_file import cascade_fields
-from caskd.eval.study.analysis import Findings, find
-from caskd.eval.study.compare import FIXED_RATE
-from caskd.eval.study.contrast import AUDC, Contrast
-from caskd.eval.study.measure import ALL_TASKS, Measured, figures
-from caskd.store.io.printable import plain
+from caskd.eval.serving import cascade_fields
+from caskd.eval.study import (
+    ALL_TASKS,
+    AUDC,
+    FIXED_RATE,
+    Contrast,
+    Findings,
+    Measured,
+    figures,
+    find,
+)
+from caskd.store.io import plain
 
 FORMAT_VERSION = 1
 

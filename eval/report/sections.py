@@ -7,8 +7,7 @@ from caskd.eval.report.differences import comparisons
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines
 from caskd.eval.report.tables import rule_rows, summary_rows
-from caskd.eval.study.analysis import Findings
-from caskd.eval.study.measure import ALL_TASKS
+from caskd.eval.study import ALL_TASKS, Findings
 
 _SUMMARY: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"), "num_examples": ("examples", ",d"),

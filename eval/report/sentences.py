@@ -1,9 +1,7 @@
 """Results of a study as sentences, for the terminal and the page."""
 
-from caskd.eval.stats.intervals import McNemar
-from caskd.eval.study.compare import FIXED_RATE
-from caskd.eval.study.contrast import Contrast
-from caskd.eval.study.operating_point import OperatingPoint
+from caskd.eval.stats import McNemar
+from caskd.eval.study import FIXED_RATE, Contrast, OperatingPoint
 
 
 def difference_line(one: Contrast) -> str:

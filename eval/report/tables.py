@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from caskd.eval.curves.deferral import DeferralCurve
+from caskd.eval.curves import DeferralCurve
 from caskd.eval.report.sentences import difference_line, point_lines
-from caskd.eval.study.analysis import Findings
-from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
-from caskd.store.io.printable import csv_cell, plain
+from caskd.eval.study import ALL_TASKS, NO_TASK, Findings, Measured, figures
+from caskd.store.io import csv_cell, plain
 
 Rows = Iterator[dict[str, Any]]
 

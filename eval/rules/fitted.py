@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.ragged import Ragged
+from caskd.eval.answers import Ragged
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.ragged import Ragged
+from caskd.eval.answers import Ragged
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.predictions_file import Predictions, read_predictions
-from caskd.eval.answers.ragged import Ragged
-from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
+from caskd.eval.answers import Predictions, Ragged, read_predictions
+from caskd.eval.curves import DeferralCurve, deferral_curve
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule, unknown_rule
 from caskd.store.errors import IdentityError, UsageError
 

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.ragged import Ragged
+from caskd.eval.answers import Ragged
 from caskd.eval.config import PredictConfig
-from caskd.eval.rules.fixed import deferral_scores, fixed_rule
+from caskd.eval.rules import deferral_scores, fixed_rule
 from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
-from caskd.store.corpus.files import Columns
+from caskd.store.corpus import Columns
 from caskd.store.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
-    from caskd.eval.inference.decoding import Answer
-    from caskd.eval.inference.models import LoadedModel
+    from caskd.eval.inference import Answer, LoadedModel
 
 FloatArray = npt.NDArray[np.float64]
 Prompt = str | Sequence[Mapping[str, str]]
@@ -90,7 +89,7 @@ class Cascade:
         settings = read_cascade(file)
 
         def open_model(name: str, measured: Mapping[str, Any]) -> "LoadedModel":
-            from caskd.eval.inference.models import load_model
+            from caskd.eval.inference import load_model
 
             config = PredictConfig(model=name, data=(), out="", dtype=dtype, device=device)
             loaded = load_model(config)
@@ -177,7 +176,7 @@ class _Answered:
         return Ragged.of([getattr(answer, name) for answer in self._answers])
 
     def texts(self, name: str) -> list[str]:
-        from caskd.eval.inference.requests import question_text
+        from caskd.eval.inference import question_text
 
         assert name == "prompt", "the only text that a rule reads"
         return [question_text(*_record(prompt)) for prompt in self._prompts]
@@ -195,9 +194,8 @@ def _decode(
     loaded: "LoadedModel", prompts: Sequence[Prompt], decoding: Mapping[str, Any], batch_size: int
 ) -> "list[Answer]":
     """Answers as `caskd predict` gave them: with its stop texts and hidden states."""
-    from caskd.eval.inference.decoding import decode_batch
-    from caskd.eval.inference.predictor import batches
-    from caskd.store.corpus.tokens import prompt_ids
+    from caskd.eval.inference import batches, decode_batch
+    from caskd.store.corpus import prompt_ids
 
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
     empty = next((place for place, one in enumerate(ids) if not one), None)

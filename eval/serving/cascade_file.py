@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from caskd.eval.rules.fitted import ROUTERS, Router
-from caskd.eval.rules.fixed import fixed_rule
-from caskd.eval.study.operating_point import OperatingPoint
+from caskd.eval.rules import ROUTERS, Router, fixed_rule
+from caskd.eval.study import OperatingPoint
 from caskd.store.errors import UsageError
 
 FORMAT = "caskd-cascade"

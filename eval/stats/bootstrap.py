@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves.deferral import defer_order
+from caskd.eval.curves import defer_order
 from caskd.eval.stats.intervals import SeedInterval, seed_interval
 from caskd.store.errors import UsageError
 

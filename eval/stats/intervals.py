@@ -59,8 +59,6 @@ def t_quantile(freedom: float) -> float:
     return float(stats.t.ppf((1.0 + SHARE) / 2.0, freedom))
 
 
-FloatArray = npt.NDArray[np.float64]
-
 LEVEL = 0.05
 
 

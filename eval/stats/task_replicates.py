@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves.deferral import defer_order
+from caskd.eval.curves import defer_order
 from caskd.eval.stats.bootstrap import (
     EXACT_UP_TO,
     NUM_DRAWS,

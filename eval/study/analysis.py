@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from caskd.eval.config import EvalConfig
-from caskd.eval.curves.cost import Price, read_prices
-from caskd.eval.rules.scoring import Scored, score_pairs
+from caskd.eval.curves import Price, read_prices
+from caskd.eval.rules import Scored, score_pairs
 from caskd.eval.study.chain import ChainMeasured, measure_chain
 from caskd.eval.study.compare import Comparisons, compare
 from caskd.eval.study.experiment import Experiment, read_experiment
@@ -15,7 +15,7 @@ from caskd.eval.study.operating_point import OperatingPoint, choose, parse_wish
 from caskd.eval.study.samples import default_threshold, sample_rows
 from caskd.eval.study.threshold_drift import transfer_rows
 from caskd.store.errors import UsageError
-from caskd.store.io.printable import plain
+from caskd.store.io import plain
 
 
 @dataclass(frozen=True)

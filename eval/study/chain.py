@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.predictions_file import Predictions
-from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
-from caskd.eval.curves.cost import Price, flops_per_token, money, price_of
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.rules.scoring import Scored
-from caskd.store.io.printable import plain
+from caskd.eval.answers import Predictions
+from caskd.eval.curves import (
+    Frontier,
+    Link,
+    Price,
+    apply_thresholds,
+    chain_frontier,
+    flops_per_token,
+    money,
+    price_of,
+)
+from caskd.eval.rules import Pair, Scored
+from caskd.store.io import plain
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -11,9 +11,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.arms import seeds_of
-from caskd.eval.stats.bootstrap import Difference, area_draws, arm_difference, interval
-from caskd.eval.stats.intervals import McNemar, mcnemar
+from caskd.eval.answers import seeds_of
+from caskd.eval.stats import Difference, McNemar, area_draws, arm_difference, interval, mcnemar
 from caskd.eval.study.contrast import Contrast, Target, contrasts, drawn_measures, find_target
 from caskd.eval.study.measure import Measured
 

@@ -10,13 +10,11 @@ from itertools import combinations, compress
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.arms import seeds_of
-from caskd.eval.curves.cost import token_cost
-from caskd.eval.curves.deferral import deferral_curve
-from caskd.eval.stats.bootstrap import Difference, Series, arm_difference
-from caskd.eval.stats.task_replicates import pooled_draws, task_draws
+from caskd.eval.answers import seeds_of
+from caskd.eval.curves import deferral_curve, token_cost
+from caskd.eval.stats import Difference, Series, arm_difference, pooled_draws, task_draws
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
-from caskd.store.io.printable import plain
+from caskd.store.io import plain
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

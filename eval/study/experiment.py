@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers.arms import Run, read_runs, split_name
-from caskd.eval.answers.predictions_file import Predictions, read_predictions
+from caskd.eval.answers import Predictions, Run, read_predictions, read_runs, split_name
 from caskd.eval.config import EvalConfig
-from caskd.eval.inference.requests import read_questions, with_questions
-from caskd.eval.rules.fitted import ROUTERS
-from caskd.eval.rules.pairs import Pair
+from caskd.eval.inference import read_questions, with_questions
+from caskd.eval.rules import ROUTERS, Pair
 from caskd.eval.study.rescoring import rescore
-from caskd.store.corpus.files import Columns
+from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
 
 

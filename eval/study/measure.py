@@ -7,21 +7,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
-from caskd.eval.curves.confidence import aurc, auroc, calibration_error
-from caskd.eval.curves.cost import (
+from caskd.eval.curves import (
+    MIN_GAP,
+    DeferralCurve,
     Price,
     Shares,
+    aurc,
+    auroc,
+    bleu_curve,
+    calibration_error,
+    deferral_curve,
     flops,
     money,
+    ngram_counts,
     price_of,
     shares,
     tail_seconds,
     token_cost,
 )
-from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, deferral_curve
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.rules.scoring import Scored
+from caskd.eval.rules import Pair, Scored
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves.cost import Price, Shares, flops_per_token, shares
-from caskd.eval.curves.deferral import DeferralCurve, deferral_curve
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.rules.scoring import Scored
-from caskd.eval.stats.bootstrap import interval, mean_draws
-from caskd.eval.stats.intervals import McNemar, mcnemar
+from caskd.eval.curves import DeferralCurve, Price, Shares, deferral_curve, flops_per_token, shares
+from caskd.eval.rules import Pair, Scored
+from caskd.eval.stats import McNemar, interval, mcnemar, mean_draws
 from caskd.eval.study.measure import Measured, cost_shares
 from caskd.store.errors import UsageError
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from caskd.eval.answers.predictions_file import Predictions
-from caskd.eval.metrics.metrics import find_metric
+from caskd.eval.answers import Predictions
+from caskd.eval.metrics import find_metric
 from caskd.eval.tasks import Task, describe, named_metrics, quality
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.rules.scoring import Scored
+from caskd.eval.rules import Scored
 from caskd.eval.study.measure import Measured
-from caskd.store.io.printable import plain
+from caskd.store.io import plain
 
 NEAR, FAR = 8, 4
 MAX_LETTERS = 300

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from caskd.eval.curves.deferral import deferral_curve
-from caskd.eval.rules.pairs import Pair
+from caskd.eval.curves import deferral_curve
+from caskd.eval.rules import Pair
 from caskd.eval.study.measure import RATES, Measured
 
 

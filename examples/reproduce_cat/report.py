@@ -27,7 +27,7 @@ from report_runs import (
     setup_rows,
 )
 
-from caskd.eval.report.plot_style import png_bytes
+from caskd.eval.report import png_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = ("progress", "runs", "contrasts", "pools", "keep_fraction", "curves", "rules", "a1_a2",

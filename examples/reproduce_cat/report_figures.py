@@ -10,7 +10,7 @@ from report_contrasts import AVERAGE, BASELINE, MINUS, PLACEBO, PRIMARY_PAIRS
 from report_read import Row
 from report_runs import ALL
 
-from caskd.eval.report.plot_style import PAPER, dress, in_percent, legend_below, panels
+from caskd.eval.report import PAPER, dress, in_percent, legend_below, panels
 
 TITLES = {
     "clean": "clean labels",

@@ -1,0 +1,13 @@
+"""`caskd plan`: policies, tokenisation, corpus statistics, forecast and probe."""
+
+from caskd.precompute.planning.planner import Job, check_job, plan, plan_command, plan_job
+from caskd.precompute.planning.policies import check_non_finite
+
+__all__ = [
+    "Job",
+    "check_job",
+    "check_non_finite",
+    "plan",
+    "plan_command",
+    "plan_job",
+]

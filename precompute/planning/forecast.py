@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format import layout
-from caskd.store.format.spec import StoreSpec
-from caskd.store.write.writer import pilot_rows
+from caskd.store.format import StoreSpec, layout
+from caskd.store.write import pilot_rows
 
 # Bytes that real rows took, lowest and highest over corpora, vocabularies and dtypes of the teacher
 # (benchmarks/results/store_encoding.csv), with some room: per cell, and per row beside the cells.

@@ -9,27 +9,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models.digests import weights_digest
+from caskd.models import weights_digest
 from caskd.precompute.config import PlanConfig, PrecomputeConfig, check_numbers
 from caskd.precompute.planning.forecast import bytes_bracket
 from caskd.precompute.planning.plan_report import next_line, plan_lines
 from caskd.precompute.planning.policies import check_examples
 from caskd.precompute.planning.survey import Survey, planned_examples
 from caskd.precompute.planning.tokenization import tokenized
-from caskd.precompute.teacher.source import TeacherSource, find_teacher
+from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.commits import commit_record
-from caskd.store.corpus.files import Columns, corpus_digest, decide_columns, read_records
-from caskd.store.corpus.tokens import TextOptions, TokenizedExample
-from caskd.store.corpus.vocabulary import (
+from caskd.store.corpus import (
+    Columns,
+    TextOptions,
+    TokenizedExample,
+    corpus_digest,
+    decide_columns,
+    read_records,
     template_digest,
     token_bytes,
     tokenizer_digest,
     vocab_digest,
 )
 from caskd.store.errors import UsageError
-from caskd.store.format.spec import StoreSpec, check_identity
-from caskd.store.io.console import progress
-from caskd.store.write.planner import find_store, plan_store
+from caskd.store.format import StoreSpec, check_identity
+from caskd.store.io import progress
+from caskd.store.write import find_store, plan_store
 
 # Of config.json: who wrote it, and a dtype of which the identity has its own.
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")

@@ -18,19 +18,20 @@ import torch
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import forecast
 from caskd.precompute.planning.forecast import Batch, Stratum
-from caskd.precompute.rows.targets import row_rule
-from caskd.precompute.rows.topk import Fields
-from caskd.precompute.teacher.source import TeacherSource
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher, fixed_kernels
+from caskd.precompute.rows import Fields, row_rule
+from caskd.precompute.teacher import TeacherSource, TransformersTeacher, fixed_kernels
 from caskd.store.errors import UsageError
-from caskd.store.format import layout
-from caskd.store.format.id_orders import fit_orders
-from caskd.store.format.shard_file import encode_shards, encode_whole
-from caskd.store.format.spec import StoreSpec
-from caskd.store.format.topk_encoding import encode_rows
-from caskd.store.io.console import Progress, progress
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.writer import ShardExample, pilot_rows
+from caskd.store.format import (
+    StoreSpec,
+    encode_rows,
+    encode_shards,
+    encode_whole,
+    fit_orders,
+    layout,
+)
+from caskd.store.io import Progress, progress
+from caskd.store.read import TeacherStore
+from caskd.store.write import ShardExample, pilot_rows
 
 PROBE_SECONDS = 60.0
 PROBE_ROWS = 1 << 15

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.corpus.alignment import num_rows, row_labels
-from caskd.store.corpus.tokens import TokenizedExample
-from caskd.store.format.layout import STATUSES
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.corpus import TokenizedExample, num_rows, row_labels
+from caskd.store.format import STATUSES
+from caskd.store.read import TeacherStore
 
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 READ_EXAMPLES = 1024

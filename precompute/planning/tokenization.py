@@ -9,8 +9,7 @@ from itertools import chain
 from multiprocessing import get_context
 from typing import Any
 
-from caskd.store.corpus.files import Columns, Record
-from caskd.store.corpus.tokens import TextOptions, TokenizedExample, tokenize_examples
+from caskd.store.corpus import Columns, Record, TextOptions, TokenizedExample, tokenize_examples
 from caskd.store.errors import UsageError
 
 BLOCK_RECORDS = 256

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from caskd.precompute.rows.topk import Fields, row_fields
-from caskd.store.format.layout import FIELD_DTYPES, SAMPLED_FIELDS
-from caskd.store.write.writer import ShardExample
+from caskd.store.format import FIELD_DTYPES, SAMPLED_FIELDS
+from caskd.store.write import ShardExample
 
 CACHED_LOGITS = 1 << 19  # logits that a CPU takes at a time: four times faster than a whole tile
 MASS_BITS = 40

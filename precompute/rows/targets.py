@@ -13,8 +13,8 @@ from torch import Tensor
 
 from caskd.precompute.rows.sampling import filler_draws, sampled_fields, uniforms
 from caskd.precompute.rows.topk import Fields, filler_rows, row_fields
-from caskd.store.format.spec import StoreSpec
-from caskd.store.write.writer import ShardExample
+from caskd.store.format import StoreSpec
+from caskd.store.write import ShardExample
 
 Numbers = npt.NDArray[np.float64]
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.store.format.layout import FIELD_DTYPES, ROW_FIELDS
+from caskd.store.format import FIELD_DTYPES, ROW_FIELDS
 
 Fields = dict[str, npt.NDArray[Any]]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from caskd.models.devices import memory_errors
+from caskd.models import memory_errors
 from caskd.precompute.teacher.lora import apply_adapter
 from caskd.precompute.teacher.source import TeacherSource
 from caskd.store.errors import UsageError

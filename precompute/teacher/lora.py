@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models.digests import weights_digest
+from caskd.models import weights_digest
 from caskd.store.errors import UsageError
-from caskd.store.format.spec import canonical_json
+from caskd.store.format import canonical_json
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 

@@ -102,7 +102,7 @@ def _describe(folder: Path, teacher: str) -> tuple[Any, Any, Any, str]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from caskd.models.split_model import SplitModel
+    from caskd.models import SplitModel
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

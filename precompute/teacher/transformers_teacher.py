@@ -9,16 +9,23 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from caskd.models.batching import Arrange, pack, pad
-from caskd.models.devices import fixed_kernels, memory_errors, pick_device
-from caskd.models.split_model import SplitModel, check_split, is_same_together
-from caskd.precompute.rows.targets import Numbers, RowRule
-from caskd.precompute.rows.topk import Fields
+from caskd.models import (
+    Arrange,
+    SplitModel,
+    check_split,
+    fixed_kernels,
+    is_same_together,
+    memory_errors,
+    pack,
+    pad,
+    pick_device,
+)
+from caskd.precompute.rows import Fields, Numbers, RowRule
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import TeacherSource
-from caskd.store.corpus.alignment import logit_positions, row_labels
+from caskd.store.corpus import logit_positions, row_labels
 from caskd.store.errors import UsageError
-from caskd.store.write.writer import ShardExample
+from caskd.store.write import ShardExample
 
 __all__ = ["Teacher", "TransformersTeacher", "fixed_kernels"]
 

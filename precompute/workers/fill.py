@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from caskd.precompute.rows.topk import Fields
-from caskd.precompute.teacher.transformers_teacher import Teacher
+from caskd.precompute.rows import Fields
+from caskd.precompute.teacher import Teacher
 from caskd.store.errors import UsageError
-from caskd.store.write.writer import ShardExample, ShardWork
+from caskd.store.write import ShardExample, ShardWork
 
 
 @dataclass

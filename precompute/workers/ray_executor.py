@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning.planner import check_job
+from caskd.precompute.planning import check_job
 from caskd.precompute.workers.ray_cluster import actor_options, connected, for_any_folder
 from caskd.precompute.workers.scheduling import Board, Seat
 from caskd.precompute.workers.worker import (
@@ -25,8 +25,8 @@ from caskd.precompute.workers.worker import (
     recorded,
 )
 from caskd.store.errors import CaskdError, FailedShardsError
-from caskd.store.io.console import Progress, progress
-from caskd.store.write.writer import StoreWriter
+from caskd.store.io import Progress, progress
+from caskd.store.write import StoreWriter
 
 MAX_ATTEMPTS = 3
 

@@ -6,20 +6,18 @@ import time
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning.planner import Job, check_job, plan_job
-from caskd.precompute.planning.policies import check_non_finite
+from caskd.precompute.planning import Job, check_job, check_non_finite, plan_job
 from caskd.precompute.workers.ray_cluster import import_ray
 from caskd.precompute.workers.ray_executor import fill_on_ray
 from caskd.precompute.workers.scheduling import Board, Seat, seat_of
 from caskd.precompute.workers.signals import Stopped, StopSignals, stop_signals
 from caskd.precompute.workers.worker import ShardFailedError, Tally, Worker, print_failure
 from caskd.store.errors import FailedShardsError, StoppedError, UsageError
-from caskd.store.format.spec import StoreSpec, check_identity
-from caskd.store.inspect.capture_progress import JobView
-from caskd.store.io.console import SECONDS_BETWEEN_LINES, progress
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import find_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.format import StoreSpec, check_identity
+from caskd.store.inspect import JobView
+from caskd.store.io import SECONDS_BETWEEN_LINES, progress
+from caskd.store.read import TeacherStore
+from caskd.store.write import StoreWriter, find_store
 
 MAX_FAILED_IN_A_ROW = 3
 

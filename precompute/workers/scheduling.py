@@ -8,9 +8,8 @@ import numpy as np
 from caskd.precompute.config import PrecomputeConfig
 from caskd.store.commits import commit_record
 from caskd.store.errors import UsageError
-from caskd.store.read.arrays import StoreArrays
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.writer import StoreWriter
+from caskd.store.read import StoreArrays, TeacherStore
+from caskd.store.write import StoreWriter
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 

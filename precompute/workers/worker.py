@@ -20,17 +20,15 @@ from typing import Any
 import torch
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning.planner import Job
-from caskd.precompute.planning.policies import check_non_finite
-from caskd.precompute.rows.targets import row_rule
-from caskd.precompute.rows.topk import Fields
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher, fixed_kernels
+from caskd.precompute.planning import Job, check_non_finite
+from caskd.precompute.rows import Fields, row_rule
+from caskd.precompute.teacher import TransformersTeacher, fixed_kernels
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.precompute.workers.scheduling import Seat
 from caskd.store.commits import commit_record
 from caskd.store.errors import CaskdError, UsageError
-from caskd.store.io.console import progress
-from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.store.io import progress
+from caskd.store.write import ShardWork, StoreWriter
 
 Report = Callable[[int], None]
 

@@ -17,10 +17,8 @@ from typing import Any
 import google_crc32c
 
 from caskd.store.errors import CorruptError
-from caskd.store.format import untrusted_json
-from caskd.store.format.spec import canonical_json
-from caskd.store.io import files
-from caskd.store.io.printable import shown
+from caskd.store.format import canonical_json, untrusted_json
+from caskd.store.io import files, shown
 
 PLAN = "plan"
 PILOT = "pilot"

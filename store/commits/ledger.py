@@ -17,8 +17,7 @@ from typing import Any
 from caskd.store.commits import commit_record
 from caskd.store.commits.commit_record import CommitRecord, FileRecord
 from caskd.store.errors import CorruptError, IncompleteError
-from caskd.store.format import layout, untrusted_json
-from caskd.store.format.spec import StoreSpec
+from caskd.store.format import StoreSpec, layout, untrusted_json
 from caskd.store.io import files
 
 DIGEST_LIST = "commits/commits.sha256"

@@ -10,7 +10,7 @@ from typing import Any
 from caskd.store.commits import commit_record, publish
 from caskd.store.commits.ledger import DIGEST_LIST, all_units
 from caskd.store.errors import CorruptError
-from caskd.store.format.spec import StoreSpec, canonical_json
+from caskd.store.format import StoreSpec, canonical_json
 from caskd.store.io import faults, files
 
 Readme = Callable[[StoreSpec, Mapping[str, Any]], str]

@@ -7,7 +7,7 @@ from typing import Any
 
 from caskd.store.errors import IdentityError, UnsafeError
 from caskd.store.format import untrusted_json
-from caskd.store.io.printable import shown
+from caskd.store.io import shown
 
 FORMAT = "caskd-store"
 FORMAT_VERSION = 1

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caskd.store.errors import UnsafeError
-from caskd.store.io.printable import shown
+from caskd.store.io import shown
 
 MAX_DEPTH = 16
 MAX_PLAIN_JSON = 4 << 20

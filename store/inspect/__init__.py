@@ -1,0 +1,23 @@
+"""What people look at: info, show, diff, card, statistics, progress of a capture."""
+
+from caskd.store.inspect.capture_progress import JobView, watch
+from caskd.store.inspect.diff import diff_lines, diff_stores
+from caskd.store.inspect.info import info_text, store_info
+from caskd.store.inspect.quality import measure_quality
+from caskd.store.inspect.show import example_html, example_json, example_view
+from caskd.store.inspect.store_card import card, license_note
+
+__all__ = [
+    "JobView",
+    "card",
+    "diff_lines",
+    "diff_stores",
+    "example_html",
+    "example_json",
+    "example_view",
+    "info_text",
+    "license_note",
+    "measure_quality",
+    "store_info",
+    "watch",
+]

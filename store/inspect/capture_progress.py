@@ -9,15 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.ledger import all_units
+from caskd.store.commits import all_units, commit_record
 from caskd.store.errors import StoreError
-from caskd.store.format import untrusted_json
-from caskd.store.format.spec import StoreSpec
-from caskd.store.io import files
-from caskd.store.io.printable import clean
-from caskd.store.io.console import progress
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.format import StoreSpec, untrusted_json
+from caskd.store.io import clean, files, progress
+from caskd.store.read import TeacherStore
 
 MAX_ATTEMPTS_READ = 10_000
 

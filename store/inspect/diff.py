@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.format.spec import identity_differences
-from caskd.store.io.printable import clean
-from caskd.store.io.console import progress
-from caskd.store.read.batch import StoreBatch
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.format import identity_differences
+from caskd.store.io import clean, progress
+from caskd.store.read import StoreBatch, TeacherStore
 
 EXAMPLES_AT_ONCE = 256
 _GEOMETRY = ("num_examples", "num_tokens", "num_rows", "num_shards", "shard_rows", "tasks")

@@ -5,8 +5,8 @@ from typing import Any
 
 from caskd.store.format import layout
 from caskd.store.inspect.capture_progress import JobView, shards_text
-from caskd.store.io.printable import clean
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.io import clean
+from caskd.store.read import TeacherStore
 
 
 def store_info(url: str | Path) -> dict[str, Any]:

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.store.errors import UsageError
-from caskd.store.io.console import progress
-from caskd.store.read.batch import StoreBatch
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.io import progress
+from caskd.store.read import StoreBatch, TeacherStore
 
 FIELDS = ("num_kept", "logsumexp", "label_logit", "label_rank")
 EXAMPLES_AT_ONCE = 2048

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caskd.store.format.layout import STATUSES, Array
-from caskd.store.io.printable import clean
-from caskd.store.read.batch import StoreBatch
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.format import STATUSES, Array
+from caskd.store.io import clean
+from caskd.store.read import StoreBatch, TeacherStore
 
 if TYPE_CHECKING:
     from rich.console import Group

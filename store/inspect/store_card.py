@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from caskd.store.format.spec import StoreSpec
+from caskd.store.format import StoreSpec
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
-from caskd.store.io.printable import markdown_line
+from caskd.store.io import markdown_line
 
 LICENSE_HEADING = "## License"
 NO_LICENSE = """\

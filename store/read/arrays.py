@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.ledger import Ledger
+from caskd.store.commits import Ledger, commit_record
 from caskd.store.errors import CorruptError, UnsafeError
-from caskd.store.format import array_checks, layout, untrusted_json
-from caskd.store.format.draw_encoding import decode_draws
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.id_orders import decode_ids
-from caskd.store.format.shard_file import ShardFile
-from caskd.store.format.spec import StoreSpec
-from caskd.store.format.topk_encoding import decode_logits
+from caskd.store.format import (
+    ExampleIndex,
+    ShardFile,
+    StoreSpec,
+    array_checks,
+    decode_draws,
+    decode_ids,
+    decode_logits,
+    layout,
+    untrusted_json,
+)
 from caskd.store.io import files
 from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
 

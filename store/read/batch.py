@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from caskd.store.corpus import alignment
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.format.example_index import ExampleIndex
+from caskd.store.format import ExampleIndex
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format.layout import Array
+from caskd.store.format import Array
 
 
 class ChunkCache:

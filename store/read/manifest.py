@@ -12,13 +12,11 @@ from typing import Any
 
 import google_crc32c
 
-from caskd.store.commits.commit_record import PLAN, CommitRecord, FileRecord
-from caskd.store.commits.ledger import all_units
+from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
-from caskd.store.format import untrusted_json
-from caskd.store.format.spec import StoreSpec
-from caskd.store.io.printable import shown
-from caskd.store.storage.base import Place, RetryPolicy, read_file, read_whole
+from caskd.store.format import StoreSpec, untrusted_json
+from caskd.store.io import shown
+from caskd.store.storage import Place, RetryPolicy, read_file, read_whole
 
 SEAL = "seal.json"
 STORE_JSON = "store.json"

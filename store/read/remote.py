@@ -18,14 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.commit_record import CommitRecord, FileRecord
-from caskd.store.commits.ledger import Ledger
+from caskd.store.commits import CommitRecord, FileRecord, Ledger, commit_record
 from caskd.store.errors import CorruptError, StoreError
-from caskd.store.format import layout
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.shard_file import ShardFile
-from caskd.store.format.spec import StoreSpec
+from caskd.store.format import ExampleIndex, ShardFile, StoreSpec, layout
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.manifest import (
     DIGESTS,
@@ -40,8 +35,7 @@ from caskd.store.read.manifest import (
     read_spec,
 )
 from caskd.store.read.shard_cache import ShardCache
-from caskd.store.storage.base import Place, RetryPolicy
-from caskd.store.storage.open import open_place
+from caskd.store.storage import Place, RetryPolicy, open_place
 
 Array = npt.NDArray[Any]
 

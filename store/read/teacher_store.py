@@ -14,14 +14,12 @@ import numpy.typing as npt
 
 from caskd.store.commits import commit_record, ledger
 from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
-from caskd.store.format import array_checks, layout
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.spec import StoreSpec
+from caskd.store.format import ExampleIndex, StoreSpec, array_checks, layout
 from caskd.store.io import files
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.batch import StoreBatch, assemble
 from caskd.store.read.shard_cache import ShardCache
-from caskd.store.storage.base import RetryPolicy, is_remote
+from caskd.store.storage import RetryPolicy, is_remote
 
 Array = npt.NDArray[Any]
 

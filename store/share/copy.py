@@ -15,13 +15,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.commits.commit_record import FileRecord
-from caskd.store.commits.seal import seal_content
+from caskd.store.commits import FileRecord, seal_content
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.format.spec import StoreSpec, canonical_json, identity_differences
-from caskd.store.io.printable import shown
-from caskd.store.io.console import Progress, progress
-from caskd.store.read.manifest import (
+from caskd.store.format import StoreSpec, canonical_json, identity_differences
+from caskd.store.io import Progress, progress, shown
+from caskd.store.read import (
     DIGESTS,
     READ_ATTEMPTS,
     SEAL,
@@ -30,9 +28,15 @@ from caskd.store.read.manifest import (
     read_checked,
     read_manifest,
 )
-from caskd.store.storage.base import Place, RetryPolicy, read_whole, retry, sha256_of
-from caskd.store.storage.directory import DirectoryPlace
-from caskd.store.storage.open import open_place
+from caskd.store.storage import (
+    DirectoryPlace,
+    Place,
+    RetryPolicy,
+    open_place,
+    read_whole,
+    retry,
+    sha256_of,
+)
 
 NUM_THREADS = 8
 ROUNDS = 3

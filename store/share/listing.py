@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caskd.store.errors import CaskdError, StoreNotFoundError
-from caskd.store.format import untrusted_json
-from caskd.store.format.spec import StoreSpec
-from caskd.store.io.printable import clean
-from caskd.store.read.manifest import DIGESTS, SEAL, STORE_JSON
-from caskd.store.storage.base import Place, RetryPolicy, read_whole, retry
-from caskd.store.storage.open import open_place
+from caskd.store.format import StoreSpec, untrusted_json
+from caskd.store.io import clean
+from caskd.store.read import DIGESTS, SEAL, STORE_JSON
+from caskd.store.storage import Place, RetryPolicy, open_place, read_whole, retry
 
 NUM_THREADS = 16
 

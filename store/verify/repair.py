@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.commit_record import CommitRecord, FileRecord
-from caskd.store.commits.ledger import DIGEST_LIST, all_units, read_seal, unit_files
-from caskd.store.commits.seal import seal_content
+from caskd.store.commits import (
+    DIGEST_LIST,
+    CommitRecord,
+    FileRecord,
+    all_units,
+    commit_record,
+    read_seal,
+    seal_content,
+    unit_files,
+)
 from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
-from caskd.store.format import layout
-from caskd.store.format.shard_file import ShardFile
-from caskd.store.format.spec import StoreSpec, canonical_json
-from caskd.store.io import files
-from caskd.store.io.printable import shown
+from caskd.store.format import ShardFile, StoreSpec, canonical_json, layout
+from caskd.store.io import files, shown
 from caskd.store.verify.unit_check import check_unit, named_record, strays
-from caskd.store.write.planner import STORE_JSON, read_spec
+from caskd.store.write import STORE_JSON, read_spec
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from caskd.store.format.draw_encoding import kept_cells
-from caskd.store.read.batch import StoreBatch
+from caskd.store.format import kept_cells
+from caskd.store.read import StoreBatch
 
 V_MAX = 1 << 40  # beyond any id
 

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import google_crc32c
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.commit_record import STAGING, CommitRecord, FileRecord
-from caskd.store.commits.ledger import DIGEST_LIST, check_named_files, unit_files
+from caskd.store.commits import (
+    DIGEST_LIST,
+    STAGING,
+    CommitRecord,
+    FileRecord,
+    check_named_files,
+    commit_record,
+    unit_files,
+)
 from caskd.store.errors import StoreError
-from caskd.store.format.spec import StoreSpec
+from caskd.store.format import StoreSpec
 from caskd.store.io import files
 
 

@@ -11,18 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from caskd.store.commits import commit_record
-from caskd.store.commits.ledger import DIGEST_LIST, all_units
-from caskd.store.commits.seal import seal_content
+from caskd.store.commits import DIGEST_LIST, all_units, commit_record, seal_content
 from caskd.store.errors import CorruptError, IncompleteError, StoreError, UnsafeError, UsageError
-from caskd.store.format.spec import canonical_json
-from caskd.store.io import files
-from caskd.store.io.console import progress
-from caskd.store.read.arrays import StoreArrays
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.format import canonical_json
+from caskd.store.io import files, progress
+from caskd.store.read import StoreArrays, TeacherStore
 from caskd.store.verify.rows import draw_problems, row_problems
 from caskd.store.verify.unit_check import check_unit, named_record, strays
-from caskd.store.write.planner import read_spec
+from caskd.store.write import read_spec
 
 
 @dataclass

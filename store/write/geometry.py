@@ -5,13 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from caskd.store.commits import publish
-from caskd.store.commits.commit_record import FileRecord
-from caskd.store.corpus import alignment
-from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.commits import FileRecord, publish
+from caskd.store.corpus import TokenizedExample, alignment
 from caskd.store.errors import UsageError
-from caskd.store.format import layout
-from caskd.store.format.shard_file import encode_shards
+from caskd.store.format import encode_shards, layout
 
 
 class Axis:

@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.commits import commit_record, publish
-from caskd.store.commits.commit_record import CommitRecord
-from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.commits import CommitRecord, commit_record, publish
+from caskd.store.corpus import TokenizedExample
 from caskd.store.errors import CaskdError, CorruptError, UsageError
-from caskd.store.format import layout, untrusted_json
-from caskd.store.format.shard_file import encode_whole
-from caskd.store.format.spec import StoreSpec, check_identity
+from caskd.store.format import StoreSpec, check_identity, encode_whole, layout, untrusted_json
 from caskd.store.io import files
 from caskd.store.write.geometry import Axis, Geometry
 

@@ -18,19 +18,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import commit_record, publish
-from caskd.store.commits.seal import write_seal
+from caskd.store.commits import commit_record, publish, write_seal
 from caskd.store.errors import IncompleteError, StoreNotFoundError
-from caskd.store.format import layout
-from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.id_orders import fit_orders
-from caskd.store.format.shard_file import encode_shards, encode_whole
-from caskd.store.format.spec import StoreSpec, canonical_json
-from caskd.store.format.topk_encoding import encode_rows
-from caskd.store.inspect.store_card import card
+from caskd.store.format import (
+    ExampleIndex,
+    StoreSpec,
+    canonical_json,
+    encode_rows,
+    encode_shards,
+    encode_whole,
+    fit_orders,
+    layout,
+)
+from caskd.store.inspect import card
 from caskd.store.io import files
-from caskd.store.read.arrays import StoreArrays
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.read import StoreArrays, TeacherStore
 from caskd.store.write.planner import find_store
 
 Array = npt.NDArray[Any]

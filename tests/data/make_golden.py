@@ -13,12 +13,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import sampled_stores
-import stores
+from helpers import sampled_stores, stores
 
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.store.read import TeacherStore
+from caskd.store.write import ShardWork, StoreWriter, plan_store
 
 HERE = Path(__file__).parent
 NUM_EXAMPLES, TOP_K = 4, 2

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, str(Path(__file__).parents[1] / "numerics"))
 from loss_cases import Case, make_case
 
-from caskd.train.loss.api import cascade_aware_loss
+from caskd.train.loss import cascade_aware_loss
 
 ROWS_OF_EXAMPLES = (5, 1, 9, 0, 7, 2, 12, 0, 3, 6, 0, 0)
 CUTS = {"even": 2, "by one": 1, "one rank has no rows": 4}

@@ -8,14 +8,14 @@ A RUN is NAME:ZERO_STAGE:DTYPE; it is resumed where ROOT/NAME has a checkpoint.
 import sys
 from pathlib import Path
 
-from caskd.train.checkpoint.manifest import CHECKPOINTS
-from caskd.train.engine.deepspeed_engine import connected
+from caskd.train.checkpoint import CHECKPOINTS
+from caskd.train.engine import connected
 from caskd.train.run.loop import _fit, start_engine
 from caskd.train.run.plan import plan_run
 from caskd.train.run.run_log import describe_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training import config_for
+from helpers.training import config_for
 
 STEPS, SAVED = 16, 6
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from caskd.train.engine.deepspeed_engine import Ranks, TrainEngine, connected
+from caskd.train.engine import Ranks, TrainEngine, connected
 from caskd.train.run.loop import batch_reader, start_engine, train_step
 from caskd.train.run.plan import plan_run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from training import config_for
+from helpers.training import config_for
 
 STEPS = 3
 PATIENCE_MINUTES = 7.0

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from captures import config_for, sealed_files
-from tiny import ragged_records, save_tiny
+from helpers.captures import config_for, sealed_files
+from helpers.tiny import ragged_records, save_tiny
 
 from caskd.precompute import precompute
 from caskd.precompute.workers import ray_cluster, ray_executor
 from caskd.store.errors import FailedShardsError, UsageError
-from caskd.store.inspect.info import store_info
+from caskd.store.inspect import store_info
 
 ray = pytest.importorskip("ray")
 

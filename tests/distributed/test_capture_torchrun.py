@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from captures import config_for, sealed_files, words_for
-from tiny import ragged_records, save_tiny
+from helpers.captures import config_for, sealed_files, words_for
+from helpers.tiny import ragged_records, save_tiny
 
 from caskd.precompute import precompute
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from training import capture
+from helpers.training import capture
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

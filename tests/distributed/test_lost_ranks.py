@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from training import capture
+from helpers.training import capture
 
-from caskd.train.checkpoint.manifest import newest_complete
+from caskd.train.checkpoint import newest_complete
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.training import capture, config_for
 from steps_driver import PATIENCE_MINUTES
-from training import capture, config_for
 from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
-from caskd.train.data.batches import collate, fields_to_read
-from caskd.train.loss.api import cascade_aware_loss
-from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.data import collate, fields_to_read
+from caskd.train.loss import OBJECTIVES, cascade_aware_loss
 from caskd.train.run.plan import plan_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training import capture, read_metrics
 from resize_driver import SAVED, STEPS
-from training import capture, read_metrics
 
-from caskd.train.checkpoint.manifest import CHECKPOINTS, checkpoint_path
+from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path
 from caskd.train.checkpoint.tensor_files import SavedTensors
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

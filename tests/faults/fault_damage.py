@@ -12,9 +12,9 @@ from fault_jobs import Tally, everything, work
 
 from caskd.store.errors import StoreError
 from caskd.store.format import layout
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.verify.verifier import verify_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.read import TeacherStore
+from caskd.store.verify import verify_store
+from caskd.store.write import StoreWriter
 
 OUTSIDE_THE_SEAL = ("README.md", "environment/")
 Change = dict[str, bytes | None]  # file -> new content, None: gone

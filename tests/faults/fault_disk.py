@@ -21,8 +21,8 @@ from fault_jobs import (
 
 from caskd.store.errors import IncompleteError, StoreWriteError
 from caskd.store.io.faults import PRIMITIVES, Fault
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import plan_store
+from caskd.store.read import TeacherStore
+from caskd.store.write import plan_store
 
 
 def error_sweep(where: Path, count: int | None, seed: int = 0) -> Tally:
@@ -119,7 +119,7 @@ def read_only(where: Path) -> list[str]:
         raise AssertionError("examples were tokenized for a place that cannot be written")
         yield
 
-    import stores
+    from helpers import stores
 
     for task in (
         lambda: plan_store(

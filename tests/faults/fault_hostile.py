@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sampled_stores
 from fault_damage import make
 from fault_jobs import everything
 from fault_strangers import DEEP, Stranger, directory, huge, link, pipe
+from helpers import sampled_stores
 
 Attack = Callable[[Stranger], None]
 STORE, PLAN, SHARD, SEAL = "store.json", "commits/plan.json", "commits/00000.json", "seal.json"

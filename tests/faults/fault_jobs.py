@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import stores
+from helpers import stores
 
 from caskd.store.errors import CaskdError, IdentityError
 from caskd.store.io import faults
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.store.write import ShardWork, StoreWriter, plan_store
 
 OTHER_IDENTITY, NEVER_REACHED, REFUSED, BROKEN = 96, 97, 98, 99
 SHARD_ROWS = 32

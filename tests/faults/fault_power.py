@@ -14,7 +14,7 @@ from fault_jobs import Tally, everything, hooked, job, reference
 
 from caskd.store.commits import commit_record
 from caskd.store.errors import StoreError
-from caskd.store.verify.verifier import verify_store
+from caskd.store.verify import verify_store
 
 Folders = dict[int, dict[str, int]]  # node -> name -> node
 Contents = dict[int, bytes]

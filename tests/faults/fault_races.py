@@ -24,7 +24,7 @@ from fault_jobs import (
 
 from caskd.store.format import layout
 from caskd.store.io.faults import Fault, Hook
-from caskd.store.verify.verifier import verify_store
+from caskd.store.verify import verify_store
 
 NUM_WORKERS = 8
 NOISE = 1e-3

@@ -6,8 +6,7 @@ from pathlib import Path
 from fault_damage import OUTSIDE_THE_SEAL, Change, flips, make, missing, swaps, truncations
 from fault_jobs import Tally, everything, plan, work
 
-from caskd.store.verify.repair import repair_store
-from caskd.store.verify.verifier import verify_store
+from caskd.store.verify import repair_store, verify_store
 
 
 def repairs(where: Path, count: int, seed: int = 0) -> Tally:

@@ -15,12 +15,10 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from fault_damage import kind
-from sampled_stores import NUM_SAMPLES
+from helpers.sampled_stores import NUM_SAMPLES
 
-from caskd.store.commits.commit_record import FileRecord
-from caskd.store.format import layout
-from caskd.store.format.shard_file import encode_shards
-from caskd.store.format.spec import canonical_json
+from caskd.store.commits import FileRecord
+from caskd.store.format import canonical_json, encode_shards, layout
 
 DEEP = 200_000
 

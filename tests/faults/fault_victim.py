@@ -18,10 +18,9 @@ from rich.cells import cell_len
 
 from caskd.cli.store_commands import info_text, store_info
 from caskd.store.errors import CaskdError
-from caskd.store.inspect.show import example_json, example_view
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.verify.repair import repair_store
-from caskd.store.verify.verifier import verify_store
+from caskd.store.inspect import example_json, example_view
+from caskd.store.read import TeacherStore
+from caskd.store.verify import repair_store, verify_store
 
 CPU_SECONDS, WALL_SECONDS = 10, 60
 EXTRA_BYTES = 2 << 30

@@ -12,7 +12,7 @@ import pytest
 
 from caskd.store.commits import commit_record, publish
 from caskd.store.errors import IncompleteError
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.read import TeacherStore
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import fault_repair
 import pytest
 
 from caskd.store.errors import StoreNotFoundError, UsageError
-from caskd.store.inspect.diff import diff_lines, diff_stores
-from caskd.store.verify.repair import repair_lines, repair_store
-from caskd.store.verify.verifier import sampled_units, verify_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.inspect import diff_lines, diff_stores
+from caskd.store.verify import repair_lines, repair_store, verify_store
+from caskd.store.verify.verifier import sampled_units
+from caskd.store.write import StoreWriter
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_sample_reads_a_part_and_finds_what_is_in_it(where: Path) -> None:
 
 
 def test_diff_names_fields_texts_and_rows(where: Path) -> None:
-    import stores
+    from helpers import stores
 
     path = fault_damage.make(where / "a", "exact")
     same = fault_damage.make(where / "same", "exact")

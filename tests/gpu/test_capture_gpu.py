@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from captures import RECORDS, config_for
-from tiny import save_tiny
+from helpers.captures import RECORDS, config_for
+from helpers.tiny import save_tiny
 
 from caskd.precompute import precompute
 from caskd.precompute.rows.topk import row_fields

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from caskd.train.loss.api import TeacherRows, cascade_aware_loss, fitting_tile_rows
+from caskd.train.loss import TeacherRows, cascade_aware_loss
+from caskd.train.loss.api import fitting_tile_rows
 
 pytestmark = [
     pytest.mark.gpu,

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from captures import RECORDS, TOP_K, config_for
+from helpers.captures import RECORDS, TOP_K, config_for
+from helpers.tiny import save_tiny
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
 from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.precompute import precompute
-from caskd.store.corpus.files import Columns
-from caskd.store.corpus.tokens import prompt_ids
+from caskd.store.corpus import Columns, prompt_ids
 from caskd.store.errors import TeacherError
 
 

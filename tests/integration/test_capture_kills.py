@@ -14,12 +14,12 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 
 import pytest
-from captures import config_for, fork_caskd, outcome, sealed_files, words_for
-from tiny import ragged_records, save_tiny
+from helpers.captures import config_for, fork_caskd, outcome, sealed_files, words_for
+from helpers.tiny import ragged_records, save_tiny
 
 from caskd.precompute import plan, precompute
-from caskd.store.verify.verifier import verify_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.verify import verify_store
+from caskd.store.write import StoreWriter
 
 NUM_KILLS = int(os.environ.get("CASKD_CAPTURE_KILLS", "10"))
 NUM_WORKERS, NUM_SHARDS = 4, 24

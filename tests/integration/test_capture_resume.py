@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from captures import config_for, sealed_files
-from tiny import save_tiny
+from helpers.captures import config_for, sealed_files
+from helpers.tiny import save_tiny
 
 from caskd.precompute import precompute
 from caskd.precompute.workers.worker import one_behind
 from caskd.store.errors import IdentityError
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.writer import StoreWriter
+from caskd.store.read import TeacherStore
+from caskd.store.write import StoreWriter
 
 
 @pytest.fixture(scope="module")

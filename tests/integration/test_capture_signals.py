@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from captures import config_for, fork_caskd, outcome, sealed_files, words_for
-from tiny import ragged_records, save_tiny
+from helpers.captures import config_for, fork_caskd, outcome, sealed_files, words_for
+from helpers.tiny import ragged_records, save_tiny
 
 from caskd.precompute import precompute
 from caskd.precompute.workers.signals import Stopped, stop_signals
 from caskd.store.io import faults
-from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.read import TeacherStore
 
 RECORDS = ragged_records(60, seed=9)
 ONE_LINE = "shards committed; run the same command again to go on"

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from captures import config_for, fork_caskd, outcome, sealed_files, words_for
-from tiny import save_tiny
+from helpers.captures import config_for, fork_caskd, outcome, sealed_files, words_for
+from helpers.tiny import save_tiny
 
 from caskd.precompute import plan, precompute
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
+from caskd.precompute.teacher import TransformersTeacher
 from caskd.precompute.workers.run import MAX_FAILED_IN_A_ROW
 from caskd.store.errors import FailedShardsError, StoreWriteError, UsageError
-from caskd.store.inspect.info import info_text, store_info
-from caskd.store.write.writer import StoreWriter
+from caskd.store.inspect import info_text, store_info
+from caskd.store.write import StoreWriter
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from tiny import ragged_records, save_tiny, write_jsonl
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
-from caskd.eval.rules.pairs import Pair
+from caskd.eval.rules import Pair
 from caskd.store.errors import IdentityError, UsageError
 
 RECORDS = ragged_records(40)

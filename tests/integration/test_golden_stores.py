@@ -11,8 +11,8 @@ import pytest
 
 from caskd.store.errors import UnsafeError
 from caskd.store.format import layout
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.verify.verifier import verify_store
+from caskd.store.read import TeacherStore
+from caskd.store.verify import verify_store
 
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"

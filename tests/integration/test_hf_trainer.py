@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.training import capture, config_for, read_metrics
 from peft import LoraConfig, get_peft_model
-from training import capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from caskd.store.errors import UsageError

@@ -8,8 +8,8 @@ import json
 import shutil
 
 import pytest
+from helpers.tiny import save_tiny, write_jsonl
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny, write_jsonl
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 

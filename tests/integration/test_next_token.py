@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny
-from training import capture
+from helpers.tiny import save_tiny
+from helpers.training import capture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval import PredictConfig
-from caskd.eval.curves.deferral import deferral_curve
-from caskd.eval.inference.models import load_model
+from caskd.eval.curves import deferral_curve
+from caskd.eval.inference import load_model
 from caskd.eval.next_token.measure import draws_over_examples
 from caskd.eval.next_token.teacher_forcing import Head, _tile_values, store_rows, student_rows
 from caskd.eval.stats.intervals import t_quantile

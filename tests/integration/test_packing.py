@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
-from training import capture, config_for, read_metrics
+from helpers.tiny import tiny_model, tiny_tokenizer
+from helpers.training import capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from caskd.store import TeacherStore
 from caskd.train import train
-from caskd.train.data.batches import MicroBatch, collate, fields_to_read
-from caskd.train.data.packing import keeps_examples_apart
-from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.model.student import LossOptions, StudentWithLoss
+from caskd.train.data import MicroBatch, collate, fields_to_read, keeps_examples_apart
+from caskd.train.loss import OBJECTIVES
+from caskd.train.model import LossOptions, StudentWithLoss
 
 
 @pytest.fixture(scope="module")

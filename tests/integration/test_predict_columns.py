@@ -6,16 +6,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import ragged_records, save_tiny, write_jsonl
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
-from caskd.eval.answers.ragged import Ragged
+from caskd.eval.answers import Ragged
 from caskd.eval.inference import predictor
-from caskd.eval.rules.pairs import Pair
-from caskd.store.corpus.files import Columns
-from caskd.store.corpus.tokens import prompt_ids
+from caskd.eval.rules import Pair
+from caskd.store.corpus import Columns, prompt_ids
 from caskd.store.errors import IdentityError
 
 NEW_TOKENS = 16

@@ -6,16 +6,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import ragged_records, save_tiny, write_jsonl
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval import PredictConfig, predict
-from caskd.eval.answers.predictions_file import read_predictions
-from caskd.eval.answers.ragged import Ragged
-from caskd.eval.rules.pairs import Pair
-from caskd.store.corpus.files import Columns
-from caskd.store.corpus.tokens import prompt_ids
+from caskd.eval.answers import Ragged, read_predictions
+from caskd.eval.rules import Pair
+from caskd.store.corpus import Columns, prompt_ids
 from caskd.store.errors import UsageError
 
 NEW_TOKENS = 24

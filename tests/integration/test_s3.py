@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from s3_server import BUCKET, FaultProxy, environment, s3_server
-from stores import VOCAB, make_store, tree
+from helpers.s3_server import BUCKET, FaultProxy, environment, s3_server
+from helpers.stores import VOCAB, make_store, tree
 
 from caskd.cli.main import main
 from caskd.store import StoreBatch, TeacherStore, pull_store, push_store
@@ -22,9 +22,8 @@ from caskd.store.errors import (
     UsageError,
 )
 from caskd.store.read.shard_cache import ShardCache
-from caskd.store.share.listing import list_stores
-from caskd.store.storage.base import RetryPolicy
-from caskd.store.storage.open import open_place
+from caskd.store.share import list_stores
+from caskd.store.storage import RetryPolicy, open_place
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.001)
 URL = f"s3://{BUCKET}/casks/toy"

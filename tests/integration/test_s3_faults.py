@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, FAULTS, FaultProxy, environment, s3_server
-from stores import make_store, tree
+from helpers.s3_server import BUCKET, FAULTS, FaultProxy, environment, s3_server
+from helpers.stores import make_store, tree
 
 from caskd.store.errors import IdentityError, StoreError
-from caskd.store.share.copy import pull_store, push_store
-from caskd.store.storage.base import RetryPolicy
-from caskd.store.storage.open import open_place
-from caskd.store.verify.verifier import verify_store
+from caskd.store.share import pull_store, push_store
+from caskd.store.storage import RetryPolicy, open_place
+from caskd.store.verify import verify_store
 
 NUM_SCHEDULES = int(os.environ.get("CASKD_SCHEDULES", "50"))
 NUM_KILLS = int(os.environ.get("CASKD_KILLS", "20"))

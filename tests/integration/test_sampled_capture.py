@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from captures import RECORDS, config_for, sealed_files
+from helpers.captures import RECORDS, config_for, sealed_files
+from helpers.tiny import save_tiny
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
@@ -13,7 +13,7 @@ from caskd.precompute import precompute
 from caskd.precompute.rows.sampling import uniforms
 from caskd.store import TeacherStore, verify_store
 from caskd.store.errors import IdentityError
-from caskd.store.write.writer import ShardExample
+from caskd.store.write import ShardExample
 
 NUM_SAMPLES, SEED = 30, 5
 

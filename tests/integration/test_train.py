@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import capture, config_for, read_metrics
+from helpers.training import capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.store.errors import UsageError
 from caskd.train import train
-from caskd.train.checkpoint.manifest import CHECKPOINTS
-from caskd.train.checkpoint.save import NonFiniteError
+from caskd.train.checkpoint import CHECKPOINTS, NonFiniteError
 from caskd.train.run.exporter import export
 
 

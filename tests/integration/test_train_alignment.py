@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import capture, config_for, read_metrics
+from helpers.training import capture, config_for, read_metrics
 
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
-from caskd.train.data.batches import collate, fields_to_read
-from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.model.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.data import collate, fields_to_read
+from caskd.train.loss import OBJECTIVES
+from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 
 NATS = 1e-4
 

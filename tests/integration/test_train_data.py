@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ragged_records, save_tiny, write_jsonl
-from training import TOP_K, capture, config_for, read_metrics
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
+from helpers.training import TOP_K, capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM
 
 from caskd.cli.main import main
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
-from caskd.train.checkpoint.manifest import checkpoint_path
-from caskd.train.data.prefetch import ReadAhead
-from caskd.train.engine.deepspeed_engine import Ranks
+from caskd.train.checkpoint import checkpoint_path
+from caskd.train.data import ReadAhead
+from caskd.train.engine import Ranks
 from caskd.train.run.loop import batch_reader
 from caskd.train.run.plan import plan_run
 

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import capture, config_for
+from helpers.training import capture, config_for
 
-from caskd.train.checkpoint.manifest import (
+from caskd.train.checkpoint import (
     CHECKPOINTS,
     checkpoint_path,
     newest_complete,
     prune,
+    save_checkpoint,
     verify,
 )
-from caskd.train.checkpoint.save import save_checkpoint
 from caskd.train.checkpoint.tensor_files import SavedTensors
-from caskd.train.engine.deepspeed_engine import TrainEngine, connected
+from caskd.train.engine import TrainEngine, connected
 from caskd.train.run.loop import batch_reader, start_engine, train_step
 from caskd.train.run.plan import RunPlan, plan_run
 

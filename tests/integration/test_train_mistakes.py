@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import ALPHABET, save_tiny, tiny_model, tiny_tokenizer
-from training import capture, config_for
+from helpers.tiny import ALPHABET, save_tiny, tiny_model, tiny_tokenizer
+from helpers.training import capture, config_for
 
 from caskd.cli.main import main
 from caskd.train import train

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from training import capture, config_for, read_metrics
+from helpers.training import capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.train import train
-from caskd.train.checkpoint.manifest import CHECKPOINTS, checkpoint_path
-from caskd.train.data.batches import collate, fields_to_read
-from caskd.train.loss.api import cascade_aware_loss
-from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path
+from caskd.train.data import collate, fields_to_read
+from caskd.train.loss import OBJECTIVES, cascade_aware_loss
 from caskd.train.run import loop as loop_module
 from caskd.train.run.exporter import best_checkpoint, export
 from caskd.train.run.failures import OutOfMemoryError

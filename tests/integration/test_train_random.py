@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_jsonl
-from training import capture, config_for, read_metrics
+from helpers.tiny import write_jsonl
+from helpers.training import capture, config_for, read_metrics
 
 from caskd.cli.main import main
 from caskd.store.errors import IdentityError, UsageError
 from caskd.train import train
-from caskd.train.checkpoint.manifest import checkpoint_path
+from caskd.train.checkpoint import checkpoint_path
 from caskd.train.config import TrainConfig
 from caskd.train.run import loop as loop_module
 from caskd.train.run.plan import plan_run

@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3_server import BUCKET, environment, s3_server
-from stores import make_store
+from helpers.s3_server import BUCKET, environment, s3_server
+from helpers.stores import make_store
 from torch.utils.data import DataLoader
 
 from caskd.store import push_store
 from caskd.train import StoreDataset
-from caskd.train.data.batches import BatchReader
-from caskd.train.data.micro_steps import Cut
-from caskd.train.data.prefetch import ReadAhead
-from caskd.train.data.store_mix import StoreMix
+from caskd.train.data import BatchReader, Cut, ReadAhead, StoreMix
 
 URL = f"s3://{BUCKET}/casks/toy"
 

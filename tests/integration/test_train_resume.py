@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from training import capture, config_for, read_metrics, set_dropout
+from helpers.training import capture, config_for, read_metrics, set_dropout
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
+from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path, is_complete
 from caskd.train.checkpoint import save as checkpoint_module
-from caskd.train.checkpoint.manifest import CHECKPOINTS, checkpoint_path, is_complete
 from caskd.train.checkpoint.tensor_files import SavedTensors
 from caskd.train.config import TrainConfig
-from caskd.train.engine.deepspeed_engine import TrainEngine
+from caskd.train.engine import TrainEngine
 from caskd.train.run import loop as loop_module
 from caskd.train.run.plan import plan_run
 

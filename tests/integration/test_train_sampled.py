@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import capture, config_for, read_metrics
+from helpers.training import capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM
 
 from caskd.cli.main import main
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
-from caskd.train.data.batches import MicroBatch, collate, fields_to_read
-from caskd.train.loss.api import cascade_aware_loss
-from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.data import MicroBatch, collate, fields_to_read
+from caskd.train.loss import OBJECTIVES, cascade_aware_loss
 
 NUM_SAMPLES = 40
 

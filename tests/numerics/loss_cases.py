@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from caskd.train.loss.api import LossSums, TeacherRows, cascade_aware_loss
+from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 
 TRITON = pytest.param(
     "triton", marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is missing")

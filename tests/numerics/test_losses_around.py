@@ -6,7 +6,7 @@ from loss_cases import FAST, make_case, relative_error, run_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from caskd.train.loss.api import cascade_aware_loss
+from caskd.train.loss import cascade_aware_loss
 
 
 class Body(nn.Module):

@@ -9,7 +9,8 @@ from loss_cases import for_tail, gradients, make_case, relative_error, sampled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caskd.store.errors import UsageError
-from caskd.train.loss.api import TeacherRows, cascade_aware_loss, keep_mask
+from caskd.train.loss import TeacherRows, cascade_aware_loss
+from caskd.train.loss.api import keep_mask
 
 
 class Products(TorchDispatchMode):

@@ -17,10 +17,10 @@ from caskd.precompute.rows.sampling import (
     uniforms,
 )
 from caskd.precompute.rows.topk import row_fields
-from caskd.store.format.layout import FIELD_DTYPES, SAMPLED_FIELDS
-from caskd.store.write.writer import ShardExample
+from caskd.store.format import FIELD_DTYPES, SAMPLED_FIELDS
+from caskd.store.write import ShardExample
 from caskd.train import cascade_aware_loss
-from caskd.train.loss.types import TeacherRows
+from caskd.train.loss import TeacherRows
 
 V = 12
 

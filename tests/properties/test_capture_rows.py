@@ -3,18 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from caskd.precompute.rows.targets import KeepTopK
 from caskd.precompute.rows.topk import filler_rows
-from caskd.precompute.teacher.source import find_teacher
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
+from caskd.precompute.teacher import TransformersTeacher, find_teacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
-from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
-from caskd.store.write.writer import ShardExample, ShardWork
+from caskd.store.corpus import logit_positions, num_rows, row_labels
+from caskd.store.write import ShardExample, ShardWork
 
 TOP_K, VOCAB = 5, 50
 # Of the largest logit: float32 sums differ in their order only; bfloat16 has 8 bits.

@@ -1,0 +1,48 @@
+"""Checkpoints: saving, completeness, tensor files, random-number state."""
+
+from caskd.train.checkpoint.manifest import (
+    CHECKPOINTS,
+    checkpoint_path,
+    find_checkpoint,
+    is_complete,
+    newest_complete,
+    prune,
+    verify,
+)
+from caskd.train.checkpoint.rng import repeat_bit_for_bit, seed_everything
+from caskd.train.checkpoint.save import (
+    STATE,
+    STUDENT,
+    WEIGHTS,
+    NonFiniteError,
+    RunState,
+    check_resumable,
+    load_checkpoint,
+    load_weights,
+    read_state,
+    save_checkpoint,
+    versions,
+)
+
+__all__ = [
+    "CHECKPOINTS",
+    "STATE",
+    "STUDENT",
+    "WEIGHTS",
+    "NonFiniteError",
+    "RunState",
+    "check_resumable",
+    "checkpoint_path",
+    "find_checkpoint",
+    "is_complete",
+    "load_checkpoint",
+    "load_weights",
+    "newest_complete",
+    "prune",
+    "read_state",
+    "repeat_bit_for_bit",
+    "save_checkpoint",
+    "seed_everything",
+    "verify",
+    "versions",
+]

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io.files import fsync_directory, replace_file
+from caskd.store.io import fsync_directory, replace_file
 
 COMPLETE = "COMPLETE"
 CHECKPOINTS = "checkpoints"

@@ -27,7 +27,7 @@ from caskd.train.checkpoint.manifest import complete, is_complete
 from caskd.train.checkpoint.rng import load_rng, save_rng
 from caskd.train.checkpoint.tensor_files import SavedTensors, write_tensors
 from caskd.train.config import RESUMABLE_CHANGES
-from caskd.train.engine.deepspeed_engine import TrainEngine
+from caskd.train.engine import TrainEngine
 
 WEIGHTS = "weights"
 OPTIMIZER = "optimizer"

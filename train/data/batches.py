@@ -20,8 +20,7 @@ from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss.objectives import Objective
-from caskd.train.loss.types import TeacherRows
+from caskd.train.loss import Objective, TeacherRows
 
 R = TypeVar("R")
 

@@ -26,7 +26,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
 from caskd.train.config import OptimizerName
-from caskd.train.data.batches import MicroBatch
+from caskd.train.data import MicroBatch
 from caskd.train.engine.engine_state import EngineState
 from caskd.train.engine.optimizers import make_optimizer
 

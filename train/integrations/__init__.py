@@ -1,0 +1,18 @@
+"""caskd inside other training loops: a torch dataset and transformers' Trainer.
+
+Names are imported when they are first used, so that the dataset needs no accelerate.
+"""
+
+from typing import TYPE_CHECKING
+
+from caskd.store.imports import lazy_exports
+
+if TYPE_CHECKING:
+    from caskd.train.integrations.hf_trainer import CascadeTrainer
+    from caskd.train.integrations.store_dataset import StoreDataset
+
+__all__ = ["CascadeTrainer", "StoreDataset"]
+
+__getattr__ = lazy_exports(
+    __name__, {"CascadeTrainer": "hf_trainer", "StoreDataset": "store_dataset"}
+)

@@ -14,12 +14,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
-from caskd.store.storage.base import is_remote
-from caskd.train.data.batches import fields_to_read, teacher_rows
-from caskd.train.data.mixture import MixedOrder
-from caskd.train.data.order import stream_positions
-from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss.objectives import IGNORE_LABEL, resolve_unmasked
+from caskd.store.storage import is_remote
+from caskd.train.data import MixedOrder, StoreMix, fields_to_read, stream_positions, teacher_rows
+from caskd.train.loss import IGNORE_LABEL, resolve_unmasked
 
 Example = dict[str, Tensor]
 

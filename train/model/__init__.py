@@ -1,0 +1,29 @@
+"""The student model, its loss head and LoRA."""
+
+from caskd.train.model.lora import LoraOptions, add_adapters, lora_options, merged, save_adapter
+from caskd.train.model.student import (
+    SUM_NAMES,
+    LossOptions,
+    StudentWithLoss,
+    cap_and_scale,
+    check_config,
+    load_student,
+    load_tokenizer,
+    recompute_activations,
+)
+
+__all__ = [
+    "SUM_NAMES",
+    "LoraOptions",
+    "LossOptions",
+    "StudentWithLoss",
+    "add_adapters",
+    "cap_and_scale",
+    "check_config",
+    "load_student",
+    "load_tokenizer",
+    "lora_options",
+    "merged",
+    "recompute_activations",
+    "save_adapter",
+]

@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from caskd.store import StoreSpec
-from caskd.store.corpus.vocabulary import token_bytes, vocab_digest
+from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train.data.batches import MicroBatch
-from caskd.train.loss.api import cascade_aware_loss
-from caskd.train.loss.measures import row_measures
-from caskd.train.loss.objectives import Objective, Tail
-from caskd.train.loss.types import Head, LossRows, LossSums
+from caskd.train.data import MicroBatch
+from caskd.train.loss import (
+    Head,
+    LossRows,
+    LossSums,
+    Objective,
+    Tail,
+    cascade_aware_loss,
+    row_measures,
+)
 
 SUM_NAMES = tuple(field.name for field in fields(LossSums))
 

@@ -10,11 +10,21 @@ from typing import Any
 import torch
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.train.checkpoint.manifest import checkpoint_path, find_checkpoint, is_complete, verify
-from caskd.train.checkpoint.save import STATE, STUDENT, WEIGHTS, RunState, load_weights, read_state
+from caskd.train.checkpoint import (
+    STATE,
+    STUDENT,
+    WEIGHTS,
+    RunState,
+    checkpoint_path,
+    find_checkpoint,
+    is_complete,
+    load_weights,
+    read_state,
+    verify,
+)
 from caskd.train.config import ExportConfig
 from caskd.train.metrics import METRICS_FILE, lines_up_to
-from caskd.train.model.lora import add_adapters, lora_options, merged, save_adapter
+from caskd.train.model import add_adapters, lora_options, merged, save_adapter
 from caskd.train.run.validation import EVAL_FILE, best_step_of
 
 PROBE_TOKENS = 16

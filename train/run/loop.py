@@ -11,26 +11,26 @@ from typing import Any
 
 import torch
 
-from caskd.train.checkpoint.manifest import checkpoint_path, prune
-from caskd.train.checkpoint.rng import repeat_bit_for_bit, seed_everything
-from caskd.train.checkpoint.save import (
+from caskd.train.checkpoint import (
     NonFiniteError,
+    checkpoint_path,
     load_checkpoint,
     load_weights,
+    prune,
+    repeat_bit_for_bit,
     save_checkpoint,
+    seed_everything,
 )
 from caskd.train.config import TrainConfig
-from caskd.train.data.batches import BatchReader, StepBatch, fields_to_read
-from caskd.train.data.packing import keeps_examples_apart
-from caskd.train.data.prefetch import ReadAhead
-from caskd.train.engine.deepspeed_engine import Ranks, TrainEngine, connected
-from caskd.train.loss.objectives import Objective
+from caskd.train.data import BatchReader, ReadAhead, StepBatch, fields_to_read, keeps_examples_apart
+from caskd.train.engine import Ranks, TrainEngine, connected
+from caskd.train.loss import Objective
 from caskd.train.metrics import finite_or_none, step_metrics
-from caskd.train.model.lora import add_adapters
-from caskd.train.model.student import (
+from caskd.train.model import (
     SUM_NAMES,
     LossOptions,
     StudentWithLoss,
+    add_adapters,
     load_student,
     recompute_activations,
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from caskd.train.model.lora import add_adapters
+from caskd.train.model import add_adapters
 from caskd.train.run.plan import RunPlan
 
 _ACTIVATION_BYTES = 17

@@ -10,23 +10,30 @@ import torch
 
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
-from caskd.train.checkpoint.manifest import CHECKPOINTS, newest_complete, verify
-from caskd.train.checkpoint.save import STATE, RunState, check_resumable, read_state
-from caskd.train.config import TrainConfig
-from caskd.train.data.micro_steps import Cut, accumulation_steps, check_budget
-from caskd.train.data.mixture import MixedOrder, shares
-from caskd.train.data.random_mask import RandomMask, read_fractions
-from caskd.train.data.store_mix import StoreMix
-from caskd.train.engine.settings import (
-    Settings,
-    deepspeed_settings,
-    merge_settings,
-    read_settings,
+from caskd.train.checkpoint import (
+    CHECKPOINTS,
+    STATE,
+    RunState,
+    check_resumable,
+    newest_complete,
+    read_state,
+    verify,
 )
-from caskd.train.loss.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.config import TrainConfig
+from caskd.train.data import (
+    Cut,
+    MixedOrder,
+    RandomMask,
+    StoreMix,
+    accumulation_steps,
+    check_budget,
+    read_fractions,
+    shares,
+)
+from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
+from caskd.train.loss import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.metrics import METRICS_FILE
-from caskd.train.model.lora import LoraOptions, lora_options
-from caskd.train.model.student import check_config, load_tokenizer
+from caskd.train.model import LoraOptions, check_config, load_tokenizer, lora_options
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from caskd.store.io.files import replace_file
-from caskd.store.io.console import Progress, progress
-from caskd.train.checkpoint.save import versions
-from caskd.train.data.mixture import shares
-from caskd.train.engine.deepspeed_engine import Ranks
+from caskd.store.io import Progress, progress, replace_file
+from caskd.train.checkpoint import versions
+from caskd.train.data import shares
+from caskd.train.engine import Ranks
 from caskd.train.metrics import METRICS_FILE, MetricsFile, report
 from caskd.train.run.plan import RunPlan
 from caskd.train.run.trackers import Track, trackers

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from caskd.store.errors import UsageError
-from caskd.store.io.files import replace_file
+from caskd.store.io import replace_file
 from caskd.train.config import TrainConfig
 
 Track = Callable[[int, Mapping[str, Any]], None]

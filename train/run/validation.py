@@ -14,13 +14,10 @@ import torch
 
 from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError
-from caskd.store.io.files import replace_file
-from caskd.store.io.console import Progress
-from caskd.train.data.batches import collate, fields_to_read
-from caskd.train.data.micro_steps import longest_first
-from caskd.train.engine.deepspeed_engine import TrainEngine
-from caskd.train.loss.measures import MEASURES, best_step, figures_of, tally_measures
-from caskd.train.loss.objectives import OBJECTIVES
+from caskd.store.io import Progress, replace_file
+from caskd.train.data import collate, fields_to_read, longest_first
+from caskd.train.engine import TrainEngine
+from caskd.train.loss import MEASURES, OBJECTIVES, best_step, figures_of, tally_measures
 from caskd.train.metrics import lines_up_to
 
 EVAL_FILE = "eval.jsonl"

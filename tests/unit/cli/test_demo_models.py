@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.demo.demo_models import TEACHER, character_tokenizer, write_student
 from caskd.cli.demo.demo_tasks import generate
-from caskd.store.corpus.vocabulary import token_bytes, vocab_digest
+from caskd.store.corpus import token_bytes, vocab_digest
 
 
 def test_one_token_per_character() -> None:

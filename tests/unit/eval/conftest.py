@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caskd.eval.answers.predictions_file import digest, predictions_bytes, table_of
+from caskd.eval.answers import digest, predictions_bytes, table_of
 
 
 @pytest.fixture

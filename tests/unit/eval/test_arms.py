@@ -2,7 +2,7 @@
 
 import pytest
 
-from caskd.eval.answers.arms import read_runs, seeds_of, split_name
+from caskd.eval.answers import read_runs, seeds_of, split_name
 from caskd.store.errors import UsageError
 
 

@@ -2,17 +2,11 @@
 
 import numpy as np
 import pytest
-from paired import paired_difference
+from helpers.paired import paired_difference
 
 from caskd.eval import deferral_curve
-from caskd.eval.stats.bootstrap import (
-    _poisson,
-    area_draws,
-    area_influence,
-    arm_difference,
-    interval,
-    mean_draws,
-)
+from caskd.eval.stats import area_draws, area_influence, arm_difference, interval, mean_draws
+from caskd.eval.stats.bootstrap import _poisson
 
 
 def cascade(seed, count, skill=0.8, digits=1):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from caskd.eval.curves.chains import Link, apply_thresholds, chain_frontier
+from caskd.eval.curves import Link, apply_thresholds, chain_frontier
 from caskd.store.errors import UsageError
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from caskd.eval.curves.confidence import aurc, auroc, calibration_error
-from caskd.eval.stats.intervals import mcnemar
+from caskd.eval.curves import aurc, auroc, calibration_error
+from caskd.eval.stats import mcnemar
 
 
 def outcomes(seed, count=300):

@@ -5,16 +5,17 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from paired import repeated_examples
+from helpers.paired import repeated_examples
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.stats.bootstrap import area_draws, example_weights
+from caskd.eval.rules import Pair
+from caskd.eval.stats import area_draws
+from caskd.eval.stats.bootstrap import example_weights
 from caskd.eval.stats.intervals import t_quantile
-from caskd.eval.study.analysis import find
+from caskd.eval.study import find
 from caskd.eval.study.contrast import drawn_measures, find_target
 
 COUNT = 200

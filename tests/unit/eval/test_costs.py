@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 import sacrebleu
 
-from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
-from caskd.eval.curves.cost import Price, price_of, read_prices, shares, tail_seconds, token_cost
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.rules.scoring import Scored
+from caskd.eval.curves import (
+    Price,
+    bleu_curve,
+    ngram_counts,
+    price_of,
+    read_prices,
+    shares,
+    tail_seconds,
+    token_cost,
+)
+from caskd.eval.rules import Pair, Scored
 from caskd.eval.study.measure import cost_shares
 from caskd.store.errors import UsageError
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from caskd.eval.config import EvalConfig
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.serving.cascade_file import cascade_fields, read_cascade
-from caskd.eval.study.analysis import find
+from caskd.eval.rules import Pair
+from caskd.eval.serving import cascade_fields
+from caskd.eval.serving.cascade_file import read_cascade
+from caskd.eval.study import find
 from caskd.eval.study.operating_point import Wish, parse_wish
 from caskd.store.errors import UsageError
 

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from paired import paired_difference
+from helpers.paired import paired_difference
 
 from caskd.eval import deferral_curve
-from caskd.eval.curves.cost import example_cost, token_cost
-from caskd.eval.rules.pairs import Pair
+from caskd.eval.curves import token_cost
+from caskd.eval.curves.cost import example_cost
+from caskd.eval.rules import Pair
 from caskd.store.errors import CaskdError, IdentityError, UsageError
 
 SMALL, LARGE = [0, 1, 0, 1], [1, 1, 0, 0]

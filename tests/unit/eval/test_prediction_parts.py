@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from caskd.eval.answers.predictions_file import read_predictions
+from caskd.eval.answers import read_predictions
 from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.predictor import plan_parts
 from caskd.store.errors import IdentityError, UsageError

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from caskd.eval.answers.predictions_file import read_predictions
+from caskd.eval.answers import read_predictions
 from caskd.store.errors import UsageError
 
 

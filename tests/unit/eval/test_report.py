@@ -10,9 +10,9 @@ from markupsafe import escape
 
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules.pairs import Pair
+from caskd.eval.rules import Pair
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.io.printable import csv_cell, plain, plot_label
+from caskd.store.io import csv_cell, plain, plot_label
 
 FILES = {
     "index.html", "summary.json", "summary.csv", "curve.csv", "rules.csv", "rule_curves.csv",

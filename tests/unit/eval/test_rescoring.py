@@ -3,7 +3,7 @@
 import pytest
 
 from caskd.eval import tasks
-from caskd.eval.answers.predictions_file import read_predictions
+from caskd.eval.answers import read_predictions
 from caskd.eval.config import EvalConfig
 from caskd.eval.metrics.rescoring import rescore
 from caskd.eval.study.experiment import read_experiment

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from caskd.eval import deferral_curve
-from caskd.eval.answers.predictions_file import digest, read_predictions
-from caskd.eval.inference.requests import with_questions
-from caskd.eval.rules.fitted import ROUTERS, SURE, Router, fit_router, hashed_ngrams
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.rules.scoring import score_pairs
+from caskd.eval.answers import digest, read_predictions
+from caskd.eval.inference import with_questions
+from caskd.eval.rules import ROUTERS, Pair, Router, score_pairs
+from caskd.eval.rules.fitted import SURE, fit_router, hashed_ngrams
 from caskd.store.errors import UsageError
 
 COUNT = 400

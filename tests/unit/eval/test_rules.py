@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caskd.eval import deferral_curve
-from caskd.eval.answers.ragged import Ragged
-from caskd.eval.rules.fixed import RULES, deferral_scores, fixed_rule
+from caskd.eval.answers import Ragged
+from caskd.eval.rules import deferral_scores, fixed_rule
+from caskd.eval.rules.fixed import RULES
 from caskd.store.errors import UsageError
 
 SIX = ("average", "sum", "min", "max", "quantile-0.4", "first-token")

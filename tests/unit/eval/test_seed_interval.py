@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from caskd.eval.stats.bootstrap import Difference
+from caskd.eval.stats import Difference
 from caskd.eval.stats.intervals import SeedInterval, seed_interval, t_quantile
 
 

@@ -5,15 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from tiny import write_jsonl
+from helpers.tiny import write_jsonl
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules.fitted import ROUTERS
-from caskd.eval.rules.pairs import Pair
-from caskd.eval.study.analysis import find
+from caskd.eval.rules import ROUTERS, Pair
+from caskd.eval.study import find
 from caskd.store.errors import IdentityError, UsageError
 
 COUNT = 240

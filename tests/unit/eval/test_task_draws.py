@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from paired import repeated_examples
+from helpers.paired import repeated_examples
 
 from caskd.eval import deferral_curve
+from caskd.eval.stats import pooled_draws, task_draws
 from caskd.eval.stats.bootstrap import example_weights
-from caskd.eval.stats.task_replicates import pooled_draws, task_draws
 
 
 def cascades(count, seeds=(1, 2), digits=1):

@@ -3,7 +3,8 @@
 import pytest
 import sacrebleu
 
-from caskd.eval.metrics.metrics import METRICS, find_metric
+from caskd.eval.metrics import find_metric
+from caskd.eval.metrics.metrics import METRICS
 from caskd.eval.tasks import TASKS, Task, choose_tasks, describe, quality
 from caskd.store.errors import UsageError
 

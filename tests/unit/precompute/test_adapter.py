@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from captures import TOP_K, config_for
+from helpers.captures import TOP_K, config_for
+from helpers.tiny import save_tiny
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny
 from transformers import AutoModelForCausalLM
 
 from caskd.precompute import precompute

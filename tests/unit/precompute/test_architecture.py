@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from safetensors.torch import load_file, save_file
-from tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caskd.models.split_model import SplitModel, adjust_logits, check_split
-from caskd.precompute.teacher.source import TeacherSource
+from caskd.models import SplitModel, check_split
+from caskd.models.split_model import adjust_logits
+from caskd.precompute.teacher import TeacherSource
 from caskd.precompute.teacher.transformers_teacher import load_model
 from caskd.store.errors import UsageError
 

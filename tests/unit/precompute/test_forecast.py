@@ -4,17 +4,17 @@ import json
 
 import numpy as np
 import pytest
-from captures import RECORDS, config_for
-from tiny import ragged_records, save_tiny
+from helpers.captures import RECORDS, config_for
+from helpers.tiny import ragged_records, save_tiny
 
 from caskd.cli.main import main
 from caskd.precompute import precompute
 from caskd.precompute.planning import forecast, probe
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.workers.fill import next_batch
-from caskd.store.format.layout import ROW_FIELDS
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.writer import StoreWriter
+from caskd.store.format import ROW_FIELDS
+from caskd.store.read import TeacherStore
+from caskd.store.write import StoreWriter
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
 from safetensors.torch import load_file, save_file
-from tiny import ragged_records, save_tiny, write_jsonl
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import planner

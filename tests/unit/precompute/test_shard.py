@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from caskd.precompute.workers.fill import TokenBudget, fill_shard, next_batch
-from caskd.store.corpus.alignment import num_rows
+from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError
-from caskd.store.write.writer import ShardExample, ShardWork
+from caskd.store.write import ShardExample, ShardWork
 
 SHARD_ROWS = 100
 

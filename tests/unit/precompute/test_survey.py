@@ -4,18 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from captures import config_for
-from tiny import save_tiny
+from helpers.captures import config_for
+from helpers.tiny import save_tiny
 
 from caskd.cli.main import main
 from caskd.precompute import precompute
+from caskd.precompute.planning import check_non_finite
 from caskd.precompute.planning.planner import plan
-from caskd.precompute.planning.policies import check_non_finite
 from caskd.precompute.planning.survey import Survey, bars, histogram, quantiles
-from caskd.store.corpus.tokens import TokenizedExample
+from caskd.store.corpus import TokenizedExample
 from caskd.store.errors import TeacherError, UsageError
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.verify.verifier import verify_store
+from caskd.store.read import TeacherStore
+from caskd.store.verify import verify_store
 
 RECORDS = [
     {"prompt": "ab", "response": "cd"},

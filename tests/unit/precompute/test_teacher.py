@@ -5,23 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from captures import config_for
-from tiny import save_tiny
+from helpers.captures import config_for
+from helpers.tiny import save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from caskd.models.batching import pad
-from caskd.models.devices import memory_errors, pick_device
-from caskd.models.split_model import SplitModel
+from caskd.models import SplitModel, memory_errors, pad, pick_device
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.teacher import TransformersTeacher, find_teacher
 from caskd.precompute.teacher import transformers_teacher as teacher_module
 from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import find_teacher
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
-from caskd.store.corpus.alignment import num_rows
+from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError
-from caskd.store.write.writer import ShardExample
+from caskd.store.write import ShardExample
 
 CPU = torch.device("cpu")
 

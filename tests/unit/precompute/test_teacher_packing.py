@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
-from caskd.models.batching import Batch, pack, pad
-from caskd.models.split_model import SplitModel, is_same_together
+from caskd.models import SplitModel, is_same_together, pack, pad
+from caskd.models.batching import Batch
 from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher import transformers_teacher as teacher_module
-from caskd.precompute.teacher.source import find_teacher
 
 SEQUENCES = [np.array(tokens, np.uint32) for tokens in ([5, 6, 7], [8], [9, 10, 11, 12], [13, 14])]
 

@@ -1,14 +1,14 @@
 """Tokenising in parallel: the same examples in the same order, whatever the processes."""
 
 import pytest
-from tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
+from helpers.tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import tokenization
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.planning.tokenization import tokenized
-from caskd.store.corpus.files import Columns
-from caskd.store.corpus.tokens import TextOptions, tokenize_example
+from caskd.store.corpus import Columns, TextOptions
+from caskd.store.corpus.tokens import tokenize_example
 from caskd.store.errors import UsageError
 
 OPTIONS = TextOptions(max_length=30, on_long="truncate")

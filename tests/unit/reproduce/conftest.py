@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caskd.eval.answers.predictions_file import predictions_bytes, table_of
+from caskd.eval.answers import predictions_bytes, table_of
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
 

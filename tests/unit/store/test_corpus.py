@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
-from tiny import write_jsonl
+from helpers.tiny import write_jsonl
 
-from caskd.store.corpus.files import Columns, corpus_digest, decide_columns, read_records
+from caskd.store.corpus import Columns, corpus_digest, decide_columns, read_records
 from caskd.store.errors import UsageError
 
 RECORDS = [

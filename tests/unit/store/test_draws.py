@@ -6,24 +6,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sampled_stores
-import stores
 import zarr
+from helpers import sampled_stores, stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.format import layout
+from caskd.store.format import decode_draws, fit_orders, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.format.draw_encoding import decode_draws, encode_draws
-from caskd.store.format.id_orders import fit_orders
-from caskd.store.inspect.diff import diff_stores
-from caskd.store.inspect.info import info_text, store_info
-from caskd.store.inspect.quality import measure_quality
-from caskd.store.inspect.show import example_html, example_json
-from caskd.store.inspect.store_card import card
+from caskd.store.format.draw_encoding import encode_draws
+from caskd.store.inspect import (
+    card,
+    diff_stores,
+    example_html,
+    example_json,
+    info_text,
+    measure_quality,
+    store_info,
+)
+from caskd.store.verify import verify_store
 from caskd.store.verify.rows import draw_problems
-from caskd.store.verify.verifier import verify_store
 
 V = 300
 

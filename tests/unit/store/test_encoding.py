@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-import stores
+from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import CorruptError
-from caskd.store.format import layout, topk_encoding
+from caskd.store.format import decode_ids, fit_orders, layout, topk_encoding
 from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.format.id_orders import IdPlaces, decode_ids, fit_orders
-from caskd.store.write.writer import pilot_examples, pilot_rows
+from caskd.store.format.id_orders import IdPlaces
+from caskd.store.write import pilot_rows
+from caskd.store.write.writer import pilot_examples
 
 V, K = 500, 64
 

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_tokenizer
+from helpers.tiny import tiny_tokenizer
 from tokenizers import AddedToken, processors
 
-from caskd.store.corpus.alignment import row_labels
-from caskd.store.corpus.files import Columns
-from caskd.store.corpus.tokens import TextOptions, prompt_ids, reference_text, tokenize_example
+from caskd.store.corpus import Columns, TextOptions, prompt_ids, reference_text, row_labels
+from caskd.store.corpus.tokens import tokenize_example
 from caskd.store.errors import UsageError
 
 EOS = "</s>"

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sampled_stores
-import stores
+from helpers import sampled_stores, stores
 
 from caskd.store.format import layout
 

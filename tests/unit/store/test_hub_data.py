@@ -1,10 +1,10 @@
 """Data files on the Hub, from its cache: no network here."""
 
 import pytest
+from helpers.tiny import ragged_records, write_jsonl
 from huggingface_hub import constants
-from tiny import ragged_records, write_jsonl
 
-from caskd.store.corpus.files import read_records
+from caskd.store.corpus import read_records
 from caskd.store.errors import UsageError
 
 MAIN, OTHER = "a" * 40, "b" * 40

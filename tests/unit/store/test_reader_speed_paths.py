@@ -6,17 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
 import zarr
+from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.corpus import alignment
 from caskd.store.errors import CorruptError
 from caskd.store.format import layout, topk_encoding
-from caskd.store.read import arrays
+from caskd.store.read import TeacherStore, arrays
 from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
-from caskd.store.read.teacher_store import TeacherStore
 
 
 @pytest.fixture(scope="module", params=["compact", "exact"])

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from stores import VOCAB, examples, fill, identity, make_store, tree
+from helpers.stores import VOCAB, examples, fill, identity, make_store, tree
 
 from caskd.store import TeacherStore, pull_store, push_store, verify_store
 from caskd.store.errors import (
@@ -20,12 +20,11 @@ from caskd.store.errors import (
     UnsafeError,
     UsageError,
 )
-from caskd.store.format.spec import canonical_json
-from caskd.store.share.listing import list_stores
-from caskd.store.storage.base import RetryPolicy, TransientError, clean_url, retry
-from caskd.store.storage.directory import DirectoryPlace
-from caskd.store.storage.open import open_place
-from caskd.store.write.planner import plan_store
+from caskd.store.format import canonical_json
+from caskd.store.share import list_stores
+from caskd.store.storage import DirectoryPlace, RetryPolicy, clean_url, open_place, retry
+from caskd.store.storage.base import TransientError
+from caskd.store.write import plan_store
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.0)
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stores import make_store, tree
+from helpers.stores import make_store, tree
 
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
-from caskd.store.inspect.quality import measure_quality, rank_bins, rank_names
-from caskd.store.inspect.store_card import NO_LICENSE, card, license_note
-from caskd.store.io.printable import plain
+from caskd.store.inspect import card, license_note, measure_quality
+from caskd.store.inspect.quality import rank_bins, rank_names
+from caskd.store.inspect.store_card import NO_LICENSE
+from caskd.store.io import plain
 
 
 @pytest.fixture

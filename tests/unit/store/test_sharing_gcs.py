@@ -11,11 +11,11 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
-from stores import make_store, tree
+from helpers.stores import make_store, tree
 
 from caskd.store import TeacherStore, pull_store, push_store
 from caskd.store.errors import IdentityError
-from caskd.store.share.listing import list_stores
+from caskd.store.share import list_stores
 
 BUCKET = "team"
 WHEN = "2026-01-01T00:00:00.000Z"

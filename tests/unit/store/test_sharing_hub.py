@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_server import TOKEN, Hub, hub_server
-from stores import make_store, tree
+from helpers.hub_server import TOKEN, Hub, hub_server
+from helpers.stores import make_store, tree
 
 from caskd.store import TeacherStore, pull_store, push_store
 from caskd.store.errors import IdentityError, StoreError, StoreNotFoundError
-from caskd.store.share.listing import list_stores
-from caskd.store.storage.base import RetryPolicy
+from caskd.store.share import list_stores
+from caskd.store.storage import RetryPolicy
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.0)
 URL = "hf://datasets/team/cask"

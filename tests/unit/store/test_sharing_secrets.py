@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from s3_server import BUCKET, s3_server
-from stores import make_store
+from helpers.s3_server import BUCKET, s3_server
+from helpers.stores import make_store
 
 from caskd.cli.main import main
 

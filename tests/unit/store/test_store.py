@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
 import zarr
+from helpers import stores
 
 from caskd.cli.store_commands import ShowConfig, show_command
 from caskd.store import TeacherStore
@@ -15,11 +15,9 @@ from caskd.store.commits import commit_record
 from caskd.store.corpus import alignment
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import layout
-from caskd.store.inspect.info import store_info
-from caskd.store.inspect.show import example_html
+from caskd.store.inspect import example_html, store_info
 from caskd.store.verify.rows import row_problems
-from caskd.store.write.planner import find_store, plan_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.write import StoreWriter, find_store, plan_store
 
 
 @pytest.fixture
@@ -157,7 +155,8 @@ def test_zarr_alone_reads_the_arrays(store: TeacherStore) -> None:
 
 
 def test_show_escapes_what_the_store_contains(store: TeacherStore) -> None:
-    from caskd.store.inspect.show import example_json, token_text
+    from caskd.store.inspect import example_json
+    from caskd.store.inspect.show import token_text
 
     assert "\x1b" not in token_text(b"\x1b[31m")
     assert token_text(b" \n") == "\u2423\u21b5"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
+from helpers import stores
 
 from caskd.store import TeacherStore, verify_store
 from caskd.store.commits import commit_record, publish
@@ -17,9 +17,8 @@ from caskd.store.errors import (
     UnsafeError,
     UsageError,
 )
-from caskd.store.inspect.info import store_info
-from caskd.store.write.planner import find_store, plan_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.inspect import store_info
+from caskd.store.write import StoreWriter, find_store, plan_store
 
 
 @pytest.fixture

@@ -1,17 +1,12 @@
 """Tokens as bytes, for the three families of tokenizers, and what the digests see."""
 
 import pytest
-from tiny import tiny_tokenizer
+from helpers.tiny import tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from caskd.store.corpus.vocabulary import (
-    template_digest,
-    token_bytes,
-    tokenizer_digest,
-    vocab_digest,
-    vocab_size,
-)
+from caskd.store.corpus import template_digest, token_bytes, tokenizer_digest, vocab_digest
+from caskd.store.corpus.vocabulary import vocab_size
 
 TEXT = "Héllo wörld ✓ 10\n\tü"
 

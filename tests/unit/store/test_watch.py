@@ -3,14 +3,13 @@
 from pathlib import Path
 
 import pytest
-import stores
+from helpers import stores
 
 from caskd.cli.store_commands import InfoConfig, info_command
-from caskd.store.inspect.capture_progress import JobView, shards_text, watch, watch_note
-from caskd.store.inspect.info import info_text, store_info
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import StoreWriter
+from caskd.store.inspect import JobView, info_text, store_info, watch
+from caskd.store.inspect.capture_progress import shards_text, watch_note
+from caskd.store.read import TeacherStore
+from caskd.store.write import StoreWriter, plan_store
 
 
 @pytest.fixture

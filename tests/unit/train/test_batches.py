@@ -6,15 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import stores
 import torch
+from helpers import stores
 
 from caskd.store import StoreBatch, TeacherStore
-from caskd.train.data.batches import BatchReader, collate, fields_to_read
-from caskd.train.data.micro_steps import Cut
-from caskd.train.data.prefetch import ReadAhead, StalledError
-from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.data import BatchReader, Cut, ReadAhead, StoreMix, collate, fields_to_read
+from caskd.train.data.prefetch import StalledError
+from caskd.train.loss import OBJECTIVES
 
 
 def toy() -> StoreBatch:

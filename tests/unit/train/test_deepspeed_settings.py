@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from caskd.store.errors import UsageError
-from caskd.train.engine.settings import deepspeed_settings, merge_settings, read_settings
+from caskd.train.engine import deepspeed_settings, merge_settings, read_settings
 
 
 def ours(**changes: Any) -> dict[str, Any]:

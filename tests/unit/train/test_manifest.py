@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.train.checkpoint.manifest import (
+from caskd.train.checkpoint import (
     checkpoint_path,
-    complete,
     find_checkpoint,
     is_complete,
     newest_complete,
     verify,
 )
+from caskd.train.checkpoint.manifest import complete
 
 
 def make(run: Path, step: int, *, whole: bool = True) -> Path:

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from caskd.train.loss import measures as measures_module
-from caskd.train.loss.measures import (
+from caskd.train.loss import (
     MEASURES,
-    NUM_BINS,
+    Head,
+    LossRows,
+    TeacherRows,
     best_step,
     figures_of,
     row_measures,
     tally_measures,
 )
-from caskd.train.loss.types import Head, LossRows, TeacherRows
+from caskd.train.loss import measures as measures_module
+from caskd.train.loss.measures import NUM_BINS
 
 N, H, V, K = 37, 8, 19, 5
 

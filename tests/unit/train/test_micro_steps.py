@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import UsageError
-from caskd.train.data.micro_steps import Cut, accumulation_steps, check_budget, longest_first
+from caskd.train.data import Cut, accumulation_steps, check_budget, longest_first
 from caskd.train.data.packing import restarting_positions, row_starts
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=24)

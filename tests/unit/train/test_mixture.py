@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
+from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train.data.mixture import LATTICE, check_weights, parse_store, shares, turns
-from caskd.train.data.store_mix import StoreMix
+from caskd.train.data import StoreMix, shares
+from caskd.train.data.mixture import LATTICE, check_weights, parse_store, turns
 
 weights_of = st.lists(st.floats(0.01, 5.0), min_size=1, max_size=5).map(tuple)
 

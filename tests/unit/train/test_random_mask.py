@@ -5,16 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
 import torch
-from tiny import write_jsonl
+from helpers import stores
+from helpers.tiny import write_jsonl
 
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
-from caskd.train.data.batches import BatchReader, collate
-from caskd.train.data.micro_steps import Cut
-from caskd.train.data.random_mask import RandomMask, read_fractions
-from caskd.train.data.store_mix import StoreMix
+from caskd.train.data import BatchReader, Cut, RandomMask, StoreMix, collate, read_fractions
 
 
 def batch_of(counts: list[int], first: int = 0, label: int = 0) -> StoreBatch:

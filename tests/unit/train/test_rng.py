@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caskd.train.checkpoint.rng import load_rng, save_rng, seed_everything
+from caskd.train.checkpoint import seed_everything
+from caskd.train.checkpoint.rng import load_rng, save_rng
 
 
 def draw() -> tuple[float, ...]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stores
 import torch
+from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -15,8 +15,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from caskd.store import TeacherStore
 from caskd.store.errors import StoreNotFoundError, UsageError
 from caskd.train import StoreDataset
-from caskd.train.data.order import stream_positions
-from caskd.train.data.store_mix import StoreMix
+from caskd.train.data import StoreMix, stream_positions
 
 WORLDS, READERS = (1, 2, 4), (0, 1, 2)
 

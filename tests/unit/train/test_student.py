@@ -16,16 +16,10 @@ from transformers import (
 )
 
 from caskd.store.errors import UsageError
-from caskd.train.data.batches import MicroBatch
-from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.loss.types import TeacherRows
-from caskd.train.model.student import (
-    SUM_NAMES,
-    LossOptions,
-    StudentWithLoss,
-    check_head,
-    check_width,
-)
+from caskd.train.data import MicroBatch
+from caskd.train.loss import OBJECTIVES, TeacherRows
+from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss
+from caskd.train.model.student import check_head, check_width
 
 SMALL: dict[str, Any] = {
     "vocab_size": 41,

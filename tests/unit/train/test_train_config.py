@@ -10,7 +10,8 @@ import pytest
 
 from caskd.store.errors import UsageError
 from caskd.train.config import RESUMABLE_CHANGES, Objective, Tail, TrainConfig
-from caskd.train.loss.objectives import OBJECTIVES, TAILS
+from caskd.train.loss import OBJECTIVES
+from caskd.train.loss.objectives import TAILS
 
 REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny import ragged_records, save_tiny, write_jsonl
-
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.train import TrainConfig
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
 TOP_K = 8
 

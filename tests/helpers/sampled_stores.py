@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import stores
 
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.store.read import TeacherStore
+from caskd.store.write import ShardWork, StoreWriter, plan_store
+from helpers import stores
 
 NUM_SAMPLES = 20
 

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.corpus.tokens import TokenizedExample
-from caskd.store.corpus.vocabulary import vocab_digest
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.planner import plan_store
-from caskd.store.write.writer import ShardWork, StoreWriter
+from caskd.store.corpus import TokenizedExample, vocab_digest
+from caskd.store.read import TeacherStore
+from caskd.store.write import ShardWork, StoreWriter, plan_store
 
 VOCAB = [b"<pad>", b"<s>", b"</s>", b"\x1b[31m", *(bytes([c]) for c in range(97, 123))]
 

@@ -5,16 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves.deferral import deferral_curve
-from caskd.eval.stats.bootstrap import (
-    NUM_DRAWS,
-    SEED,
-    Difference,
-    FloatArray,
-    Series,
-    area_draws,
-    arm_difference,
-)
+from caskd.eval.curves import deferral_curve
+from caskd.eval.stats import NUM_DRAWS, SEED, Difference, Series, area_draws, arm_difference
+from caskd.eval.stats.bootstrap import FloatArray
 
 
 def paired_difference(

@@ -8,10 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tiny import ragged_records, write_jsonl
-
 from caskd.cli.main import main
 from caskd.precompute import PrecomputeConfig
+from helpers.tiny import ragged_records, write_jsonl
 
 RECORDS = ragged_records(40, seed=3)
 TOP_K = 8
