@@ -9,7 +9,7 @@ from caskd.store.inspect import card, license_note, measure_quality
 from caskd.store.io import clean
 from caskd.store.read import TeacherStore
 from caskd.store.share import CARD, CopyReport, list_stores, listing_lines, pull_store, push_store
-from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_place, read_whole, retry
+from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage, read_whole, retry
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,11 @@ def list_command(config: ListConfig) -> None:
 
 def card_command(config: CardConfig) -> None:
     """Print what `caskd store card` prints, and write it if asked."""
-    store, place, policy = TeacherStore.open(config.store), open_place(config.store), RetryPolicy()
+    store, place, policy = (
+        TeacherStore.open(config.store),
+        open_storage(config.store),
+        RetryPolicy(),
+    )
     existing = (read_whole(place, CARD, policy) or b"").decode(errors="replace")
     quality = measure_quality(store, quiet=False)
     text = card(store.spec, store.seal, quality, license_note(existing))

@@ -8,13 +8,35 @@ flash attention takes for the borders (transformers derives its `cu_seqlens` fro
 implementations would build a [T, T] mask instead and be slower than with padding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+
+
+def longest_first(lengths: Ids) -> Ids:
+    """Positions [E] of the examples by length, longest first; equal lengths stay in order.
+
+    Batches then carry little padding, and running out of memory shows at the first one.
+    """
+    return np.argsort(-lengths.astype(np.int64), kind="stable")
+
+
+def num_in_batch(longest: int, token_budget: int) -> int:
+    """Examples of one batch whose longest has that many tokens: what fits once padded, or one."""
+    return max(1, token_budget // longest)
+
+
+def padded_batches(lengths: Ids, token_budget: int) -> Iterator[Ids]:
+    """Positions of the examples of each batch, longest first, within the budget once padded."""
+    waiting = longest_first(lengths)
+    while len(waiting):
+        count = num_in_batch(int(lengths[waiting[0]]), token_budget)
+        yield waiting[:count]
+        waiting = waiting[count:]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ command line returns: 1 a check failed, 2 usage, 3 an identity mismatch.
 
 
 class CaskdError(Exception):
-    """Base of every error that is the user's to mend: one line, no traceback."""
+    """Base of every error that is the user's to fix: one line, no traceback."""
 
     exit_code = 2
 
@@ -65,3 +65,8 @@ class IdentityError(StoreError):
     """Two identities that must agree do not: the field, both values, and the next command."""
 
     exit_code = 3
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """A library's error on one line, cut to `limit` characters; its type if it has no text."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

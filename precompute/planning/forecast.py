@@ -140,18 +140,3 @@ def break_even(capture_seconds: float, online_seconds: float) -> dict[str, Any]:
             for students in STUDENTS
         },
     }
-
-
-def duration(seconds: float) -> str:
-    """Time for people: 40 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people: 12.3 MB."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:,.1f} {unit}"
-    return f"{num_bytes / 1e3:,.1f} kB"

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from caskd.precompute.planning.forecast import duration, size
 from caskd.precompute.planning.survey import bars
+from caskd.store.io import bytes_text, duration_text
 
 Facts = Mapping[str, Any]
 LONG_SHARD_SECONDS = 600.0
@@ -113,7 +113,7 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
         per_row = [(sizes[end] - sizes["plan"]) / geometry["num_rows"] for end in ("least", "most")]
         yield (
             "size",
-            f"{size(sizes['least'])} to {size(sizes['most'])}, about {per_row[0]:.0f} to "
+            f"{bytes_text(sizes['least'])} to {bytes_text(sizes['most'])}, about {per_row[0]:.0f} to "
             f"{per_row[1]:.0f} bytes a row: a guess from other stores; --probe measures it",
         )
 
@@ -142,14 +142,14 @@ def _forecast(facts: Facts) -> list[str]:
                 ("probe", f"{probe['num_rows']:,} rows of the capture's own batches"),
                 (
                     "time",
-                    f"{duration(probe['seconds'])} on one device like this one "
+                    f"{duration_text(probe['seconds'])} on one device like this one "
                     f"({probe['rows_per_second']:,.0f} rows/s{slower}), and "
-                    f"{duration(probe['load_seconds'])} to load the teacher",
+                    f"{duration_text(probe['load_seconds'])} to load the teacher",
                 ),
-                ("memory", f"{size(probe['memory_bytes'])} {where}, {_batch(probe)}"),
+                ("memory", f"{bytes_text(probe['memory_bytes'])} {where}, {_batch(probe)}"),
                 (
                     "size",
-                    f"{size(probe['bytes'])}, {sum(probe['bytes_per_row'].values()):.1f} bytes a "
+                    f"{bytes_text(probe['bytes'])}, {sum(probe['bytes_per_row'].values()):.1f} bytes a "
                     "row beside the tokens",
                 ),
                 (
@@ -171,7 +171,7 @@ def _shard_advice(facts: Facts) -> list[str]:
         return []
     rows = max(512, int(probe["rows_per_second"] * LONG_SHARD_SECONDS / 5) // 512 * 512)
     return [
-        f"  note        a shard takes {duration(seconds)}, lost if the run stops inside it: "
+        f"  note        a shard takes {duration_text(seconds)}, lost if the run stops inside it: "
         f"--shard-rows {rows} loses less"
     ]
 

@@ -2,10 +2,10 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+
+from caskd.store.io import first_signal
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -37,25 +37,12 @@ def stop_signals() -> Iterator[StopSignals]:
     period: the rows of an unfinished shard are lost either way, and commits have their own thread.
     """
     stop = StopSignals()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are the main thread's
-        return
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def raise_stopped(number: int) -> None:
         stop.number = number
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
         stopped = Stopped(number)
         os.write(2, f"{stopped}: finishing what is being written; again ends at once\n".encode())
         raise stopped
 
-    # What a shell or nohup has put off for a job in the background stays so.
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.getsignal(number) for number in heard}
-    for number in heard:
-        signal.signal(number, on_signal)
-    try:
+    with first_signal(SIGNALS, raise_stopped):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)

@@ -9,16 +9,29 @@ from caskd.store.io.files import (
     remove_tree,
     replace_file,
 )
-from caskd.store.io.printable import clean, csv_cell, markdown_line, plain, plot_label, shown
+from caskd.store.io.printable import (
+    bytes_text,
+    clean,
+    csv_cell,
+    duration_text,
+    markdown_line,
+    plain,
+    plot_label,
+    shown,
+)
+from caskd.store.io.signals import first_signal
 
 __all__ = [
     "SECONDS_BETWEEN_LINES",
     "Progress",
+    "bytes_text",
     "clean",
     "create_exclusive",
     "csv_cell",
+    "duration_text",
     "faults",
     "files",
+    "first_signal",
     "fsync_directory",
     "make_directories",
     "markdown_line",

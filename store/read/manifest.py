@@ -16,7 +16,7 @@ from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
 from caskd.store.format import StoreSpec, untrusted_json
 from caskd.store.io import shown
-from caskd.store.storage import Place, RetryPolicy, read_file, read_whole
+from caskd.store.storage import RetryPolicy, Storage, read_file, read_whole
 
 SEAL = "seal.json"
 STORE_JSON = "store.json"
@@ -51,7 +51,7 @@ class Manifest(SealedHead):
     records: Mapping[str, CommitRecord]
 
 
-def read_head(place: Place, policy: RetryPolicy) -> SealedHead:
+def read_head(place: Storage, policy: RetryPolicy) -> SealedHead:
     """Read and check the top of the sealed store at `place`; damage is asked for again.
 
     Raises:
@@ -68,7 +68,7 @@ def read_head(place: Place, policy: RetryPolicy) -> SealedHead:
     raise AssertionError("unreachable")
 
 
-def _read_head(place: Place, policy: RetryPolicy) -> SealedHead:
+def _read_head(place: Storage, policy: RetryPolicy) -> SealedHead:
     seal_bytes = read_whole(place, SEAL, policy)
     if seal_bytes is None:
         if read_whole(place, DIGESTS, policy) or read_whole(place, STORE_JSON, policy):
@@ -93,7 +93,7 @@ def _read_head(place: Place, policy: RetryPolicy) -> SealedHead:
     return SealedHead(seal, seal_bytes, digests, digests_bytes)
 
 
-def read_record_bytes(place: Place, head: SealedHead, unit: str, policy: RetryPolicy) -> bytes:
+def read_record_bytes(place: Storage, head: SealedHead, unit: str, policy: RetryPolicy) -> bytes:
     """The commit record of `unit`, as the list of digests says.
 
     Raises:
@@ -124,7 +124,7 @@ def parse_record(data: bytes, unit: str) -> CommitRecord:
     return record
 
 
-def read_checked(place: Place, unit: str, item: FileRecord, policy: RetryPolicy) -> bytes:
+def read_checked(place: Storage, unit: str, item: FileRecord, policy: RetryPolicy) -> bytes:
     """A file of a commit, with the right crc32c and sha256.
 
     Raises:
@@ -144,7 +144,7 @@ def read_checked(place: Place, unit: str, item: FileRecord, policy: RetryPolicy)
     )
 
 
-def read_spec(place: Place, plan: CommitRecord, policy: RetryPolicy) -> tuple[StoreSpec, bytes]:
+def read_spec(place: Storage, plan: CommitRecord, policy: RetryPolicy) -> tuple[StoreSpec, bytes]:
     """`store.json` as the plan's record says."""
     for item in plan.file_records:
         if item.name == STORE_JSON:
@@ -163,7 +163,7 @@ def check_units(where: str, head: SealedHead, spec: StoreSpec) -> None:
         raise CorruptError(f"{where}/{DIGESTS}: its commits are not those of store.json.")
 
 
-def read_manifest(place: Place, policy: RetryPolicy) -> Manifest:
+def read_manifest(place: Storage, policy: RetryPolicy) -> Manifest:
     """Read and check everything that says what the sealed store at `place` consists of."""
     head = read_head(place, policy)
     plan = parse_record(read_record_bytes(place, head, PLAN, policy), PLAN)

@@ -35,7 +35,7 @@ from caskd.store.read.manifest import (
     read_spec,
 )
 from caskd.store.read.shard_cache import ShardCache
-from caskd.store.storage import Place, RetryPolicy, open_place
+from caskd.store.storage import RetryPolicy, Storage, open_storage
 
 Array = npt.NDArray[Any]
 
@@ -59,7 +59,7 @@ def open_remote_arrays(
         IncompleteError: it is not sealed.
         StoreError: the place does not answer, or refuses.
     """
-    place, policy = open_place(url), policy or RetryPolicy()
+    place, policy = open_storage(url), policy or RetryPolicy()
     head = read_head(place, policy)
     source = RemoteSource(place, head, cache or ShardCache.from_environment(), policy)
     plan = source.fetch_record(commit_record.PLAN)
@@ -77,7 +77,7 @@ class RemoteSource:
     """One remote store and its folder in the cache."""
 
     def __init__(
-        self, place: Place, head: SealedHead, cache: ShardCache, policy: RetryPolicy
+        self, place: Storage, head: SealedHead, cache: ShardCache, policy: RetryPolicy
     ) -> None:
         self.place, self.head, self._cache, self._policy = place, head, cache, policy
         self.name = place.url.rstrip("/").rpartition("/")[2]

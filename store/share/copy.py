@@ -29,10 +29,10 @@ from caskd.store.read import (
     read_manifest,
 )
 from caskd.store.storage import (
-    DirectoryPlace,
-    Place,
+    DirectoryStorage,
     RetryPolicy,
-    open_place,
+    Storage,
+    open_storage,
     read_whole,
     retry,
     sha256_of,
@@ -71,18 +71,20 @@ def push_store(
         CorruptError: bytes differ from the commit records, at either end, also when tried again.
         StoreError: the place does not answer or refuses; the same call goes on where it stopped.
     """
-    return copy_store(open_place(store), open_place(url), "push", quiet=quiet, policy=policy)
+    return copy_store(open_storage(store), open_storage(url), "push", quiet=quiet, policy=policy)
 
 
 def pull_store(
     url: str | Path, directory: str | Path, *, quiet: bool = True, policy: RetryPolicy | None = None
 ) -> CopyReport:
     """Copy a sealed store from a place to a directory; arguments and errors as in `push_store`."""
-    return copy_store(open_place(url), open_place(directory), "pull", quiet=quiet, policy=policy)
+    return copy_store(
+        open_storage(url), open_storage(directory), "pull", quiet=quiet, policy=policy
+    )
 
 
 def copy_store(
-    source: Place, target: Place, label: str, *, quiet: bool, policy: RetryPolicy | None = None
+    source: Storage, target: Storage, label: str, *, quiet: bool, policy: RetryPolicy | None = None
 ) -> CopyReport:
     """Copy a sealed store between any two places."""
     policy = policy or RetryPolicy()
@@ -98,7 +100,7 @@ def copy_store(
     card = _read_card(source, policy)
     _put_small(target, names if card is None else {**names, CARD: card}, policy)
     for place in (source, target):
-        if isinstance(place, DirectoryPlace):
+        if isinstance(place, DirectoryStorage):
             _check_totals(place, manifest)
     create(target, SEAL, manifest.seal_bytes, policy)
     retry(target.flush, target.url, policy)
@@ -109,7 +111,7 @@ Work = tuple[str, FileRecord]
 
 
 def _send(
-    source: Place, target: Place, work: list[Work], policy: RetryPolicy, bar: Progress
+    source: Storage, target: Storage, work: list[Work], policy: RetryPolicy, bar: Progress
 ) -> int:
     """Bring every file to the target: look, send what is not there, look again.
 
@@ -156,7 +158,7 @@ def _each(
     return sorted(left, key=lambda item: item[1].name)
 
 
-def _holds(target: Place, item: FileRecord, policy: RetryPolicy) -> bool:
+def _holds(target: Storage, item: FileRecord, policy: RetryPolicy) -> bool:
     """Whether the target has this very file."""
     where = f"{target.url}/{item.name}"
     try:
@@ -166,13 +168,13 @@ def _holds(target: Place, item: FileRecord, policy: RetryPolicy) -> bool:
         return False
 
 
-def _send_one(source: Place, target: Place, work: Work, policy: RetryPolicy) -> None:
+def _send_one(source: Storage, target: Storage, work: Work, policy: RetryPolicy) -> None:
     unit, item = work
     data = read_checked(source, unit, item, policy)
     retry(lambda: target.write(item.name, data), f"{target.url}/{item.name}", policy)
 
 
-def _put_small(target: Place, contents: dict[str, bytes], policy: RetryPolicy) -> None:
+def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy) -> None:
     """Write metadata files that are not there yet as they should be."""
 
     def differs(name: str) -> bool:
@@ -193,7 +195,7 @@ def _put_small(target: Place, contents: dict[str, bytes], policy: RetryPolicy) -
     raise CorruptError(f"{target.url}/{pending[0]}: arrived damaged. Run the same command again.")
 
 
-def _read_card(source: Place, policy: RetryPolicy) -> bytes | None:
+def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
     """The card, which no digest covers: what two readings agree on."""
     data = read_whole(source, CARD, policy)
     for _ in range(READ_ATTEMPTS):
@@ -204,7 +206,7 @@ def _read_card(source: Place, policy: RetryPolicy) -> bytes | None:
     raise CorruptError(f"{source.url}/{CARD}: reads differently each time. Check the network.")
 
 
-def _check_totals(place: DirectoryPlace, manifest: Manifest) -> None:
+def _check_totals(place: DirectoryStorage, manifest: Manifest) -> None:
     """Check that the seal says what the commit records add up to."""
     totals, _ = seal_content(place.root, manifest.spec)
     if canonical_json(totals) != manifest.seal_bytes:
@@ -214,7 +216,7 @@ def _check_totals(place: DirectoryPlace, manifest: Manifest) -> None:
 CARD = "README.md"
 
 
-def claim(target: Place, manifest: Manifest, policy: RetryPolicy) -> None:
+def claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
     """Make the target this store's, or see that it is already.
 
     Raises:
@@ -252,7 +254,7 @@ def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
     )
 
 
-def create(target: Place, name: str, data: bytes, policy: RetryPolicy) -> None:
+def create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> None:
     """Create a file that decides; one with our content is ours, whoever heard the answer.
 
     Raises:

@@ -10,7 +10,7 @@ from caskd.store.errors import CaskdError, StoreNotFoundError
 from caskd.store.format import StoreSpec, untrusted_json
 from caskd.store.io import clean
 from caskd.store.read import DIGESTS, SEAL, STORE_JSON
-from caskd.store.storage import Place, RetryPolicy, open_place, read_whole, retry
+from caskd.store.storage import RetryPolicy, Storage, open_storage, read_whole, retry
 
 NUM_THREADS = 16
 
@@ -35,7 +35,7 @@ def list_stores(url: str | Path, *, policy: RetryPolicy | None = None) -> list[S
         StoreNotFoundError: there is none.
         StoreError: the place does not answer, or refuses.
     """
-    place, policy = open_place(url), policy or RetryPolicy()
+    place, policy = open_storage(url), policy or RetryPolicy()
     itself = _entry(place, policy)
     if itself is not None:
         return [itself]
@@ -48,7 +48,7 @@ def list_stores(url: str | Path, *, policy: RetryPolicy | None = None) -> list[S
     return found
 
 
-def _entry(place: Place, policy: RetryPolicy) -> StoreEntry | None:
+def _entry(place: Storage, policy: RetryPolicy) -> StoreEntry | None:
     """What is at `place`; None if it is no store."""
     store_json = read_whole(place, STORE_JSON, policy)
     if store_json is None:

@@ -1,8 +1,8 @@
 """Storage backends behind one protocol: a directory, s3://, gs://, hf://."""
 
 from caskd.store.storage.base import (
-    Place,
     RetryPolicy,
+    Storage,
     clean_url,
     is_remote,
     read_file,
@@ -10,16 +10,16 @@ from caskd.store.storage.base import (
     retry,
     sha256_of,
 )
-from caskd.store.storage.directory import DirectoryPlace
-from caskd.store.storage.open import open_place
+from caskd.store.storage.directory import DirectoryStorage
+from caskd.store.storage.open import open_storage
 
 __all__ = [
-    "DirectoryPlace",
-    "Place",
+    "DirectoryStorage",
     "RetryPolicy",
+    "Storage",
     "clean_url",
     "is_remote",
-    "open_place",
+    "open_storage",
     "read_file",
     "read_whole",
     "retry",

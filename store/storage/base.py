@@ -64,7 +64,7 @@ def retry(call: Callable[[], T], where: str, policy: RetryPolicy) -> T:
         ) from None
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """Somewhere files can be read and written; every call may raise TransientError."""
 
     url: str
@@ -102,7 +102,7 @@ class Place(Protocol):
     def children(self) -> list[str]:
         """Names directly inside: of files, and of folders with a slash at the end."""
 
-    def inside(self, name: str) -> "Place":
+    def inside(self, name: str) -> "Storage":
         """The place of a folder of this one."""
 
 
@@ -121,7 +121,7 @@ def is_remote(url: str | Path) -> bool:
     return "://" in str(url)
 
 
-def read_whole(place: Place, name: str, policy: RetryPolicy) -> bytes | None:
+def read_whole(place: Storage, name: str, policy: RetryPolicy) -> bytes | None:
     """A metadata file, None where there is none.
 
     Raises:
@@ -132,7 +132,7 @@ def read_whole(place: Place, name: str, policy: RetryPolicy) -> bytes | None:
     return retry(lambda: place.read_small(name, MAX_SMALL_BYTES), where, policy)
 
 
-def read_sized(place: Place, name: str, limit: int) -> bytes | None:
+def read_sized(place: Storage, name: str, limit: int) -> bytes | None:
     """A small file in two requests, its size and its content."""
     size = place.size(name)
     if size is None:
@@ -145,7 +145,7 @@ def read_sized(place: Place, name: str, limit: int) -> bytes | None:
         return None
 
 
-def sha256_of(place: Place, name: str, size: int, policy: RetryPolicy) -> str:
+def sha256_of(place: Storage, name: str, size: int, policy: RetryPolicy) -> str:
     """Digest of a file of known size, read piece by piece unless the place has it."""
     own = retry(lambda: place.sha256(name), f"{place.url}/{name}", policy)
     if own is not None:
@@ -156,7 +156,7 @@ def sha256_of(place: Place, name: str, size: int, policy: RetryPolicy) -> str:
     return digest.hexdigest()
 
 
-def read_file(place: Place, name: str, size: int, policy: RetryPolicy) -> bytes:
+def read_file(place: Storage, name: str, size: int, policy: RetryPolicy) -> bytes:
     """A file of known size; each piece is asked for again on its own.
 
     Raises:
@@ -168,6 +168,6 @@ def read_file(place: Place, name: str, size: int, policy: RetryPolicy) -> bytes:
     )
 
 
-def read_piece(place: Place, name: str, start: int, stop: int, policy: RetryPolicy) -> bytes:
+def read_piece(place: Storage, name: str, start: int, stop: int, policy: RetryPolicy) -> bytes:
     """Bytes `start` to `stop` of a file, asked for until they come."""
     return retry(lambda: place.read(name, start, stop), f"{place.url}/{name}", policy)

@@ -10,7 +10,7 @@ from caskd.store.io import files
 from caskd.store.storage.base import STAGING, TransientError, read_sized
 
 
-class DirectoryPlace:
+class DirectoryStorage:
     """A directory; a file gets its name only when it is whole and synced."""
 
     def __init__(self, root: Path) -> None:
@@ -62,9 +62,9 @@ class DirectoryPlace:
             return []
         return sorted(entry.name + "/" * entry.is_dir() for entry in self.root.iterdir())
 
-    def inside(self, name: str) -> "DirectoryPlace":
+    def inside(self, name: str) -> "DirectoryStorage":
         """A folder of this directory."""
-        return DirectoryPlace(self.root / name)
+        return DirectoryStorage(self.root / name)
 
 
 @contextmanager

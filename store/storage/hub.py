@@ -25,7 +25,7 @@ _TRY_AGAIN = (408, 409, 412, 429)
 _DATASET = "dataset"
 
 
-class HubPlace:
+class HubStorage:
     """A folder of a dataset repository, at its main revision."""
 
     def __init__(self, api: "HfApi", repo: str, folder: str) -> None:
@@ -36,7 +36,7 @@ class HubPlace:
         self._exists = False
 
     @classmethod
-    def open(cls, path: str) -> "HubPlace":
+    def open(cls, path: str) -> "HubStorage":
         """The place `hf://path`, with the token and endpoint from the environment.
 
         Raises:
@@ -172,9 +172,9 @@ class HubPlace:
         )
         return sorted(names)
 
-    def inside(self, name: str) -> "HubPlace":
+    def inside(self, name: str) -> "HubStorage":
         """A folder inside."""
-        return HubPlace(self._api, self._repo, self._path(name))
+        return HubStorage(self._api, self._repo, self._path(name))
 
 
 @contextmanager

@@ -22,14 +22,14 @@ _TRY_AGAIN = (408, 409, 429)
 _PUT_PARTS_FROM = 64 << 20
 
 
-class ObjectPlace:
+class ObjectStorage:
     """A prefix of a bucket; a file is there whole when its PUT is done."""
 
     def __init__(self, store: "S3Store | GCSStore", url: str, prefix: str) -> None:
         self._store, self.url, self._prefix = store, url, prefix
 
     @classmethod
-    def open(cls, scheme: str, bucket: str, prefix: str) -> "ObjectPlace":
+    def open(cls, scheme: str, bucket: str, prefix: str) -> "ObjectStorage":
         """The place `scheme://bucket/prefix`, with credentials and endpoint from the environment.
 
         Raises:
@@ -133,9 +133,9 @@ class ObjectPlace:
         folders = [f"{path.rpartition('/')[2]}/" for path in found["common_prefixes"]]
         return sorted(folders + [item["path"].rpartition("/")[2] for item in found["objects"]])
 
-    def inside(self, name: str) -> "ObjectPlace":
+    def inside(self, name: str) -> "ObjectStorage":
         """A longer prefix of the same bucket."""
-        return ObjectPlace(self._store, f"{self.url}/{name}", self._key(name))
+        return ObjectStorage(self._store, f"{self.url}/{name}", self._key(name))
 
 
 def _plain_http() -> bool:

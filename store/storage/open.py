@@ -4,18 +4,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from caskd.store.errors import UsageError
-from caskd.store.storage.base import Place, clean_url, is_remote
-from caskd.store.storage.directory import DirectoryPlace
+from caskd.store.storage.base import Storage, clean_url, is_remote
+from caskd.store.storage.directory import DirectoryStorage
 
 
-def open_place(url: str | Path) -> Place:
+def open_storage(url: str | Path) -> Storage:
     """The place that a URL names; nothing is asked of it yet.
 
     Raises:
         UsageError: an unknown scheme, a secret inside the URL, or a missing extra.
     """
     if not is_remote(url):
-        return DirectoryPlace(Path(url))
+        return DirectoryStorage(Path(url))
     parts, shown = urlsplit(str(url)), clean_url(url)
     if "@" in parts.netloc + parts.path or parts.query or parts.fragment:
         raise UsageError(
@@ -23,13 +23,13 @@ def open_place(url: str | Path) -> Place:
             "path. Give credentials in the environment (see docs/sharing.md)."
         )
     if parts.scheme in ("s3", "gs"):
-        from caskd.store.storage.object_store import ObjectPlace
+        from caskd.store.storage.object_store import ObjectStorage
 
-        return ObjectPlace.open(parts.scheme, parts.netloc, parts.path.strip("/"))
+        return ObjectStorage.open(parts.scheme, parts.netloc, parts.path.strip("/"))
     if parts.scheme == "hf":
-        from caskd.store.storage.hub import HubPlace
+        from caskd.store.storage.hub import HubStorage
 
-        return HubPlace.open(f"{parts.netloc}{parts.path}".strip("/"))
+        return HubStorage.open(f"{parts.netloc}{parts.path}".strip("/"))
     raise UsageError(
         f"{shown}: unknown kind of place; expected a directory, s3://BUCKET/PATH, gs://BUCKET/PATH "
         "or hf://datasets/USER/NAME."

@@ -23,7 +23,7 @@ from caskd.store.errors import (
 )
 from caskd.store.read.shard_cache import ShardCache
 from caskd.store.share import list_stores
-from caskd.store.storage import RetryPolicy, open_place
+from caskd.store.storage import RetryPolicy, open_storage
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.001)
 URL = f"s3://{BUCKET}/casks/toy"
@@ -103,14 +103,14 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 def test_an_unsealed_copy_is_not_read(source: Path) -> None:
     url = f"s3://{BUCKET}/begun"
     digests = (source / "commits" / "commits.sha256").read_bytes()
-    assert open_place(url).create("commits/commits.sha256", digests)
+    assert open_storage(url).create("commits/commits.sha256", digests)
     with pytest.raises(IncompleteError, match="not sealed"):
         TeacherStore.open(url)
     assert list_stores(url)[0].state == "not sealed"
 
 
 def test_create_is_exclusive() -> None:
-    place = open_place(f"s3://{BUCKET}/exclusive")
+    place = open_storage(f"s3://{BUCKET}/exclusive")
     assert place.create("a", b"1")
     assert not place.create("a", b"2")
     assert place.read("a", 0, 1) == b"1"
@@ -217,7 +217,7 @@ def test_a_damaged_cache_heals(pushed: str, source: Path, tmp_path: Path) -> Non
 def test_a_damaged_object_is_refused(source: Path) -> None:
     url = f"s3://{BUCKET}/damaged"
     push_store(source, url)
-    place = open_place(url)
+    place = open_storage(url)
     name = "data.zarr/argmax/c/1"
     data = bytearray(place.read(name, 0, place.size(name) or 0))
     data[3] ^= 1

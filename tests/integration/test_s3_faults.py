@@ -17,7 +17,7 @@ from helpers.stores import make_store, tree
 
 from caskd.store.errors import IdentityError, StoreError
 from caskd.store.share import pull_store, push_store
-from caskd.store.storage import RetryPolicy, open_place
+from caskd.store.storage import RetryPolicy, open_storage
 from caskd.store.verify import verify_store
 
 NUM_SCHEDULES = int(os.environ.get("CASKD_SCHEDULES", "50"))
@@ -78,7 +78,7 @@ def test_schedules_of_faults(
 
         def nothing_sealed_is_incomplete(url: str = url, seed: int = seed) -> None:
             use(monkeypatch, server)
-            if open_place(url).size("seal.json") is not None:
+            if open_storage(url).size("seal.json") is not None:
                 pull_store(url, tmp_path / f"check-{seed}")
             use(monkeypatch, proxy.port)
 
@@ -141,7 +141,7 @@ def test_kill_and_go_on(
         words = ["push", str(source), url] if direction == "push" else ["pull", full, str(target)]
         killed_at(rng.randrange(num_requests), words, proxy)
         if direction == "push":
-            if open_place(url).size("seal.json") is None:
+            if open_storage(url).size("seal.json") is None:
                 with pytest.raises(StoreError):
                     pull_store(url, tmp_path / f"early-{kill}")
                 assert not (tmp_path / f"early-{kill}").exists()

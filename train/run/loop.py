@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -260,16 +259,5 @@ def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:
 def _termination_flag() -> Iterator[threading.Event]:
     """Set by the first SIGTERM, upon which the step is finished and saved; the second one kills."""
     flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag  # signals are the main thread's
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        flag.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
+    with first_signal([signal.SIGTERM], lambda _: flag.set()):
         yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -22,7 +22,7 @@ from caskd.store.errors import (
 )
 from caskd.store.format import canonical_json
 from caskd.store.share import list_stores
-from caskd.store.storage import DirectoryPlace, RetryPolicy, clean_url, open_place, retry
+from caskd.store.storage import DirectoryStorage, RetryPolicy, clean_url, open_storage, retry
 from caskd.store.storage.base import TransientError
 from caskd.store.write import plan_store
 
@@ -263,7 +263,7 @@ def test_listing(store: Path, tmp_path: Path) -> None:
 )
 def test_urls_that_are_no_place(url: str, says: str) -> None:
     with pytest.raises(UsageError, match=says) as refused:
-        open_place(url)
+        open_storage(url)
     assert "canary" not in str(refused.value).lower()
     assert "canary" not in clean_url(url).lower()
 
@@ -271,7 +271,7 @@ def test_urls_that_are_no_place(url: str, says: str) -> None:
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
     with pytest.raises(UsageError, match=r"pip install 'caskd\[s3\]'"):
-        open_place("s3://bucket/x")
+        open_storage("s3://bucket/x")
 
 
 def test_retries_are_bounded() -> None:
@@ -297,7 +297,7 @@ def test_pauses_grow_and_have_an_end() -> None:
 
 
 def test_a_directory_creates_once(tmp_path: Path) -> None:
-    place = DirectoryPlace(tmp_path / "new")
+    place = DirectoryStorage(tmp_path / "new")
     assert place.create("a/b", b"1")
     assert not place.create("a/b", b"2")
     assert place.read("a/b", 0, 1) == b"1"

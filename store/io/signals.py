@@ -1,0 +1,33 @@
+"""The first signal asks a process to stop; the second one has the system's own effect."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+@contextmanager
+def first_signal(numbers: Sequence[signal.Signals], act: Callable[[int], None]) -> Iterator[None]:
+    """Call `act` with the number of the first of these signals; a second one ends the process.
+
+    Signals that the parent process had ignored (nohup, a background job) stay ignored. Outside the
+    main thread nothing is installed: Python delivers signals to the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.getsignal(number) for number in handled}
+
+    def on_signal(number: int, _frame: object) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+        act(number)
+
+    for number in handled:
+        signal.signal(number, on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
