@@ -113,8 +113,9 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
         per_row = [(sizes[end] - sizes["plan"]) / geometry["num_rows"] for end in ("least", "most")]
         yield (
             "size",
-            f"{bytes_text(sizes['least'])} to {bytes_text(sizes['most'])}, about {per_row[0]:.0f} to "
-            f"{per_row[1]:.0f} bytes a row: a guess from other stores; --probe measures it",
+            f"{bytes_text(sizes['least'])} to {bytes_text(sizes['most'])}, "
+            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes a row: "
+            "estimated from other stores; run with --probe to measure",
         )
 
 
@@ -149,8 +150,8 @@ def _forecast(facts: Facts) -> list[str]:
                 ("memory", f"{bytes_text(probe['memory_bytes'])} {where}, {_batch(probe)}"),
                 (
                     "size",
-                    f"{bytes_text(probe['bytes'])}, {sum(probe['bytes_per_row'].values()):.1f} bytes a "
-                    "row beside the tokens",
+                    f"{bytes_text(probe['bytes'])}, "
+                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes a row beside the tokens",
                 ),
                 (
                     "pays",

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -12,12 +12,13 @@ import pytest
 from caskd.cli.main import COMMANDS, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("cli", "eval", "precompute", "store", "train")
+ROOMS = ("cli", "eval", "models", "precompute", "store", "train")
 MAY_IMPORT = {
-    "cli": {"precompute", "train", "eval", "store"},
-    "precompute": {"store"},
-    "train": {"store"},
-    "eval": {"store"},
+    "cli": {"precompute", "train", "eval", "models", "store"},
+    "precompute": {"models", "store"},
+    "train": {"models", "store"},
+    "eval": {"models", "store"},
+    "models": {"store"},
     "store": set[str](),
 }
 FRONT_DOORS = {
@@ -34,12 +35,21 @@ FRONT_DOORS = {
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "deepspeed")
 LONGEST_FILE = 350
+MOST_MODULES = 14
+
+Module = tuple[str, ...]
+"""Parts of a module's name below `caskd`; a package ends in `__init__`."""
 
 
 def files(*folders: str) -> list[Path]:
     found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     assert found, f"no Python files in {folders}"
     return found
+
+
+MODULES: dict[Module, Path] = {
+    path.relative_to(ROOT).with_suffix("").parts: path for path in files(*ROOMS)
+}
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -52,6 +62,46 @@ def imported(path: Path) -> Iterator[str]:
             assert node.module is not None
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def module_of(name: str) -> Module | None:
+    """The module of caskd that an imported name stands for: itself, or the one that defines it."""
+    parts = tuple(name.split("."))
+    if parts[0] != "caskd":
+        return None
+    for end in range(len(parts), 1, -1):
+        for module in (parts[1:end], (*parts[1:end], "__init__")):
+            if module in MODULES:
+                return module
+    return None
+
+
+def imports_of(module: Module) -> set[Module]:
+    """Modules of caskd that a module names in its imports."""
+    found: set[Module] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                target
+                for alias in node.names
+                if (target := module_of(f"{node.module}.{alias.name}")) is not None
+            }
+    return found - {module}
+
+
+def folder_of(module: Module) -> Module:
+    """The folder that a module belongs to; a module of a room's own level stands for itself."""
+    if module[-1] == "__init__":
+        return module[:-1]
+    return module[:-1] if len(module) > 2 else module
+
+
+def circles(graph: Mapping[Module, Collection[Module]]) -> list[Module]:
+    """Nodes on a circle or leading into one: what is left when nodes without imports are taken away."""
+    left = {node: set(targets) & set(graph) - {node} for node, targets in graph.items()}
+    while free := {node for node, targets in left.items() if not targets}:
+        left = {node: targets - free for node, targets in left.items() if node not in free}
+    return sorted(left)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -71,11 +121,57 @@ def test_rooms_are_imported_as_caskd(room: str) -> None:
         assert not bare, f"{path.relative_to(ROOT)} imports {bare}"
 
 
+def test_no_circle_between_files() -> None:
+    assert not circles({module: imports_of(module) for module in MODULES})
+
+
+def test_no_circle_between_folders() -> None:
+    graph: dict[Module, set[Module]] = {}
+    for module in MODULES:
+        own = graph.setdefault(folder_of(module), set())
+        own |= {folder_of(target) for target in imports_of(module)}
+    assert not circles(graph)
+
+
+def test_circles_are_found() -> None:
+    a, b, c, d = (("x", name) for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {a}, d: {a}}) == [a, b, c, d]
+    assert circles({a: {b}, b: {c}, c: set(), d: {a}}) == []
+
+
+def test_folders_stay_small() -> None:
+    for room in ROOMS:
+        for folder in {path.parent for path in files(room)}:
+            modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+            assert len(modules) <= MOST_MODULES, folder.relative_to(ROOT)
+
+
+def test_folders_are_entered_by_their_front_door() -> None:
+    """Outside a sub-folder, `from caskd.store.io import files` and never a module inside."""
+    for module, path in MODULES.items():
+        for target in imports_of(module):
+            inside = len(target) > 2 and target[-1] != "__init__"
+            if inside and folder_of(target) != folder_of(module):
+                named = import_module("caskd." + ".".join(folder_of(target))).__all__
+                assert target[-1] in named, f"{path.relative_to(ROOT)} imports {target}"
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({folder_of(m) for m in MODULES if m[-1] == "__init__" and len(m) > 2})
+)
+def test_front_doors_of_folders_say_what_others_may_use(folder: Module) -> None:
+    door = import_module("caskd." + ".".join(folder))
+    assert door.__doc__
+    assert list(door.__all__)
+    for name in door.__all__:
+        assert getattr(door, name) is not None
+
+
 def test_only_the_engine_imports_deepspeed() -> None:
     users = {
         path for path in files(*ROOMS) if "deepspeed" in {n.split(".")[0] for n in imported(path)}
     }
-    assert {str(path.relative_to(ROOT)) for path in users} == {"train/engine.py"}
+    assert {path.parent.relative_to(ROOT).as_posix() for path in users} == {"train/engine"}
 
 
 def test_store_imports_nothing_heavy() -> None:
@@ -149,7 +245,7 @@ def test_front_doors_load_nothing_heavy(room: str) -> None:
 
 def test_opening_a_store_loads_nothing_heavy() -> None:
     assert heavy_after("from caskd.store import TeacherStore, verify_store") == "[]"
-    assert heavy_after("import caskd.store.commands, caskd.store.show") == "[]"
+    assert heavy_after("import caskd.cli.store_commands, caskd.store.inspect") == "[]"
 
 
 def test_the_help_of_each_command_loads_nothing_heavy() -> None:

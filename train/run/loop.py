@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from caskd.store.io import first_signal
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
