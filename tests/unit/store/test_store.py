@@ -183,7 +183,7 @@ def test_a_page_of_an_example_runs_nothing(store: TeacherStore, tmp_path: Path) 
 
 def test_store_commands_import_no_torch(store: TeacherStore) -> None:
     code = (
-        "import sys; from caskd.store.commands import InfoConfig, info_command, VerifyConfig, "
+        "import sys; from caskd.cli.store_commands import InfoConfig, info_command, VerifyConfig, "
         f"verify_command; info_command(InfoConfig({str(store.root)!r}, json=True)); "
         f"verify_command(VerifyConfig({str(store.root)!r}, full=True)); "
         "assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules)"
