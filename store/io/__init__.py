@@ -1,6 +1,7 @@
 """Local files, fault points, console output and safe printing of untrusted text."""
 
 from caskd.store.io import faults, files
+from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
 from caskd.store.io.files import (
     create_exclusive,
@@ -22,9 +23,11 @@ from caskd.store.io.printable import (
 from caskd.store.io.signals import first_signal
 
 __all__ = [
+    "CLAIM",
     "SECONDS_BETWEEN_LINES",
     "Progress",
     "bytes_text",
+    "claimed",
     "clean",
     "create_exclusive",
     "csv_cell",
