@@ -1,14 +1,18 @@
 """Time of a capture over that of bare forward passes of the same tokens by the same model.
 
     python benchmarks/bench_capture.py MODEL
-    python benchmarks/bench_capture.py MODEL --device cuda --tokens 400000 --token-budget 16384
+    python benchmarks/bench_capture.py MODEL --device cuda --tokens 400000 --token-budget 16384 \\
+        --one-process --shard-rows 4096
 
 Every arm has a process of its own, with the model in it, and in each round all of them run once, in
-turn; figures are medians over rounds, ratios medians of the rounds' ratios. The capture is the real
-`precompute` into a compact store, encoding and writing included; its clock starts once the model is
-loaded. The pilot, which a store has once (1/128 of its rows), is committed beforehand. Arms see the
-same examples in the same batches. The text is this repository's documentation. Writes
-benchmarks/results/capture.csv.
+turn; figures are medians over rounds, ratios medians of the rounds' ratios. With --one-process they
+share one process and one copy of the weights, of which a GPU may not hold four; what a batch of
+each corpus takes is then shown by part, too (`value`, the host waiting for the GPU after each).
+
+The capture is the real `precompute` into a compact store, encoding and writing included; its clock
+starts once the model is loaded. The pilot, which a store has once (1/128 of its rows), is committed
+beforehand. Arms see the same examples in the same batches. The text is this repository's
+documentation. Writes benchmarks/results/capture.csv.
 
 Legend: B examples of a batch, L padded length, N rows of a tile, H hidden, V vocabulary.
 """
@@ -24,22 +28,31 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from store_rows import setting, write_table
+from gpu_models import random_teacher
+from gpu_profile import add_profile
+from store_rows import RESULTS, setting, write_table
 
 from caskd.models import SplitModel, pad, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
-from caskd.precompute.teacher import find_teacher
+from caskd.precompute.planning.planner import check_job
+from caskd.precompute.planning.probe import encoded_bytes
+from caskd.precompute.rows.targets import row_rule
 from caskd.precompute.teacher.loading import load_model
+from caskd.precompute.teacher.source import find_teacher
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.precompute.workers.fill import next_batch
-from caskd.store.corpus import logit_positions
-from caskd.store.read import TeacherStore
-from caskd.store.write import ShardExample, StoreWriter
+from caskd.precompute.workers.scheduling import Seat
+from caskd.precompute.workers.worker import Worker
+from caskd.store.corpus.alignment import logit_positions
+from caskd.store.read.teacher_store import TeacherStore
+from caskd.store.write.writer import ShardExample, StoreWriter
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = {"prompt-heavy": (800, 100), "response-heavy": (60, 700)}  # mean characters
@@ -106,6 +119,9 @@ class Bare:
     def __call__(self, config: PrecomputeConfig) -> float:
         """Seconds for all batches of a planned store."""
         todo = list(batches(Path(config.store), self.token_budget))
+        if self.device.type == "cuda":  # what a kernel's first call and a first allocation cost
+            self.forward(todo[0])
+            torch.cuda.synchronize()
         begin = time.perf_counter()
         for examples in todo:
             self.forward(examples)
@@ -163,6 +179,19 @@ def prepare(configs: dict[str, PrecomputeConfig]) -> dict[str, tuple[int, int]]:
     return sizes
 
 
+def prepare_pilots(configs: dict[str, PrecomputeConfig]) -> dict[str, tuple[int, int]]:
+    """The same, with the pilot that a capture itself would take: without a whole one."""
+    sizes = {}
+    for kind, config in configs.items():
+        with quiet():
+            spec = plan(config)
+            with Worker(config, check_job(config), StoreWriter(config.store), Seat(0, 1)) as worker:
+                worker.run_pilot(quiet=True)
+        sizes[kind] = (spec.num_rows, spec.num_tokens)
+        print(f"{kind}: {spec.num_rows:,} rows of {spec.num_tokens:,} tokens", flush=True)
+    return sizes
+
+
 def serve(arm: str, config: PrecomputeConfig, threads: int, pipe: Any) -> None:
     """A process of one arm: it times the jobs that come through the pipe, then says its peak."""
     torch.set_num_threads(threads)
@@ -214,6 +243,110 @@ def measure(
     return seconds, peaks
 
 
+def measure_together(
+    configs: dict[str, PrecomputeConfig], rounds: int, skip: Sequence[str]
+) -> Iterator[tuple[dict[tuple[str, str], list[float]], dict[str, float]]]:
+    """The same with one copy of the weights in one process; what there is after each round."""
+    some = next(iter(configs.values()))
+    device = pick_device(some.device)
+    arms: dict[str, Callable[[PrecomputeConfig], float]] = {
+        arm: Bare(arm, some) for arm in (BARE, BARE_ROWS)
+    }
+    arms |= {CAPTURE: capture, NAIVE: Bare(NAIVE, some)}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    peaks: dict[str, float] = {}
+    for turn in range(rounds):
+        for kind, config in configs.items():
+            for arm, timed in arms.items():
+                if arm in skip:
+                    continue
+                forget_peak(device)
+                seconds.setdefault((kind, arm), []).append(timed(config))
+                peaks[arm] = max(peaks.get(arm, 0.0), peak_mib(device))
+                print(f"round {turn} {kind} {arm}: {seconds[kind, arm][-1]:.3f} s", flush=True)
+        yield seconds, peaks
+
+
+def forget_peak(device: torch.device) -> None:
+    """Measure peaks from here on; only a GPU's can be forgotten."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextlib.contextmanager
+def one_copy(config: PrecomputeConfig, *, random_weights: bool) -> Iterator[None]:
+    """Whoever loads the teacher while inside gets the same model."""
+    device = pick_device(config.device)
+    if random_weights:
+        model = random_teacher(config.teacher, device)
+    else:
+        source = find_teacher(config.teacher, config.dtype, attention=config.attention)
+        model = load_model(source, device)
+    print("loaded", flush=True)
+    with (
+        mock.patch("caskd.precompute.teacher.transformers_teacher.load_model", return_value=model),
+        mock.patch(f"{__name__}.load_model", return_value=model),
+    ):
+        yield
+
+
+@torch.inference_mode()
+def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]:
+    """Milliseconds of the parts of a batch in the middle, one waited for after the other.
+
+    Where `profile` is given, that file gets the kernels of the batch.
+    """
+    source = find_teacher(config.teacher, config.dtype, attention=config.attention)
+    writer = StoreWriter(config.store)
+    teacher = TransformersTeacher(
+        source,
+        vocab_size=writer.spec.vocab_size,
+        rule=row_rule(writer.spec),
+        device=config.device,
+    )
+    all_batches = list(batches(Path(config.store), config.token_budget))
+    examples = all_batches[len(all_batches) // 2]
+    places = [logit_positions(example.is_response) for example in examples]
+    shown = [e.token_ids[: p[-1] + 1] for e, p in zip(examples, places, strict=True)]
+    parts: dict[str, float] = {}
+    for _ in range(2):  # the first one warms up
+        clock = Clock(teacher.device)
+        hidden = teacher.split.hidden_rows(teacher.arrange(shown), places)
+        parts["body, ms"] = clock.lap()
+        for start in range(0, len(hidden), TILE_ROWS):
+            teacher.split.head(hidden[start : start + TILE_ROWS])
+        parts["head, ms"] = clock.lap()
+        rows = teacher.rows(examples)
+        parts["whole batch, ms"] = clock.lap()
+    if profile is not None:
+        add_profile(profile, f"a batch of {config.store}", lambda: teacher.rows(examples))
+    parts["share of labels in the top-k"] = float((rows["label_rank"] < TOP_K).mean().round(3))
+    rest = parts["whole batch, ms"] - parts["body, ms"] - parts["head, ms"]
+    parts["all but body and head, ms"] = round(rest, 3)
+    parts["rows"] = len(hidden)
+    _, seconds_a_row = encoded_bytes(writer.spec, rows)
+    parts["encoding, in a thread behind, ms"] = round(1000 * seconds_a_row * len(hidden), 3)
+    return parts
+
+
+class Clock:
+    """Milliseconds between points at which the device has nothing left to do."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.lap()
+
+    def lap(self) -> float:
+        """Since the last lap."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        passed = now - getattr(self, "last", now)
+        self.last = now
+        return round(passed * 1000, 3)
+
+
 def table_of(
     seconds: dict[tuple[str, str], list[float]],
     peaks: dict[str, float],
@@ -249,6 +382,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--one-process", action="store_true", help="one copy of the weights")
+    parser.add_argument(
+        "--random-weights", action="store_true",
+        help="MODEL is a shape of gpu_models.py; with --one-process",
+    )  # fmt: skip
+    parser.add_argument("--skip", nargs="*", default=[], help="arms to leave out")
+    parser.add_argument("--profile", action="store_true", help="kernels, into OUT/profile.txt")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
     args = parser.parse_args()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(args.threads)
@@ -263,18 +404,29 @@ def main() -> None:
                 top_k=TOP_K, shard_rows=args.shard_rows, dtype=args.dtype, device=args.device,
                 attention=args.attention, token_budget=args.token_budget,
             )  # fmt: skip
-        sizes = prepare(configs)
-        seconds, peaks = measure(configs, args.rounds, args.threads)
-    table = table_of(seconds, peaks, sizes)
+        columns = {
+            "model": source.name, "load_dtype": source.load_dtype, "attention": source.attention,
+            "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
+            "threads": args.threads, "token_budget": args.token_budget, "rounds": args.rounds,
+            "k": TOP_K, "shard_rows": args.shard_rows, "torch": torch.__version__,
+            **setting(args.notes),
+        }  # fmt: skip
+        if args.one_process:
+            with one_copy(configs["prompt-heavy"], random_weights=args.random_weights):
+                sizes = prepare_pilots(configs)
+                for seconds, peaks in measure_together(configs, args.rounds, args.skip):
+                    table = table_of(seconds, peaks, sizes)
+                    write_table("capture", table, columns, args.out)
+                for kind, config in configs.items():
+                    profile = args.out / "profile.txt" if args.profile else None
+                    parts = parts_of(config, profile).items()
+                    table += [{"corpus": kind, "arm": f"part: {p}", "value": v} for p, v in parts]
+        else:
+            sizes = prepare(configs)
+            table = table_of(*measure(configs, args.rounds, args.threads), sizes)
     for line in table:
         print(line)
-    columns = {
-        "model": source.name, "load_dtype": source.load_dtype, "attention": source.attention,
-        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
-        "threads": args.threads, "token_budget": args.token_budget, "rounds": args.rounds,
-        "k": TOP_K, "shard_rows": args.shard_rows, "torch": torch.__version__,
-    }  # fmt: skip
-    write_table("capture", table, columns | setting(args.notes))
+    write_table("capture", table, columns, args.out)
 
 
 if __name__ == "__main__":

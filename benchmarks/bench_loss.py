@@ -3,8 +3,9 @@
     python benchmarks/bench_loss.py                          # the grid of this machine's device
     python benchmarks/bench_loss.py --cells 1024x576x49152   # one cell, rows x width x vocabulary
 
-Each round runs every variant once, in turn, so that a machine that slows down slows all of them;
-seconds are medians over rounds, ratios medians of the rounds' ratios. Memory is the peak over the
+Each round runs every variant once, in turn, so that a machine that slows down slows all of them; on
+a GPU, whose allocator would hand memory from one to the other, each has its rounds in a row.
+Seconds are medians over rounds, ratios medians of the rounds' ratios. Memory is the peak over the
 inputs and the gradients that the variant leaves. Writes benchmarks/results/loss_cpu.csv, or
 loss_cuda.csv on a GPU; what cannot be measured has a line that says so.
 
@@ -16,7 +17,7 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -24,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_profile import add_profile
 from rival_losses import RIVALS, why_not
-from store_rows import setting, write_table
+from store_rows import RESULTS, setting, write_table
 from torch import Tensor
 
 from caskd.train.loss import TeacherRows, cascade_aware_loss
@@ -41,10 +43,15 @@ GPU_CELLS: list[Cell] = [
     for rows in (4096, 16384)
 ]
 KEPT = (1.0, 0.6, 0.3)
-NEEDS_HOURS = {"naive gather distillation", "chunk + checkpoint distillation"}
+NEEDS_HOURS = {
+    "naive gather distillation",
+    "chunk + checkpoint distillation",
+    "chunk + checkpoint cross-entropy",
+}
 """Left out of cells with a wide head on a CPU."""
 REFERENCES = {
     "over_dense": "dense cross-entropy",
+    "over_compiled": "compiled cross-entropy",
     "over_chunked": "torch chunked cross-entropy",
     "over_cut": "cut-cross-entropy, exact",
     "over_bucket": "naive bucket distillation",
@@ -89,7 +96,11 @@ def labels_kept(hidden: Tensor, weight: Tensor, teacher: TeacherRows, keep: floa
 
 
 def make_variants(
-    cell: Cell, hidden: Tensor, weight: Tensor, teacher: TeacherRows
+    cell: Cell,
+    hidden: Tensor,
+    weight: Tensor,
+    teacher: TeacherRows,
+    tile_rows: Sequence[int],
 ) -> tuple[dict[str, Loss], dict[str, str]]:
     """Losses of (hidden, weight) by name, and those that cannot be measured with the reason."""
     device = hidden.device.type
@@ -105,15 +116,21 @@ def make_variants(
         else:
             absent[name] = reason
 
-    def ours(hidden: Tensor, weight: Tensor, *, keep: float, impl: Any) -> Tensor:
+    def ours(
+        hidden: Tensor, weight: Tensor, *, keep: float, impl: Any, tile: int | None = None
+    ) -> Tensor:
         return cascade_aware_loss(
-            hidden, weight, labels[keep], teacher, objective="cat-dist", impl=impl
+            hidden, weight, labels[keep], teacher, objective="cat-dist", impl=impl, tile_rows=tile
         ).loss
 
     has_kernels = device == "cuda" and find_spec("triton") is not None
     for impl in ("torch", "triton") if has_kernels else ("torch",):
         for keep in KEPT:
             variants[f"caskd {impl}, {keep:g} kept"] = partial(ours, keep=keep, impl=impl)
+    for tile in tile_rows:
+        impl = "triton" if has_kernels else "torch"
+        name = f"caskd {impl}, 1 kept, tiles of {tile}"
+        variants[name] = partial(ours, keep=1.0, impl=impl, tile=tile)
     if not has_kernels:
         absent["caskd triton"] = "needs a CUDA device and triton"
     return variants, absent
@@ -162,20 +179,34 @@ def measure(
 ) -> dict[str, list[Run] | str]:
     """Runs of each variant, or why there are none. A first round at full size is not counted."""
     runs: dict[str, list[Run] | str] = {name: [] for name in variants}
-    for turn in range(rounds + 1):
-        for name, loss in variants.items():
-            so_far = runs[name]
-            if isinstance(so_far, str):
-                continue
-            try:
-                run = run_once(loss, inputs)
-            except torch.OutOfMemoryError:
-                runs[name] = "out of memory"
-                continue
-            if turn:
-                so_far.append(run)
-            print(f"  {turn}/{rounds} {name}: {run.wall:.2f} s", flush=True)
+    for turn, name in turns(list(variants), rounds, inputs[0].device):
+        so_far = runs[name]
+        if isinstance(so_far, str):
+            continue
+        if not turn and inputs[0].is_cuda:
+            torch.cuda.empty_cache()
+        try:
+            run = run_once(variants[name], inputs)
+        except torch.OutOfMemoryError:
+            runs[name] = "out of memory"
+            continue
+        except Exception as error:
+            if name.startswith("caskd"):
+                raise
+            runs[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        if turn:
+            so_far.append(run)
+        print(f"  {turn}/{rounds} {name}: {run.wall:.3f} s", flush=True)
     return runs
+
+
+def turns(names: list[str], rounds: int, device: torch.device) -> Iterator[tuple[int, str]]:
+    """(round, variant) in the order of running; round 0 is the one that is not counted."""
+    if device.type == "cuda":
+        yield from ((turn, name) for name in names for turn in range(rounds + 1))
+    else:
+        yield from ((turn, name) for turn in range(rounds + 1) for name in names)
 
 
 def lines_of(runs: dict[str, list[Run] | str], clock: str) -> list[dict[str, Any]]:
@@ -206,17 +237,22 @@ def _ratio(seconds: list[float], reference: list[Run] | str | None, clock: str) 
     return round(statistics.median(ratios), 3) if ratios else None
 
 
-def bench_cell(cell: Cell, top_k: int, rounds: int, device: str) -> list[dict[str, Any]]:
+def bench_cell(cell: Cell, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The table lines of one cell."""
     num_rows, hidden_size, vocab_size = cell
-    size = {"N": num_rows, "H": hidden_size, "V": vocab_size, "k": top_k}
-    hidden, weight, teacher = make_inputs(cell, top_k, device)
+    size = {"N": num_rows, "H": hidden_size, "V": vocab_size, "k": args.top_k}
+    hidden, weight, teacher = make_inputs(cell, args.top_k, args.device)
     tile_rows = min(num_rows, fitting_tile_rows(vocab_size, hidden.device))
     size |= {"tile_mib": round(tile_rows * vocab_size * 4 / MIB, 1)}
     print(size)
-    variants, absent = make_variants(cell, hidden, weight, teacher)
-    runs = measure(variants, (hidden, weight), rounds)
-    lines = lines_of(runs, "wall" if device == "cuda" else "cpu")
+    variants, absent = make_variants(cell, hidden, weight, teacher, args.tile_rows)
+    if args.only:
+        variants = {n: loss for n, loss in variants.items() if any(w in n for w in args.only)}
+    runs = measure(variants, (hidden, weight), args.rounds)
+    lines = lines_of(runs, "wall" if args.device == "cuda" else "cpu")
+    if args.profile and "caskd triton, 1 kept" in variants:
+        call = partial(run_once, variants["caskd triton, 1 kept"], (hidden, weight))
+        add_profile(args.out / "profile.txt", f"loss {cell}, all rows", call)
     lines += [{"variant": name, "status": f"not measured: {why}"} for name, why in absent.items()]
     for line in lines:
         print("  ", {column: value for column, value in line.items() if value is not None})
@@ -236,20 +272,28 @@ def main() -> None:
     parser.add_argument("--top-k", type=int, default=64)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    parser.add_argument(
+        "--tile-rows", nargs="+", type=int, default=[], help="tiles to time beside the fitting one"
+    )
+    parser.add_argument("--only", nargs="+", help="variants that have one of these in their names")
+    parser.add_argument("--profile", action="store_true", help="kernels, into OUT/profile.txt")
     args = parser.parse_args()
     torch.set_num_threads(1)
     on_gpu = args.device == "cuda"
     table = []
+    columns = {"rounds": args.rounds, "threads": 1, "torch": torch.__version__}
+    if on_gpu:
+        columns["gpu"] = torch.cuda.get_device_name()
+    columns |= setting(args.notes)
     for cell in args.cells or (GPU_CELLS if on_gpu else CPU_CELLS):
-        table += bench_cell(cell, args.top_k, args.rounds, args.device)
+        table += bench_cell(cell, args)
+        write_table(f"loss_{args.device}", table, columns, args.out)  # what is measured stays
     if not on_gpu:
         for rows, width, vocab in GPU_CELLS:
             size = {"N": rows, "H": width, "V": vocab, "k": args.top_k, "dtype": "bfloat16"}
             table.append(size | {"variant": "all", "status": "not measured: needs a CUDA device"})
-    columns = {"rounds": args.rounds, "threads": 1, "torch": torch.__version__}
-    if on_gpu:
-        columns["gpu"] = torch.cuda.get_device_name()
-    write_table(f"loss_{args.device}", table, columns | setting(args.notes))
+        write_table(f"loss_{args.device}", table, columns, args.out)
 
 
 if __name__ == "__main__":

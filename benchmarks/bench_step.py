@@ -1,11 +1,16 @@
 """A whole optimizer step from a store, beside plain cross-entropy and beside a live teacher.
 
     python benchmarks/bench_step.py --student DIR --teacher DIR --store DIR --rounds 7
+    python benchmarks/bench_step.py ... --only-steps        # one process, one GPU, two minutes
 
 The steps share one student in one engine, on the same batches; each round takes every kind of step
 once, in turn, so that a machine that slows down slows all of them. Peak memory is that of a process
 that takes one kind of step only. Data wait and the two numbers of ranks come from `caskd train`
 itself. Writes benchmarks/results/step.csv.
+
+With --only-steps there are no checkpoints and no ranks; on a GPU the peaks are those of the steps
+in the shared process, less the teacher's weights where it is not used, beside the forecast of
+`train --dry-run`; and the wait is that of cat-dist steps behind the reader of `caskd train`.
 
 Dimension letters: B examples, T tokens, N rows, V vocabulary.
 """
@@ -18,21 +23,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from store_rows import setting, write_table
+from gpu_models import random_model
+from gpu_profile import add_profile
+from store_rows import RESULTS, setting, write_table
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from caskd.train import TrainConfig
-from caskd.train.checkpoint import load_checkpoint, load_weights, save_checkpoint, verify
+from caskd.train.checkpoint.manifest import verify
+from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
 from caskd.train.data import MicroBatch
-from caskd.train.engine import TrainEngine, connected
-from caskd.train.loss import OBJECTIVES
-from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.data.prefetch import ReadAhead
+from caskd.train.engine.deepspeed_engine import TrainEngine, connected
+from caskd.train.loss.objectives import OBJECTIVES
+from caskd.train.model.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 from caskd.train.run.loop import batch_reader
+from caskd.train.run.memory_forecast import forecast, size_of
 from caskd.train.run.plan import RunPlan, plan_run
 
 CROSS_ENTROPY, LIVE = "cross-entropy on whole logits", "live teacher, whole distribution"
@@ -67,16 +79,20 @@ class AnyStep(StudentWithLoss):
         return model.get_output_embeddings()(hidden).float().softmax(1)
 
 
-def make_engine(plan: RunPlan, ranks: Any, teacher: str | None) -> TrainEngine:
+def make_engine(
+    plan: RunPlan, ranks: Any, teacher: str | None, *, random_weights: bool
+) -> TrainEngine:
     """One engine for every kind of step; the teacher stays outside of it."""
-    module = AnyStep(
-        load_student(plan.config.student, plan.store.spec), LossOptions(plan.objective, "bucket")
-    )
+    dtype = torch.bfloat16 if plan.config.dtype == "bfloat16" else torch.float32
+    if random_weights:
+        student = random_model(plan.config.student, ranks.device, torch.float32)
+    else:
+        student = load_student(plan.config.student, plan.store.spec)
+    module = AnyStep(student, LossOptions(plan.objective, "bucket"))
     module.teacher = []
-    if teacher is not None:
-        from transformers import AutoModelForCausalLM
-
-        dtype = torch.bfloat16 if plan.config.dtype == "bfloat16" else torch.float32
+    if teacher is not None and random_weights:
+        module.teacher = [random_model(teacher, ranks.device, dtype).eval()]
+    elif teacher is not None:
         model = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype)
         module.teacher = [model.eval().to(ranks.device)]
     return TrainEngine(module, plan.settings, ranks, weight_decay=0.0)
@@ -109,26 +125,74 @@ def config_of(arguments: argparse.Namespace, out: Path) -> TrainConfig:
 
 def time_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]]:
     """(kind, figure, value) of each kind of step, and of saving and loading a checkpoint."""
+    kinds = KINDS if arguments.teacher else KINDS[:-1]
     with tempfile.TemporaryDirectory() as directory, connected() as ranks:
         plan = plan_run(config_of(arguments, Path(directory) / "run"))
-        engine = make_engine(plan, ranks, arguments.teacher)
-        seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-        kept = []
+        random_weights = arguments.random_weights
+        engine = make_engine(plan, ranks, arguments.teacher, random_weights=random_weights)
+        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+        peaks: dict[str, float] = dict.fromkeys(kinds, 0.0)
+        kept, num_rows = [], []
         for round_, batch in enumerate(batch_reader(plan, ranks).steps(0, arguments.rounds + 1)):
-            order = KINDS[round_ % len(KINDS) :] + KINDS[: round_ % len(KINDS)]
-            times = {kind: take_step(engine, kind, batch) for kind in order}
-            if round_:  # the first one warms up
-                for kind in KINDS:
-                    seconds[kind].append(times[kind])
+            for kind in kinds[round_ % len(kinds) :] + kinds[: round_ % len(kinds)]:
+                forget_peak()
+                took = take_step(engine, kind, batch)
+                peaks[kind] = max(peaks[kind], gpu_peak(engine, kind))
+                if round_:  # the first one warms up
+                    seconds[kind].append(took)
             kept.append(keep_fraction(engine, batch))
-        for kind in KINDS:
-            yield kind, "step_s", statistics.median(seconds[kind])
-            for rival, name in ((CROSS_ENTROPY, "over_cross_entropy"), (LIVE, "over_live_teacher")):
-                pairs = zip(seconds[kind], seconds[rival], strict=True)
-                yield kind, name, statistics.median(ours / theirs for ours, theirs in pairs)
+            num_rows.append(batch.num_rows)
+        yield from step_figures(seconds)
         yield "caskd cat-dist", "keep_fraction", statistics.mean(kept)
-        yield from time_checkpoint(plan, engine, Path(directory))
+        yield "every step", "num_rows", statistics.mean(num_rows)
+        if not arguments.only_steps:
+            yield from time_checkpoint(plan, engine, Path(directory))
+        else:
+            if torch.cuda.is_available():
+                yield from ((kind, "peak_mb", peak) for kind, peak in peaks.items())
+            yield "train --dry-run", "forecast_mb", forecast(size_of(plan)).total / 1e6
+            yield "caskd cat-dist", "data_wait_share", wait_share(plan, engine, arguments.rounds)
+        if arguments.profile:
+            for kind in (CROSS_ENTROPY, "caskd cat-dist"):
+                call = partial(take_step, engine, kind, batch)
+                add_profile(arguments.out / "profile.txt", f"step, {kind}", call)
         engine.close()
+
+
+def step_figures(seconds: dict[str, list[float]]) -> Iterator[tuple[str, str, float]]:
+    """Seconds of each kind of step, and the rounds' ratios."""
+    for kind, own in seconds.items():
+        yield kind, "step_s", statistics.median(own)
+        for rival, name in ((CROSS_ENTROPY, "over_cross_entropy"), (LIVE, "over_live_teacher")):
+            if rival in seconds:
+                pairs = zip(own, seconds[rival], strict=True)
+                yield kind, name, statistics.median(ours / theirs for ours, theirs in pairs)
+
+
+def forget_peak() -> None:
+    """Measure peaks from here on, where there is a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def gpu_peak(engine: TrainEngine, kind: str) -> float:
+    """MB at the most on the GPU; without a teacher that only waits there."""
+    if not torch.cuda.is_available():
+        return 0.0
+    waiting = [] if kind == LIVE else engine.module.teacher
+    weights = sum(p.nbytes for model in waiting for p in model.parameters())
+    return (torch.cuda.max_memory_allocated() - weights) / 1e6
+
+
+def wait_share(plan: RunPlan, engine: TrainEngine, rounds: int) -> float:
+    """Of the time of some cat-dist steps, what is waiting for the reader of `caskd train`."""
+    steps = batch_reader(plan, engine.ranks).steps(0, 2 * rounds + 1)
+    with ReadAhead(steps, "store") as batches:
+        for number, batch in enumerate(batches):
+            if number == 1:  # the first one waits for the reader to start
+                batches.seconds_waited, started = 0.0, time.perf_counter()
+            take_step(engine, "caskd cat-dist", batch)
+        return batches.seconds_waited / (time.perf_counter() - started)
 
 
 def keep_fraction(engine: TrainEngine, batch: Any) -> float:
@@ -161,7 +225,8 @@ def peak_memory(arguments: argparse.Namespace, kind: str) -> float:
     """MB at the most, of two steps of one kind in this process."""
     with tempfile.TemporaryDirectory() as directory, connected() as ranks:
         plan = plan_run(config_of(arguments, Path(directory) / "run"))
-        engine = make_engine(plan, ranks, arguments.teacher if kind == LIVE else None)
+        teacher = arguments.teacher if kind == LIVE else None
+        engine = make_engine(plan, ranks, teacher, random_weights=arguments.random_weights)
         for batch in batch_reader(plan, ranks).steps(0, 2):
             take_step(engine, kind, batch)
         engine.close()
@@ -198,6 +263,8 @@ def train_metrics(arguments: argparse.Namespace, num_ranks: int) -> list[dict[st
 
 def measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]]:
     yield from time_steps(arguments)
+    if arguments.only_steps:
+        return
     peaks = {}
     for kind in KINDS:
         words = [__file__, *sys.argv[1:], "--peak-memory-of", kind]
@@ -218,28 +285,39 @@ def measure(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--student", required=True)
-    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--teacher", help="the live one; may be left out with --only-steps")
     parser.add_argument("--store", required=True)
     parser.add_argument("--batch", type=int, default=8, help="examples of a step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--notes", default="")
+    parser.add_argument("--only-steps", action="store_true", help="no checkpoints and no ranks")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="the models are shapes of gpu_models.py"
+    )
+    parser.add_argument("--profile", action="store_true", help="kernels, into OUT/profile.txt")
     parser.add_argument("--peak-memory-of", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_memory_of:
         print(peak_memory(arguments, arguments.peak_memory_of))
         return
-    table = []
-    for variant, figure, value in measure(arguments):
-        table.append({"variant": variant, "figure": figure, "value": f"{value:.4g}"})
-        print(f"{variant:34} {figure:24} {value:10.4g}", flush=True)
+    if arguments.teacher is None and not arguments.only_steps:
+        parser.error("--teacher is left out: add --only-steps")
     columns = {
         "batch": arguments.batch,
         "rounds": arguments.rounds,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         **setting(arguments.notes),
     }
-    write_table("step", table, columns)
+    table = []
+    for variant, figure, value in measure(arguments):
+        table.append({"variant": variant, "figure": figure, "value": f"{value:.4g}"})
+        print(f"{variant:34} {figure:24} {value:10.4g}", flush=True)
+        if arguments.only_steps:  # what is measured stays, whatever stops the rest
+            write_table("step", table, columns, arguments.out)
+    write_table("step", table, columns, arguments.out)
 
 
 if __name__ == "__main__":

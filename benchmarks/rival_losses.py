@@ -4,6 +4,7 @@ Dimension letters: N rows, k stored cells, V vocabulary, H hidden width.
 """
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from caskd.train.loss import TeacherRows
 
 Rival = Callable[[Tensor, Tensor, Tensor, TeacherRows], Tensor]
-CHUNK_ROWS = 256
+CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
 """Of torch's own chunked loss and of chunk + checkpoint: torch's default is far slower on a CPU."""
 
 
@@ -23,9 +24,20 @@ def dense_cross_entropy(h: Tensor, head: Tensor, labels: Tensor, teacher: Teache
     return F.cross_entropy((h @ head.T).float(), labels, reduction="sum")
 
 
+@cache
+def _compiled() -> Rival:
+    compiled: Rival = torch.compile(dense_cross_entropy, dynamic=False)
+    return compiled
+
+
+def compiled_cross_entropy(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) -> Tensor:
+    """Plain cross-entropy through torch's compiler, which fuses what is around the product."""
+    return _compiled()(h, head, labels, teacher)
+
+
 def chunked_cross_entropy(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) -> Tensor:
     """torch's own fused cross-entropy."""
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_ROWS)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_ROWS[h.device.type])
     return F.linear_cross_entropy(h, head, labels, reduction="sum", options=options)
 
 
@@ -49,9 +61,11 @@ def apple_cross_entropy_exact(
     h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows
 ) -> Tensor:
     """cut-cross-entropy with every gradient."""
-    from cut_cross_entropy import linear_cross_entropy
+    from cut_cross_entropy import LinearCrossEntropyImpl, linear_cross_entropy
 
-    loss: Tensor = linear_cross_entropy(h, head, labels, reduction="sum", impl="cce_exact")
+    has_preset = hasattr(LinearCrossEntropyImpl, "CCE_EXACT")  # newer than what is on PyPI
+    every = {"impl": "cce_exact"} if has_preset else {"filter_eps": None}
+    loss: Tensor = linear_cross_entropy(h, head, labels, reduction="sum", **every)
     return loss
 
 
@@ -73,10 +87,21 @@ def naive_bucket(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) 
 
 def chunk_and_checkpoint(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) -> Tensor:
     """The naive bucket in chunks of rows whose logits are made again in the backward."""
+    return _in_chunks(naive_bucket, h, head, labels, teacher)
+
+
+def chunked_plain(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) -> Tensor:
+    """Plain cross-entropy in chunks of rows whose logits are made again in the backward."""
+    return _in_chunks(dense_cross_entropy, h, head, labels, teacher)
+
+
+def _in_chunks(
+    loss: Rival, h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows
+) -> Tensor:
     total = h.new_zeros((), dtype=torch.float32)
-    for index in torch.arange(len(h), device=h.device).split(CHUNK_ROWS):
+    for index in torch.arange(len(h), device=h.device).split(CHUNK_ROWS[h.device.type]):
         part = h[index], head, labels[index], teacher.take(index)
-        total = total + checkpoint(naive_bucket, *part, use_reentrant=False)
+        total = total + checkpoint(loss, *part, use_reentrant=False)
     return total
 
 
@@ -87,7 +112,9 @@ def _mass(teacher: TeacherRows) -> Tensor:
 
 RIVALS: dict[str, Rival] = {
     "dense cross-entropy": dense_cross_entropy,
+    "compiled cross-entropy": compiled_cross_entropy,
     "torch chunked cross-entropy": chunked_cross_entropy,
+    "chunk + checkpoint cross-entropy": chunked_plain,
     "liger cross-entropy": liger_cross_entropy,
     "cut-cross-entropy": apple_cross_entropy,
     "cut-cross-entropy, exact": apple_cross_entropy_exact,
@@ -101,6 +128,8 @@ def why_not(rival: str, device: str) -> str | None:
     """Why a rival cannot run here, None where it can."""
     if rival == "torch chunked cross-entropy" and not hasattr(F, "linear_cross_entropy"):
         return "needs torch 2.13"
+    if rival == "compiled cross-entropy" and device == "cpu":
+        return "compiled on a GPU only"
     module = {"liger": "liger_kernel", "cut-c": "cut_cross_entropy"}.get(rival[:5])
     if module is None:
         return None

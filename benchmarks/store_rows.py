@@ -110,12 +110,14 @@ def setting(notes: str) -> dict[str, Any]:
     }
 
 
-def write_table(name: str, table: list[dict[str, Any]], columns: dict[str, Any]) -> None:
-    """Write benchmarks/results/NAME.csv; a figure that a row does not have is left empty."""
-    RESULTS.mkdir(exist_ok=True)
+def write_table(
+    name: str, table: list[dict[str, Any]], columns: dict[str, Any], folder: Path = RESULTS
+) -> None:
+    """Write NAME.csv in a folder; a figure that a row does not have is left empty."""
+    folder.mkdir(parents=True, exist_ok=True)
     fields = list(dict.fromkeys([*(field for row in table for field in row), *columns]))
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+    with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=fields)
         writer.writeheader()
         writer.writerows(row | columns for row in table)
-    print(f"wrote {RESULTS / name}.csv")
+    print(f"wrote {folder / name}.csv")

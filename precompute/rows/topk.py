@@ -65,7 +65,7 @@ def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 
         "label_rank": label_ranks(logits, labels, ids),
         "finite": torch.isfinite(low) & torch.isfinite(high),
     }
-    return _stored_fields({name: values.cpu() for name, values in tile.items()}, min_mass)
+    return _stored_fields(tile, min_mass)
 
 
 def block_maxima(logits: Tensor) -> Tensor:
@@ -133,19 +133,22 @@ def label_ranks(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
 
 
 def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
-    """Apply `min_mass`, blank the padding cells and non-finite rows, and set the stored dtypes."""
+    """Apply `min_mass`, blank the padding cells and non-finite rows, and set the stored dtypes.
+
+    All of it where the tile is: a GPU would wait for the host meanwhile.
+    """
     finite, k = tile["finite"], tile["topk_ids"].shape[1]
     logits = torch.where(finite[:, None], tile["topk_logits"], 0.0)
     high = torch.where(finite, tile["high"], 0.0).double()
     kept = (logits - high[:, None]).exp()
     # tails[:, n]: weight outside the first n cells, summed from the small end.
     cells = torch.cat([kept, torch.where(finite, tile["outside"], 0.0)[:, None].double()], dim=1)
-    tails = cells.flip(1).cumsum(dim=1).flip(1)
+    tails = _sums_to_the_end(cells)
     total, tails = tails[:, 0], tails / tails[:, :1]
     num_kept = torch.full_like(tile["label_rank"], k)
     if min_mass < 1.0:
         num_kept = 1 + (tails[:, 1:k] > 1.0 - min_mass).sum(dim=1)
-    padding = torch.arange(k) >= torch.where(finite, num_kept, 0)[:, None]
+    padding = torch.arange(k, device=finite.device) >= torch.where(finite, num_kept, 0)[:, None]
     fields = {
         "topk_ids": tile["topk_ids"].masked_fill(padding, 0),
         "topk_logits": logits.masked_fill(padding, -torch.inf),
@@ -158,7 +161,20 @@ def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
     }
     return {
         name: (values if values.dim() == 2 else values.where(finite, 0))
+        .cpu()
         .numpy()
         .astype(FIELD_DTYPES[name])
         for name, values in fields.items()
     }
+
+
+def _sums_to_the_end(cells: Tensor) -> Tensor:
+    """[N, C] of each cell and those after it, float64."""
+    if cells.device.type == "cpu":
+        return cells.flip(1).cumsum(dim=1).flip(1)
+    # Deterministic kernels have no running sum on a GPU: each round adds what twice as many hold.
+    step = 1
+    while step < cells.shape[1]:
+        cells = cells + torch.nn.functional.pad(cells[:, step:], (0, step))
+        step *= 2
+    return cells

@@ -34,7 +34,7 @@ __all__ = ["Teacher", "TransformersTeacher", "fixed_kernels"]
 TILE_BYTES = {"cpu": 28 << 20, "cuda": 1 << 28}
 MIN_TILE_ROWS = 128
 # Logits that are widened and passed over at a time: 4 MB in float32 stay in a CPU's cache.
-SLICE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
+SLICE_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 class Teacher(Protocol):

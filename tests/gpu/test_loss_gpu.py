@@ -34,7 +34,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, TeacherRows]:
 
 def gradients(batch, dtype: torch.dtype, **options) -> list[torch.Tensor]:
     hidden, weight, labels, teacher = batch
-    leaves = [hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+    # Copies: the batch is every test's, and must not become part of a graph.
+    leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (hidden, weight)]
     sums = cascade_aware_loss(*leaves, labels, teacher, objective="cat-dist", **options)
     sums.loss.backward()
     return [sums.loss.detach(), *(leaf.grad for leaf in leaves)]

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from loss_cases import FAST, make_case, run_loss
+from loss_cases import DEVICES, FAST, make_case, run_loss
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from caskd.train.loss.api import TeacherRows
 
 WIDTH, VOCAB, TILE_ROWS = 16, 3000, 60
 TILE = TILE_ROWS * VOCAB * 4
@@ -33,10 +35,13 @@ class PeakBytes(TorchDispatchMode):
 
 def peak_over_gradients(num_rows: int, impl: str, objective: str) -> int:
     case = make_case(num_rows, WIDTH, VOCAB, top_k=8, dtype=torch.float32)
-    leaves = [case.hidden.requires_grad_(), case.weight.requires_grad_()]
-    with PeakBytes([*leaves, case.labels, *vars(case.teacher).values()]) as seen:
+    device = DEVICES.get(impl, "cpu")  # inputs go there first: their copies are not the loss'
+    leaves = [tensor.to(device).requires_grad_() for tensor in (case.hidden, case.weight)]
+    labels = case.labels.to(device)
+    teacher = TeacherRows(*(column.to(device) for column in vars(case.teacher).values()))
+    with PeakBytes([*leaves, labels, *vars(teacher).values()]) as seen:
         sums = run_loss(
-            *leaves, case.labels, case.teacher, objective=objective, impl=impl, tile_rows=TILE_ROWS
+            *leaves, labels, teacher, objective=objective, impl=impl, tile_rows=TILE_ROWS
         )
         sums.loss.backward()
     return seen.peak - sum(leaf.grad.nbytes for leaf in leaves)

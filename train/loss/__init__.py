@@ -1,6 +1,6 @@
 """The cascade-aware loss: objectives, dense reference, fused torch and Triton kernels."""
 
-from caskd.train.loss.api import cascade_aware_loss, keep_mask
+from caskd.train.loss.api import cascade_aware_loss, keep_mask, tile_bytes
 from caskd.train.loss.measures import MEASURES, best_step, figures_of, row_measures, tally_measures
 from caskd.train.loss.objectives import (
     IGNORE_LABEL,
@@ -32,4 +32,5 @@ __all__ = [
     "resolve_unmasked",
     "row_measures",
     "tally_measures",
+    "tile_bytes",
 ]

@@ -32,9 +32,14 @@ __all__ = ["OBJECTIVES", "LossSums", "TeacherRows", "cascade_aware_loss", "keep_
 
 Impl = Literal["auto", "torch", "triton", "dense"]
 
-_TILE_BYTES = {"cpu": 64 << 20, "cuda": 512 << 20}
+_TILE_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 """Size of a tile of float32 logits. A larger one spreads the weight gradient's traffic over more
-rows, a smaller one stays nearer to the caches."""
+rows, and on a GPU some hundred launches; a smaller one stays nearer to the caches."""
+
+_TILE_SHARE = 32
+"""A tile is at most this part of a GPU's memory."""
+
+_MOST_ROWS = {"cpu": 4096, "cuda": 8192}
 
 
 def cascade_aware_loss(
@@ -190,8 +195,16 @@ def _uses_triton(impl: str, device: torch.device) -> bool:
 
 def fitting_tile_rows(vocab_size: int, device: torch.device) -> int:
     """Rows of a tile of float32 logits [n, V] that suits the device."""
-    budget = _TILE_BYTES.get(device.type, _TILE_BYTES["cuda"])
-    return max(128, min(4096, budget // (4 * vocab_size) // 64 * 64))
+    most = _MOST_ROWS.get(device.type, _MOST_ROWS["cpu"])
+    return max(128, min(most, tile_bytes(device) // (4 * vocab_size) // 64 * 64))
+
+
+def tile_bytes(device: torch.device) -> int:
+    """Bytes of a tile of float32 logits that suits the device."""
+    if device.type != "cuda":
+        return _TILE_BYTES.get(device.type, 512 << 20)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(_TILE_BYTES["cuda"], memory // _TILE_SHARE)
 
 
 def _check_choices(tail: str, impl: str, tile_rows: int | None) -> None:

@@ -96,19 +96,27 @@ def _run_tiles(
     tile = weight.new_empty((tile_rows, len(weight)), dtype=exact)
     passes = _make_passes(call, tile, operand)
     gradients = _Gradients(hidden, head, call.wanted, exact)
-    for index in call.index.split(tile_rows) if len(call.index) else ():
+    for part in range(0, len(call.index), max(1, tile_rows)):
+        index = _place(call.index[part : part + tile_rows], part, len(hidden), len(call.index))
         rows = call.rows.take(index)
         inputs = hidden.detach()[index].to(operand)
-        logits = head.finish_(write_product_(tile[: len(index)], inputs, weight.t()))
+        logits = head.finish_(write_product_(tile[: len(inputs)], inputs, weight.t()))
         of_tile, reading = read_tile_(logits, rows, call.terms, passes)
         sums = sums + of_tile
         if any(call.wanted):
             live = reading.factor.nonzero().squeeze(1)
+            if 0 < len(live) < len(inputs):
+                reading, inputs = reading.take(live), inputs[live]
+                index = call.index[part : part + tile_rows][live]
             if len(live):
-                of_live = reading.take(live)
-                gradient = differentiate_(logits, live, of_live, head, call.terms.w, passes)
-                gradients.add_(gradient, inputs[live], weight, index[live])
+                gradient = differentiate_(logits, live, reading, head, call.terms.w, passes)
+                gradients.add_(gradient, inputs, weight, index)
     return sums, gradients.finish(head)
+
+
+def _place(index: Tensor, start: int, num_rows: int, num_counted: int) -> Tensor | slice:
+    """Rows of a tile; where every row counts they are neighbors, and nothing has to be copied."""
+    return slice(start, start + len(index)) if num_counted == num_rows else index
 
 
 def _even_tile_rows(num_rows: int, most: int) -> int:
@@ -140,19 +148,22 @@ class _Gradients:
             self.bias = torch.zeros_like(head.bias, dtype=exact)
         self._is_weight_written = False
 
-    def add_(self, gradient: Tensor, inputs: Tensor, weight: Tensor, index: Tensor) -> None:
+    def add_(self, gradient: Tensor, inputs: Tensor, weight: Tensor, index: Tensor | slice) -> None:
         """Take a tile's gradient [m, V] back through the head.
 
         Args:
             inputs: [m, H] the hidden states it belongs to.
-            index: [m] their rows.
+            index: [m] their rows, ascending; a slice where they are neighbors.
         """
         if self.bias is not None:
             self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
         if self.hidden is not None:
             rows = torch.empty_like(inputs, dtype=torch.promote_types(inputs.dtype, torch.float32))
             write_product_(rows, gradient, weight)
-            self.hidden.index_copy_(0, index, rows.to(self.hidden.dtype))
+            if isinstance(index, slice):
+                self.hidden[index].copy_(rows)
+            else:
+                self.hidden.index_copy_(0, index, rows.to(self.hidden.dtype))
         if self.weight is not None:
             # The first product is written: zeros to add to would be one more pass over the head.
             put = add_product_ if self._is_weight_written else write_product_

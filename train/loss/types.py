@@ -61,7 +61,7 @@ class LossRows:
     weights: Tensor | None
     """[N] factor of each row's loss, a constant; None is 1."""
 
-    def take(self, index: Tensor) -> "LossRows":
+    def take(self, index: Tensor | slice) -> "LossRows":
         """The rows at `index` [n]."""
         return LossRows(
             self.labels[index],

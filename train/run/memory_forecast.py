@@ -5,15 +5,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from caskd.train.loss import tile_bytes
 from caskd.train.model import add_adapters
 from caskd.train.run.plan import RunPlan
 
 _ACTIVATION_BYTES = 17
 """Numbers that a transformer layer keeps per token and hidden channel for its backward, attention
 scores not kept (arXiv 2205.05198 counts 34 bytes in 16 bits)."""
-
-_TILES_BYTES = {"cpu": 128 << 20, "cuda": 1 << 30}
-"""A tile of logits in the loss, and its gradient."""
 
 _OVERHEAD = 1.1
 """Buckets, allocator fragments and the like."""
@@ -30,7 +28,7 @@ class RunSize:
         num_layers: blocks of the student.
         hidden_size: its width.
         tokens: of a micro-batch, at the longest.
-        tile_bytes: of a tile of the loss.
+        tile_bytes: of a tile of the loss and its gradient.
         value_bytes: of a weight in the forward, 2 or 4.
         adam: two moments per weight; else none worth counting.
         stage: of ZeRO.
@@ -135,14 +133,17 @@ def size_of(plan: RunPlan) -> RunSize:
     counts = {p: p.numel() for p in model.parameters()}
     text_config = model_config.get_text_config()
     longest = int(plan.store.token_counts().max())
+    tokens = config.token_budget or config.micro_batch_size * longest
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tile = min(tile_bytes(device), 4 * tokens * text_config.vocab_size)
     return RunSize(
         num_parameters=sum(counts.values()),
         num_trained=sum(count for p, count in counts.items() if p.requires_grad),
         largest_layer=max(counts.values()),
         num_layers=text_config.num_hidden_layers,
         hidden_size=text_config.hidden_size,
-        tokens=config.token_budget or config.micro_batch_size * longest,
-        tile_bytes=_TILES_BYTES["cuda" if torch.cuda.is_available() else "cpu"],
+        tokens=tokens,
+        tile_bytes=2 * tile,
         value_bytes=2 if config.dtype == "bfloat16" else 4,
         adam=config.optimizer == "adamw",
         stage=config.zero_stage,
