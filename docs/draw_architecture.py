@@ -260,26 +260,24 @@ def place_boxes(panel: Panel) -> None:
 
 def _apart(panel: Panel, floor: Sequence[str], wished: Sequence[float]) -> list[float]:
     """Positions near the wished ones that keep the boxes apart and inside the panel."""
-    half = [panel.node_width(node) / 2 for node in floor]
-    right, left = list(wished), list(wished)
-    edge = SIDE - GAP
-    for i, size in enumerate(half):
-        right[i] = max(right[i], edge + GAP + size)
-        edge = right[i] + size
-    edge = panel.width - SIDE + GAP
-    for i in reversed(range(len(half))):
-        left[i] = min(left[i], edge - GAP - half[i])
-        edge = left[i] - half[i]
-    middle = [(a + b) / 2 for a, b in zip(left, right, strict=True)]
-    edge = SIDE - GAP
-    for i, size in enumerate(half):
-        middle[i] = max(middle[i], edge + GAP + size)
-        edge = middle[i] + size
-    edge = panel.width - SIDE + GAP
-    for i in reversed(range(len(half))):
-        middle[i] = min(middle[i], edge - GAP - half[i])
-        edge = middle[i] - half[i]
-    return middle
+    sizes = [panel.node_width(node) for node in floor]
+    right = _pushed(wished, sizes)
+    left = _mirrored(_pushed(_mirrored(wished, panel), sizes[::-1]), panel)
+    middle = _pushed([(a + b) / 2 for a, b in zip(left, right, strict=True)], sizes)
+    return _mirrored(_pushed(_mirrored(middle, panel), sizes[::-1]), panel)
+
+
+def _pushed(centres: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """The centres, moved to the right where boxes overlap or leave the panel on the left."""
+    pushed, edge = [], float(SIDE)
+    for centre, size in zip(centres, sizes, strict=True):
+        pushed.append(max(centre, edge + size / 2))
+        edge = pushed[-1] + size / 2 + GAP
+    return pushed
+
+
+def _mirrored(centres: Sequence[float], panel: Panel) -> list[float]:
+    return [panel.width - centre for centre in reversed(centres)]
 
 
 def lay_out() -> tuple[dict[str, Panel], Graph, float]:
