@@ -88,7 +88,7 @@ def make_engine(plan: RunPlan, ranks: Any, arm: str, teacher: str) -> TrainEngin
 
 
 def run(arguments: argparse.Namespace, arm: str) -> tuple[list[float], dict[str, Any], float]:
-    """Train; return the loss of each step, the final figures, and the seconds of all steps."""
+    """The loss of each step, the figures at the end, and seconds of all steps."""
     with tempfile.TemporaryDirectory() as directory, connected() as ranks:
         plan = plan_run(
             TrainConfig(

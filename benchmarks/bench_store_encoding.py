@@ -112,7 +112,7 @@ def rate(work: Callable[[], object], num_rows: int, rounds: int) -> int:
 
 
 def array_bytes(fields: dict[str, np.ndarray], orders: np.ndarray | None) -> dict[str, int]:
-    """Bytes of the row arrays of these rows alone, in separate shards."""
+    """Bytes of the row arrays of these rows alone, in shards of their own."""
     name = "exact" if orders is None else "compact"
     stored = encode_rows(name, fields, orders)
     arrays = layout.row_layouts(name, fields["topk_ids"].shape[1], 512, SHARD_ROWS)

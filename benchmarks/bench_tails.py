@@ -64,8 +64,8 @@ def capture(teacher: str, text: Path, folder: Path, num_sequences: int, vocab_si
     tokens = torch.tensor(ids[: num_sequences * LENGTH]).view(num_sequences, LENGTH)
     counts = tokens.flatten().bincount(minlength=len(tokenizer))
     columns = counts.topk(vocab_size).indices.sort().values
-    new_id = torch.full((len(counts),), -1)
-    new_id[columns] = torch.arange(vocab_size)
+    place = torch.full((len(counts),), -1)
+    place[columns] = torch.arange(vocab_size)
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
     head = model.get_output_embeddings().weight[columns]
     shape = (num_sequences, LENGTH - 1, vocab_size)
@@ -73,9 +73,9 @@ def capture(teacher: str, text: Path, folder: Path, num_sequences: int, vocab_si
     for start in range(0, num_sequences, 16):
         hidden = model.base_model(tokens[start : start + 16, :-1]).last_hidden_state
         logprobs[start : start + 16] = (hidden @ head.T).log_softmax(2).numpy()
-    inputs = new_id[tokens[:, :-1]]
+    inputs = place[tokens[:, :-1]]
     np.save(folder / "inputs.npy", inputs.masked_fill(inputs < 0, vocab_size).numpy())
-    np.save(folder / "labels.npy", new_id[tokens[:, 1:]].numpy())
+    np.save(folder / "labels.npy", place[tokens[:, 1:]].numpy())
 
 
 def teacher_rows(logprobs: Tensor, tail: str, top_k: int) -> TeacherRows:

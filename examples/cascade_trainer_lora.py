@@ -48,7 +48,7 @@ def main() -> None:
     trainer.train()
     model.merge_and_unload().save_pretrained(args.out)
     AutoTokenizer.from_pretrained(args.student).save_pretrained(args.out)
-    print(f"saved an ordinary transformers model in {args.out}")
+    print(f"saved in {args.out}: an ordinary transformers model")
 
 
 if __name__ == "__main__":
