@@ -19,7 +19,7 @@ PICTURE = ROOT / "docs" / "architecture.svg"
 
 ROWS = (("cli",), ("precompute", "train", "eval"), ("models",), ("store",))
 PACKAGES = {
-    "cli": "the caskd command: reads the flags and calls one of the three below",
+    "cli": "the caskd command: imports the chosen command and passes it the flags",
     "precompute": "corpus and teacher in, store out",
     "train": "store in, student out",
     "eval": "predictions in, report out",
@@ -27,11 +27,11 @@ PACKAGES = {
     "store": "the teacher store: numpy and zarr, never torch",
 }
 
-WIDTH, MARGIN = 960, 20
+MIN_WIDTH, MARGIN = 980, 20
 BOX, FLOOR = 26, 52  # height of a box, and from one floor to the next
 HEAD, FOOT, BETWEEN = 52, 18, 34  # of a panel; between two rows of panels
 GAP, SIDE = 14, 16  # between two boxes; from a panel's edge to its boxes
-LETTER = 7.3  # width of a letter of a name
+LETTER, NOTE = 7.3, 6.8  # width of a letter of a name, and of a note, at the most
 
 Graph = dict[str, set[str]]
 
@@ -129,6 +129,11 @@ class Panel:
     @property
     def needed_height(self) -> float:
         return HEAD + (len(self.floors) - 1) * FLOOR + BOX + FOOT
+
+    @property
+    def needed_width(self) -> float:
+        floors = max(map(self.floor_width, self.floors))
+        return max(floors, NOTE * len(PACKAGES[self.package])) + 2 * SIDE
 
     def y(self, floor: int) -> float:
         """Upper edge of the boxes of a floor; the floors stand in the middle of the panel."""
@@ -280,24 +285,28 @@ def _mirrored(centres: Sequence[float], panel: Panel) -> list[float]:
     return [panel.width - centre for centre in reversed(centres)]
 
 
-def lay_out() -> tuple[dict[str, Panel], Graph, float]:
-    """All panels with their positions, the arrows between packages, and the picture's height."""
+def lay_out() -> tuple[dict[str, Panel], Graph, tuple[float, float]]:
+    """All panels with their positions, the arrows between packages, and the picture's size."""
     sizes, boxes, packages = read_graphs()
     graph = reduced(boxes)
     panels = {package: build_panel(package, sizes, graph) for package in PACKAGES}
+    rows = [[panels[name] for name in names] for names in ROWS]
+    width = max(MIN_WIDTH, *(_row_width(row) for row in rows))
     top: float = MARGIN
-    for row_names in ROWS:
-        row = [panels[name] for name in row_names]
-        needed = [max(map(panel.floor_width, panel.floors)) + 2 * SIDE for panel in row]
-        spare = (WIDTH - 2 * MARGIN - BETWEEN / 2 * (len(row) - 1) - sum(needed)) / len(row)
+    for row in rows:
+        spare = (width - _row_width(row)) / len(row)
         left: float = MARGIN
-        for panel, width in zip(row, needed, strict=True):
-            panel.left, panel.top, panel.width = left, top, width + spare
+        for panel in row:
+            panel.left, panel.top, panel.width = left, top, panel.needed_width + spare
             panel.height = max(other.needed_height for other in row)
             left += panel.width + BETWEEN / 2
             place_boxes(panel)
         top += row[0].height + BETWEEN
-    return panels, reduced(packages), top - BETWEEN + MARGIN
+    return panels, reduced(packages), (width, top - BETWEEN + MARGIN)
+
+
+def _row_width(row: Sequence[Panel]) -> float:
+    return sum(panel.needed_width for panel in row) + BETWEEN / 2 * (len(row) - 1) + 2 * MARGIN
 
 
 # --- drawing ---------------------------------------------------------------------------------
@@ -339,18 +348,18 @@ LEGEND = (
 
 def draw() -> str:
     """The picture, as SVG text."""
-    panels, packages, height = lay_out()
+    panels, packages, (width, height) = lay_out()
     height += 18 * len(LEGEND)
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" '
-        f'width="{WIDTH}" height="{height:.0f}" role="img" aria-labelledby="title">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-labelledby="title">',
         '<title id="title">The packages of caskd, their folders, and who imports whom</title>',
         f"<style>{STYLE}</style>",
         "<defs>",
         _tip("tip", 7),
         _tip("between-tip", 4.5),
         "</defs>",
-        f'<rect class="paper" width="{WIDTH}" height="{height:.0f}"/>',
+        f'<rect class="paper" width="{width:.0f}" height="{height:.0f}"/>',
     ]
     for package, targets in packages.items():
         lines += [_between(panels[package], panels[target]) for target in sorted(targets)]
