@@ -142,6 +142,16 @@ def choices(config: type, field: str) -> tuple[str, ...]:
     return get_args(get_type_hints(config)[field])
 
 
+def test_folders_of_the_store_import_those_above_them_in_the_list() -> None:
+    _, imports, _ = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))["read_graphs"]()
+    listed = re.findall(r"^\| `store/(\w+)/`", read("docs/architecture.md"), re.M)
+    assert len(listed) > 9
+    known = {"store.errors", "store.imports"}
+    for name in listed:
+        assert imports[f"store.{name}"] <= known, name
+        known.add(f"store.{name}")
+
+
 def test_pages_name_what_can_be_chosen() -> None:
     objectives = choices(TrainConfig, "objective")
     encodings = choices(PrecomputeConfig, "encoding")
