@@ -1,4 +1,4 @@
-"""The fault tests at large counts: kills, disk errors, power cuts, damage, races, hostile stores.
+"""Large counts of the fault tests: kills, failing disks, power cuts, damage, races, hostile stores.
 
     python benchmarks/bench_faults.py [--share 1.0]
 
@@ -45,7 +45,7 @@ def damage(where: Path, share: float) -> Found:
 
 
 def strangers(where: Path, share: float) -> Found:
-    """Hostile and mutated stores."""
+    """Hostile stores, and mutated ones."""
     sound = fault_hostile.sound_stores(where / "stores")
     hostile = fault_hostile.hostile_stores(sound)
     mutants = fault_strangers.mutants(sound, int(2_000 * share), SEED)
@@ -65,10 +65,8 @@ def full_disks(where: Path, share: float) -> Found:
     return {"disk full": Tally(int(str(found["count"])), list(found["silent"]))}  # type: ignore[call-overload]
 
 
-def single(
-    name: str, run: Callable[..., Tally], count: int | None
-) -> Callable[[Path, float], Found]:
-    """A class with one kind of case; `count` None runs all cases."""
+def one(name: str, run: Callable[..., Tally], count: int | None) -> Callable[[Path, float], Found]:
+    """A class of one kind of case; `count` None means all there are."""
 
     def measured(where: Path, share: float) -> Found:
         if count is None and share >= 1:
@@ -79,14 +77,14 @@ def single(
 
 
 CLASSES: list[Callable[[Path, float], Found]] = [
-    single("kills", fault_kills.kill_loop, 500),
-    single("disk errors", fault_disk.error_sweep, None),
+    one("kills", fault_kills.kill_loop, 500),
+    one("disk errors", fault_disk.error_sweep, None),
     full_disks,
-    single("power cuts", fault_power.power_cuts, 2_000),
+    one("power cuts", fault_power.power_cuts, 2_000),
     damage,
-    single("repairs", fault_repair.repairs, 1_000),
-    single("races: 8 workers", fault_races.schedules, 200),
-    single("races: 2 creators", fault_races.creators, 500),
+    one("repairs", fault_repair.repairs, 1_000),
+    one("races: 8 workers", fault_races.schedules, 200),
+    one("races: 2 creators", fault_races.creators, 500),
     lambda where, share: {"races: latecomers": fault_races.latecomers(where)},
     strangers,
 ]

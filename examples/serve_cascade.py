@@ -1,11 +1,11 @@
-"""Answer prompts with a cascade that `caskd eval --operating-point` wrote.
+"""Serve a cascade that `caskd eval --operating-point` wrote.
 
     caskd eval --small small.parquet --large large.parquet --out report \
         --operating-point "deferral_rate<=0.3"
     python examples/serve_cascade.py report/cascade.json SMALL_MODEL < prompts.txt
 
-The large model is a placeholder function here: replace it by a call to your server, or pass the
-folder of a model as `large`.
+The large model here is a stand-in function: replace it by a call to your server, or set `large` to
+the folder of a model.
 """
 
 import sys
