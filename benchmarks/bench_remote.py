@@ -121,9 +121,9 @@ class _Objects(BaseHTTPRequestHandler):
             self.end_headers()
             return
         size = path.stat().st_size
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        first, last = (int(asked[1]), min(int(asked[2]), size - 1)) if asked else (0, size - 1)
-        self.send_response(206 if asked else 200)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        first, last = (int(wanted[1]), min(int(wanted[2]), size - 1)) if wanted else (0, size - 1)
+        self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("ETag", '"0"')
@@ -214,10 +214,10 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp())
     try:
-        make_store(root / "cask", options.shards, options.shard_rows)
-        size = sum(p.stat().st_size for p in (root / "cask").rglob("*") if p.is_file())
+        make_store(root / "store", options.shards, options.shard_rows)
+        size = sum(p.stat().st_size for p in (root / "store").rglob("*") if p.is_file())
         with object_server(root, options.latency_ms / 1e3):
-            speeds = measure(root / "cask", options.rounds)
+            speeds = measure(root / "store", options.rounds)
     finally:
         shutil.rmtree(root)
     with RESULTS.open("w", newline="") as file:

@@ -27,7 +27,7 @@ class Part:
     """Its CSV file: contrasts, rules or a1_a2."""
     wanted: str
     """`ABOVE`, `BELOW` or `WITHIN`."""
-    says: str
+    text: str
     """The difference, in words."""
     where: Mapping[str, object]
     """Cells that identify its line."""
@@ -39,7 +39,7 @@ class Claim:
 
     name: str
     source: str
-    says: str
+    text: str
     parts: tuple[Part, ...] = ()
     condition: str = CLEAN
     pools: Callable[[str], bool] = field(default=lambda pool: not _text(pool))
@@ -49,18 +49,18 @@ def _arms(
     first: str, second: str, wanted: str = ABOVE, measure: str = "audc", task: str = ALL
 ) -> Part:
     where = {"contrast": first + MINUS + second, "task": task, "measure": measure}
-    says = f"{first + MINUS + second}, {measure}{'' if task == ALL else ' within tasks'}"
-    return Part("contrasts", wanted, says, where)
+    text = f"{first + MINUS + second}, {measure}{'' if task == ALL else ' within tasks'}"
+    return Part("contrasts", wanted, text, where)
 
 
 def _rule(rule: str, wanted: str) -> Part:
-    says = f"{rule + MINUS + AVERAGE} on {CAT}, audc"
-    return Part("rules", wanted, says, {"arm": CAT, "rule": rule})
+    text = f"{rule + MINUS + AVERAGE} on {CAT}, audc"
+    return Part("rules", wanted, text, {"arm": CAT, "rule": rule})
 
 
 def _part(part: str, wanted: str) -> Part:
-    says = f"{CAT + MINUS + BASELINE}, {part} (mean over deferral rates)"
-    return Part("a1_a2", wanted, says, {"part": part, "deferral_rate": "mean"})
+    text = f"{CAT + MINUS + BASELINE}, {part} (mean over deferral rates)"
+    return Part("a1_a2", wanted, text, {"part": part, "deferral_rate": "mean"})
 
 
 def _text(pool: str) -> bool:
@@ -143,8 +143,8 @@ def claim_rows(tables: Tables, planned: Mapping[str, Collection[str]]) -> Iterat
             whole = mark_all(marks) if fit != UNFIT else UNDECIDED
             for (part, row), mark_of_part in zip(found, marks, strict=True):
                 yield {
-                    "claim": claim.name, "source": claim.source, "says": claim.says, "pool": pool,
-                    "condition": claim.condition, "fit": fit, "marked": whole, "part": part.says,
+                    "claim": claim.name, "source": claim.source, "says": claim.text, "pool": pool,
+                    "condition": claim.condition, "fit": fit, "marked": whole, "part": part.text,
                     "part_marked": mark_of_part, **_figures(row),
                     "verdict": row[_column(part)] if row else None,
                 }  # fmt: skip
