@@ -1,4 +1,4 @@
-# The recipes are what .ci/run runs, on the environment that is active.
+# Recipes for the active environment; .ci/run runs the same checks in a fresh one.
 
 # lint, types and tests
 check: lint types test
@@ -12,11 +12,15 @@ lint:
 types:
     mypy
 
+# unit and numerics tests of what is fast, on two processes: under 2 minutes
+quick:
+    OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile -m "not slow and not distributed" tests/unit tests/numerics
+
 # the whole suite on two processes
 test:
     OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
-# the whole story on embedded tasks, into caskd-demo/
+# the whole chain on embedded tasks, into caskd-demo/
 demo:
     caskd demo
 
@@ -24,11 +28,15 @@ demo:
 bench:
     for file in benchmarks/bench_*.py; do python "$file"; done
 
+# docs/architecture.svg, from the imports
+picture:
+    python docs/draw_architecture.py
+
 # sdist, and a wheel built from it
 package:
     python -m build
 
-# the large counts of the fault tests, into benchmarks/results/faults.csv
+# the fault tests at their large counts, into benchmarks/results/faults.csv
 nightly:
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py
     CASKD_SAVE_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_train_kills.py

@@ -1,16 +1,16 @@
-"""Does training wait for data, and is packing worth it?
+"""Time that training waits for data, and packing against padding.
 
     python benchmarks/bench_data.py --store STORE --student MODEL --steps 30 --rounds 5
 
-Two tables in one, benchmarks/results/data.csv:
+Writes benchmarks/results/data.csv with two kinds of lines:
 
 * `wait`: whole runs of `caskd train` on the store, from the local disk and from `s3://` with an
-  empty cache (the stand-in server of bench_remote.py, `--latency-ms` after each request, on this
-  machine). The value is the seconds waited for data over those of the steps; the first two steps,
-  in which the reader starts, are left out, and `first_step_s` says what they waited.
+  empty cache (the server of bench_remote.py on the same machine, which delays each response by
+  `--latency-ms`). The value is the seconds waited for data over the seconds of the steps. It
+  excludes the first two steps, in which the reader starts; `first_step_s` has their wait.
 * `packing`: forward and backward of the student over the same examples, cut by the same budget of
   tokens, packed and padded in turn. The value is the ratio of seconds, packed over padded: the
-  median of the rounds' own ratios. A plain loss on the hidden states leaves the head out of it.
+  median of the ratios within each round. A plain loss on the hidden states excludes the head.
 
 Dimension letters: G examples of a step, T tokens of a row, H hidden width.
 """
@@ -44,7 +44,7 @@ STARTING_STEPS = 2
 
 
 def run_once(store: str, student: str, options: argparse.Namespace, seed: int) -> dict[str, float]:
-    """One training run: its share of waiting, the first wait, and the seconds of a step."""
+    """One training run: its fraction of waiting, the first wait, and the seconds per step."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CASKD_CACHE"] = f"{folder}/cache"
         config = TrainConfig(
@@ -63,7 +63,7 @@ def run_once(store: str, student: str, options: argparse.Namespace, seed: int) -
 
 
 def waits(options: argparse.Namespace) -> list[dict[str, object]]:
-    """The `wait` lines."""
+    """Measure the `wait` lines."""
     path = Path(options.store).resolve()
     runs: dict[str, list[dict[str, float]]] = {}
     with object_server(path.parent, options.latency_ms / 1e3):
@@ -84,7 +84,7 @@ def waits(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def packing(options: argparse.Namespace) -> list[dict[str, object]]:
-    """The `packing` lines."""
+    """Measure the `packing` lines."""
     mix = StoreMix.open([options.store])
     order, counts = mix.order(seed=0), mix.token_counts()
     model = load_student(options.student, mix.spec).train()
@@ -92,7 +92,7 @@ def packing(options: argparse.Namespace) -> list[dict[str, object]]:
     lines = []
     for budget in options.budgets:
         if counts.max() > budget:
-            print(f"budget {budget}: shorter than the longest example, left out", flush=True)
+            print(f"budget {budget}: skipped, shorter than the longest example", flush=True)
             continue
         ratios, seconds, padding = [], [], []
         for number in range(options.rounds):

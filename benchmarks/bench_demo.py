@@ -2,8 +2,8 @@
 
     python benchmarks/bench_demo.py            # writes benchmarks/results/demo.csv
 
-Runs the demo as a user would, twice with the same seed (the figures must be the same), and keeps
-one line per model.
+Runs the demo twice with the same seed, as a user would, and checks that the figures are equal.
+Writes one line per model.
 """
 
 import csv
@@ -23,7 +23,7 @@ SEED = 0
 
 
 def run_demo(out: Path) -> tuple[dict[str, Any], float]:
-    """summary.json of one demo, and the seconds it took."""
+    """Run the demo; return its summary.json and its seconds."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "caskd.cli", "demo", "--out", str(out), "--seed", str(SEED)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -33,7 +33,7 @@ def run_demo(out: Path) -> tuple[dict[str, Any], float]:
 
 
 def main() -> None:
-    """Run it twice, compare, and write the table."""
+    """Run the demo twice, compare, and write the table."""
     with tempfile.TemporaryDirectory() as folder:
         first, seconds = run_demo(Path(folder) / "one")
         second, again = run_demo(Path(folder) / "two")

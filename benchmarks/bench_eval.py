@@ -1,13 +1,13 @@
-"""Seconds and memory of measuring a cascade of many examples, without and with its report.
+"""Time and memory of evaluating a cascade on many examples, without and with its report.
 
     python benchmarks/bench_eval.py
 
-Answers are synthetic: 4 to 12 tokens each, right or wrong with a probability that their
-log-probabilities follow. `arrays` starts from log-probabilities in memory: scores by ten rules,
-their curves and measures, and 1,000 bootstrap draws of all ten areas together. `arrays, exact`
-measures every curve anew at each draw: few draws, the seconds scaled up. `files` is the whole of
+Answers are synthetic: 4 to 12 tokens each, with log-probabilities that predict whether the answer
+is right. `arrays` starts from log-probabilities in memory: scores by ten rules, their curves and
+figures, and 1,000 bootstrap replicates of all ten areas together. `arrays, exact` recomputes every
+curve for each replicate; it runs few replicates and scales the seconds up. `files` is the whole of
 `caskd eval` on two Parquet files with the same ten rules, report included. Each step runs in a
-process of its own, whose peak memory is given. Writes results/eval.csv.
+separate process, whose peak memory the table has. Writes results/eval.csv.
 """
 
 import argparse
@@ -37,7 +37,7 @@ EXACT_DRAWS = 4
 
 
 def answers(num_examples: int) -> tuple[Ragged, np.ndarray, np.ndarray]:
-    """Log-probabilities, and the qualities of both models."""
+    """Make log-probabilities, and the qualities of both models."""
     generator = np.random.default_rng(0)
     hard = generator.uniform(size=num_examples)
     lengths = generator.integers(4, 13, num_examples)
@@ -70,7 +70,7 @@ def measure_arrays(num_examples: int, num_draws: int, exact: bool) -> float:
 
 
 def write_file(path: Path, name: str, quality: np.ndarray, tokens: Ragged) -> None:
-    """A predictions file."""
+    """Write a predictions file."""
     count = quality.size
     same = pa.array(["x"] * count)
     names = pa.array([f"e{i}" for i in range(count)])
@@ -101,7 +101,7 @@ def measure_files(folder: Path) -> float:
 
 
 def step(words: list[str]) -> None:
-    """One step, in this process: prints its seconds and its peak memory."""
+    """Run one step in this process; print its seconds and peak memory."""
     kind, num_examples, num_draws, folder = words[0], int(words[1]), int(words[2]), Path(words[3])
     if kind == "files":
         seconds = measure_files(folder)

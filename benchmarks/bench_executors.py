@@ -1,12 +1,12 @@
-"""What sharing a capture costs: two workers over one, Ray over this process.
+"""The cost of sharing a capture: two workers against one, Ray against one process.
 
     python benchmarks/bench_executors.py [--teacher MODEL --data FILE] [--rounds 5]
 
-Each line is one capture, in processes of their own with one thread each, and medians over rounds.
-`seconds` is the longest of its workers from the loaded teacher to the last commit, as each keeps
-it under environment/; loading and Ray's own start are in `wall_s`. Without --teacher a tiny random
-model answers a random corpus, so fast that a shard of 65,536 rows takes seconds even on a CPU and
-what is spent around it shows; two workers want the smaller shards, so that they share them evenly.
+Each line is one kind of capture in separate single-threaded processes; figures are medians over
+rounds. `seconds` is the time of the slowest worker from the loaded teacher to its last commit, as
+recorded under environment/; `wall_s` includes loading and Ray's start. Without --teacher, a tiny
+random model captures a random corpus. It is so fast that a shard of 65,536 rows takes seconds even
+on a CPU, which makes the overhead visible. Two workers get smaller shards, to share them evenly.
 Writes results/executors.csv.
 """
 
@@ -28,7 +28,7 @@ sys.path.append(str(HERE.parent / "tests"))
 from helpers.tiny import ragged_records, save_tiny, write_jsonl  # noqa: E402
 from store_rows import setting, write_table  # noqa: E402
 
-ROWS_A_RECORD = 13  # of `ragged_records`, nearly
+ROWS_A_RECORD = 13  # approximately, for `ragged_records`
 
 CASES = {
     "one worker": ["local"],
@@ -40,7 +40,7 @@ CASES = {
 
 
 def command(words: list[str], worker: str) -> list[str]:
-    """The command line of a process of a case."""
+    """Command line of one process."""
     executor, *numbers = worker.split()
     caskd = [sys.executable, "-m", "caskd.cli"]
     if executor == "torchrun":
@@ -52,7 +52,7 @@ def command(words: list[str], worker: str) -> list[str]:
 
 
 def capture(words: list[str], store: Path, workers: list[str]) -> tuple[float, float, int]:
-    """Plan and fill a store; the workers' seconds, the wall's, and shards that were begun twice."""
+    """Plan and fill a store; return worker seconds, wall seconds and shards computed twice."""
     words, environ = [*words, "--store", str(store)], {**os.environ, "OMP_NUM_THREADS": "1"}
     quiet = {"env": environ, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     subprocess.run([sys.executable, "-m", "caskd.cli", "plan", *words], check=True, **quiet)
@@ -70,7 +70,7 @@ def capture(words: list[str], store: Path, workers: list[str]) -> tuple[float, f
 
 
 def compare(words: list[str], store: Path, cases: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Every case, one after the other, round by round; medians."""
+    """Run every case once per round; return medians."""
     runs: dict[str, list[tuple[float, float, int]]] = {case: [] for case in cases}
     for number in range(rounds):
         for case in cases:
@@ -95,14 +95,16 @@ def compare(words: list[str], store: Path, cases: list[str], rounds: int) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", help="a transformers folder; a tiny random model without it")
-    parser.add_argument("--data", help="its corpus, with prompt and response")
-    parser.add_argument("--rows", type=int, default=250_000, help="of the random corpus, about")
+    parser.add_argument("--teacher", help="transformers folder; default: a tiny random model")
+    parser.add_argument("--data", help="corpus with prompt and response, for --teacher")
+    parser.add_argument(
+        "--rows", type=int, default=250_000, help="approximate size of the random corpus"
+    )
     parser.add_argument("--shard-rows", type=int, nargs="+", default=[65_536, 8_192])
     parser.add_argument("--top-k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="caskd-bench-") as folder:
         teacher, data = args.teacher, args.data

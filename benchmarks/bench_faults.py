@@ -1,11 +1,11 @@
-"""The large counts of the fault tests: kills, failing disks, power cuts, damage, races, strangers.
+"""Large counts of the fault tests: kills, failing disks, power cuts, damage, races, hostile stores.
 
     python benchmarks/bench_faults.py [--share 1.0]
 
-One row a class: how many cases, how many were silent or wrong (0 is what we ask for), seconds
-(classes that run together share theirs equally). Damage to README.md and environment/, which are
-outside the seal, counts as a case that verify need not notice.
-Exits 1 if any is not 0. Writes results/faults.csv.
+Each class of faults has one row: the number of cases, the number of silent or wrong ones (required:
+0), and seconds (classes that run together share theirs equally). Damage to README.md and
+environment/, which the seal does not cover, is a case that verify need not detect. Exits with 1 if
+any class is not at 0. Writes results/faults.csv.
 """
 
 import argparse
@@ -37,7 +37,7 @@ Found = dict[str, Tally]
 
 
 def damage(where: Path, share: float) -> Found:
-    """Flips, truncations, swapped and stale files, every missing file."""
+    """Bit flips, truncations, swapped and stale files, and each file missing."""
     counts = {"flips": 10_000, "truncations": 2_000, "swaps": 500}
     scaled = {name: max(1, int(count * share)) for name, count in counts.items()}
     found = fault_damage.damage(where, scaled, SEED)
@@ -56,9 +56,9 @@ def strangers(where: Path, share: float) -> Found:
 
 
 def full_disks(where: Path, share: float) -> Found:
-    """Disks of many sizes, where mounting is allowed."""
+    """Full disks of many sizes, where mounting is allowed."""
     if not fault_disk.can_mount():
-        print("full disks: no user namespace with mounts here, not run")
+        print("full disks: skipped, this system has no user namespace with mounts")
         return {}
     step = int((4 << 10) / share)
     found = fault_disk.in_namespace([*range(16 << 10, 448 << 10, step)])
@@ -93,7 +93,7 @@ CLASSES: list[Callable[[Path, float], Found]] = [
 def main() -> int:
     """Run every class and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--share", type=float, default=1.0, help="part of the counts")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the full counts")
     share = parser.parse_args().share
     rows, wrong = [], 0
     for measure in CLASSES:

@@ -1,11 +1,12 @@
-"""The same training from a store and against the teacher itself, step by step.
+"""The same training from a store and with the teacher in the loop, step by step.
 
     python benchmarks/bench_live_teacher.py --student S --teacher T --store DIR --eval-store DIR
 
-Equal first weights, examples, order and rates. The live arm runs the teacher on every batch and
-keeps the same top-k of its logits, unrounded, so that what differs is what the store's encoding
-rounds. Writes benchmarks/results/live_teacher.csv: the loss of both at some steps, the largest
-difference of all, and both students' figures on the other store at the end.
+Initial weights, examples, order and learning rates are equal. The live arm runs the teacher on
+every batch and keeps the same top-k of its logits, unrounded, so the only difference is the
+rounding of the store's encoding. Writes benchmarks/results/live_teacher.csv: both losses at some
+steps, the largest difference over all steps, and both students' final figures on the evaluation
+store.
 
 Dimension letters: N rows, V vocabulary, k cells kept.
 """
@@ -36,13 +37,13 @@ ARMS = ("store", "live teacher")
 
 
 class LiveStudent(StudentWithLoss):
-    """The student, taught by a teacher that runs beside it."""
+    """A student whose teacher runs on every batch."""
 
     beside: tuple[Any, int, int]
-    """The teacher, k, and the width of the vocabulary."""
+    """The teacher, k, and the size of the vocabulary."""
 
     def forward(self, batch: MicroBatch) -> Any:
-        if self.training:  # measured by what the other store holds
+        if self.training:  # evaluation uses the rows of the evaluation store
             batch = replace(batch, teacher=self.taught(batch))
         return super().forward(batch)
 
@@ -135,10 +136,10 @@ def main() -> None:
     for name in ("student", "teacher", "store", "eval-store"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=8, help="examples of a step")
+    parser.add_argument("--batch", type=int, default=8, help="examples per step")
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--objective", default="cat-dist")
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     arguments = parser.parse_args()
     table = []
     for variant, figure, value in rows(arguments):

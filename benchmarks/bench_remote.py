@@ -1,14 +1,13 @@
-"""Reading a store straight from s3:// against reading it from the local disk.
+"""Speed of reading a store directly from s3://, compared with the local disk.
 
     python benchmarks/bench_remote.py --rounds 5
 
 Examples are read in the trainer's order (shards shuffled, examples shuffled in a window of four),
-32 at a time, with the fields that cat-dist needs. The server is a stand-in in a process of its own
-that answers GET and HEAD of objects with ranges, `--latency-ms` after each request; it and the
-reader share the machine. Each round runs every variant once, in turn (without prefetch, which takes
-long, in the first round only); speeds are medians over rounds, and `of_local` is the median of each
-round's own ratio, since a machine with other work on it is faster in one round than in another.
-Writes benchmarks/results/remote.csv.
+32 at a time, with the fields of cat-dist. A minimal server in a separate process on the same
+machine answers GET and HEAD requests with ranges, each after `--latency-ms`. Each round runs every
+variant once, in turn (the slow variant without prefetch in the first round only). Speeds are
+medians over rounds. `of_local` is the median of the ratios within a round, because the speed of a
+shared machine changes between rounds. Writes benchmarks/results/remote.csv.
 
 Dimension letters: E examples, N rows, k cells per row, V vocabulary.
 """
@@ -43,7 +42,7 @@ BATCH, ROWS_PER_EXAMPLE, TOP_K, VOCAB_SIZE = 32, 128, 64, 49_152
 
 
 def make_rows(num_rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Row fields [N] and [N, k] with ids as rare as Zipf's and logits that fall by rank."""
+    """Row fields [N] and [N, k] with Zipf-distributed ids and logits that fall with the rank."""
     ids = np.minimum(rng.zipf(1.3, (num_rows, 2 * TOP_K)), VOCAB_SIZE) - 1
     ids = (ids + np.arange(2 * TOP_K) * 7) % VOCAB_SIZE
     logits = 12 - np.cumsum(rng.exponential(0.15, (num_rows, TOP_K)), axis=1)
@@ -61,7 +60,7 @@ def make_rows(num_rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_store(path: Path, num_shards: int, shard_rows: int) -> None:
-    """A sealed compact store of full shards."""
+    """Write a sealed compact store of full shards."""
     rng = np.random.default_rng(0)
     vocab = [f"t{i}".encode() for i in range(VOCAB_SIZE)]
     identity = {
@@ -101,7 +100,7 @@ def make_store(path: Path, num_shards: int, shard_rows: int) -> None:
 
 
 class _Objects(BaseHTTPRequestHandler):
-    """GET and HEAD of objects: the path is /BUCKET/KEY, the file lies under the server's root."""
+    """Answers GET and HEAD: the path is /BUCKET/KEY, and KEY is a file below the server's root."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -122,9 +121,9 @@ class _Objects(BaseHTTPRequestHandler):
             self.end_headers()
             return
         size = path.stat().st_size
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        first, last = (int(asked[1]), min(int(asked[2]), size - 1)) if asked else (0, size - 1)
-        self.send_response(206 if asked else 200)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        first, last = (int(wanted[1]), min(int(wanted[2]), size - 1)) if wanted else (0, size - 1)
+        self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
         self.send_header("ETag", '"0"')
@@ -136,7 +135,7 @@ class _Objects(BaseHTTPRequestHandler):
                 self.connection.sendfile(file, first, last - first + 1)
 
     def log_message(self, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def _serve(root: Path, latency: float, port: Any) -> None:
@@ -148,7 +147,7 @@ def _serve(root: Path, latency: float, port: Any) -> None:
 
 @contextmanager
 def object_server(root: Path, latency: float) -> Iterator[None]:
-    """Serve `root` as any bucket; the environment points at it."""
+    """Serve `root` as every bucket, and point the environment at the server."""
     context = multiprocessing.get_context("spawn")
     port = context.Queue()
     process = context.Process(target=_serve, args=(root, latency, port), daemon=True)
@@ -165,7 +164,7 @@ def object_server(root: Path, latency: float) -> Iterator[None]:
 
 
 def read_epoch(store: TeacherStore, seed: int, *, prefetch: bool) -> float:
-    """Rows per second over one epoch, opening not included."""
+    """Rows per second over one epoch, without the time to open the store."""
     index = store.index
     blocks = blocks_of(index.row_count, index.row_start, store.spec.shard_rows)
     order = ExampleOrder(blocks=blocks, seed=seed)
@@ -182,7 +181,7 @@ def read_epoch(store: TeacherStore, seed: int, *, prefetch: bool) -> float:
 
 
 def measure(path: Path, rounds: int) -> dict[str, list[float]]:
-    """Rows per second by variant and round."""
+    """Rows per second of each variant in each round."""
     speeds: dict[str, list[float]] = {}
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -215,10 +214,10 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(tempfile.mkdtemp())
     try:
-        make_store(root / "cask", options.shards, options.shard_rows)
-        size = sum(p.stat().st_size for p in (root / "cask").rglob("*") if p.is_file())
+        make_store(root / "store", options.shards, options.shard_rows)
+        size = sum(p.stat().st_size for p in (root / "store").rglob("*") if p.is_file())
         with object_server(root, options.latency_ms / 1e3):
-            speeds = measure(root / "cask", options.rounds)
+            speeds = measure(root / "store", options.rounds)
     finally:
         shutil.rmtree(root)
     with RESULTS.open("w", newline="") as file:

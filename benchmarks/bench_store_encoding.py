@@ -1,10 +1,10 @@
-"""Bytes, error and speed of encodings of the same rows: caskd's and others'.
+"""Size, error and speed of caskd's and other encodings of the same rows.
 
     python benchmarks/bench_store_encoding.py STORE [STORE ...]
 
-The stores are of encoding exact, of one teacher. Every encoding gets all their rows, once with the
-ids as they are and once with ids widened: moved, in order, to a random subset of a larger
-vocabulary. Times are of the processor, medians over rounds. Writes results/store_encoding.csv.
+The stores have encoding exact and one teacher. Every encoding encodes all their rows, once with the
+original ids and once with widened ids: mapped, in order, to a random subset of a larger vocabulary.
+Times are processor times, medians over rounds. Writes results/store_encoding.csv.
 
 Dimension letters: N rows, k cells per row, V vocabulary.
 """
@@ -37,14 +37,16 @@ BIG_STORE_ROWS = 1 << 19
 
 
 def widened(rows: StoredRows, seed: int = 0) -> StoredRows:
-    """The same rows with every id moved to its place in a random subset of WIDE_VOCAB ids."""
+    """The same rows with every id mapped, in order, to a random subset of WIDE_VOCAB ids."""
     rng = np.random.default_rng(seed)
-    places = np.sort(rng.choice(WIDE_VOCAB, len(rows.vocab), replace=False)).astype(np.uint32)
-    moved = {name: places[rows.fields[name]] for name in ("topk_ids", "argmax")}
-    examples = [replace(example, token_ids=places[example.token_ids]) for example in rows.examples]
+    wide_ids = np.sort(rng.choice(WIDE_VOCAB, len(rows.vocab), replace=False)).astype(np.uint32)
+    moved = {name: wide_ids[rows.fields[name]] for name in ("topk_ids", "argmax")}
+    examples = [
+        replace(example, token_ids=wide_ids[example.token_ids]) for example in rows.examples
+    ]
     vocab = [b""] * WIDE_VOCAB
-    for place, token in zip(places.tolist(), rows.vocab, strict=True):
-        vocab[place] = token
+    for wide_id, token in zip(wide_ids.tolist(), rows.vocab, strict=True):
+        vocab[wide_id] = token
     identity = {**rows.identity, "vocabulary": {**rows.identity["vocabulary"], "size": WIDE_VOCAB}}
     return replace(
         rows, examples=examples, fields={**rows.fields, **moved}, vocab=vocab, identity=identity
@@ -52,7 +54,7 @@ def widened(rows: StoredRows, seed: int = 0) -> StoredRows:
 
 
 def cut_to_mass(fields: dict[str, np.ndarray], min_mass: float) -> dict[str, np.ndarray]:
-    """The same rows, each with the shortest prefix that has that much of the mass."""
+    """The same rows, each cut to its shortest prefix that holds this mass."""
     p = np.exp(fields["topk_logits"].astype(np.float64) - fields["logsumexp"][:, None])
     mass = p.cumsum(1)
     kept = np.minimum((mass < min_mass).sum(1) + 1, p.shape[1])
@@ -68,9 +70,9 @@ def cut_to_mass(fields: dict[str, np.ndarray], min_mass: float) -> dict[str, np.
 
 
 def errors(exact: dict[str, np.ndarray], log_p: np.ndarray, tail: np.ndarray | None) -> dict:
-    """Error of log-probabilities, and of the whole distribution with the tail in one bucket.
+    """Error of the log-probabilities, and of the whole distribution with one tail bucket.
 
-    With `tail` None a reader knows it only as what the kept cells leave of 1.
+    With `tail` None a reader computes the tail as 1 minus the mass of the kept cells.
     """
     true = exact["topk_logits"].astype(np.float64) - exact["logsumexp"][:, None]
     cells = np.arange(true.shape[1]) < exact["num_kept"][:, None]
@@ -93,7 +95,7 @@ def errors(exact: dict[str, np.ndarray], log_p: np.ndarray, tail: np.ndarray | N
 
 
 def _distribution(log_p: np.ndarray, cells: np.ndarray, tail: np.ndarray) -> np.ndarray:
-    """[N, k + 1], the tail last, the cells rescaled to what it leaves."""
+    """[N, k + 1] with the tail last; the cells are rescaled to 1 minus the tail."""
     p = np.where(cells, np.exp(np.where(cells, log_p, 0)), 0)
     p *= ((1 - tail) / p.sum(1))[:, None]
     return np.concatenate([p, tail[:, None]], axis=1)
@@ -118,7 +120,7 @@ def array_bytes(fields: dict[str, np.ndarray], orders: np.ndarray | None) -> dic
 
 
 def sizes(by_array: dict[str, int], num_rows: int) -> dict[str, float]:
-    """Bytes per row by what they are for, and all together."""
+    """Bytes per row by purpose, and in total."""
     groups: dict[str, float] = {}
     for name, size in by_array.items():
         group = ARRAY_OF.get(name, name)
@@ -135,7 +137,7 @@ def sizes(by_array: dict[str, int], num_rows: int) -> dict[str, float]:
 
 
 def our_store(rows: StoredRows, encoding: str, rounds: int) -> tuple[dict[str, Any], np.ndarray]:
-    """A whole store of the rows: sizes, errors and speeds; and its orders of ids."""
+    """Write a store of the rows; return sizes, errors and speeds, and its orders of ids."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         store = write_store(Path(folder) / "store", rows, encoding, shard_rows=SHARD_ROWS)
@@ -167,7 +169,7 @@ def _read_all(store: TeacherStore) -> None:
 
 
 def rivals(rows: StoredRows, rounds: int) -> list[dict[str, Any]]:
-    """The same of every rival; ids and values only, since they keep nothing else."""
+    """Sizes, errors and speeds of every rival, which keep ids and values only."""
     ids, table = rows.fields["topk_ids"], []
     log_p = rows.fields["topk_logits"] - rows.fields["logsumexp"][:, None]
     size, top_k, num_rows = len(rows.vocab), ids.shape[1], rows.num_rows
@@ -194,7 +196,7 @@ def rivals(rows: StoredRows, rounds: int) -> list[dict[str, Any]]:
 
 
 def by_kind(rows: StoredRows, orders: np.ndarray) -> list[dict[str, Any]]:
-    """Row arrays per kind of text, whole and cut to a mass, with one store's orders of ids."""
+    """Row arrays by kind of text, whole and cut to a mass, with the orders of ids of one store."""
     table, kinds = [], rows.kinds
     for min_mass in (1.0, 0.999, 0.99):
         fields = rows.fields if min_mass == 1.0 else cut_to_mass(rows.fields, min_mass)
@@ -215,7 +217,7 @@ def by_kind(rows: StoredRows, orders: np.ndarray) -> list[dict[str, Any]]:
 
 
 def as_in_a_big_store(rows: StoredRows) -> dict[str, Any]:
-    """Row arrays with the pilot and the orders that a store of BIG_STORE_ROWS would have."""
+    """Row arrays with the pilot and the orders of ids of a store of BIG_STORE_ROWS."""
     pilot = np.linspace(0, rows.num_rows - 1, BIG_STORE_ROWS // 128).round().astype(int)
     ids, kept = rows.fields["topk_ids"][pilot], rows.fields["num_kept"][pilot]
     orders = fit_orders(ids, kept, len(rows.vocab), layout.num_orders(BIG_STORE_ROWS))
@@ -228,9 +230,9 @@ def as_in_a_big_store(rows: StoredRows) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stores", nargs="+", help="sealed stores of encoding exact")
+    parser.add_argument("stores", nargs="+", help="sealed stores with encoding exact")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
     narrow = read_rows(args.stores)
     table: list[dict[str, Any]] = []

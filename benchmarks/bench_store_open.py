@@ -1,12 +1,12 @@
-"""Seconds to open stores of 10^5 to 10^9 rows, and to say what they hold.
+"""Time to open stores of 10^5 to 10^9 rows, and of `caskd store info` on them.
 
     python benchmarks/bench_store_open.py
 
-The stores are synthetic: every commit record, the list of their digests, the seal and the whole
-example axis are there and true; the shards of tokens and rows are files of the right size with
-nothing in them, since neither opening nor `caskd store info` reads them. Page cache warm; medians
-over rounds. `index_s` is the first use of the example axis, once for a whole training run, and the
-only part that grows with the examples. Writes results/store_open.csv.
+The stores are synthetic. Every commit record, the list of their digests, the seal and the whole
+example axis are real. The files of the token axis hold zeros, and those of the rows are listed but
+not written, because neither opening nor `caskd store info` reads them. The page cache is warm;
+figures are medians over rounds. `index_s` is the first use of the example axis, once per training
+run: the only part that grows with the examples. Writes results/store_open.csv.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FILE_BYTES = 1 << 20
 
 
 def spec_of(num_rows: int, rows_per_example: int) -> StoreSpec:
-    """A store of examples that all have as many rows, with half as many tokens before them."""
+    """A store whose examples all have the same number of rows, after half as many prompt tokens."""
     per_shard = SHARD_ROWS // rows_per_example
     num_examples = num_rows // rows_per_example
     identity = {
@@ -79,7 +79,7 @@ def example_axis(spec: StoreSpec) -> dict[str, np.ndarray]:
 
 
 def write_synthetic(root: Path, spec: StoreSpec) -> None:
-    """Everything of a store but tokens and rows."""
+    """Write a store: real metadata and example axis, stubs for tokens and rows."""
     axis = example_axis(spec)
     contents = {"store.json": spec.to_json(), "data.zarr/zarr.json": layout.GROUP_METADATA}
     for array in layout.EXAMPLE_LAYOUTS:
@@ -105,7 +105,7 @@ def write_synthetic(root: Path, spec: StoreSpec) -> None:
 
 
 def _file(root: Path, name: str, data: bytes | None, there: bool) -> commit_record.FileRecord:
-    """Write a file, or make one of nothing if it must be `there`, or only say that it is."""
+    """Record of a file: written from `data`, as zeros if it is `there`, else only listed."""
     if data is not None:
         _write(root / name, data)
         return commit_record.FileRecord.of(name, data)
@@ -123,7 +123,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def seconds(work: Callable[[], object], rounds: int) -> float:
-    """Median wall time, after a first time that does not count."""
+    """Median wall time, after one run that does not count."""
     taken = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=sizes)
     parser.add_argument("--rows-per-example", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
     table = []
     for num_rows in args.rows:

@@ -1,17 +1,17 @@
-"""Rows per second through caskd and through others, from the same rows, page cache warm.
+"""Rows per second of caskd and of other readers on the same rows, with a warm page cache.
 
     python benchmarks/bench_store_read.py STORE [STORE ...] [--work FOLDER]
 
-The rows of each store (of encoding exact) are repeated to at least --rows and written once as a
-compact caskd store and once in every rival's own way. Three orders: sequential; block-shuffled
-(examples shuffled within windows of --window rows, as training reads them); random example. Every
-reader decodes to the same row fields in batches of --batch examples; what it gives is compared with
-caskd's first. The cache of decoded chunks holds --cache-mib, a window but not the store, so that
-every pass decodes every row again; random examples find next to nothing in it. One process, then
-two that read at the same time.
+The rows of each store (with encoding exact) are repeated to at least --rows and written once as a
+compact caskd store and once in the format of every rival. There are three orders: sequential;
+block-shuffled (examples shuffled within windows of --window rows, as in training); random examples.
+Every reader decodes to the same row fields in batches of --batch examples, and its first batch is
+compared with caskd's. The cache of decoded chunks holds --cache-mib, a window but not the store, so
+every pass decodes every row again; random examples rarely hit it. First one process reads, then two
+at the same time.
 
-Wall time and processor time are both given: on a shared machine trust the second. Medians over
-rounds, all readers in turn within a round. Writes results/store_read.csv.
+The table has wall time and processor time; on a shared machine compare the latter. Figures are
+medians over rounds, with all readers in turn within a round. Writes results/store_read.csv.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from caskd.store.read import TeacherStore, arrays
 SHARD_ROWS = 65_536
 ARGMAX = "caskd, argmax only"
 ORDERS = ("sequential", "block-shuffled", "random example")
-MAX_SECONDS = 4.0  # a slow reader is stopped after so long and judged by what it has read
+MAX_SECONDS = 4.0  # a slow reader stops then; its rate is that of the rows read so far
 
 
 def order_of(store: TeacherStore, kind: str, window: int) -> np.ndarray:
-    """Every example once."""
+    """Every example once, in one of the three orders."""
     rng = np.random.default_rng(0)
     if kind == "sequential":
         return np.arange(len(store))
@@ -50,7 +50,7 @@ def order_of(store: TeacherStore, kind: str, window: int) -> np.ndarray:
 
 
 def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Some examples at a time."""
+    """Batches of examples."""
     for start in range(0, len(order), size):
         yield order[start : start + size]
 
@@ -66,7 +66,7 @@ def one_pass(read: Read, order: np.ndarray, batch: int) -> tuple[int, float, flo
 
 
 def argmax_pass(source: Path, order: np.ndarray, batch: int) -> tuple[int, float, float]:
-    """The same of CAT-Xent, which reads one field, in batches ten times as large, all anew."""
+    """The figures of `one_pass` for CAT-Xent, which reads one field, in tenfold batches."""
     store = TeacherStore.open(source)
     store.read([0], ("argmax",))  # the example axis is loaded once in a run
     return one_pass(
@@ -84,7 +84,7 @@ def _in_a_process(name: str, folder: Path, source: Path, args: Any, start: Any, 
 
 
 def two_processes(name: str, folder: Path, source: Path, args: Any) -> tuple[float, float]:
-    """Rows per wall second and per processor second of two readers together, block-shuffled."""
+    """Rows per wall second and per processor second of two block-shuffled readers in parallel."""
     context = multiprocessing.get_context("spawn")
     start, out = context.Barrier(2), context.Queue()
     workers = [
@@ -101,27 +101,27 @@ def two_processes(name: str, folder: Path, source: Path, args: Any) -> tuple[flo
 
 
 def check_equal(read: Read, ours: Read, order: np.ndarray) -> None:
-    """The first batch is what caskd reads."""
+    """Compare the first batch with that of caskd."""
     for theirs, own in zip(read(order[:8]), ours(order[:8]), strict=True):
         np.testing.assert_array_equal(theirs, own)
 
 
 def bytes_of(folder: Path) -> int:
-    """Bytes of all files."""
+    """Bytes of all files below a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def limit_cache(mebibytes: int, store: TeacherStore) -> int:
-    """Let stores opened from now on keep so much decoded, and say how many rows that is at most."""
+    """Limit the cache of stores opened from now on; return its largest number of rows."""
     arrays.CACHE_BYTES = mebibytes << 20
     rows = arrays.CACHE_BYTES // (8 * store.spec.top_k)
     if 2 * rows > store.spec.num_rows:
-        raise SystemExit(f"a cache of {rows:,} rows would hide the reading; raise --rows")
+        raise SystemExit(f"the cache holds {rows:,} rows, so it would hide reads; raise --rows")
     return rows
 
 
 def open_readers(source: Path, work: Path) -> dict[str, Read]:
-    """Every reader whose library is there, after its writer, compared with caskd."""
+    """Write and open every format whose library is installed, and compare it with caskd."""
     order = order_of(TeacherStore.open(source), "random example", 1)
     readers: dict[str, Read] = {}
     for name, (library, _, write, reader) in READERS.items():
@@ -138,16 +138,16 @@ def open_readers(source: Path, work: Path) -> dict[str, Read]:
 
 
 def folder_of(name: str, work: Path) -> Path:
-    """Where a reader's files are."""
+    """Folder of a reader's files."""
     return work / "".join(c for c in name if c.isalnum())
 
 
 def measure(source: Path, work: Path, args: Any) -> list[dict[str, Any]]:
-    """One line a reader and order."""
+    """One line per reader and order."""
     store, table = TeacherStore.open(source), []
     for kind in ORDERS:
         order = order_of(store, kind, args.window)
-        # A random example of a large store is hardly ever in the cache already.
+        # In a large store a random example rarely hits the cache.
         cached_rows = limit_cache(8 if kind == "random example" else args.cache_mib, store)
         readers = open_readers(source, work)
         passes = {
@@ -199,14 +199,14 @@ def _facts(name: str, source: Path, work: Path, store: TeacherStore) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stores", nargs="+", type=Path, help="sealed stores of encoding exact")
+    parser.add_argument("stores", nargs="+", type=Path, help="sealed stores with encoding exact")
     parser.add_argument("--rows", type=int, default=262_144)
     parser.add_argument("--window", type=int, default=SHARD_ROWS)
     parser.add_argument("--batch", type=int, default=64, help="examples read at a time")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cache-mib", type=int, default=40)
-    parser.add_argument("--work", type=Path, help="where to write; a temporary folder by default")
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--work", type=Path, help="folder for the stores; default: a temporary one")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
     table = []
     with TemporaryDirectory() as temporary:

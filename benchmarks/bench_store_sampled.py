@@ -1,11 +1,11 @@
-"""Bytes per row of sampled stores by field, and how fast they are read.
+"""Bytes per row of sampled stores by field, and the speed of reading them.
 
     python benchmarks/bench_store_sampled.py STORE ...
 
-Takes sealed stores written with `caskd precompute --sample N`. `rows_bytes` is all that a row costs
-on the row axis; tokens, examples and what is paid once a store (vocabulary, orders of ids) stand
-beside it. Rows per second of processor time, of the fields that training reads. Writes
-results/store_sampled.csv.
+Takes sealed stores written with `caskd precompute --sample N`. `rows_bytes` is the total of the row
+axis; further columns have tokens, examples, and the arrays that a store holds once (vocabulary,
+orders of ids). Speed is rows per second of processor time for the fields that training reads.
+Writes results/store_sampled.csv.
 """
 
 import argparse
@@ -23,12 +23,12 @@ TRAINING = ("argmax", "num_kept", "sampled_ids", "sampled_counts")
 EXAMPLES_AT_ONCE = 256
 
 
-def measure(place: str) -> dict[str, Any]:
+def measure(url: str) -> dict[str, Any]:
     """One line of the table."""
-    store = TeacherStore.open(place)
+    store = TeacherStore.open(url)
     if store.spec.kind != "sampled":
-        raise SystemExit(f"{place}: a {store.spec.kind} store; expected one made with --sample")
-    info, rows = store_info(place), store.spec.num_rows
+        raise SystemExit(f"{url} is a {store.spec.kind} store; expected one made with --sample")
+    info, rows = store_info(url), store.spec.num_rows
     fields = {f"{name}_bytes": f["bytes_per_row"] for name, f in info["fields"].items()}
     sizes = store.seal["bytes"]
 
@@ -67,9 +67,9 @@ def batches(store: TeacherStore, fields: tuple[str, ...]) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stores", nargs="+")
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
-    table = [measure(place) for place in args.stores]
+    table = [measure(url) for url in args.stores]
     for row in table:
         print(row)
     write_table("store_sampled", table, setting(args.notes))

@@ -1,16 +1,16 @@
-"""What becomes of the teacher's tail, and how good a student it makes.
+"""Quality of a student under every treatment of the teacher's tail.
 
     python benchmarks/bench_tails.py --teacher HuggingFaceTB/SmolLM2-135M --text wiki.txt
 
-One small student, random at first, learns from one teacher on the same rows under every tail mode
-and k; `sampled` stands for k draws from the teacher's whole distribution, `all` for that whole
-distribution itself, `labels` for cross-entropy without a teacher. Measured on held-out rows: the
+One small student, randomly initialised, learns from one teacher on the same rows under every tail
+mode and k. `sampled` stands for k samples of the teacher's whole distribution, `all` for the whole
+distribution, `labels` for cross-entropy without a teacher. The table has, on held-out rows, the
 student's NLL of the text, its KL from the teacher's dense distribution, and the expected
-calibration error of its most likely token. Writes benchmarks/results/tails.csv, a line per seed.
+calibration error of its most likely token. Writes benchmarks/results/tails.csv, one line per seed.
 
-The vocabulary is the V tokens most frequent in the text, and the teacher's distribution is
-conditional on them: with all of its tokens a student this small learns little but frequencies in
-the minutes that there are.
+The vocabulary is the V most frequent tokens of the text, and the teacher's distribution is
+conditioned on them: with the full vocabulary a student this small learns little but frequencies
+within minutes.
 
 Dimension letters: S sequences, T tokens of each, N rows, k cells, V vocabulary.
 """
@@ -42,13 +42,13 @@ NUM_BINS = 15
 
 @dataclass(frozen=True)
 class Setting:
-    """What all students share."""
+    """Settings that all students share."""
 
     folder: str
     steps: int
     w: float
     num_held_out: int
-    """Sequences at the end that nobody trains on."""
+    """Sequences at the end that are not used for training."""
     batch_size: int = 16
     hidden_size: int = 128
     lr: float = 3e-3
@@ -79,7 +79,7 @@ def capture(teacher: str, text: Path, folder: Path, num_sequences: int, vocab_si
 
 
 def teacher_rows(logprobs: Tensor, tail: str, top_k: int) -> TeacherRows:
-    """What a store would hold of the dense distributions [N, V]."""
+    """Teacher rows as a store holds them, from dense distributions [N, V]."""
     if tail == "sampled":
         return sampled_rows(logprobs, top_k)
     values, ids = logprobs.topk(top_k, dim=1)
@@ -89,7 +89,7 @@ def teacher_rows(logprobs: Tensor, tail: str, top_k: int) -> TeacherRows:
 
 
 def sampled_rows(logprobs: Tensor, num_draws: int) -> TeacherRows:
-    """Counts over draws [N, V] as sparse rows: distinct ids and their shares."""
+    """Sampled rows from distributions [N, V]: distinct ids and their fractions of the draws."""
     draws = logprobs.exp().multinomial(num_draws, replacement=True).sort(dim=1).values
     is_first = torch.ones_like(draws, dtype=torch.bool)
     is_first[:, 1:] = draws[:, 1:] != draws[:, :-1]
@@ -107,7 +107,7 @@ class Student(nn.Module):
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         config = LlamaConfig(
-            vocab_size=vocab_size + 1,  # one more stands for every other token
+            vocab_size=vocab_size + 1,  # the last id stands for all other tokens
             hidden_size=hidden_size,
             intermediate_size=2 * hidden_size,
             num_hidden_layers=2,
@@ -123,7 +123,7 @@ class Student(nn.Module):
 
 
 def train_one(task: tuple[Setting, str, int, int]) -> dict[str, Any]:
-    """The held-out figures of one student."""
+    """Train one student and return its held-out figures."""
     shared, tail, top_k, seed = task
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -155,7 +155,7 @@ def train_one(task: tuple[Setting, str, int, int]) -> dict[str, Any]:
 def student_loss(
     hidden: Tensor, head: Tensor, labels: Tensor, dense: Tensor, tail: str, top_k: int, w: float
 ) -> Tensor:
-    """Sum over rows [N]."""
+    """The loss of a student, summed over rows [N]."""
     if tail == "labels":
         return cascade_aware_loss(hidden, head, labels, None, objective="xent").loss
     if tail == "all":
@@ -168,7 +168,7 @@ def student_loss(
 
 
 def batches(num_sequences: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Indices of sequences, epoch after epoch."""
+    """Batches of sequence indices, over epochs."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for chosen in torch.randperm(num_sequences, generator=generator).split(batch_size):
@@ -205,7 +205,7 @@ def calibration_error(confidence: Tensor, correct: Tensor) -> Tensor:
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:
-    """Print means over seeds, and their standard deviation."""
+    """Print means and standard deviations over seeds."""
     for key, group in itertools.groupby(lines, key=lambda line: (line["tail"], line["k"])):
         runs = list(group)
         words = []
@@ -217,16 +217,16 @@ def summarize(lines: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--teacher", required=True, help="a causal LM of transformers")
+    parser.add_argument("--teacher", required=True, help="transformers causal LM")
     parser.add_argument("--text", type=Path, required=True, help="plain text, 0.3 MB or more")
-    parser.add_argument("--sequences", type=int, default=560, help=f"of {LENGTH} tokens")
-    parser.add_argument("--held-out", type=int, default=80, help="of the sequences")
+    parser.add_argument("--sequences", type=int, default=560, help=f"sequences of {LENGTH} tokens")
+    parser.add_argument("--held-out", type=int, default=80, help="number of held-out sequences")
     parser.add_argument("--vocab", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--w", type=float, default=0.0, help="weight of the labels")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--notes", default="", help="a column of the table, e.g. a shared machine")
+    parser.add_argument("--workers", type=int, default=2, help="single-threaded processes")
+    parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
     kinds = [("labels", 0), *itertools.product(TAILS, CELLS), ("all", 0)]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""What a table of results says of the machine."""
+"""Description of the machine for tables of results."""
 
 import platform
 from pathlib import Path
 
 
 def hardware() -> str:
-    """The processor's name, as far as this system tells."""
+    """Name of the processor, as far as the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

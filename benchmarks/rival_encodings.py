@@ -1,9 +1,9 @@
-"""Encodings of top-k rows that others use, re-implemented for comparison.
+"""Encodings of top-k rows in other projects, re-implemented for comparison.
 
 Legend: N rows, k cells per row, V vocabulary.
 
-Each gives the bytes of some rows and the log-probabilities that a reader gets back. None stores the
-tail: what the kept cells leave of 1 is all that a reader knows of it.
+Each encodes some rows to bytes and decodes them to log-probabilities. None stores the tail: a
+reader computes it as 1 minus the mass of the kept cells.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ EXACT_CELLS = 16
 
 @dataclass(frozen=True)
 class Encoded:
-    """Chunks of some rows; `ids_bytes` and `values_bytes` count them apart."""
+    """Encoded chunks of some rows, with the bytes of ids and of values."""
 
     chunks: list[tuple[bytes, ...]]
     ids_bytes: int
@@ -57,7 +57,7 @@ def _decode_plain(encoded: Encoded, top_k: int, vocab_size: int) -> tuple[np.nda
 
 
 def _encode_megatron(ids: np.ndarray, log_p: np.ndarray, vocab_size: int) -> Encoded:
-    """16 low bits of an id apart from its high one (V <= 2^17) or two."""
+    """Ids as 16 low bits, and separately one high bit (V <= 2^17) or two."""
     zstd, chunks = Zstd(level=3), []
     ids_bytes = values_bytes = 0
     for part, values in zip(_in_chunks(ids), _in_chunks(log_p), strict=True):
@@ -92,13 +92,13 @@ def _decode_megatron(
 
 
 def _bf16(values: np.ndarray) -> np.ndarray:
-    """uint16 bits of bfloat16, to nearest even."""
+    """bfloat16 as uint16 bits, rounded to nearest even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def _terms(top_k: int) -> np.ndarray:
-    """Powers 0 to 4 of the rank and its square root, for the ranks that are not exact."""
+    """Powers 0 to 4 of the rank and its square root, for the ranks that are approximated."""
     rank = np.arange(EXACT_CELLS, top_k) / top_k
     return np.stack([rank**i for i in range(5)] + [np.sqrt(rank)], axis=1)
 

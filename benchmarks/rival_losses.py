@@ -1,4 +1,4 @@
-"""Other ways to the losses that bench_loss.py times, and who can run where.
+"""Other implementations of the losses that bench_loss.py times, and their requirements.
 
 Dimension letters: N rows, k stored cells, V vocabulary, H hidden width.
 """
@@ -50,7 +50,7 @@ def liger_cross_entropy(h: Tensor, head: Tensor, labels: Tensor, teacher: Teache
 
 
 def apple_cross_entropy(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) -> Tensor:
-    """cut-cross-entropy with its own settings, which leave small gradients out."""
+    """cut-cross-entropy with its default settings, which skip small gradients."""
     from cut_cross_entropy import linear_cross_entropy
 
     loss: Tensor = linear_cross_entropy(h, head, labels, reduction="sum")
@@ -77,7 +77,7 @@ def naive_gather(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) 
 
 
 def naive_bucket(h: Tensor, head: Tensor, labels: Tensor, teacher: TeacherRows) -> Tensor:
-    """Half cross-entropy, half bucketed distillation, as one would write it on whole logits."""
+    """Half cross-entropy, half bucketed distillation, in a naive version on whole logits."""
     logprobs = (h @ head.T).float().log_softmax(1)
     cells = (_mass(teacher) * logprobs.gather(1, teacher.topk_ids)).sum()
     outside = logprobs.scatter(1, teacher.topk_ids, -torch.inf).logsumexp(1)
@@ -106,7 +106,7 @@ def _in_chunks(
 
 
 def _mass(teacher: TeacherRows) -> Tensor:
-    """[N, k]."""
+    """[N, k] probabilities of the cells."""
     return (teacher.topk_logits - teacher.logsumexp[:, None]).exp()
 
 
@@ -125,7 +125,7 @@ RIVALS: dict[str, Rival] = {
 
 
 def why_not(rival: str, device: str) -> str | None:
-    """Why a rival cannot run here, None where it can."""
+    """The reason why a rival cannot run here, or None."""
     if rival == "torch chunked cross-entropy" and not hasattr(F, "linear_cross_entropy"):
         return "needs torch 2.13"
     if rival == "compiled cross-entropy" and device == "cpu":

@@ -1,8 +1,8 @@
-"""Other ways to keep and read the rows that bench_store_read.py reads.
+"""Other formats and readers for the rows of bench_store_read.py.
 
 Legend: E examples, T tokens, N rows, k cells per row.
 
-Each writer puts the examples of a compact store into a folder, in its own way; each reader gives,
+Each writer writes the examples of a compact store to a folder in its format. Each reader returns,
 for some examples, the same row fields (FIELDS) and tokens (TOKENS) as caskd, concatenated.
 """
 
@@ -26,7 +26,7 @@ Read = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def caskd_reader(folder: Path, source: Path) -> Read:
-    """TeacherStore, which checks every crc32c."""
+    """Read with TeacherStore, which checks every crc32c."""
     store = TeacherStore.open(source)
 
     def read(chosen: np.ndarray) -> list[np.ndarray]:
@@ -37,21 +37,21 @@ def caskd_reader(folder: Path, source: Path) -> Read:
 
 
 def _joined(starts: np.ndarray, ends: np.ndarray) -> list[slice]:
-    """Parts of an axis; those that follow each other become one."""
+    """Slices of an axis; adjacent slices are joined."""
     joined = np.flatnonzero(starts[1:] == ends[:-1])
     firsts, lasts = np.delete(starts, joined + 1), np.delete(ends, joined)
     return [slice(int(a), int(b)) for a, b in zip(firsts, lasts, strict=True)]
 
 
 def _spans(store: TeacherStore, name: str, chosen: np.ndarray) -> list[slice]:
-    """Where the examples stand in an array of the store."""
+    """Slices of the examples in an array of the store."""
     axis = "token" if name in TOKENS else "row"
     starts = getattr(store.index, f"{axis}_start")[chosen]
     return _joined(starts, starts + getattr(store.index, f"{axis}_count")[chosen])
 
 
 def _fields(got: dict[str, np.ndarray], orders: np.ndarray | None) -> list[np.ndarray]:
-    """The fields from what a compact store holds, with caskd's own arithmetic."""
+    """The fields from the arrays of a compact store, with caskd's arithmetic."""
     assert orders is not None
     codes, kept = got["topk_id_codes"], got["num_kept"]
     ids, logits = np.empty_like(codes), np.empty(codes.shape, np.float32)
@@ -61,7 +61,7 @@ def _fields(got: dict[str, np.ndarray], orders: np.ndarray | None) -> list[np.nd
 
 
 def zarr_reader(folder: Path, source: Path) -> Read:
-    """zarr-python as it comes, on caskd's own files."""
+    """Read caskd's files with zarr-python in its default settings."""
     import zarr
 
     store = TeacherStore.open(source)
@@ -79,7 +79,7 @@ def zarr_reader(folder: Path, source: Path) -> Read:
 
 
 def write_tensorstore(folder: Path, source: Path) -> None:
-    """caskd's own arrays with blosc (zstd) wherever it has pcodec, which tensorstore has not."""
+    """Write caskd's arrays with blosc (zstd) in place of pcodec, which tensorstore lacks."""
     import tensorstore as ts
     import zarr
 
@@ -114,7 +114,7 @@ def _sharding(name: str, chunk_shape: list[int]) -> dict[str, object]:
 
 
 def tensorstore_reader(folder: Path, source: Path) -> Read:
-    """tensorstore without its cache, one thread of each kind."""
+    """Read with tensorstore, without its cache, with one thread of each kind."""
     import tensorstore as ts
 
     limits = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}}
@@ -138,7 +138,7 @@ def tensorstore_reader(folder: Path, source: Path) -> Read:
 
 
 def _everything(source: Path) -> dict[str, np.ndarray]:
-    """Whole fields and tokens of the examples in order, with where each example begins."""
+    """Fields and tokens of all examples in order, with the start of each example."""
     batch = TeacherStore.open(source)
     joined = batch.read(range(len(batch)), FIELDS)
     names = (*FIELDS, *TOKENS, "row_offsets", "token_offsets")
@@ -150,13 +150,13 @@ def _offsets(data: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def write_memmap(folder: Path, source: Path) -> None:
-    """One .npy file a field."""
+    """Write one .npy file per field."""
     for name, values in _everything(source).items():
         np.save(folder / f"{name}.npy", values)
 
 
 def memmap_reader(folder: Path, source: Path) -> Read:
-    """numpy memory maps."""
+    """Read numpy memory maps."""
     data = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
 
     def read(chosen: np.ndarray) -> list[np.ndarray]:
@@ -171,7 +171,7 @@ def memmap_reader(folder: Path, source: Path) -> Read:
 
 
 def _table(source: Path) -> Any:
-    """An Arrow table with one line an example."""
+    """An Arrow table with one row per example."""
     import pyarrow as pa
 
     data, columns = _everything(source), {}
@@ -198,14 +198,14 @@ def _shaped(flat: list[np.ndarray], top_k: int) -> list[np.ndarray]:
 
 
 def write_parquet(folder: Path, source: Path) -> None:
-    """Parquet, zstd, 64 examples a row group."""
+    """Write Parquet with zstd and 64 examples per row group."""
     import pyarrow.parquet as pq
 
     pq.write_table(_table(source), folder / "rows.parquet", compression="zstd", row_group_size=64)
 
 
 def parquet_reader(folder: Path, source: Path) -> Read:
-    """pyarrow; a row group is the least that it reads."""
+    """Read with pyarrow, whose smallest unit is a row group."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(folder / "rows.parquet")
@@ -214,14 +214,14 @@ def parquet_reader(folder: Path, source: Path) -> Read:
     def read(chosen: np.ndarray) -> list[np.ndarray]:
         groups = np.unique(chosen // 64)
         table = file.read_row_groups(groups.tolist(), use_threads=False)
-        places = np.searchsorted(groups, chosen // 64) * 64 + chosen % 64
-        return _from_table(table.take(places), top_k)
+        indices = np.searchsorted(groups, chosen // 64) * 64 + chosen % 64
+        return _from_table(table.take(indices), top_k)
 
     return read
 
 
 def write_arrow(folder: Path, source: Path) -> None:
-    """One Arrow IPC file."""
+    """Write one Arrow IPC file."""
     import pyarrow as pa
 
     table = _table(source)
@@ -230,7 +230,7 @@ def write_arrow(folder: Path, source: Path) -> None:
 
 
 def arrow_reader(folder: Path, source: Path) -> Read:
-    """pyarrow on a memory map."""
+    """Read with pyarrow on a memory map."""
     import pyarrow as pa
 
     table = pa.ipc.open_file(pa.memory_map(str(folder / "rows.arrow"))).read_all()
@@ -239,7 +239,7 @@ def arrow_reader(folder: Path, source: Path) -> Read:
 
 
 def write_mds(folder: Path, source: Path) -> None:
-    """mosaicml-streaming, uncompressed, one sample an example."""
+    """Write with mosaicml-streaming, uncompressed, one sample per example."""
     from streaming import MDSWriter
 
     data, columns = _everything(source), dict.fromkeys((*FIELDS, *TOKENS), "bytes")
@@ -250,7 +250,7 @@ def write_mds(folder: Path, source: Path) -> None:
 
 
 def mds_reader(folder: Path, source: Path) -> Read:
-    """mosaicml-streaming's own reader of local shards."""
+    """Read local shards with mosaicml-streaming."""
     from streaming.base.format.mds import MDSReader
 
     index = json.loads((folder / "mds" / "index.json").read_text())

@@ -1,4 +1,4 @@
-"""What the store benchmarks share: rows of real stores, and new stores that hold them.
+"""Helpers of the store benchmarks: rows of real stores, and new stores that hold them.
 
 Legend: E examples, T tokens, N rows, k cells per row, V vocabulary.
 """
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Examples of some stores, in order, with every row field."""
+    """The examples of some stores in order, with every row field."""
 
     examples: list[TokenizedExample]
     row_counts: np.ndarray  # [E]
@@ -34,7 +34,7 @@ class StoredRows:
 
     @property
     def num_rows(self) -> int:
-        """N."""
+        """Number of rows N."""
         return int(self.row_counts.sum())
 
     @property
@@ -44,7 +44,7 @@ class StoredRows:
 
 
 def read_rows(stores: Sequence[str]) -> StoredRows:
-    """Every example with rows of some stores; they must have one vocabulary and one k."""
+    """Read every example with rows; the stores must share a vocabulary and k."""
     examples: list[TokenizedExample] = []
     counts: list[np.ndarray] = []
     parts: list[dict[str, np.ndarray]] = []
@@ -68,7 +68,7 @@ def read_rows(stores: Sequence[str]) -> StoredRows:
 def write_store(
     path: Path, rows: StoredRows, encoding: str, *, shard_rows: int, repeats: int = 1
 ) -> TeacherStore:
-    """A sealed store of the rows, `repeats` times over, made as a capture would make it."""
+    """Write the rows `repeats` times to a sealed store, as a capture does."""
     examples = rows.examples * repeats
     starts = np.cumsum(rows.row_counts) - rows.row_counts
     identity = {**rows.identity, "encoding": encoding}
@@ -99,7 +99,7 @@ def _shard(rows: StoredRows, work: Any, starts: np.ndarray, length: int) -> dict
 
 
 def setting(notes: str) -> dict[str, Any]:
-    """Columns that every table of results has."""
+    """Columns of every table of results."""
     return {
         "hardware": hardware(),
         "cores": os.cpu_count(),

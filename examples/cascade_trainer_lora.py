@@ -1,9 +1,9 @@
-"""Train a LoRA adapter from a store in transformers' Trainer, then save it merged.
+"""Train a LoRA adapter from a store in transformers' Trainer, and save the merged model.
 
     python examples/cascade_trainer_lora.py STUDENT OUT STORE[=WEIGHT]... [--steps N]
 
-Needs caskd[lora,hf-trainer]. Stores come from `caskd precompute`; the student has the teacher's
-tokenizer.
+Install caskd[lora,hf-trainer] first. `caskd precompute` writes the stores; the student must have
+the teacher's tokenizer.
 """
 
 import argparse

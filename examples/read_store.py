@@ -1,8 +1,8 @@
-"""Read a store with numpy alone: how often the teacher is right, task by task.
+"""Read a store with numpy alone, and print the teacher's accuracy by task.
 
     python examples/read_store.py caskd-demo/store
 
-Neither torch nor a tokenizer is loaded. For a reader without caskd see docs/store-format.md.
+This loads neither torch nor a tokenizer. docs/store-format.md has a reader without caskd.
 """
 
 import sys
@@ -12,9 +12,9 @@ import numpy as np
 from caskd.store import TeacherStore
 
 
-def main(place: str) -> None:
-    """Print, for each task, the teacher's next-token accuracy and its mean loss on the labels."""
-    store = TeacherStore.open(place)
+def main(url: str) -> None:
+    """Print the teacher's next-token accuracy and its mean loss on the labels for each task."""
+    store = TeacherStore.open(url)
     for number, name in enumerate(store.spec.tasks):
         examples = np.flatnonzero(store.index.task == number)
         batch = store.read(examples, fields=("argmax", "label_logit", "logsumexp"))

@@ -1,8 +1,8 @@
-"""Train the teacher that comes with `caskd demo`: a plain torch loop over the demo's own tasks.
+"""Train the teacher of `caskd demo` with a plain torch loop over the demo's tasks.
 
     OMP_NUM_THREADS=1 python examples/train_demo_teacher.py OUT
 
-It sees train prompts only (`caskd.cli.demo.demo_tasks.split_of`), the tasks equally often.
+The teacher sees train prompts only (`caskd.cli.demo.demo_tasks.split_of`), each task equally often.
 """
 
 import argparse
@@ -25,14 +25,14 @@ Example = tuple[list[int], list[int]]  # token ids, labels
 def encode(
     tokenizer: PreTrainedTokenizerFast, record: dict[str, str]
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one record; the prompt is not scored."""
+    """Token ids and labels of one record; prompt tokens have no label."""
     prompt = tokenizer.encode(record["prompt"])
     response = [*tokenizer.encode(record["response"], add_special_tokens=False), EOS]
     return prompt + response, [IGNORED] * len(prompt) + response
 
 
 def collate(rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """`ids[B, T]` and `labels[B, T]`, padded on the right: causal attention needs no mask then."""
+    """`ids[B, T]` and `labels[B, T]`, padded on the right, where causal attention needs no mask."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
     labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in rows])
@@ -41,12 +41,12 @@ def collate(rows: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def learning_rate(step: int, num_steps: int, peak: float) -> float:
     """Linear warm-up over 200 steps, then a cosine to zero."""
-    warm = min(1.0, (step + 1) / 200)
-    return peak * warm * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    warmup = min(1.0, (step + 1) / 200)
+    return peak * warmup * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
 def main() -> None:
-    """Train, save in bfloat16, and print the loss as it goes."""
+    """Train, print the loss, and save in bfloat16."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=9000)

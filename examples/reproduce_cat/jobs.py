@@ -1,4 +1,4 @@
-"""Every command of the reproduction, as data: what it needs, what it makes, and in which order."""
+"""The commands of the reproduction as data: inputs, outputs and order."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ from scales import ADDED, CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, 
 HERE = Path(__file__).parent
 LAST_NOISE = "-noisy40"
 ROUNDS = (0, 3, 5, 6, 7, 8, 9, 10)
-"""Seeds after which what has fewer catches up: a stop leaves arms that can be compared."""
+"""Seeds run in these rounds over all arms, so that a stop leaves arms that can be compared."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command line: words after `caskd`, or a script of this folder."""
+    """A command line: arguments of `caskd`, or of a script in this folder."""
 
     makes: Path
-    """There when the job is done, and not before."""
+    """This path exists exactly when the job is done."""
     words: tuple[str, ...]
     needs: tuple[Path, ...] = ()
     script: bool = False
     resumes: Path | None = None
-    """Run folder of a training, which `--resume` continues."""
+    """Run folder of a training that `--resume` can continue."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is run, on which data, and with which models. Its paths are relative to one folder."""
+    """The data, the models and the scale of a study. Paths are relative to the working folder."""
 
     sources: Path
     scale: Scale
@@ -44,7 +44,7 @@ class Recipe:
         }
 
     def jobs(self) -> Iterator[Job]:
-        """All of them, in the order in which they are wanted: some seeds of everything first."""
+        """Yield all jobs by priority: a few seeds of every arm first."""
         pools = [_PoolJobs(self, pool, steps) for pool, steps in self.scale.pools.items()]
         plan, yielded = self.plan(), set[Path]()
         wanted = chain(
@@ -56,7 +56,7 @@ class Recipe:
                 for of_pool in pools
             ),
         )
-        for job in wanted:  # arms name all that they need, which most of them share
+        for job in wanted:  # arms repeat the jobs that they share
             if job.makes not in yielded:
                 yielded.add(job.makes)
                 yield job
@@ -88,11 +88,11 @@ class _PoolJobs:
         self.name, self._pool = name, POOLS[name]
         self._root = Path(name)
         self._data = self._root / "data"
-        # Written last: once it is there, every part is.
+        # The last part that prepare_data.py writes.
         self._parts = self._data / f"student{'' if self._pool.is_text else LAST_NOISE}.jsonl"
 
     def data(self) -> Iterator[Job]:
-        """The parts, and the models to start from."""
+        """The parts of the data, and the initial models."""
         words = ("prepare_data.py", str(self._recipe.sources), str(self._data))
         yield Job(self._parts, (*words, "--pool", self.name), script=True)
         for name, given, shape in (
@@ -106,7 +106,7 @@ class _PoolJobs:
     def arms(
         self, condition: str, arms: Mapping[str, Sequence[int]], seeds: range
     ) -> Iterator[Job]:
-        """Some seeds of every arm of a condition, and what they need."""
+        """Some seeds of every arm of a condition, after the jobs that they depend on."""
         for seed in seeds:
             for arm in (arm for arm, own in arms.items() if seed in own):
                 yield from self._captured(condition)
@@ -114,14 +114,14 @@ class _PoolJobs:
                 yield from self._arm(condition, arm, seed)
 
     def _captured(self, condition: str) -> Iterator[Job]:
-        """The teacher's outputs on the student's part, which it was not trained on."""
+        """Capture the teacher on the student's part of the data, on which it was not trained."""
         suffix, teacher = CONDITIONS[condition]
         yield from self._teacher(teacher)
         store = self._root / condition / "store"
         yield self._store(self._model(teacher), f"student{suffix}", store)
 
     def _teacher(self, name: str) -> Iterator[Job]:
-        """A teacher trained on its own part, and its answers to the test set."""
+        """Train a teacher on its own part, and predict the test set."""
         start = self._recipe.teacher or self._root / "teacher-init"
         if self._steps.teacher_reading:
             read = self._root / "teacher-read"
@@ -138,14 +138,14 @@ class _PoolJobs:
             yield self._predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
 
     def _fine_tuned(self, part: str, start: Path | str, model: Path, steps: int) -> Iterator[Job]:
-        """A teacher, or a stage of it."""
+        """Train a teacher, or one stage of it."""
         text, run = self._root / f"{model.name}-text", self._root / f"{model.name}-run"
         yield self._text_store(part, text)
         rate = self._scale.teacher_lr
         yield from self._trained(text, start, run, model, "xent", steps, rate, seed=0)
 
     def _pretrained(self, seed: int) -> Iterator[Job]:
-        """The student from which every arm of a seed branches."""
+        """Train the student that all arms of a seed start from."""
         text = self._root / "pretrain-text"
         start: Path | str = self._recipe.student or self._root / f"student-init-{seed}"
         if isinstance(start, Path) and seed and self._scale.student_shape is not None:
@@ -157,13 +157,13 @@ class _PoolJobs:
         )  # fmt: skip
 
     def _arm(self, condition: str, arm: str, seed: int) -> Iterator[Job]:
-        """One student: trained, exported, asked."""
+        """Train, export and evaluate one student."""
         folder = self._root / condition / f"{arm}-{seed}"
         extra: tuple[str, ...] = ()
         needs: tuple[Path, ...] = ()
         if arm.startswith("random"):
-            twin = self._root / condition / f"{arm.replace('random', 'cat')}-{seed}"
-            extra, needs = ("--keep-fraction-from", str(twin / "run")), (twin / "student",)
+            masked = self._root / condition / f"{arm.replace('random', 'cat')}-{seed}"
+            extra, needs = ("--keep-fraction-from", str(masked / "run")), (masked / "student",)
         model = folder / "student"
         yield from self._trained(
             self._root / condition / "store", self._root / f"pretrained-{seed}",
@@ -185,7 +185,7 @@ class _PoolJobs:
         return Job(store / "seal.json", words, needs=(self._parts, model))
 
     def _text(self, part: str) -> tuple[str, ...]:
-        """How a part is read, by every store alike."""
+        """Options for reading a part, equal for all stores."""
         words = ("--data", str(self._data / f"{part}.jsonl"))
         words += ("--shard-rows", str(self._scale.shard_rows))
         if self._pool.is_text:
@@ -199,7 +199,7 @@ class _PoolJobs:
         return Job(out, words, needs=(self._parts,), script=True)
 
     def _text_store(self, part: str, store: Path) -> Job:
-        """A store for plain cross-entropy, which reads its tokens only: any model may fill it."""
+        """A store for plain cross-entropy, which reads tokens only: any model may fill it."""
         student = self._recipe.student or str(self._root / "student-init-0")
         words = ("precompute", "--teacher", student, "--store", str(store), "--top-k", "1")
         starts = () if self._recipe.student else (Path(student),)

@@ -1,7 +1,7 @@
-"""Runs jobs side by side, each once, in order, continuing where an earlier run stopped.
+"""Runs jobs in parallel, each once and in order; a new start resumes an interrupted one.
 
-Jobs are command lines of `caskd`. Most take less time than importing torch does, so they run in
-children forked from one process that has imported it already.
+Jobs are command lines of `caskd`. Most take less time than importing torch, so they run in children
+forked from a process that has imported it.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jobs import HERE, Job
 
-# What the commands import as they go, where that takes long.
+# Slow imports of the commands.
 PRELOADED = [
     "tyro",
     "transformers.models.auto.modeling_auto",
@@ -36,11 +36,11 @@ PRELOADED = [
 
 
 def run_job(job: Job) -> None:
-    """Run a job in this process, its output appended to its log, and leave with its exit code."""
+    """Run a job in this process, append its output to its log, and exit with its exit code."""
     with open(log_of(job), "a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    # A driver that was killed may have left this very job running.
+    # A killed driver may have left this job running.
     fcntl.flock(1, fcntl.LOCK_EX)
     if job.makes.exists():
         return
@@ -57,26 +57,26 @@ def run_job(job: Job) -> None:
 
 
 def log_of(job: Job) -> Path:
-    """Where a job's output goes."""
+    """Path of a job's log."""
     return Path("logs", str(job.makes).replace("/", "--") + ".log")
 
 
 def command_of(job: Job) -> tuple[str, ...]:
-    """The words to run now: a training that was stopped goes on from its newest checkpoint."""
+    """The command line to run now: an interrupted training resumes from its newest checkpoint."""
     if job.resumes is None or not job.resumes.exists():
         return job.words
     if any(job.resumes.glob("checkpoints/*/COMPLETE")):
         return (*job.words, "--resume")
-    shutil.rmtree(job.resumes)  # stopped before it had saved anything
+    shutil.rmtree(job.resumes)  # interrupted before its first checkpoint
     return job.words
 
 
 class Lanes:
-    """A few jobs at a time, all in the current folder, which gets `logs/` and `seconds.jsonl`.
+    """Runs jobs in parallel in the current folder; writes `logs/` and `seconds.jsonl` there.
 
     Args:
-        num_lanes: how many.
-        num_threads: of each job.
+        num_lanes: jobs at a time.
+        num_threads: threads of each job.
     """
 
     def __init__(self, num_lanes: int, num_threads: int) -> None:
@@ -89,14 +89,14 @@ class Lanes:
         self._running: dict[BaseProcess, tuple[Job, float]] = {}
 
     def run(self, jobs: Sequence[Job], until: float | None = None) -> list[Job]:
-        """Run every job that is not done, as soon as what it needs is there.
+        """Run every job that is not done, as soon as its inputs exist.
 
         Args:
-            jobs: in the order in which they are wanted.
-            until: time.time() after which nothing more is begun.
+            jobs: by priority.
+            until: time.time() after which no job starts.
 
         Returns:
-            The jobs that failed; what needs them was not begun.
+            The failed jobs; the jobs that depend on them did not start.
         """
         waiting = [job for job in jobs if not job.makes.exists()]
         failed: list[Job] = []
@@ -121,10 +121,10 @@ class Lanes:
 
     def _finished(self) -> list[Job]:
         failed = []
-        for process in [one for one in self._running if one.exitcode is not None]:
+        for process in [p for p in self._running if p.exitcode is not None]:
             job, started = self._running.pop(process)
             if process.exitcode or not job.makes.exists():
-                print(f"failed with {process.exitcode}: {log_of(job)}", flush=True)
+                print(f"failed with exit code {process.exitcode}; see {log_of(job)}", flush=True)
                 failed.append(job)
                 continue
             record = {

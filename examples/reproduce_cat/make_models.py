@@ -1,8 +1,8 @@
-"""Models to start from scratch with: a byte-level BPE tokenizer and random-initialised Llamas.
+"""Make a byte-level BPE tokenizer and a randomly initialised Llama.
 
     python make_models.py TOKENIZER_DATA OUT --hidden-size 96 --layers 2 --seed 0
 
-Large and small model must share a tokenizer: give both the same TOKENIZER_DATA.
+The large and the small model must share a tokenizer: pass the same TOKENIZER_DATA for both.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from transformers.utils.logging import disable_progress_bar
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 WORDS = r" ?[\p{L}_/]+| ?\p{N}| ?[^\s\p{L}\p{N}_/]+|\s+"
-"""What a token never crosses: labels and actions are words, digits stand alone."""
+"""Tokens never cross these borders: labels and actions are words, digits are single."""
 
 
 def train_tokenizer(data: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn merges from the prompts and responses, or the texts, of a JSON lines file."""
+    """Learn merges from the prompts and responses, or from the texts, of a JSON lines file."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
@@ -68,7 +68,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     shape = llama(len(tokenizer), args.hidden_size, args.layers, args.max_positions)
     model = LlamaForCausalLM(shape)
-    staged = args.out.with_suffix(".part")  # so that the folder is there whole or not at all
+    staged = args.out.with_suffix(".part")  # the rename is atomic: no incomplete folder
     model.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
     staged.rename(args.out)

@@ -1,4 +1,4 @@
-"""The `caskd eval` commands over whatever is finished, seeds always paired."""
+"""The `caskd eval` commands over all finished runs, with paired seeds."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ LEARNED_RULES = ("edge-inference", "post-hoc-mlp")
 
 
 def reports(recipe: Recipe) -> Iterator[Job]:
-    """Measure anew: the primary arms of every condition, all objectives, and the deferral rules."""
+    """Evaluate the primary arms of every condition, all objectives, and the deferral rules."""
     for pool, own in recipe.plan().items():
         if POOLS[pool].is_text:
             yield from _next_token(Path(pool))
@@ -38,7 +38,7 @@ def reports(recipe: Recipe) -> Iterator[Job]:
 
 
 def _next_token(root: Path) -> Iterator[Job]:
-    """The cascade token by token, on text that neither model was trained on."""
+    """Evaluate the next-token cascade on text that neither model was trained on."""
     folder = root / "clean"
     seeds = finished(folder, TEXT_ARMS, "student/config.json")
     words = ["--next-token", str(root / "test-store")]
@@ -49,7 +49,7 @@ def _next_token(root: Path) -> Iterator[Job]:
 
 
 def finished(folder: Path, arms: Sequence[str], proof: str) -> dict[str, list[int]]:
-    """Arm -> its seeds, of which all arms that were begun have the same."""
+    """Arm -> the finished seeds that all started arms share."""
     found = {arm: set[int]() for arm in arms}
     for arm in arms:
         for run in folder.glob(f"{arm}-[0-9]*"):
@@ -78,7 +78,7 @@ def _evaluated(
     folder: Path, name: str, seeds: Mapping[str, Sequence[int]], options: Sequence[str], large: Path
 ) -> Iterator[Job]:
     out = folder / name
-    shutil.rmtree(out, ignore_errors=True)  # made anew from what is finished by now
+    shutil.rmtree(out, ignore_errors=True)  # regenerated from the runs finished by now
     if seeds:
         (folder / f"{name}.json").write_text(json.dumps({"arms": dict(seeds)}) + "\n")
         yield Job(out / "summary.json", ("eval", "--out", str(out), *options), needs=(large,))

@@ -1,4 +1,4 @@
-"""Which public sets make the pools, where they come from, and how they are cut into parts."""
+"""The pools: their public data sets, the sources and licences, and the split into parts."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A public data set: what a person must read before using it."""
+    """A public data set, with the licence to read before using it."""
 
     files: tuple[str, ...]
     url: str
@@ -72,12 +72,12 @@ SOURCES = MappingProxyType(
         ),
     }
 )
-"""Name -> files below --data, and where they are published."""
+"""Name -> files below --data, source and licence."""
 
 
 PARTS = ("test", "calibration", "teacher", "pretrain", "student")
-"""What an example is used for, once and for all: the teacher never sees what the student is trained
-on, so that its outputs there are those of data that is new to it."""
+"""An example belongs to one part. The teacher is not trained on the student's part, so its outputs
+there are those on new data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +85,15 @@ class Pool:
     """Tasks that one small model learns together."""
 
     shares: MappingProxyType[str, tuple[float, ...]]
-    """Source -> share of it for each of `PARTS`; what is over is left out."""
+    """Source -> its fraction for each of `PARTS`; the rest is unused."""
     max_words: int
-    """Longer prompts are cut at their end; longer paragraphs of plain text in pieces."""
+    """Longer prompts are truncated; longer paragraphs of plain text are cut into pieces."""
     is_text: bool = False
-    """Plain text, judged by its next tokens: nothing is generated."""
+    """Whether the pool is plain text, evaluated by its next tokens without generation."""
     eos: bool = True
-    """Whether a response ends with EOS. Single labels do without: the row would always be right."""
+    """Whether a response ends with EOS. Not for single labels: that row would always be right."""
     max_new_tokens: int = 1
-    """Of an answer."""
+    """Limit of an answer."""
 
 
 _TOPICS = Pool(

@@ -1,14 +1,14 @@
-"""Cut public sets into the parts that the reproduction needs.
+"""Split public data sets into the parts of the reproduction.
 
     python prepare_data.py SOURCES OUT --pool generation
 
-SOURCES holds the files named in `pools.py`: each line a JSON object with `task`, `prompt` and
-`target` (and `answers`, where several are right), or with `text`; .txt files are plain text.
-Nothing is downloaded: their licences are yours to read, and `python prepare_data.py --list` says
-where each set is published.
+SOURCES holds the files named in `pools.py`. Each line is a JSON object with `task`, `prompt` and
+`target` (and `answers`, if several are right), or with `text`; .txt files are plain text. This
+script downloads nothing: `python prepare_data.py --list` prints the source and the licence of each
+set.
 
-Which part an example belongs to depends on its own text alone. Equal prompts of a task are one
-example, so that no part knows another's.
+The part of an example depends on its own text alone. Equal prompts of a task are one example, so no
+prompt is in two parts.
 """
 
 import argparse
@@ -27,25 +27,25 @@ Record = dict[str, Any]
 
 NOISE_SEED = 20
 MIN_WORDS = 20
-"""Of a piece of plain text."""
+"""Shorter pieces of plain text are dropped."""
 
 
 def digest(record: Record) -> str:
-    """What an example's place depends on: its task and its prompt, or its text."""
-    shown = record.get("prompt", record.get("text"))
-    return hashlib.sha256(f"{record['task']}\0{shown}".encode()).hexdigest()
+    """Digest of the task and the prompt, or the text; it decides the part of an example."""
+    given = record.get("prompt", record.get("text"))
+    return hashlib.sha256(f"{record['task']}\0{given}".encode()).hexdigest()
 
 
 def read_source(folder: Path, name: str, max_words: int) -> Iterator[Record]:
-    """Yield one record per prompt or piece of text of a set, as the models will be shown it.
+    """Yield one record per prompt or piece of text of a set, in the form that models read.
 
     Raises:
-        SystemExit: a file is not there.
+        SystemExit: a file is missing.
     """
     seen = set()
     for file in SOURCES[name].files:
         if not (folder / file).is_file():
-            raise SystemExit(f"{folder / file} is not there: {name} is from {SOURCES[name].url}")
+            raise SystemExit(f"{folder / file} does not exist; get {name} from {SOURCES[name].url}")
         for line in (folder / file).read_text(encoding="utf-8").splitlines():
             source = {"text": line} if file.endswith(".txt") else json.loads(line)
             for record in (
@@ -59,7 +59,7 @@ def read_source(folder: Path, name: str, max_words: int) -> Iterator[Record]:
 
 
 def example(source: Record, max_words: int) -> Record:
-    """A prompt with its task's name, which stands for the instruction, and its response."""
+    """A prompt that starts with its task's name as the instruction, and its response."""
     words = " ".join(source["prompt"].split()[:max_words])
     return {
         "task": source["task"],
@@ -70,7 +70,7 @@ def example(source: Record, max_words: int) -> Record:
 
 
 def pieces(source: Record, task: str, max_words: int) -> Iterator[Record]:
-    """A document in pieces; headings and other short ends are left out."""
+    """A document in pieces, without headings and other short pieces."""
     words = source["text"].split()
     for start in range(0, len(words), max_words):
         piece = words[start : start + max_words]
@@ -79,7 +79,7 @@ def pieces(source: Record, task: str, max_words: int) -> Iterator[Record]:
 
 
 def cut(records: Iterable[Record], shares: Sequence[float]) -> dict[str, list[Record]]:
-    """Divide a set by the digests of its prompts, each of its tasks alike."""
+    """Split each task of a set by the digests of its prompts."""
     by_task = defaultdict(list)
     for record in records:
         by_task[record["task"]].append(record)
@@ -93,7 +93,7 @@ def cut(records: Iterable[Record], shares: Sequence[float]) -> dict[str, list[Re
 
 
 def corrupt(records: Sequence[Record], share: float, seed: int = NOISE_SEED) -> list[Record]:
-    """Give a share of the records the response of another one of their task, never an equal one."""
+    """Replace a fraction of the responses by a different one of the same task."""
     rng = random.Random(seed)
     by_task = defaultdict(list)
     for record in records:
@@ -111,7 +111,7 @@ def corrupt(records: Sequence[Record], share: float, seed: int = NOISE_SEED) -> 
 
 
 def write(path: Path, records: Iterable[Record]) -> None:
-    """Write JSON lines; a file is there whole or not at all."""
+    """Write JSON lines; the rename is atomic, so no file is incomplete."""
     staged = path.with_suffix(".part")
     with staged.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -119,14 +119,14 @@ def write(path: Path, records: Iterable[Record]) -> None:
 
 
 def prepare(folder: Path, out: Path, pool: Pool, noise: Sequence[float], seed: int = 0) -> None:
-    """Write every part of a pool, the training parts with noisy labels too, in that order."""
+    """Write every part of a pool, each training part followed by its versions with noisy labels."""
     out.mkdir(parents=True, exist_ok=True)
     parts: dict[str, list[Record]] = {part: [] for part in PARTS}
     for name, shares in pool.shares.items():
         for part, records in cut(read_source(folder, name, pool.max_words), shares).items():
             parts[part] += records
     if not pool.is_text:
-        prompts = ({"task": one["task"], "text": one["prompt"]} for one in parts["teacher"])
+        prompts = ({"task": r["task"], "text": r["prompt"]} for r in parts["teacher"])
         write(out / "teacher-prompts.jsonl", prompts)
     for part, records in parts.items():
         random.Random(seed).shuffle(records)
@@ -142,13 +142,15 @@ def main() -> None:
     parser.add_argument("out", type=Path, nargs="?")
     parser.add_argument("--pool", choices=tuple(POOLS), default="generation")
     parser.add_argument("--noise", type=float, nargs="*", default=[0.2, 0.4])
-    parser.add_argument("--list", action="store_true", help="where the sets are, and licences")
+    parser.add_argument(
+        "--list", action="store_true", help="print the sources and licences of the sets"
+    )
     args = parser.parse_args()
     if args.list:
         for name, source in SOURCES.items():
             print(f"{name}\n  {', '.join(source.files)}\n  {source.url}\n  {source.licence}")
     elif args.sources is None or args.out is None:
-        parser.error("SOURCES and OUT are needed")
+        parser.error("SOURCES and OUT are required")
     else:
         prepare(args.sources, args.out, POOLS[args.pool], args.noise)
 

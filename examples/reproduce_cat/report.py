@@ -1,10 +1,9 @@
-"""What the reproduction found: CSV tables, figures, and a page, from a working folder.
+"""Write the results of the reproduction: CSV tables, figures and a page, from a working folder.
 
     python report.py WORK
 
-The working folder is the truth: every table, figure and page is made anew from it, at any time,
-and whatever of the plan is not finished is listed as such. The figures and the page read nothing
-but the tables.
+Every run regenerates all tables, figures and the page from the working folder alone, and lists what
+of the plan is not finished. The figures and the page read the tables only.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def main() -> None:
 
 
 def write_tables(work: Work, results: Path) -> None:
-    """Write every CSV file; one that has no line goes."""
+    """Write every CSV file; remove a file that would have no lines."""
     results.mkdir(parents=True, exist_ok=True)
     for name, rows in tables(work).items():
         write_csv(results / f"{name}.csv", rows)
@@ -57,7 +56,7 @@ def write_tables(work: Work, results: Path) -> None:
 
 
 def tables(work: Work) -> dict[str, list[Row]]:
-    """Lines of every table, by its name."""
+    """Lines of each table by its name."""
     runs = list(run_rows(work))
     found = {
         "progress": list(progress_rows(work)),
@@ -79,7 +78,7 @@ def tables(work: Work) -> dict[str, list[Row]]:
 
 
 def write_page(results: Path, docs: Path) -> None:
-    """Draw the figures and write the page, from the tables alone."""
+    """Draw the figures and write the page from the tables alone."""
     found = read_tables(results)
     folder = docs / "reproduction"
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,13 +96,13 @@ def write_page(results: Path, docs: Path) -> None:
 
 
 def read_tables(results: Path) -> dict[str, list[Row]]:
-    """Lines of every table; none of one that was not written."""
+    """Lines of every table; an empty list for a table without a file."""
     paths = {name: results / f"{name}.csv" for name in TABLES}
     return {name: read_csv(path) if path.exists() else [] for name, path in paths.items()}
 
 
 def _remove_others(folder: Path, kept: Sequence[Path]) -> None:
-    """Figures of an earlier report that has more of them."""
+    """Remove figures of an earlier report that this one does not have."""
     for path in set(folder.glob("*.png")) - set(kept):
         path.unlink()
 

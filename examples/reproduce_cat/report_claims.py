@@ -1,4 +1,4 @@
-"""What the paper claims and what our controls ask, each held against the tables."""
+"""The claims of the paper and our controls, each compared with the tables."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,30 +16,30 @@ NOISIER_CONTROL, NOISIER = "noisy40-clean-teacher", "noisy40-noisy-teacher"
 PAPER, OURS = "paper", "control"
 NEAR_RULE = "quantile-0.4"
 Tables = Mapping[str, Sequence[Row]]
-"""By the name of their CSV file."""
+"""Name of a CSV file -> its lines."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One difference that a claim speaks of."""
+    """One difference that a claim states."""
 
     table: str
     """Its CSV file: contrasts, rules or a1_a2."""
     wanted: str
     """`ABOVE`, `BELOW` or `WITHIN`."""
-    says: str
+    text: str
     """The difference, in words."""
     where: Mapping[str, object]
-    """Cells of its line."""
+    """Cells that identify its line."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An ordering that holds or does not, in each pool on its own."""
+    """An ordering that is tested in each pool separately."""
 
     name: str
     source: str
-    says: str
+    text: str
     parts: tuple[Part, ...] = ()
     condition: str = CLEAN
     pools: Callable[[str], bool] = field(default=lambda pool: not _text(pool))
@@ -49,18 +49,18 @@ def _arms(
     first: str, second: str, wanted: str = ABOVE, measure: str = "audc", task: str = ALL
 ) -> Part:
     where = {"contrast": first + MINUS + second, "task": task, "measure": measure}
-    says = f"{first + MINUS + second}, {measure}{'' if task == ALL else ' within tasks'}"
-    return Part("contrasts", wanted, says, where)
+    text = f"{first + MINUS + second}, {measure}{'' if task == ALL else ' within tasks'}"
+    return Part("contrasts", wanted, text, where)
 
 
 def _rule(rule: str, wanted: str) -> Part:
-    says = f"{rule + MINUS + AVERAGE} on {CAT}, audc"
-    return Part("rules", wanted, says, {"arm": CAT, "rule": rule})
+    text = f"{rule + MINUS + AVERAGE} on {CAT}, audc"
+    return Part("rules", wanted, text, {"arm": CAT, "rule": rule})
 
 
 def _part(part: str, wanted: str) -> Part:
-    says = f"{CAT + MINUS + BASELINE}, {part} (mean over deferral rates)"
-    return Part("a1_a2", wanted, says, {"part": part, "deferral_rate": "mean"})
+    text = f"{CAT + MINUS + BASELINE}, {part} (mean over deferral rates)"
+    return Part("a1_a2", wanted, text, {"part": part, "deferral_rate": "mean"})
 
 
 def _text(pool: str) -> bool:
@@ -123,9 +123,9 @@ CLAIMS = (
 
 
 def claim_rows(tables: Tables, planned: Mapping[str, Collection[str]]) -> Iterator[Row]:
-    """One line for each part of each claim in each pool that it speaks of.
+    """One line for each part of each claim in each pool that it covers.
 
-    What an unfit pool shows decides nothing, and neither does a pool that was not planned.
+    A result of an unfit pool decides nothing, and neither does a pool that was not planned.
 
     Args:
         tables: contrasts, rules, a1_a2 and pools.
@@ -143,15 +143,15 @@ def claim_rows(tables: Tables, planned: Mapping[str, Collection[str]]) -> Iterat
             whole = mark_all(marks) if fit != UNFIT else UNDECIDED
             for (part, row), mark_of_part in zip(found, marks, strict=True):
                 yield {
-                    "claim": claim.name, "source": claim.source, "says": claim.says, "pool": pool,
-                    "condition": claim.condition, "fit": fit, "marked": whole, "part": part.says,
+                    "claim": claim.name, "source": claim.source, "says": claim.text, "pool": pool,
+                    "condition": claim.condition, "fit": fit, "marked": whole, "part": part.text,
                     "part_marked": mark_of_part, **_figures(row),
                     "verdict": row[_column(part)] if row else None,
                 }  # fmt: skip
 
 
 def fit_of(tables: Tables, pool: str | None, condition: str) -> str | None:
-    """Whether the large model leads each of the primary arms by enough; None: not measured."""
+    """Whether the large model leads each primary arm by enough; None: not measured."""
     marks = [
         row["fit"] for row in tables.get("pools", ())
         if (row["pool"], row["condition"]) == (pool, condition) and row["arm"] in PRIMARY
@@ -178,5 +178,5 @@ def _figures(row: Row | None) -> Row:
 
 
 def everywhere(rows: Sequence[Row], name: str) -> bool:
-    """Whether a claim is reproduced in all pools that it speaks of."""
+    """Whether a claim is reproduced in all pools that it covers."""
     return {row["marked"] for row in rows if row["claim"] == name} == {REPRODUCED}

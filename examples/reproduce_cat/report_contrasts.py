@@ -1,4 +1,4 @@
-"""The tables of differences: between arms, between rules, by A1 and A2; and their power."""
+"""Tables of differences between arms, between rules, and of A1 and A2; and their power."""
 
 import statistics
 from collections import defaultdict
@@ -34,13 +34,13 @@ MEASURES = (
     (ALL, "audc"), (ALL, "quality_small"), (ALL, "audc_over_random"), (WITHIN, "audc"),
     (WITHIN, "audc_over_random"), (ALL, COST),
 )  # fmt: skip
-"""Task and measure; tasks of their own come after these, by their AUDC."""
+"""Task and measure; single tasks follow these, by their AUDC."""
 AVERAGE = "average"
 A1_A2_RATES = (0.1, 0.2, 0.3, 0.5)
 
 
 def contrast_rows(work: Work) -> Iterator[Row]:
-    """Every contrast that was settled beforehand, the primary ones first, by every measure."""
+    """Every planned contrast by every measure, the primary ones first."""
     for study in work.studies:
         for first, second in (*PRIMARY_PAIRS, PLACEBO, *OTHER_PAIRS):
             report = study.holding(first, second)
@@ -58,7 +58,7 @@ def _role(first: str, second: str) -> str:
 
 
 def _differences(report: Report, first: str, second: str) -> Iterator[Row]:
-    """What `caskd eval` found of two arms, in the order of `MEASURES`."""
+    """Differences between two arms from `caskd eval`, in the order of `MEASURES`."""
     found = {}
     for row in report.table("differences"):
         if row["first_rule"] != row["second_rule"] or {row["first"], row["second"]} != {
@@ -82,7 +82,7 @@ def _ends(prefix: str, ends: tuple[float | None, float | None], sign: int) -> Ro
 
 
 def _turn(value: float | None, sign: int) -> float | None:
-    """The value, or its negative; no zero gets a sign."""
+    """The value times the sign; a zero stays positive."""
     return None if value is None else sign * value + 0.0
 
 
@@ -98,7 +98,7 @@ def _verdicts(study: Study, arms: Sequence[str], row: Row) -> Row:
     planned = min(len(study.planned[arm]) for arm in arms)
     needed = needed_seeds(planned, primary=set(arms) <= set(PRIMARY) and not study.is_text)
     found = intervals(row), row["num_seeds"], needed
-    is_cost = row.get("measure") == COST  # which has another unit than the margin
+    is_cost = row.get("measure") == COST  # the margin has another unit
     return {
         "verdict": verdict(*found),
         "equivalence": None if is_cost else equivalence(*found),
@@ -106,10 +106,10 @@ def _verdicts(study: Study, arms: Sequence[str], row: Row) -> Row:
 
 
 def rule_rows(work: Work) -> Iterator[Row]:
-    """Deferral rules on the arms that have them, each against `average` on the same seeds.
+    """Deferral rules compared with `average` on the same arm and seeds.
 
-    The interval over examples is the mean of those of the seeds, which is wider than that of the
-    mean; t is over the seeds.
+    The interval over examples is the mean of the seeds' intervals, which is wider than the interval
+    of their mean; t is over the seeds.
     """
     for study in work.studies:
         report = study.reports.get(RULES)
@@ -133,7 +133,7 @@ def rule_rows(work: Work) -> Iterator[Row]:
 
 
 def _side_arms(study: Study) -> list[str]:
-    """Arms outside of the primary ones: rules are compared on as many seeds as these have."""
+    """Arms that are not primary; rules are compared on as many seeds as these have."""
     return [arm for arm in study.planned if arm not in PRIMARY]
 
 
@@ -146,7 +146,7 @@ def _rule_areas(report: Report) -> dict[tuple[str, str], dict[int, float]]:
 
 
 def _rule_intervals(report: Report) -> dict[tuple[str, str], Interval]:
-    """By arm and rule, over examples, of the rule minus `average`: mean over seeds of the ends."""
+    """(arm, rule) -> interval over examples of the rule minus `average`, averaged over seeds."""
     found: dict[tuple[str, str], list[Interval]] = defaultdict(list)
     for row in report.table("differences"):
         if row["first_rule"] != row["second_rule"]:
@@ -160,9 +160,9 @@ def _rule_intervals(report: Report) -> dict[tuple[str, str], Interval]:
 
 
 def a1_a2_rows(work: Work) -> Iterator[Row]:
-    """What kept and deferred answers bring, cat-xent minus xent, by deferral rate and on average.
+    """A1 and A2 of cat-xent minus those of xent, by deferral rate and on average.
 
-    t is over the seeds; examples are not redrawn here.
+    t is over the seeds; examples are not resampled here.
     """
     for study in work.studies:
         report = study.reports.get(REPORT)
@@ -187,13 +187,13 @@ def a1_a2_rows(work: Work) -> Iterator[Row]:
 
 
 def _at_rates(curves: Sequence[dict[str, np.ndarray]], part: str) -> np.ndarray:
-    """[seeds, rates + 1] a part at `A1_A2_RATES`, and its mean over them."""
+    """[seeds, rates + 1] A1 or A2 at `A1_A2_RATES`, and its mean over them."""
     found = np.array([np.interp(A1_A2_RATES, RATES, one[part]) for one in curves])
     return np.concatenate([found, found.mean(axis=1, keepdims=True)], axis=1)
 
 
 def power_rows(work: Work, runs: Sequence[Row]) -> Iterator[Row]:
-    """Smallest difference in AUDC that is shown four times in five: beforehand, and as seen."""
+    """Smallest difference in AUDC with a power of 0.8, beforehand and with the observed spread."""
     for labels, deviation in PILOT_DEVIATIONS:
         for num_seeds in (3, 5, 10):
             keys = {"pool": "pilot", "condition": labels}

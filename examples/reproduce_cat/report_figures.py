@@ -19,19 +19,19 @@ TITLES = {
     "noisy40-clean-teacher": "40 % wrong, clean teacher",
     "noisy40-noisy-teacher": "40 % wrong, teacher's too",
 }
-"""Condition -> its panel's."""
+"""Condition -> title of its panel."""
 DRAWN_ARMS = ("cat-xent", "random-xent", "xent", "cat-dist", "dist", "cat-xent-l", "cat-xent-s",
               "cat-dist-l", "cat-dist-s")  # fmt: skip
-"""In the order of their colors, which are the same in every figure."""
+"""The position of an arm is the number of its colour in all figures."""
 PAIRED = (("cat-dist", "dist"), ("cat-xent-l", "cat-xent"), ("cat-xent-s", "cat-xent"))
-"""Differences of the paper's claims that are not to xent."""
+"""Differences of the paper's claims that do not compare with xent."""
 CURVES = DRAWN_ARMS[:3]
 UNMASKED = ("xent", "dist")
 Tables = Mapping[str, Sequence[Row]]
 
 
 def figures(tables: Tables, pool: str) -> Iterator[tuple[str, str, Figure]]:
-    """Name, what it shows in words, and figure, for whatever a pool has data for."""
+    """Name, alternative text and figure, for each figure that a pool has data for."""
     drawn: tuple[tuple[str, str, str, Callable[[Sequence[Row]], Figure]], ...] = (
         ("differences", "contrasts", "Differences in AUDC with both 95 % intervals", _differences),
         ("curves", "curves", "Quality over deferral rate, mean over seeds", _curves),
@@ -49,7 +49,7 @@ TICKS = (-0.1, -0.01, 0.0, 0.01, 0.1)
 
 
 def color(arm: str) -> str:
-    """An arm's own."""
+    """Colour of an arm."""
     return PAPER.color(DRAWN_ARMS.index(arm))
 
 
@@ -72,7 +72,7 @@ def _differences(rows: Sequence[Row]) -> Figure:
             _both_intervals(axes, order.index(row["contrast"]), row,
                             color(row["contrast"].split(MINUS)[0]))  # fmt: skip
         axes.axvline(0.0, color=PAPER.soft, lw=0.9, ls="--")
-        # Logarithmic beyond LINEAR: a mask of the student alone costs ten times what others bring.
+        # Logarithmic beyond LINEAR: a student-only mask loses ten times what others gain.
         axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.2)
         axes.set_xticks(TICKS, [f"{tick:g}" for tick in TICKS])
         axes.xaxis.set_minor_locator(NullLocator())
@@ -85,7 +85,7 @@ def _differences(rows: Sequence[Row]) -> Figure:
 
 
 def _both_intervals(axes: Any, y: float, row: Row, ink: str) -> None:
-    """A dot, the bootstrap interval thick, that over seeds thin."""
+    """Draw the mean as a dot, the bootstrap interval thick, the t-interval over seeds thin."""
     if row["low"] is not None:
         axes.plot([row["low"], row["high"]], [y, y], color=ink, lw=4.5, alpha=0.35,
                   solid_capstyle="butt")  # fmt: skip
@@ -143,7 +143,7 @@ def _keep(rows: Sequence[Row]) -> Figure:
 
 
 def _dashes(arm: str) -> str:
-    """A random mask lies on its twin; there are more arms than colors."""
+    """Line style: a random mask coincides with its masked run; there are more arms than colours."""
     return "--" if arm.startswith("random") else ":" if arm in DRAWN_ARMS[-2:] else "-"
 
 

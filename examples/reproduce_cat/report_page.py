@@ -1,4 +1,4 @@
-"""The page on the reproduction: what stands in its template, with the numbers of the CSV files."""
+"""Fills the page's template with the numbers of the CSV files."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ SUMMARY = (
     (CAT + MINUS + BASELINE, "audc"),
     (CAT + MINUS + BASELINE, "audc_over_random"),
 )
-"""Contrast and measure of the cells of the first table."""
+"""Contrast and measure of each cell of the first table."""
 LONG_TITLES = {
     "clean": "clean labels",
     "noisy20-clean-teacher": "20 % of the labels wrong, teacher trained on clean ones",
@@ -55,8 +55,8 @@ def page(tables: Tables, pictures: Sequence[tuple[str, str, str]], results: str)
     """The page in Markdown.
 
     Args:
-        tables: by the name of their CSV file.
-        pictures: pool, path from the page, and what it shows, of every figure.
+        tables: name of the CSV file -> its lines.
+        pictures: pool, path from the page, and alternative text of every figure.
         results: path from the page to the CSV files.
     """
     environment = Environment(
@@ -72,7 +72,7 @@ def page(tables: Tables, pictures: Sequence[tuple[str, str, str]], results: str)
 
 
 def context(tables: Tables, pictures: Sequence[tuple[str, str, str]], results: str) -> Row:
-    """What the template reads."""
+    """Variables of the template."""
     claims = tables["claims"]
     pools = list(dict.fromkeys(row["pool"] for row in tables["progress"]))
     sources = dict.fromkeys(s for pool in pools for s in POOLS[pool].shares)
@@ -107,7 +107,7 @@ def _pool(tables: Tables, pool: str, pictures: Sequence[tuple[str, str, str]]) -
         "lead": min((row["lead"] for row in fits), default=None),
         "num_test_examples": fits[0]["num_test_examples"] if fits else None,
         "conditions": [_condition(own, name) for name in conditions],
-        "pictures": [one for one in pictures if one[0] == pool],
+        "pictures": [picture for picture in pictures if picture[0] == pool],
     }  # fmt: skip
 
 
@@ -135,14 +135,14 @@ def _condition(own: Tables, condition: str) -> Row:
 
 
 def _difference(contrasts: Sequence[Row], contrast: str, measure: str) -> Row | None:
-    """One contrast over all tasks; None where it was not measured."""
+    """One contrast over all tasks; None if it was not measured."""
     wanted = (contrast, ALL, measure)
     found = (row for row in contrasts if (row["contrast"], row["task"], row["measure"]) == wanted)
     return next(found, None)
 
 
 def _tasks(contrasts: Sequence[Row]) -> list[Row]:
-    """For each primary contrast, in how many tasks it is above and below, once that is decided."""
+    """For each decided primary contrast, the number of tasks in which it is above and below."""
     own = [row for row in contrasts if row["role"] == "primary" and row["measure"] == "audc"
            and row["task"] not in (ALL, WITHIN_TASK)]  # fmt: skip
     words = {name: [word(row["verdict"]) for row in own if row["contrast"] == name]
@@ -171,7 +171,7 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def _claims(rows: Sequence[Row], source: str) -> list[list[Row]]:
-    """Lines of each claim in each pool, those of one claim one after the other."""
+    """Lines grouped by claim and pool."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["source"] == source:
@@ -180,12 +180,12 @@ def _claims(rows: Sequence[Row], source: str) -> list[list[Row]]:
 
 
 def _tally(rows: Sequence[Row]) -> Mapping[str, int]:
-    """Mark -> in how many pools, over all of the paper's claims."""
+    """Mark -> number of (claim, pool) pairs of the paper's claims."""
     return Counter(group[0]["marked"] for group in _claims(rows, PAPER))
 
 
 def _answers(rows: Sequence[Row], name: str) -> list[Row]:
-    """By pool: yes, the opposite, or why not."""
+    """The answer of each pool: yes, the opposite, or the reason why there is none."""
     found: dict[str | None, list[Row]] = {}
     for row in rows:
         if row["claim"] == name:
@@ -205,7 +205,7 @@ def _answer(own: Sequence[Row]) -> str:
 
 
 def _same_as_average(row: Row) -> bool:
-    """Whether a rule orders the examples as `average` does, as most do on one-token answers."""
+    """Whether a rule orders the examples like `average`; most do on one-token answers."""
     return bool(row["verdict"]) and all(row[name] == 0.0 for name in ("mean", "low", "high"))
 
 
@@ -214,7 +214,7 @@ def _hours(runs: Sequence[Row]) -> float:
 
 
 def signed(value: float | None) -> str:
-    """A difference, its sign always shown."""
+    """Format a difference with its sign."""
     if value is None:
         return "\N{EN DASH}"
     text = f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
@@ -222,22 +222,22 @@ def signed(value: float | None) -> str:
 
 
 def plain(value: float | None, digits: int = 4) -> str:
-    """A number."""
+    """Format a number."""
     return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
 
 
 def share(value: float | None) -> str:
-    """A share in percent."""
+    """Format a fraction as percent."""
     return "\N{EN DASH}" if value is None else f"{100 * value:.1f} %"
 
 
 def count(value: float | None) -> str:
-    """A count, its thousands apart."""
+    """Format a count with thousands separators."""
     return "\N{EN DASH}" if value is None else f"{value:,.0f}"
 
 
 def ends(row: Row | None, prefix: str = "") -> str:
-    """An interval of a line."""
+    """Format an interval of a line."""
     if row is None or row[f"{prefix}low"] is None:
         return "\N{EN DASH}"
     return f"[{signed(row[f'{prefix}low'])}, {signed(row[f'{prefix}high'])}]"

@@ -1,4 +1,4 @@
-"""Reads a working folder: what was planned, what is finished, and what `caskd eval` found of it."""
+"""Reads a working folder: the plan, the finished runs, and the reports of `caskd eval`."""
 
 import csv
 import json
@@ -13,18 +13,18 @@ from pools import POOLS
 
 Row = dict[str, Any]
 REPORTS = ("report", "report-objectives", "report-rules")
-"""Folders of a condition that `caskd eval` wrote, NAME.json beside each: the first that holds an
-arm speaks for it."""
+"""Report folders of a condition, with NAME.json beside each. An arm's figures come from the first
+report that holds it."""
 REPORT, OBJECTIVES, RULES = REPORTS
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What `caskd eval` wrote over some arms, each with the same seeds."""
+    """A report of `caskd eval` over some arms with equal seeds."""
 
     folder: Path
     seeds: Mapping[str, Sequence[int]]
-    """Arm -> its seeds, in the order in which they were given."""
+    """Arm -> its seeds, in the order of the command line."""
 
     @cached_property
     def summary(self) -> Row:
@@ -33,15 +33,15 @@ class Report:
 
     @cached_property
     def runs(self) -> dict[str, tuple[str, int]]:
-        """Arm and seed of every small model, by its label."""
+        """Label of a small model -> its arm and seed."""
         return {
-            arm if len(seeds) == 1 else f"{arm} seed {place}": (arm, seed)
+            arm if len(seeds) == 1 else f"{arm} seed {index}": (arm, seed)
             for arm, seeds in self.seeds.items()
-            for place, seed in enumerate(seeds)
+            for index, seed in enumerate(seeds)
         }
 
     def table(self, name: str) -> list[Row]:
-        """Lines of a CSV file, none if it was not written."""
+        """Lines of a CSV file; an empty list if the file does not exist."""
         path = self.folder / f"{name}.csv"
         return read_csv(path) if path.exists() else []
 
@@ -59,16 +59,16 @@ class Study:
 
     @property
     def keys(self) -> Row:
-        """What every line of a table begins with."""
+        """The first columns of every table."""
         return {"pool": self.pool, "condition": self.condition}
 
     @property
     def is_text(self) -> bool:
-        """Whether next tokens are measured, not answers."""
+        """Whether the study measures next tokens, not answers."""
         return POOLS[self.pool].is_text
 
     def finished(self, arm: str) -> list[int]:
-        """Planned seeds whose student is trained and, where answers are asked for, has answered."""
+        """Planned seeds with a trained student and, except for text, its predictions."""
         proof = "student/config.json" if self.is_text else "test.parquet"
         return [seed for seed in self.planned[arm] if (self.run(arm, seed) / proof).exists()]
 
@@ -78,8 +78,8 @@ class Study:
 
     def holding(self, *arms: str) -> Report | None:
         """The first report that has all of these arms."""
-        found = [one for name in (REPORT, OBJECTIVES) if (one := self.reports.get(name))]
-        return next((one for one in found if set(arms) <= set(one.seeds)), None)
+        found = [self.reports[name] for name in (REPORT, OBJECTIVES) if name in self.reports]
+        return next((report for report in found if set(arms) <= set(report.seeds)), None)
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ class Work:
     scale: str
     studies: list[Study]
     setup: Row
-    """What was noted of the machine."""
+    """Facts about the machine."""
 
     @cached_property
     def seconds(self) -> dict[str, float]:
-        """Seconds that a folder below the working folder took, by its path."""
+        """Path of a folder below the working folder -> seconds of its commands."""
         path = self.folder / "seconds.jsonl"
         found: dict[str, float] = defaultdict(float)
         for record in read_lines(path) if path.exists() else []:
@@ -107,10 +107,10 @@ def read_work(folder: Path) -> Work:
     """Open a working folder.
 
     Raises:
-        SystemExit: it is none.
+        SystemExit: the folder has no plan.
     """
     if not (folder / "plan.json").exists():
-        raise SystemExit(f"{folder} has no plan.json: give the folder that reproduce.py worked in")
+        raise SystemExit(f"{folder} has no plan.json; pass the working folder of reproduce.py")
     plan = read_json(folder / "plan.json")
     studies = [
         _study(folder, pool, condition, arms)
@@ -143,13 +143,13 @@ def read_lines(path: Path) -> list[Row]:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Lines of a CSV file, numbers as numbers, empty cells as None."""
+    """Lines of a CSV file, with numbers converted and empty cells as None."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: _cell(cell) for name, cell in line.items()} for line in csv.DictReader(file)]
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Write lines with equal keys; no line, no file."""
+    """Write lines with equal keys; without lines, remove the file."""
     rows = list(rows)
     if not rows:
         path.unlink(missing_ok=True)
@@ -174,5 +174,5 @@ def _cell(text: str) -> Any:
 
 
 def _short(cell: Any) -> Any:
-    """Six digits behind the point are more than any seed repeats; no zero has a sign."""
+    """Round to six decimals, more than any seed reproduces; a zero stays positive."""
     return round(cell, 6) + 0.0 if isinstance(cell, float) else cell

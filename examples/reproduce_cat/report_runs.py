@@ -1,4 +1,4 @@
-"""The tables of single runs: figures, training, curves, and what there is of the plan."""
+"""Tables of single runs: figures, training, curves, and progress of the plan."""
 
 import json
 from collections import defaultdict
@@ -22,7 +22,7 @@ _TRAINED = ("keep_fraction", "teacher_accuracy")
 
 
 def progress_rows(work: Work) -> Iterator[Row]:
-    """Every planned arm, with how many of its seeds are there."""
+    """Every planned arm with its number of finished seeds."""
     for study in work.studies:
         for arm, planned in study.planned.items():
             done, report = len(study.finished(arm)), study.holding(arm)
@@ -35,7 +35,7 @@ def progress_rows(work: Work) -> Iterator[Row]:
 
 
 def run_rows(work: Work) -> Iterator[Row]:
-    """One line for every run that was measured."""
+    """One line for every measured run."""
     for study in work.studies:
         for (arm, seed), figures in _measured(study).items():
             metrics = _metrics(study.run(arm, seed))
@@ -49,7 +49,7 @@ def run_rows(work: Work) -> Iterator[Row]:
 
 
 def _measured(study: Study) -> dict[tuple[str, int], Row]:
-    """Figures of every run, from the first report that has it."""
+    """Figures of every run, from the first report that holds it."""
     found: dict[tuple[str, int], Row] = {}
     for name in (REPORT, OBJECTIVES):
         report = study.reports.get(name)
@@ -79,23 +79,23 @@ def _report_runs(report: Report) -> dict[tuple[str, int], Row]:
 
 
 def _metrics(run: Path) -> list[Row]:
-    """Every step of a training."""
+    """Lines of metrics.jsonl."""
     path = run / "run" / "metrics.jsonl"
     return read_lines(path) if path.exists() else []
 
 
 def keep_rows(work: Work) -> Iterator[Row]:
-    """Share of rows that are kept, and that the teacher predicts, by step: mean over the seeds."""
+    """Fractions of rows that are kept and that the teacher predicts, by step, mean over seeds."""
     for study in work.studies:
         for arm in study.planned:
             runs = [_metrics(study.run(arm, seed)) for seed in study.finished(arm)]
             bins = [_bins(metrics) for metrics in runs if metrics]
             for number, own in enumerate(zip(*bins, strict=False)):
-                keep = [one["keep_fraction"] for one in own]
+                keep = [line["keep_fraction"] for line in own]
                 yield {
                     **study.keys, "arm": arm, "bin": number,
                     "first_step": own[0]["first_step"], "last_step": own[0]["last_step"],
-                    **{name: fmean(one[name] for one in own) for name in _TRAINED},
+                    **{name: fmean(line[name] for line in own) for name in _TRAINED},
                     "lowest_seed": min(keep), "highest_seed": max(keep), "num_seeds": len(own),
                 }  # fmt: skip
 
@@ -111,22 +111,22 @@ def _bins(metrics: Sequence[Row]) -> list[Row]:
 
 
 def curve_rows(work: Work) -> Iterator[Row]:
-    """Deferral curves and their parts, mean over the seeds, at every percent of deferral."""
+    """Deferral curves, A1 and A2, mean over seeds, at every percent of deferral."""
     for study in work.studies:
         report = study.reports.get(REPORT)
         for arm, curves in seed_curves(report).items() if report else ():
-            means = {name: np.mean([one[name] for one in curves], axis=0) for name in curves[0]}
-            for place, rate in enumerate(RATES):
+            means = {name: np.mean([c[name] for c in curves], axis=0) for name in curves[0]}
+            for index, rate in enumerate(RATES):
                 yield {
                     **study.keys, "arm": arm, "deferral_rate": round(float(rate), 2),
-                    **{name: float(values[place]) for name, values in means.items()},
+                    **{name: float(values[index]) for name, values in means.items()},
                     "num_seeds": len(curves),
                 }  # fmt: skip
 
 
 @cache
 def seed_curves(report: Report) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Arm -> for each seed quality, random line and, where there are any, A1 and A2 at `RATES`."""
+    """Arm -> for each seed: quality, random line and, except for text, A1 and A2 at `RATES`."""
     found = defaultdict(list)
     next_token = report.summary.get("kind") == "next-token"
     rows = report.table("next_token_curve" if next_token else "curve")
@@ -145,7 +145,7 @@ def seed_curves(report: Report) -> dict[str, list[dict[str, np.ndarray]]]:
 
 
 def pool_rows(work: Work, runs: Sequence[Row]) -> Iterator[Row]:
-    """Is the pool fit? Sizes, and the large model's lead over each arm."""
+    """Whether a pool is fit: sizes, and the large model's lead over each arm."""
     for study in work.studies:
         for arm in study.planned:
             own = [run for run in runs if (run["pool"], run["condition"], run["arm"])
@@ -166,7 +166,7 @@ def pool_rows(work: Work, runs: Sequence[Row]) -> Iterator[Row]:
 
 
 def _teacher_accuracy(study: Study, arm: str) -> float | None:
-    """Share of the training rows that the teacher predicts."""
+    """Fraction of the training rows that the teacher predicts."""
     values = [line["teacher_accuracy"] for seed in study.finished(arm)
               for line in _metrics(study.run(arm, seed))]  # fmt: skip
     return fmean(values) if values else None
@@ -193,7 +193,7 @@ def _num_lines(path: Path) -> int | None:
 
 
 def setup_rows(work: Work) -> Iterator[Row]:
-    """Where and how long: one fact a line."""
+    """Scale, machine and time, one fact per line."""
     facts = {"scale": work.scale, **work.setup}
     if "." in work.seconds:
         facts["command_hours"] = round(work.seconds["."] / 3600, 2)

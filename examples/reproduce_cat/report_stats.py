@@ -1,7 +1,8 @@
-"""What counts as shown. All of it was settled before the first arm was trained.
+"""The rules for verdicts. All of them were fixed before the first arm was trained.
 
-A difference is shown where two 95 % intervals agree: the bootstrap over examples and seeds, which
-is too sure with few seeds, and Student's t over the seeds alone, which does not see the examples.
+A difference is shown if two 95 % intervals exclude zero on the same side: the bootstrap over
+examples and seeds, which is too confident with few seeds, and Student's t over seeds, which ignores
+the variation over examples.
 """
 
 import math
@@ -18,13 +19,14 @@ Interval = tuple[float, float]
 
 ENOUGH_SEEDS = 5
 MARGIN = 0.01
-"""Differences of quality or area within this are none."""
+"""Smaller differences of quality or area count as no difference."""
 MIN_LEAD = 0.05
 """A pool in which the large model leads by less is unfit."""
 FIT, UNFIT = "fit", "unfit"
 POWER = 0.8
 PILOT_DEVIATIONS = (("clean", 0.010), ("noisy", 0.020), ("noisy", 0.030))
-"""Of the paired difference in AUDC over seeds, from a pilot with smaller models, by its labels."""
+"""Labels, and standard deviation over seeds of the paired difference in AUDC, from a pilot with
+smaller models."""
 
 ABOVE, BELOW, NOTHING = "above", "below", "no difference shown"
 WITHIN, OUTSIDE = f"within {MARGIN:g}", f"outside {MARGIN:g}"
@@ -32,20 +34,19 @@ UNDECIDED, REPRODUCED, CONTRADICTED = "undecided", "reproduced", "contradicted"
 
 
 def verdict(intervals: Sequence[Interval | None], num_seeds: int, needed: int) -> str:
-    """What a difference shows: above, below, or nothing.
+    """The verdict on a difference: above, below, or no difference shown.
 
     Args:
-        intervals: all have to leave out zero on the same side; None where there is too little for
-            one.
-        num_seeds: that were trained.
-        needed: seeds, as `needed_seeds` has it; with fewer it is undecided whatever the intervals.
+        intervals: all must exclude zero on the same side; None if an interval has too little data.
+        num_seeds: trained seeds.
+        needed: from `needed_seeds`; with fewer seeds the verdict is undecided.
     """
     return _with_seeds(_side(intervals), intervals, num_seeds, needed)
 
 
 def equivalence(intervals: Sequence[Interval | None], num_seeds: int, needed: int) -> str:
-    """Whether a difference is none: within `MARGIN`, outside of it, or nothing shown."""
-    known = [one for one in intervals if one is not None]
+    """The verdict on equivalence: within `MARGIN`, outside of it, or no difference shown."""
+    known = [interval for interval in intervals if interval is not None]
     if all(low > -MARGIN and high < MARGIN for low, high in known):
         found = WITHIN
     elif all(low > MARGIN for low, _ in known) or all(high < -MARGIN for _, high in known):
@@ -56,7 +57,7 @@ def equivalence(intervals: Sequence[Interval | None], num_seeds: int, needed: in
 
 
 def needed_seeds(planned: int, primary: bool) -> int:
-    """Seeds without which nothing is decided: five, or what was planned of a side arm."""
+    """Seeds needed for a verdict: five, or the planned number of a side arm."""
     return ENOUGH_SEEDS if primary else max(2, min(ENOUGH_SEEDS, planned))
 
 
@@ -66,29 +67,29 @@ def word(text: str) -> str:
 
 
 def mark(found: str, wanted: str) -> str:
-    """What becomes of a claim that a verdict speaks to."""
+    """Mark of a claim, from the verdict found and the verdict that it needs."""
     against = {ABOVE: BELOW, BELOW: ABOVE, WITHIN: OUTSIDE}[wanted]
     return {wanted: REPRODUCED, against: CONTRADICTED}.get(word(found), UNDECIDED)
 
 
 def mark_all(marks: Sequence[str]) -> str:
-    """A claim of several parts holds where all do, and falls with one."""
+    """Mark of a claim with several parts: reproduced if all are, contradicted if one is."""
     if CONTRADICTED in marks:
         return CONTRADICTED
     return REPRODUCED if marks and set(marks) == {REPRODUCED} else UNDECIDED
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """95 % interval of the mean over seeds; None of fewer than two."""
+    """95 % interval of the mean over seeds; None for fewer than two."""
     found = seed_interval(np.asarray(values, float), np.zeros(len(values)))
     return None if found is None else (found.low, found.high)
 
 
 def smallest_difference(deviation: float, num_seeds: int) -> float:
-    """True difference of which a 95 % t-interval over seeds leaves out zero four times in five.
+    """True difference whose 95 % t-interval over seeds excludes zero with probability `POWER`.
 
     Args:
-        deviation: of the paired differences over seeds.
+        deviation: standard deviation of the paired differences over seeds.
         num_seeds: two or more.
     """
     freedom = num_seeds - 1
@@ -100,12 +101,12 @@ def smallest_difference(deviation: float, num_seeds: int) -> float:
 def binned(
     steps: Sequence[int], values: Sequence[float], num_bins: int
 ) -> list[tuple[int, int, float]]:
-    """Means over bins of as many steps each: first step, last step, mean. Empty ones are left out.
+    """First step, last step and mean of bins with equal numbers of steps, without empty bins.
 
     Args:
-        steps: rising.
+        steps: in ascending order.
         values: one for each step.
-        num_bins: that divide the steps from the first to the last.
+        num_bins: bins from the first to the last step.
     """
     if not steps:
         return []
@@ -119,7 +120,7 @@ def binned(
 
 
 def _side(intervals: Sequence[Interval | None]) -> str:
-    known = [one for one in intervals if one is not None]
+    known = [interval for interval in intervals if interval is not None]
     if all(low > 0.0 for low, _ in known):
         return ABOVE
     return BELOW if all(high < 0.0 for _, high in known) else NOTHING

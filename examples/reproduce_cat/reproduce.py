@@ -3,8 +3,8 @@
     python reproduce.py WORK --data SOURCES --scale cpu
     python reproduce.py WORK --data SOURCES --scale gpu --teacher LARGE --student SMALL
 
-Stop it whenever you like: the same command goes on where it stopped, and `report.py WORK` tells
-what there is so far. `--list` prints every command line and runs nothing.
+You may interrupt it at any time: the same command resumes, and `report.py WORK` shows the results
+so far. `--list` prints every command line and runs nothing.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from scales import SCALES
 
 
 def main() -> None:
-    """Read the command line; do what is left; measure what there is."""
+    """Read the command line, run the remaining jobs, and evaluate the finished runs."""
     args = _arguments()
     scale = SCALES[args.scale]
     if args.scale == "gpu" and not (args.teacher and args.student):
-        raise SystemExit("--scale gpu needs models to start from: --teacher LARGE --student SMALL")
+        raise SystemExit("--scale gpu needs initial models; pass --teacher LARGE --student SMALL")
     models = (here_or_hub(args.teacher), here_or_hub(args.student))
     recipe = Recipe(args.data.resolve(), scale, *models)
     if args.list:
@@ -34,7 +34,7 @@ def main() -> None:
             print(*(("python",) if job.script else ("caskd",)), shlex.join(job.words))
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    os.chdir(args.work)  # so that no path of this machine gets into what is recorded
+    os.chdir(args.work)  # recorded paths are relative
     lanes = Lanes(args.lanes, args.threads)
     note("plan.json", {"scale": args.scale, "pools": recipe.plan()})
     note("run.json", {"hardware": hardware(), "lanes": args.lanes, "threads": args.threads})
@@ -42,28 +42,29 @@ def main() -> None:
 
 
 def carry_out(recipe: Recipe, lanes: Lanes, minutes: float | None = None) -> int:
-    """Do what is left, measure what there is, and say how far it went; the exit code."""
+    """Run the remaining jobs, evaluate the finished runs, print the progress; the exit code."""
     jobs = list(recipe.jobs())
     until = None if minutes is None else time.time() + 60 * minutes
     failed = lanes.run(jobs, until)
     failed += lanes.run(list(reports(recipe)))
     left = sum(not job.makes.exists() for job in jobs)
-    print(f"{len(jobs) - left} of {len(jobs)} commands done" + "; go on by the same" * bool(left))
+    more = "; rerun the same command to resume" if left else ""
+    print(f"{len(jobs) - left} of {len(jobs)} commands done{more}")
     return 1 if failed else 0
 
 
 def note(name: str, content: dict[str, object]) -> None:
-    """Write a JSON file that says what the folder holds."""
+    """Write a JSON file that describes the folder."""
     Path(name).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def here_or_hub(model: str | None) -> str | None:
-    """A folder wherever the commands are run, or a hub id as it is."""
+    """The absolute path of a folder, or an unchanged hub id."""
     return str(Path(model).resolve()) if model and Path(model).exists() else model
 
 
 def hardware() -> str:
-    """The processor, or the GPU, in words."""
+    """Description of the processors or GPUs."""
     import torch
 
     if torch.cuda.is_available():
@@ -73,14 +74,18 @@ def hardware() -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("work", type=Path, help="folder for all, each run's checkpoint too")
-    parser.add_argument("--data", type=Path, required=True, help="the public sets, see pools.py")
+    parser.add_argument(
+        "work", type=Path, help="working folder, including the checkpoint of each run"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder of the public data sets, see pools.py"
+    )
     parser.add_argument("--scale", choices=tuple(SCALES), default="cpu")
-    parser.add_argument("--teacher", help="a transformers model to fine-tune as the large one")
-    parser.add_argument("--student", help="a transformers model to start the small ones from")
-    parser.add_argument("--lanes", type=int, default=1, help="commands side by side")
-    parser.add_argument("--threads", type=int, default=1, help="of each command")
-    parser.add_argument("--minutes", type=float, help="begin nothing more after so many")
+    parser.add_argument("--teacher", help="transformers model to fine-tune as the large model")
+    parser.add_argument("--student", help="transformers model that all small models start from")
+    parser.add_argument("--lanes", type=int, default=1, help="commands to run in parallel")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each command")
+    parser.add_argument("--minutes", type=float, help="start no command after this many minutes")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
-"""How much of everything: models, steps and seeds, by the hardware at hand.
+"""Model sizes, steps and seeds for each scale of hardware.
 
-Fixed before the first arm was trained, but for `ADDED`, and never tuned by what an arm showed.
+Fixed before the first arm was trained, except `ADDED`, and never tuned on the results of an arm.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ CONDITIONS = MappingProxyType(
         "noisy40-noisy-teacher": ("-noisy40", "noisy40"),
     }
 )
-"""Condition -> suffix of the student's training data, and which teacher fills the store; the
-positive control first."""
+"""Condition -> suffix of the student's training data, and the teacher that fills the store. The
+positive control is first."""
 ADDED = ("noisy40-clean-teacher", "noisy40-noisy-teacher")
-"""Conditions that came when most seeds of the others had been seen, and before any of their own."""
+"""Conditions added after most seeds of the others had been seen, before any of their own ran."""
 
 PRIMARY = ("xent", "cat-xent", "random-xent")
 SECONDARY = ("dist", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s")
 TEXT_ARMS = ("xent", "cat-xent", "random-xent", "dist", "cat-dist")
-"""Of a pool of plain text, as it is."""
+"""Arms of a pool of plain text, on clean labels."""
 RULE_ARMS = ("cat-xent", "cat-dist")
 """Arms on which deferral rules are compared."""
 
@@ -36,15 +36,15 @@ class Steps:
     pretrain: int
     arm: int
     batch: int = 64
-    """Examples of a step."""
+    """Examples per step."""
     teacher_reading: int = 0
-    """Before, on its prompts as plain text, every token of them: labels alone teach few words."""
+    """Steps of a first stage on all tokens of the prompts: labels alone teach few words."""
     primary_seeds: int = 10
-    """Of `PRIMARY`, in every condition but `ADDED`."""
+    """Seeds of `PRIMARY`, in every condition except `ADDED`."""
     added_seeds: int = 5
-    """Of `PRIMARY`, in those."""
+    """Seeds of `PRIMARY` in `ADDED`."""
     secondary_seeds: int = 3
-    """Of `SECONDARY` on clean labels, or of `TEXT_ARMS`."""
+    """Seeds of `SECONDARY` on clean labels, or of `TEXT_ARMS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Scale:
 
     pools: MappingProxyType[str, Steps]
     teacher_shape: tuple[int, int] | None = None
-    """Hidden size and layers from scratch; None where --teacher is given."""
+    """Hidden size and layers of a model from scratch; None with --teacher."""
     student_shape: tuple[int, int] | None = None
     token_budget: int = 1024
     teacher_lr: float = 1e-3
@@ -75,8 +75,8 @@ SCALES = MappingProxyType(
                         teacher=1200, teacher_reading=1200, pretrain=400, arm=400
                     ),
                     "text": Steps(teacher=600, pretrain=200, arm=300, batch=16),
-                    # As it was first: its teacher led by less than five points, so it ended at
-                    # three seeds, and the teacher of `classification` reads before it classifies.
+                    # The first version. Its teacher led by less than five points, so it ended at
+                    # three seeds; the teacher of `classification` reads before it classifies.
                     "classification-unread": Steps(
                         teacher=1500,
                         pretrain=400,

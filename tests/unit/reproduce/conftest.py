@@ -1,4 +1,4 @@
-"""The recipe's modules, which no package holds, and a small working folder."""
+"""Makes the modules of examples/reproduce_cat importable, and a small working folder."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ FINISHED = {
 
 
 def write_predictions(path, arm, seed):
-    """Answers of a model that is right where a question is easy, and knows it."""
+    """Predictions of a model that is right on easy questions, with matching confidence."""
     generator = np.random.default_rng([seed, len(arm)])
     hard = np.random.default_rng(99).uniform(size=COUNT)
     right = generator.uniform(size=COUNT) < np.clip(SKILL[arm] - hard, 0.0, 1.0)
@@ -57,7 +57,7 @@ def write_predictions(path, arm, seed):
 
 
 def write_run(folder, arm, seed):
-    """A finished run: its answers, and what its training said of itself."""
+    """A finished run: its predictions and its metrics."""
     write_predictions(folder / "test.parquet", arm, seed)
     (folder / "run").mkdir()
     keep = 1.0 if arm == "xent" else 0.75
@@ -68,7 +68,7 @@ def write_run(folder, arm, seed):
 
 @pytest.fixture(scope="session")
 def work_folder(tmp_path_factory):
-    """A working folder with some arms finished, measured by the real `caskd eval`."""
+    """A working folder with some finished arms, evaluated by the real `caskd eval`."""
     root = tmp_path_factory.mktemp("work")
     pools = {
         pool: {"conditions": {name: {arm: list(seeds) for arm, seeds in arms.items()}
@@ -90,7 +90,7 @@ def work_folder(tmp_path_factory):
 
 
 def measure_arms(root, folder, name, seeds):
-    """Write the runs that are not there yet, and let `caskd eval` report on them."""
+    """Write the missing runs, and evaluate them with `caskd eval`."""
     smalls = []
     for arm, own in seeds.items():
         for seed in own:

@@ -1,5 +1,6 @@
-"""The reproduction's recipe: who sees what, and what the arms of a seed differ in."""
+"""The recipe of the reproduction: data of each model, and differences between arms."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ def test_parts_depend_on_each_example_alone() -> None:
     for part, share in zip(PARTS, shares, strict=True):
         assert sorted(map(str, parts[part])) == sorted(map(str, shuffled[part]))
         assert len(parts[part]) == pytest.approx(1000 * share, abs=2)
-    prompts = [one["prompt"] for own in parts.values() for one in own]
+    prompts = [kept["prompt"] for own in parts.values() for kept in own]
     assert len(prompts) == len(set(prompts))
 
 
@@ -46,10 +47,10 @@ def test_noise_is_another_response_of_the_same_task() -> None:
         assert new["response"] != old["response"]
         assert new["response"] in ("even", "odd")
         assert {**old, "response": 0, "answers": 0} == {**new, "response": 0, "answers": 0}
-    assert all(one["response"] == "even" for one in noisy if one["task"] == "same")
+    assert all(new["response"] == "even" for new in noisy if new["task"] == "same")
 
 
-def test_an_example_that_stands_twice_is_in_one_part(
+def test_a_duplicate_example_is_in_one_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for file in ("scan/simple_train.jsonl", "scan/simple_test.jsonl",
@@ -73,7 +74,7 @@ def test_an_example_that_stands_twice_is_in_one_part(
     assert 0.8 * 120 < len(seen) <= 120
 
 
-def test_every_command_makes_another_thing_from_what_is_there() -> None:
+def test_every_command_has_its_own_output_and_existing_inputs() -> None:
     made: set[Path] = set()
     for job in RECIPE.jobs():
         assert job.makes not in made
@@ -129,18 +130,18 @@ def test_the_plan_names_what_the_jobs_train() -> None:
     assert len(RECIPE.plan()["generation"]["conditions"]["clean"]) == len(PRIMARY) + len(SECONDARY)
 
 
-def test_a_stopped_training_goes_on_or_begins_anew(tmp_path: Path) -> None:
+def test_an_interrupted_training_resumes_or_restarts(tmp_path: Path) -> None:
     job = Job(tmp_path / "x", ("train",), resumes=tmp_path / "run")
     assert lanes.command_of(job) == ("train",)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     assert lanes.command_of(job) == ("train",)
-    assert not (tmp_path / "run").exists(), "what had saved nothing must not stand in the way"
+    assert not (tmp_path / "run").exists(), "a run without a checkpoint must not block its restart"
     (tmp_path / "run" / "checkpoints" / "step-00000002").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-00000002" / "COMPLETE").touch()
     assert lanes.command_of(job) == ("train", "--resume")
 
 
-def test_what_needs_a_failed_job_is_not_begun(
+def test_jobs_that_need_a_failed_job_do_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -154,7 +155,11 @@ def test_what_needs_a_failed_job_is_not_begun(
     assert not (tmp_path / "seconds.jsonl").exists()
 
 
-def test_plain_text_is_not_answered() -> None:
+def test_preloaded_modules_exist() -> None:
+    assert all(importlib.util.find_spec(name) is not None for name in lanes.PRELOADED)
+
+
+def test_plain_text_has_no_predictions() -> None:
     jobs = [job for job in RECIPE.jobs() if job.makes.parts[0] == "text"]
     assert {job.words[0] for job in jobs} >= {"precompute", "train", "export"}
     assert all(job.words[0] != "predict" for job in jobs)

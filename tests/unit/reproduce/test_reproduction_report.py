@@ -1,5 +1,6 @@
 """The report of the reproduction: from a working folder to tables, figures and a page."""
 
+import re
 import shutil
 from statistics import fmean
 
@@ -13,7 +14,7 @@ from report_read import read_csv, read_work
 
 @pytest.fixture(scope="session")
 def written(work_folder, tmp_path_factory):
-    """Folders of the tables and of the page."""
+    """A folder with the tables and the page."""
     out = tmp_path_factory.mktemp("out")
     report.write_tables(read_work(work_folder), out / "results")
     report.write_page(out / "results", out / "docs")
@@ -26,7 +27,7 @@ def table(written):
 
 
 def pick(rows, **where):
-    """The lines that hold these cells."""
+    """The lines with these cells."""
     return [row for row in rows if where.items() <= row.items()]
 
 
@@ -45,9 +46,12 @@ def test_differences_are_the_first_arm_minus_the_second(table):
     assert (row["num_seeds"], row["verdict"]) == (5, "above")
 
 
-def test_a_difference_may_be_read_backwards(work_folder, monkeypatch):
-    [study] = [one for one in read_work(work_folder).studies if one.condition == "clean"
-               and one.pool == "generation"]  # fmt: skip
+def test_a_reversed_difference_changes_its_sign(work_folder, monkeypatch):
+    [study] = [
+        study
+        for study in read_work(work_folder).studies
+        if (study.pool, study.condition) == ("generation", "clean")
+    ]
     pairs = (("cat-xent", "xent"), ("xent", "cat-xent"))
     monkeypatch.setattr("report_contrasts.OTHER_PAIRS", pairs)
     rows = list(contrast_rows(read_work(work_folder)))
@@ -60,7 +64,7 @@ def test_a_difference_may_be_read_backwards(work_folder, monkeypatch):
     assert back[0]["verdict"] == "below"
 
 
-def test_what_is_not_finished_is_listed(table, written):
+def test_unfinished_arms_are_listed(table, written):
     states = {(row["pool"], row["condition"], row["arm"]): row for row in table("progress")}
     assert states["generation", "clean", "xent"]["state"] == "finished"
     dist = states["generation", "clean", "cat-dist"]
@@ -71,7 +75,7 @@ def test_what_is_not_finished_is_listed(table, written):
     assert "| classification | clean | xent | 0 of 5 |" in page
 
 
-def test_runs_say_how_they_were_trained(table):
+def test_runs_have_the_figures_of_their_training(table):
     [run] = pick(table("runs"), condition="clean", arm="xent", seed=0)
     assert (run["steps"], run["keep_fraction"], run["seconds"]) == (40, 1, 7)
     bins = pick(table("keep_fraction"), condition="clean", arm="cat-xent")
@@ -91,7 +95,7 @@ def test_parts_add_up_to_the_curve(table):
     assert found[1]["cat-xent"] == pytest.approx(at[0.2]["a1"], abs=1e-5)
 
 
-def test_rules_are_held_against_average_on_the_same_seeds(table):
+def test_rules_are_compared_with_average_on_the_same_seeds(table):
     [row] = pick(table("rules"), arm="cat-xent", rule="quantile-0.4")
     [average] = pick(table("rules"), arm="cat-xent", rule="average")
     assert row["mean"] == pytest.approx(row["audc"] - average["audc"], abs=2e-6)
@@ -147,7 +151,7 @@ def test_the_page_reads_nothing_but_the_tables(written, work_folder, tmp_path):
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"")
     report.write_page(results, tmp_path / "docs")
-    again, first = (one / "docs" / "reproduction.md" for one in (tmp_path, written))
+    again, first = (folder / "docs" / "reproduction.md" for folder in (tmp_path, written))
     assert again.read_bytes() == first.read_bytes()
     assert str(work_folder) not in first.read_text()
     names = {path.name for path in stale.parent.iterdir()}
@@ -182,6 +186,16 @@ def test_a_plan_without_results_makes_a_page(tmp_path):
     report.write_tables(read_work(tmp_path), tmp_path / "results")
     report.write_page(tmp_path / "results", tmp_path / "docs")
     assert "Nothing is finished yet." in (tmp_path / "docs" / "reproduction.md").read_text()
+
+
+def test_the_published_page_is_generated_from_the_published_tables():
+    published = (report.ROOT / "docs" / "reproduction.md").read_text()
+    results = report.ROOT / "benchmarks" / "results" / "reproduction"
+    pictures = [
+        (pool, path, alt) for alt, pool, path in re.findall(r"!\[(.*): (.*)\]\((.*)\)", published)
+    ]
+    found = page(report.read_tables(results), pictures, "../benchmarks/results/reproduction")
+    assert found == published, "run the page of examples/reproduce_cat/report.py again"
 
 
 def test_another_folder_is_refused(tmp_path):

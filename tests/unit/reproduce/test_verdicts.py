@@ -1,4 +1,4 @@
-"""What counts as shown, by hand."""
+"""The rules for verdicts, compared with examples worked out by hand."""
 
 import pytest
 from report_stats import (
@@ -33,7 +33,7 @@ UP, DOWN, ZERO = (0.01, 0.03), (-0.03, -0.01), (-0.01, 0.03)
         ([UP, UP], 2, 3, "undecided (2 seeds)"),
     ],
 )
-def test_both_intervals_have_to_agree(intervals, num_seeds, needed, expected):
+def test_both_intervals_must_agree(intervals, num_seeds, needed, expected):
     assert verdict(intervals, num_seeds, needed) == expected
 
 
@@ -48,7 +48,7 @@ def test_both_intervals_have_to_agree(intervals, num_seeds, needed, expected):
         ([UP, UP], "no difference shown"),
     ],
 )
-def test_no_difference_is_one_within_the_margin(intervals, expected):
+def test_equivalence_is_within_the_margin(intervals, expected):
     assert equivalence(intervals, 10, 5) == expected
     assert equivalence(intervals, 4, 5) == "undecided (4 seeds)"
 
@@ -78,7 +78,7 @@ def test_a_claim_is_marked_by_its_verdict(found, wanted, expected):
     assert mark(found, wanted) == expected
 
 
-def test_a_claim_of_several_parts_falls_with_one():
+def test_one_contradicted_part_contradicts_a_claim():
     assert mark_all(["reproduced", "reproduced"]) == "reproduced"
     assert mark_all(["reproduced", "undecided"]) == "undecided"
     assert mark_all(["undecided", "contradicted"]) == "contradicted"
@@ -101,7 +101,7 @@ def test_student_s_t_over_seeds():
     assert t_interval([1.0]) is None
 
 
-def test_the_smallest_difference_is_that_of_the_textbook():
+def test_the_smallest_difference_equals_the_textbook_value():
     # Cohen (1988): a paired t-test of 10 at alpha .05 has power .8 for a shift of .996 deviations.
     assert smallest_difference(1.0, 10) == pytest.approx(0.996, abs=2e-3)
     assert smallest_difference(0.02, 10) == pytest.approx(0.0199, abs=1e-4)
