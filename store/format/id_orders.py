@@ -100,7 +100,6 @@ class IdPositions:
             chosen = _cheapest(self._costs, ids[:, first], cells[:, first])
         codes = self._positions.reshape(-1).take(ids + self._starts[chosen][:, None])
         codes[~cells] = 0
-        chosen[~cells[:, 0]] = 0
         return codes, chosen
 
 

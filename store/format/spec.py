@@ -7,7 +7,7 @@ from typing import Any
 from caskd.store.errors import IdentityError, UnsafeError
 from caskd.store.format import untrusted_json
 from caskd.store.format.layout import ArrayLayout
-from caskd.store.format.names import canonical_json
+from caskd.store.format.names import STORE_JSON, canonical_json
 from caskd.store.format.row_encodings import ROW_ENCODINGS
 from caskd.store.format.rows import ROW_KINDS, RowEncoding, RowKind
 from caskd.store.io import shown
@@ -147,7 +147,7 @@ class StoreSpec:
                 )
         except (KeyError, TypeError) as error:
             raise UnsafeError(
-                f"{where}: not a valid store.json ({type(error).__name__})."
+                f"{where}: not a valid {STORE_JSON} ({type(error).__name__})."
             ) from None
         untrusted_json.check_store_json(value, where)
         return cls(identity=value["identity"], tasks=tuple(value["tasks"]), **value["geometry"])

@@ -125,6 +125,19 @@ def test_the_first_draws_are_what_they_have_always_been() -> None:
     assert numbers.tolist() == [0.7610667216567514, 0.9915572947594423, 0.4329498833562745]
 
 
+def test_a_row_keeps_the_draws_that_it_has_always_had() -> None:
+    """Probabilities of 1, 2, 4 and 1 eighths; every number is 0.002 or more from an edge."""
+    logits = torch.tensor([[1.0, 2.0, 4.0, 1.0]]).log().expand(2, 4).contiguous()
+    numbers = uniforms([example(0, 1), example(6, 1)], 8, 11)
+    assert draw_ids(logits, numbers).tolist() == [
+        [1, 2, 2, 2, 2, 0, 2, 2], [2, 2, 2, 2, 2, 2, 3, 2],
+    ]  # fmt: skip
+    fields = sampled_fields(logits, torch.tensor([2, 1]), numbers)
+    assert fields["num_kept"].tolist() == [3, 2]
+    assert fields["sampled_ids"][:, :3].tolist() == [[2, 0, 1], [2, 3, 0]]
+    assert fields["sampled_counts"][:, :3].tolist() == [[6, 1, 1], [7, 1, 0]]
+
+
 def counts_over_seeds(logits: torch.Tensor, num_seeds: int, num_samples: int) -> np.ndarray:
     """How often each id was drawn, over many seeds: [rows, V]."""
     total = np.zeros(tuple(logits.shape), np.int64)

@@ -112,6 +112,11 @@ def test_the_whole_vocabulary_is_kept_when_k_is_v():
     assert (np.sort(fields["topk_ids"], axis=1) == np.arange(50)).all()
 
 
+def test_a_prefix_of_exactly_min_mass_is_enough():
+    fields = row_fields(torch.zeros(1, 4), torch.tensor([0]), top_k=3, min_mass=0.5)
+    assert (fields["num_kept"].tolist(), fields["tail_mass"].tolist()) == ([2], [0.5])
+
+
 def test_ties_of_zero_and_minus_zero():
     logits = torch.tensor([[-0.0, 1.0, 0.0, -0.0, -1.0]])
     fields = row_fields(logits, torch.tensor([0]), top_k=3)

@@ -88,7 +88,7 @@ def test_a_plan_that_fails_leaves_nothing(tmp_path: Path, existed: bool) -> None
         plan_store(path, stores.identity(), stores.examples(), shard_rows=4, vocab=stores.VOCAB)
     with pytest.raises(UsageError, match="no example has a response"):
         plan_store(path, stores.identity(), [], shard_rows=32, vocab=stores.VOCAB)
-    with pytest.raises(UsageError, match="Try --shard-rows 1024"):
+    with pytest.raises(UsageError, match=r"--shard-rows 1000: .*--shard-rows 1024"):
         plan_store(path, stores.identity(), [], shard_rows=1000, vocab=stores.VOCAB)
     assert path.exists() == existed
     assert not existed or list(path.iterdir()) == []
@@ -98,9 +98,9 @@ def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match=r"'thesis\.tex' but no store"):
         plan_store(tmp_path, stores.identity(), [], shard_rows=32, vocab=stores.VOCAB)
-    with pytest.raises(StoreNotFoundError, match=r"found no store\.json"):
+    with pytest.raises(StoreNotFoundError, match=r"no store\.json"):
         TeacherStore.open(tmp_path)
-    with pytest.raises(UsageError, match="written to a local directory"):
+    with pytest.raises(UsageError, match=r"expected a local directory.*caskd store push"):
         find_store("s3://bucket/store")
 
 
