@@ -162,13 +162,13 @@ class RemoteArrays(StoreArrays):
         super().__init__(source.root, spec, ledger)
         self.name = source.name
         self._source = source
-        self._asked: set[str] = set()  # files prefetched and not read yet
+        self._prefetched: set[str] = set()  # files prefetched and not read yet
         self._num_ahead = 0  # prefetches that have not finished
         self._lock = threading.Lock()
 
     def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
         super()._admit(array, shard)
-        self._asked.discard(array.key(shard))
+        self._prefetched.discard(array.key(shard))
 
     def _shard_file(self, array: layout.ArrayLayout, shard: int) -> ShardFile:
         for _ in range(_EVICTIONS):
@@ -211,11 +211,11 @@ class RemoteArrays(StoreArrays):
 
     def _fetch_ahead(self, array: layout.ArrayLayout, shard: int) -> None:
         key = array.key(shard)
-        if key in self._asked or key in self._open_files or self._num_ahead >= MAX_AHEAD:
+        if key in self._prefetched or key in self._open_files or self._num_ahead >= MAX_AHEAD:
             return
         with self._lock:
             self._num_ahead += 1
-        self._asked.add(key)
+        self._prefetched.add(key)
         self._source.pool.submit(self._fetch_quietly, self._unit_of(array.name, shard), key)
 
     def _fetch_quietly(self, unit: str, key: str) -> None:
