@@ -55,7 +55,7 @@ def test_what_was_committed_survives_a_power_cut(where: Path) -> None:
 def test_bytes_that_were_not_synced_are_lost_by_the_model(
     where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model of a power cut sees a forgotten sync: without it, it would find nothing."""
+    """The model of a power cut detects a missing sync."""
     from caskd.store.io import files
 
     monkeypatch.setattr(files, "sync_ancestors", lambda root, names: None)

@@ -1,4 +1,4 @@
-"""Damage is noticed, reading never gives other values, and repair takes out just what is bad."""
+"""Damage is detected, reading never returns wrong values, and repair removes only damaged files."""
 
 from collections.abc import Iterator
 from pathlib import Path
