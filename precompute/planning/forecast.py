@@ -14,11 +14,8 @@ from caskd.store.format import StoreSpec, layout
 from caskd.store.write import pilot_rows
 
 # Bytes that real rows took, lowest and highest over corpora, vocabularies and dtypes of the teacher
-# (benchmarks/results/store_encoding.csv), with some room: per cell, and per row beside the cells.
-CELL_BYTES = {
-    ("topk", "compact"): (1.3, 2.2), ("topk", "exact"): (2.8, 5.2),
-    ("sampled", "compact"): (0.1, 0.7), ("sampled", "exact"): (0.15, 1.0),
-}  # fmt: skip
+# (benchmarks/results/store_encoding.csv), with some room: per row beside the cells. The bytes of a
+# cell depend on the encoding (RowEncoding.cell_bytes).
 COLUMN_BYTES = (8.0, 16.0)
 ORDER_BYTES = (15_000, 45_000)  # of one order of ids
 SMALLEST_MASS_SHARE = 0.3  # of the cells that --min-mass may leave
@@ -102,7 +99,7 @@ def forward_seconds(strata: Sequence[Stratum], seconds_per_token: Sequence[float
 
 def pilot_share(spec: StoreSpec) -> float:
     """Rows of the pilot, which the teacher answers twice, over all rows."""
-    return pilot_rows(spec.num_rows) / spec.num_rows if spec.encoding == "compact" else 0.0
+    return pilot_rows(spec.num_rows) / spec.num_rows if spec.row_encoding.uses_id_orders else 0.0
 
 
 def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
@@ -112,11 +109,11 @@ def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
         spec: of the store.
         plan_bytes: what the plan has written; it stays as it is.
     """
-    orders = layout.num_orders(spec.num_rows) if spec.encoding == "compact" else 0
+    orders = layout.num_orders(spec.num_rows) if spec.row_encoding.uses_id_orders else 0
     min_mass = spec.identity["capture"].get("min_mass", 1.0)  # a sampled store has none
     ends = []
     for end, share in enumerate((SMALLEST_MASS_SHARE if min_mass < 1 else 1.0, 1.0)):
-        row = COLUMN_BYTES[end] + share * spec.num_cells * CELL_BYTES[spec.kind, spec.encoding][end]
+        row = COLUMN_BYTES[end] + share * spec.num_cells * spec.row_encoding.cell_bytes[end]
         ends.append(int(plan_bytes + orders * ORDER_BYTES[end] + row * spec.num_rows))
     return ends[0], ends[1]
 

@@ -20,7 +20,7 @@ from caskd.models import (
     pad,
     pick_device,
 )
-from caskd.precompute.rows import Fields, Numbers, RowRule
+from caskd.precompute.rows import Fields, Numbers, Targets
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import TeacherSource
 from caskd.store.corpus import logit_positions, row_labels
@@ -56,7 +56,7 @@ class TransformersTeacher:
     """
 
     def __init__(
-        self, source: TeacherSource, *, vocab_size: int, rule: RowRule, device: str
+        self, source: TeacherSource, *, vocab_size: int, rule: Targets, device: str
     ) -> None:
         self.device = pick_device(device)
         self.num_columns = min(vocab_size, source.num_ids)

@@ -21,7 +21,7 @@ import torch
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import Job, check_non_finite
-from caskd.precompute.rows import Fields, row_rule
+from caskd.precompute.rows import Fields, targets_of
 from caskd.precompute.teacher import TransformersTeacher, fixed_kernels
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.precompute.workers.scheduling import Seat
@@ -204,7 +204,7 @@ def load_teacher(
     return TransformersTeacher(
         job.source,
         vocab_size=writer.spec.vocab_size,
-        rule=row_rule(writer.spec),
+        rule=targets_of(writer.spec),
         device=config.device,
     )
 

@@ -1,6 +1,6 @@
 """Damage to a sealed store: flips, truncations, swapped, stale and missing files.
 
-A case is silent if `verify` does not notice it, or if reading gives other values and no StoreError.
+A case is silent if `verify` does not find it, or if reading returns wrong values and no StoreError.
 """
 
 import random
@@ -11,33 +11,33 @@ from typing import Any
 from fault_jobs import Tally, everything, work
 
 from caskd.store.errors import StoreError
-from caskd.store.format import layout
+from caskd.store.format import TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.verify import verify_store
 from caskd.store.write import StoreWriter
 
 OUTSIDE_THE_SEAL = ("README.md", "environment/")
-Change = dict[str, bytes | None]  # file -> new content, None: gone
+Change = dict[str, bytes | None]  # file -> new content; None removes it
 
 
 def make(path: Path, encoding: str, noise: float = 0.0) -> Path:
-    """A sealed store; `noise` is added to what the teacher says."""
+    """A sealed store; `noise` is added to the teacher's logits."""
     work(path, random.Random(0), noise, encoding)
     StoreWriter(path).record_environment({"attempt": 1})
     return path
 
 
 def values(path: Path) -> list[Any]:
-    """Everything that can be read of a store."""
+    """All values that a store returns."""
     store = TeacherStore.open(path)
     batch = store.read(range(len(store)))
-    fields = [batch.token_ids, batch.labels, *map(batch.column, layout.ROW_FIELDS)]
+    fields = [batch.token_ids, batch.labels, *map(batch.column, TOPK.fields)]
     index = [*vars(store.index).values()]
     return [store.spec, store.digest, store.vocab, *(a.tobytes() for a in (*fields, *index))]
 
 
 def kind(name: str) -> str:
-    """The class that a file counts in."""
+    """The class of a file."""
     parts = name.split("/")
     if name.endswith("zarr.json"):
         return "zarr.json"
@@ -47,18 +47,18 @@ def kind(name: str) -> str:
 
 
 def flips(files: dict[str, bytes], count: int, rng: random.Random) -> Iterator[tuple[str, Change]]:
-    """Single bytes changed, the same number in each class of files."""
+    """Changes of single bytes, equally many in each class of files."""
     for name in _spread(files, count, rng):
         data = bytearray(files[name])
-        place = rng.randrange(len(data))
-        data[place] ^= rng.randrange(1, 256)
+        offset = rng.randrange(len(data))
+        data[offset] ^= rng.randrange(1, 256)
         yield name, {name: bytes(data)}
 
 
 def truncations(
     files: dict[str, bytes], count: int, rng: random.Random
 ) -> Iterator[tuple[str, Change]]:
-    """Files cut short: to nothing, to their last bytes, or anywhere."""
+    """Files that lose their end, their start or all bytes."""
     for name in _spread(files, count, rng):
         data = files[name]
         keep = rng.choice([0, 1, len(data) - 1, rng.randrange(len(data))])
@@ -68,7 +68,7 @@ def truncations(
 def swaps(
     files: dict[str, bytes], stale: dict[str, bytes], count: int, rng: random.Random
 ) -> Iterator[tuple[str, Change]]:
-    """Files exchanged with each other, or with those of a capture that differs by a little."""
+    """Files exchanged with each other, or with those of a slightly different capture."""
     differing = [name for name in files if name in stale and stale[name] != files[name]]
     records = [name for name in differing if kind(name) == "commit record"]
     for _ in range(count):
@@ -89,7 +89,7 @@ def swaps(
 
 
 def missing(files: dict[str, bytes]) -> Iterator[tuple[str, Change]]:
-    """Each file gone."""
+    """Each file removed."""
     for name in files:
         yield name, {name: None}
 
@@ -108,7 +108,7 @@ def _spread(files: dict[str, bytes], count: int, rng: random.Random) -> list[str
 
 
 def damage(where: Path, counts: dict[str, int], seed: int = 0) -> dict[str, Tally]:
-    """Do `counts` of "flips", "truncations" and "swaps", and every missing file."""
+    """Run `counts` of "flips", "truncations" and "swaps", and remove every file once."""
     tallies = {name: Tally() for name in (*counts, "missing")}
     for encoding in ("compact", "exact"):
         path, rng = make(where / encoding, encoding), random.Random(seed)

@@ -1,4 +1,4 @@
-"""Disks that fail: an error at the N-th call, a full disk, a read-only one."""
+"""Failing disks: an error at the N-th call, a full disk, a read-only disk."""
 
 import json
 import random
@@ -68,7 +68,7 @@ def _fail_and_repeat(
 
 
 def still_readable(path: Path) -> int:
-    """Read what is committed of an interrupted store; returns how many examples that are."""
+    """Read the committed examples of an interrupted store; returns their number."""
     if not (path / "store.json").exists():
         return 0
     store = TeacherStore.open(path, allow_unsealed=True)
@@ -83,7 +83,7 @@ def still_readable(path: Path) -> int:
 
 
 def full_disks(where: Path, sizes: list[int]) -> Tally:
-    """Run the job on file systems of these sizes, then give them room; must be able to mount."""
+    """Run the job on file systems of these sizes, then enlarge them; needs permission to mount."""
     wanted, tally = reference(where), Tally()
     place = where / "mounted"
     place.mkdir()
@@ -108,7 +108,7 @@ def full_disks(where: Path, sizes: list[int]) -> Tally:
 
 
 def read_only(where: Path) -> list[str]:
-    """What planning and filling say where nothing can be written, and when."""
+    """The errors of planning and filling on a read-only disk, and when they occur."""
     place, said = where / "read-only", []
     place.mkdir()
     _mount(place, "size=1m")
@@ -141,7 +141,7 @@ def _mount(place: Path, options: str) -> None:
 
 
 def can_mount() -> bool:
-    """Whether a user namespace with its own mounts is allowed here."""
+    """Whether this machine allows a user namespace with its own mounts."""
     if shutil.which("unshare") is None:
         return False
     return subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode == 0

@@ -1,4 +1,4 @@
-"""A small capture as a job that can be killed, failed, raced and repeated; what it must give."""
+"""A small capture as a job that tests kill, fail, race and repeat, and its expected result."""
 
 import os
 import random
@@ -26,7 +26,7 @@ SHARD_ROWS = 32
 
 @dataclass
 class Tally:
-    """How many cases were tried, and what went wrong in some, one line each."""
+    """The number of cases, and one line for each that went wrong."""
 
     count: int = 0
     silent: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Tally:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """An empty folder in memory where there is one: a sync to disk costs more than all the rest."""
+    """An empty folder, in memory if possible: syncs to a disk would dominate the time."""
     memory = Path("/dev/shm")
     where = tempfile.mkdtemp(prefix="caskd-", dir=memory if memory.is_dir() else None)
     try:
@@ -45,14 +45,14 @@ def folder() -> Iterator[Path]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Environment of a program that imports what stands beside this file."""
+    """Environment of a program that imports the modules of this folder."""
     here, inherited = Path(__file__).parent, os.environ.get("PYTHONPATH")
     paths = [str(here), str(here.parent), *([inherited] if inherited else [])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
 def plan(path: Path, encoding: str = "compact", top_k: int = 4) -> None:
-    """Plan the small store of every test here."""
+    """Plan the small store that all fault tests use."""
     plan_store(
         path,
         stores.identity(top_k, encoding),
@@ -63,7 +63,7 @@ def plan(path: Path, encoding: str = "compact", top_k: int = 4) -> None:
 
 
 def job(path: Path) -> None:
-    """What `caskd precompute` does: plan, fill what is missing, seal."""
+    """Do the work of `caskd precompute`: plan, fill the missing shards, seal."""
     plan(path)
     writer = stores.fill(path)
     writer.record_environment({"attempt": 1})
@@ -81,7 +81,7 @@ def everything(path: Path) -> dict[str, bytes]:
 
 
 def reference(where: Path) -> dict[str, bytes]:
-    """What an uninterrupted job leaves."""
+    """All files after an uninterrupted job."""
     job(where / "reference")
     return everything(where / "reference")
 
@@ -97,7 +97,7 @@ def arrivals(where: Path) -> Counter[str]:
 
 @contextmanager
 def hooked(hook: faults.Hook | None) -> Iterator[None]:
-    """Let `hook` see every fault point."""
+    """Call `hook` at every fault point."""
     before, faults.hook = faults.hook, hook
     try:
         yield
@@ -130,7 +130,7 @@ def start(task: Callable[[], object], hook: faults.Hook | None = None) -> int:
 
 
 def outcome(child: int) -> int:
-    """How a child ended: its exit code, or minus the signal that ended it."""
+    """Wait for a child; returns its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -140,17 +140,17 @@ def run(task: Callable[[], object], hook: faults.Hook | None = None) -> int:
 
 
 def stopped(child: int) -> bool:
-    """Wait until a child stops (true) or ends (false)."""
+    """Wait until a child stops (returns True) or ends (False)."""
     return os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1])
 
 
 def go_on(child: int) -> None:
-    """Let a stopped child go on."""
+    """Continue a stopped child."""
     os.kill(child, signal.SIGCONT)
 
 
 def work(path: Path, rng: random.Random, noise: float = 0.0, encoding: str = "compact") -> None:
-    """One of several workers: plan, fill shards in an order of its own, seal when all are there."""
+    """One of several workers: plan, fill shards in random sequence, seal when all are committed."""
     plan(path, encoding)
     writer = StoreWriter(path)
     pilot = writer.pilot()
@@ -166,7 +166,7 @@ def work(path: Path, rng: random.Random, noise: float = 0.0, encoding: str = "co
 
 
 def noisy_rows(work: ShardWork, noise: float) -> dict[str, np.ndarray]:
-    """Rows of a shard from a teacher that is off by `noise`."""
+    """Rows of a shard; `noise` is added to the teacher's logits."""
     rows = stores.shard_rows_of(work, SHARD_ROWS, 4)
     for name in ("logsumexp", "label_logit", "topk_logits"):
         rows[name] = rows[name] + np.float32(noise)

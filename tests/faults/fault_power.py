@@ -1,4 +1,4 @@
-"""Power loss: record what a job asks of the disk, then rebuild what may be left after a cut.
+"""Power loss: record the file operations of a job, then rebuild a possible state after a cut.
 
 A file system keeps a name once its folder was synced and bytes once their file was; of everything
 else any part may be lost. A folder's own name belongs to the folder above it.
@@ -24,7 +24,7 @@ ROOT = 0
 
 @dataclass
 class Operation:
-    """One change; folders and files are numbers (`node`), names stand in the folder `parent`."""
+    """One change; `node` numbers a file or folder, `parent` is the folder that holds its name."""
 
     kind: str
     parent: int = -1
@@ -37,7 +37,7 @@ class Operation:
 
 @dataclass
 class Recorder:
-    """A fault hook that keeps a log and, beside it, the tree as the running program sees it."""
+    """A fault hook that keeps a log, and the tree as the running program sees it."""
 
     top: Path
     log: list[Operation] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Recorder:
     next_node: int = 1
 
     def __call__(self, point: str, *paths: Path) -> None:
-        """Note what is about to be done."""
+        """Record an operation before it runs."""
         method = getattr(self, "_" + point.replace(".", "_"), None)
         if method is not None:
             method(*paths)
@@ -119,7 +119,7 @@ class Recorder:
 
 
 def left_after_a_cut(log: list[Operation], rng: random.Random) -> tuple[Folders, Contents]:
-    """What a cut after `log` may leave."""
+    """A state of the disk that a cut after `log` may leave."""
     synced: dict[int, int] = {}
     for place, operation in enumerate(log):
         if operation.kind == "sync folder":
@@ -147,7 +147,7 @@ def left_after_a_cut(log: list[Operation], rng: random.Random) -> tuple[Folders,
 
 
 def _torn(content: bytes, rng: random.Random) -> bytes:
-    """What may be on the disk of bytes that were not synced."""
+    """Possible content of a file that was not synced."""
     sectors = rng.randrange(len(content) // SECTOR + 1)
     return content[: sectors * SECTOR] + bytes(rng.choice([0, len(content) - sectors * SECTOR]))
 
@@ -163,7 +163,7 @@ def _apply(folders: Folders, operation: Operation) -> None:
 
 
 def build(where: Path, folders: Folders, contents: Contents) -> None:
-    """Make the files that are left."""
+    """Write the files of a state."""
 
     def fill(path: Path, node: int) -> None:
         path.mkdir()
@@ -177,7 +177,7 @@ def build(where: Path, folders: Folders, contents: Contents) -> None:
 
 
 def power_cuts(where: Path, count: int, seed: int = 0) -> Tally:
-    """Cut the power at `count` random moments of a job, rebuild the store, look, and finish it."""
+    """Cut the power at `count` random moments of a job, rebuild the store, check and finish it."""
     wanted, tally, rng = reference(where), Tally(), random.Random(seed)
     recorder = Recorder(where / "recorded")
     (where / "recorded").mkdir()

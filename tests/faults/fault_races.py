@@ -1,4 +1,4 @@
-"""Several processes on one store: who commits what, whose bytes stay, who is turned away."""
+"""Several processes on one store: which commits win, and which processes are refused."""
 
 import os
 import random
@@ -22,7 +22,7 @@ from fault_jobs import (
     work,
 )
 
-from caskd.store.format import layout
+from caskd.store.format import ROW_ENCODINGS
 from caskd.store.io.faults import Fault, Hook
 from caskd.store.verify import verify_store
 
@@ -31,13 +31,13 @@ NOISE = 1e-3
 
 
 class Dawdle:
-    """A fault hook that sleeps at random and notes in a file what this process has won."""
+    """A fault hook that sleeps at random and records in a file which commits this process won."""
 
     def __init__(self, rng: random.Random, notes: Path) -> None:
         self.rng, self.notes = rng, notes
 
     def __call__(self, name: str, *_paths: Path) -> None:
-        """Sleep, or note."""
+        """Sleep, or record a win."""
         if self.rng.random() < 0.05:
             time.sleep(self.rng.random() * 0.004)
         if name.endswith((".won", ".lost")):
@@ -46,7 +46,7 @@ class Dawdle:
 
 
 def at_once(tasks: list[tuple[Callable[[], object], Hook | None]]) -> list[int]:
-    """Run tasks in processes that wait for each other before they begin; returns how they ended."""
+    """Run tasks in processes that start together; returns their exit codes."""
     gate, opener = os.pipe()
 
     def waiting(task: Callable[[], object]) -> None:
@@ -61,7 +61,7 @@ def at_once(tasks: list[tuple[Callable[[], object], Hook | None]]) -> list[int]:
 
 
 def schedules(where: Path, count: int, seed: int = 0) -> Tally:
-    """Let 8 workers fill one store, `count` times; every other time they disagree a little."""
+    """Let 8 workers fill one store, `count` times; every other time, their rows differ slightly."""
     tally = Tally()
     alone = [_alone(where / f"alone{i}", i * NOISE) for i in range(NUM_WORKERS)]
     for number in range(count):
@@ -120,7 +120,7 @@ def _problems(
 
 
 def _of_rows(name: str) -> bool:
-    rows = layout.row_layouts("compact", 4, SHARD_ROWS, SHARD_ROWS)
+    rows = ROW_ENCODINGS["topk", "compact"].layouts(4, SHARD_ROWS, SHARD_ROWS)
     return name.split("/")[1] in {array.name for array in rows}
 
 
@@ -156,7 +156,7 @@ def _without_staging(path: Path) -> dict[str, bytes]:
 
 
 def latecomers(where: Path) -> Tally:
-    """Stop a worker at each step, let another finish and seal, and let the first go on."""
+    """Stop a worker at each step, let another one finish and seal, then continue the first."""
     tally = Tally()
     for step in ("shard.staged", "shard.published", "pilot.staged", "plan.staged", "file.link"):
         for noise in (0.0, NOISE):

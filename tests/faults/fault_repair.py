@@ -1,4 +1,4 @@
-"""Repair: whatever single file is damaged, repair and the capture give the same bytes again."""
+"""Repair: after damage to any single file, repair and a capture restore the same bytes."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from caskd.store.verify import repair_store, verify_store
 
 
 def repairs(where: Path, count: int, seed: int = 0) -> Tally:
-    """Damage a sealed store in `count` ways and every missing file; repair, rerun, compare."""
+    """Damage a sealed store in `count` ways, and remove every file once; repair, rerun, compare."""
     tally, rng = Tally(), random.Random(seed)
     path = make(where / "whole", "compact")
     stale = everything(make(where / "stale", "compact", noise=1e-3))
@@ -34,7 +34,7 @@ def repairs(where: Path, count: int, seed: int = 0) -> Tally:
         too_many = [n for n in report.removed if not _of_the_same_unit(n, change)]
         if too_many:
             tally.silent.append(f"{name}: removed {too_many[:2]}")
-        # Without its plan a store names nothing until the plan is made again.
+        # A store without its plan names no files until the plan is restored.
         if (path / "store.json").exists() and "commits/plan.json" not in report.removed:
             known = ("not sealed", "missing")
             problems = verify_store(path).problems

@@ -12,6 +12,7 @@ import pytest
 
 from caskd.store.commits import commit_record, publish
 from caskd.store.errors import IncompleteError
+from caskd.store.format import STAGING
 from caskd.store.read import TeacherStore
 
 
@@ -54,7 +55,7 @@ def test_what_was_committed_survives_a_power_cut(where: Path) -> None:
 def test_bytes_that_were_not_synced_are_lost_by_the_model(
     where: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The model of a power cut sees a forgotten sync: without it, it would find nothing."""
+    """The model of a power cut detects a missing sync."""
     from caskd.store.io import files
 
     monkeypatch.setattr(files, "sync_ancestors", lambda root, names: None)
@@ -83,7 +84,7 @@ def test_a_file_that_is_still_in_staging_is_not_yet_there_rather_than_damage(whe
     fault_jobs.plan(path)
     record = commit_record.read_record(path, "plan")
     name = "data.zarr/token_start/zarr.json"
-    staged = path / commit_record.STAGING / record.digest
+    staged = path / STAGING / record.digest
     staged.mkdir(parents=True)
     (path / name).rename(staged / publish.staged_name(name))
     with pytest.raises(IncompleteError, match="still in staging"):

@@ -1,4 +1,4 @@
-"""Fault points: inert by default, and never silently out of reach."""
+"""Fault points: inert by default, and all reachable."""
 
 import subprocess
 import sys

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.rows.topk import filler_rows
 from caskd.precompute.teacher import TransformersTeacher, find_teacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
@@ -29,7 +29,7 @@ def answerers(tmp_path_factory):
         teacher = TransformersTeacher(
             find_teacher(str(folder), dtype),
             vocab_size=VOCAB,
-            rule=KeepTopK(TOP_K, 1.0),
+            rule=TopKTargets(TOP_K, 1.0),
             device="cpu",
         )
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).float()

@@ -12,7 +12,7 @@ from caskd.precompute import precompute
 from caskd.precompute.planning import forecast, probe
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.workers.fill import next_batch
-from caskd.store.format import ROW_FIELDS
+from caskd.store.format import ROW_ENCODINGS, TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter
 
@@ -137,11 +137,11 @@ def test_without_a_probe_no_weight_is_read(teacher, tmp_path, monkeypatch):
 def test_the_bracket_without_a_probe_holds_the_measured_stores():
     """`benchmarks/results/store_encoding.csv`, from which its numbers come."""
     spec = type("Spec", (), {
-        "num_rows": 100_000, "kind": "topk", "num_cells": 64,
+        "num_rows": 100_000, "num_cells": 64,
         "identity": {"capture": {"min_mass": 1.0}},
     })  # fmt: skip
     for encoding, measured in (("compact", (112.5, 129.1)), ("exact", (310.0, 319.5))):
-        spec.encoding = encoding
+        spec.row_encoding = ROW_ENCODINGS["topk", encoding]
         low, high = forecast.bytes_bracket(spec, 0)
         assert low < 100_000 * measured[0]
         assert high > 100_000 * measured[1]
@@ -175,7 +175,7 @@ def test_a_part_of_a_batch_keeps_its_longest_example():
 def test_encoded_bytes_are_what_a_store_of_the_same_rows_takes(store):
     """The exact encoding has no pilot: the same rows must take the same bytes."""
     rows = store.read(range(len(store)))
-    fields = {name: getattr(rows, name) for name in ROW_FIELDS}
+    fields = {name: getattr(rows, name) for name in TOPK.fields}
     sizes, _ = probe.encoded_bytes(store.spec, fields)
     taken = sum(store.seal["bytes"][name] for name in sizes)
     assert sum(sizes.values()) * store.spec.num_rows == pytest.approx(taken, rel=0.1)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from caskd.models import SplitModel, memory_errors, pad, pick_device
 from caskd.precompute.planning.planner import plan
-from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.teacher import TransformersTeacher, find_teacher
 from caskd.precompute.teacher import transformers_teacher as teacher_module
 from caskd.precompute.teacher.loading import load_model
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def teacher_of(folder, *, vocab_size=50, dtype="auto"):
     source = find_teacher(str(folder), dtype)
-    rule = KeepTopK(4, 1.0)
+    rule = TopKTargets(4, 1.0)
     return TransformersTeacher(source, vocab_size=vocab_size, rule=rule, device="cpu")
 
 

@@ -183,5 +183,5 @@ def test_a_state_of_another_reader_is_refused(url: str) -> None:
         StoreDataset(url).load_state_dict(state)
     with pytest.raises(UsageError, match="give both, or neither"):
         StoreDataset(url, rank=0)
-    with pytest.raises(StoreNotFoundError, match=r"found no store\.json"):
+    with pytest.raises(StoreNotFoundError, match=r"no store\.json"):
         StoreDataset(f"{url}-none")
