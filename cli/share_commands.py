@@ -6,7 +6,7 @@ import tyro
 
 from caskd.store.errors import UsageError
 from caskd.store.inspect import card, license_note, measure_quality
-from caskd.store.io import clean
+from caskd.store.io import escape_control
 from caskd.store.read import TeacherStore
 from caskd.store.share import CARD, CopyReport, list_stores, listing_lines, pull_store, push_store
 from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage, read_whole, retry
@@ -74,7 +74,7 @@ def pull_command(config: PullConfig) -> None:
 
 def _say(source: str, target: str, report: CopyReport) -> None:
     print(
-        f"{clean(clean_url(source))} -> {clean(clean_url(target))}: sealed, "
+        f"{escape_control(clean_url(source))} -> {escape_control(clean_url(target))}: sealed, "
         f"{report.num_files:,} files ({report.num_sent:,} sent now), "
         f"{report.num_bytes / 1e6:,.1f} MB, digest {report.digest[:12]}"
     )
@@ -96,7 +96,7 @@ def card_command(config: CardConfig) -> None:
     existing = (read_whole(place, CARD, policy) or b"").decode(errors="replace")
     quality = measure_quality(store, quiet=False)
     text = card(store.spec, store.seal, quality, license_note(existing))
-    print("\n".join(clean(line) for line in text.splitlines()))
+    print("\n".join(escape_control(line) for line in text.splitlines()))
     if config.write:
         retry(lambda: place.write(CARD, text.encode()), f"{place.url}/{CARD}", policy)
         retry(place.flush, place.url, policy)

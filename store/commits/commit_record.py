@@ -18,7 +18,7 @@ import google_crc32c
 
 from caskd.store.errors import CorruptError
 from caskd.store.format import canonical_json, untrusted_json
-from caskd.store.io import files, shown
+from caskd.store.io import files, value_text
 
 PLAN = "plan"
 PILOT = "pilot"
@@ -90,7 +90,7 @@ class CommitRecord:
         listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
         found = value.pop("unit")
         if found != unit:
-            raise CorruptError(f"{where}: holds the record of {shown(found)}.")
+            raise CorruptError(f"{where}: holds the record of {value_text(found)}.")
         untrusted_json.check_names([record.name for record in listed], where)
         return cls(unit, listed, value)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from caskd.store.errors import IdentityError, UnsafeError
 from caskd.store.format import untrusted_json
-from caskd.store.io import shown
+from caskd.store.io import value_text
 
 FORMAT = "caskd-store"
 FORMAT_VERSION = 1
@@ -125,11 +125,11 @@ class StoreSpec:
             value = untrusted_json.parse_json(data, where)
             if value["format"] != FORMAT:
                 raise UnsafeError(
-                    f"{where}: format is {shown(value['format'])}, expected {FORMAT!r}."
+                    f"{where}: format is {value_text(value['format'])}, expected {FORMAT!r}."
                 )
             if value["format_version"] != FORMAT_VERSION:
                 raise UnsafeError(
-                    f"{where}: format version {shown(value['format_version'])}, but this "
+                    f"{where}: format version {value_text(value['format_version'])}, but this "
                     f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
                 )
         except (KeyError, TypeError) as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caskd.store.errors import UnsafeError
-from caskd.store.io import shown
+from caskd.store.io import value_text
 
 MAX_DEPTH = 16
 MAX_PLAIN_JSON = 4 << 20
@@ -133,7 +133,7 @@ def check_names(names: Sequence[str], where: str) -> None:
     """
     for name in names:
         if len(name) > 200 or not _NAME.fullmatch(name):
-            raise UnsafeError(f"{where}: {shown(name)} is no name of a file inside a store.")
+            raise UnsafeError(f"{where}: {value_text(name)} is no name of a file inside a store.")
     if len({*names}) < len(names):
         raise UnsafeError(f"{where}: names a file twice.")
 
@@ -161,7 +161,7 @@ def check_store_json(value: Any, where: str) -> None:
     for name, limit in LIMITS.items():
         if not is_count(counts[name], limit) or counts[name] == 0:
             raise UnsafeError(
-                f"{where}: {name} is {shown(counts[name])}, expected an integer "
+                f"{where}: {name} is {value_text(counts[name])}, expected an integer "
                 f"from 1 to {limit:,}."
             )
     problem = geometry_problem(counts)

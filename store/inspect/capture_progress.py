@@ -12,7 +12,7 @@ from pathlib import Path
 from caskd.store.commits import all_units, commit_record
 from caskd.store.errors import StoreError
 from caskd.store.format import StoreSpec, untrusted_json
-from caskd.store.io import clean, files, progress
+from caskd.store.io import escape_control, files, progress
 from caskd.store.read import TeacherStore
 
 MAX_ATTEMPTS_READ = 10_000
@@ -87,7 +87,7 @@ def watch(store: TeacherStore, *, sleep: Callable[[float], None] = time.sleep) -
     view.look()
     if store.sealed:
         return
-    print(f"{clean(store.name)}: {view.num_rows:,} rows committed, {watch_note(view)}")
+    print(f"{escape_control(store.name)}: {view.num_rows:,} rows committed, {watch_note(view)}")
     with progress("capture", store.spec.num_rows, "rows", done=view.num_rows) as bar:
         while not store.sealed:
             sleep(SECONDS_BETWEEN_LOOKS)
@@ -100,7 +100,7 @@ def watch_note(view: JobView) -> str:
     if not view.shards_left:
         parts.append("being sealed")
     rest = {status: n for status, n in sorted(view.statuses.items()) if n and status != "ok"}
-    parts += [f"{n:,} {clean(status)}" for status, n in rest.items()]
+    parts += [f"{n:,} {escape_control(status)}" for status, n in rest.items()]
     failed = view.failed_shards()
     if failed:
         parts.append(f"failed: {shards_text(failed)}")

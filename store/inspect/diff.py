@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caskd.store.format import identity_differences
-from caskd.store.io import clean, progress
+from caskd.store.io import escape_control, progress
 from caskd.store.read import StoreBatch, TeacherStore
 
 EXAMPLES_AT_ONCE = 256
@@ -121,7 +121,7 @@ def _compare_field(one: StoreBatch, two: StoreBatch, name: str, found: StoreDiff
 def diff_lines(found: StoreDiff) -> list[str]:
     """The differences, for a person."""
     lines = [
-        f"{clean(name)}: {clean(repr(a))} in A, {clean(repr(b))} in B"
+        escape_control(f"{name}: {a!r} in A, {b!r} in B")
         for name, a, b in (*found.identity, *found.geometry)
     ]
     if found.num_texts:

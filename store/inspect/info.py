@@ -5,7 +5,7 @@ from typing import Any
 
 from caskd.store.format import layout
 from caskd.store.inspect.capture_progress import JobView, shards_text
-from caskd.store.io import clean
+from caskd.store.io import escape_control
 from caskd.store.read import TeacherStore
 
 
@@ -83,7 +83,7 @@ def info_text(info: dict[str, Any]) -> str:
         rows.append(
             ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute tries again")
         )
-    lines = [f"{name:<9} {clean(value)}" for name, value in rows if value]
+    lines = [f"{name:<9} {escape_control(value)}" for name, value in rows if value]
     lines.append("fields    name, type, bytes a row")
     for name, array in info["fields"].items():
         kind = array["dtype"] + (f" x {array['cells']}" if array["cells"] > 1 else "")

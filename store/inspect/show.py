@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caskd.store.format import STATUSES, Array
-from caskd.store.io import clean
+from caskd.store.io import escape_control
 from caskd.store.read import StoreBatch, TeacherStore
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ NUM_CHOICES = 4
 def token_text(token: bytes) -> str:
     """A token's bytes as printable text: spaces and line breaks visible, the rest escaped."""
     text = token.decode("utf-8", errors="backslashreplace")
-    return clean(text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5"))
+    return escape_control(
+        text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
+    )
 
 
 def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def example_view(store: TeacherStore, example: int) -> "Group":
 
     value = example_json(store, example)
     heading = Text(
-        f"example {example}: task {clean(value['task']) or '-'}, status {value['status']}, "
+        f"example {example}: task {escape_control(value['task']) or '-'}, status {value['status']}, "
         f"source line {value['source_index']}, {len(value['rows'])} rows"
     )
     body = Text("text  ")

@@ -11,7 +11,7 @@ from caskd.store.format import StoreSpec
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
-from caskd.store.io import markdown_line
+from caskd.store.io import escape_markdown
 
 LICENSE_HEADING = "## License"
 NO_LICENSE = """\
@@ -42,7 +42,7 @@ def card(
         license_note: the section that people fill in.
     """
     sections = [
-        f"# Teacher store: {markdown_line(spec.teacher)}",
+        f"# Teacher store: {escape_markdown(spec.teacher)}",
         _INTRODUCTION,
         _WARNING,
         "## What is inside",
@@ -109,7 +109,7 @@ def _making(spec: StoreSpec) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    lines = [f"| {name} | {markdown_line(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {escape_markdown(value)} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 

@@ -11,13 +11,13 @@ from caskd.store.io.files import (
 )
 from caskd.store.io.printable import (
     bytes_text,
-    clean,
     csv_cell,
     duration_text,
-    markdown_line,
-    plain,
+    escape_control,
+    escape_markdown,
     plot_label,
-    shown,
+    strip_control,
+    value_text,
 )
 from caskd.store.io.signals import first_signal
 
@@ -25,20 +25,20 @@ __all__ = [
     "SECONDS_BETWEEN_LINES",
     "Progress",
     "bytes_text",
-    "clean",
     "create_exclusive",
     "csv_cell",
     "duration_text",
+    "escape_control",
+    "escape_markdown",
     "faults",
     "files",
     "first_signal",
     "fsync_directory",
     "make_directories",
-    "markdown_line",
-    "plain",
     "plot_label",
     "progress",
     "remove_tree",
     "replace_file",
-    "shown",
+    "strip_control",
+    "value_text",
 ]

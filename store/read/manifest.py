@@ -15,7 +15,7 @@ import google_crc32c
 from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
 from caskd.store.format import StoreSpec, untrusted_json
-from caskd.store.io import shown
+from caskd.store.io import value_text
 from caskd.store.storage import RetryPolicy, Storage, read_file, read_whole
 
 SEAL = "seal.json"
@@ -119,7 +119,7 @@ def parse_record(data: bytes, unit: str) -> CommitRecord:
     for item in record.file_records:
         if not item.name.startswith("data.zarr/") and (unit, item.name) != (PLAN, STORE_JSON):
             raise UnsafeError(
-                f"commits/{unit}.json: names {shown(item.name)}, which no commit may."
+                f"commits/{unit}.json: names {value_text(item.name)}, which no commit may."
             )
     return record
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from caskd.store.commits import FileRecord, seal_content
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.store.format import StoreSpec, canonical_json, identity_differences
-from caskd.store.io import Progress, progress, shown
+from caskd.store.io import Progress, progress, value_text
 from caskd.store.read import (
     DIGESTS,
     READ_ATTEMPTS,
@@ -231,7 +231,7 @@ def claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
         foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
         if foreign:
             raise UsageError(
-                f"{target.url}: holds {shown(foreign[0])} but no store. Give an empty or new place."
+                f"{target.url}: holds {value_text(foreign[0])} but no store. Give an empty or new place."
             )
     create(target, DIGESTS, manifest.digests_bytes, policy)
 
@@ -249,7 +249,7 @@ def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
         )
     field, a, b = differences[0]
     return (
-        f"{where}: holds another store ({field} is {shown(a)} there, {shown(b)} "
+        f"{where}: holds another store ({field} is {value_text(a)} there, {value_text(b)} "
         "here). Give another place, or remove what is there."
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caskd.store.errors import CaskdError, StoreNotFoundError
 from caskd.store.format import StoreSpec, untrusted_json
-from caskd.store.io import clean
+from caskd.store.io import escape_control
 from caskd.store.read import DIGESTS, SEAL, STORE_JSON
 from caskd.store.storage import RetryPolicy, Storage, open_storage, read_whole, retry
 
@@ -74,8 +74,10 @@ def listing_lines(entries: list[StoreEntry], *, as_json: bool) -> Iterator[str]:
     if as_json:
         yield json.dumps([vars(entry) for entry in entries], indent=1)
         return
-    width = max(len(clean(entry.url)) for entry in entries)
+    width = max(len(escape_control(entry.url)) for entry in entries)
     for entry in entries:
         size = f"{entry.num_bytes / 1e6:,.1f} MB" if entry.num_bytes else "-"
-        line = f"{clean(entry.url):<{width}}  {entry.state:<10}  {entry.num_rows:>14,} rows"
-        yield f"{line}  {size:>14}  {entry.digest[:12]:<12}  {clean(entry.teacher)}".rstrip()
+        line = (
+            f"{escape_control(entry.url):<{width}}  {entry.state:<10}  {entry.num_rows:>14,} rows"
+        )
+        yield f"{line}  {size:>14}  {entry.digest[:12]:<12}  {escape_control(entry.teacher)}".rstrip()

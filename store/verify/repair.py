@@ -27,7 +27,7 @@ from caskd.store.commits import (
 )
 from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
 from caskd.store.format import ShardFile, StoreSpec, canonical_json, layout
-from caskd.store.io import files, shown
+from caskd.store.io import files, value_text
 from caskd.store.verify.unit_check import check_unit, named_record, strays
 from caskd.store.write import STORE_JSON, read_spec
 
@@ -256,7 +256,7 @@ def repair_lines(url: str, report: RepairReport) -> list[str]:
     if not report.removed and not report.restored:
         return [f"{url}: nothing to repair"]
     lines = [f"made again: {name}" for name in report.restored]
-    lines += [f"removed: {shown(name)[1:-1]}" for name in report.removed]
+    lines += [f"removed: {value_text(name)[1:-1]}" for name in report.removed]
     if report.unsealed:
         again = f"computes {len(report.shards)} shards again" if report.shards else "seals it again"
         lines.append(f"{url}: no longer sealed; caskd precompute with the same inputs {again}")

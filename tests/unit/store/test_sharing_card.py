@@ -12,7 +12,7 @@ from caskd.store import TeacherStore, verify_store
 from caskd.store.inspect import card, license_note, measure_quality
 from caskd.store.inspect.quality import rank_bins, rank_names
 from caskd.store.inspect.store_card import NO_LICENSE
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 
 @pytest.fixture
@@ -115,4 +115,4 @@ def test_what_a_store_says_is_neither_markup_nor_control(store: TeacherStore) ->
 
 
 def test_plain_keeps_ordinary_names() -> None:
-    assert plain("org/flan-t5_8b v1.0 (step 10)") == "org/flan-t5_8b v1.0 (step 10)"
+    assert strip_control("org/flan-t5_8b v1.0 (step 10)") == "org/flan-t5_8b v1.0 (step 10)"
