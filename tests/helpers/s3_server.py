@@ -179,8 +179,8 @@ def _content_length(head: bytes) -> int:
 
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:
-    place = rng.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
+    index = rng.randrange(len(data))
+    return data[:index] + bytes([data[index] ^ (1 << rng.randrange(8))]) + data[index + 1 :]
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

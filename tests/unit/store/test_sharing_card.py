@@ -70,7 +70,7 @@ def test_printing_changes_nothing_and_writing_only_the_card(
     quality = measure_quality(store)
     assert f"{quality.accuracy:.2%}" in printed
     assert f"{quality.perplexity:,.3f}" in printed
-    assert "Rank of the label among the teacher's choices" in printed
+    assert "Rank of the label" in printed
     assert main(["store", "card", str(store.root), "--write"]) == 0
     after = tree(store.root)
     assert {name for name in before if before[name] != after[name]} == {"README.md"}
@@ -92,7 +92,7 @@ def test_a_license_that_people_wrote_stays(store: TeacherStore) -> None:
 
 def test_a_card_without_the_section_gets_it() -> None:
     assert license_note("") == license_note("# something else") == NO_LICENSE
-    assert license_note("# x\n\n## License\n\n## Use it") == NO_LICENSE
+    assert license_note("# x\n\n## License\n\n## Use") == NO_LICENSE
 
 
 HOSTILE = "a\x1b[31m|b](javascript:1)<script>\n## License\n\nfree`|"

@@ -122,8 +122,8 @@ def test_nothing_leaks_when_a_server_repeats_what_it_was_sent(
     make_store(tmp_path / "store", num=4, shard_rows=16)
     parrot.status = status  # type: ignore[attr-defined]
     endpoint = f"http://127.0.0.1:{parrot.server_address[1]}"
-    place = url.format(bucket=BUCKET)
-    for words in (["push", str(tmp_path / "store"), place], ["pull", place, str(tmp_path / "c")]):
+    target = url.format(bucket=BUCKET)
+    for words in (["push", str(tmp_path / "store"), target], ["pull", target, str(tmp_path / "c")]):
         code, printed = run(words, endpoint, tmp_path / "cache")
         assert code != 0
         assert printed.startswith(b"caskd: ")
