@@ -125,7 +125,7 @@ def test_a_capture_under_way_is_refused(store: Path, tmp_path: Path) -> None:
         pull_store(store, path)
     same = tmp_path / "same"
     plan_store(same, identity(), examples(), shard_rows=32, vocab=VOCAB)
-    with pytest.raises(IdentityError, match="unsealed.*caskd precompute"):
+    with pytest.raises(IdentityError, match=r"unsealed.*caskd precompute"):
         pull_store(store, same)
 
 
