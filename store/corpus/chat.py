@@ -11,10 +11,8 @@ from typing import Any
 from caskd.store.errors import UsageError
 
 Message = Mapping[str, Any]
-_START, _END = (
-    "\ue000caskd-start\ue001",
-    "\ue000caskd-end\ue001",
-)  # private-use characters, absent from real text
+# Private-use characters, absent from real text.
+_START, _END = "\ue000caskd-start\ue001", "\ue000caskd-end\ue001"
 _OPEN_TAG = re.compile(r"(\{%-?\s*generation\s*)(-?)(%\})(\n?)")
 _CLOSE_TAG = re.compile(r"(^[ \t]*)?(\{%)(-?)(\s*endgeneration\s*-?%\})", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Local files, fault points, console output and safe printing of untrusted text."""
+"""Durable local files, fault points, signals, progress bars and printable text."""
 
 from caskd.store.io import faults, files
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
