@@ -177,13 +177,13 @@ def test_a_page_of_an_example_runs_nothing(store: TeacherStore, tmp_path: Path) 
     assert "default-src 'none'" in text
     show_command(ShowConfig(str(store.root), html=str(page)))
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         show_command(ShowConfig(str(store.root), html=str(page)))
 
 
 def test_store_commands_import_no_torch(store: TeacherStore) -> None:
     code = (
-        "import sys; from caskd.store.commands import InfoConfig, info_command, VerifyConfig, "
+        "import sys; from caskd.cli.store_commands import InfoConfig, info_command, VerifyConfig, "
         f"verify_command; info_command(InfoConfig({str(store.root)!r}, json=True)); "
         f"verify_command(VerifyConfig({str(store.root)!r}, full=True)); "
         "assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules)"
