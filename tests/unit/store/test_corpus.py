@@ -38,6 +38,13 @@ def test_every_format_gives_the_same_records_and_digest(files, name):
     assert digest == corpus_digest(iter(RECORDS), Columns())[0]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_byte_order_mark_is_not_part_of_the_data(files, name):
+    marked = files / f"marked-{name}"
+    marked.write_bytes(b"\xef\xbb\xbf" + (files / name).read_bytes())
+    assert list(read_records([str(marked)])) == RECORDS
+
+
 def test_files_are_read_in_the_order_given(files):
     extra = write_jsonl(files / "b.jsonl", [{"prompt": "x", "response": "y"}])
     names = [str(extra), str(files / "a.csv")]

@@ -10,9 +10,8 @@ from helpers.stores import make_store, tree
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 from caskd.store.inspect import card, license_note, measure_quality
-from caskd.store.inspect.quality import rank_bins, rank_names
+from caskd.store.inspect.quality import TeacherQuality, rank_bins, rank_names
 from caskd.store.inspect.store_card import NO_LICENSE
-from caskd.store.io import strip_control
 
 
 @pytest.fixture
@@ -39,6 +38,34 @@ def test_bins_of_ranks() -> None:
     ranks = np.array([0, 1, 2, 3, 4, 7, 8, 2**32 - 1], np.uint32)
     assert rank_bins(ranks).tolist() == [0, 1, 2, 2, 3, 3, 4, 32]
     assert rank_names(5) == ["0", "1", "2-3", "4-7", "8-15"]
+
+
+def test_the_histogram_has_the_share_of_each_rank(store: TeacherStore) -> None:
+    """Each printed bin against a count over the ranks that its label spans."""
+    ranks = store.read(range(len(store))).column("label_rank")
+    lines = measure_quality(store).histogram().splitlines()[2:]
+    assert [line.split()[0] for line in lines[:4]] == ["0", "1", "2-3", "4-7"]
+    assert len(lines) == 1 + int(ranks.max()).bit_length()
+    counts, widths = [], []
+    for line in lines:
+        label, share, *bar = line.split()
+        low, _, high = label.partition("-")
+        inside = (ranks >= int(low)) & (ranks <= int(high or low))
+        assert share == f"{inside.mean():.2%}"
+        counts.append(int(inside.sum()))
+        widths.append(len("".join(bar)))
+    assert widths == [40 * count // max(counts) for count in counts]
+
+
+def test_a_histogram_by_hand() -> None:
+    quality = TeacherQuality(8, 0.0, None, ranks=(4, 0, 2, 1, 1))
+    assert quality.histogram().splitlines()[2:] == [
+        "       0   50.00%  " + "#" * 40,
+        "       1    0.00%",
+        "     2-3   25.00%  " + "#" * 20,
+        "     4-7   12.50%  " + "#" * 10,
+        "    8-15   12.50%  " + "#" * 10,
+    ]
 
 
 def test_figures_do_not_depend_on_the_batch(
@@ -112,7 +139,3 @@ def test_what_a_store_says_is_neither_markup_nor_control(store: TeacherStore) ->
     assert len(lines) == 3  # the heading, the teacher and the tasks, each still one line
     for line in lines[1:]:
         assert line.replace("\\|", "").count("|") == 3
-
-
-def test_plain_keeps_ordinary_names() -> None:
-    assert strip_control("org/flan-t5_8b v1.0 (step 10)") == "org/flan-t5_8b v1.0 (step 10)"
