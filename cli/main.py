@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
@@ -155,6 +155,8 @@ def _dispatch(words: list[str]) -> int:
         print(overview(COMMANDS))
         return 0
     if words[0] in ("-V", "--version"):
+        from importlib import metadata
+
         print(f"caskd {metadata.version('caskd')}")
         return 0
     if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):

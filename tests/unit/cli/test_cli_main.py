@@ -170,3 +170,8 @@ def test_a_closed_pipe_is_quiet() -> None:
     os.close(write_end)
     assert done.stderr == ""
     assert done.returncode == cli.BROKEN_PIPE
+
+
+def test_help_imports_no_numpy() -> None:
+    code = "import sys; from caskd.cli.main import main; main(['--help']); assert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
