@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
 Message = Mapping[str, Any]
 # Private-use characters, absent from real text.
@@ -82,8 +82,8 @@ def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
     except TemplateError as error:  # such as roles that the template does not support
         raise UsageError(
-            f"the chat template rejects a conversation ({error}); expected one that it supports: "
-            "fix or remove that record, or pass a --teacher with another template"
+            f"the chat template rejects a conversation ({reason(error)}); expected one that it "
+            "supports: fix or remove that record, or pass a --teacher with another template"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""s3:// against a real S3 server: push, pull, ls, straight reading through the cache."""
+"""s3:// against a real S3 server: push, pull, ls, reading through the cache."""
 
 import multiprocessing
 import threading
@@ -91,7 +91,7 @@ def test_another_store_is_refused(pushed: str, tmp_path: Path) -> None:
     assert list_stores(f"s3://{BUCKET}/casks")[0].state == "sealed"
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_store(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         pull_store(f"s3://{BUCKET}/nothing", tmp_path / "copy")
     with pytest.raises(StoreNotFoundError):
@@ -272,7 +272,7 @@ def test_a_limit_that_is_none(text: str, pushed: str, monkeypatch: pytest.Monkey
         TeacherStore.open(pushed)
 
 
-def test_verify_says_to_pull(pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_points_to_pull(pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verify", pushed]) == 2
     assert f"caskd store pull {pushed} DIRECTORY" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The `caskd` command: help, exit codes, and how mistakes are told."""
+"""The `caskd` command: help, exit codes and error lines."""
 
 import os
 import subprocess
@@ -33,9 +33,9 @@ def echo(config: EchoConfig) -> object:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run `caskd echo WORDS`, a row added to the table, whose function ends as `ends` says."""
+    """Run `caskd echo WORDS`, a command added to the table; `ends` makes its outcome."""
     received.clear()
-    row = Command(f"{__name__}:EchoConfig", f"{__name__}:echo", "says what it was told")
+    row = Command(f"{__name__}:EchoConfig", f"{__name__}:echo", "repeats its options")
     monkeypatch.setitem(COMMANDS, "echo", row)
 
     def call(*words: str, ends: Callable[[], object] = lambda: None) -> int:
@@ -173,5 +173,6 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 
 def test_help_imports_no_numpy() -> None:
-    code = "import sys; from caskd.cli.main import main; main(['--help']); assert 'numpy' not in sys.modules"
+    code = "import sys; from caskd.cli.main import main; main(['--help'])"
+    code += "; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

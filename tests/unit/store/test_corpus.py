@@ -1,4 +1,4 @@
-"""Reading corpora: formats agree, mistakes are one line."""
+"""Reading corpora: file formats agree, and each mistake is a one-line error."""
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -87,7 +87,7 @@ def test_the_kind_follows_from_the_columns(record, columns, kind):
         ({"prompt": "", "response": ""}, Columns(messages="chat"), ["'chat'", "--messages-column"]),
     ],
 )
-def test_a_wrong_column_names_what_there_is_and_the_flag(record, columns, said):
+def test_a_wrong_column_names_the_columns_and_the_flag(record, columns, said):
     with pytest.raises(UsageError) as caught:
         decide_columns(record, columns)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Data files on the Hub, from its cache: no network here."""
+"""Data files on the Hub, read from its cache without a network."""
 
 import pytest
 from helpers.tiny import ragged_records, write_jsonl

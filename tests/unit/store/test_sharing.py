@@ -1,4 +1,4 @@
-"""Push and pull between directories: what travels, what is refused, what goes on."""
+"""Push and pull between directories: copied files, refusals, resumption."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_a_second_copy_sends_nothing(store: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("*")} == before
 
 
-def test_a_damaged_copy_is_mended(store: Path, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_repaired(store: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     push_store(store, shared)
     flipped, short, gone = sorted((shared / "data.zarr").rglob("c/0"))[:3]
@@ -97,11 +97,11 @@ def test_a_seal_with_wrong_totals_is_refused(store: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "shared" / "seal.json").exists()
 
 
-def test_only_sealed_stores_travel(tmp_path: Path) -> None:
+def test_only_sealed_stores_are_copied(tmp_path: Path) -> None:
     path = tmp_path / "store"
     plan_store(path, identity(), examples(), shard_rows=32, vocab=VOCAB)
     fill(path, only=[0])
-    with pytest.raises(IncompleteError, match="only sealed stores travel"):
+    with pytest.raises(IncompleteError, match="not sealed"):
         push_store(path, tmp_path / "shared")
     with pytest.raises(StoreNotFoundError, match=r"no seal\.json"):
         pull_store(tmp_path / "nothing", tmp_path / "copy")
@@ -118,7 +118,7 @@ def test_another_store_is_refused(store: Path, tmp_path: Path) -> None:
     assert tree(tmp_path / "shared") == before
 
 
-def test_a_capture_under_way_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_capture_in_progress_is_refused(store: Path, tmp_path: Path) -> None:
     path = tmp_path / "half"
     plan_store(path, identity(top_k=3), examples(), shard_rows=32, vocab=VOCAB)
     with pytest.raises(IdentityError, match=r"capture\.top_k is 3 there, 4 here"):
@@ -129,7 +129,7 @@ def test_a_capture_under_way_is_refused(store: Path, tmp_path: Path) -> None:
         pull_store(store, same)
 
 
-def test_a_storage_with_other_things_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_storage_with_other_files_is_refused(store: Path, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("dear")
     with pytest.raises(UsageError, match=r"thesis\.tex"):

@@ -1,4 +1,4 @@
-"""The card: what it says is so, what people wrote stays, what a store says does no harm."""
+"""The card: its numbers are right, a written license stays, untrusted metadata is harmless."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> TeacherStore:
     return make_store(tmp_path / "store", num=40)
 
 
-def test_figures_by_hand(store: TeacherStore) -> None:
+def test_quality_by_hand(store: TeacherStore) -> None:
     batch = store.read(range(len(store)))
     log_p = (batch.column("label_logit") - batch.column("logsumexp")).astype(np.float64)
     quality = measure_quality(store)
@@ -68,7 +68,7 @@ def test_a_histogram_by_hand() -> None:
     ]
 
 
-def test_figures_do_not_depend_on_the_batch(
+def test_quality_does_not_depend_on_the_batch(
     store: TeacherStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure_quality(store)
@@ -78,7 +78,7 @@ def test_figures_do_not_depend_on_the_batch(
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-12)
 
 
-def test_the_card_at_seal_is_cheap_and_says_the_main_things(store: TeacherStore) -> None:
+def test_the_card_at_seal_is_cheap_and_has_the_main_facts(store: TeacherStore) -> None:
     text = (store.root / "README.md").read_text()
     assert "A store reveals its corpus" in text
     assert "caskd train --store" in text
@@ -105,7 +105,7 @@ def test_printing_changes_nothing_and_writing_only_the_card(
     assert verify_store(store.root, full=True).ok
 
 
-def test_a_license_that_people_wrote_stays(store: TeacherStore) -> None:
+def test_a_written_license_stays(store: TeacherStore) -> None:
     path = store.root / "README.md"
     own = "Corpus: CC-BY 4.0.\n\nTeacher: ask legal@example.org.\n\n### Details\n\nnone"
     path.write_text(path.read_text().replace(NO_LICENSE, own))
@@ -125,7 +125,7 @@ def test_a_card_without_the_section_gets_it() -> None:
 HOSTILE = "a\x1b[31m|b](javascript:1)<script>\n## License\n\nfree`|"
 
 
-def test_what_a_store_says_is_neither_markup_nor_control(store: TeacherStore) -> None:
+def test_metadata_is_neither_markup_nor_control(store: TeacherStore) -> None:
     identity = {
         **store.spec.identity,
         "teacher": {**store.spec.identity["teacher"], "name": HOSTILE},

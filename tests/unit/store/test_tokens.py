@@ -1,4 +1,4 @@
-"""From records to tokens: what is a row, what is a prompt, and every status."""
+"""From records to tokens: rows, prompts and every status."""
 
 import numpy as np
 import pytest
@@ -168,7 +168,7 @@ def test_a_call_of_a_tool_without_text_is_refused():
         run(with_template(PLAIN_TEMPLATE), {"messages": [CHAT[0], call, TOOL, CHAT[3]]})
 
 
-def test_what_the_template_refuses_is_one_line_that_names_the_record():
+def test_a_rejected_conversation_is_one_line_that_names_the_record():
     strict = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}"
         "{{ raise_exception('no tools here') }}{% endif %}{% endfor %}" + PLAIN_TEMPLATE

@@ -1,4 +1,4 @@
-"""A capture as it is seen from outside."""
+"""Progress of a capture, read from its store."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def status_of(path):
     return status
 
 
-def test_a_view_counts_what_is_committed_and_reads_only_what_is_new(planned, monkeypatch):
+def test_a_status_counts_committed_rows_and_reads_only_new_records(planned, monkeypatch):
     status = status_of(planned)
     assert (status.num_rows, status.num_committed_shards) == (0, 0)
     stores.fill(planned, only=[1])
@@ -40,7 +40,7 @@ def test_a_view_counts_what_is_committed_and_reads_only_what_is_new(planned, mon
     assert "sealing" in progress_note(status)
 
 
-def test_watching_ends_with_the_seal_and_prints_what_the_store_holds(planned, capsys):
+def test_watching_ends_with_the_seal_and_prints_the_summary(planned, capsys):
     spec = TeacherStore.open(planned, allow_unsealed=True).spec
     steps = iter([lambda: stores.fill(planned, only=[0]), lambda: stores.fill(planned).seal()])
     watch(TeacherStore.open(planned, allow_unsealed=True), sleep=lambda seconds: next(steps)())
@@ -62,7 +62,7 @@ def test_a_line_a_minute_where_there_is_no_terminal(planned, capsys, monkeypatch
     assert "sealing" in last
 
 
-def test_failed_shards_are_those_that_nobody_has_committed(planned):
+def test_failed_shards_are_the_uncommitted_ones(planned):
     writer = stores.fill(planned, only=[0, 1])
     writer.record_environment({"failed_shards": {"1": "RuntimeError", "2": "MemoryError"}}, "a")
     writer.record_environment({"failed_shards": {"2": "RuntimeError", "3": "KeyError"}}, "b")
@@ -81,7 +81,7 @@ def test_failed_shards_are_those_that_nobody_has_committed(planned):
     [b"", b"[", b"[1]", b'"x"', b"{}", b'{"failed_shards": [2]}', b'{"failed_shards": 7}',
      b'{"failed_shards": {"x": 1, "-1": 1, "99": 1, "\\u00b2": 1}}', b"\xff", b"[" * 5000],
 )  # fmt: skip
-def test_whatever_stands_in_environment_a_look_goes_on(planned, content):
+def test_a_refresh_survives_any_content_of_environment(planned, content):
     stores.fill(planned, only=[0])
     folder = Path(planned, "environment")
     folder.mkdir()
