@@ -47,8 +47,8 @@ def card(
         _WARNING,
         "## Contents",
         _table(_contents(spec, totals)),
-        "## How it was made",
-        _table(_making(spec)),
+        "## Origin",
+        _table(_origin(spec)),
     ]
     if quality is not None:
         sections += ["## Teacher quality", _table(quality.rows()), quality.histogram()]
@@ -90,7 +90,7 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _making(spec: StoreSpec) -> dict[str, str]:
+def _origin(spec: StoreSpec) -> dict[str, str]:
     teacher, text = spec.identity["teacher"], spec.identity["text"]
     capture, corpus = spec.identity["capture"], spec.identity.get("corpus", {})
     eos = "EOS appended" if text["eos"] else "no EOS"

@@ -76,6 +76,19 @@ def test_reading_from_the_hub(
     np.testing.assert_array_equal(remote.read([0, 3]).topk_logits, local.read([0, 3]).topk_logits)
 
 
+def test_the_token_stays_with_the_hub(hub: Hub, store: Path, tmp_path: Path) -> None:
+    """The Hub redirects large files to hosts of its storage provider."""
+    push_store(store, URL, policy=QUICK)
+    with hub_server() as provider:
+        provider.repositories = hub.repositories
+        hub.content_host = provider
+        pull_store(URL, tmp_path / "copy", policy=QUICK)
+        assert tree(tmp_path / "copy") == tree(store)
+        assert set(hub.tokens) == {f"Bearer {TOKEN}"}
+        assert provider.tokens
+        assert set(provider.tokens) == {None}
+
+
 @pytest.mark.parametrize("statuses", [[503], [429, 503], [500]])
 def test_failures_are_retried(statuses: list[int], hub: Hub, store: Path, tmp_path: Path) -> None:
     push_store(store, URL, policy=QUICK)
