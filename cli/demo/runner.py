@@ -55,10 +55,10 @@ def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
         steps: optimizer steps of each student.
 
     Raises:
-        UsageError: `out` is not empty.
+        UsageError: `out` is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not empty; pass a new or empty folder")
+        raise UsageError(f"--out {out} is not an empty folder; pass a new or empty one")
     import torch
     from transformers.utils.logging import disable_progress_bar
 
