@@ -16,8 +16,9 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from caskd.cli.store_commands import info_text, store_info
 from caskd.store.errors import CaskdError
-from caskd.store.inspect import example_json, example_view, info_text, store_info
+from caskd.store.inspect import example_json, example_view
 from caskd.store.read import TeacherStore
 from caskd.store.verify import repair_store, verify_store
 
