@@ -98,5 +98,5 @@ def info_text(info: dict[str, Any]) -> str:
 def _kept(info: dict[str, Any]) -> str:
     vocab, encoding = f"{info['vocab_size']:,}", info["encoding"]
     if info["kind"] == "sampled":
-        return f"{info['num_samples']:,} samples from all {vocab} tokens, {encoding}"
+        return f"{info['num_samples']:,} draws from all {vocab} tokens, {encoding}"
     return f"top {info['top_k']} of {vocab} logits, {encoding}"

@@ -121,7 +121,7 @@ def _rows_table(rows: list[dict[str, Any]], kind: str) -> "Table":
     for name in ("position", "label", "rank", "p(label)"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
     sampled = kind == "sampled"
-    table.add_column("most frequent samples" if sampled else "teacher's choices", no_wrap=True)
+    table.add_column("most frequent draws" if sampled else "teacher's choices", no_wrap=True)
     table.add_column("distinct ids" if sampled else "tail mass", justify="right")
     for row in rows:
         rank = row["label_rank"]

@@ -74,9 +74,7 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     statuses = sorted(totals["statuses"].items())
     size, num_rows = sum(totals["bytes"].values()), spec.num_rows
     if spec.kind == "sampled":
-        kept = (
-            f"{spec.num_samples} samples from all {spec.vocab_size:,} tokens, log-sum-exp, argmax"
-        )
+        kept = f"{spec.num_samples} draws from all {spec.vocab_size:,} tokens, log-sum-exp, argmax"
     else:
         kept = f"top {spec.top_k} of {spec.vocab_size:,} logits, log-sum-exp, argmax, tail mass"
     return {
@@ -104,7 +102,7 @@ def _origin(spec: StoreSpec) -> dict[str, str]:
         f"{text.get('on_long')}",
         "corpus": f"{corpus.get('num_records')} records, digest {corpus.get('digest')}",
         "kept up to a mass of": capture.get("min_mass"),
-        "sampling seed": capture.get("sample_seed"),
+        "seed of the draws": capture.get("sample_seed"),
         "vocabulary digest": spec.vocab_digest,
     }
     return {name: str(value) for name, value in values.items() if value is not None}

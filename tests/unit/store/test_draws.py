@@ -159,7 +159,7 @@ def test_info_show_card_and_quality_say_what_it_is(tmp_path: Path) -> None:
     info = json.loads(json.dumps(store_info(store.root)))
     assert (info["kind"], info["num_samples"], info["top_k"]) == ("sampled", 20, None)
     assert {*info["fields"]} >= {"sampled_ids", "sampled_counts"}
-    assert "20 samples from all 30 tokens" in info_text(info)
+    assert "20 draws from all 30 tokens" in info_text(info)
     first = example_json(store, 0)["rows"][0]
     batch = store.read([0])
     assert first["choices"][0]["id"] == batch.column("sampled_ids")[0, 0]
@@ -169,7 +169,7 @@ def test_info_show_card_and_quality_say_what_it_is(tmp_path: Path) -> None:
     quality = measure_quality(store)
     assert quality.mean_tail_mass is None
     text = card(store.spec, store.seal, quality)
-    assert "20 samples from all 30 tokens" in text
+    assert "20 draws from all 30 tokens" in text
     assert "tail mass" not in text
     plain = stores.make_store(tmp_path / "t")
     assert quality.perplexity == pytest.approx(measure_quality(plain).perplexity, rel=1e-6)
