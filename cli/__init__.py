@@ -1,1 +1,1 @@
-"""The `caskd` command: a table of subcommands (`main.py`), and the demo."""
+"""The command line: the table of subcommands (`main.py`), store commands, doctor and demo."""

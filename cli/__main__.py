@@ -1,4 +1,4 @@
-"""`python -m caskd.cli`, for launchers that want a module: `torchrun -m caskd.cli train ...`."""
+"""`python -m caskd.cli`, for launchers that run a module: `torchrun -m caskd.cli train ...`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Repeated flags: `--small A --small B` and `--small A B` say the same."""
+"""Repeated flags: `--small A --small B` is equivalent to `--small A B`."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -6,23 +6,23 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 
 def multi_value_flags(config_class: type) -> frozenset[str]:
-    """The flags of a config class that take several values: its fields that are tuples or lists."""
+    """Flags of a config class that take several values: its tuple and list fields."""
     hints = get_type_hints(config_class)
     fields = dataclasses.fields(config_class)
     return frozenset(_flag(field.name) for field in fields if _is_sequence(hints[field.name]))
 
 
 def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Gather the values of every repeated flag behind its first appearance.
+    """Move the values of every repeated flag behind its first occurrence.
 
     Args:
-        args: the words of a command line.
-        flags: the flags, with dashes, that take several values; all others are left as they stand.
+        args: arguments of a command line.
+        flags: flags, with dashes, that take several values; other arguments stay unchanged.
 
     Returns:
-        The same words, `--flag A ... --flag B` written as `--flag A B ...`.
+        The same arguments, with `--flag A ... --flag B` as `--flag A B ...`.
     """
-    merged: list[list[str]] = []  # one group per flag, with its values; positionals stand alone
+    merged: list[list[str]] = []
     first: dict[str, list[str]] = {}
     group: list[str] | None = None
     for index, word in enumerate(args):
@@ -42,9 +42,9 @@ def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
 
 
 def without_local_rank(args: Sequence[str]) -> list[str]:
-    """The words without the `--local_rank=N` that the `deepspeed` launcher puts before them.
+    """The arguments without the `--local_rank=N` that the `deepspeed` launcher prepends.
 
-    It says the same in LOCAL_RANK, where torchrun says it, too.
+    The launcher also sets LOCAL_RANK, as torchrun does; caskd reads that.
     """
     return [word for word in args if not word.startswith("--local_rank=")]
 

@@ -1,4 +1,4 @@
-"""`caskd doctor`: what is installed, which device there is, what would fail, and the fix."""
+"""`caskd doctor`: checks packages, devices, compilers and host, with a fix for each problem."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from caskd.store.errors import reason
+
 Verdict = Literal["ok", "note", "broken"]
 
 _EXTRAS = {
@@ -23,12 +25,12 @@ _EXTRAS = {
     "tensorboard": "--tensorboard",
     "wandb": "--wandb",
 }
-"""What each extra is for; all others are for people who work on caskd itself."""
+"""Feature of each optional extra; extras for the development of caskd are not listed."""
 
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Look at this machine; exit 1 if something that is needed is broken."""
+    """Check this machine; exit 1 if a required part is broken."""
 
     json: bool = False
     """Print one JSON array instead of a table."""
@@ -39,10 +41,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        verdict: `note` is worth knowing and stops nothing.
-        found: what is there.
-        fix: what to type, where there is something to mend.
+        name: the part checked.
+        verdict: ok, note (information that stops nothing) or broken.
+        found: version or state found.
+        fix: command or change that fixes the problem, if there is a problem.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Finding:
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Print what was found; returns 1 if something that is needed is broken."""
+    """Run `caskd doctor`; return 1 if a required part is broken."""
     findings = [*check_packages(), *check_device(), *check_compilers(), *check_host()]
     if config.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
@@ -71,7 +73,7 @@ def _lines(findings: list[Finding]) -> Iterator[str]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """Every dependency against the floor that caskd itself declares."""
+    """Check every dependency against the version range in caskd's metadata."""
     for text in metadata.requires("caskd") or []:
         requirement = Requirement(text)
         extra = next((e for e in _EXTRAS if _needed_by(requirement, e)), None)
@@ -87,14 +89,15 @@ def _needed_by(requirement: Requirement, extra: str) -> bool:
 
 
 def check_package(requirement: Requirement, extra: str | None) -> Finding:
-    """One package; an extra that is missing is a note that says what it is for."""
+    """Check one package; a missing package of an extra is a note with its feature."""
     wanted = f"{requirement.name}{requirement.specifier}"
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         if extra is not None:
-            install = f"pip install 'caskd[{extra}]'"
-            return Finding(requirement.name, "note", f"not there; {_EXTRAS[extra]} only", install)
+            found = f"not installed; for {_EXTRAS[extra]} only"
+            fix = f"pip install 'caskd[{extra}]'"
+            return Finding(requirement.name, "note", found, fix)
         return Finding(requirement.name, "broken", "not installed", f"pip install '{wanted}'")
     if Version(version) not in requirement.specifier:
         found = f"{version}, expected {requirement.specifier}"
@@ -103,11 +106,12 @@ def check_package(requirement: Requirement, extra: str | None) -> Finding:
 
 
 def check_device() -> Iterator[Finding]:
-    """What torch computes on, and a GPU that it does not see."""
+    """Check the devices of torch, and GPUs that torch does not detect."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        yield Finding("device", "broken", f"torch cannot be imported ({error})", "install it anew")
+        found, fix = f"cannot import torch ({reason(error)})", "pip install --force-reinstall torch"
+        yield Finding("device", "broken", found, fix)
         return
     if not torch.cuda.is_available():
         yield _without_cuda(torch)
@@ -116,16 +120,17 @@ def check_device() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA"
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        fix = "" if bf16 else "no bfloat16: add --dtype float32"
+        fix = "" if bf16 else "no bfloat16: pass --dtype float32"
         verdict: Verdict = "ok" if bf16 else "note"
         yield Finding(f"device {index}", verdict, f"{found} {torch.version.cuda}", fix)
     if not torch.distributed.is_nccl_available():
-        yield Finding("nccl", "broken", "not in this torch", "install torch for Linux with CUDA")
+        fix = "install torch for Linux with CUDA"
+        yield Finding("nccl", "broken", "missing from this torch", fix)
 
 
 def _without_cuda(torch: Any) -> Finding:
     if shutil.which("nvidia-smi") and _runs("nvidia-smi", "-L"):
-        found = f"a GPU is there, but torch {torch.__version__} does not see it"
+        found = f"nvidia-smi lists a GPU, torch {torch.__version__} does not detect it"
         fix = "install torch for this driver: https://pytorch.org/get-started/locally"
         return Finding("device", "broken", found, fix)
     return Finding("device", "ok", f"cpu, {torch.get_num_threads()} threads, no GPU found")
@@ -140,30 +145,30 @@ def _runs(*command: str) -> bool:
 
 
 def check_compilers() -> Iterator[Finding]:
-    """What DeepSpeed would compile: nothing by our own settings, its own optimizers by yours."""
+    """Report the compilers that DeepSpeed operators need; caskd's own settings compile none."""
     compiler, ninja = shutil.which("c++") or shutil.which("g++"), shutil.which("ninja")
-    here = ", ".join(name for name, path in (("c++", compiler), ("ninja", ninja)) if path) or "none"
+    found = ", ".join(name for name, path in (("c++", compiler), ("ninja", ninja)) if path)
     yield Finding(
         "deepspeed operators",
         "ok",
-        f"none is compiled by caskd's settings; a --deepspeed-config that asks for some "
-        f"(cpu_adam, async_io) needs c++ and ninja, here: {here}",
+        f"caskd's settings compile none; a --deepspeed-config with cpu_adam or async_io needs c++ "
+        f"and ninja, found: {found or 'none'}",
     )
 
 
 def check_host() -> Iterator[Finding]:
-    """Memory, disk, and whether ranks on this machine find each other."""
+    """Check memory, disk, and the host name that ranks use to connect."""
     pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("host", "ok", f"{cores} cores, {pages * page_size / 2**30:.0f} GiB of memory")
     free = shutil.disk_usage(".").free / 2**30
-    fix = "free some: a checkpoint takes 12 bytes a parameter" if free < 5 else ""
+    fix = "free disk space: a checkpoint takes 12 bytes per parameter" if free < 5 else ""
     yield Finding("disk here", "note" if fix else "ok", f"{free:.0f} GiB free", fix)
     name = socket.gethostname()
     try:
         socket.gethostbyname(name)
     except OSError:
         fix = "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
-        yield Finding("host name", "note", "does not resolve, which several ranks need", fix)
+        yield Finding("host name", "note", "does not resolve; multi-rank runs need it", fix)
     else:
         yield Finding("host name", "ok", "resolves")

@@ -1,11 +1,11 @@
-"""The `caskd` command: one flat table of subcommands, each imported only when it is chosen."""
+"""The `caskd` command: one flat table of subcommands, each imported only when it runs."""
 
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any
 
 from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
@@ -17,7 +17,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: the places (`module:name`) of its options and its function, and its help."""
+    """A subcommand: its config class and function as `module:name`, and its help text."""
 
     config: str
     function: str
@@ -28,37 +28,37 @@ COMMANDS: dict[str, Command] = {
     "demo": Command(
         "caskd.cli.demo:DemoConfig",
         "caskd.cli.demo:demo",
-        "the whole story on embedded tasks: CPU, minutes, nothing to download",
+        "run every step on embedded tasks: CPU, minutes, no download",
     ),
     "plan": Command(
         "caskd.precompute.config:PlanConfig",
         "caskd.precompute.planning:plan_command",
-        "tokenise a corpus and lay out a store; say what its capture will take",
+        "tokenise a corpus, lay out its store and forecast the capture",
     ),
     "precompute": Command(
         "caskd.precompute.config:PrecomputeConfig",
         "caskd.precompute:precompute",
-        "run the teacher over a corpus and write its answers to a store",
+        "run the teacher over a corpus and write its outputs to a store",
     ),
     "store info": Command(
         "caskd.cli.store_commands:InfoConfig",
         "caskd.cli.store_commands:info_command",
-        "what a store holds: teacher, rows, fields, bytes",
+        "show a store's teacher, rows, fields and sizes",
     ),
     "store show": Command(
         "caskd.cli.store_commands:ShowConfig",
         "caskd.cli.store_commands:show_command",
-        "one example: its tokens and the teacher's choices for each",
+        "show one example with the teacher's choices for each token",
     ),
     "store verify": Command(
         "caskd.cli.store_commands:VerifyConfig",
         "caskd.cli.store_commands:verify_command",
-        "re-read every byte of a store and check it",
+        "read a store again and check every byte",
     ),
     "store repair": Command(
         "caskd.cli.store_commands:RepairConfig",
         "caskd.cli.store_commands:repair_command",
-        "take out what does not verify, for the capture to put back",
+        "remove the damaged parts of a store, for a capture to redo",
     ),
     "store seal": Command(
         "caskd.cli.store_commands:SealConfig",
@@ -68,27 +68,27 @@ COMMANDS: dict[str, Command] = {
     "store diff": Command(
         "caskd.cli.store_commands:DiffConfig",
         "caskd.cli.store_commands:diff_command",
-        "in which identity fields and rows two stores differ",
+        "compare the identities and rows of two stores",
     ),
     "store card": Command(
         "caskd.cli.share_commands:CardConfig",
         "caskd.cli.share_commands:card_command",
-        "what a store is, how it was made, how good it is, for people",
+        "print or write a store's card: contents, origin, teacher quality",
     ),
     "store ls": Command(
         "caskd.cli.share_commands:ListConfig",
         "caskd.cli.share_commands:list_command",
-        "the stores at a place: a directory, s3://, gs://, hf://",
+        "list the stores in a directory or at an s3://, gs:// or hf:// URL",
     ),
     "store push": Command(
         "caskd.cli.share_commands:PushConfig",
         "caskd.cli.share_commands:push_command",
-        "copy a sealed store to a place, checked at both ends",
+        "copy a sealed store to another storage, checked at both ends",
     ),
     "store pull": Command(
         "caskd.cli.share_commands:PullConfig",
         "caskd.cli.share_commands:pull_command",
-        "copy a sealed store from a place, checked as it comes",
+        "copy a sealed store to a directory, checked at both ends",
     ),
     "train": Command(
         "caskd.train.config:TrainConfig",
@@ -98,22 +98,22 @@ COMMANDS: dict[str, Command] = {
     "export": Command(
         "caskd.train.config:ExportConfig",
         "caskd.train.run:export_command",
-        "write a checkpoint as an ordinary transformers model",
+        "export a checkpoint as an ordinary transformers model",
     ),
     "predict": Command(
         "caskd.eval.config:PredictConfig",
         "caskd.eval:predict",
-        "let a model answer a test set; keep answers, log-probabilities, quality",
+        "generate predictions for a test set, with log-probabilities and quality",
     ),
     "eval": Command(
         "caskd.eval.config:EvalConfig",
         "caskd.eval.evaluate:evaluate",
-        "measure the cascade: quality against cost over every threshold",
+        "measure the cascade: quality against cost at every threshold",
     ),
     "doctor": Command(
         "caskd.cli.doctor:DoctorConfig",
         "caskd.cli.doctor:doctor",
-        "what is installed, which device, what would fail, and the fix",
+        "check packages, devices and host, and print how to fix problems",
     ),
 }
 
@@ -122,17 +122,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one `caskd` command line.
 
     Args:
-        argv: the words after `caskd`; those of the process when not given.
+        argv: the arguments after `caskd`; by default those of the process.
 
     Returns:
         The exit code: 0 ok, 1 a check failed, 2 usage, 3 an identity mismatch.
 
     Raises:
-        SystemExit: from a subcommand's own `--help` (0) or usage error (2).
+        SystemExit: a subcommand's `--help` (0) or usage error (2).
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
-        # Bars of weights being loaded are noise in a log, where nobody sees them move.
+        # Progress bars of loading weights are noise in a log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         code = _dispatch(words)
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("caskd: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe left (`| head`); without this the interpreter complains at exit.
+        # The reader closed the pipe (`| head`); without this Python prints an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return code
@@ -155,6 +155,8 @@ def _dispatch(words: list[str]) -> int:
         print(overview(COMMANDS))
         return 0
     if words[0] in ("-V", "--version"):
+        from importlib import metadata
+
         print(f"caskd {metadata.version('caskd')}")
         return 0
     if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
@@ -168,27 +170,26 @@ def _dispatch(words: list[str]) -> int:
 
 
 def run_command(name: str, args: Sequence[str]) -> int:
-    """Parse the options of one subcommand and run it; returns its exit code."""
+    """Parse the options of one subcommand and run it; return its exit code."""
     import tyro
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
     merged = merge_repeated(args, multi_value_flags(config_class))
-    config = tyro.cli(
-        config_class, args=merged, prog=f"caskd {name}", description=f"{command.help}."
-    )
+    description = f"{command.help[0].upper()}{command.help[1:]}."
+    config = tyro.cli(config_class, args=merged, prog=f"caskd {name}", description=description)
     code = resolve(command.function)(config)
     return code if isinstance(code, int) else 0
 
 
-def resolve(place: str) -> Any:
-    """Import what `module:name` names."""
-    module, _, name = place.partition(":")
+def resolve(target: str) -> Any:
+    """Import the object `module:name`."""
+    module, _, name = target.partition(":")
     return getattr(import_module(module), name)
 
 
 def overview(commands: Mapping[str, Command]) -> str:
-    """The help text over a table of commands."""
+    """Help text that lists a table of commands."""
     width = max(len(name) for name in commands)
     lines = [f"  {name.ljust(width)}  {command.help}" for name, command in commands.items()]
     return "\n".join(
@@ -203,7 +204,7 @@ def overview(commands: Mapping[str, Command]) -> str:
 
 
 def unknown_command(name: str) -> str:
-    """One line: what was typed, what is closest, and how to see the rest."""
+    """Error text for an unknown command, with the closest known one."""
     close = get_close_matches(name, [*COMMANDS, "store"], n=1, cutoff=0.5)
     hint = f"did you mean 'caskd {close[0]}'? " if close else ""
-    return f"no command '{name}'; {hint}'caskd --help' lists them all"
+    return f"no command '{name}'; {hint}run 'caskd --help' for the list"

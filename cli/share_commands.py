@@ -1,4 +1,4 @@
-"""`caskd store push | pull | ls | card`: what the command line offers for sharing stores."""
+"""`caskd store push | pull | ls | card`: commands that share stores."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import tyro
 from caskd.store.errors import UsageError
 from caskd.store.format import README
 from caskd.store.inspect import card, license_note, measure_quality
-from caskd.store.io import clean
+from caskd.store.io import bytes_text, escape_control
 from caskd.store.read import TeacherStore
 from caskd.store.share import CopyReport, list_stores, listing_lines, pull_store, push_store
 from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage, read_whole, retry
@@ -15,89 +15,89 @@ from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage,
 
 @dataclass(frozen=True)
 class PushConfig:
-    """Copy a sealed store to a place; run again, it goes on and checks what is there."""
+    """Copy a sealed store to another storage; a rerun resumes and checks existing files."""
 
     store: tyro.conf.Positional[str]
-    """The store's directory."""
+    """Directory of the store."""
     url: tyro.conf.Positional[str]
-    """Where to: a directory, s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/USER/NAME."""
+    """Target: a directory, s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/USER/NAME."""
 
 
 @dataclass(frozen=True)
 class PullConfig:
-    """Copy a sealed store from a place to a directory; run again, it goes on."""
+    """Copy a sealed store to a directory; a rerun resumes and checks existing files."""
 
     url: tyro.conf.Positional[str]
-    """Where from: a directory, s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/USER/NAME."""
+    """Source: a directory, s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/USER/NAME."""
     directory: tyro.conf.Positional[str]
-    """The new store's directory."""
+    """Directory of the copy."""
 
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List the stores at a place: itself if it is one, else those directly inside."""
+    """List the store at a location, or the stores directly inside it."""
 
     url: tyro.conf.Positional[str]
     """A directory, s3://BUCKET/PATH, gs://BUCKET/PATH or hf://datasets/USER/NAME."""
     json: bool = False
-    """Print JSON instead of lines."""
+    """Print JSON instead of text."""
 
 
 @dataclass(frozen=True)
 class CardConfig:
-    """Print a store's card with the teacher's figures on the labels, measured now."""
+    """Print a store's card, with the teacher's quality on the labels measured now."""
 
     store: tyro.conf.Positional[str]
-    """The store: a directory or a URL."""
+    """Directory or URL of the store."""
     write: bool = False
-    """Also write it to the store's README.md; what stands under License there is kept."""
+    """Also write the card to the store's README.md, keeping its License section."""
 
 
 def push_command(config: PushConfig) -> None:
-    """Do what `caskd store push` does."""
+    """Run `caskd store push`."""
     if is_remote(config.store):
         raise UsageError(
-            f"{clean_url(config.store)}: push copies from a directory. To copy from a place, type: "
+            f"{clean_url(config.store)} is a URL; expected a directory. To copy from a URL, run "
             "caskd store pull URL DIRECTORY"
         )
-    _say(config.store, config.url, push_store(config.store, config.url, quiet=False))
+    report = push_store(config.store, config.url, quiet=False)
+    print_copy_report(config.store, config.url, report)
 
 
 def pull_command(config: PullConfig) -> None:
-    """Do what `caskd store pull` does."""
+    """Run `caskd store pull`."""
     if is_remote(config.directory):
         raise UsageError(
-            f"{clean_url(config.directory)}: pull copies to a directory. To copy to a place, type: "
+            f"{clean_url(config.directory)} is a URL; expected a directory. To copy to a URL, run "
             "caskd store push DIRECTORY URL"
         )
-    _say(config.url, config.directory, pull_store(config.url, config.directory, quiet=False))
+    report = pull_store(config.url, config.directory, quiet=False)
+    print_copy_report(config.url, config.directory, report)
 
 
-def _say(source: str, target: str, report: CopyReport) -> None:
+def print_copy_report(source: str, target: str, report: CopyReport) -> None:
+    """Print one line about a finished push or pull."""
     print(
-        f"{clean(clean_url(source))} -> {clean(clean_url(target))}: sealed, "
+        f"{escape_control(clean_url(source))} -> {escape_control(clean_url(target))}: sealed, "
         f"{report.num_files:,} files ({report.num_sent:,} sent now), "
-        f"{report.num_bytes / 1e6:,.1f} MB, digest {report.digest[:12]}"
+        f"{bytes_text(report.num_bytes)}, digest {report.digest[:12]}"
     )
 
 
 def list_command(config: ListConfig) -> None:
-    """Print what `caskd store ls` prints."""
+    """Run `caskd store ls`."""
     for line in listing_lines(list_stores(config.url), as_json=config.json):
         print(line)
 
 
 def card_command(config: CardConfig) -> None:
-    """Print what `caskd store card` prints, and write it if asked."""
-    store, place, policy = (
-        TeacherStore.open(config.store),
-        open_storage(config.store),
-        RetryPolicy(),
-    )
-    existing = (read_whole(place, README, policy) or b"").decode(errors="replace")
+    """Run `caskd store card`."""
+    store, policy = TeacherStore.open(config.store), RetryPolicy()
+    storage = open_storage(config.store)
+    existing = (read_whole(storage, README, policy) or b"").decode(errors="replace")
     quality = measure_quality(store, quiet=False)
     text = card(store.spec, store.seal, quality, license_note(existing))
-    print("\n".join(clean(line) for line in text.splitlines()))
+    print("\n".join(escape_control(line) for line in text.splitlines()))
     if config.write:
-        retry(lambda: place.write(README, text.encode()), f"{place.url}/{README}", policy)
-        retry(place.flush, place.url, policy)
+        retry(lambda: storage.write(README, text.encode()), f"{storage.url}/{README}", policy)
+        retry(storage.flush, storage.url, policy)

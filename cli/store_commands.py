@@ -1,4 +1,4 @@
-"""`caskd store info | show | verify | repair | seal | diff`: the command line of one store."""
+"""`caskd store info | show | verify | repair | seal | diff`: commands on one store."""
 
 import json
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import tyro
 
 from caskd.store.errors import UsageError
 from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
+from caskd.store.io import bytes_text
 from caskd.store.read import TeacherStore
 from caskd.store.storage import clean_url, is_remote
 from caskd.store.verify import repair_lines, repair_store, verify_store
@@ -16,78 +17,78 @@ from caskd.store.write import StoreWriter
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Say what a store holds: teacher, counts, sizes, whether it is sealed."""
+    """Show a store's teacher, counts and sizes, and whether it is sealed."""
 
     store: tyro.conf.Positional[str]
-    """The store's directory."""
+    """Directory or URL of the store."""
     json: bool = False
-    """Print one JSON object instead of a table."""
+    """Print one JSON object instead of text."""
     watch: bool = False
-    """Show the progress of a capture, from any machine that sees the store, until it is sealed."""
+    """Show the progress of a capture until the store is sealed; works on any machine."""
 
 
 @dataclass(frozen=True)
 class ShowConfig:
-    """Show one example token by token: labels, the teacher's choices, the label's rank."""
+    """Show one example token by token: label, teacher's choices, rank of the label."""
 
     store: tyro.conf.Positional[str]
-    """The store's directory."""
+    """Directory or URL of the store."""
     example: int = 0
-    """Which example, counted from 0."""
+    """Index of the example, from 0."""
     json: bool = False
-    """Print one JSON object instead of a table."""
+    """Print one JSON object instead of text."""
     html: str | None = None
-    """Write the table to this file instead, as a page that loads nothing and runs nothing."""
+    """Write the table to this HTML file instead; the page runs no script and loads nothing."""
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Re-read every byte and compare it with the commit records; exit 1 if anything is wrong."""
+    """Read every byte again and compare it with the commit records; exit 1 on any problem."""
 
     store: tyro.conf.Positional[str]
-    """The store's directory."""
+    """Directory of the store."""
     full: bool = False
-    """Also compare sha256, and check the meaning of every row."""
+    """Also compare sha256 and check the values of every row."""
     sample: str | None = None
-    """Read only this part of the shards, chosen at random: 5%, or 0.05."""
+    """Check only a random fraction of the shards, such as 5% or 0.05."""
     seed: int = 0
-    """Which part that is."""
+    """Seed of the random choice of --sample."""
     json: bool = False
-    """Print one JSON object instead of lines."""
+    """Print one JSON object instead of text."""
 
 
 @dataclass(frozen=True)
 class RepairConfig:
-    """Take out what does not verify, while nobody writes; the capture then puts it back."""
+    """Remove damaged parts of a store, for caskd precompute to redo; stop all writers first."""
 
     store: tyro.conf.Positional[str]
-    """The store's directory."""
+    """Directory of the store."""
     json: bool = False
-    """Print one JSON object instead of lines."""
+    """Print one JSON object instead of text."""
 
 
 @dataclass(frozen=True)
 class SealConfig:
-    """Seal a store whose shards are all committed, after re-reading every byte."""
+    """Seal a store whose shards are all committed, after reading every byte again."""
 
     store: tyro.conf.Positional[str]
-    """The store's directory."""
+    """Directory of the store."""
 
 
 @dataclass(frozen=True)
 class DiffConfig:
-    """In which identity fields and rows two stores differ; exit 1 if they do."""
+    """Compare the identities and rows of two stores; exit 1 if they differ."""
 
     a: tyro.conf.Positional[str]
-    """One store's directory."""
+    """Directory of store A."""
     b: tyro.conf.Positional[str]
-    """The other's."""
+    """Directory of store B."""
     json: bool = False
-    """Print one JSON object instead of lines."""
+    """Print one JSON object instead of text."""
 
 
 def info_command(config: InfoConfig) -> None:
-    """Print what `caskd store info` prints."""
+    """Run `caskd store info`."""
     if config.watch:
         watch(TeacherStore.open(config.store, allow_unsealed=True))
     info = store_info(config.store)
@@ -95,7 +96,7 @@ def info_command(config: InfoConfig) -> None:
 
 
 def show_command(config: ShowConfig) -> None:
-    """Print what `caskd store show` prints."""
+    """Run `caskd store show`."""
     from caskd.store.inspect import example_html, example_json, example_view
 
     store = TeacherStore.open(config.store, allow_unsealed=True)
@@ -105,7 +106,7 @@ def show_command(config: ShowConfig) -> None:
     if config.html is not None:
         page = Path(config.html)
         if page.exists():
-            raise UsageError(f"--html {page}: is there already; give another file or remove it.")
+            raise UsageError(f"--html {page}: file already exists; pass another one or remove it.")
         page.write_text(example_html(store, config.example), encoding="utf-8")
         print(f"wrote {page}")
         return
@@ -115,39 +116,39 @@ def show_command(config: ShowConfig) -> None:
 
 
 def verify_command(config: VerifyConfig) -> int:
-    """Print what `caskd store verify` prints; returns 1 if anything is wrong."""
+    """Run `caskd store verify`; return 1 on any problem."""
     if is_remote(config.store):
-        place = clean_url(config.store)
+        url = clean_url(config.store)
         raise UsageError(
-            f"{place}: verify reads a directory. Copy the store, which checks every byte, with "
-            f"caskd store pull {place} DIRECTORY"
+            f"{url} is a URL; expected a directory. To copy the store and check every byte, run "
+            f"caskd store pull {url} DIRECTORY"
         )
-    part = None if config.sample is None else _part(config.sample)
+    fraction = None if config.sample is None else _fraction(config.sample)
     report = verify_store(
-        config.store, full=config.full, sample=part, seed=config.seed, quiet=config.json
+        config.store, full=config.full, sample=fraction, seed=config.seed, quiet=config.json
     )
     if config.json:
         print(json.dumps({"ok": report.ok, **vars(report)}, indent=1))
     else:
         for problem in report.problems:
             print(f"wrong: {problem}")
-        checked = f"{report.num_files:,} files, {report.num_bytes / 1e6:,.1f} MB"
+        checked = f"{report.num_files:,} files, {bytes_text(report.num_bytes)}"
         rows = f", {report.num_rows:,} rows" if config.full else ""
         verdict = "ok" if report.ok else f"{len(report.problems)} problems"
         print(f"{config.store}: {verdict} ({checked}{rows})")
     return 0 if report.ok else 1
 
 
-def _part(text: str) -> float:
-    """`5%` or `0.05` as a number."""
+def _fraction(text: str) -> float:
+    """The number of `5%` or `0.05`."""
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise UsageError(f"--sample is {text!r}; expected a part, such as 5% or 0.05.") from None
+        raise UsageError(f"--sample is {text!r}; expected a fraction such as 5% or 0.05.") from None
 
 
 def repair_command(config: RepairConfig) -> None:
-    """Print what `caskd store repair` prints."""
+    """Run `caskd store repair`."""
     report = repair_store(config.store)
     if config.json:
         print(json.dumps(vars(report), indent=1))
@@ -156,13 +157,13 @@ def repair_command(config: RepairConfig) -> None:
 
 
 def seal_command(config: SealConfig) -> None:
-    """Print what `caskd store seal` prints."""
+    """Run `caskd store seal`."""
     totals = StoreWriter(config.store).seal()
     print(f"{config.store}: sealed, digest {totals['commits_digest']}")
 
 
 def diff_command(config: DiffConfig) -> int:
-    """Print what `caskd store diff` prints; returns 1 if the stores differ."""
+    """Run `caskd store diff`; return 1 if the stores differ."""
     found = diff_stores(config.a, config.b, quiet=config.json)
     if config.json:
         print(json.dumps({"same": found.same, **vars(found)}, indent=1))

@@ -1,28 +1,28 @@
-"""Errors that a user can meet, in one small tree.
+"""Errors for users, in one small tree.
 
-Each message is one line: what was got, what was expected, what to do next. `exit_code` is what the
-command line returns: 1 a check failed, 2 usage, 3 an identity mismatch.
+Each message is one line: what was given, what was expected, what to run or change. `exit_code` is
+the exit code of the command: 1 a check failed, 2 usage, 3 an identity mismatch.
 """
 
 
 class CaskdError(Exception):
-    """Base of every error that is the user's to fix: one line, no traceback."""
+    """Base of all errors that a user can fix; printed as one line without traceback."""
 
     exit_code = 2
 
 
 class UsageError(CaskdError, ValueError):
-    """An argument, a file or a value is not what was expected."""
+    """An argument, a file or a value is invalid."""
 
 
 class TeacherError(CaskdError):
-    """The teacher answers, but not with what can be kept."""
+    """The teacher's outputs cannot be stored, such as NaN or Inf in too many examples."""
 
     exit_code = 1
 
 
 class StoppedError(CaskdError):
-    """A signal ended the work; what was finished is kept, and the same command goes on."""
+    """A signal stopped the command; finished work is kept, and the same command resumes."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -30,11 +30,11 @@ class StoppedError(CaskdError):
 
 
 class StoreError(CaskdError):
-    """Base of everything that can be wrong with a store."""
+    """Base of all errors of a store."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
-    """There is no store at this place."""
+    """The location holds no store."""
 
 
 class IncompleteError(StoreError):
@@ -42,31 +42,31 @@ class IncompleteError(StoreError):
 
 
 class FailedShardsError(StoreError):
-    """Some shards could not be computed; all others are committed."""
+    """Some shards failed to compute; all others are committed."""
 
     exit_code = 1
 
 
 class CorruptError(StoreError):
-    """Bytes are missing or differ from what the commit records say."""
+    """Bytes are missing or differ from the commit records."""
 
     exit_code = 1
 
 
 class StoreWriteError(StoreError):
-    """The disk did not take what was to be written: it is full, read-only or failing."""
+    """A write failed: the disk is full, read-only or failing."""
 
 
 class UnsafeError(StoreError):
-    """The store holds something that caskd refuses to read (unknown version, codec, file type)."""
+    """caskd refuses to read the store (unknown version, codec or file type)."""
 
 
 class IdentityError(StoreError):
-    """Two identities that must agree do not: the field, both values, and the next command."""
+    """Two identities differ; the message has the field, both values and the next command."""
 
     exit_code = 3
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """A library's error on one line, cut to `limit` characters; its type if it has no text."""
+    """The text of a library's error on one line, at most `limit` characters; else its type."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

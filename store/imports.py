@@ -1,6 +1,6 @@
-"""Imports on first use: lazy front doors, and packages of extras.
+"""Imports on first use: lazy front doors, and packages of optional extras.
 
-A flag's help or a store's metadata must not cost the import of torch.
+Printing help or a store's metadata must not import torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,11 +12,11 @@ from caskd.store.errors import UsageError
 
 
 def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a package that imports each of its names when it is first used.
+    """A package's `__getattr__` that imports each name on first use.
 
     Args:
         package: the package's `__name__`.
-        homes: the module below the package that defines each name, such as `{"train": "run"}`.
+        homes: name -> module below the package that defines it, such as `{"train": "run"}`.
     """
 
     def find(name: str) -> Any:
@@ -28,12 +28,12 @@ def lazy_exports(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]
 
 
 def require(package: str, *, extra: str, needed_by: str) -> ModuleType:
-    """Import a package that an extra of caskd installs.
+    """Import a package of an optional extra of caskd.
 
     Args:
         package: the module to import, such as `peft`.
-        extra: the extra of caskd that brings it, such as `lora`.
-        needed_by: the flag, URL or value that asks for it, such as `--lora-rank`.
+        extra: the extra that installs it, such as `lora`.
+        needed_by: the flag, URL or value that needs it, such as `--lora-rank`.
 
     Raises:
         UsageError: the package is not installed.

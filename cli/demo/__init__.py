@@ -1,4 +1,4 @@
-"""`caskd demo`: the whole chain on embedded tasks."""
+"""`caskd demo`: capture, training, prediction and evaluation on embedded tasks."""
 
 from caskd.cli.demo.runner import DemoConfig, demo
 

@@ -1,4 +1,4 @@
-"""The demo's models: a character tokenizer, and random-initialised students that use it."""
+"""Models of the demo: the bundled teacher, a character tokenizer, and small random students."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ CHARACTERS = [chr(code) for code in range(0x20, 0x7F)]
 
 
 def character_tokenizer() -> "PreTrainedTokenizerFast":
-    """A tokenizer with one token per printable ASCII character; BOS is put before a text."""
+    """A tokenizer with one token per printable ASCII character; it prepends BOS."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -26,13 +26,18 @@ def character_tokenizer() -> "PreTrainedTokenizerFast":
         single=f"{bos} $A", special_tokens=[(bos, vocabulary[bos])]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk,
-        padding_side="left", clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        unk_token=unk,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def tiny_llama(hidden_size: int, num_layers: int, num_heads: int = 4) -> "LlamaConfig":
-    """The shape of the demo's models: a Llama over the character vocabulary, tied embeddings."""
+    """Config of the demo's models: a Llama over the character vocabulary with tied embeddings."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -50,7 +55,7 @@ def tiny_llama(hidden_size: int, num_layers: int, num_heads: int = 4) -> "LlamaC
 
 
 def write_student(path: Path, seed: int, hidden_size: int, num_layers: int) -> None:
-    """Write a random-initialised student and its tokenizer; equal seeds give equal weights."""
+    """Write a randomly initialised student and its tokenizer; equal seeds give equal weights."""
     import torch
     from transformers import LlamaForCausalLM
 

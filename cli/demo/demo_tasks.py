@@ -1,8 +1,7 @@
-"""The demo's corpus: small procedural tasks of clearly different difficulty, as instructions.
+"""Corpus of the demo: small procedural tasks of different difficulty, as instructions.
 
-Whether a prompt belongs to the train or to the test split is a property of the prompt itself (its
-checksum), not of the seed: no seed can leak a test prompt into training, and the teacher that comes
-with the demo has never seen one either.
+The split of a prompt follows from the prompt's checksum, not from the seed. So no seed leaks a test
+prompt into training, and the bundled teacher has seen none either.
 """
 
 import itertools
@@ -26,7 +25,7 @@ UNITS = [("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10), ("kg", "g", 1000
 
 
 def roman_numeral(number: int) -> str:
-    """Write 1 to 3999 in Roman numerals."""
+    """Roman numeral of a number from 1 to 3999."""
     text = ""
     for value, letters in ROMAN:
         count, number = divmod(number, value)
@@ -118,18 +117,18 @@ TASKS: dict[str, Callable[[random.Random], Pair]] = {
 
 
 def split_of(prompt: str) -> Split:
-    """Which split a prompt belongs to, whatever the seed."""
+    """Split of a prompt, the same for every seed."""
     return "test" if zlib.crc32(prompt.encode()) % TEST_SHARE == 0 else "train"
 
 
 def generate(seed: int, split: Split) -> Iterator[dict[str, str]]:
-    """Yield records of one split without end, the tasks in turn, no prompt twice.
+    """Yield an endless stream of records of one split: tasks in turn, no prompt twice.
 
-    A task with few prompts (Roman numerals, dates) thins out in a long stream rather than repeat.
+    A task with few prompts (Roman numerals, dates) becomes rarer in a long stream, not repeated.
 
     Args:
         seed: equal seeds give equal streams.
-        split: `"train"` or `"test"`; their prompts never meet.
+        split: `"train"` or `"test"`; the two have no prompt in common.
 
     Yields:
         Records with `id`, `task`, `prompt` (ending in a colon) and `response`.
@@ -154,9 +153,9 @@ def generate(seed: int, split: Split) -> Iterator[dict[str, str]]:
 def swap_responses(
     records: Sequence[dict[str, str]], share: float, seed: int
 ) -> list[dict[str, str]]:
-    """Give a share of the records the response of another record of the same task.
+    """Replace the responses of a fraction of the records by that of a random record of the task.
 
-    Real instruction data has wrong answers, too. Some swaps change nothing: even stays even.
+    This imitates wrong labels in instruction data. Some swaps change nothing: even stays even.
     """
     rng = random.Random(f"{seed}/swap")
     by_task: dict[str, list[str]] = {}
@@ -173,7 +172,7 @@ def swap_responses(
 def write_corpus(
     path: Path, seed: int, split: Split, num_examples: int, swapped_share: float = 0.0
 ) -> None:
-    """Write the first `num_examples` records of a split as JSON lines, some responses swapped."""
+    """Write the first `num_examples` records of a split as JSON lines, with swapped responses."""
     records = list(itertools.islice(generate(seed, split), num_examples))
     with path.open("w", encoding="utf-8") as file:
         for record in swap_responses(records, swapped_share, seed):

@@ -1,8 +1,7 @@
-"""`caskd demo`: every command once, on a corpus that it makes and a teacher that comes with it.
+"""`caskd demo`: runs every command once, on a generated corpus with a bundled teacher.
 
-The demo owns nothing but its corpus, its models and the order of the story. Each step is a command
-line that a user could type; it is printed, and run through the same table as `caskd` itself.
-Training gets a process of its own, as DeepSpeed keeps one run per process.
+Each step is an ordinary `caskd` command line. The demo prints it and runs it through the table of
+`caskd.cli.main`. Training runs in its own process, because DeepSpeed supports one run per process.
 """
 
 import os
@@ -23,54 +22,52 @@ from caskd.store.errors import UsageError
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
 STEPS = 1_500
-SWAPPED_SHARE = 0.15  # train responses that are another prompt's: what the mask is there for
-# Matrices this small make threads wait for each other; and with one thread the figures do not
-# depend on the number of cores.
+SWAPPED_SHARE = 0.15  # train responses taken from another prompt: the label noise of the demo
+# With such small matrices threads wait for each other; one thread also makes the results
+# independent of the number of cores.
 NUM_THREADS = 1
 OBJECTIVES = ("xent", "cat-xent")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole story on embedded tasks: CPU, minutes, nothing to download."""
+    """Run every step on embedded tasks: CPU, minutes, no download."""
 
     out: Path = Path("caskd-demo")
-    """Folder for everything the demo makes; new or empty."""
+    """Folder for all outputs; new or empty."""
     seed: int = 0
-    """Of the corpus, the student's first weights and the order of examples."""
+    """Seed of the corpus, the students' initial weights and the order of examples."""
 
 
 def demo(config: DemoConfig) -> None:
     """Run `caskd demo`."""
-    story(config.out, config.seed, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
+    run_demo(config.out, config.seed, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
 
 
-def story(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
-    """Capture the demo's teacher, train two students from the store, and measure both cascades.
+def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
+    """Capture the bundled teacher, train two students from the store and measure both cascades.
 
     Args:
-        out: folder to fill; it must not exist or be empty.
-        seed: of the corpus, the student's first weights and the order of examples.
-        num_train: examples that the teacher is captured on.
-        num_test: examples that all three models answer.
+        out: output folder; it must be empty or not exist.
+        seed: seed of the corpus, the students' initial weights and the order of examples.
+        num_train: number of captured examples.
+        num_test: number of examples on which all three models predict.
         steps: optimizer steps of each student.
 
     Raises:
-        UsageError: `out` holds something already.
+        UsageError: `out` is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is there already; choose another --out or remove it first")
+        raise UsageError(f"--out {out} is not an empty folder; pass a new or empty one")
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading weights: these models are there at once
+    disable_progress_bar()  # the demo's models load at once
     torch.set_num_threads(NUM_THREADS)
     stages = Stages()
     print(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
-    print(
-        f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with another prompt's answer:"
-    )
-    print("labels are not always right, and the teacher, trained on right ones, can tell")
+    print(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
+    print("prompt: label noise, which the teacher, trained on clean labels, can detect")
     _prepare(out, seed, num_train, num_test)
     stages.done("corpus, teacher and student")
     _capture(stages, out)
@@ -78,29 +75,27 @@ def story(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) ->
         _train(stages, out, seed, steps, objective)
     for name in (*OBJECTIVES, "teacher"):
         _predict(stages, out, name)
-    smalls = [
-        word for name in reversed(OBJECTIVES) for word in ("--small", _predictions(out, name))
-    ]
+    cat_xent, xent, teacher = (_predictions(out, name) for name in ("cat-xent", "xent", "teacher"))
     report = str(out / "report")
-    stages.run("eval", *smalls, "--large", _predictions(out, "teacher"), "--out", report)
+    stages.run("eval", "--small", cat_xent, "--small", xent, "--large", teacher, "--out", report)
     print(closing(out, stages.seconds))
 
 
 class Stages:
-    """Runs command lines, shows each as it would be typed, and keeps the time each one took."""
+    """Runs command lines, prints each one, and records its duration."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
 
     def done(self, stage: str) -> None:
-        """Book the time since the last stage ended."""
+        """Record the time since the previous stage ended."""
         now = time.monotonic()
         self.seconds[stage] = now - self._started
         self._started = now
 
     def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
-        """Print a command line and run it, here or in a process of its own."""
+        """Print a command line and run it, in this or in its own process."""
         print(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
         code = _in_own_process(command, args) if own_process else run_command(command, args)
         if code:
@@ -158,14 +153,14 @@ def _predictions(out: Path, name: str) -> str:
 
 
 def closing(out: Path, seconds: dict[str, float]) -> str:
-    """What the demo says last: times, places, and the commands for one's own model and data."""
+    """Final output: durations, paths, and the commands for the user's own models and data."""
     width = max(map(len, seconds))
     times = [f"  {stage.ljust(width)}  {spent:6.1f} s" for stage, spent in seconds.items()]
     return "\n".join(
         [
             "",
             *times,
-            f"  {'all'.ljust(width)}  {sum(seconds.values()):6.1f} s",
+            f"  {'total'.ljust(width)}  {sum(seconds.values()):6.1f} s",
             "",
             f"the report        {out / 'report' / 'index.html'}",
             f"the curve         {out / 'report' / 'deferral_curve.png'}",
@@ -173,12 +168,12 @@ def closing(out: Path, seconds: dict[str, float]) -> str:
             f"the models        {out / 'models'}",
             f"training metrics  {out / 'runs'}",
             "",
-            "The same with your own models and data:",
+            "To run this on your own models and data:",
             "",
             "  caskd precompute --teacher BIG_MODEL --data train.jsonl --store my-store --top-k 64",
             "  caskd train --store my-store --student SMALL_MODEL --out my-run --steps 1000",
             "  caskd export my-run my-model",
             "",
-            "then caskd predict with each model and caskd eval, as above.",
+            "Then run caskd predict with each model, and caskd eval, as above.",
         ]
     )

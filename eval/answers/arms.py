@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from caskd.eval.answers.predictions_file import Predictions, read_predictions
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ def read_runs(values: Sequence[str]) -> list[Run]:
     """
     named = [split_name(value) for value in values]
     predictions = [read_predictions(file) for _, file in named]
-    models = [plain(one.model_name) for one in predictions]
+    models = [strip_control(one.model_name) for one in predictions]
     arms = []
     for (name, _), model, one in zip(named, models, predictions, strict=True):
-        file = plain(one.source).removesuffix(".parquet")
+        file = strip_control(one.source).removesuffix(".parquet")
         alone = models.count(model) == 1
-        arms.append(plain(name) if name else model if alone else f"{model} ({file})")
-    labeled = label_seeds(arms, {plain(name) for name, _ in named if name})
+        arms.append(strip_control(name) if name else model if alone else f"{model} ({file})")
+    labeled = label_seeds(arms, {strip_control(name) for name, _ in named if name})
     return [Run(*names, one) for names, one in zip(labeled, predictions, strict=True)]
 
 

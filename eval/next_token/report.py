@@ -43,7 +43,7 @@ from caskd.eval.report import (
 from caskd.eval.study import ALL_TASKS, Contrast, figures
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 FORMAT_VERSION = 1
 Found = Sequence[Sequence[Contrast]]
@@ -102,8 +102,8 @@ def _check_flags(config: EvalConfig) -> None:
 def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:
     """Label, arm and folder of each; folders of one NAME are seeds of an arm."""
     named = [split_name(value) for value in students]
-    names = [plain(name or Path(folder).resolve().name) for name, folder in named]
-    labeled = label_seeds(names, {plain(name) for name, _ in named if name})
+    names = [strip_control(name or Path(folder).resolve().name) for name, folder in named]
+    labeled = label_seeds(names, {strip_control(name) for name, _ in named if name})
     return [(*one, folder) for one, (_, folder) in zip(labeled, named, strict=True)]
 
 
@@ -127,7 +127,11 @@ def _summary(
         "version": FORMAT_VERSION,
         "caskd_version": version("caskd"),
         "rule": MAIN_RULE,
-        "store": {"name": plain(store.name), "digest": store.digest, "teacher": store.spec.teacher},
+        "store": {
+            "name": strip_control(store.name),
+            "digest": store.digest,
+            "teacher": store.spec.teacher,
+        },
         "num_rows": len(teacher.right),
         "num_examples": len(np.unique(teacher.examples)),
         "teacher": {
@@ -150,7 +154,7 @@ def _student(one: StudentMeasured) -> dict[str, Any]:
         "audc_low": low,
         "audc_high": high,
         "rules": {rule: one.figures(rule) for rule in RULES},
-        "tasks": {plain(task): figures(curve) for task, curve in one.tasks.items()},
+        "tasks": {strip_control(task): figures(curve) for task, curve in one.tasks.items()},
     }
 
 
@@ -185,7 +189,8 @@ def _student_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any
         yield {"student": one.label, "task": ALL_TASKS, **figures(one.curve), **interval, **keys}
         for task, curve in one.tasks.items():
             none = dict.fromkeys(interval)
-            yield {"student": one.label, "task": plain(task), **figures(curve), **none, **keys}
+            name = strip_control(task)
+            yield {"student": one.label, "task": name, **figures(curve), **none, **keys}
 
 
 def _rule_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]:
@@ -236,7 +241,7 @@ def _page(
           if more else []),
         Section("Rules", tables=[table(_RULES, _rule_rows(measured))]),
     ]  # fmt: skip
-    title = f"Next tokens: cascades with {plain(where['teacher'])} as the large model"
+    title = f"Next tokens: cascades with {strip_control(where['teacher'])} as the large model"
     return html_bytes(title, sections, summary["caskd_version"])
 
 

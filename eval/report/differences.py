@@ -20,7 +20,7 @@ from caskd.eval.study import (
     Findings,
     figures,
 )
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 Rows = Iterator[dict[str, Any]]
 
@@ -88,7 +88,7 @@ def seed_rows(findings: Findings) -> Rows:
         if tasks:
             yield {**keys, "task": WITHIN_TASK, **_mean_figures(list(tasks.values())), **none}
         for task, row in tasks.items():
-            yield {**keys, "task": plain(task) or NO_TASK, **row, **none}
+            yield {**keys, "task": strip_control(task) or NO_TASK, **row, **none}
 
 
 def _seed_figures(row: Mapping[str, Any]) -> dict[str, Any]:

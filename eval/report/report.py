@@ -27,7 +27,7 @@ from caskd.eval.study import (
     figures,
     find,
 )
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 FORMAT_VERSION = 1
 
@@ -173,8 +173,8 @@ def _small(one: Measured) -> dict[str, Any]:
 
 def _model(predictions: Predictions) -> dict[str, Any]:
     return {
-        "name": plain(predictions.model_name),
-        "file": plain(predictions.source),
+        "name": strip_control(predictions.model_name),
+        "file": strip_control(predictions.source),
         "num_parameters": predictions.num_parameters,
         "data_digest": predictions.metadata.get("data_digest"),
     }

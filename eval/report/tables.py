@@ -13,7 +13,7 @@ from rich.table import Table
 from caskd.eval.curves import DeferralCurve
 from caskd.eval.report.sentences import difference_line, point_lines
 from caskd.eval.study import ALL_TASKS, NO_TASK, Findings, Measured, figures
-from caskd.store.io import csv_cell, plain
+from caskd.store.io import csv_cell, strip_control
 
 Rows = Iterator[dict[str, Any]]
 
@@ -23,7 +23,7 @@ def summary_rows(measured: Sequence[Measured]) -> Rows:
     for one in measured:
         yield {"small": one.label, "task": ALL_TASKS, **_main_figures(one)}
         for task, curve in one.tasks.items():
-            yield {"small": one.label, "task": plain(task) or NO_TASK, **figures(curve)}
+            yield {"small": one.label, "task": strip_control(task) or NO_TASK, **figures(curve)}
 
 
 def _main_figures(one: Measured) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def show(findings: Findings) -> None:
     """Print the summary on the terminal."""
     console = Console()
     measured = findings.measured
-    title = f"Cascades with {plain(measured[0].pair.large.model_name)} as the large model"
+    title = f"Cascades with {strip_control(measured[0].pair.large.model_name)} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
     for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):

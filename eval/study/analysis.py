@@ -15,7 +15,7 @@ from caskd.eval.study.operating_point import OperatingPoint, choose, parse_wish
 from caskd.eval.study.samples import default_threshold, sample_rows
 from caskd.eval.study.threshold_drift import transfer_rows
 from caskd.store.errors import UsageError
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def find(config: EvalConfig) -> Findings:
         measured=measured,
         comparisons=compare(measured, config.target_quality),
         split=experiment.split,
-        left_out=[plain(line) for line in left_out],
+        left_out=[strip_control(line) for line in left_out],
         transfer=list(transfer_rows(measured, calibrations)) if calibrations else [],
         chain=_chain(config, experiment, scored, prices) if config.chain else None,
         point=point,

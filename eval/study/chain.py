@@ -22,7 +22,7 @@ from caskd.eval.curves import (
     price_of,
 )
 from caskd.eval.rules import Pair, Scored
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -113,8 +113,8 @@ def measure_chain(
     ]
     cost, quality = np.array(points).T
     return ChainMeasured(
-        models=[plain(pair.small.model_name) for pair in tests]
-        + [plain(tests[0].large.model_name)],
+        models=[strip_control(pair.small.model_name) for pair in tests]
+        + [strip_control(tests[0].large.model_name)],
         rule=scored[0].rule,
         chosen=frontier,
         cost=cost,

@@ -14,7 +14,7 @@ from caskd.eval.answers import seeds_of
 from caskd.eval.curves import deferral_curve, token_cost
 from caskd.eval.stats import Difference, Series, arm_difference, pooled_draws, task_draws
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, Measured, figures
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -144,7 +144,7 @@ def _by_task(
         curves = [figures(one.tasks[name]) for one in measured]
         draws = {AUDC: task.area, SMALL: task.small,
                  GAIN: task.area - (task.small + task.large) / 2.0}  # fmt: skip
-        label = plain(name) or NO_TASK
+        label = strip_control(name) or NO_TASK
         found += [Drawn(label, measure, np.array([one[measure] for one in curves]), redrawn)
                   for measure, redrawn in draws.items()]  # fmt: skip
     counts = np.array([measured[0].tasks[name].num_examples for name in names])

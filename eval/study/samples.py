@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from caskd.eval.rules import Scored
 from caskd.eval.study.measure import Measured
-from caskd.store.io import plain
+from caskd.store.io import strip_control
 
 NEAR, FAR = 8, 4
 MAX_LETTERS = 300
@@ -72,5 +72,5 @@ def _rows(
 
 
 def _short(text: str) -> str:
-    text = plain(" ".join(text.split()))
+    text = strip_control(" ".join(text.split()))
     return text if len(text) <= MAX_LETTERS else text[:MAX_LETTERS] + " ..."

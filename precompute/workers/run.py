@@ -14,7 +14,7 @@ from caskd.precompute.workers.signals import Stopped, StopSignals, stop_signals
 from caskd.precompute.workers.worker import ShardFailedError, Tally, Worker, print_failure
 from caskd.store.errors import FailedShardsError, StoppedError, UsageError
 from caskd.store.format import StoreSpec, check_identity
-from caskd.store.inspect import JobView
+from caskd.store.inspect import CaptureStatus
 from caskd.store.io import SECONDS_BETWEEN_LINES, progress
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, find_store
@@ -173,8 +173,8 @@ def _report(config: PrecomputeConfig, writer: StoreWriter, tally: Tally) -> None
 
 
 def _check_all(config: PrecomputeConfig, writer: StoreWriter) -> None:
-    view = JobView(writer.root, writer.spec)
-    view.look()
+    view = CaptureStatus(writer.root, writer.spec)
+    view.refresh()
     check_non_finite(view.statuses["non_finite"], writer.spec.num_examples, config.max_non_finite)
 
 

@@ -18,7 +18,7 @@ import google_crc32c
 
 from caskd.store.errors import CorruptError
 from caskd.store.format import COMMITS, canonical_json, untrusted_json
-from caskd.store.io import files, shown
+from caskd.store.io import files, value_text
 
 PLAN = "plan"
 PILOT = "pilot"
@@ -89,7 +89,9 @@ class CommitRecord:
         listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
         found = value.pop("unit")
         if found != unit:
-            raise CorruptError(f"{where}: holds the record of {shown(found)}, expected {unit}.")
+            raise CorruptError(
+                f"{where}: holds the record of {value_text(found)}, expected {unit}."
+            )
         untrusted_json.check_names([record.name for record in listed], where)
         return cls(unit, listed, value)
 

@@ -1,16 +1,16 @@
-"""From records of a data set to tokens: columns, chat templates, tokenisation, alignment."""
+"""Records of a corpus to tokens: files, columns, chat templates, tokenisation, alignment."""
 
 from caskd.store.corpus import alignment
 from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
-from caskd.store.corpus.files import (
+from caskd.store.corpus.columns import (
     Columns,
     Record,
     column_value,
     corpus_digest,
     decide_columns,
-    read_records,
     record_task,
 )
+from caskd.store.corpus.files import read_records
 from caskd.store.corpus.tokens import (
     TextOptions,
     TokenizedExample,

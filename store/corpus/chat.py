@@ -1,6 +1,6 @@
-"""Conversations: which characters of a rendered chat template are the assistant's reply.
+"""Splits a rendered conversation into the assistant's replies and the rest.
 
-The tokenizer (a transformers one) renders; nothing here imports it.
+The caller passes a transformers tokenizer, which renders its chat template.
 """
 
 import re
@@ -8,22 +8,24 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
 Message = Mapping[str, Any]
-_START, _END = "\ue000caskd-start\ue001", "\ue000caskd-end\ue001"  # private use: in no real text
+# Private-use characters, absent from real text.
+_START, _END = "\ue000caskd-start\ue001", "\ue000caskd-end\ue001"
 _OPEN_TAG = re.compile(r"(\{%-?\s*generation\s*)(-?)(%\})(\n?)")
 _CLOSE_TAG = re.compile(r"(^[ \t]*)?(\{%)(-?)(\s*endgeneration\s*-?%\})", re.MULTILINE)
 
 
 def conversation_segments(tokenizer: Any, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """The rendered conversation in order, cut into (text, whether it is the assistant's reply).
+    """The rendered conversation in order as (text, whether it is an assistant's reply).
 
-    The template's own `{% generation %}` marks decide where it has them; else the difference of
-    rendered prefixes, each with the generation prompt.
+    The template's `{% generation %}` marks delimit the replies if it has them; otherwise the
+    differences between rendered prefixes, each with the generation prompt.
 
     Raises:
-        UsageError: no chat template, a message without role and content, or prefixes that differ.
+        UsageError: no chat template, a message without role and content, or a template without
+            marks that is not prefix-stable.
     """
     _check_messages(messages)
     template = _template(tokenizer)
@@ -41,13 +43,15 @@ def last_reply(messages: Sequence[Message]) -> str:
     """Content of the last assistant turn.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the conversation has no assistant turn.
     """
     _check_messages(messages)
     for message in reversed(messages):
         if message["role"] == "assistant":
             return str(message["content"])
-    raise UsageError("a conversation has no assistant turn; expected one to compare with: drop it")
+    raise UsageError(
+        "a conversation has no assistant turn; expected one as reference: remove that record"
+    )
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -56,7 +60,7 @@ def _check_messages(messages: Sequence[Message]) -> None:
         if not (isinstance(given.get("role"), str) and isinstance(given.get("content"), str)):
             raise UsageError(
                 f"a message is {str(message)[:80]!r}; expected an object with text in 'role' and "
-                "'content': mend the data, or name another column with --messages-column"
+                "'content': fix that record, or pass --messages-column NAME of another column"
             )
 
 
@@ -64,7 +68,7 @@ def _template(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise UsageError(
             "the data has messages but the tokenizer has no chat template; expected a teacher with "
-            "one: give a chat model to --teacher, or data with prompt and response columns"
+            "one: pass a chat model to --teacher, or data with prompt and response columns"
         )
     return str(tokenizer.get_chat_template())
 
@@ -76,21 +80,21 @@ def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
 
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-    except TemplateError as error:  # what a template says of roles that it does not take
+    except TemplateError as error:  # such as roles that the template does not support
         raise UsageError(
-            f"the chat template refuses a conversation ({error}); expected one that it takes: "
-            "mend or drop it, or give a teacher with another template"
+            f"the chat template rejects a conversation ({reason(error)}); expected one that it "
+            "supports: fix or remove that record, or pass a --teacher with another template"
         ) from error
 
 
 def _marked_spans(
     tokenizer: Any, messages: Sequence[Message], template: str, full: str
 ) -> list[tuple[int, int]] | None:
-    """Spans of the template's own marks; None where the marks cannot be made visible.
+    """Spans between the template's generation tags; None if they cannot be located.
 
-    Each tag gets a printed mark beside it that trims the white space which the tag itself would
-    trim (transformers renders with trim_blocks and lstrip_blocks). The result counts only if it is
-    the unmarked rendering once the marks are taken out.
+    Each tag gets a printed mark beside it that trims the same white space as the tag (transformers
+    renders with trim_blocks and lstrip_blocks). The spans are valid only if the rendering without
+    the marks equals the unmarked rendering.
     """
 
     def opened(tag: re.Match[str]) -> str:
@@ -114,6 +118,7 @@ def _marked_spans(
 
 
 def _prefix_spans(tokenizer: Any, messages: Sequence[Message], full: str) -> list[tuple[int, int]]:
+    """Spans of the replies, from the renderings of all prefixes that end in one."""
     spans = []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -122,9 +127,10 @@ def _prefix_spans(tokenizer: Any, messages: Sequence[Message], full: str) -> lis
         through = _render(tokenizer, messages[: turn + 1])
         if not before or not through.startswith(before) or not full.startswith(through):
             raise UsageError(
-                f"the chat template renders the first {turn + 1} messages otherwise alone than in "
-                "the whole conversation, so the reply cannot be told from its prompt; expected a "
-                "template with {% generation %} marks, or conversations of one assistant turn"
+                f"the chat template is not prefix-stable at message {turn + 1}: the first "
+                f"{turn + 1} messages render differently alone, so the reply cannot be separated "
+                "from its prompt; expected a template with {% generation %} marks, or "
+                "conversations of one assistant turn"
             )
         spans.append((len(before), len(through)))
     return spans

@@ -1,6 +1,6 @@
-"""From a record to tokens: what the teacher is shown, and what a student is asked in prediction.
+"""Tokenises records: the teacher's input during capture, and a model's prompt in prediction.
 
-Legend: T tokens of one example, V vocabulary. The tokenizer (a transformers one) is passed in.
+Legend: T tokens of one example, V vocabulary. The caller passes a transformers tokenizer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,23 +14,24 @@ import numpy.typing as npt
 
 from caskd.store.corpus.alignment import num_rows
 from caskd.store.corpus.chat import conversation_segments, last_reply
-from caskd.store.corpus.files import Columns, Record, column_value, decide_columns, record_task
+from caskd.store.corpus.columns import Columns, Record, column_value, decide_columns, record_task
 from caskd.store.errors import UsageError
 
 OnLong = Literal["error", "truncate", "skip"]
-Segment = tuple[list[int], bool]  # token ids, and whether they are response
+Segment = tuple[list[int], bool]
+"""Token ids, and whether they belong to the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """How text becomes an example; every field is part of a store's identity."""
+    """Options of tokenisation; every field is part of a store's identity."""
 
     eos: bool = True
     max_length: int
     on_long: OnLong = "error"
-    """What happens to a longer example; "error" marks it too_long, and who plans stops."""
+    """Treatment of an example longer than `max_length`; "error" marks it too_long."""
     vocab_size: int | None = None
-    """Ids from here on are not the teacher's: an example that has one gets no rows."""
+    """Size of the teacher's vocabulary; an example with a larger id gets no rows."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TokenizedExample:
     """One example: `token_ids` and `is_response` [T]; examples without rows have T = 0.
 
     `status` is ok, truncated, too_long, empty, out_of_vocabulary or duplicate; the last four have
-    no rows. `full_length` counts its tokens before any of that.
+    no rows. `full_length` is the number of tokens before truncation or rejection.
     """
 
     token_ids: npt.NDArray[np.uint32]
@@ -49,13 +50,6 @@ class TokenizedExample:
     full_length: int = 0
 
 
-def tokenize_example(
-    tokenizer: Any, record: Record, columns: Columns, options: TextOptions, source_index: int
-) -> TokenizedExample:
-    """Render and tokenise one record; see `tokenize_examples`."""
-    return tokenize_examples(tokenizer, [record], columns, options, source_index)[0]
-
-
 def tokenize_examples(
     tokenizer: Any,
     records: Sequence[Record],
@@ -63,31 +57,32 @@ def tokenize_examples(
     options: TextOptions,
     first_index: int,
 ) -> list[TokenizedExample]:
-    """Render and tokenise records, all their texts in one call of the tokenizer.
+    """Render and tokenise records with one call of the tokenizer.
 
     Args:
-        tokenizer: of the teacher.
-        records: some that follow each other in the corpus.
-        columns: where their text is.
-        options: how it becomes examples.
-        first_index: number of the first record in the corpus.
+        tokenizer: the teacher's tokenizer.
+        records: consecutive records of the corpus.
+        columns: names of the text columns.
+        options: options of tokenisation.
+        first_index: index of the first record in the corpus.
 
     Raises:
-        UsageError: names the record: a column is missing or not text; no EOS token where one is
-            asked for; a chat template that refuses it, or whose prefixes do not match.
+        UsageError: a column is missing or not text; the tokenizer lacks the EOS token that
+            `options.eos` needs; the chat template rejects the record or is not prefix-stable.
+            The message has the record's index.
     """
-    pieces, decided = [], []
+    pieces, columns_of = [], []
     for index, record in enumerate(records, start=first_index):
-        with _naming(index):
-            decided.append(decide_columns(record, columns))
-            pieces.append(_pieces(tokenizer, record, decided[-1]))
+        with _name_record(index):
+            columns_of.append(decide_columns(record, columns))
+            pieces.append(_pieces(tokenizer, record, columns_of[-1]))
     encoded = iter(_encode_all(tokenizer, [text for part in pieces for text, _ in part]))
     examples = []
-    for number, (record, part, own) in enumerate(zip(records, pieces, decided, strict=True)):
+    parts = zip(records, pieces, columns_of, strict=True)
+    for index, (record, part, decided) in enumerate(parts, start=first_index):
         ids = [next(encoded) for _ in part]
-        segments = _segments(tokenizer, part, ids, own, options.eos)
-        task = record_task(record, own)
-        examples.append(_example(segments, options, first_index + number, task))
+        segments = _segments(tokenizer, part, ids, decided, options.eos)
+        examples.append(_example(segments, options, index, record_task(record, decided)))
     return examples
 
 
@@ -97,15 +92,15 @@ def _example(
     ids = np.array([id_ for part, _ in segments for id_ in part], dtype=np.uint32)
     mask = np.array([flag for part, flag in segments for _ in part], dtype=np.uint8)
     last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
-    ids, mask = ids[:last], mask[:last]  # nothing after the last response token is ever read
+    ids, mask = ids[:last], mask[:last]  # no model reads tokens after the last response token
     status = _status(ids, mask, options)
     length = {"ok": last, "truncated": options.max_length}.get(status, 0)
     return TokenizedExample(ids[:length], mask[:length], status, source_index, task, last)
 
 
 @contextmanager
-def _naming(index: int) -> Iterator[None]:
-    """Errors inside say which record it is."""
+def _name_record(index: int) -> Iterator[None]:
+    """Prefix errors with the record's index."""
     try:
         yield
     except UsageError as error:
@@ -113,9 +108,9 @@ def _naming(index: int) -> Iterator[None]:
 
 
 def prompt_ids(tokenizer: Any, record: Record, columns: Columns) -> list[int]:
-    """Exactly the tokens that capture shows the teacher before the (last) response.
+    """The prompt's tokens, exactly as capture puts them before the (last) response.
 
-    For messages that is everything up to the last assistant turn, with the generation prompt.
+    For messages: all turns before the last assistant turn, with the generation prompt.
     """
     columns = decide_columns(record, columns)
     pieces = _pieces(tokenizer, record, columns)
@@ -127,7 +122,7 @@ def prompt_ids(tokenizer: Any, record: Record, columns: Columns) -> list[int]:
 
 
 def reference_text(record: Record, columns: Columns) -> str:
-    """The expected answer: the response, or the last assistant turn's content, or the text."""
+    """The expected output: the response, the last assistant turn's content, or the text."""
     columns = decide_columns(record, columns)
     if columns.kind == "messages":
         return last_reply(column_value(record, columns, "messages"))
@@ -136,7 +131,7 @@ def reference_text(record: Record, columns: Columns) -> str:
 
 
 def _pieces(tokenizer: Any, record: Record, columns: Columns) -> list[tuple[str, bool]]:
-    """The text of an example in order, and whether each piece is response."""
+    """The text of an example in order: pieces, and whether each belongs to the response."""
     if columns.kind == "messages":
         return conversation_segments(tokenizer, column_value(record, columns, "messages"))
     prompt = column_value(record, columns, "prompt") if columns.kind == "prompt" else ""
@@ -151,7 +146,7 @@ def _segments(
     columns: Columns,
     eos: bool,
 ) -> list[Segment]:
-    """The tokens of pieces, with what the tokenizer and we put around them."""
+    """The tokens of all pieces, with the tokenizer's leading special tokens and EOS."""
     if columns.kind == "messages":
         both = zip(pieces, encoded, strict=True)
         return [s for (_, flag), ids in both for s in _chat_segment(tokenizer, ids, flag)]
@@ -162,15 +157,15 @@ def _segments(
 
 
 def _chat_segment(tokenizer: Any, ids: list[int], is_response: bool) -> list[Segment]:
-    """One rendered piece; of a reply, what the template writes after its end is not response."""
+    """Segments of one rendered piece; template text after a reply's end is not response."""
     end = _end_of_turn(tokenizer, ids) if is_response else len(ids)
     return [(ids[:end], is_response), (ids[end:], False)]
 
 
 def _end_of_turn(tokenizer: Any, ids: list[int]) -> int:
-    """Where a reply ends: after its last EOS, or after a special token that only blanks follow.
+    """End of a reply: after its last EOS, or after a special token that only white space follows.
 
-    The second is for templates that end a turn with a token other than EOS (<end_of_turn>).
+    The second rule serves templates that end a turn with another token than EOS (<end_of_turn>).
     """
     eos = tokenizer.eos_token_id
     if eos is not None and eos in ids:
@@ -189,25 +184,25 @@ def _special_ids(tokenizer: Any) -> frozenset[int]:
 
 
 def _encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text alone; one call for all of them costs a quarter of one call each."""
-    written = [text for text in texts if text]
-    if not written:
+    """Ids of each text; one call for all texts takes a quarter of the time of one call each."""
+    nonempty = [text for text in texts if text]
+    if not nonempty:
         return [[] for _ in texts]
-    encoded = iter(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
+    encoded = iter(tokenizer(nonempty, add_special_tokens=False, verbose=False)["input_ids"])
     return [list(next(encoded)) if text else [] for text in texts]
 
 
 def _eos_id(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise UsageError("the tokenizer has no EOS token, expected one; type --no-eos")
+        raise UsageError("the tokenizer has no EOS token, expected one; pass --no-eos")
     return int(tokenizer.eos_token_id)
 
 
 @lru_cache(maxsize=4)
 def _leading_special(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text by itself: BOS, as a rule, or nothing."""
-    plain, full = _encode_all(tokenizer, ["a"])[0], list(tokenizer("a")["input_ids"])
-    starts = [n for n in range(len(full)) if full[n : n + len(plain)] == plain]
+    """Ids that the tokenizer adds before a text: BOS, or nothing."""
+    bare, full = _encode_all(tokenizer, ["a"])[0], list(tokenizer("a")["input_ids"])
+    starts = [n for n in range(len(full)) if full[n : n + len(bare)] == bare]
     return full[: starts[0]] if starts else []
 
 

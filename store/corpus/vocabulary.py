@@ -1,6 +1,6 @@
-"""The vocabulary as bytes, and the two digests that say whether two parties mean the same tokens.
+"""The vocabulary as bytes, and digests that compare the tokenizers of two models.
 
-The tokenizer (a transformers one) is passed in; nothing here loads one.
+The caller passes a transformers tokenizer.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPACE_MARK = "\u2581"  # SentencePiece writes a space so
+_SPACE_MARK = "\u2581"  # SentencePiece's mark of a space
 
 
 def vocab_size(tokenizer: Any) -> int:
@@ -19,10 +19,10 @@ def vocab_size(tokenizer: Any) -> int:
 
 
 def token_bytes(tokenizer: Any) -> list[bytes]:
-    """Bytes that each token stands for: index = id, length V; ids that no token has are b"".
+    """Bytes of each token: index = id, length V; an unused id has b"".
 
-    Byte-level BPE is mapped back to its bytes, SentencePiece's space mark and byte tokens likewise;
-    plain vocabularies and added tokens are their own text in UTF-8.
+    Byte-level BPE, SentencePiece's space mark and its byte tokens are mapped back to bytes; the
+    tokens of other vocabularies and added tokens are encoded as UTF-8.
     """
     vocab: dict[str, int] = tokenizer.get_vocab()
     added = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items()}
@@ -34,7 +34,7 @@ def token_bytes(tokenizer: Any) -> list[bytes]:
 
 
 def vocab_digest(tokens: list[bytes]) -> str:
-    """sha256 over every token's bytes in the order of ids, each with its length before it."""
+    """sha256 over the bytes of all tokens in order of id, each after its length."""
     digest = hashlib.sha256()
     for token in tokens:
         digest.update(len(token).to_bytes(4, "little") + token)
@@ -42,9 +42,9 @@ def vocab_digest(tokens: list[bytes]) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 over all that turns text into ids: normaliser, pre-tokeniser, merges, template.
+    """sha256 over everything that maps text to ids: normaliser, pre-tokeniser, merges, template.
 
-    Truncation and padding are left out: they are a caller's state, not the tokenizer's.
+    Truncation and padding are excluded: they are the caller's state, not the tokenizer's.
     """
     content: dict[str, Any] = {
         "pipeline": _pipeline(tokenizer),
@@ -62,7 +62,7 @@ def template_digest(tokenizer: Any) -> str:
 
 
 def _pipeline(tokenizer: Any) -> dict[str, Any] | None:
-    """The fast tokenizer's own description, None for a tokenizer written in Python."""
+    """The fast tokenizer's JSON description; None for a tokenizer written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -89,7 +89,7 @@ def _decoder_stages(decoder: dict[str, Any] | None) -> set[str]:
 
 
 def _byte_level_table() -> dict[str, int]:
-    """GPT-2's byte alphabet: printable bytes are themselves, the others follow from U+0100 on."""
+    """GPT-2's byte alphabet: printable bytes map to themselves, others to U+0100 and up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}

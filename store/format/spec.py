@@ -10,7 +10,7 @@ from caskd.store.format.layout import ArrayLayout
 from caskd.store.format.names import STORE_JSON, canonical_json
 from caskd.store.format.row_encodings import ROW_ENCODINGS
 from caskd.store.format.rows import ROW_KINDS, RowEncoding, RowKind
-from caskd.store.io import shown
+from caskd.store.io import value_text
 
 FORMAT = "caskd-store"
 FORMAT_VERSION = 1
@@ -138,11 +138,11 @@ class StoreSpec:
             value = untrusted_json.parse_json(data, where)
             if value["format"] != FORMAT:
                 raise UnsafeError(
-                    f"{where}: format is {shown(value['format'])}, expected {FORMAT!r}."
+                    f"{where}: format is {value_text(value['format'])}, expected {FORMAT!r}."
                 )
             if value["format_version"] != FORMAT_VERSION:
                 raise UnsafeError(
-                    f"{where}: format version is {shown(value['format_version'])}, but this "
+                    f"{where}: format version is {value_text(value['format_version'])}, but this "
                     f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
                 )
         except (KeyError, TypeError) as error:

@@ -14,7 +14,7 @@ from caskd.store.format.layout import CELL_CHUNK
 from caskd.store.format.names import STORE_JSON
 from caskd.store.format.row_encodings import ROW_ENCODINGS
 from caskd.store.format.rows import ROW_KINDS
-from caskd.store.io import shown
+from caskd.store.io import value_text
 
 MAX_DEPTH = 16
 MAX_PLAIN_JSON = 4 << 20
@@ -139,7 +139,9 @@ def check_names(names: Sequence[str], where: str) -> None:
     """
     for name in names:
         if len(name) > 200 or not _NAME.fullmatch(name):
-            raise UnsafeError(f"{where}: {shown(name)} is not a valid name of a file in a store.")
+            raise UnsafeError(
+                f"{where}: {value_text(name)} is not a valid name of a file in a store."
+            )
     if len({*names}) < len(names):
         raise UnsafeError(f"{where}: lists the same file twice.")
 
@@ -168,7 +170,7 @@ def check_store_json(value: Any, where: str) -> None:
     for name, limit in LIMITS.items():
         if not is_count(counts[name], limit) or counts[name] == 0:
             raise UnsafeError(
-                f"{where}: {name} is {shown(counts[name])}, expected an integer "
+                f"{where}: {name} is {value_text(counts[name])}, expected an integer "
                 f"from 1 to {limit:,}."
             )
     problem = geometry_problem(counts)

@@ -1,6 +1,6 @@
-"""What people look at: info, show, diff, card, statistics, progress of a capture."""
+"""Views of a store: summary, single examples, differences, card, capture progress."""
 
-from caskd.store.inspect.capture_progress import JobView, watch
+from caskd.store.inspect.capture_progress import CaptureStatus, watch
 from caskd.store.inspect.diff import diff_lines, diff_stores
 from caskd.store.inspect.info import info_text, store_info
 from caskd.store.inspect.quality import measure_quality
@@ -8,7 +8,7 @@ from caskd.store.inspect.show import example_html, example_json, example_view
 from caskd.store.inspect.store_card import card, license_note
 
 __all__ = [
-    "JobView",
+    "CaptureStatus",
     "card",
     "diff_lines",
     "diff_stores",

@@ -1,7 +1,6 @@
-"""A capture as it is seen from outside: what its workers have committed, and what failed.
+"""Progress of a capture: committed rows and failed shards, read from the store's records.
 
-From the commit records alone, so that any machine that sees the store can look on; no worker is
-asked, and none need be alive.
+Any machine that can read the store can watch it: nothing contacts a worker, and none needs to run.
 """
 
 import time
@@ -12,35 +11,36 @@ from pathlib import Path
 from caskd.store.commits import all_units, commit_record
 from caskd.store.errors import StoreError
 from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
-from caskd.store.io import clean, files, progress
+from caskd.store.io import escape_control, files, progress
 from caskd.store.read import TeacherStore
 
 MAX_ATTEMPTS_READ = 10_000
+SECONDS_BETWEEN_REFRESHES = 2.0
 
 
-class JobView:
-    """What is committed of a store; each look reads only what is new."""
+class CaptureStatus:
+    """Committed rows, statuses and bytes of a store; each `refresh` reads only new records."""
 
     def __init__(self, root: Path, spec: StoreSpec) -> None:
         self.root, self.spec = root, spec
         self.num_rows = 0
         self.statuses: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
-        """Bytes by array."""
+        """Bytes per array."""
         self._left = set(all_units(spec))
 
     @property
     def shards_left(self) -> list[int]:
-        """Shards that are not committed."""
+        """Numbers of the shards that are not committed, ascending."""
         return sorted(int(unit) for unit in self._left if unit.isdecimal())
 
     @property
     def num_committed_shards(self) -> int:
-        """Shards that are."""
+        """Number of committed shards."""
         return self.spec.num_shards - len(self.shards_left)
 
-    def look(self) -> int:
-        """Read the records that came since the last look; returns the rows they add."""
+    def refresh(self) -> int:
+        """Read the records committed since the last refresh; returns the number of new rows."""
         before = self.num_rows
         for unit in self._left & commit_record.committed_units(self.root):
             record = commit_record.read_record(self.root, unit)
@@ -51,13 +51,13 @@ class JobView:
         return self.num_rows - before
 
     def failed_shards(self) -> list[int]:
-        """Shards that some attempt gave up and nobody has committed."""
-        given_up = _given_up(self.root)
-        return [shard for shard in self.shards_left if str(shard) in given_up]
+        """Uncommitted shards that some attempt recorded as failed."""
+        recorded = _recorded_failures(self.root)
+        return [shard for shard in self.shards_left if str(shard) in recorded]
 
 
-def _given_up(root: Path) -> set[str]:
-    """Shards that the records of attempts name as failed."""
+def _recorded_failures(root: Path) -> set[str]:
+    """Shards that the attempt records under environment/ list as failed."""
     folder, shards = root / ENVIRONMENT, set[str]()
     if not folder.is_dir() or folder.is_symlink():
         return shards
@@ -66,42 +66,41 @@ def _given_up(root: Path) -> set[str]:
         try:
             facts = untrusted_json.parse_json(files.read_small(root, name), name)
         except StoreError:
-            continue  # outside the seal: what is not readable there says nothing
+            continue  # environment/ is outside the seal; an unreadable record is no damage
         failed = facts.get("failed_shards") if isinstance(facts, dict) else None
         shards.update(failed if isinstance(failed, dict) else ())
     return shards
 
 
 def shards_text(shards: list[int]) -> str:
-    """A few shard numbers, and how many more there are."""
+    """Up to 8 shard numbers, and the count of the rest."""
     more = f" and {len(shards) - 8:,} more" if len(shards) > 8 else ""
     return ", ".join(map(str, shards[:8])) + more
 
 
-SECONDS_BETWEEN_LOOKS = 2.0
-
-
 def watch(store: TeacherStore, *, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Show the progress of a capture until its store is sealed."""
-    view = JobView(store.root, store.spec)
-    view.look()
+    """Show a capture's progress until its store is sealed."""
+    status = CaptureStatus(store.root, store.spec)
+    status.refresh()
     if store.sealed:
         return
-    print(f"{clean(store.name)}: {view.num_rows:,} rows committed, {watch_note(view)}")
-    with progress("capture", store.spec.num_rows, "rows", done=view.num_rows) as bar:
+    print(
+        f"{escape_control(store.name)}: {status.num_rows:,} rows committed, {progress_note(status)}"
+    )
+    with progress("capture", store.spec.num_rows, "rows", done=status.num_rows) as bar:
         while not store.sealed:
-            sleep(SECONDS_BETWEEN_LOOKS)
-            bar.advance(view.look(), watch_note(view))
+            sleep(SECONDS_BETWEEN_REFRESHES)
+            bar.advance(status.refresh(), progress_note(status))
 
 
-def watch_note(view: JobView) -> str:
-    """What stands beside the bar."""
-    parts = [f"{view.num_committed_shards:,} of {view.spec.num_shards:,} shards"]
-    if not view.shards_left:
-        parts.append("being sealed")
-    rest = {status: n for status, n in sorted(view.statuses.items()) if n and status != "ok"}
-    parts += [f"{n:,} {clean(status)}" for status, n in rest.items()]
-    failed = view.failed_shards()
+def progress_note(status: CaptureStatus) -> str:
+    """Text beside the progress bar: shards, statuses other than ok, failed shards."""
+    parts = [f"{status.num_committed_shards:,} of {status.spec.num_shards:,} shards"]
+    if not status.shards_left:
+        parts.append("sealing")
+    others = {name: n for name, n in sorted(status.statuses.items()) if n and name != "ok"}
+    parts += [f"{n:,} {escape_control(name)}" for name, n in others.items()]
+    failed = status.failed_shards()
     if failed:
         parts.append(f"failed: {shards_text(failed)}")
     return ", ".join(parts)

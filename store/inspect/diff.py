@@ -1,6 +1,6 @@
-"""In what two stores differ: identity, geometry, and which rows.
+"""Differences between two stores: identity, geometry, texts and rows.
 
-Legend: N rows of some examples.
+Legend: N rows of a block of examples.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caskd.store.format import identity_differences
-from caskd.store.io import clean, progress
+from caskd.store.io import escape_control, progress
 from caskd.store.read import StoreBatch, TeacherStore
 
 EXAMPLES_AT_ONCE = 256
@@ -20,17 +20,17 @@ _GEOMETRY = ("num_examples", "num_tokens", "num_rows", "num_shards", "shard_rows
 
 @dataclass
 class StoreDiff:
-    """What differs between two stores, A and B.
+    """Differences between two stores, A and B.
 
     Attributes:
         identity: (dotted field, A's value, B's value).
-        geometry: the same of counts and sizes.
-        num_texts: examples whose tokens or mask differ; their rows cannot be compared.
-        first_text: the first of them.
+        geometry: (name, A's value, B's value) of counts and sizes.
+        num_texts: examples whose tokens or mask differ; their rows are not compared.
+        first_text: index of the first such example.
         num_rows: rows compared.
-        rows: rows that differ, by field.
-        largest: largest absolute difference of each field that has a scale.
-        first_row: (example, row within it) of the first row that differs.
+        rows: number of differing rows per field.
+        largest: largest absolute difference of each floating-point field.
+        first_row: (example, row within it) of the first differing row.
     """
 
     identity: list[tuple[str, Any, Any]] = field(default_factory=list)
@@ -44,38 +44,39 @@ class StoreDiff:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """Whether the stores are equal."""
         return not (self.identity or self.geometry or self.num_texts or self.rows)
 
 
-def diff_stores(one: str | Path, two: str | Path, *, quiet: bool = True) -> StoreDiff:
+def diff_stores(a: str | Path, b: str | Path, *, quiet: bool = True) -> StoreDiff:
     """Compare two sealed stores.
 
     Raises:
-        StoreError: one of them is missing, unsealed or damaged.
+        StoreError: a store is missing, unsealed or damaged.
     """
-    a, b = TeacherStore.open(one), TeacherStore.open(two)
+    store_a, store_b = TeacherStore.open(a), TeacherStore.open(b)
     found = StoreDiff()
-    if a.digest == b.digest:
-        found.num_rows = a.spec.num_rows
+    if store_a.digest == store_b.digest:
+        found.num_rows = store_a.spec.num_rows
         return found
-    found.identity = list(identity_differences(a.spec.identity, b.spec.identity))
+    spec_a, spec_b = store_a.spec, store_b.spec
+    found.identity = list(identity_differences(spec_a.identity, spec_b.identity))
     found.geometry = [
-        (name, getattr(a.spec, name), getattr(b.spec, name))
+        (name, getattr(spec_a, name), getattr(spec_b, name))
         for name in _GEOMETRY
-        if getattr(a.spec, name) != getattr(b.spec, name)
+        if getattr(spec_a, name) != getattr(spec_b, name)
     ]
-    num_examples = min(len(a), len(b))
+    num_examples = min(len(store_a), len(store_b))
     with progress("diff", num_examples, "examples", quiet=quiet) as bar:
         for start in range(0, num_examples, EXAMPLES_AT_ONCE):
             examples = np.arange(start, min(start + EXAMPLES_AT_ONCE, num_examples))
-            _compare(a, b, examples, found)
+            _compare(store_a, store_b, examples, found)
             bar.advance(len(examples))
     return found
 
 
 def _compare(a: TeacherStore, b: TeacherStore, examples: Any, found: StoreDiff) -> None:
-    """Compare some examples: their texts, then the rows of those with the same text."""
+    """Compare a block of examples: first the texts, then the rows of equal texts."""
     texts = a.read(examples, fields=()), b.read(examples, fields=())
     same = np.array([_text(texts[0], i) == _text(texts[1], i) for i in range(len(examples))])
     found.num_texts += int((~same).sum())
@@ -83,16 +84,17 @@ def _compare(a: TeacherStore, b: TeacherStore, examples: Any, found: StoreDiff) 
         found.first_text = int(examples[~same][0])
     if not same.any():
         return
-    one, two = a.read(examples[same]), b.read(examples[same])
-    found.num_rows += one.num_rows
-    differing = np.zeros(one.num_rows, bool)
-    # Two kinds of store share the columns only; identity says that they differ.
+    batch_a, batch_b = a.read(examples[same]), b.read(examples[same])
+    found.num_rows += batch_a.num_rows
+    differing = np.zeros(batch_a.num_rows, bool)
+    # A top-k and a sampled store share some fields only; their identities differ in `kind`.
     for name in (name for name in a.row_fields if name in b.row_fields):
-        differing |= _compare_field(one, two, name, found)
+        differing |= _compare_field(batch_a, batch_b, name, found)
     if found.first_row is None and differing.any():
         row = int(np.flatnonzero(differing)[0])
-        place = int(np.searchsorted(one.row_offsets, row, side="right")) - 1
-        found.first_row = int(one.example_indices[place]), row - int(one.row_offsets[place])
+        index = int(np.searchsorted(batch_a.row_offsets, row, side="right")) - 1
+        first_of_example = int(batch_a.row_offsets[index])
+        found.first_row = int(batch_a.example_indices[index]), row - first_of_example
 
 
 def _text(batch: StoreBatch, i: int) -> tuple[bytes, bytes]:
@@ -100,10 +102,10 @@ def _text(batch: StoreBatch, i: int) -> tuple[bytes, bytes]:
     return batch.token_ids[own].tobytes(), batch.is_response[own].tobytes()
 
 
-def _compare_field(one: StoreBatch, two: StoreBatch, name: str, found: StoreDiff) -> Any:
-    """Which rows differ in a field, [N]; counts them in `found`."""
-    x, y = one.column(name), two.column(name)
-    if x.shape != y.shape:  # another k: identity names it
+def _compare_field(a: StoreBatch, b: StoreBatch, name: str, found: StoreDiff) -> Any:
+    """Mask [N] of rows that differ in a field; adds their number to `found`."""
+    x, y = a.column(name), b.column(name)
+    if x.shape != y.shape:  # different k, which the identities show
         k = min(x.shape[1], y.shape[1])
         x, y = x[:, :k], y[:, :k]
     unequal = x != y
@@ -119,16 +121,18 @@ def _compare_field(one: StoreBatch, two: StoreBatch, name: str, found: StoreDiff
 
 
 def diff_lines(found: StoreDiff) -> list[str]:
-    """The differences, for a person."""
+    """The differences as lines of text."""
     lines = [
-        f"{clean(name)}: {clean(repr(a))} in A, {clean(repr(b))} in B"
+        escape_control(f"{name}: {a!r} in A, {b!r} in B")
         for name, a, b in (*found.identity, *found.geometry)
     ]
     if found.num_texts:
-        lines.append(f"texts: {found.num_texts:,} examples differ, first {found.first_text}")
+        lines.append(
+            f"texts: {found.num_texts:,} examples differ, first example {found.first_text}"
+        )
     for name, count in found.rows.items():
         gap = f", by up to {found.largest[name]:.3g}" if name in found.largest else ""
         lines.append(f"{name}: {count:,} of {found.num_rows:,} rows differ{gap}")
     if found.first_row:
-        lines.append("first row that differs: example {}, row {}".format(*found.first_row))
-    return lines or [f"the same: {found.num_rows:,} rows"]
+        lines.append("first differing row: example {}, row {}".format(*found.first_row))
+    return lines or [f"no difference: {found.num_rows:,} rows"]

@@ -1,11 +1,11 @@
-"""What a store holds, from its metadata alone: no array is opened."""
+"""Summary of a store from its metadata alone; opens no array."""
 
 from pathlib import Path
 from typing import Any
 
 from caskd.store.format import ROW_KINDS
-from caskd.store.inspect.capture_progress import JobView, shards_text
-from caskd.store.io import clean
+from caskd.store.inspect.capture_progress import CaptureStatus, shards_text
+from caskd.store.io import bytes_text, escape_control
 from caskd.store.read import TeacherStore
 
 
@@ -13,13 +13,13 @@ def store_info(url: str | Path) -> dict[str, Any]:
     """Identity, counts and sizes of the store at `url`, sealed or not (JSON types only)."""
     store = TeacherStore.open(url, allow_unsealed=True)
     spec = store.spec
-    # An unfinished store has the rows of its committed shards only; a seal spares reading them.
-    view = None if store.sealed else JobView(store.root, spec)
-    if view is None:
+    # Without a seal, the totals come from the records of the committed shards.
+    capture = None if store.sealed else CaptureStatus(store.root, spec)
+    if capture is None:
         sizes, rows, statuses = store.seal["bytes"], spec.num_rows, store.seal["statuses"]
     else:
-        view.look()
-        sizes, rows, statuses = view.sizes, view.num_rows, dict(view.statuses)
+        capture.refresh()
+        sizes, rows, statuses = capture.sizes, capture.num_rows, dict(capture.statuses)
     field_of = {array.name: array.field for array in spec.row_encoding.arrays if array.field}
     return {
         "name": store.name,
@@ -37,8 +37,8 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "encoding": spec.encoding,
         "num_shards": spec.num_shards,
-        "num_committed_shards": view.num_committed_shards if view else spec.num_shards,
-        "failed_shards": view.failed_shards() if view else [],
+        "num_committed_shards": capture.num_committed_shards if capture else spec.num_shards,
+        "failed_shards": capture.failed_shards() if capture else [],
         "shard_rows": spec.shard_rows,
         "statuses": statuses,
         "tasks": list(spec.tasks),
@@ -57,12 +57,13 @@ def store_info(url: str | Path) -> dict[str, Any]:
 
 
 def info_text(info: dict[str, Any]) -> str:
-    """The same for a person."""
-    state = "sealed" if info["sealed"] else (
-        f"NOT sealed: {info['num_committed_shards']} of {info['num_shards']} shards committed"
-    )  # fmt: skip
+    """`store_info` as a table for a terminal."""
+    state = "sealed"
+    if not info["sealed"]:
+        committed = f"{info['num_committed_shards']} of {info['num_shards']} shards committed"
+        state = f"NOT sealed: {committed}"
     per_row = info["bytes_per_row"]
-    size = f"{info['bytes'] / 1e6:,.2f} MB" + (f", {per_row:,.1f} bytes a row" if per_row else "")
+    size = bytes_text(info["bytes"]) + (f", {per_row:,.1f} bytes per row" if per_row else "")
     rows = [
         ("store", f"{info['name']} ({state})"),
         ("teacher", info["teacher"]),
@@ -77,10 +78,10 @@ def info_text(info: dict[str, Any]) -> str:
         rows.append(("statuses", listed if info["sealed"] else f"{listed}, so far"))
     if info["failed_shards"]:
         rows.append(
-            ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute tries again")
+            ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute retries them")
         )
-    lines = [f"{name:<9} {clean(value)}" for name, value in rows if value]
-    lines.append("fields    name, type, bytes a row")
+    lines = [f"{name:<9} {escape_control(value)}" for name, value in rows if value]
+    lines.append("fields    name, type, bytes per row")
     for name, array in info["fields"].items():
         kind = array["dtype"] + (f" x {array['cells']}" if array["cells"] > 1 else "")
         cost = "-" if array["bytes_per_row"] is None else f"{array['bytes_per_row']:,.2f}"

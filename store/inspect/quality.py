@@ -1,4 +1,4 @@
-"""How well the teacher did on the labels of a store, in one pass over its columns.
+"""Teacher quality on the labels of a store, measured in one pass over its columns.
 
 Legend: N rows of a batch.
 """
@@ -20,14 +20,14 @@ WIDTH = 40
 
 @dataclass(frozen=True)
 class TeacherQuality:
-    """Sums over the rows for which the teacher's answer is finite.
+    """Sums over the rows with finite teacher logits.
 
     Attributes:
-        num_rows: how many those are.
-        label_log_probability: sum of log p(label), nats.
-        tail_mass: sum of the probability outside the kept cells; None of a sampled store, which
-            has no such thing.
-        ranks: rows by the label's rank: 0, then 1, 2-3, 4-7, 8-15, ... (the last nonzero one last).
+        num_rows: number of these rows.
+        label_log_probability: sum of log p(label) in nats.
+        tail_mass: sum of the probability outside the top-k; None for a sampled store.
+        ranks: number of rows per bin of the label's rank: 0, 1, 2-3, 4-7, 8-15, ..., up to the
+            last bin that is not empty.
     """
 
     num_rows: int
@@ -37,7 +37,7 @@ class TeacherQuality:
 
     @property
     def accuracy(self) -> float:
-        """Share of rows whose label is the teacher's first choice."""
+        """Fraction of rows whose label is the teacher's argmax."""
         return self.ranks[0] / self.num_rows
 
     @property
@@ -47,49 +47,49 @@ class TeacherQuality:
 
     @property
     def mean_tail_mass(self) -> float | None:
-        """Mean probability outside the kept cells, where a row has any."""
+        """Mean probability outside the top-k; None for a sampled store."""
         return None if self.tail_mass is None else self.tail_mass / self.num_rows
 
     def rows(self) -> dict[str, str]:
-        """The figures for a table."""
+        """The measurements as rows of a table."""
         figures = {
             "rows measured": f"{self.num_rows:,}",
-            "teacher's accuracy on the labels": f"{self.accuracy:.2%}",
-            "teacher's perplexity on the labels": f"{self.perplexity:,.3f}",
+            "teacher accuracy on the labels": f"{self.accuracy:.2%}",
+            "teacher perplexity on the labels": f"{self.perplexity:,.3f}",
         }
         if self.mean_tail_mass is not None:
-            figures["mean tail mass (probability that is not kept)"] = f"{self.mean_tail_mass:.5f}"
+            figures["mean tail mass (probability outside the top-k)"] = f"{self.mean_tail_mass:.5f}"
         return figures
 
     def histogram(self) -> str:
-        """The label's rank among the teacher's choices, as text in a code block."""
+        """Histogram of the label's rank in the teacher's order, as a Markdown code block."""
         names = rank_names(len(self.ranks))
-        space, most = max(map(len, names)), max(self.ranks)
+        width, most = max(map(len, names)), max(self.ranks)
         lines = [
-            f"    {name:>{space}}  {count / self.num_rows:7.2%}  " + "#" * (WIDTH * count // most)
+            f"    {name:>{width}}  {count / self.num_rows:7.2%}  " + "#" * (WIDTH * count // most)
             for name, count in zip(names, self.ranks, strict=True)
         ]
-        heading = "Rank of the label among the teacher's choices (0 is its first):"
+        heading = "Rank of the label in the teacher's order (0: the argmax):"
         return "\n".join([heading, "", *(line.rstrip() for line in lines)])
 
 
 def rank_names(num_bins: int) -> list[str]:
-    """Names of the bins of ranks: 0, 1, 2-3, 4-7, ..."""
+    """Labels of the first `num_bins` rank bins: 0, 1, 2-3, 4-7, ..."""
     edges = [(1 << b >> 1, (1 << b) - 1) for b in range(num_bins)]
     return [str(a) if a == b else f"{a}-{b}" for a, b in edges]
 
 
 def rank_bins(ranks: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-    """Bin [N] of each rank: how many bits it takes."""
+    """Bin [N] of each rank: the number of its bits."""
     return np.frexp(ranks.astype(np.float64))[1].astype(np.int64)
 
 
 def measure_quality(store: TeacherStore, *, quiet: bool = True) -> TeacherQuality:
-    """Read the columns of every row once.
+    """Measure a store's teacher by reading the columns of every row once.
 
     Raises:
-        UsageError: no row has a finite answer.
-        CorruptError: bytes differ from what was committed.
+        UsageError: no row has finite teacher logits.
+        CorruptError: bytes differ from the commit records.
     """
     parts = []
     fields = [*FIELDS, *(["tail_mass"] if "tail_mass" in store.row_fields else [])]
@@ -118,7 +118,9 @@ def _measure(batch: StoreBatch) -> TeacherQuality:
 def _total(parts: Sequence[TeacherQuality]) -> TeacherQuality:
     num_rows = sum(part.num_rows for part in parts)
     if not num_rows:
-        raise UsageError("no row of the store has a finite answer; there is nothing to measure.")
+        raise UsageError(
+            "no row of the store has finite teacher logits; expected one or more. Capture again."
+        )
     tails = [part.tail_mass for part in parts]
     ranks = np.zeros(max(len(part.ranks) for part in parts), np.int64)
     for part in parts:

@@ -1,4 +1,4 @@
-"""One example of a store, token by token, for a person; no tokenizer is needed."""
+"""One example of a store as text, JSON or HTML, token by token; needs no tokenizer."""
 
 import io
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caskd.store.format import STATUSES, Array, RowKind
-from caskd.store.io import clean
+from caskd.store.io import escape_control
 from caskd.store.read import StoreBatch, TeacherStore
 
 if TYPE_CHECKING:
@@ -17,13 +17,15 @@ NUM_CHOICES = 4
 
 
 def token_text(token: bytes) -> str:
-    """A token's bytes as printable text: spaces and line breaks visible, the rest escaped."""
+    """A token's bytes as printable text: white space as symbols, other control as escapes."""
     text = token.decode("utf-8", errors="backslashreplace")
-    return clean(text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5"))
+    return escape_control(
+        text.replace(" ", "\u2423").replace("\n", "\u21b5").replace("\t", "\u21e5")
+    )
 
 
 def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
-    """The example as JSON types: its text, status and one entry per row."""
+    """The example as JSON types: tokens, status and one entry per row."""
     batch, vocab = store.read([example]), store.vocab
     index = store.index
     return {
@@ -41,33 +43,35 @@ def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
 
 def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
     num_kept, logsumexp = (batch.column(f)[n] for f in ("num_kept", "logsumexp"))
-    shown = min(NUM_CHOICES, int(num_kept))
-    with np.errstate(over="ignore"):  # what a store says may be impossible
+    num_shown = min(NUM_CHOICES, int(num_kept))
+    with np.errstate(over="ignore"):  # a damaged or hostile store may hold any value
         label_probability = float(np.exp(batch.column("label_logit")[n] - logsumexp))
     return {
         "position": int(batch.logit_positions[n]) + 1,
         "label": int(batch.labels[n]),
         "label_text": token_text(vocab[batch.labels[n]]),
-        "label_rank": int(batch.column("label_rank")[n]) if shown else None,
-        "label_probability": label_probability if shown else None,
+        "label_rank": int(batch.column("label_rank")[n]) if num_shown else None,
+        "label_probability": label_probability if num_shown else None,
         "num_kept": int(num_kept),
-        "tail_mass": None if batch.tail_mass is None or not shown else float(batch.tail_mass[n]),
+        "tail_mass": None
+        if batch.tail_mass is None or not num_shown
+        else float(batch.tail_mass[n]),
         "choices": [
             {"id": int(i), "text": token_text(vocab[i]), "probability": float(p)}
-            for i, p in zip(*_choices(batch, n, shown), strict=True)
+            for i, p in zip(*_choices(batch, n, num_shown), strict=True)
         ],
     }
 
 
-def _choices(batch: StoreBatch, n: int, shown: int) -> tuple[Array, Array]:
-    """The first ids of a row and their probabilities, which are shares of the draws if sampled."""
+def _choices(batch: StoreBatch, n: int, num_shown: int) -> tuple[Array, Array]:
+    """First ids of a row and their probabilities; of a sampled store, fractions of the draws."""
     if batch.sampled_ids is not None:
         counts = batch.column("sampled_counts")[n]
         total = max(int(counts.sum(dtype=np.int64)), 1)
-        return batch.sampled_ids[n, :shown], counts[:shown] / total
+        return batch.sampled_ids[n, :num_shown], counts[:num_shown] / total
     with np.errstate(over="ignore"):
         probabilities = np.exp(batch.column("topk_logits")[n] - batch.column("logsumexp")[n])
-    return batch.column("topk_ids")[n, :shown], probabilities[:shown]
+    return batch.column("topk_ids")[n, :num_shown], probabilities[:num_shown]
 
 
 _PAGE = """<!DOCTYPE html>
@@ -84,7 +88,7 @@ _PAGE = """<!DOCTYPE html>
 
 
 def example_html(store: TeacherStore, example: int) -> str:
-    """The same as a self-contained page; what the store contains is escaped, and nothing runs."""
+    """`example_view` as a self-contained page: store content is escaped and nothing runs."""
     from rich.console import Console
 
     console = Console(record=True, file=io.StringIO(), width=120, force_terminal=False)
@@ -93,13 +97,14 @@ def example_html(store: TeacherStore, example: int) -> str:
 
 
 def example_view(store: TeacherStore, example: int) -> "Group":
-    """The example as a rich renderable; nothing in it is read as markup."""
+    """The example as a rich renderable, without interpreting store content as markup."""
     from rich.console import Group
     from rich.text import Text
 
     value = example_json(store, example)
+    task = escape_control(value["task"]) or "-"
     heading = Text(
-        f"example {example}: task {clean(value['task']) or '-'}, status {value['status']}, "
+        f"example {example}: task {task}, status {value['status']}, "
         f"source line {value['source_index']}, {len(value['rows'])} rows"
     )
     body = Text("text  ")
@@ -115,8 +120,8 @@ def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
     table = Table(box=None, pad_edge=False)
     for name in ("position", "label", "rank", "p(label)"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    table.add_column("teacher's choices" if kind.has_tail else "drawn most often", no_wrap=True)
-    table.add_column("tail mass" if kind.has_tail else "ids drawn", justify="right")
+    table.add_column("teacher's choices" if kind.has_tail else "most frequent draws", no_wrap=True)
+    table.add_column("tail mass" if kind.has_tail else "distinct ids", justify="right")
     for row in rows:
         rank = row["label_rank"]
         if rank is None:

@@ -1,6 +1,6 @@
-"""The card: README.md inside a store, for the person who finds it.
+"""The card: README.md inside a store, which describes it to a reader.
 
-What a store says of itself may come from anybody: it is made harmless for a terminal and Markdown.
+A store's metadata is untrusted: it is escaped for terminals and Markdown.
 """
 
 import re
@@ -8,22 +8,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from caskd.store.format import StoreSpec
+from caskd.store.io import escape_markdown
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
-from caskd.store.io import markdown_line
 
 LICENSE_HEADING = "## License"
 NO_LICENSE = """\
-Not stated yet. Write here under which terms the corpus and the teacher's output may be used; the
-teacher's own license may say what may be made from what it says. `caskd store card --write` keeps
-this section."""
+Not stated yet. State here the terms of use of the corpus and of the teacher's outputs. The
+teacher's license may restrict the use of its outputs. `caskd store card --write` keeps this
+section."""
 _INTRODUCTION = """\
-What the frozen teacher said of every response token of a corpus, for training small models
-without it."""
+Outputs of a frozen teacher for every response token of a corpus. Small models train from them
+without the teacher."""
 _WARNING = """\
-**A store reveals its corpus:** the token ids and the bytes of every token are inside, so the text
-can be read back. Share it only where the text itself may go."""
+**A store reveals its corpus:** it holds the token ids and the bytes of every token, so anyone can
+reconstruct the text. Share it only with people who may read the text."""
 _UNKNOWN = "not recorded"
 
 
@@ -33,37 +33,37 @@ def card(
     quality: "TeacherQuality | None" = None,
     license_note: str = NO_LICENSE,
 ) -> str:
-    """Markdown that says what a store holds, how it was made, how good it is and how to use it.
+    """The card as Markdown: contents, origin, teacher quality, license and use.
 
     Args:
-        spec: of the store.
-        totals: what `seal.json` says.
-        quality: how the teacher did on the labels; left out when not measured.
-        license_note: the section that people fill in.
+        spec: the store's spec.
+        totals: the content of `seal.json`.
+        quality: teacher quality on the labels; its section is omitted if None.
+        license_note: text of the license section, which users edit.
     """
     sections = [
-        f"# Teacher store: {markdown_line(spec.teacher)}",
+        f"# Teacher store: {escape_markdown(spec.teacher)}",
         _INTRODUCTION,
         _WARNING,
-        "## What is inside",
+        "## Contents",
         _table(_contents(spec, totals)),
-        "## How it was made",
-        _table(_making(spec)),
+        "## Origin",
+        _table(_origin(spec)),
     ]
     if quality is not None:
-        sections += ["## How good it is", _table(quality.rows()), quality.histogram()]
-    sections += [LICENSE_HEADING, license_note, "## Use it", _USE.format(top=_objective(spec))]
+        sections += ["## Teacher quality", _table(quality.rows()), quality.histogram()]
+    sections += [LICENSE_HEADING, license_note, "## Use", _USE.format(top=_objective(spec))]
     return "\n\n".join(sections) + "\n"
 
 
-_USE = """Train from it, check it, look into it:
+_USE = """Train from the store, verify it, show an example:
 
     caskd train --store THIS_DIRECTORY --student MODEL --out RUN --objective {top} \\
         --steps 1000 --global-batch-size 32 --micro-batch-size 8 --lr 2e-5
     caskd store verify THIS_DIRECTORY
     caskd store show THIS_DIRECTORY --example 0
 
-MODEL is a model with the teacher's vocabulary; any other is refused. The teacher is not needed."""
+MODEL must have the teacher's vocabulary. Training does not need the teacher."""
 
 
 def _objective(spec: StoreSpec) -> str:
@@ -81,12 +81,12 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
         "tokens": f"{spec.num_tokens:,}",
         "rows (predicted response tokens)": f"{num_rows:,} in {spec.num_shards:,} shards",
         "kept per row": f"{kept}, the label's logit and rank ({spec.encoding} encoding)",
-        "size": f"{size / 1e6:,.1f} MB, {size / max(num_rows, 1):,.1f} bytes a row",
+        "size": f"{size / 1e6:,.1f} MB, {size / max(num_rows, 1):,.1f} bytes per row",
         "digest": str(totals["commits_digest"]),
     }
 
 
-def _making(spec: StoreSpec) -> dict[str, str]:
+def _origin(spec: StoreSpec) -> dict[str, str]:
     teacher, text = spec.identity["teacher"], spec.identity["text"]
     capture, corpus = spec.identity["capture"], spec.identity.get("corpus", {})
     eos = "EOS appended" if text["eos"] else "no EOS"
@@ -99,7 +99,7 @@ def _making(spec: StoreSpec) -> dict[str, str]:
         "text": f"{text['kind']}, {eos}, at most {text.get('max_length')} tokens, longer ones: "
         f"{text.get('on_long')}",
         "corpus": f"{corpus.get('num_records')} records, digest {corpus.get('digest')}",
-        "kept until a mass of": capture.get("min_mass"),
+        "kept up to a mass of": capture.get("min_mass"),
         "seed of the draws": capture.get("sample_seed"),
         "vocabulary digest": spec.vocab_digest,
     }
@@ -107,12 +107,12 @@ def _making(spec: StoreSpec) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    lines = [f"| {name} | {markdown_line(value)} |" for name, value in rows.items()]
+    lines = [f"| {name} | {escape_markdown(value)} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def license_note(existing_card: str) -> str:
-    """What people wrote into the license section of a card; the empty form if there is none."""
+    """The license section of an existing card; the default text if it has none."""
     _, found, rest = existing_card.partition(f"\n{LICENSE_HEADING}\n")
     if not found:
         return NO_LICENSE

@@ -1,4 +1,4 @@
-"""Local files, fault points, console output and safe printing of untrusted text."""
+"""Durable local files, fault points, signals, progress bars and printable text."""
 
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
@@ -12,13 +12,13 @@ from caskd.store.io.files import (
 )
 from caskd.store.io.printable import (
     bytes_text,
-    clean,
     csv_cell,
     duration_text,
-    markdown_line,
-    plain,
+    escape_control,
+    escape_markdown,
     plot_label,
-    shown,
+    strip_control,
+    value_text,
 )
 from caskd.store.io.signals import first_signal
 
@@ -28,20 +28,20 @@ __all__ = [
     "Progress",
     "bytes_text",
     "claimed",
-    "clean",
     "create_exclusive",
     "csv_cell",
     "duration_text",
+    "escape_control",
+    "escape_markdown",
     "faults",
     "files",
     "first_signal",
     "fsync_directory",
     "make_directories",
-    "markdown_line",
-    "plain",
     "plot_label",
     "progress",
     "remove_tree",
     "replace_file",
-    "shown",
+    "strip_control",
+    "value_text",
 ]

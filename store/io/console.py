@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and ETA on a terminal, one line a minute elsewhere."""
+"""Progress of a long task: a bar with rate and ETA on a terminal, else one line a minute."""
 
 import sys
 import time
@@ -10,10 +10,10 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class Progress(Protocol):
-    """What long work reports to."""
+    """Receiver of a long task's progress."""
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Report `amount` more units done; `note` replaces the text shown beside the bar."""
+        """Report `amount` more finished units; `note` replaces the text beside the bar."""
 
 
 class _Lines:
@@ -49,10 +49,16 @@ class _Bar:
 
         rate = TextColumn("{task.fields[rate]}")
         self.bar = RichProgress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-            rate, TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            rate,
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
-        )  # fmt: skip
+        )
         self.task = self.bar.add_task(label, total=total, completed=done, note="", rate="")
         self.unit = unit
         self.bar.start()
@@ -67,7 +73,7 @@ class _Bar:
 def progress(
     label: str, total: int, unit: str, *, done: int = 0, quiet: bool = False
 ) -> Iterator[Progress]:
-    """Show the progress of `total` units, `done` of them done before; `quiet` shows nothing."""
+    """Show the progress of `total` units, `done` of them finished before; `quiet` shows nothing."""
     if not quiet and sys.stderr.isatty():
         bar = _Bar(label, total, unit, done)
         try:

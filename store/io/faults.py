@@ -1,13 +1,13 @@
-"""Named places where a disk, a machine or an operator may fail, so that tests can make them fail.
+"""Fault points: named steps at which tests inject a kill, a delay or an OSError.
 
-`CASKD_FAULT=point:number:action` lets the `number`-th arrival at `point` (`*`: any) do `action`:
+`CASKD_FAULT=point:number:action` runs `action` on the `number`-th arrival at `point` (`*`: any):
 
     kill | stop        SIGKILL or SIGSTOP this process
-    delay              sleep a twentieth of a second
-    ENOSPC, EIO, ...   raise OSError with that number
+    delay              sleep 0.05 seconds
+    ENOSPC, EIO, ...   raise OSError with this error number
 
-A `+` after the number means from that arrival on. Without the variable a point costs one
-comparison. A fault that was configured and never reached shows in `Fault.reached`.
+A `+` after the number repeats the action on every later arrival. Without the variable a point costs
+one comparison. `Fault.reached` is False for a fault whose point was never reached.
 """
 
 import errno
@@ -25,21 +25,30 @@ DELAY_SECONDS = 0.05
 
 _PROTOCOL = ("staged", "published", "won", "lost", "moving", "moved", "finished")
 PRIMITIVES = (
-    "file.write", "file.fsync", "file.rename", "file.link", "file.unlink",
-    "directory.make", "directory.fsync", "tree.remove",
-)  # fmt: skip
+    "file.write",
+    "file.fsync",
+    "file.rename",
+    "file.link",
+    "file.unlink",
+    "directory.make",
+    "directory.fsync",
+    "tree.remove",
+)
 POINTS = (
     *PRIMITIVES,
     *(f"{kind}.{step}" for kind in ("plan", "pilot", "shard") for step in _PROTOCOL),
-    "seal.checked", "seal.digests", "seal.card", "seal.sealed",
-)  # fmt: skip
+    "seal.checked",
+    "seal.digests",
+    "seal.card",
+    "seal.sealed",
+)
 
 Hook = Callable[..., None]
 hook: Hook | None = None
 
 
 def point(name: str, *paths: Path) -> None:
-    """Arrive at a place that may fail; `paths` are what is about to be changed."""
+    """Pass a fault point; `paths` are the files and folders about to change."""
     if hook is not None:
         hook(name, *paths)
 
@@ -48,7 +57,7 @@ class Fault:
     """One configured fault.
 
     Raises:
-        UsageError: the text is not `point:number:action`, or there is no such point.
+        UsageError: the text is not `point:number:action`, or the point is unknown.
     """
 
     def __init__(self, text: str) -> None:
@@ -60,7 +69,7 @@ class Fault:
         self.count, self.reached = 0, False
 
     def __call__(self, name: str, *_paths: Path) -> None:
-        """Count an arrival, and act when it is the one."""
+        """Count an arrival and act on the configured one."""
         if self.point not in (name, "*"):
             return
         self.count += 1

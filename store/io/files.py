@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all, also after a power cut.
+"""Atomic, durable file operations, and reads that follow no link out of a store.
 
-Everything that caskd changes in a store goes through the functions here, each with its fault point.
-Reading goes through `open_inside`: regular files below the root, reached through real folders.
+A file exists whole or not at all, also after a power cut. Every change of a store uses these
+functions, each of which has a fault point. Reads use `open_inside`: regular files below the root,
+through real folders.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ DRAFT_ATTEMPTS = 8
 
 @contextlib.contextmanager
 def _changing(path: Path, size: int = 0) -> Iterator[None]:
-    """Turn what the disk says into a StoreWriteError: one line with path, cause and what to do.
+    """Turn an OSError into a StoreWriteError with path, cause and advice.
 
-    A name that is there or gone (FileExistsError, FileNotFoundError) is the caller's matter.
+    FileExistsError and FileNotFoundError pass through to the caller.
     """
     try:
         yield
@@ -35,20 +36,20 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
         if error.errno in (ENOSPC, EDQUOT):
-            advice = "Free some space"
+            advice = "Free disk space"
         elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "Give a --store that can be written"
+            advice = "Pass a writable --store"
         else:
             advice = "Check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
             f"cannot write {path}{amount}: {error.strerror}. {advice} and run the same command "
-            "again; what is committed is kept."
+            "again; committed shards are kept."
         ) from None
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make renames and new names in `directory` durable."""
+    """Make renamed and created entries of `directory` durable."""
     with _changing(directory):
         faults.point("directory.fsync", directory)
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -59,7 +60,7 @@ def fsync_directory(directory: Path) -> None:
 
 
 def make_directories(path: Path, *, durable: bool = False) -> None:
-    """Make `path` and what is missing above it; with `durable`, sync the names of what was made."""
+    """Create `path` and its missing parents; with `durable`, sync the created entries."""
     with _changing(path):
         missing = [] if path.is_dir() else [path]
         while missing and not missing[-1].parent.is_dir():
@@ -72,7 +73,7 @@ def make_directories(path: Path, *, durable: bool = False) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write and fsync `path`, which nobody else knows of yet."""
+    """Write and fsync `path`, a new file that no other process knows yet."""
     make_directories(path.parent)
     with _changing(path, len(data)):
         faults.point("file.write", path)
@@ -84,21 +85,21 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a synced file or folder; the caller syncs where it comes to stand."""
+    """Rename a synced file or folder; the caller syncs the target's folder."""
     with _changing(target):
         faults.point("file.rename", source, target)
         os.replace(source, target)
 
 
 def unlink(path: Path) -> None:
-    """Remove a file or link if it is there."""
+    """Remove a file or link if it exists."""
     with _changing(path):
         faults.point("file.unlink", path)
         path.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and all in it, if it is there; others may be at it too."""
+    """Remove a folder and its content if it exists; other processes may be removing it too."""
     if path.is_dir() and not path.is_symlink():
         with _changing(path):
             faults.point("tree.remove", path)
@@ -108,7 +109,7 @@ def remove_tree(path: Path) -> None:
 def _with_draft(
     path: Path, data: bytes, scratch: Path | None, publish: Callable[[Path], None]
 ) -> None:
-    """Write a synced draft in `scratch` and publish it; again if others swept `scratch` away."""
+    """Write a synced draft in `scratch` and publish it; retry if another process removed it."""
     make_directories(path.parent)
     for attempts_left in reversed(range(DRAFT_ATTEMPTS)):
         unique = uuid.uuid4().hex
@@ -125,9 +126,9 @@ def _with_draft(
 
 
 def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
-    """Put `data` at `path` in one step, replacing what was there.
+    """Write `data` to `path` atomically, replacing any older file.
 
-    A draft that a kill left behind lies in `scratch`, or beside `path` if there is none.
+    A kill may leave a draft in `scratch`, or beside `path` without `scratch`.
     """
 
     def put(draft: Path) -> None:
@@ -140,8 +141,8 @@ def replace_file(path: Path, data: bytes, scratch: Path | None = None) -> None:
 def create_exclusive(path: Path, data: bytes, scratch: Path | None = None) -> bool:
     """Create `path` with `data` unless it exists; returns whether this call created it.
 
-    A hard link to a synced draft (see `replace_file`): whole or absent, and exactly one of any
-    number of racing callers wins. Equal content is success: the answer may have been lost.
+    The file is a hard link to a synced draft (see `replace_file`): complete or absent, and exactly
+    one of any number of racing callers creates it.
     """
 
     def link(draft: Path) -> None:
@@ -154,7 +155,7 @@ def create_exclusive(path: Path, data: bytes, scratch: Path | None = None) -> bo
         created = True
     except FileExistsError:
         created = False
-    # Also when another won: what follows must not become durable before the decision has.
+    # Also if another process won: later writes must not become durable before the decision does.
     fsync_directory(path.parent)
     return created
 
@@ -171,25 +172,25 @@ def sync_ancestors(root: Path, names: Iterable[str]) -> None:
 
 
 def regular_size(path: Path) -> int | None:
-    """Size of a regular file, None if there is none.
+    """Size of a regular file, None if it does not exist.
 
     Raises:
-        UnsafeError: a link, pipe, device or folder stands there.
+        UnsafeError: `path` is a link, pipe, device or folder.
     """
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{path.name}: not a regular file; caskd reads nothing else in a store.")
+        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store.")
     return status.st_size
 
 
 def size_inside(root: Path, name: str) -> int | None:
-    """Size of the regular file `name` below `root`, None if there is none.
+    """Size of the regular file `name` below `root`, None if it does not exist.
 
     Raises:
-        UnsafeError: a link, pipe or device stands there or on the way.
+        UnsafeError: the file or a folder of its path is a link, pipe or device.
     """
     parts = name.split("/")
     for depth in range(1, len(parts)):
@@ -198,7 +199,7 @@ def size_inside(root: Path, name: str) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if not S_ISDIR(mode):
-            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder; caskd follows no links.")
+            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
     return regular_size(root / name)
 
 
@@ -207,8 +208,8 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     """A file descriptor for reading the regular file `name` below `root`.
 
     Raises:
-        CorruptError: it is missing or cannot be read.
-        UnsafeError: a link, pipe or device stands there or on the way.
+        CorruptError: the file is missing or unreadable.
+        UnsafeError: the file or a folder of its path is a link, pipe or device.
     """
     try:
         if size_inside(root, name) is None:
@@ -226,12 +227,12 @@ def read_small(root: Path, name: str, limit: int = MAX_METADATA_BYTES) -> bytes:
     """Read a metadata file of bounded size.
 
     Raises:
-        CorruptError: missing or larger than any that caskd writes.
+        CorruptError: the file is missing or larger than `limit`.
     """
     with open_inside(root, name) as handle:
         size = os.fstat(handle).st_size
         if size > limit:
-            raise CorruptError(f"{name}: {size:,} bytes, larger than any such file of a store.")
+            raise CorruptError(f"{name}: {size:,} bytes; expected at most {limit:,}.")
         return os.read(handle, size)
 
 

@@ -1,4 +1,4 @@
-"""The first signal asks a process to stop; the second one has the system's own effect."""
+"""Signals that stop a process cleanly the first time and kill it the second time."""
 
 import signal
 import threading
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def first_signal(numbers: Sequence[signal.Signals], act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act` with the number of the first of these signals; a second one ends the process.
+    """Call `act` with the number of the first of these signals; a second ends the process.
 
-    Signals that the parent process had ignored (nohup, a background job) stay ignored. Outside the
-    main thread nothing is installed: Python delivers signals to the main thread alone.
+    Signals that the parent process ignores (nohup, a background job) stay ignored. Outside the main
+    thread this installs nothing, because Python runs signal handlers in the main thread only.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -20,8 +20,8 @@ def first_signal(numbers: Sequence[signal.Signals], act: Callable[[int], None]) 
     before = {number: signal.getsignal(number) for number in handled}
 
     def on_signal(number: int, _frame: object) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_DFL)
+        for other in handled:
+            signal.signal(other, signal.SIG_DFL)
         act(number)
 
     for number in handled:

@@ -15,7 +15,7 @@ import google_crc32c
 from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units, commit_record
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
 from caskd.store.format import DATA, DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
-from caskd.store.io import shown
+from caskd.store.io import value_text
 from caskd.store.storage import RetryPolicy, Storage, read_file, read_whole
 
 READ_ATTEMPTS = 3
@@ -116,8 +116,8 @@ def parse_record(data: bytes, unit: str) -> CommitRecord:
     for item in record.file_records:
         if not item.name.startswith(f"{DATA}/") and (unit, item.name) != (PLAN, STORE_JSON):
             raise UnsafeError(
-                f"{commit_record.record_name(unit)}: names {shown(item.name)}; expected only files "
-                f"of {DATA}."
+                f"{commit_record.record_name(unit)}: names {value_text(item.name)}; "
+                f"expected only files of {DATA}."
             )
     return record
 

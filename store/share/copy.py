@@ -1,13 +1,13 @@
-"""Copying a sealed store between places, so that the copy is the store or is not sealed.
+"""Copies a sealed store between two storages; an interrupted copy is never sealed.
 
-    claim     commits/commits.sha256 is created first, exclusively: it names the one store that
-              this place will hold, and two copies of different stores cannot mix
-    send      every file that a commit record names is checked (crc32c, sha256) before it is sent,
-              and read back where it arrived; what is there already is not sent again
-    records   then the commit records, then the card
-    seal      seal.json last: without it nobody reads the copy
+    claim     create commits/commits.sha256 first, exclusively: it names the one store that the
+              target will hold, so that copies of two stores cannot mix
+    send      check every file that a commit record names (crc32c, sha256), send those that the
+              target lacks, and check them at the target
+    records   write the commit records, then the card
+    seal      write seal.json last: without it no reader opens the copy
 
-Stopped anywhere, the same call goes on. Nothing but these files travels.
+The same call resumes an interrupted copy. No other file is copied.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,17 +18,15 @@ from pathlib import Path
 from caskd.store.commits import FileRecord, commit_record, seal_content
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.store.format import (
-    COMMITS,
     DIGEST_LIST,
     README,
     SEAL,
-    STAGING,
     STORE_JSON,
     StoreSpec,
     canonical_json,
     identity_differences,
 )
-from caskd.store.io import Progress, progress, shown
+from caskd.store.io import Progress, progress, value_text
 from caskd.store.read import READ_ATTEMPTS, Manifest, read_checked, read_manifest
 from caskd.store.storage import (
     DirectoryStorage,
@@ -42,36 +40,41 @@ from caskd.store.storage import (
 
 NUM_THREADS = 8
 ROUNDS = 3
+README = "README.md"
+_OWN_NAMES = frozenset({"staging", "commits", ".gitattributes", README})
+
+UnitFile = tuple[str, FileRecord]
+"""A commit unit (`plan`, `pilot` or a shard number) and one file that its record names."""
 
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a push or pull did."""
+    """Result of a push or pull."""
 
     num_files: int
     num_bytes: int
     num_sent: int
-    """Files that were not there yet, or not right."""
+    """Files that the target lacked or had damaged."""
     digest: str
-    """Digest of the store, the same at both ends."""
+    """Digest of the store, equal at both ends."""
 
 
 def push_store(
     store: str | Path, url: str | Path, *, quiet: bool = True, policy: RetryPolicy | None = None
 ) -> CopyReport:
-    """Copy a sealed store from a directory to a place.
+    """Copy a sealed store from a directory to another storage.
 
     Args:
         store: the store's directory.
         url: a directory, `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `hf://datasets/USER/NAME`.
         quiet: show no progress.
-        policy: how often a request is tried.
+        policy: retries of each request.
 
     Raises:
-        IncompleteError: the store is not sealed; only sealed stores travel.
-        IdentityError: another store is there.
-        CorruptError: bytes differ from the commit records, at either end, also when tried again.
-        StoreError: the place does not answer or refuses; the same call goes on where it stopped.
+        IncompleteError: the store is not sealed.
+        IdentityError: the target holds another store.
+        CorruptError: bytes at either end differ from the commit records, after retries.
+        StoreError: the storage does not respond or refuses; the same call resumes.
     """
     return copy_store(open_storage(store), open_storage(url), "push", quiet=quiet, policy=policy)
 
@@ -79,7 +82,7 @@ def push_store(
 def pull_store(
     url: str | Path, directory: str | Path, *, quiet: bool = True, policy: RetryPolicy | None = None
 ) -> CopyReport:
-    """Copy a sealed store from a place to a directory; arguments and errors as in `push_store`."""
+    """Copy a sealed store to a directory; arguments and errors as in `push_store`."""
     return copy_store(
         open_storage(url), open_storage(directory), "pull", quiet=quiet, policy=policy
     )
@@ -88,50 +91,105 @@ def pull_store(
 def copy_store(
     source: Storage, target: Storage, label: str, *, quiet: bool, policy: RetryPolicy | None = None
 ) -> CopyReport:
-    """Copy a sealed store between any two places."""
+    """Copy a sealed store between any two storages."""
     policy = policy or RetryPolicy()
     manifest = read_manifest(source, policy)
-    claim(target, manifest, policy)
+    _claim(target, manifest, policy)
     work = [
         (unit, item) for unit, record in manifest.records.items() for item in record.file_records
     ]
     total = sum(item.size for _, item in work)
     with progress(label, total, "bytes", quiet=quiet) as bar:
         num_sent = _send(source, target, work, policy, bar)
-    names = {commit_record.record_name(unit): data for unit, data in manifest.record_bytes.items()}
+    contents = {
+        commit_record.record_name(unit): data for unit, data in manifest.record_bytes.items()
+    }
     card = _read_card(source, policy)
-    _put_small(target, names if card is None else {**names, README: card}, policy)
-    for place in (source, target):
-        if isinstance(place, DirectoryStorage):
-            _check_totals(place, manifest)
-    create(target, SEAL, manifest.seal_bytes, policy)
+    _put_small(target, contents if card is None else {**contents, README: card}, policy)
+    for storage in (source, target):
+        if isinstance(storage, DirectoryStorage):
+            _check_totals(storage, manifest)
+    _create(target, SEAL, manifest.seal_bytes, policy)
     retry(target.flush, target.url, policy)
     return CopyReport(len(work), total, num_sent, manifest.digest)
 
 
-Work = tuple[str, FileRecord]
+def _claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
+    """Claim the target for this store by create-if-absent, or find an earlier claim of it.
+
+    Raises:
+        IdentityError: the target holds another store, or a capture in progress.
+        UsageError: the target holds other files.
+    """
+    if read_whole(target, DIGEST_LIST, policy) is None:
+        store_json = read_whole(target, STORE_JSON, policy)
+        if store_json is not None:
+            raise IdentityError(_other_store(target.url, manifest, store_json))
+        found = retry(target.children, target.url, policy)
+        foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
+        if foreign:
+            raise UsageError(
+                f"{target.url}: holds {value_text(foreign[0])} but no store; expected a new or "
+                "empty location. Pass another one."
+            )
+    _create(target, DIGEST_LIST, manifest.digests_bytes, policy)
+
+
+def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
+    """Error text for a target that already has a store.json."""
+    existing = StoreSpec.from_json(store_json, f"{where}/{STORE_JSON}")
+    differences = list(identity_differences(existing.identity, manifest.spec.identity))
+    if not differences:
+        return (
+            f"{where}: holds an unsealed store of the same capture. "
+            "Finish it with caskd precompute, or pass another location."
+        )
+    field, there, here = differences[0]
+    return (
+        f"{where}: holds another store ({field} is {value_text(there)} there, {value_text(here)} "
+        "here). Pass another location, or remove that store."
+    )
+
+
+def _create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> None:
+    """Create a file that decides a race; an equal file counts as ours (a response may be lost).
+
+    Raises:
+        IdentityError: the file exists with other content.
+        CorruptError: our file arrived damaged.
+    """
+    where = f"{target.url}/{name}"
+    created = retry(lambda: target.create(name, data), where, policy)
+    if any(read_whole(target, name, policy) == data for _ in range(READ_ATTEMPTS)):
+        return
+    if created:
+        raise CorruptError(f"{where}: arrived damaged. Remove it, then run the same command again.")
+    raise IdentityError(
+        f"{target.url}: holds another store (its {name} differs from ours). "
+        "Pass another location, or remove that store."
+    )
 
 
 def _send(
-    source: Storage, target: Storage, work: list[Work], policy: RetryPolicy, bar: Progress
+    source: Storage, target: Storage, work: list[UnitFile], policy: RetryPolicy, bar: Progress
 ) -> int:
-    """Bring every file to the target: look, send what is not there, look again.
+    """Check every file at the target, send those that are missing or wrong, and check again.
 
     Returns:
-        How many files were sent.
+        Number of files sent.
 
     Raises:
-        CorruptError: what arrived is wrong, `ROUNDS` times.
+        CorruptError: a file was still wrong after `ROUNDS` rounds.
     """
     num_sent, pending = 0, work
     for _ in range(ROUNDS):
-        absent = _each(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
+        absent = _in_threads(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
         if not absent:
             return num_sent
-        _each(absent, lambda w: _send_one(source, target, w, policy))
+        _in_threads(absent, lambda w: _send_file(source, target, w, policy))
         retry(target.flush, target.url, policy)
         num_sent, pending = num_sent + len(absent), absent
-    absent = _each(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
+    absent = _in_threads(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
     if absent:
         raise CorruptError(
             f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times. "
@@ -140,28 +198,30 @@ def _send(
     return num_sent
 
 
-def _each(
-    work: Iterable[Work], do: Callable[[Work], Work | None], bar: Progress | None = None
-) -> list[Work]:
-    """Run `do` on each in a few threads; returns what it returned, reports where that was None."""
-    left = []
+def _in_threads(
+    work: Iterable[UnitFile],
+    call: Callable[[UnitFile], UnitFile | None],
+    bar: Progress | None = None,
+) -> list[UnitFile]:
+    """Run `call` on each file in threads; return its results, and advance `bar` for each None."""
+    results = []
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        futures = {pool.submit(do, item): item for item in work}
+        futures = {pool.submit(call, item): item for item in work}
         try:
             for future in as_completed(futures):
                 result = future.result()
                 if result is not None:
-                    left.append(result)
+                    results.append(result)
                 elif bar is not None:
                     bar.advance(futures[future][1].size)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return sorted(left, key=lambda item: item[1].name)
+    return sorted(results, key=lambda item: item[1].name)
 
 
 def _holds(target: Storage, item: FileRecord, policy: RetryPolicy) -> bool:
-    """Whether the target has this very file."""
+    """Whether the target has this file with this size and sha256."""
     where = f"{target.url}/{item.name}"
     try:
         size = retry(lambda: target.size(item.name), where, policy)
@@ -170,14 +230,14 @@ def _holds(target: Storage, item: FileRecord, policy: RetryPolicy) -> bool:
         return False
 
 
-def _send_one(source: Storage, target: Storage, work: Work, policy: RetryPolicy) -> None:
+def _send_file(source: Storage, target: Storage, work: UnitFile, policy: RetryPolicy) -> None:
     unit, item = work
     data = read_checked(source, unit, item, policy)
     retry(lambda: target.write(item.name, data), f"{target.url}/{item.name}", policy)
 
 
 def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy) -> None:
-    """Write metadata files that are not there yet as they should be."""
+    """Write the metadata files that the target lacks or has with other content."""
 
     def differs(name: str) -> bool:
         return read_whole(target, name, policy) != contents[name]
@@ -198,7 +258,7 @@ def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy)
 
 
 def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
-    """The card, which no digest covers: what two readings agree on."""
+    """The card, read until two readings agree, because no digest covers it."""
     data = read_whole(source, README, policy)
     for _ in range(READ_ATTEMPTS):
         again = read_whole(source, README, policy)
@@ -208,65 +268,8 @@ def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
     raise CorruptError(f"{source.url}/{README}: reads differently each time. Check the network.")
 
 
-def _check_totals(place: DirectoryStorage, manifest: Manifest) -> None:
-    """Check that the seal says what the commit records add up to."""
-    totals, _ = seal_content(place.root, manifest.spec)
+def _check_totals(storage: DirectoryStorage, manifest: Manifest) -> None:
+    """Check that the totals in the seal are the sums over the commit records."""
+    totals, _ = seal_content(storage.root, manifest.spec)
     if canonical_json(totals) != manifest.seal_bytes:
-        raise CorruptError(f"{place.url}/{SEAL}: differs from what the commits add up to.")
-
-
-def claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
-    """Make the target this store's, or see that it is already.
-
-    Raises:
-        IdentityError: it holds another store, or one that is being written.
-        UsageError: it holds something else.
-    """
-    if read_whole(target, DIGEST_LIST, policy) is None:
-        theirs = read_whole(target, STORE_JSON, policy)
-        if theirs is not None:
-            raise IdentityError(_other_store(target.url, manifest, theirs))
-        found = retry(target.children, target.url, policy)
-        foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
-        if foreign:
-            raise UsageError(
-                f"{target.url}: holds {shown(foreign[0])} but no store. Give an empty or new place."
-            )
-    create(target, DIGEST_LIST, manifest.digests_bytes, policy)
-
-
-_OWN_NAMES = frozenset({STAGING, COMMITS, ".gitattributes", README})
-
-
-def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
-    theirs = StoreSpec.from_json(store_json, f"{where}/{STORE_JSON}")
-    differences = list(identity_differences(theirs.identity, manifest.spec.identity))
-    if not differences:
-        return (
-            f"{where}: holds a store of the same capture that is not sealed. "
-            "Finish it with caskd precompute, or give another place."
-        )
-    field, a, b = differences[0]
-    return (
-        f"{where}: holds another store ({field} is {shown(a)} there, {shown(b)} "
-        "here). Give another place, or remove what is there."
-    )
-
-
-def create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> None:
-    """Create a file that decides; one with our content is ours, whoever heard the answer.
-
-    Raises:
-        IdentityError: there is one with other content.
-        CorruptError: ours arrived damaged.
-    """
-    where = f"{target.url}/{name}"
-    created = retry(lambda: target.create(name, data), where, policy)
-    if any(read_whole(target, name, policy) == data for _ in range(READ_ATTEMPTS)):
-        return
-    if created:
-        raise CorruptError(f"{where}: arrived damaged. Remove it, then run the same command again.")
-    raise IdentityError(
-        f"{target.url}: holds another store (its {name} differs from ours). "
-        "Give another place, or remove what is there."
-    )
+        raise CorruptError(f"{storage.url}/{SEAL}: differs from the totals of the commit records.")

@@ -1,4 +1,4 @@
-"""Which stores are at a place: the place itself, or what lies directly inside it."""
+"""Lists the stores of a location: the location itself, or the folders directly inside it."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caskd.store.errors import CaskdError, StoreNotFoundError
 from caskd.store.format import DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
-from caskd.store.io import clean
+from caskd.store.io import bytes_text, escape_control
 from caskd.store.storage import RetryPolicy, Storage, open_storage, read_whole, retry
 
 NUM_THREADS = 16
@@ -16,11 +16,11 @@ NUM_THREADS = 16
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """One store at a place; only `url` and `state` are known of one that is not complete."""
+    """One listed store; an incomplete one has only `url` and `state`."""
 
     url: str
     state: str
-    """`sealed`, `not sealed`, or `unreadable` (of another version, or damaged)."""
+    """`sealed`, `not sealed`, or `unreadable` (another format version, or damaged)."""
     teacher: str = ""
     num_rows: int = 0
     num_bytes: int = 0
@@ -28,53 +28,56 @@ class StoreEntry:
 
 
 def list_stores(url: str | Path, *, policy: RetryPolicy | None = None) -> list[StoreEntry]:
-    """The stores at `url`: itself if it is one, else those directly inside.
+    """The store at `url`, or else the stores directly inside it.
 
     Raises:
-        StoreNotFoundError: there is none.
-        StoreError: the place does not answer, or refuses.
+        StoreNotFoundError: no store was found.
+        StoreError: the storage does not respond, or refuses.
     """
-    place, policy = open_storage(url), policy or RetryPolicy()
-    itself = _entry(place, policy)
-    if itself is not None:
-        return [itself]
-    names = [name for name in retry(place.children, place.url, policy) if name.endswith("/")]
+    storage, policy = open_storage(url), policy or RetryPolicy()
+    own_entry = _entry(storage, policy)
+    if own_entry is not None:
+        return [own_entry]
+    names = [name for name in retry(storage.children, storage.url, policy) if name.endswith("/")]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        inside = [place.inside(name.rstrip("/")) for name in names]
+        inside = [storage.inside(name.rstrip("/")) for name in names]
         found = [entry for entry in pool.map(lambda p: _entry(p, policy), inside) if entry]
     if not found:
-        raise StoreNotFoundError(f"{place.url}: no store there. Push one with caskd store push.")
+        raise StoreNotFoundError(
+            f"{storage.url}: no store found. Push one with caskd store push, or check the path."
+        )
     return found
 
 
-def _entry(place: Storage, policy: RetryPolicy) -> StoreEntry | None:
-    """What is at `place`; None if it is no store."""
-    store_json = read_whole(place, STORE_JSON, policy)
+def _entry(storage: Storage, policy: RetryPolicy) -> StoreEntry | None:
+    """The entry of the store at `storage`; None if it holds no store."""
+    store_json = read_whole(storage, STORE_JSON, policy)
     if store_json is None:
-        begun = read_whole(place, DIGEST_LIST, policy) is not None
-        return StoreEntry(place.url, "not sealed") if begun else None
+        claimed = read_whole(storage, DIGEST_LIST, policy) is not None
+        return StoreEntry(storage.url, "not sealed") if claimed else None
     try:
-        spec = StoreSpec.from_json(store_json, f"{place.url}/{STORE_JSON}")
-        seal_bytes = read_whole(place, SEAL, policy)
+        spec = StoreSpec.from_json(store_json, f"{storage.url}/{STORE_JSON}")
+        seal_bytes = read_whole(storage, SEAL, policy)
         if seal_bytes is None:
-            return StoreEntry(place.url, "not sealed", spec.teacher, spec.num_rows)
-        seal = untrusted_json.parse_json(seal_bytes, f"{place.url}/{SEAL}")
+            return StoreEntry(storage.url, "not sealed", spec.teacher, spec.num_rows)
+        seal = untrusted_json.parse_json(seal_bytes, f"{storage.url}/{SEAL}")
         if not untrusted_json.is_seal(seal):
-            return StoreEntry(place.url, "unreadable")
+            return StoreEntry(storage.url, "unreadable")
     except CaskdError:
-        return StoreEntry(place.url, "unreadable")
+        return StoreEntry(storage.url, "unreadable")
     size = sum(seal["bytes"].values())
     digest = seal["commits_digest"]
-    return StoreEntry(place.url, "sealed", spec.teacher, spec.num_rows, size, digest)
+    return StoreEntry(storage.url, "sealed", spec.teacher, spec.num_rows, size, digest)
 
 
 def listing_lines(entries: list[StoreEntry], *, as_json: bool) -> Iterator[str]:
-    """One line for each store."""
+    """The listing as text: one line per store, or one JSON array."""
     if as_json:
         yield json.dumps([vars(entry) for entry in entries], indent=1)
         return
-    width = max(len(clean(entry.url)) for entry in entries)
+    width = max(len(escape_control(entry.url)) for entry in entries)
     for entry in entries:
-        size = f"{entry.num_bytes / 1e6:,.1f} MB" if entry.num_bytes else "-"
-        line = f"{clean(entry.url):<{width}}  {entry.state:<10}  {entry.num_rows:>14,} rows"
-        yield f"{line}  {size:>14}  {entry.digest[:12]:<12}  {clean(entry.teacher)}".rstrip()
+        url, teacher = escape_control(entry.url), escape_control(entry.teacher)
+        size = bytes_text(entry.num_bytes) if entry.num_bytes else "-"
+        line = f"{url:<{width}}  {entry.state:<10}  {entry.num_rows:>14,} rows"
+        yield f"{line}  {size:>14}  {entry.digest[:12]:<12}  {teacher}".rstrip()

@@ -1,7 +1,7 @@
-"""Places where a store can lie: a directory, `s3://`, `gs://`, `hf://`, all behind one protocol.
+"""Storage: one protocol for a directory, `s3://`, `gs://` and `hf://`, and the retries around it.
 
-A place knows files by their name relative to the store. What it raises says what happened in our
-words alone: a server's answer may repeat a key, a token or a signed URL.
+A storage addresses files by their name relative to the store. Its errors never quote a server,
+because a response may repeat an access key, a token or a signed URL.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class TransientError(Exception):
-    """No answer, or one that may be another next time; the text never holds a server's words."""
+    """A request failed in a way that a retry may cure; the text never quotes the server."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a request is tried, and how long the pauses are.
+    """Number of attempts of a request, and the pauses between them.
 
-    The pause before attempt n + 1 is random between 0 and `first_pause` x 2**n seconds, at most
-    `longest_pause`: clients that failed together do not come back together.
+    The pause after attempt n (from 0) is random between 0 and `first_pause` x 2**n seconds, at most
+    `longest_pause`, so that clients that failed together do not retry together.
     """
 
     attempts: int = 8
@@ -38,16 +38,16 @@ class RetryPolicy:
     longest_pause: float = 15.0
 
     def pauses(self, rng: random.Random) -> Iterator[float]:
-        """Seconds to wait between the attempts, one fewer than there are attempts."""
+        """Seconds to wait between attempts, `attempts` - 1 numbers."""
         for attempt in range(self.attempts - 1):
             yield rng.uniform(0, min(self.longest_pause, self.first_pause * 2**attempt))
 
 
 def retry(call: Callable[[], T], where: str, policy: RetryPolicy) -> T:
-    """Call until it does not raise TransientError.
+    """Run `call` again until it does not raise TransientError.
 
     Raises:
-        StoreError: every attempt failed; names `where` and the last reason.
+        StoreError: every attempt failed; the message has `where` and the last reason.
     """
     for pause in policy.pauses(random.Random()):
         try:
@@ -59,54 +59,54 @@ def retry(call: Callable[[], T], where: str, policy: RetryPolicy) -> T:
     except TransientError as error:
         raise StoreError(
             f"{where}: {error}, {policy.attempts} times in a row. "
-            "Run the same command again later: it goes on where it stopped."
+            "Run the same command again later; it resumes where it stopped."
         ) from None
 
 
 class Storage(Protocol):
-    """Somewhere files can be read and written; every call may raise TransientError."""
+    """A folder of files that can be read and written; every method may raise TransientError."""
 
     url: str
-    """The place without anything secret, for messages."""
+    """URL or path for messages, free of secrets."""
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None where there is none."""
+        """Size of a file in bytes, None if it does not exist."""
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop` of a file, all of them.
+        """Bytes `start` to `stop` of a file, never fewer.
 
         Raises:
-            FileNotFoundError: there is no such file (a directory says CorruptError).
+            FileNotFoundError: the file does not exist (a directory raises CorruptError).
         """
 
     def read_small(self, name: str, limit: int) -> bytes | None:
-        """A file in one request, None where there is none.
+        """A whole file, None if it does not exist.
 
         Raises:
             CorruptError: it has more than `limit` bytes.
         """
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file there whole, replacing what was there; after `flush` it can be read."""
+        """Write a whole file, replacing any older one; it is readable after `flush`."""
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put a file there unless one is there; returns whether this call did it."""
+        """Create a file unless it exists; returns whether this call created it."""
 
     def sha256(self, name: str) -> str | None:
-        """The place's own digest of a file; None where only reading tells."""
+        """Digest that the storage keeps of a file; None if only reading the file gives it."""
 
     def flush(self) -> None:
-        """Make everything written visible, and remove what interrupted writes left."""
+        """Make all writes visible and remove leftovers of interrupted writes."""
 
     def children(self) -> list[str]:
-        """Names directly inside: of files, and of folders with a slash at the end."""
+        """Names of files and folders directly inside; a folder's name ends in a slash."""
 
     def inside(self, name: str) -> "Storage":
-        """The place of a folder of this one."""
+        """The storage of a folder inside this one."""
 
 
 def clean_url(url: str | Path) -> str:
-    """A URL without user, password, query and fragment, where secrets would stand."""
+    """A URL without its user, password, query and fragment, the parts that can hold secrets."""
     text = str(url)
     if "://" not in text:
         return text
@@ -116,57 +116,56 @@ def clean_url(url: str | Path) -> str:
 
 
 def is_remote(url: str | Path) -> bool:
-    """Whether a store's URL is something else than a directory."""
+    """Whether `url` has a scheme; if not, it is a directory."""
     return "://" in str(url)
 
 
-def read_whole(place: Storage, name: str, policy: RetryPolicy) -> bytes | None:
-    """A metadata file, None where there is none.
+def read_whole(storage: Storage, name: str, policy: RetryPolicy) -> bytes | None:
+    """Read a metadata file with retries; None if it does not exist.
 
     Raises:
-        CorruptError: it is larger than any that caskd writes.
+        CorruptError: it is larger than any metadata file that caskd writes.
     """
+    where = f"{storage.url}/{name}"
+    return retry(lambda: storage.read_small(name, MAX_SMALL_BYTES), where, policy)
 
-    where = f"{place.url}/{name}"
-    return retry(lambda: place.read_small(name, MAX_SMALL_BYTES), where, policy)
 
-
-def read_sized(place: Storage, name: str, limit: int) -> bytes | None:
-    """A small file in two requests, its size and its content."""
-    size = place.size(name)
+def read_sized(storage: Storage, name: str, limit: int) -> bytes | None:
+    """`Storage.read_small` in two requests: size, then content."""
+    size = storage.size(name)
     if size is None:
         return None
     if size > limit:
-        raise CorruptError(f"{place.url}/{name}: {size:,} bytes, larger than it can be.")
+        raise CorruptError(f"{storage.url}/{name}: {size:,} bytes; expected at most {limit:,}.")
     try:
-        return place.read(name, 0, size)
-    except FileNotFoundError:  # it went between the two
+        return storage.read(name, 0, size)
+    except FileNotFoundError:  # removed between the two requests
         return None
 
 
-def sha256_of(place: Storage, name: str, size: int, policy: RetryPolicy) -> str:
-    """Digest of a file of known size, read piece by piece unless the place has it."""
-    own = retry(lambda: place.sha256(name), f"{place.url}/{name}", policy)
-    if own is not None:
-        return own
+def sha256_of(storage: Storage, name: str, size: int, policy: RetryPolicy) -> str:
+    """sha256 of a file of known size: from the storage if it keeps one, else by reading pieces."""
+    kept = retry(lambda: storage.sha256(name), f"{storage.url}/{name}", policy)
+    if kept is not None:
+        return kept
     digest = hashlib.sha256()
     for start in range(0, size, PIECE_BYTES):
-        digest.update(read_piece(place, name, start, min(start + PIECE_BYTES, size), policy))
+        digest.update(read_piece(storage, name, start, min(start + PIECE_BYTES, size), policy))
     return digest.hexdigest()
 
 
-def read_file(place: Storage, name: str, size: int, policy: RetryPolicy) -> bytes:
-    """A file of known size; each piece is asked for again on its own.
+def read_file(storage: Storage, name: str, size: int, policy: RetryPolicy) -> bytes:
+    """Read a file of known size in pieces; each piece has its own retries.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     pieces = range(0, size, PIECE_BYTES)
     return b"".join(
-        read_piece(place, name, start, min(start + PIECE_BYTES, size), policy) for start in pieces
+        read_piece(storage, name, start, min(start + PIECE_BYTES, size), policy) for start in pieces
     )
 
 
-def read_piece(place: Storage, name: str, start: int, stop: int, policy: RetryPolicy) -> bytes:
-    """Bytes `start` to `stop` of a file, asked for until they come."""
-    return retry(lambda: place.read(name, start, stop), f"{place.url}/{name}", policy)
+def read_piece(storage: Storage, name: str, start: int, stop: int, policy: RetryPolicy) -> bytes:
+    """Bytes `start` to `stop` of a file, with retries."""
+    return retry(lambda: storage.read(name, start, stop), f"{storage.url}/{name}", policy)

@@ -1,4 +1,4 @@
-"""A store in a directory of this machine or of a network file system."""
+"""Storage in a directory: a local disk or a network file system."""
 
 import os
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from caskd.store.storage.base import TransientError, read_sized
 
 
 class DirectoryStorage:
-    """A directory; a file gets its name only when it is whole and synced."""
+    """A directory; a file appears under its name only when it is complete and synced."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.url = root, str(root)
-        # Apart from what a writer keeps in staging, which is not ours to sweep.
+        # Separate from what a capture keeps in staging, which a copy must not remove.
         self._drafts = root / STAGING / "copies"
 
     def size(self, name: str) -> int | None:
-        """Bytes of a regular file."""
+        """Size of a regular file in bytes."""
         return files.size_inside(self.root, name)
 
     def read(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`; fewer are damage."""
+        """Bytes `start` to `stop`; a shorter file is damaged."""
         with files.open_inside(self.root, name) as handle:
             data = os.pread(handle, stop - start, start)
         if len(data) != stop - start:
-            raise CorruptError(f"{self.url}/{name}: shorter than {stop:,} bytes.")
+            raise CorruptError(f"{self.url}/{name}: the file ends before byte {stop:,}.")
         return data
 
     def read_small(self, name: str, limit: int) -> bytes | None:
@@ -36,42 +36,44 @@ class DirectoryStorage:
         return read_sized(self, name, limit)
 
     def write(self, name: str, data: bytes) -> None:
-        """Stage, sync, rename, sync the folder."""
-        files.size_inside(self.root, name)  # refuses a way through links
-        with _swept():
+        """Write a draft, sync it, rename it, sync the folder."""
+        files.size_inside(self.root, name)  # refuses a path through links
+        with _retry_if_swept():
             files.replace_file(self.root / name, data, self._drafts)
 
     def create(self, name: str, data: bytes) -> bool:
-        """The same with a link, of which exactly one of any number of callers makes the first."""
+        """Like `write` with a hard link in place of the rename: one of all racing callers wins."""
         files.size_inside(self.root, name)
-        with _swept():
+        with _retry_if_swept():
             return files.create_exclusive(self.root / name, data, self._drafts)
 
     def sha256(self, name: str) -> str | None:
-        """Unknown without reading."""
+        """None: a file system keeps no digest."""
         return None
 
     def flush(self) -> None:
-        """Remove what earlier, interrupted copies staged."""
+        """Remove drafts of interrupted copies."""
         files.remove_tree(self._drafts)
-        with suppress(OSError):  # a writer's work is in it, or it is not there
+        with suppress(OSError):  # it holds a capture's drafts, or does not exist
             (self.root / STAGING).rmdir()
 
     def children(self) -> list[str]:
-        """Names directly inside."""
+        """Names of files and folders directly inside."""
         if not self.root.is_dir():
             return []
-        return sorted(entry.name + "/" * entry.is_dir() for entry in self.root.iterdir())
+        return sorted(
+            f"{entry.name}/" if entry.is_dir() else entry.name for entry in self.root.iterdir()
+        )
 
     def inside(self, name: str) -> "DirectoryStorage":
-        """A folder of this directory."""
+        """The storage of a subfolder."""
         return DirectoryStorage(self.root / name)
 
 
 @contextmanager
-def _swept() -> Iterator[None]:
-    """Another copy into the same directory may have finished and swept our draft."""
+def _retry_if_swept() -> Iterator[None]:
+    """Raise TransientError if a concurrent copy finished and removed our draft."""
     try:
         yield
     except FileNotFoundError:
-        raise TransientError("the draft was swept by another copy") from None
+        raise TransientError("another copy into the same directory removed the draft") from None

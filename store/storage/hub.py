@@ -1,8 +1,8 @@
-"""`hf://datasets/USER/NAME[/FOLDER]` through huggingface_hub, which is fenced in here.
+"""`hf://datasets/USER/NAME[/FOLDER]` through huggingface_hub.
 
-Contents go up as they are written; a `flush` makes them visible in one commit, and a seal is a
-commit of its own, after them. The Hub stores large files by their sha256 and checks it.
-A repository that does not exist is created private, since a store reveals its corpus.
+`write` uploads content at once; `flush` makes it visible in one commit, and the seal gets a later
+commit of its own. The Hub keeps large files by their sha256 and checks it on arrival.
+A missing repository is created private, because a store reveals its corpus.
 """
 
 import os
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"datasets/([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)((?:/[\w.-]+)*)")
 _FILES_PER_COMMIT = 5000
-_TRY_AGAIN = (408, 409, 412, 429)
+_RETRIED_STATUSES = (408, 409, 412, 429)
 _DATASET = "dataset"
 
 
 class HubStorage:
-    """A folder of a dataset repository, at its main revision."""
+    """A folder of a dataset repository at revision main."""
 
     def __init__(self, api: "HfApi", repo: str, folder: str) -> None:
         self._api, self._repo, self._folder = api, repo, folder
@@ -37,46 +37,43 @@ class HubStorage:
 
     @classmethod
     def open(cls, path: str) -> "HubStorage":
-        """The place `hf://path`, with the token and endpoint from the environment.
+        """The storage `hf://path`; token and endpoint come from the environment.
 
         Raises:
-            UsageError: not `datasets/USER/NAME`.
+            UsageError: `path` is not `datasets/USER/NAME[/FOLDER]`.
         """
         match = _URL.fullmatch(path)
         if match is None:
             raise UsageError(
-                f"hf://{path}: not a data set. Expected hf://datasets/USER/NAME or a folder in it."
+                f"hf://{path}: not a dataset; expected hf://datasets/USER/NAME or a folder in it."
             )
-        from huggingface_hub import HfApi
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            disable_progress_bars,
-            logging,
-        )
+        from huggingface_hub import HfApi, logging
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         disable_progress_bars()
-        logging.set_verbosity_error()  # its warnings show whole URLs, signed ones among them
-        # Read here and not when the library was imported, so that the environment of now counts.
+        logging.set_verbosity_error()  # its warnings print whole URLs, signed ones too
+        # The library reads HF_ENDPOINT once at import; reading it here follows later changes.
         return cls(HfApi(endpoint=os.environ.get("HF_ENDPOINT")), match[1], match[2].strip("/"))
 
     def _path(self, name: str) -> str:
         return f"{self._folder}/{name}" if self._folder else name
 
     def _info(self, name: str) -> Any:
-        """What the Hub says of a file; None where there is none."""
+        """Metadata of a file; None if it does not exist."""
         try:
-            with _told(f"{self.url}/{name}"):
+            with translate_errors(f"{self.url}/{name}"):
                 found = self._api.get_paths_info(self._repo, [self._path(name)], repo_type=_DATASET)
         except FileNotFoundError:
             return None
         return next((item for item in found if hasattr(item, "blob_id")), None)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file."""
+        """Size of a file in bytes."""
         info = self._info(name)
         return None if info is None else int(info.size)
 
     def sha256(self, name: str) -> str | None:
-        """What the Hub checked on arrival; None for a small file, which it keeps in git."""
+        """Digest that the Hub checked on arrival; None for a small file, which is kept in git."""
         info = self._info(name)
         return None if info is None or info.lfs is None else str(info.lfs.sha256)
 
@@ -84,22 +81,18 @@ class HubStorage:
         """Bytes `start` to `stop` of a file."""
         if start == stop:
             return b""
-        from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            get_session,
-            hf_raise_for_status,
-        )
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         url = hf_hub_url(
             self._repo, self._path(name), repo_type=_DATASET, endpoint=self._api.endpoint
         )
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}"}
-        with _told(f"{self.url}/{name}"):
-            answer = get_session().get(url, headers=headers, follow_redirects=True, timeout=120)
-            hf_raise_for_status(answer)
-        # Some caches answer a range of a small file with the whole of it.
-        data = answer.content[start:stop] if answer.status_code == 200 else answer.content
+        with translate_errors(f"{self.url}/{name}"):
+            response = get_session().get(url, headers=headers, follow_redirects=True, timeout=120)
+            hf_raise_for_status(response)
+        # Some caches respond to a range of a small file with the whole file (status 200).
+        data = response.content[start:stop] if response.status_code == 200 else response.content
         if len(data) != stop - start:
             raise TransientError(f"got {len(data):,} of {stop - start:,} bytes")
         return bytes(data)
@@ -109,21 +102,21 @@ class HubStorage:
         return read_sized(self, name, limit)
 
     def write(self, name: str, data: bytes) -> None:
-        """Upload the content; the commit follows in `flush`."""
+        """Upload the content; `flush` commits it."""
         from huggingface_hub import CommitOperationAdd
 
         self._create_repository()
         operation = CommitOperationAdd(self._path(name), data)
-        with _told(f"{self.url}/{name}"):
+        with translate_errors(f"{self.url}/{name}"):
             self._api.preupload_lfs_files(self._repo, [operation], repo_type=_DATASET)
         with self._lock:
             self._written.append(operation)
 
     def create(self, name: str, data: bytes) -> bool:
-        """A commit of this file alone, on top of the revision in which it was seen to be absent."""
+        """Commit this file alone, with the revision that lacks it as the required parent."""
         self.flush()
         self._create_repository()
-        with _told(f"{self.url}/{name}"):
+        with translate_errors(f"{self.url}/{name}"):
             head = self._api.repo_info(self._repo, repo_type=_DATASET).sha
         if self._info(name) is not None:
             return False
@@ -133,7 +126,7 @@ class HubStorage:
         return True
 
     def flush(self) -> None:
-        """Commit what was written."""
+        """Commit all uploads."""
         with self._lock:
             while self._written:
                 part = self._written[:_FILES_PER_COMMIT]
@@ -143,43 +136,44 @@ class HubStorage:
     def _commit(
         self, operations: "list[CommitOperationAdd]", what: str, parent: str | None = None
     ) -> None:
-        with _told(self.url), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a card needs no YAML header
+        with translate_errors(self.url), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a card without a YAML header
             self._api.create_commit(
-                self._repo, operations, commit_message=f"caskd store push: {what}",
-                repo_type=_DATASET, parent_commit=parent,
-            )  # fmt: skip
+                self._repo,
+                operations,
+                commit_message=f"caskd store push: {what}",
+                repo_type=_DATASET,
+                parent_commit=parent,
+            )
 
     def _create_repository(self) -> None:
         with self._lock:
             if not self._exists:
-                with _told(self.url):
+                with translate_errors(self.url):
                     self._api.create_repo(
                         self._repo, repo_type=_DATASET, private=True, exist_ok=True
                     )
                 self._exists = True
 
     def children(self) -> list[str]:
-        """Names directly inside."""
+        """Names of files and folders directly inside."""
         try:
-            with _told(self.url):
+            with translate_errors(self.url):
                 folder = self._folder or None
                 tree = list(self._api.list_repo_tree(self._repo, folder, repo_type=_DATASET))
         except FileNotFoundError:
             return []
-        names = (
-            item.path.rpartition("/")[2] + "/" * (not hasattr(item, "blob_id")) for item in tree
-        )
-        return sorted(names)
+        names = ((item.path.rpartition("/")[2], hasattr(item, "blob_id")) for item in tree)
+        return sorted(name if is_file else f"{name}/" for name, is_file in names)
 
     def inside(self, name: str) -> "HubStorage":
-        """A folder inside."""
+        """The storage of a subfolder."""
         return HubStorage(self._api, self._repo, self._path(name))
 
 
 @contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Turn the library's errors into ours, without its words; absence is FileNotFoundError."""
+def translate_errors(where: str) -> Iterator[None]:
+    """Turn huggingface_hub's errors into ours without quoting them; absent: FileNotFoundError."""
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         EntryNotFoundError,
         HfHubHTTPError,
@@ -192,7 +186,7 @@ def _told(where: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled:
         raise StoreError(
-            f"{where}: HF_HUB_OFFLINE is set. Unset it and run the same command again."
+            f"{where}: HF_HUB_OFFLINE is set; unset it and run the same command again."
         ) from None
     except (EntryNotFoundError, RepositoryNotFoundError):
         raise FileNotFoundError(where) from None
@@ -201,15 +195,17 @@ def _told(where: str) -> Iterator[None]:
     except (FileNotFoundError, StoreError, TransientError):
         raise
     except ValueError:
-        raise StoreError(f"{where}: the Hub does not take this name or card.") from None
+        raise StoreError(
+            f"{where}: the Hub rejects this repository name or card; check both."
+        ) from None
     except (OSError, RuntimeError, HTTPError):
-        raise TransientError("no good answer (connection failed)") from None
+        raise TransientError("request failed (no connection)") from None
 
 
 def _error(status: int, where: str) -> Exception:
-    if status >= 500 or status in _TRY_AGAIN:
-        return TransientError(f"no good answer ({status})")
+    if status >= 500 or status in _RETRIED_STATUSES:
+        return TransientError(f"request failed ({status})")
     return StoreError(
-        f"{where}: refused ({status}). Log in with hf auth login or set HF_TOKEN to a token that "
-        "may do this, then run the same command again: it goes on where it stopped."
+        f"{where}: refused ({status}). Run hf auth login or set HF_TOKEN to a token with this "
+        "permission, then run the same command again; it resumes where it stopped."
     )

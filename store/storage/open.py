@@ -1,4 +1,4 @@
-"""The storage backend that a URL names."""
+"""Opens the storage backend of a URL."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -9,18 +9,18 @@ from caskd.store.storage.directory import DirectoryStorage
 
 
 def open_storage(url: str | Path) -> Storage:
-    """The place that a URL names; nothing is asked of it yet.
+    """The storage of a URL; makes no request yet.
 
     Raises:
-        UsageError: an unknown scheme, a secret inside the URL, or a missing extra.
+        UsageError: unknown scheme, credentials inside the URL, or a missing extra.
     """
     if not is_remote(url):
         return DirectoryStorage(Path(url))
-    parts, shown = urlsplit(str(url)), clean_url(url)
+    parts, safe_url = urlsplit(str(url)), clean_url(url)
     if "@" in parts.netloc + parts.path or parts.query or parts.fragment:
         raise UsageError(
-            f"{shown}: the URL has a user, a query or a fragment; expected only a bucket and a "
-            "path. Give credentials in the environment (see docs/sharing.md)."
+            f"{safe_url}: the URL has a user, a query or a fragment; expected only a bucket and a "
+            "path. Set credentials in the environment (see docs/sharing.md)."
         )
     if parts.scheme in ("s3", "gs"):
         from caskd.store.storage.object_store import ObjectStorage
@@ -31,6 +31,6 @@ def open_storage(url: str | Path) -> Storage:
 
         return HubStorage.open(f"{parts.netloc}{parts.path}".strip("/"))
     raise UsageError(
-        f"{shown}: unknown kind of place; expected a directory, s3://BUCKET/PATH, gs://BUCKET/PATH "
+        f"{safe_url}: unknown URL scheme; expected a directory, s3://BUCKET/PATH, gs://BUCKET/PATH "
         "or hf://datasets/USER/NAME."
     )

@@ -38,7 +38,7 @@ from caskd.store.format import (
     canonical_json,
     layout,
 )
-from caskd.store.io import files, shown
+from caskd.store.io import files, value_text
 from caskd.store.verify.unit_check import check_unit, named_record, strays
 from caskd.store.write import read_spec
 
@@ -263,7 +263,7 @@ def repair_lines(url: str, report: RepairReport) -> list[str]:
     if not report.removed and not report.restored:
         return [f"{url}: nothing to repair"]
     lines = [f"rebuilt: {name}" for name in report.restored]
-    lines += [f"removed: {shown(name)[1:-1]}" for name in report.removed]
+    lines += [f"removed: {value_text(name)[1:-1]}" for name in report.removed]
     if report.unsealed:
         again = f"computes {len(report.shards)} shards again" if report.shards else "seals it again"
         lines.append(f"{url}: no longer sealed; caskd precompute with the same inputs {again}")

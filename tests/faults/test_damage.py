@@ -75,7 +75,7 @@ def test_diff_names_fields_texts_and_rows(where: Path) -> None:
 
     path = fault_damage.make(where / "a", "exact")
     same = fault_damage.make(where / "same", "exact")
-    assert diff_lines(diff_stores(path, same)) == ["the same: 106 rows"]
+    assert diff_lines(diff_stores(path, same)) == ["no difference: 106 rows"]
     noisy = diff_stores(path, fault_damage.make(where / "noisy", "exact", noise=1e-3))
     assert not noisy.same
     assert noisy.identity == noisy.geometry == []

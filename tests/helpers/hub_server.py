@@ -33,6 +33,8 @@ class Hub(ThreadingHTTPServer):
         self.uploads = 0
         self.fail_next: list[int] = []  # statuses of the next requests
         self.lose_next_commit = False  # do it, then answer 503
+        self.content_host: Hub | None = None  # serves file contents in place of this server
+        self.tokens: list[str | None] = []  # Authorization of each request for a file's content
         self.lock = threading.Lock()
 
     def revision(self) -> str:
@@ -207,6 +209,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if path not in files:
             return self._answer(404, b"", X_Error_Code="EntryNotFound")
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if self.server.content_host is not None:
+            return self._answer(302, b"", Location=f"{self.server.content_host.url}{self.path}")
         first, last = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"]).groups()  # type: ignore[union-attr]
         return self._answer(206, files[path][int(first) : int(last) + 1])
 

@@ -18,7 +18,7 @@ SLOW_DOWN = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -48,7 +48,7 @@ def s3_server() -> Iterator[int]:
 
 
 def environment(port: int, **more: str) -> dict[str, str]:
-    """The variables that point at a server."""
+    """Environment variables that select a server."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
@@ -59,7 +59,7 @@ def environment(port: int, **more: str) -> dict[str, str]:
 
 
 class FaultProxy:
-    """An HTTP proxy in a thread; `plan` says what goes wrong with each request.
+    """An HTTP proxy in a thread; `plan` decides the fault of each request.
 
     `plan(number, head)` returns one of FAULTS or None, for request `number` (from 0) whose request
     line and headers are `head`.
@@ -179,8 +179,8 @@ def _content_length(head: bytes) -> int:
 
 
 def _flipped(data: bytes, rng: random.Random) -> bytes:
-    place = rng.randrange(len(data))
-    return data[:place] + bytes([data[place] ^ (1 << rng.randrange(8))]) + data[place + 1 :]
+    index = rng.randrange(len(data))
+    return data[:index] + bytes([data[index] ^ (1 << rng.randrange(8))]) + data[index + 1 :]
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""s3:// against a real S3 server: push, pull, ls, straight reading through the cache."""
+"""s3:// against a real S3 server: push, pull, ls, reading through the cache."""
 
 import multiprocessing
 import threading
@@ -91,7 +91,7 @@ def test_another_store_is_refused(pushed: str, tmp_path: Path) -> None:
     assert list_stores(f"s3://{BUCKET}/casks")[0].state == "sealed"
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_store(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         pull_store(f"s3://{BUCKET}/nothing", tmp_path / "copy")
     with pytest.raises(StoreNotFoundError):
@@ -110,11 +110,11 @@ def test_an_unsealed_copy_is_not_read(source: Path) -> None:
 
 
 def test_create_is_exclusive() -> None:
-    place = open_storage(f"s3://{BUCKET}/exclusive")
-    assert place.create("a", b"1")
-    assert not place.create("a", b"2")
-    assert place.read("a", 0, 1) == b"1"
-    assert place.size("b") is None
+    storage = open_storage(f"s3://{BUCKET}/exclusive")
+    assert storage.create("a", b"1")
+    assert not storage.create("a", b"2")
+    assert storage.read("a", 0, 1) == b"1"
+    assert storage.size("b") is None
 
 
 def test_a_file_larger_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,11 +217,11 @@ def test_a_damaged_cache_heals(pushed: str, source: Path, tmp_path: Path) -> Non
 def test_a_damaged_object_is_refused(source: Path) -> None:
     url = f"s3://{BUCKET}/damaged"
     push_store(source, url)
-    place = open_storage(url)
+    storage = open_storage(url)
     name = "data.zarr/argmax/c/1"
-    data = bytearray(place.read(name, 0, place.size(name) or 0))
+    data = bytearray(storage.read(name, 0, storage.size(name) or 0))
     data[3] ^= 1
-    place.write(name, bytes(data))
+    storage.write(name, bytes(data))
     store = TeacherStore.open(url)
     store.read(range(NUM_EXAMPLES), ("num_kept",))
     with pytest.raises(CorruptError, match="argmax/c/1"):
@@ -272,7 +272,7 @@ def test_a_limit_that_is_none(text: str, pushed: str, monkeypatch: pytest.Monkey
         TeacherStore.open(pushed)
 
 
-def test_verify_says_to_pull(pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_points_to_pull(pushed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verify", pushed]) == 2
     assert f"caskd store pull {pushed} DIRECTORY" in capsys.readouterr().err
 

@@ -53,7 +53,7 @@ def use(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 
 def until_done(copy, after_failure) -> int:  # type: ignore[no-untyped-def]
-    """Run `copy` until it succeeds; how often it gave up."""
+    """Run `copy` until it succeeds; return the number of failures."""
     for failures in range(40):
         try:
             copy()

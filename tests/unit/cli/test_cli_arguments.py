@@ -1,4 +1,4 @@
-"""Repeated flags are gathered, and nothing else of a command line changes."""
+"""Repeated flags are merged, and the rest of a command line does not change."""
 
 from dataclasses import dataclass
 

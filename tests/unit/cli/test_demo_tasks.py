@@ -1,4 +1,4 @@
-"""The demo's corpus: right answers, disjoint splits, equal streams for equal seeds."""
+"""The demo's corpus: correct responses, disjoint splits, equal streams for equal seeds."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ ANSWERS: dict[str, Callable[..., str]] = {
 }
 
 
-def test_answers_are_right() -> None:
+def test_responses_are_correct() -> None:
     for record in RECORDS:
         task, *words = question(record)
         if task != "roman":

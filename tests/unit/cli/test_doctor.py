@@ -1,4 +1,4 @@
-"""The doctor says what is there, what is missing, and what to type."""
+"""The doctor reports installed and missing parts, and the command that fixes each."""
 
 import json
 

@@ -12,7 +12,7 @@ from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
 from caskd.eval.rules import Pair
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.io import csv_cell, plain, plot_label
+from caskd.store.io import csv_cell, plot_label, strip_control
 
 FILES = {
     "index.html", "summary.json", "summary.csv", "curve.csv", "rules.csv", "rule_curves.csv",
@@ -143,7 +143,7 @@ def test_a_name_that_the_font_lacks_is_no_error(tmp_path, predictions_file):
 
 
 def test_text_is_shown_safely():
-    assert plain("a\x1b[2Jb\u202ec\n") == "a[2Jbc"
+    assert strip_control("a\x1b[2Jb\u202ec\n") == "a[2Jbc"
     assert csv_cell("=1+1") == "'=1+1"
     assert csv_cell("a=1") == "a=1"
     assert plot_label("_$a$") == r" _\$a\$"

@@ -7,8 +7,7 @@ from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import tokenization
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.planning.tokenization import tokenized
-from caskd.store.corpus import Columns, TextOptions
-from caskd.store.corpus.tokens import tokenize_example
+from caskd.store.corpus import Columns, TextOptions, tokenize_examples
 from caskd.store.errors import UsageError
 
 OPTIONS = TextOptions(max_length=30, on_long="truncate")
@@ -23,8 +22,8 @@ def fingerprints(examples):
 
 def one_by_one(records):
     tokenizer = tiny_tokenizer()
-    made = (tokenize_example(tokenizer, r, Columns(), OPTIONS, n) for n, r in enumerate(records))
-    return fingerprints(made)
+    made = (tokenize_examples(tokenizer, [r], Columns(), OPTIONS, n) for n, r in enumerate(records))
+    return fingerprints(example for [example] in made)
 
 
 @pytest.mark.parametrize("block", [1, 7, 256])

@@ -1,4 +1,4 @@
-"""Reading corpora: formats agree, mistakes are one line."""
+"""Reading corpora: file formats agree, and each mistake is a one-line error."""
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -36,6 +36,13 @@ def test_every_format_gives_the_same_records_and_digest(files, name):
     digest, count = corpus_digest(read_records([file]), Columns())
     assert count == 3
     assert digest == corpus_digest(iter(RECORDS), Columns())[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_byte_order_mark_is_not_part_of_the_data(files, name):
+    marked = files / f"marked-{name}"
+    marked.write_bytes(b"\xef\xbb\xbf" + (files / name).read_bytes())
+    assert list(read_records([str(marked)])) == RECORDS
 
 
 def test_files_are_read_in_the_order_given(files):
@@ -80,7 +87,7 @@ def test_the_kind_follows_from_the_columns(record, columns, kind):
         ({"prompt": "", "response": ""}, Columns(messages="chat"), ["'chat'", "--messages-column"]),
     ],
 )
-def test_a_wrong_column_names_what_there_is_and_the_flag(record, columns, said):
+def test_a_wrong_column_names_the_columns_and_the_flag(record, columns, said):
     with pytest.raises(UsageError) as caught:
         decide_columns(record, columns)
     assert "\n" not in str(caught.value)

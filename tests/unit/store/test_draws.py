@@ -160,7 +160,7 @@ def test_info_show_card_and_quality_say_what_it_is(tmp_path: Path) -> None:
     assert first["choices"][0]["id"] == batch.column("sampled_ids")[0, 0]
     assert first["choices"][0]["probability"] == batch.column("sampled_counts")[0, 0] / 20
     assert first["tail_mass"] is None
-    assert "ids drawn" in example_html(store, 0)
+    assert "distinct ids" in example_html(store, 0)
     quality = measure_quality(store)
     assert quality.mean_tail_mass is None
     text = card(store.spec, store.seal, quality)

@@ -1,12 +1,18 @@
-"""From records to tokens: what is a row, what is a prompt, and every status."""
+"""From records to tokens: rows, prompts and every status."""
 
 import numpy as np
 import pytest
 from helpers.tiny import tiny_tokenizer
 from tokenizers import AddedToken, processors
 
-from caskd.store.corpus import Columns, TextOptions, prompt_ids, reference_text, row_labels
-from caskd.store.corpus.tokens import tokenize_example
+from caskd.store.corpus import (
+    Columns,
+    TextOptions,
+    prompt_ids,
+    reference_text,
+    row_labels,
+    tokenize_examples,
+)
 from caskd.store.errors import UsageError
 
 EOS = "</s>"
@@ -61,7 +67,7 @@ def text_of(tokenizer, ids):
 
 def run(tokenizer, record, **options):
     options = TextOptions(**{"max_length": 100, **options})
-    example = tokenize_example(tokenizer, record, Columns(), options, 3)
+    [example] = tokenize_examples(tokenizer, [record], Columns(), options, 3)
     assert len(example.token_ids) == len(example.is_response)
     assert example.token_ids.dtype == np.uint32
     assert example.is_response.dtype == np.uint8
@@ -162,12 +168,12 @@ def test_a_call_of_a_tool_without_text_is_refused():
         run(with_template(PLAIN_TEMPLATE), {"messages": [CHAT[0], call, TOOL, CHAT[3]]})
 
 
-def test_what_the_template_refuses_is_one_line_that_names_the_record():
+def test_a_rejected_conversation_is_one_line_that_names_the_record():
     strict = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}"
         "{{ raise_exception('no tools here') }}{% endif %}{% endfor %}" + PLAIN_TEMPLATE
     )
-    with pytest.raises(UsageError, match=r"record 3: .* refuses .* \(no tools here\)") as caught:
+    with pytest.raises(UsageError, match=r"record 3: .*\(no tools here\)") as caught:
         run(with_template(strict), {"messages": [CHAT[0], CHAT[1], TOOL, CHAT[3]]})
     assert "\n" not in str(caught.value)
     assert run(with_template(strict), {"messages": CHAT})[2] == "yes</s>no.</s>"

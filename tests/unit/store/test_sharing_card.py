@@ -1,4 +1,4 @@
-"""The card: what it says is so, what people wrote stays, what a store says does no harm."""
+"""The card: its numbers are right, a written license stays, untrusted metadata is harmless."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,8 @@ from helpers.stores import make_store, tree
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 from caskd.store.inspect import card, license_note, measure_quality
-from caskd.store.inspect.quality import rank_bins, rank_names
+from caskd.store.inspect.quality import TeacherQuality, rank_bins, rank_names
 from caskd.store.inspect.store_card import NO_LICENSE
-from caskd.store.io import plain
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def store(tmp_path: Path) -> TeacherStore:
     return make_store(tmp_path / "store", num=40)
 
 
-def test_figures_by_hand(store: TeacherStore) -> None:
+def test_quality_by_hand(store: TeacherStore) -> None:
     batch = store.read(range(len(store)))
     log_p = (batch.column("label_logit") - batch.column("logsumexp")).astype(np.float64)
     quality = measure_quality(store)
@@ -41,7 +40,35 @@ def test_bins_of_ranks() -> None:
     assert rank_names(5) == ["0", "1", "2-3", "4-7", "8-15"]
 
 
-def test_figures_do_not_depend_on_the_batch(
+def test_the_histogram_has_the_share_of_each_rank(store: TeacherStore) -> None:
+    """Each printed bin against a count over the ranks that its label spans."""
+    ranks = store.read(range(len(store))).column("label_rank")
+    lines = measure_quality(store).histogram().splitlines()[2:]
+    assert [line.split()[0] for line in lines[:4]] == ["0", "1", "2-3", "4-7"]
+    assert len(lines) == 1 + int(ranks.max()).bit_length()
+    counts, widths = [], []
+    for line in lines:
+        label, share, *bar = line.split()
+        low, _, high = label.partition("-")
+        inside = (ranks >= int(low)) & (ranks <= int(high or low))
+        assert share == f"{inside.mean():.2%}"
+        counts.append(int(inside.sum()))
+        widths.append(len("".join(bar)))
+    assert widths == [40 * count // max(counts) for count in counts]
+
+
+def test_a_histogram_by_hand() -> None:
+    quality = TeacherQuality(8, 0.0, None, ranks=(4, 0, 2, 1, 1))
+    assert quality.histogram().splitlines()[2:] == [
+        "       0   50.00%  " + "#" * 40,
+        "       1    0.00%",
+        "     2-3   25.00%  " + "#" * 20,
+        "     4-7   12.50%  " + "#" * 10,
+        "    8-15   12.50%  " + "#" * 10,
+    ]
+
+
+def test_quality_does_not_depend_on_the_batch(
     store: TeacherStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure_quality(store)
@@ -51,7 +78,7 @@ def test_figures_do_not_depend_on_the_batch(
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-12)
 
 
-def test_the_card_at_seal_is_cheap_and_says_the_main_things(store: TeacherStore) -> None:
+def test_the_card_at_seal_is_cheap_and_has_the_main_facts(store: TeacherStore) -> None:
     text = (store.root / "README.md").read_text()
     assert "A store reveals its corpus" in text
     assert "caskd train --store" in text
@@ -70,7 +97,7 @@ def test_printing_changes_nothing_and_writing_only_the_card(
     quality = measure_quality(store)
     assert f"{quality.accuracy:.2%}" in printed
     assert f"{quality.perplexity:,.3f}" in printed
-    assert "Rank of the label among the teacher's choices" in printed
+    assert "Rank of the label" in printed
     assert main(["store", "card", str(store.root), "--write"]) == 0
     after = tree(store.root)
     assert {name for name in before if before[name] != after[name]} == {"README.md"}
@@ -78,7 +105,7 @@ def test_printing_changes_nothing_and_writing_only_the_card(
     assert verify_store(store.root, full=True).ok
 
 
-def test_a_license_that_people_wrote_stays(store: TeacherStore) -> None:
+def test_a_written_license_stays(store: TeacherStore) -> None:
     path = store.root / "README.md"
     own = "Corpus: CC-BY 4.0.\n\nTeacher: ask legal@example.org.\n\n### Details\n\nnone"
     path.write_text(path.read_text().replace(NO_LICENSE, own))
@@ -92,13 +119,13 @@ def test_a_license_that_people_wrote_stays(store: TeacherStore) -> None:
 
 def test_a_card_without_the_section_gets_it() -> None:
     assert license_note("") == license_note("# something else") == NO_LICENSE
-    assert license_note("# x\n\n## License\n\n## Use it") == NO_LICENSE
+    assert license_note("# x\n\n## License\n\n## Use") == NO_LICENSE
 
 
 HOSTILE = "a\x1b[31m|b](javascript:1)<script>\n## License\n\nfree`|"
 
 
-def test_what_a_store_says_is_neither_markup_nor_control(store: TeacherStore) -> None:
+def test_metadata_is_neither_markup_nor_control(store: TeacherStore) -> None:
     identity = {
         **store.spec.identity,
         "teacher": {**store.spec.identity["teacher"], "name": HOSTILE},
@@ -112,7 +139,3 @@ def test_what_a_store_says_is_neither_markup_nor_control(store: TeacherStore) ->
     assert len(lines) == 3  # the heading, the teacher and the tasks, each still one line
     for line in lines[1:]:
         assert line.replace("\\|", "").count("|") == 3
-
-
-def test_plain_keeps_ordinary_names() -> None:
-    assert plain("org/flan-t5_8b v1.0 (step 10)") == "org/flan-t5_8b v1.0 (step 10)"

@@ -76,8 +76,21 @@ def test_reading_from_the_hub(
     np.testing.assert_array_equal(remote.read([0, 3]).topk_logits, local.read([0, 3]).topk_logits)
 
 
+def test_the_token_stays_with_the_hub(hub: Hub, store: Path, tmp_path: Path) -> None:
+    """The Hub redirects large files to hosts of its storage provider."""
+    push_store(store, URL, policy=QUICK)
+    with hub_server() as provider:
+        provider.repositories = hub.repositories
+        hub.content_host = provider
+        pull_store(URL, tmp_path / "copy", policy=QUICK)
+        assert tree(tmp_path / "copy") == tree(store)
+        assert set(hub.tokens) == {f"Bearer {TOKEN}"}
+        assert provider.tokens
+        assert set(provider.tokens) == {None}
+
+
 @pytest.mark.parametrize("statuses", [[503], [429, 503], [500]])
-def test_trouble_is_tried_again(statuses: list[int], hub: Hub, store: Path, tmp_path: Path) -> None:
+def test_failures_are_retried(statuses: list[int], hub: Hub, store: Path, tmp_path: Path) -> None:
     push_store(store, URL, policy=QUICK)
     hub.fail_next = statuses
     pull_store(URL, tmp_path / "copy", policy=QUICK)
@@ -85,14 +98,14 @@ def test_trouble_is_tried_again(statuses: list[int], hub: Hub, store: Path, tmp_
     assert tree(tmp_path / "copy") == tree(store)
 
 
-def test_a_lost_answer_is_no_conflict(hub: Hub, store: Path) -> None:
+def test_a_lost_response_is_no_conflict(hub: Hub, store: Path) -> None:
     hub.lose_next_commit = True
     push_store(store, URL, policy=QUICK)
     assert hub.repositories["team/cask"] == tree(store)
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_says_what_to_do_and_nothing_secret(status: int, hub: Hub, store: Path) -> None:
+def test_a_refusal_names_the_fix_and_no_secret(status: int, hub: Hub, store: Path) -> None:
     hub.fail_next = [status] * 3
     with pytest.raises(StoreError, match="HF_TOKEN") as refused:
         push_store(store, URL, policy=QUICK)
@@ -100,12 +113,12 @@ def test_a_refusal_says_what_to_do_and_nothing_secret(status: int, hub: Hub, sto
     assert str(status) in str(refused.value)
 
 
-def test_what_is_not_there(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_store(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError):
         pull_store("hf://datasets/team/nothing", tmp_path / "copy", policy=QUICK)
 
 
-def test_offline_is_said(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_named(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

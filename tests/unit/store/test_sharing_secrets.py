@@ -1,4 +1,4 @@
-"""Nothing secret is printed or written: environment, URLs, what servers repeat."""
+"""No secret is printed or written: from the environment, a URL or a server's response."""
 
 import os
 import subprocess
@@ -32,13 +32,13 @@ SIGNED = [
 
 
 def leaks(data: bytes) -> list[bytes]:
-    """Canaries in some bytes: every one has the word in some case, and digits."""
+    """Canaries in some bytes: each contains the word 'canary' in some case."""
     lowered = data.lower()
     return [lowered[i : i + 24] for i in range(len(lowered)) if lowered.startswith(b"canary", i)]
 
 
 def run(words: list[str], endpoint: str, cache: Path) -> tuple[int, bytes]:
-    """A command in a process of its own with all canaries in the environment; what it printed."""
+    """Exit code and output of a command with all canaries in its environment."""
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-m", "caskd.cli", "store", *words],
         env={
@@ -52,7 +52,7 @@ def run(words: list[str], endpoint: str, cache: Path) -> tuple[int, bytes]:
 
 
 class _Parrot(BaseHTTPRequestHandler):
-    """Refuses everything and repeats what it was sent, as S3 does for a wrong signature."""
+    """Refuses every request and echoes it, as S3 does for a wrong signature."""
 
     def _refuse(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -82,7 +82,7 @@ def parrot() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_the_net_catches_a_canary() -> None:
+def test_canaries_are_found() -> None:
     assert leaks(b"x" + CANARIES["AWS_ACCESS_KEY_ID"].encode())
     for url in SIGNED:
         assert leaks(url.encode())
@@ -91,7 +91,7 @@ def test_the_net_catches_a_canary() -> None:
 
 
 @pytest.mark.slow
-def test_nothing_leaks_when_all_goes_well(tmp_path: Path) -> None:
+def test_nothing_leaks_on_success(tmp_path: Path) -> None:
     make_store(tmp_path / "store", num=4, shard_rows=16)
     with s3_server() as port:
         endpoint, cache, url = f"http://127.0.0.1:{port}", tmp_path / "cache", f"s3://{BUCKET}/x"
@@ -116,14 +116,14 @@ def test_nothing_leaks_when_all_goes_well(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 401, 403])
 @pytest.mark.parametrize("url", ["s3://{bucket}/x", "hf://datasets/team/cask"])
-def test_nothing_leaks_when_a_server_repeats_what_it_was_sent(
+def test_nothing_leaks_when_a_server_echoes_requests(
     status: int, url: str, parrot: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
     make_store(tmp_path / "store", num=4, shard_rows=16)
     parrot.status = status  # type: ignore[attr-defined]
     endpoint = f"http://127.0.0.1:{parrot.server_address[1]}"
-    place = url.format(bucket=BUCKET)
-    for words in (["push", str(tmp_path / "store"), place], ["pull", place, str(tmp_path / "c")]):
+    target = url.format(bucket=BUCKET)
+    for words in (["push", str(tmp_path / "store"), target], ["pull", target, str(tmp_path / "c")]):
         code, printed = run(words, endpoint, tmp_path / "cache")
         assert code != 0
         assert printed.startswith(b"caskd: ")

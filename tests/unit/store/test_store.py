@@ -176,7 +176,7 @@ def test_a_page_of_an_example_runs_nothing(store: TeacherStore, tmp_path: Path) 
     assert "default-src 'none'" in text
     show_command(ShowConfig(str(store.root), html=str(page)))
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         show_command(ShowConfig(str(store.root), html=str(page)))
 
 

@@ -1,4 +1,4 @@
-"""Tokens as bytes, for the three families of tokenizers, and what the digests see."""
+"""Tokens as bytes for three families of tokenizers, and the digests over them."""
 
 import pytest
 from helpers.tiny import tiny_tokenizer

@@ -1,4 +1,4 @@
-"""A capture as it is seen from outside."""
+"""Progress of a capture, read from its store."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 from helpers import stores
 
 from caskd.cli.store_commands import InfoConfig, info_command
-from caskd.store.inspect import JobView, info_text, store_info, watch
-from caskd.store.inspect.capture_progress import shards_text, watch_note
+from caskd.store.inspect import CaptureStatus, info_text, store_info, watch
+from caskd.store.inspect.capture_progress import progress_note, shards_text
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, plan_store
 
@@ -19,28 +19,28 @@ def planned(tmp_path):
     return path
 
 
-def view_of(path):
-    view = JobView(path, TeacherStore.open(path, allow_unsealed=True).spec)
-    view.look()
-    return view
+def status_of(path):
+    status = CaptureStatus(path, TeacherStore.open(path, allow_unsealed=True).spec)
+    status.refresh()
+    return status
 
 
-def test_a_view_counts_what_is_committed_and_reads_only_what_is_new(planned, monkeypatch):
-    view = view_of(planned)
-    assert (view.num_rows, view.num_committed_shards) == (0, 0)
+def test_a_status_counts_committed_rows_and_reads_only_new_records(planned, monkeypatch):
+    status = status_of(planned)
+    assert (status.num_rows, status.num_committed_shards) == (0, 0)
     stores.fill(planned, only=[1])
     in_shard = StoreWriter(planned).shard(1).num_rows
-    assert view.look() == in_shard
-    assert view.look() == 0
+    assert status.refresh() == in_shard
+    assert status.refresh() == 0
     stores.fill(planned)
-    assert view.look() == view.spec.num_rows - in_shard
-    assert view.statuses == {"ok": 18, "empty": 2}
-    assert "2 empty" in watch_note(view)
-    assert view.shards_left == []
-    assert "being sealed" in watch_note(view)
+    assert status.refresh() == status.spec.num_rows - in_shard
+    assert status.statuses == {"ok": 18, "empty": 2}
+    assert "2 empty" in progress_note(status)
+    assert status.shards_left == []
+    assert "sealing" in progress_note(status)
 
 
-def test_watching_ends_with_the_seal_and_prints_what_the_store_holds(planned, capsys):
+def test_watching_ends_with_the_seal_and_prints_the_summary(planned, capsys):
     spec = TeacherStore.open(planned, allow_unsealed=True).spec
     steps = iter([lambda: stores.fill(planned, only=[0]), lambda: stores.fill(planned).seal()])
     watch(TeacherStore.open(planned, allow_unsealed=True), sleep=lambda seconds: next(steps)())
@@ -59,19 +59,19 @@ def test_a_line_a_minute_where_there_is_no_terminal(planned, capsys, monkeypatch
     first, last = capsys.readouterr().err.splitlines()
     assert "rows/s" in first
     assert "1 of" in first
-    assert "being sealed" in last
+    assert "sealing" in last
 
 
-def test_failed_shards_are_those_that_nobody_has_committed(planned):
+def test_failed_shards_are_the_uncommitted_ones(planned):
     writer = stores.fill(planned, only=[0, 1])
     writer.record_environment({"failed_shards": {"1": "RuntimeError", "2": "MemoryError"}}, "a")
     writer.record_environment({"failed_shards": {"2": "RuntimeError", "3": "KeyError"}}, "b")
     info = store_info(planned)
     assert info["failed_shards"] == [2, 3]
-    assert "failed    2, 3; caskd precompute tries again" in info_text(info)
+    assert "failed    2, 3; caskd precompute" in info_text(info)
     assert "20 ok" not in info_text(info)
     assert "so far" in info_text(info)
-    assert watch_note(view_of(planned)).endswith("failed: 2, 3")
+    assert progress_note(status_of(planned)).endswith("failed: 2, 3")
     stores.fill(planned).seal()
     assert store_info(planned)["failed_shards"] == []
 
@@ -81,13 +81,13 @@ def test_failed_shards_are_those_that_nobody_has_committed(planned):
     [b"", b"[", b"[1]", b'"x"', b"{}", b'{"failed_shards": [2]}', b'{"failed_shards": 7}',
      b'{"failed_shards": {"x": 1, "-1": 1, "99": 1, "\\u00b2": 1}}', b"\xff", b"[" * 5000],
 )  # fmt: skip
-def test_whatever_stands_in_environment_a_look_goes_on(planned, content):
+def test_a_refresh_survives_any_content_of_environment(planned, content):
     stores.fill(planned, only=[0])
     folder = Path(planned, "environment")
     folder.mkdir()
     (folder / "strange.json").write_bytes(content)
     (folder / "link.json").symlink_to("/dev/zero")
-    assert set(view_of(planned).failed_shards()) <= {2}
+    assert set(status_of(planned).failed_shards()) <= {2}
 
 
 def test_the_same_name_replaces_an_attempt(planned):
