@@ -18,9 +18,11 @@ from pathlib import Path
 from caskd.store.commits import FileRecord, commit_record, seal_content
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.store.format import (
+    COMMITS,
     DIGEST_LIST,
     README,
     SEAL,
+    STAGING,
     STORE_JSON,
     StoreSpec,
     canonical_json,
@@ -40,8 +42,7 @@ from caskd.store.storage import (
 
 NUM_THREADS = 8
 ROUNDS = 3
-README = "README.md"
-_OWN_NAMES = frozenset({"staging", "commits", ".gitattributes", README})
+_OWN_NAMES = frozenset({STAGING, COMMITS, ".gitattributes", README})
 
 UnitFile = tuple[str, FileRecord]
 """A commit unit (`plan`, `pilot` or a shard number) and one file that its record names."""
