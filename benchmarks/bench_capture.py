@@ -29,14 +29,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from store_rows import setting, write_table
 
-from caskd.models import SplitModel, pad, pick_device
+from caskd.models import SplitModel, pad, padded_batches, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
-from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.workers.fill import next_batch
+from caskd.precompute.teacher.source import find_checkpoint
 from caskd.store.corpus import logit_positions
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardExample, StoreWriter
@@ -84,19 +84,17 @@ def batches(store: Path, token_budget: int) -> Iterator[list[ShardExample]]:
     """The batches that a capture of `store` computes."""
     writer = StoreWriter(store)
     for shard in range(writer.spec.num_shards):
-        work = writer.shard(shard)
-        waiting = sorted(work.examples, key=lambda e: (-len(e.token_ids), e.index))
-        while waiting:
-            batch = next_batch(waiting, token_budget)
-            yield list(batch)
-            waiting = waiting[len(batch) :]
+        examples = writer.shard(shard).examples
+        lengths = np.array([len(example.token_ids) for example in examples], np.int64)
+        for positions in padded_batches(lengths, token_budget):
+            yield [examples[position] for position in positions]
 
 
 class Bare:
     """Forward passes that keep nothing, or what a few lines of transformers would keep."""
 
     def __init__(self, arm: str, config: PrecomputeConfig) -> None:
-        source = find_teacher(config.teacher, config.dtype, attention=config.attention)
+        source = find_checkpoint(config.teacher, config.dtype, attention=config.attention)
         self.arm, self.token_budget = arm, config.token_budget
         self.device = pick_device(config.device)
         self.model = load_model(source, self.device)
@@ -252,7 +250,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(args.threads)
-    source = find_teacher(args.teacher, args.dtype, attention=args.attention)
+    source = find_checkpoint(args.teacher, args.dtype, attention=args.attention)
     with tempfile.TemporaryDirectory(prefix="caskd-bench-") as folder:
         configs = {}
         for kind in LENGTHS:

@@ -6,11 +6,11 @@ import torch
 
 from caskd.models import memory_errors
 from caskd.precompute.teacher.lora import apply_adapter
-from caskd.precompute.teacher.source import TeacherSource
+from caskd.precompute.teacher.source import TransformersCheckpoint
 from caskd.store.errors import UsageError
 
 
-def load_model(source: TeacherSource, device: torch.device) -> Any:
+def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
     """Load the weights, for inference only and never with code from the checkpoint.
 
     Raises:
@@ -38,7 +38,7 @@ def load_model(source: TeacherSource, device: torch.device) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _open_model(source: TeacherSource) -> Any:
+def _open_model(source: TransformersCheckpoint) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:

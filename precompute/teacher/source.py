@@ -12,7 +12,7 @@ _NO_LIMIT = 1_000_000_000  # tokenizers without a limit of their own say 10^30
 
 
 @dataclass(frozen=True)
-class TeacherSource:
+class TransformersCheckpoint:
     """A checkpoint on this machine and what can be said of it without its weights."""
 
     folder: Path
@@ -30,14 +30,14 @@ class TeacherSource:
     """How transformers lays the model out over several devices; None for one device."""
 
 
-def find_teacher(
+def find_checkpoint(
     teacher: str,
     dtype: str,
     *,
     adapter: str | None = None,
     attention: str = "auto",
     device_map: str | None = None,
-) -> TeacherSource:
+) -> TransformersCheckpoint:
     """Locate a teacher and read its configuration and tokenizer.
 
     Raises:
@@ -53,7 +53,7 @@ def find_teacher(
     own = getattr(config, "dtype", None) or "float32"
     tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
     limits = [getattr(config, "max_position_embeddings", None) or _NO_LIMIT, tokenizer_limit]
-    return TeacherSource(
+    return TransformersCheckpoint(
         folder=folder,
         name=name,
         revision=revision,

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from caskd.models import SplitModel, check_split
 from caskd.models.split_model import adjust_logits
-from caskd.precompute.teacher import TeacherSource
+from caskd.precompute.teacher.source import TransformersCheckpoint
 from caskd.precompute.teacher.transformers_teacher import load_model
 from caskd.store.errors import UsageError
 
@@ -87,6 +87,6 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    source = TeacherSource(folder, "torn", None, None, 49, "float32", "sdpa", 256)
+    source = TransformersCheckpoint(folder, "torn", None, None, 49, "float32", "sdpa", 256)
     with pytest.raises(UsageError, match=r"lacks 1 weights.*layers\.1\.mlp\.up_proj"):
         load_model(source, torch.device("cpu"))

@@ -64,7 +64,7 @@ def test_an_equal_plan_is_reused_without_tokenising(config_of, tmp_path, monkeyp
     again = write_jsonl(tmp_path / "same.jsonl", ragged_records(12))
     (tmp_path / "data.jsonl").unlink()
     tokenised = []
-    monkeypatch.setattr(planner, "tokenized", lambda *args: tokenised.append(args))
+    monkeypatch.setattr(planner, "tokenize_corpus", lambda *args: tokenised.append(args))
     assert plan(config_of(data=(str(again),))) == spec
     assert tokenised == []
 

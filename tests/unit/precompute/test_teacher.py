@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 from caskd.models import SplitModel, memory_errors, pad, pick_device
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.rows.targets import KeepTopK
-from caskd.precompute.teacher import TransformersTeacher, find_teacher
 from caskd.precompute.teacher import transformers_teacher as teacher_module
 from caskd.precompute.teacher.loading import load_model
+from caskd.precompute.teacher.source import find_checkpoint
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def teacher_of(folder, *, vocab_size=50, dtype="auto"):
-    source = find_teacher(str(folder), dtype)
+    source = find_checkpoint(str(folder), dtype)
     rule = KeepTopK(4, 1.0)
     return TransformersTeacher(source, vocab_size=vocab_size, rule=rule, device="cpu")
 
@@ -94,7 +95,7 @@ def test_it_is_frozen_and_in_eval_mode(tmp_path):
     ],
 )  # fmt: skip
 def test_a_layout_over_several_devices_changes_nothing(tmp_path, device_map):
-    source = find_teacher(str(save_tiny(tmp_path / "big", tie=False)), "auto")
+    source = find_checkpoint(str(save_tiny(tmp_path / "big", tie=False)), "auto")
     tokens = [np.array([5, 6, 7], np.uint32), np.array([9, 8], np.uint32)]
     places = [np.arange(3), np.arange(2)]
     states = []
@@ -132,7 +133,7 @@ def test_a_layout_and_a_device_exclude_each_other(tmp_path):
 
 
 def test_a_model_that_does_not_fit_says_what_to_type(tmp_path, monkeypatch):
-    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto")
+    source = find_checkpoint(str(save_tiny(tmp_path / "big")), "auto")
 
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -144,7 +145,7 @@ def test_a_model_that_does_not_fit_says_what_to_type(tmp_path, monkeypatch):
 
 def test_an_attention_that_is_not_installed_is_one_line(tmp_path):
     folder = save_tiny(tmp_path / "big")
-    source = find_teacher(str(folder), "bfloat16", attention="flash_attention_2")
+    source = find_checkpoint(str(folder), "bfloat16", attention="flash_attention_2")
     assert source.attention == "flash_attention_2"
     with pytest.raises(UsageError, match="type --attention sdpa or eager") as caught:
         load_model(source, CPU)
@@ -152,7 +153,9 @@ def test_an_attention_that_is_not_installed_is_one_line(tmp_path):
 
 
 def test_flash_attention_needs_half_precision(tmp_path):
-    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto", attention="flash_attention_2")
+    source = find_checkpoint(
+        str(save_tiny(tmp_path / "big")), "auto", attention="flash_attention_2"
+    )
     with pytest.raises(UsageError, match="type --dtype bfloat16"):
         load_model(source, CPU)
 

@@ -10,8 +10,8 @@ from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from caskd.models import SplitModel, is_same_together, pack, pad
 from caskd.models.batching import Batch
 from caskd.precompute.rows.targets import KeepTopK
-from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher import transformers_teacher as teacher_module
+from caskd.precompute.teacher.source import find_checkpoint
 
 SEQUENCES = [np.array(tokens, np.uint32) for tokens in ([5, 6, 7], [8], [9, 10, 11, 12], [13, 14])]
 
@@ -83,7 +83,7 @@ def test_another_example_changes_nothing(arrange):
 
 def test_a_flash_teacher_packs_and_one_that_leaks_pads(tmp_path, monkeypatch):
     """No flash attention here, so its name is kept and sdpa computes: both take such positions."""
-    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto")
+    source = find_checkpoint(str(save_tiny(tmp_path / "big")), "auto")
     model = teacher_module.load_model(source, torch.device("cpu"))
     monkeypatch.setattr(teacher_module, "load_model", lambda source, device: model)
     flash = replace(source, attention="flash_attention_2")

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from caskd.precompute.workers.fill import TokenBudget, fill_shard, next_batch
+from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample, ShardWork
@@ -78,11 +78,12 @@ def test_batches_are_longest_first_and_fit_the_budget(work, tokens):
         assert len(batch) == 1 or batch[0] * len(batch) <= tokens
 
 
-def test_a_batch_takes_what_fits():
-    waiting = [example(0, 4, 6, 0), example(1, 4, 6, 0), example(2, 1, 1, 0)]
-    assert len(next_batch(waiting, 29)) == 2
-    assert len(next_batch(waiting, 30)) == 3
-    assert len(next_batch(waiting, 3)) == 1
+@pytest.mark.parametrize(("tokens", "sizes"), [(29, [2, 1]), (30, [3]), (3, [1, 1, 1])])
+def test_a_batch_takes_what_fits(tokens, sizes):
+    examples = [example(0, 4, 6, 0), example(1, 4, 6, 6), example(2, 1, 1, 12)]
+    teacher = Counting()
+    assert fill(ShardWork(0, examples), teacher, TokenBudget(tokens)) == []
+    assert [len(batch) for batch in teacher.batches] == sizes
 
 
 @pytest.mark.parametrize("most_tokens", [10, 13, 25, 40])
@@ -138,12 +139,12 @@ def test_running_out_of_memory_is_told_once_with_what_to_type(work, capsys):
 
 
 def test_one_example_that_does_not_fit_is_an_error(work):
-    with pytest.raises(UsageError, match="it is one example"):
+    with pytest.raises(UsageError, match="--token-budget or --max-length"):
         fill(work, Counting(9), TokenBudget(10_000))
 
 
 def test_fixed_batches_never_shrink(work):
-    with pytest.raises(UsageError, match="--deterministic fixes the batches"):
+    with pytest.raises(UsageError, match="--deterministic"):
         fill(work, Counting(30), TokenBudget(10_000, fixed=True))
 
 
