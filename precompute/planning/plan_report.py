@@ -99,7 +99,7 @@ def _duplicates(facts: Facts) -> str:
 
 def _targets(capture: Mapping[str, Any]) -> str:
     if capture["kind"] == "sampled":
-        return f"{capture['num_samples']:,} draws per row, seed {capture['sample_seed']}"
+        return f"{capture['num_samples']:,} samples per row, seed {capture['sample_seed']}"
     min_mass = capture["min_mass"]
     fewer = f", fewer where they reach probability {min_mass:g}" if min_mass < 1 else ""
     return f"top {capture['top_k']:,} per row{fewer}"

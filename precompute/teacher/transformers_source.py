@@ -104,7 +104,7 @@ class TransformersSource:
         return TransformersTeacher(
             self.checkpoint,
             vocab_size=spec.vocab_size,
-            rule=row_rule(spec),
+            targets=row_rule(spec),
             device=self.device,
             deterministic=self.deterministic,
         )

@@ -52,13 +52,13 @@ class TransformersTeacher:
         checkpoint: TransformersCheckpoint,
         *,
         vocab_size: int,
-        rule: RowRule,
+        targets: RowRule,
         device: str,
         deterministic: bool = False,
     ) -> None:
         self.device = pick_device(device)
         self.num_columns = min(vocab_size, checkpoint.num_ids)
-        self.rule = rule
+        self.targets = targets
         with ExitStack() as opened:
             opened.enter_context(fixed_kernels(deterministic))
             model = load_model(checkpoint, self.device)
@@ -109,7 +109,7 @@ class TransformersTeacher:
                 np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
                 .astype(np.int64)
             )  # fmt: skip
-            numbers = self.rule.numbers(examples)
+            numbers = self.targets.numbers(examples)
             row_bytes = self.num_columns * hidden.element_size()
             tile = max(MIN_TILE_ROWS, TILE_BYTES[hidden.device.type] // row_bytes)
             parts = [
@@ -132,4 +132,4 @@ class TransformersTeacher:
         for start in range(0, len(labels), num_rows):
             part = slice(start, start + num_rows)
             logits = self.split.adjusted(product[part], self.num_columns)
-            yield self.rule.fields(logits, labels[part].to(logits.device), numbers[part])
+            yield self.targets.fields(logits, labels[part].to(logits.device), numbers[part])

@@ -57,7 +57,7 @@ class Worker:
         self, config: PrecomputeConfig, job: Job, writer: StoreWriter, info: WorkerInfo
     ) -> None:
         self.config, self.job, self.writer, self.info = config, job, writer, info
-        self.rule = row_rule(writer.spec)
+        self.targets = row_rule(writer.spec)
         self.budget = TokenBudget(config.token_budget, fixed=config.deterministic)
         self.stats = WorkerStats()
         self._open = ExitStack()
@@ -84,7 +84,7 @@ class Worker:
         work = self.writer.pilot()
         if work is None:
             return
-        rows = self.rule.filler(work.num_rows)
+        rows = self.targets.filler(work.num_rows)
         with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
             if self._fill(work, rows, commit_record.PILOT, bar.advance) is not None:
                 self.writer.commit_pilot(rows)
@@ -107,7 +107,7 @@ class Worker:
         """
         try:
             work = self.writer.shard(shard)
-            rows = self.rule.filler(self.writer.spec.shard_rows)
+            rows = self.targets.filler(self.writer.spec.shard_rows)
             non_finite = self._fill(work, rows, commit_record.shard_unit(shard), report)
         except Exception as error:
             raise ShardFailedError(shard, error) from error

@@ -24,14 +24,14 @@ class Bigram:
     """A teacher whose logits depend on the label alone."""
 
     def __init__(self, spec, calls):
-        self.rule, self.calls = row_rule(spec), calls
+        self.targets, self.calls = row_rule(spec), calls
 
     def rows(self, examples):
         self.calls.append("rows")
         labels = np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
         labels = torch.from_numpy(labels.astype(np.int64))
         logits = torch.cos(labels[:, None] * 1.3 + torch.arange(NUM_IDS))
-        return self.rule.fields(logits, labels, self.rule.numbers(examples))
+        return self.targets.fields(logits, labels, self.targets.numbers(examples))
 
     def describe(self):
         return {"packages": {"bigram": "1.0"}, "device": "cpu toy", "num_threads": 1}

@@ -30,7 +30,7 @@ def answerers(tmp_path_factory):
         teacher = TransformersTeacher(
             find_checkpoint(str(folder), dtype),
             vocab_size=VOCAB,
-            rule=KeepTopK(TOP_K, 1.0),
+            targets=KeepTopK(TOP_K, 1.0),
             device="cpu",
         )
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).float()

@@ -26,8 +26,8 @@ CPU = torch.device("cpu")
 
 def teacher_of(folder, *, vocab_size=50, dtype="auto"):
     source = find_checkpoint(str(folder), dtype)
-    rule = KeepTopK(4, 1.0)
-    return TransformersTeacher(source, vocab_size=vocab_size, rule=rule, device="cpu")
+    targets = KeepTopK(4, 1.0)
+    return TransformersTeacher(source, vocab_size=vocab_size, targets=targets, device="cpu")
 
 
 def example(length, response, vocab_size=50):
