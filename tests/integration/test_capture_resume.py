@@ -1,4 +1,4 @@
-"""Captures that stop, run again, or meet something else than they expect."""
+"""Captures that stop, run again, or find another identity."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Captures that are told to end, or are ended, in processes of their own."""
+"""Captures that receive SIGTERM, SIGINT or SIGKILL, in processes of their own."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a plan says of a corpus, counted by hand; repeats, and every policy."""
+"""Statistics of a corpus against counts by hand; repeats, and every policy."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_skipped_repeats_have_no_rows_and_the_seal_counts_them(teacher, tmp_path
     assert planned(config, capsys)["examples"] == facts["examples"]
 
 
-def test_repeats_are_kept_unless_told_otherwise(teacher, tmp_path):
+def test_repeats_are_kept_by_default(teacher, tmp_path):
     store = precompute(config_for(teacher, tmp_path, RECORDS, max_length=12, on_long="truncate"))
     assert store is not None
     assert store.seal["statuses"] == {"ok": 4, "empty": 1, "truncated": 1}
@@ -121,7 +121,7 @@ def test_repeats_are_kept_unless_told_otherwise(teacher, tmp_path):
         ({"on_empty": "error"}, "1 of 6 examples is without a response .* record 1; .*--on-empty"),
     ],
 )
-def test_policies_that_stop_say_how_many_and_leave_nothing(teacher, tmp_path, changes, said):
+def test_policies_that_refuse_name_the_count_and_leave_nothing(teacher, tmp_path, changes, said):
     config = config_for(teacher, tmp_path, RECORDS, **changes)
     with pytest.raises(UsageError, match=said) as caught:
         plan(config)

@@ -30,7 +30,7 @@ def work() -> ShardWork:
 
 
 class Counting:
-    """A teacher whose row is (example, place), and which holds only so many padded tokens."""
+    """A teacher whose row is (example, position), with memory for `most_tokens` padded tokens."""
 
     def __init__(self, most_tokens: int = 10**9, nan: int | None = None) -> None:
         self.most_tokens, self.nan = most_tokens, nan
@@ -43,13 +43,13 @@ class Counting:
         self.batches.append([len(e.token_ids) for e in examples])
         self.answered.update(e.index for e in examples)
         labels = [np.full(e.row_count, e.index) for e in examples]
-        places = [np.arange(e.row_count) for e in examples]
+        positions = [np.arange(e.row_count) for e in examples]
         kept = [
             np.where((e.index == self.nan) & (np.arange(e.row_count) == 0), 0, 1) for e in examples
         ]
         return {
             "argmax": np.concatenate(labels),
-            "label_rank": np.concatenate(places),
+            "label_rank": np.concatenate(positions),
             "num_kept": np.concatenate(kept),
         }
 
@@ -60,9 +60,9 @@ def fill(work, teacher, budget):
     non_finite = fill_shard(work, teacher, rows, budget, reports.append)
     assert sum(reports) == work.num_rows
     for e in work.examples:
-        place = slice(e.row_start, e.row_start + e.row_count)
-        assert (rows["argmax"][place] == e.index).all()
-        assert rows["label_rank"][place].tolist() == list(range(e.row_count))
+        target = slice(e.row_start, e.row_start + e.row_count)
+        assert (rows["argmax"][target] == e.index).all()
+        assert rows["label_rank"][target].tolist() == list(range(e.row_count))
     assert not rows["argmax"][work.num_rows :].any()
     assert teacher.answered == Counter(e.index for e in work.examples)
     return non_finite
@@ -130,7 +130,7 @@ def test_each_row_once_whenever_memory_runs_out():
     assert failures > 500
 
 
-def test_running_out_of_memory_is_told_once_with_what_to_type(work, capsys):
+def test_running_out_of_memory_is_one_warning_with_the_next_flag(work, capsys):
     budget = TokenBudget(10_000)
     fill(work, Counting(13), budget)
     said = capsys.readouterr().err

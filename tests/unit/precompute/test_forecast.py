@@ -182,10 +182,10 @@ def test_break_even():
 
 @pytest.mark.parametrize("turns", [1, 2, 5, 40])
 def test_turns_cover_a_range_evenly(turns):
-    places = sorted(probe._spread(turn, 1000) for turn in range(turns))
-    gaps = np.diff([0, *places, 1000])
+    indices = sorted(probe._spread(turn, 1000) for turn in range(turns))
+    gaps = np.diff([0, *indices, 1000])
     assert gaps.max() <= 1700 / (turns + 1) + 1
-    assert 0 <= places[0] <= places[-1] < 1000
+    assert 0 <= indices[0] <= indices[-1] < 1000
 
 
 def test_a_part_of_a_batch_keeps_its_longest_example():

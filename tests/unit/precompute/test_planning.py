@@ -1,4 +1,4 @@
-"""Planning: every user's mistake is one line and leaves nothing behind; a plan is reused."""
+"""Planning: every mistake of a user is one line and leaves nothing behind; a plan is reused."""
 
 import json
 import shutil
@@ -90,7 +90,7 @@ def test_another_identity_is_refused(config_of, changes, field):
 def test_other_weights_are_another_teacher(config_of, teacher, tmp_path):
     plan(config_of())
     twin = shutil.copytree(teacher, tmp_path / "big")
-    assert plan(config_of(teacher=str(twin)))  # another place, the same teacher
+    assert plan(config_of(teacher=str(twin)))  # another folder, the same teacher
     weights = load_file(twin / "model.safetensors")
     weights["model.norm.weight"] += 1
     save_file(weights, twin / "model.safetensors", metadata={"format": "pt"})
@@ -102,7 +102,7 @@ def test_other_weights_are_another_teacher(config_of, teacher, tmp_path):
     ("changes", "said"),
     [
         ({"data": ("gone.jsonl",)}, "no data file 'gone.jsonl'"),
-        ({"data": ()}, "type --data"),
+        ({"data": ()}, "--data"),
         ({"response_column": "target"}, "'target'.*--response-column"),
         ({"top_k": 51}, "--top-k 50"),
         ({"top_k": 0}, "--top-k is 0; expected 1 to"),

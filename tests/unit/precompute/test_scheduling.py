@@ -1,4 +1,4 @@
-"""Who takes which shard, and what it costs when nobody tells anybody."""
+"""Which worker takes which shard, and how many shards are computed twice."""
 
 import heapq
 import random
@@ -49,12 +49,12 @@ def test_flags_and_launcher_decide_which_worker_it_is(flags, environ, info):
         ({"executor": "ray", "device_map": "auto"}, {}, "omit --device-map"),
     ],
 )
-def test_contradictions_are_refused_with_what_to_type(flags, environ, message):
+def test_contradictions_are_refused_with_the_next_command(flags, environ, message):
     with pytest.raises(UsageError, match=message):
         worker_info(config(**flags), environ)
 
 
-def test_those_who_plan_and_those_who_wait():
+def test_workers_that_plan_and_workers_that_wait():
     assert WorkerInfo().plans
     assert not WorkerInfo(0, 4).plans  # an array's tasks start in any order, perhaps never together
     assert not WorkerInfo(0, 4).waits_for_plan
