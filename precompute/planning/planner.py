@@ -1,6 +1,5 @@
 """Planning a capture: check everything, say what it is, tokenise, and write the empty store."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models import weights_digest
+from caskd.models import config_digest, weights_digest
 from caskd.precompute.config import PlanConfig, PrecomputeConfig, check_numbers
 from caskd.precompute.planning.forecast import bytes_bracket
 from caskd.precompute.planning.plan_report import next_line, plan_lines
@@ -34,9 +33,6 @@ from caskd.store.errors import UsageError
 from caskd.store.format import StoreSpec, check_identity
 from caskd.store.io import progress
 from caskd.store.write import find_store, plan_store
-
-# Of config.json: who wrote it, and a dtype of which the identity has its own.
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def check_job(config: PrecomputeConfig) -> Job:
             "revision": source.revision,
             "weights_digest": weights_digest(source.folder),
             "adapter": source.adapter.identity if source.adapter else None,
-            "config_digest": _config_digest(source.folder),
+            "config_digest": config_digest(source.folder),
         },
         "vocabulary": {
             "size": len(vocab),
@@ -246,13 +242,6 @@ def _text_options(
     return TextOptions(
         eos=config.eos, max_length=max_length, on_long=config.on_long, vocab_size=num_columns
     )
-
-
-def _config_digest(folder: Path) -> str:
-    """sha256 of what config.json says of the model: the same weights compute otherwise under it."""
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told = {name: value for name, value in described.items() if name not in _NOT_THE_MODEL}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from caskd.models import (
 )
 from caskd.precompute.rows import Fields, Numbers, RowRule
 from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import TeacherSource
+from caskd.precompute.teacher.source import FLAG, TeacherSource
 from caskd.store.corpus import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample
@@ -62,7 +62,7 @@ class TransformersTeacher:
         self.num_columns = min(vocab_size, source.num_ids)
         self.rule = rule
         model = load_model(source, self.device)
-        self.split = SplitModel(model)
+        self.split = SplitModel(model, FLAG)
         check_split(model, self.split, self.num_columns)
         self.arrange: Arrange = pad
         if source.attention.startswith("flash") and self._agrees(pack):
