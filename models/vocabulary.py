@@ -24,6 +24,6 @@ def check_vocabulary(tokenizer: Any, spec: StoreSpec, flag: str) -> None:
         raise IdentityError(
             f"{flag}: its vocabulary ({len(tokens)} tokens, digest {own[:12]}) differs from the "
             f"store's ({spec.vocab_size} tokens, digest {spec.vocab_digest[:12]}, teacher "
-            f"{spec.teacher}); expected a student with the teacher's tokenizer: pass one, or "
-            "precompute a store for this one"
+            f"{spec.teacher}), so that token ids would be misread; expected a student with the "
+            "teacher's tokenizer: pass another model, or precompute a store for this one"
         )

@@ -101,7 +101,7 @@ def add_one(weights):
 @pytest.mark.parametrize("change", [drop_one, widen_one, add_one])
 def test_an_adapter_that_does_not_fit_is_one_line(teacher, adapter, tmp_path, change):
     folder = altered(adapter, tmp_path, change)
-    with pytest.raises(UsageError, match="--adapter altered: .*does not fit") as caught:
+    with pytest.raises(UsageError, match=r"--adapter altered: .*does not fit") as caught:
         precompute(config_for(teacher, tmp_path, RECORDS, adapter=str(folder)))
     assert "\n" not in str(caught.value)
 
