@@ -21,7 +21,11 @@ GENERAL: Mapping[str, Operation] = {
 }
 """What each key of a model's config does to the logits, whatever the architecture."""
 
-BY_MODEL_TYPE: Mapping[str, Mapping[str, Operation]] = {}
+BY_MODEL_TYPE: Mapping[str, Mapping[str, Operation]] = {
+    "falcon_h1": {"lm_head_multiplier": "multiply"},
+    "hyperclovax": {"logits_scaling": "multiply"},
+    "recurrent_gemma": {"logits_soft_cap": "cap"},
+}
 """Keys of single architectures by `config.model_type`; such an entry replaces the general one."""
 
 

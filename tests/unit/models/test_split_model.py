@@ -30,6 +30,21 @@ ARCHITECTURES = {
     "gpt_neox": {},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "hyperclovax": {"logits_scaling": 3.0},
+    "falcon_h1": {
+        "lm_head_multiplier": 0.3,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
+    "recurrent_gemma": {
+        "logits_soft_cap": 0.5,
+        "lru_width": 32,
+        "attention_window_size": 16,
+        "block_types": ["recurrent", "attention"],
+    },
 }
 
 
@@ -68,10 +83,13 @@ def test_logits_of_rows_are_those_of_the_whole_model(name):
     torch.testing.assert_close(numbered, whole[:, :30], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "granite", "cohere", "hyperclovax", "falcon_h1", "recurrent_gemma"]
+)
 def test_an_operation_that_is_not_in_the_table_is_refused(name, monkeypatch):
     model = build(name)
     monkeypatch.setattr("caskd.models.head_forms.GENERAL", {})
+    monkeypatch.setattr("caskd.models.head_forms.BY_MODEL_TYPE", {})
     with pytest.raises(UsageError, match=rf"--student x: .*{type(model).__name__} differ.* by \d"):
         check_split(model, SplitModel(model, "--student x"))
 
