@@ -65,7 +65,9 @@ def check_source(source: str | Path, flag: str) -> None:
     text = str(source)
     looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))
     if looks_like_a_path and not Path(source).is_dir():
-        raise UsageError(f"{flag} {text}: no such folder; expected a folder or a hub id")
+        raise UsageError(
+            f"{flag} {text}: no such folder; expected a folder or a hub id: check {flag}"
+        )
 
 
 def open_config(source: str | Path, flag: str) -> Any:
@@ -77,7 +79,7 @@ def open_config(source: str | Path, flag: str) -> Any:
     from transformers import AutoConfig
 
     check_source(source, flag)
-    with _errors(source, flag, "config", _WHOLE):
+    with _errors(source, flag, "config", f"{_WHOLE}: pass another {flag}"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
 
@@ -90,7 +92,7 @@ def open_tokenizer(source: str | Path, flag: str) -> Any:
     from transformers import AutoTokenizer
 
     check_source(source, flag)
-    expected = "a transformers tokenizer that needs no remote code"
+    expected = f"a transformers tokenizer that needs no remote code: pass another {flag}"
     with _errors(source, flag, "tokenizer", expected):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
@@ -107,7 +109,8 @@ def build_model(
 
     options = {} if dtype is None else {"dtype": dtype}
     name = getattr(config, "model_type", type(config).__name__)
-    with _errors(name, flag, "model", "the config of a causal LM"), torch.device(device):
+    expected = f"the config of a causal LM: pass another {flag}"
+    with _errors(name, flag, "model", expected), torch.device(device):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
@@ -139,7 +142,7 @@ def open_model(
 
     check_source(source, flag)
     shown = source if name is None else name
-    options, expected = {}, _WHOLE
+    options, expected = {}, f"{_WHOLE}: pass another {flag}"
     if attention is not None:
         options = {"attn_implementation": attention}
         expected = (
