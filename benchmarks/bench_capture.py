@@ -98,7 +98,7 @@ class Bare:
         self.arm, self.token_budget = arm, config.token_budget
         self.device = pick_device(config.device)
         self.model = load_model(source, self.device)
-        self.split = SplitModel(self.model)
+        self.split = SplitModel(self.model, "--teacher")
 
     @torch.inference_mode()
     def __call__(self, config: PrecomputeConfig) -> float:

@@ -26,6 +26,7 @@ from store_rows import setting, write_table
 from torch import Tensor
 from torch.nn import functional as F
 
+from caskd.models import open_model
 from caskd.train import TrainConfig
 from caskd.train.checkpoint import load_checkpoint, load_weights, save_checkpoint, verify
 from caskd.train.data import MicroBatch
@@ -74,10 +75,8 @@ def make_engine(plan: RunPlan, ranks: Any, teacher: str | None) -> TrainEngine:
     )
     module.teacher = []
     if teacher is not None:
-        from transformers import AutoModelForCausalLM
-
-        dtype = torch.bfloat16 if plan.config.dtype == "bfloat16" else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype)
+        dtype = "bfloat16" if plan.config.dtype == "bfloat16" else "float32"
+        model = open_model(teacher, "--teacher", dtype=dtype)
         module.teacher = [model.eval().to(ranks.device)]
     return TrainEngine(module, plan.settings, ranks, weight_decay=0.0)
 

@@ -1,24 +1,17 @@
 """The transformers backend: a checkpoint's identity, numerics and limits, and how it is loaded."""
 
-import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from caskd.models import weights_digest
+from caskd.models import config_digest, weights_digest
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.rows import row_rule
 from caskd.precompute.teacher.source import TransformersCheckpoint, find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.errors import UsageError
 from caskd.store.format import StoreSpec
-
-# Keys of config.json that do not change the numbers: who wrote the file, and its own dtype (the
-# identity holds the dtype in which the teacher is loaded).
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 @dataclass(frozen=True)
@@ -108,10 +101,3 @@ class TransformersSource:
             device=self.device,
             deterministic=self.deterministic,
         )
-
-
-def config_digest(folder: Path) -> str:
-    """sha256 of the settings in config.json that change what the weights compute."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
-    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()

@@ -25,7 +25,7 @@ from caskd.models import (
 )
 from caskd.precompute.rows import Fields, Numbers, RowRule
 from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import TransformersCheckpoint
+from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
 from caskd.store.corpus import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample
@@ -62,7 +62,7 @@ class TransformersTeacher:
         with ExitStack() as opened:
             opened.enter_context(fixed_kernels(deterministic))
             model = load_model(checkpoint, self.device)
-            self.split = SplitModel(model)
+            self.split = SplitModel(model, FLAG)
             check_split(model, self.split, self.num_columns)
             self.arrange = self._pick_arrangement(checkpoint.attention, type(model).__name__)
             self._open = opened.pop_all()

@@ -116,8 +116,8 @@ def test_other_weights_are_another_teacher(config_of, teacher, tmp_path):
         ({"max_length": 9}, "--on-long truncate"),
         ({"shard_rows": 5}, "--shard-rows"),
         ({"store": "s3://bucket/store"}, "local directory"),
-        ({"teacher": "./gone"}, "no teacher folder './gone'"),
-        ({"teacher": "nobody/nothing"}, "no teacher 'nobody/nothing'"),
+        ({"teacher": "./gone"}, "--teacher ./gone: no such folder"),
+        ({"teacher": "nobody/nothing"}, "--teacher nobody/nothing: no such folder, and the hub"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(config_of, tmp_path, changes, said):
@@ -135,7 +135,7 @@ def test_a_teacher_that_is_no_whole_checkpoint(config_of, teacher, tmp_path):
     with pytest.raises(UsageError, match=r"no \.safetensors"):
         plan(config_of(teacher=str(empty)))
     shutil.copy(teacher / "model.safetensors", empty)
-    with pytest.raises(UsageError, match="does not open") as caught:
+    with pytest.raises(UsageError, match=r"--teacher .*empty: cannot open the config") as caught:
         plan(config_of(teacher=str(empty)))
     assert "\n" not in str(caught.value)
 
@@ -146,7 +146,9 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(config_of, teacher, tmp_pa
     described |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
     (foreign / "config.json").write_text(json.dumps(described))
     (foreign / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
-    with pytest.raises(UsageError, match="without code of its own"):
+    with pytest.raises(
+        UsageError, match=r"--teacher .*foreign: cannot open .*needs no remote code"
+    ):
         plan(config_of(teacher=str(foreign)))
     assert not (tmp_path / "ran").exists()
 
