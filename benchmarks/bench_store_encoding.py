@@ -23,7 +23,7 @@ import numpy as np
 from rival_encodings import RIVALS
 from store_rows import StoredRows, read_rows, setting, write_store, write_table
 
-from caskd.store.format import encode_rows, encode_shards, fit_orders, layout
+from caskd.store.format import ROW_ENCODINGS, encode_shards, fit_orders, layout
 from caskd.store.read import TeacherStore
 
 WIDE_VOCAB = 151_936
@@ -111,9 +111,9 @@ def rate(work: Callable[[], object], num_rows: int, rounds: int) -> int:
 
 def array_bytes(fields: dict[str, np.ndarray], orders: np.ndarray | None) -> dict[str, int]:
     """Bytes of the row arrays of these rows alone, in shards of their own."""
-    name = "exact" if orders is None else "compact"
-    stored = encode_rows(name, fields, orders)
-    arrays = layout.row_layouts(name, fields["topk_ids"].shape[1], 512, SHARD_ROWS)
+    encoding = ROW_ENCODINGS["topk", "exact" if orders is None else "compact"]
+    stored = encoding.encode(fields, orders)
+    arrays = encoding.layouts(fields["topk_ids"].shape[1], 512, SHARD_ROWS)
     return {a.name: sum(map(len, encode_shards(a, stored[a.name]))) for a in arrays}
 
 

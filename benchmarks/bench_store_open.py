@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from store_rows import setting, write_table
 
-from caskd.store.commits import DIGEST_LIST, all_units, commit_record, seal_content, unit_files
-from caskd.store.format import StoreSpec, canonical_json, encode_whole, layout
+from caskd.store.commits import all_units, commit_record, seal_content, unit_files
+from caskd.store.format import DIGEST_LIST, StoreSpec, canonical_json, encode_whole, layout
 from caskd.store.inspect import store_info
 from caskd.store.read import TeacherStore
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.format import decode_ids, decode_logits
+from caskd.store.format import ROW_ENCODINGS
 from caskd.store.read import TeacherStore
 
 FIELDS = ("topk_ids", "topk_logits", "logsumexp", "tail_mass", "argmax")
@@ -53,10 +53,10 @@ def _spans(store: TeacherStore, name: str, chosen: np.ndarray) -> list[slice]:
 def _fields(got: dict[str, np.ndarray], orders: np.ndarray | None) -> list[np.ndarray]:
     """The fields from what a compact store holds, with caskd's own arithmetic."""
     assert orders is not None
-    codes, kept = got["topk_id_codes"], got["num_kept"]
-    ids, logits = np.empty_like(codes), np.empty(codes.shape, np.float32)
-    decode_ids(codes, got["topk_id_order"], kept, orders, ids)
-    decode_logits(got["topk_logit_steps"], kept, got["logsumexp"], logits)
+    encoding, shape = ROW_ENCODINGS["topk", "compact"], got["topk_id_codes"].shape
+    ids, logits = np.empty(shape, np.uint32), np.empty(shape, np.float32)
+    encoding.decode("topk_ids", got, orders, ids)
+    encoding.decode("topk_logits", got, orders, logits)
     return [ids, logits, *(got[name] for name in ("logsumexp", "tail_mass", "argmax", *TOKENS))]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from hardware import hardware
 
 from caskd.store.corpus import TokenizedExample
-from caskd.store.format import layout
+from caskd.store.format import TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, plan_store
 
@@ -58,8 +58,8 @@ def read_rows(stores: Sequence[str]) -> StoredRows:
             tokens, mask = batch.token_ids[span], batch.is_response[span]
             examples.append(TokenizedExample(tokens, mask, "ok", len(examples), task))
         counts.append(store.row_counts()[chosen])
-        parts.append({name: batch.column(name) for name in layout.ROW_FIELDS})
-    fields = {name: np.concatenate([part[name] for part in parts]) for name in layout.ROW_FIELDS}
+        parts.append({name: batch.column(name) for name in TOPK.fields})
+    fields = {name: np.concatenate([part[name] for part in parts]) for name in TOPK.fields}
     return StoredRows(
         examples, np.concatenate(counts), fields, store.vocab, dict(store.spec.identity)
     )

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import tyro
 
 from caskd.store.errors import UsageError
+from caskd.store.format import README
 from caskd.store.inspect import card, license_note, measure_quality
 from caskd.store.io import clean
 from caskd.store.read import TeacherStore
-from caskd.store.share import CARD, CopyReport, list_stores, listing_lines, pull_store, push_store
+from caskd.store.share import CopyReport, list_stores, listing_lines, pull_store, push_store
 from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage, read_whole, retry
 
 
@@ -93,10 +94,10 @@ def card_command(config: CardConfig) -> None:
         open_storage(config.store),
         RetryPolicy(),
     )
-    existing = (read_whole(place, CARD, policy) or b"").decode(errors="replace")
+    existing = (read_whole(place, README, policy) or b"").decode(errors="replace")
     quality = measure_quality(store, quiet=False)
     text = card(store.spec, store.seal, quality, license_note(existing))
     print("\n".join(clean(line) for line in text.splitlines()))
     if config.write:
-        retry(lambda: place.write(CARD, text.encode()), f"{place.url}/{CARD}", policy)
+        retry(lambda: place.write(README, text.encode()), f"{place.url}/{README}", policy)
         retry(place.flush, place.url, policy)

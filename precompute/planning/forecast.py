@@ -15,11 +15,8 @@ from caskd.store.format import StoreSpec, layout
 from caskd.store.write import pilot_rows
 
 # Measured bytes, lowest and highest over corpora, vocabularies and teacher dtypes
-# (benchmarks/results/store_encoding.csv), with a margin: per cell, and per row beside the cells.
-CELL_BYTES = {
-    ("topk", "compact"): (1.3, 2.2), ("topk", "exact"): (2.8, 5.2),
-    ("sampled", "compact"): (0.1, 0.7), ("sampled", "exact"): (0.15, 1.0),
-}  # fmt: skip
+# (benchmarks/results/store_encoding.csv), with a margin: per row beside the cells. The
+# bytes of a cell depend on the encoding (RowEncoding.cell_bytes).
 COLUMN_BYTES = (8.0, 16.0)
 ORDER_BYTES = (15_000, 45_000)  # of one order of ids
 SMALLEST_MASS_SHARE = 0.3  # smallest share of the cells that --min-mass may leave
@@ -111,7 +108,7 @@ def capture_seconds(forward: float, encoding: float, pilot_share: float) -> floa
 
 def pilot_share(spec: StoreSpec) -> float:
     """Rows of the pilot over all rows; the teacher computes the pilot's rows twice."""
-    return pilot_rows(spec.num_rows) / spec.num_rows if spec.encoding == "compact" else 0.0
+    return pilot_rows(spec.num_rows) / spec.num_rows if spec.row_encoding.uses_id_orders else 0.0
 
 
 def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
@@ -121,11 +118,11 @@ def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
         spec: the store's.
         plan_bytes: bytes that the plan wrote, which are exact.
     """
-    orders = layout.num_orders(spec.num_rows) if spec.encoding == "compact" else 0
+    orders = layout.num_orders(spec.num_rows) if spec.row_encoding.uses_id_orders else 0
     min_mass = spec.identity["capture"].get("min_mass", 1.0)  # sampled stores have no min_mass
     ends = []
     for end, share in enumerate((SMALLEST_MASS_SHARE if min_mass < 1 else 1.0, 1.0)):
-        row = COLUMN_BYTES[end] + share * spec.num_cells * CELL_BYTES[spec.kind, spec.encoding][end]
+        row = COLUMN_BYTES[end] + share * spec.num_cells * spec.row_encoding.cell_bytes[end]
         ends.append(int(plan_bytes + orders * ORDER_BYTES[end] + row * spec.num_rows))
     return ends[0], ends[1]
 

@@ -25,7 +25,6 @@ from caskd.precompute.teacher import Teacher, TeacherSource
 from caskd.store.errors import UsageError
 from caskd.store.format import (
     StoreSpec,
-    encode_rows,
     encode_shards,
     encode_whole,
     fit_orders,
@@ -202,10 +201,10 @@ def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], floa
     `id_order`, which a store holds once, is in bytes of the whole array. Its orders are fitted to
     some of the rows and encode the others, as the pilot's orders do in a capture.
     """
-    ids = "topk_ids" if spec.kind == "topk" else "sampled_ids"
+    encoding, ids = spec.row_encoding, spec.row_kind.id_field
     num_rows, orders, sizes = len(rows["num_kept"]), None, {}
     pilot = np.zeros(num_rows, np.bool_)
-    if spec.encoding == "compact":
+    if encoding.uses_id_orders:
         amount = max(1, min(pilot_rows(spec.num_rows), num_rows // 2))
         pilot[np.linspace(0, num_rows - 1, amount).astype(np.int64)] = True
         orders = fit_orders(
@@ -219,11 +218,9 @@ def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], floa
         others = others[: len(others) - len(others) % spec.chunk_rows]
     began = time.monotonic()
     part = {name: values[others] for name, values in rows.items()}
-    stored = encode_rows(spec.encoding, part, orders)
+    stored = encoding.encode(part, orders)
     chunk = min(len(others), spec.chunk_rows)
-    for array in layout.row_layouts(
-        spec.encoding, spec.num_cells, chunk, len(others), kind=spec.kind
-    ):
+    for array in encoding.layouts(spec.num_cells, chunk, len(others)):
         files = encode_shards(array, stored[array.name])
         sizes[array.name] = sum(map(len, files)) / len(others)
     return sizes, (time.monotonic() - began) / len(others)

@@ -1,11 +1,11 @@
-"""From logits to the row fields of a store: top-k or sampled targets."""
+"""The row fields of a store from logits: top-k or sampled targets."""
 
-from caskd.precompute.rows.targets import Numbers, RowRule, row_rule
+from caskd.precompute.rows.targets import Numbers, Targets, targets_of
 from caskd.precompute.rows.topk import Fields
 
 __all__ = [
     "Fields",
     "Numbers",
-    "RowRule",
-    "row_rule",
+    "Targets",
+    "targets_of",
 ]

@@ -1,9 +1,9 @@
-"""From a tile of logits to N draws of each row, counted (random sampling KD, arXiv 2503.16870).
+"""The row fields of a sampled store: counted draws per row (random sampling KD, arXiv 2503.16870).
 
 Legend: R rows of a tile, V vocabulary, N draws per row.
 
-Counts / N is an unbiased estimate of the teacher's whole distribution, and so is the gradient of a
-student's cross-entropy with it; a top-k is neither.
+Counts / N is an unbiased estimate of the teacher's distribution, and the gradient of a student's
+cross-entropy with it is unbiased too. A top-k gives neither.
 """
 
 from collections.abc import Sequence
@@ -14,32 +14,32 @@ import torch
 from torch import Tensor
 
 from caskd.precompute.rows.topk import Fields, row_fields
-from caskd.store.format import FIELD_DTYPES, SAMPLED_FIELDS
+from caskd.store.format import FIELD_DTYPES, SAMPLED
 from caskd.store.write import ShardExample
 
-CACHED_LOGITS = 1 << 19  # logits that a CPU takes at a time: four times faster than a whole tile
+CACHED_LOGITS = 1 << 19  # logits that a CPU handles at a time: 4 times faster than a whole tile
 MASS_BITS = 40
-"""A weight is exp(logit - highest) in units of 2^-40. Sums of such integers are exact, whatever the
-device adds first, and 2^21 ids fit into int64; ids less likely than that are never drawn."""
+"""A weight is exp(logit - highest) in units of 2^-40. Sums of these integers are exact in any order
+of addition, and 2^21 ids fit into int64. Ids with a weight that rounds to 0 are never drawn."""
 
 
 def filler_draws(num_rows: int, num_samples: int) -> Fields:
-    """Rows before any is computed, and those at a shard's end: no teacher row anywhere."""
+    """Rows without a teacher: the filler of a shard, and examples with NaN or Inf."""
     return {
         name: np.zeros(
             (num_rows, num_samples) if name.startswith("sampled_") else num_rows, FIELD_DTYPES[name]
         )
-        for name in SAMPLED_FIELDS
+        for name in SAMPLED.fields
     }
 
 
 def uniforms(
     examples: Sequence[ShardExample], num_samples: int, seed: int
 ) -> npt.NDArray[np.float64]:
-    """Numbers in [0, 1) for every row of some examples, concatenated [R, N].
+    """Random numbers in [0, 1) for every row of some examples, concatenated [R, N].
 
-    They depend on (seed, example, row within it) alone: Philox with the key (seed, example) counts
-    through the example's rows, whatever batch, shard or worker it is in.
+    They depend only on the seed, the example's index and the row within the example: Philox with
+    the key (seed, index) generates the numbers of an example, in any batch, shard or worker.
     """
     parts = []
     for example in examples:
@@ -50,28 +50,28 @@ def uniforms(
 
 
 def draw_ids(logits: Tensor, numbers: npt.NDArray[np.float64]) -> Tensor:
-    """The id [R, N] that each number meets in the cumulative distribution of its row.
+    """The id [R, N] of each number by inversion of the cumulative distribution of its row.
 
     Args:
-        logits: [R, V] float32; what comes of a row with NaN or Inf means nothing.
+        logits: [R, V] float32; the ids of a row with NaN or Inf are meaningless.
         numbers: [R, N] in [0, 1).
     """
-    places = torch.from_numpy(numbers).to(logits.device)
+    quantiles = torch.from_numpy(numbers).to(logits.device)
     few = max(1, CACHED_LOGITS // logits.shape[1])
     step = few if logits.device.type == "cpu" else len(logits)
     return torch.cat(
         [
-            _draw(logits[start : start + step], places[start : start + step])
+            _draw(logits[start : start + step], quantiles[start : start + step])
             for start in range(0, len(logits), step)
         ]
     )
 
 
-def _draw(logits: Tensor, places: Tensor) -> Tensor:
-    """`draw_ids` of some rows at once."""
+def _draw(logits: Tensor, quantiles: Tensor) -> Tensor:
+    """`draw_ids` for all rows at once."""
     weights = (logits - logits.amax(dim=1, keepdim=True)).exp_()
     mass = weights.mul_(2.0**MASS_BITS).round_().to(torch.int64).cumsum_(dim=1)
-    ids = torch.searchsorted(mass, (places * mass[:, -1:]).to(torch.int64), right=True)
+    ids = torch.searchsorted(mass, (quantiles * mass[:, -1:]).to(torch.int64), right=True)
     return ids.clamp_(max=logits.shape[1] - 1)
 
 
@@ -85,11 +85,11 @@ def sampled_fields(logits: Tensor, labels: Tensor, numbers: npt.NDArray[np.float
 
     Returns:
         sampled_ids uint32 and sampled_counts uint16 [R, N], descending count, then ascending id;
-        num_kept uint16, the different ids; logsumexp, label_logit, argmax, label_rank as in a
-        top-k. A row with NaN or Inf anywhere has num_kept 0 and zeros elsewhere.
+        num_kept uint16, the number of distinct ids; logsumexp, label_logit, argmax and label_rank
+        as in a topk store. A row with NaN or Inf anywhere has num_kept 0 and zeros elsewhere.
     """
     columns = row_fields(logits, labels, top_k=1)
-    ids, counts = tally_draws(draw_ids(logits, numbers).cpu().numpy())
+    ids, counts = count_draws(draw_ids(logits, numbers).cpu().numpy())
     finite = columns["num_kept"] > 0
     counts[~finite], ids[~finite] = 0, 0
     drawn = {
@@ -98,15 +98,15 @@ def sampled_fields(logits: Tensor, labels: Tensor, numbers: npt.NDArray[np.float
         "num_kept": np.count_nonzero(counts, axis=1),
     }
     fields = {**columns, **drawn}
-    return {name: fields[name].astype(FIELD_DTYPES[name]) for name in SAMPLED_FIELDS}
+    return {name: fields[name].astype(FIELD_DTYPES[name]) for name in SAMPLED.fields}
 
 
-def tally_draws(
+def count_draws(
     draws: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Different ids of each row of `draws` [R, N] and their counts, both [R, N] with zeros behind.
+    """Distinct ids of each row of `draws` [R, N] and their counts, both [R, N], padded with zeros.
 
-    Descending count, then ascending id.
+    The ids are in descending order of count, then ascending.
     """
     num_rows, num_samples = draws.shape
     ordered = np.sort(draws, axis=1)

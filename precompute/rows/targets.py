@@ -1,9 +1,9 @@
-"""What is kept of a row: the largest logits, or draws. One object for each kind of store.
+"""The targets of a store: what a row keeps of the teacher's logits, one class per kind of store.
 
 Legend: N rows of a batch, R rows of a tile, V vocabulary, n random numbers per row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,27 +13,27 @@ from torch import Tensor
 
 from caskd.precompute.rows.sampling import filler_draws, sampled_fields, uniforms
 from caskd.precompute.rows.topk import Fields, filler_rows, row_fields
-from caskd.store.format import StoreSpec
+from caskd.store.format import SAMPLED, TOPK, StoreSpec
 from caskd.store.write import ShardExample
 
 Numbers = npt.NDArray[np.float64]
 
 
-class RowRule(Protocol):
-    """How rows of a store come of logits."""
+class Targets(Protocol):
+    """Computes the row fields of a store from logits."""
 
     def filler(self, num_rows: int) -> Fields:
         """Rows without a teacher."""
 
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
-        """Random numbers [N, n] of a batch's rows; n is 0 where nothing is drawn."""
+        """Random numbers [N, n] for the rows of a batch; n is 0 where nothing is drawn."""
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
-        """Row fields of a tile, from logits [R, V], labels [R] and its part of the numbers."""
+        """Row fields of a tile from its logits [R, V], labels [R] and random numbers [R, n]."""
 
 
 @dataclass(frozen=True)
-class KeepTopK:
+class TopKTargets:
     """The largest logits of each row."""
 
     top_k: int
@@ -44,7 +44,7 @@ class KeepTopK:
         return filler_rows(num_rows, self.top_k)
 
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
-        """Nothing is drawn."""
+        """No numbers [N, 0]: nothing is drawn."""
         return np.empty((sum(example.row_count for example in examples), 0))
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
@@ -53,7 +53,7 @@ class KeepTopK:
 
 
 @dataclass(frozen=True)
-class KeepDraws:
+class SampledTargets:
     """Draws from the whole distribution of each row."""
 
     num_samples: int
@@ -64,7 +64,7 @@ class KeepDraws:
         return filler_draws(num_rows, self.num_samples)
 
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
-        """One number for each draw."""
+        """One random number per draw."""
         return uniforms(examples, self.num_samples, self.seed)
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
@@ -72,9 +72,12 @@ class KeepDraws:
         return sampled_fields(logits, labels, numbers)
 
 
-def row_rule(spec: StoreSpec) -> RowRule:
-    """What the rows of a planned store keep."""
-    capture: Any = spec.identity["capture"]
-    if spec.kind == "sampled":
-        return KeepDraws(capture["num_samples"], capture["sample_seed"])
-    return KeepTopK(capture["top_k"], capture["min_mass"])
+_TARGETS_OF_KIND: Mapping[str, Callable[[Mapping[str, Any]], Targets]] = {
+    TOPK.name: lambda capture: TopKTargets(capture["top_k"], capture["min_mass"]),
+    SAMPLED.name: lambda capture: SampledTargets(capture["num_samples"], capture["sample_seed"]),
+}
+
+
+def targets_of(spec: StoreSpec) -> Targets:
+    """The targets that the identity of a planned store defines."""
+    return _TARGETS_OF_KIND[spec.kind](spec.identity["capture"])

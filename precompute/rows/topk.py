@@ -1,14 +1,13 @@
-"""From a tile of logits to the fields of a row.
+"""The row fields of a topk store, computed from a tile of logits.
 
 Legend: N rows of a tile, V vocabulary, k cells kept per row, C candidates for the k cells.
 
-torch.topk promises neither an order among equal values nor which of them it takes at the k-th
-place, and logits of bfloat16 models tie all the time. Here the order is always descending logit,
-then ascending id, on any device.
+torch.topk guarantees no order among equal values, nor which of them it keeps at rank k, and logits
+of bfloat16 models tie often. Here the order is always descending logit, then ascending id, on any
+device.
 
-All of it must cost little beside the teacher, so V is passed over as seldom as can be: once for the
-maxima of blocks, once for the minimum (NaN and Inf show there or in the maxima), and once for the
-exponentials.
+The cost must be small compared with the teacher's, so V is read only three times: for the maxima of
+blocks, for the minimum (NaN and Inf appear there or in the maxima), and for the exponentials.
 """
 
 from typing import Any
@@ -18,20 +17,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.store.format import FIELD_DTYPES, ROW_FIELDS
+from caskd.store.format import FIELD_DTYPES, TOPK
 
 Fields = dict[str, npt.NDArray[Any]]
 
-BLOCK = 32  # neighboring ids whose maximum stands for them
+BLOCK = 32  # neighbouring ids that share a maximum
 
 
 def filler_rows(num_rows: int, top_k: int) -> Fields:
-    """Rows before any is computed, and those at a shard's end: no teacher row anywhere."""
+    """Rows without a teacher: the filler of a shard, and examples with NaN or Inf."""
     rows: Fields = {
         name: np.zeros(
             (num_rows, top_k) if name.startswith("topk_") else num_rows, FIELD_DTYPES[name]
         )
-        for name in ROW_FIELDS
+        for name in TOPK.fields
     }
     rows["topk_logits"][:] = -np.inf
     return rows
@@ -44,7 +43,7 @@ def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 
         logits: [N, V] float32, the padding of the embedding already cut off.
         labels: [N] int64, each below V.
         top_k: k, at most V.
-        min_mass: keep the shortest prefix of the k whose probability reaches this.
+        min_mass: keep the shortest prefix of the k cells whose probability reaches this.
 
     Returns:
         topk_ids uint32 and topk_logits float32 [N, k]; num_kept uint16, logsumexp, label_logit and
@@ -54,7 +53,7 @@ def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 
     maxima = block_maxima(logits)
     low, high = logits.amin(dim=1), maxima.amax(dim=1)
     values, ids = _topk(logits, maxima, top_k)
-    # The sum of what is left, not 1 minus a sum: it keeps its digits when it is 1e-8.
+    # The sum of the other weights, not 1 minus a sum: it keeps its digits when it is 1e-8.
     weights = (logits - high[:, None]).exp_().scatter_(1, ids, 0.0)
     tile = {
         "topk_ids": ids,
@@ -69,7 +68,7 @@ def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 
 
 
 def block_maxima(logits: Tensor) -> Tensor:
-    """Maxima [N, ceil(V / BLOCK)] of blocks of neighboring ids; the last block may be short."""
+    """Maxima [N, ceil(V / BLOCK)] of blocks of neighbouring ids; the last block may be short."""
     num_rows, num_ids = logits.shape
     num_whole = num_ids // BLOCK
     whole, rest = logits[:, : num_whole * BLOCK], logits[:, num_whole * BLOCK :]
@@ -77,16 +76,11 @@ def block_maxima(logits: Tensor) -> Tensor:
     return torch.cat([maxima, rest.amax(dim=1, keepdim=True)], dim=1) if rest.numel() else maxima
 
 
-def ordered_topk(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits [N, k] and their ids, in descending order, ties to the lowest id."""
-    return _topk(logits, block_maxima(logits), k)
-
-
 def _topk(logits: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`ordered_topk` from the maxima of blocks.
+    """The k largest logits [N, k] and their ids, in descending order, ties to the lowest id.
 
-    The first k blocks by (maximum, lowest block) hold all k cells: were one of them in another
-    block, each of those k blocks would hold a cell before it.
+    The first k blocks by (maximum, lowest block) contain all k cells: if another block contained
+    one of them, each of these k blocks would contain a cell that ranks before it.
     """
     num_ids, device = logits.shape[1], logits.device
     if maxima.shape[1] <= k:
@@ -105,10 +99,10 @@ _LOWEST_KEY = torch.iinfo(torch.int64).min
 
 
 def order_keys(values: Tensor, ids: Tensor) -> Tensor:
-    """int64 keys of float32 values: larger for a larger value, and of equal ones for a lower id.
+    """int64 keys of float32 values: larger for a larger value and, among ties, for a lower id.
 
-    All keys differ, so that topk has no tie to break. The bits of a float32 order like an integer
-    once those of negative numbers, but for the sign, are turned; adding 0 makes -0 into 0.
+    All keys differ, so topk has no tie to break. The bits of float32 values sort as integers once
+    the bits of negative values, except the sign, are flipped. Adding 0 turns -0 into 0.
     """
     bits = (values + 0.0).view(torch.int32)
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
@@ -116,9 +110,10 @@ def order_keys(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def label_ranks(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-    """#{v: z_v > z_y} + #{v < y: z_v = z_y} [N], right outside the top-k too.
+    """#{v: z_v > z_y} + #{v < y: z_v = z_y} [N], for labels outside the top-k too.
 
-    Inside the (ordered) top-k the rank is the place; only the other rows are counted over V.
+    A label in the (ordered) top-k has its position there as rank; only the other rows are counted
+    over V.
     """
     match = ids == labels[:, None]
     ranks = match.to(torch.int64).argmax(dim=1)
@@ -138,7 +133,7 @@ def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
     logits = torch.where(finite[:, None], tile["topk_logits"], 0.0)
     high = torch.where(finite, tile["high"], 0.0).double()
     kept = (logits - high[:, None]).exp()
-    # tails[:, n]: weight outside the first n cells, summed from the small end.
+    # tails[:, n]: weight outside the first n cells, summed from the smallest weight on.
     cells = torch.cat([kept, torch.where(finite, tile["outside"], 0.0)[:, None].double()], dim=1)
     tails = cells.flip(1).cumsum(dim=1).flip(1)
     total, tails = tails[:, 0], tails / tails[:, :1]

@@ -7,7 +7,7 @@ import torch
 
 from caskd.models import config_digest, weights_digest
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.rows import row_rule
+from caskd.precompute.rows import targets_of
 from caskd.precompute.teacher.source import TransformersCheckpoint, find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.errors import UsageError
@@ -97,7 +97,7 @@ class TransformersSource:
         return TransformersTeacher(
             self.checkpoint,
             vocab_size=spec.vocab_size,
-            targets=row_rule(spec),
+            targets=targets_of(spec),
             device=self.device,
             deterministic=self.deterministic,
         )

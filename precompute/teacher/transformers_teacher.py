@@ -23,7 +23,7 @@ from caskd.models import (
     pad,
     pick_device,
 )
-from caskd.precompute.rows import Fields, Numbers, RowRule
+from caskd.precompute.rows import Fields, Numbers, Targets
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
 from caskd.store.corpus import logit_positions, row_labels
@@ -52,7 +52,7 @@ class TransformersTeacher:
         checkpoint: TransformersCheckpoint,
         *,
         vocab_size: int,
-        targets: RowRule,
+        targets: Targets,
         device: str,
         deterministic: bool = False,
     ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import Job, check_non_finite
-from caskd.precompute.rows import Fields, row_rule
+from caskd.precompute.rows import Fields, targets_of
 from caskd.precompute.teacher import Teacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
@@ -57,7 +57,7 @@ class Worker:
         self, config: PrecomputeConfig, job: Job, writer: StoreWriter, info: WorkerInfo
     ) -> None:
         self.config, self.job, self.writer, self.info = config, job, writer, info
-        self.targets = row_rule(writer.spec)
+        self.targets = targets_of(writer.spec)
         self.budget = TokenBudget(config.token_budget, fixed=config.deterministic)
         self.stats = WorkerStats()
         self._open = ExitStack()

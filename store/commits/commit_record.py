@@ -1,8 +1,8 @@
-"""Commit records: what exists in a store, and what its bytes must be.
+"""Commit records: the committed files of a store, with sizes and checksums.
 
-A listing proves nothing (Zarr answers a missing chunk with its fill value), so readers trust these
-records only. A record names files relative to the store, with size, crc32c and sha256; it holds no
-clock and no host, so equal work gives equal records.
+A directory listing proves nothing (zarr reads a missing chunk as its fill value), so readers trust
+only these records. A record names files relative to the store. It contains no time and no host
+name, so equal work gives equal records.
 """
 
 import hashlib
@@ -17,23 +17,22 @@ from typing import Any
 import google_crc32c
 
 from caskd.store.errors import CorruptError
-from caskd.store.format import canonical_json, untrusted_json
+from caskd.store.format import COMMITS, canonical_json, untrusted_json
 from caskd.store.io import files, shown
 
 PLAN = "plan"
 PILOT = "pilot"
-STAGING = "staging"
-RECORD_LIMIT = 16 << 20
-LIST_LIMIT = 128 << 20
+RECORD_LIMIT = 16 << 20  # bytes of a record
+LIST_LIMIT = 128 << 20  # bytes of commits.sha256
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file: its name relative to the store, and what its bytes must be.
+    """One file: its name relative to the store, its size and its checksums.
 
-    A shard file is a chain of pieces that end in their own crc32c, and the crc32c of such a chain
-    depends on their sizes alone: it finds damage but cannot tell two shards apart. crc32, of
-    another polynomial, can.
+    A shard file is a sequence of pieces that each end in their own crc32c. The crc32c of such a
+    sequence depends only on the sizes of the pieces: it finds damage, but cannot distinguish two
+    shards. crc32 has another polynomial and can.
     """
 
     name: str
@@ -44,14 +43,14 @@ class FileRecord:
 
     @classmethod
     def of(cls, name: str, data: bytes) -> "FileRecord":
-        """Describe `data` as the content of `name`."""
+        """The record of a file `name` with content `data`."""
         digest = hashlib.sha256(data).hexdigest()
         return cls(name, len(data), crc32c_hex(data), digest, crc32_hex(data))
 
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """The decision that a shard (or the plan) consists of these files."""
+    """The files and counts of one unit: a shard, the plan or the pilot."""
 
     unit: str
     file_records: tuple[FileRecord, ...]
@@ -64,11 +63,11 @@ class CommitRecord:
 
     @property
     def digest(self) -> str:
-        """sha256 of the record's bytes; names its staging folder."""
+        """sha256 of the record's bytes; also the name of its staging folder."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def bytes_by_array(self) -> Counter[str]:
-        """Bytes per array of data.zarr; everything else counts as `metadata`."""
+        """Bytes per array of data.zarr; other files count as `metadata`."""
         sizes: Counter[str] = Counter()
         for item in self.file_records:
             parts = item.name.split("/")
@@ -81,16 +80,16 @@ class CommitRecord:
 
         Raises:
             CorruptError: not a record of this unit.
-            UnsafeError: it is larger than it need be, or names a file outside the store.
+            UnsafeError: invalid JSON, or a name of a file outside the store.
         """
-        where = f"commits/{unit}.json"
+        where = record_name(unit)
         value = untrusted_json.parse_json(data, where)
         if not untrusted_json.is_record(value):
             raise CorruptError(f"{where}: not a commit record.")
         listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
         found = value.pop("unit")
         if found != unit:
-            raise CorruptError(f"{where}: holds the record of {shown(found)}.")
+            raise CorruptError(f"{where}: holds the record of {shown(found)}, expected {unit}.")
         untrusted_json.check_names([record.name for record in listed], where)
         return cls(unit, listed, value)
 
@@ -101,7 +100,7 @@ def crc32c_hex(data: bytes) -> str:
 
 
 def crc32_hex(data: bytes) -> str:
-    """crc32 of `data`, zlib's, as eight hexadecimal digits."""
+    """zlib's crc32 of `data` as eight hexadecimal digits."""
     return f"{zlib.crc32(data):08x}"
 
 
@@ -112,7 +111,7 @@ def shard_unit(shard: int) -> str:
 
 def record_name(unit: str) -> str:
     """Name of the record of `unit`, relative to the store."""
-    return f"commits/{unit}.json"
+    return f"{COMMITS}/{unit}.json"
 
 
 def read_record(root: Path, unit: str) -> CommitRecord:
@@ -121,19 +120,19 @@ def read_record(root: Path, unit: str) -> CommitRecord:
 
 
 def committed_units(root: Path) -> set[str]:
-    """Units that have a record, from one listing; for counting, not for trusting."""
-    folder = root / "commits"
+    """Units that have a record, from one listing; the records themselves are not checked."""
+    folder = root / COMMITS
     names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
     return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
 
 def is_committed(root: Path, unit: str) -> bool:
-    """Whether the decision about `unit` has been made."""
+    """Whether `unit` has a commit record."""
     return files.size_inside(root, record_name(unit)) is not None
 
 
 def check_size(root: Path, unit: str, item: FileRecord) -> None:
-    """Check that a committed file is there with its recorded size.
+    """Check that a committed file exists with its recorded size.
 
     Raises:
         CorruptError: names the file and the commit.
@@ -142,11 +141,11 @@ def check_size(root: Path, unit: str, item: FileRecord) -> None:
     if size != item.size:
         got = "missing" if size is None else f"{size:,} bytes"
         raise CorruptError(
-            f"{item.name}: {got}, but commit {unit} says {item.size:,} bytes. "
-            "Run caskd store verify to see what else is wrong."
+            f"{item.name}: {got}, but commit {unit} records {item.size:,} bytes. "
+            "Run caskd store verify to see what else is damaged."
         )
 
 
 def digest_list(digests: Mapping[str, str]) -> bytes:
-    """The bytes of `commits/commits.sha256`, in sha256sum's own format."""
+    """The bytes of `commits/commits.sha256`, in the format of sha256sum."""
     return "".join(f"{digest}  {unit}.json\n" for unit, digest in digests.items()).encode()

@@ -1,9 +1,9 @@
-"""What the commit records of a store say, each read and checked once.
+"""The ledger of a store that is open for reading: its commit records, each read and checked once.
 
-A sealed store binds everything: `seal.json` names the digest of `commits/commits.sha256`, that file
-the digest of every record, and a record size and crc32 of every file. A file is compared with its
-record when it is first opened, so that one which was swapped, or is left from another capture, is
-noticed although every chunk in it is sound.
+The seal protects every file: `seal.json` holds the digest of `commits/commits.sha256`, that file
+holds the digest of every record, and a record holds size and crc32 of every file. A file is
+compared with its record when it is first opened. That finds files that were swapped, or that are
+left from another capture, although their chunks are intact.
 """
 
 import hashlib
@@ -17,21 +17,28 @@ from typing import Any
 from caskd.store.commits import commit_record
 from caskd.store.commits.commit_record import CommitRecord, FileRecord
 from caskd.store.errors import CorruptError, IncompleteError
-from caskd.store.format import StoreSpec, layout, untrusted_json
+from caskd.store.format import (
+    DATA,
+    DIGEST_LIST,
+    SEAL,
+    STAGING,
+    STORE_JSON,
+    StoreSpec,
+    layout,
+    untrusted_json,
+)
 from caskd.store.io import files
-
-DIGEST_LIST = "commits/commits.sha256"
 
 
 def all_units(spec: StoreSpec) -> list[str]:
-    """Every commit that a finished store has, the plan first."""
-    pilot = [commit_record.PILOT] if spec.encoding == "compact" else []
+    """Every unit of a finished store, the plan first."""
+    pilot = [commit_record.PILOT] if spec.row_encoding.uses_id_orders else []
     return [commit_record.PLAN, *pilot, *map(commit_record.shard_unit, range(spec.num_shards))]
 
 
 def unit_files(spec: StoreSpec, unit: str) -> list[str]:
-    """Files that the record of `unit` must name; of the plan, those of fixed number."""
-    rows = layout.layouts_of(spec)
+    """Files that the record of `unit` must name, without the shards of vocab_bytes in the plan."""
+    rows = spec.row_layouts()
     if unit == commit_record.PILOT:
         return _whole(layout.ID_ORDER, layout.num_orders(spec.num_rows) * spec.vocab_size)
     if unit != commit_record.PLAN:
@@ -41,17 +48,17 @@ def unit_files(spec: StoreSpec, unit: str) -> list[str]:
         **dict.fromkeys(layout.EXAMPLE_LAYOUTS, spec.num_examples),
         layout.VOCAB_LAYOUTS[1]: spec.vocab_size + 1,
     }
-    names = ["store.json", "data.zarr/zarr.json", *(array.metadata_key for array in rows)]
+    names = [STORE_JSON, f"{DATA}/zarr.json", *(array.metadata_key for array in rows)]
     for array, length in sizes.items():
         names += _whole(array, length)
     return [*names, layout.VOCAB_LAYOUTS[0].metadata_key]
 
 
 def check_named_files(record: CommitRecord, spec: StoreSpec) -> None:
-    """Check that a record names the files of its unit and no others.
+    """Check that a record names exactly the files of its unit.
 
     Raises:
-        CorruptError: the first file that is missing or too many.
+        CorruptError: names the first file that is missing or unexpected.
     """
     named = {item.name for item in record.file_records}
     wanted = {*unit_files(spec, record.unit)}
@@ -72,14 +79,14 @@ def _whole(array: layout.ArrayLayout, length: int) -> list[str]:
 
 
 def read_seal(root: Path) -> dict[str, Any]:
-    """`seal.json`, checked for its shape.
+    """Read `seal.json` and check its fields and types.
 
     Raises:
         CorruptError: it is not a seal.
     """
-    value = untrusted_json.parse_json(files.read_small(root, "seal.json"), f"{root.name}/seal.json")
+    value = untrusted_json.parse_json(files.read_small(root, SEAL), f"{root.name}/{SEAL}")
     if not untrusted_json.is_seal(value):
-        raise CorruptError(f"{root.name}/seal.json: not a seal.")
+        raise CorruptError(f"{root.name}/{SEAL}: not a seal.")
     return dict(value)
 
 
@@ -87,13 +94,13 @@ def sealed_digests(root: Path, units: Sequence[str]) -> dict[str, str]:
     """sha256 of every record, from `commits/commits.sha256`.
 
     Raises:
-        CorruptError: it does not list just these units.
+        CorruptError: it does not list exactly these units.
     """
     data = files.read_small(root, DIGEST_LIST, commit_record.LIST_LIMIT)
     lines = data.decode("latin-1").split("\n")
     digests = dict(zip(units, (line[:64] for line in lines), strict=False))
     if len(digests) < len(units) or commit_record.digest_list(digests) != data:
-        raise CorruptError(f"{root.name}/{DIGEST_LIST}: not the list of this store's commits.")
+        raise CorruptError(f"{root.name}/{DIGEST_LIST}: does not list this store's commits.")
     return digests
 
 
@@ -108,55 +115,64 @@ class Ledger:
     @property
     def sealed(self) -> bool:
         """Whether the store is finished."""
-        return files.size_inside(self.root, "seal.json") is not None
+        return files.size_inside(self.root, SEAL) is not None
 
     @cached_property
     def digests(self) -> dict[str, str] | None:
-        """sha256 of every record; None of a store that is not sealed.
+        """sha256 of every record; None for a store that is not sealed.
 
         Raises:
-            CorruptError: the seal says otherwise.
+            CorruptError: they contradict the seal.
         """
         if not self.sealed:
             return None
         digests = sealed_digests(self.root, all_units(self.spec))
         found = hashlib.sha256(commit_record.digest_list(digests)).hexdigest()
         if found != read_seal(self.root)["commits_digest"]:
-            raise CorruptError(f"{self.name}/seal.json: its digest is not that of the commits.")
+            raise CorruptError(
+                f"{self.name}/{SEAL}: commits_digest differs from the sha256 of {DIGEST_LIST}."
+            )
         return digests
 
     def record(self, unit: str) -> CommitRecord:
-        """The record of `unit`, compared with the seal if there is one.
+        """Read the record of `unit`; compare it with the seal if the store is sealed.
 
         Raises:
-            IncompleteError: not committed yet.
-            CorruptError: missing, changed, or naming other files than the unit has.
+            IncompleteError: the unit is not committed yet.
+            CorruptError: the record is missing, changed, or names the wrong files.
         """
         if not commit_record.is_committed(self.root, unit):
             if self.sealed:
-                raise CorruptError(f"{self.name}/commits/{unit}.json: missing from a sealed store.")
+                raise CorruptError(
+                    f"{self.name}/{commit_record.record_name(unit)}: missing from a sealed store."
+                )
             raise IncompleteError(f"{self.name}: {unit} is not committed yet.")
         data = files.read_small(
             self.root, commit_record.record_name(unit), commit_record.RECORD_LIMIT
         )
         if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[unit]:
-            raise CorruptError(f"{self.name}/commits/{unit}.json: differs from what was sealed.")
+            raise CorruptError(
+                f"{self.name}/{commit_record.record_name(unit)}: its sha256 differs from "
+                f"{DIGEST_LIST}."
+            )
         record = CommitRecord.from_json(data, unit)
         check_named_files(record, self.spec)
         return record
 
     def item(self, unit: str, name: str) -> FileRecord:
-        """What the record of `unit`, whose files are all there, says of the file `name`.
+        """The entry of the file `name` in the record of `unit`; checks the size of all its files.
 
         Raises:
-            CorruptError: the record does not name it, or a file of the unit has another size.
+            CorruptError: the record does not name the file, or a file of the unit has a wrong size.
         """
         if unit not in self._records:
             record = self.record(unit)
             self._check_sizes(record)
             self._records[unit] = {item.name: item for item in record.file_records}
         if name not in self._records[unit]:
-            raise CorruptError(f"{self.name}/commits/{unit}.json: does not name {name}.")
+            raise CorruptError(
+                f"{self.name}/{commit_record.record_name(unit)}: does not name {name}."
+            )
         return self._records[unit][name]
 
     def _check_sizes(self, record: CommitRecord) -> None:
@@ -164,7 +180,7 @@ class Ledger:
             for item in record.file_records:
                 commit_record.check_size(self.root, record.unit, item)
         except CorruptError:
-            if self.sealed or not (self.root / commit_record.STAGING / record.digest).is_dir():
+            if self.sealed or not (self.root / STAGING / record.digest).is_dir():
                 raise
             raise IncompleteError(
                 f"{self.name}: {record.unit} is committed, but its files are still in staging. "
@@ -172,14 +188,14 @@ class Ledger:
             ) from None
 
     def check_file(self, unit: str, name: str) -> None:
-        """Compare a file with its record, unless that same file was compared before.
+        """Compare a file with its record, unless this file was compared before.
 
         Raises:
-            CorruptError: its bytes are not those that were committed.
+            CorruptError: its bytes differ from those that were committed.
         """
         item = self.item(unit, name)
         status = os.lstat(self.root / name)
-        # A changed inode or change time means another file, whatever the clock was.
+        # Any change of inode or change time means another file, even if the clock was wrong.
         identity = (status.st_ino, status.st_size, status.st_ctime_ns)
         if self._checked.get(name) == identity:
             return
@@ -194,5 +210,5 @@ class Ledger:
             CorruptError: they differ.
         """
         named = {item.name: item for item in self.record(commit_record.PLAN).file_records}
-        if commit_record.crc32_hex(data) != named["store.json"].crc32:
-            raise CorruptError(f"{self.name}/store.json: its crc32 differs from commit plan.")
+        if commit_record.crc32_hex(data) != named[STORE_JSON].crc32:
+            raise CorruptError(f"{self.name}/{STORE_JSON}: its crc32 differs from commit plan.")

@@ -1,8 +1,8 @@
-"""Committing: bytes are staged and synced, a create-only record decides, then the files move.
+"""Publishing a unit: stage and sync its files, create its record exclusively, move the files.
 
-A unit is the plan, the pilot or a shard. Any number of workers may be at the same unit, die at any
-step, or wake up late: the first record that is created wins, and what it names is finished by
-whoever comes by. Only bytes that a record names enter data.zarr.
+A unit is the plan, the pilot or a shard. Any number of workers may write the same unit, die at any
+step, or continue late. The first record that is created wins, and any worker may finish moving its
+files. Only files that a record names enter data.zarr.
 """
 
 import uuid
@@ -13,7 +13,6 @@ from typing import Any
 from caskd.store.commits.commit_record import (
     PILOT,
     PLAN,
-    STAGING,
     CommitRecord,
     FileRecord,
     check_size,
@@ -22,13 +21,14 @@ from caskd.store.commits.commit_record import (
     record_name,
 )
 from caskd.store.errors import CorruptError, StoreWriteError
+from caskd.store.format import SEAL, STAGING
 from caskd.store.io import faults, files
 
 RENAME_ATTEMPTS = 8
 
 
 def is_complete(root: Path, unit: str) -> bool:
-    """Whether `unit` is committed and all its files are there; moves those that wait in staging."""
+    """Whether `unit` is committed and all its files exist; moves those still in staging."""
     if not is_committed(root, unit):
         return False
     try:
@@ -39,7 +39,7 @@ def is_complete(root: Path, unit: str) -> bool:
 
 
 def new_folder(root: Path) -> Path:
-    """A folder in staging that is nobody else's, to be filled with `stage`."""
+    """A path in staging with a new, unique name; `stage` writes files into it."""
     return root / STAGING / uuid.uuid4().hex
 
 
@@ -47,7 +47,7 @@ def check_writable(root: Path) -> None:
     """Write and remove a few bytes in staging, before anything expensive is computed.
 
     Raises:
-        StoreWriteError: the place is full, read-only or not ours.
+        StoreWriteError: the disk is full, or the directory is not writable.
     """
     draft = new_folder(root)
     try:
@@ -60,21 +60,21 @@ def check_writable(root: Path) -> None:
 
 
 def staged_name(name: str) -> str:
-    """What a file is called while it is in staging: one flat folder is one sync."""
+    """Name of a file in staging: one flat folder needs a single sync."""
     return name.replace("/", "+")
 
 
 def stage(folder: Path, name: str, data: bytes) -> FileRecord:
-    """Write and sync one file of a commit to come."""
+    """Write and sync one file of a unit."""
     files.write_synced(folder / staged_name(name), data)
     return FileRecord.of(name, data)
 
 
 def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[str, Any]) -> bool:
-    """Stage `contents` (name -> bytes), decide, and move them into place.
+    """Stage `contents` (name -> bytes), create the record of `unit`, and move the files.
 
     Returns:
-        False when another worker committed this unit with other content: the first commit wins.
+        False if another worker committed this unit with other content; the first commit wins.
     """
     described = tuple(FileRecord.of(name, data) for name, data in contents.items())
     record = CommitRecord(unit, described, facts)
@@ -97,11 +97,15 @@ def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[
 
 
 def publish(root: Path, folder: Path, record: CommitRecord) -> bool:
-    """Decide for the files staged in `folder` and move them into place; False if others won."""
+    """Commit the files staged in `folder` and move them.
+
+    Returns:
+        False if another worker committed this unit with other content.
+    """
     kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
     files.fsync_directory(folder)
     faults.point(f"{kind}.staged")
-    _show(root, folder, record)
+    _rename_to_digest(root, folder, record)
     faults.point(f"{kind}.published")
     won = files.create_exclusive(root / record_name(record.unit), record.to_json(), root / STAGING)
     faults.point(f"{kind}.won" if won else f"{kind}.lost")
@@ -113,40 +117,47 @@ def publish(root: Path, folder: Path, record: CommitRecord) -> bool:
 
 
 def check_overtaken(root: Path, unit: str) -> None:
-    """Check that staging went away under our hands because others finished and sealed the store.
+    """Check that staging disappeared because another process finished and sealed the store.
 
     Raises:
-        StoreWriteError: `unit` is not decided, so somebody else removed it.
+        StoreWriteError: `unit` is not committed, so something else removed staging.
     """
     if not is_committed(root, unit):
         raise StoreWriteError(
-            f"{root}: staging was removed during the work. Run the same command again."
+            f"{root}: another process removed {STAGING} while this one wrote to it. "
+            "Run the same command again."
         ) from None
 
 
-def _show(root: Path, folder: Path, record: CommitRecord) -> None:
-    """Give a complete folder the name under which everybody finds it."""
+def _rename_to_digest(root: Path, folder: Path, record: CommitRecord) -> None:
+    """Rename a complete folder to the record's digest, where any worker finds it."""
     shared = root / STAGING / record.digest
     for attempts_left in reversed(range(RENAME_ATTEMPTS)):
         try:
             files.rename(folder, shared)
             break
         except FileExistsError:
-            # A twin's folder of the same digest holds the same bytes and serves as well as ours;
-            # once the twin is done it is gone, and ours takes its name after all.
+            # Another worker's folder of the same digest holds the same bytes, so either will do.
+            # That worker removes its folder when it is done; then ours takes the name.
             if shared.is_dir():
                 break
             if not attempts_left:
-                raise StoreWriteError(f"cannot write {shared}: it comes and goes.") from None
+                raise StoreWriteError(
+                    f"cannot write {shared}: another process keeps creating and removing it. "
+                    "Run the same command again."
+                ) from None
     files.fsync_directory(root / STAGING)
     files.fsync_directory(root)
 
 
 def roll_forward(root: Path, record: CommitRecord) -> None:
-    """Move the files that `record` names from staging into place; anyone may do it, any time.
+    """Move the files that `record` names from staging to their final names.
+
+    Any process may do so at any time.
 
     Raises:
-        CorruptError: a file is neither in staging nor in place with the recorded size.
+        CorruptError: a file is missing from staging, and its final file is missing or has a wrong
+            size.
     """
     staged = root / STAGING / record.digest
     kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
@@ -156,17 +167,17 @@ def roll_forward(root: Path, record: CommitRecord) -> None:
         return
     names = [item.name for item in record.file_records]
     for name in names:
-        files.size_inside(root, name)  # refuses a way through links
+        files.size_inside(root, name)  # refuses a path through links
         files.make_directories((root / name).parent)
-    # A folder has to be durable before the only copy of something moves into it.
+    # A folder must be durable before the only copy of a file moves into it.
     files.sync_ancestors(root, names)
-    # By name, so that store.json, which says that a plan is there, comes after data.zarr.
+    # Sorted by name: store.json, which marks the plan as complete, comes after data.zarr.
     for item in sorted(record.file_records, key=lambda item: item.name):
         faults.point(f"{kind}.moving")
         _move(root, staged, record.unit, item)
     files.sync_ancestors(root, names)
     faults.point(f"{kind}.moved")
-    # Staging goes only when what came out of it is durable.
+    # Staging may be removed only after the moved files are durable.
     files.remove_tree(staged)
     faults.point(f"{kind}.finished")
 
@@ -176,18 +187,18 @@ def _move(root: Path, staged: Path, unit: str, item: FileRecord) -> None:
     if files.regular_size(source) != item.size:
         check_size(root, unit, item)
         return
-    there = files.size_inside(root, item.name) == item.size
-    if there and f"{files.crc32_inside(root, item.name):08x}" == item.crc32:
+    same_size = files.size_inside(root, item.name) == item.size
+    if same_size and f"{files.crc32_inside(root, item.name):08x}" == item.crc32:
         return
     try:
         files.rename(source, target)
     except FileNotFoundError:
-        # Another worker rolled the same record forward between the two calls.
+        # Another worker moved the file between the two calls.
         check_size(root, unit, item)
 
 
 def sweep(root: Path) -> None:
-    """Remove staging from a sealed store: whatever is still in it came too late."""
-    if files.size_inside(root, "seal.json") is not None and (root / STAGING).is_dir():
+    """Remove staging from a sealed store; files still in it came too late."""
+    if files.size_inside(root, SEAL) is not None and (root / STAGING).is_dir():
         files.remove_tree(root / STAGING)
         files.fsync_directory(root)

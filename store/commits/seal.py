@@ -1,4 +1,4 @@
-"""The seal: totals and one digest over every commit, a pure function of the commit records."""
+"""The seal: totals and a digest over all commits, computed from the commit records alone."""
 
 import contextlib
 import hashlib
@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.commits import commit_record, publish
-from caskd.store.commits.ledger import DIGEST_LIST, all_units
+from caskd.store.commits.ledger import all_units
 from caskd.store.errors import CorruptError
-from caskd.store.format import StoreSpec, canonical_json
+from caskd.store.format import (
+    DIGEST_LIST,
+    README,
+    SEAL,
+    STAGING,
+    STORE_JSON,
+    StoreSpec,
+    canonical_json,
+)
 from caskd.store.io import faults, files
 
 Readme = Callable[[StoreSpec, Mapping[str, Any]], str]
 
 
 def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
-    """What `seal.json` and `commits/commits.sha256` must hold, from the commit records alone.
+    """The required content of `seal.json` and `commits/commits.sha256`.
 
     Raises:
-        CorruptError: a record is missing, or the counts do not add up to what was planned.
+        CorruptError: a record is missing, or the counts do not add up to those of store.json.
     """
     num_bytes: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
@@ -35,7 +43,7 @@ def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
     if num_rows != spec.num_rows or statuses.total() != spec.num_examples:
         raise CorruptError(
             f"{root.name}: commits hold {num_rows:,} rows and {statuses.total():,} examples, "
-            f"but store.json says {spec.num_rows:,} and {spec.num_examples:,}."
+            f"but {STORE_JSON} has {spec.num_rows:,} and {spec.num_examples:,}."
         )
     digest_list = commit_record.digest_list(digests)
     totals = {
@@ -50,30 +58,36 @@ def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
 
 
 def write_seal(root: Path, spec: StoreSpec, readme: Readme) -> dict[str, Any]:
-    """Seal a store whose shards are all committed; sealing twice changes nothing.
+    """Seal a store whose shards are all committed; a second call changes nothing.
 
-    `readme` makes the text of README.md from the spec and the totals.
+    Args:
+        root: of the store.
+        spec: of the store.
+        readme: returns the text of README.md for the spec and the totals.
+
+    Returns:
+        The content of `seal.json`.
 
     Raises:
         CorruptError: a committed file is missing or differs from its record.
     """
-    sealed = files.size_inside(root, "seal.json") is not None
+    sealed = files.size_inside(root, SEAL) is not None
     if not sealed:
         _check_files(root, spec)
     totals, digest_list = seal_content(root, spec)
     faults.point("seal.checked")
     if not sealed:
-        # A twin may seal meanwhile and sweep staging away; what it wrote is compared below.
+        # Another process may seal meanwhile and remove staging; its seal is compared below.
         with contextlib.suppress(FileNotFoundError):
             _write(root, totals, digest_list, readme(spec, totals))
-    if files.read_small(root, "seal.json") != canonical_json(totals):
-        raise CorruptError(f"{root}/seal.json: differs from what the commits add up to.")
+    if files.read_small(root, SEAL) != canonical_json(totals):
+        raise CorruptError(f"{root}/{SEAL}: differs from the totals of the commit records.")
     publish.sweep(root)
     return totals
 
 
 def _check_files(root: Path, spec: StoreSpec) -> None:
-    """Re-read what will never be computed again with the strong digest."""
+    """Check the sha256 of every committed file: after sealing, none is computed again."""
     for unit in all_units(spec):
         for item in commit_record.read_record(root, unit).file_records:
             digest = hashlib.sha256()
@@ -88,10 +102,10 @@ def _check_files(root: Path, spec: StoreSpec) -> None:
 
 
 def _write(root: Path, totals: dict[str, Any], digest_list: bytes, readme: str) -> None:
-    scratch = root / commit_record.STAGING
+    scratch = root / STAGING
     files.replace_file(root / DIGEST_LIST, digest_list, scratch)
     faults.point("seal.digests")
-    files.replace_file(root / "README.md", readme.encode(), scratch)
+    files.replace_file(root / README, readme.encode(), scratch)
     faults.point("seal.card")
-    files.create_exclusive(root / "seal.json", canonical_json(totals), scratch)
+    files.create_exclusive(root / SEAL, canonical_json(totals), scratch)
     faults.point("seal.sealed")

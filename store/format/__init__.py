@@ -1,38 +1,60 @@
-"""What the bytes of a store are: spec, layouts, codecs, encodings, checks of untrusted JSON."""
+"""The bytes of a store: file names, spec, layouts, codecs, row encodings, checks of content."""
 
 from caskd.store.format import array_checks, layout, untrusted_json
-from caskd.store.format.draw_encoding import decode_draws, kept_cells
+from caskd.store.format.codecs import Array
 from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.id_orders import decode_ids, fit_orders
-from caskd.store.format.layout import (
+from caskd.store.format.id_orders import fit_orders, kept_cells
+from caskd.store.format.layout import STATUSES, chunk_rows_for
+from caskd.store.format.names import (
+    COMMITS,
+    DATA,
+    DIGEST_LIST,
+    ENVIRONMENT,
+    README,
+    SEAL,
+    STAGING,
+    STORE_JSON,
+    canonical_json,
+)
+from caskd.store.format.row_encodings import ROW_ENCODINGS
+from caskd.store.format.rows import (
     FIELD_DTYPES,
-    ROW_FIELDS,
-    SAMPLED_FIELDS,
-    STATUSES,
-    Array,
-    chunk_rows_for,
+    ROW_KINDS,
+    SAMPLED,
+    TOPK,
+    RowArray,
+    RowEncoding,
+    RowKind,
 )
 from caskd.store.format.shard_file import ShardFile, encode_shards, encode_whole
-from caskd.store.format.spec import StoreSpec, canonical_json, check_identity, identity_differences
-from caskd.store.format.topk_encoding import decode_logits, encode_rows
+from caskd.store.format.spec import StoreSpec, check_identity, identity_differences
 
 __all__ = [
+    "COMMITS",
+    "DATA",
+    "DIGEST_LIST",
+    "ENVIRONMENT",
     "FIELD_DTYPES",
-    "ROW_FIELDS",
-    "SAMPLED_FIELDS",
+    "README",
+    "ROW_ENCODINGS",
+    "ROW_KINDS",
+    "SAMPLED",
+    "SEAL",
+    "STAGING",
     "STATUSES",
+    "STORE_JSON",
+    "TOPK",
     "Array",
     "ExampleIndex",
+    "RowArray",
+    "RowEncoding",
+    "RowKind",
     "ShardFile",
     "StoreSpec",
     "array_checks",
     "canonical_json",
     "check_identity",
     "chunk_rows_for",
-    "decode_draws",
-    "decode_ids",
-    "decode_logits",
-    "encode_rows",
     "encode_shards",
     "encode_whole",
     "fit_orders",

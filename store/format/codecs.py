@@ -1,12 +1,12 @@
-"""How one chunk becomes bytes and comes back: five codec chains, each ending in crc32c.
+"""Encode and decode one chunk with one of five codec chains, each ending in crc32c.
 
-`plain`: blosc (zstd), for text. `shuffled`: blosc (zstd, bitshuffle). `transposed`: the same with
+`plain`: blosc (zstd), for text. `shuffled`: blosc (zstd, bitshuffle). `transposed`: `shuffled` with
 the two axes swapped, so that cells of one rank lie together. `packed`: pcodec, for numbers without
-a byte structure. `ragged`: the same with the zeros at a chunk's end in a page of their own, so that
-they cost next to nothing.
+a byte structure. `ragged`: `packed` with the zeros at a chunk's end in a separate page, where they
+cost next to nothing.
 
-Sizes are checked before anything is decoded: a header that states another size than the chunk's is
-damage or an attack, and nothing is allocated for it.
+Sizes are checked before anything is decoded. A header that states a wrong size is damage or an
+attack; no memory is allocated for it.
 """
 
 import struct
@@ -23,8 +23,8 @@ Array = npt.NDArray[Any]
 Chain = Literal["plain", "shuffled", "transposed", "packed", "ragged"]
 _PCODEC: tuple[Chain, ...] = ("packed", "ragged")
 
-# With threads, the blocks of a blosc frame come in the order in which they were finished, and equal
-# work would not give equal bytes. A chunk is far too small to gain from them.
+# With threads, blosc writes the blocks of a frame in the order in which they finish, so equal input
+# would not give equal bytes. A chunk is far too small to gain from threads.
 blosc.use_threads = False
 
 _CRC = struct.Struct("<I")
@@ -36,7 +36,7 @@ LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def chain_metadata(chain: Chain, dtype: str) -> list[dict[str, Any]]:
-    """The chain as Zarr v3 codecs, for zarr.json."""
+    """The Zarr v3 codecs of the chain, for zarr.json."""
     if chain in _PCODEC:
         packed = {"name": "numcodecs.pcodec", "configuration": {"level": PCODEC_LEVEL}}
         return [packed, _CRC_CODEC]
@@ -53,13 +53,13 @@ def chain_metadata(chain: Chain, dtype: str) -> list[dict[str, Any]]:
     head: list[dict[str, Any]] = []
     if chain == "transposed":
         head = [{"name": "transpose", "configuration": {"order": [1, 0]}}]
-    # One byte has no endianness, and zarr writes none.
+    # zarr writes no endianness for one-byte types.
     plain = {"name": "bytes"} if np.dtype(dtype).itemsize == 1 else LITTLE_ENDIAN
     return [*head, plain, blosc_codec, _CRC_CODEC]
 
 
 def encode_chunk(chain: Chain, values: Array) -> bytes:
-    """Bytes of a whole chunk."""
+    """Encode a whole chunk."""
     if chain in _PCODEC:
         payload = _pack(values, ragged=chain == "ragged")
     else:
@@ -70,10 +70,10 @@ def encode_chunk(chain: Chain, values: Array) -> bytes:
 
 
 def decode_chunk(chain: Chain, data: bytes, dtype: str, shape: tuple[int, ...]) -> Array:
-    """The chunk's values, in an array of its own.
+    """Decode a chunk into a new array.
 
     Raises:
-        CorruptError: the crc32c differs, or the payload states or holds another size.
+        CorruptError: the crc32c differs, or the payload states or holds a wrong size.
     """
     payload = data[:-4]
     if len(data) < 4 or _CRC.unpack(data[-4:])[0] != google_crc32c.value(payload):
@@ -100,7 +100,7 @@ def _pack(values: Array, *, ragged: bool) -> bytes:
 
     config = ChunkConfig(compression_level=PCODEC_LEVEL)
     if values.ndim > 1:
-        # Neighboring cells of a row have nothing to do with each other; pcodec need not find out.
+        # Neighbouring cells of a row are unrelated; spare pcodec the search for a relation.
         config.delta_spec, config.mode_spec = DeltaSpec.no_op(), ModeSpec.classic()
     flat = np.ascontiguousarray(values).reshape(-1)
     if ragged:
@@ -117,9 +117,9 @@ def _unpack(payload: bytes, out: Array) -> None:
 
     flat = out.reshape(-1)
     try:
-        # The output buffer bounds what a hostile payload can make of itself.
+        # The output buffer bounds the memory that a hostile payload can use.
         progress = standalone.simple_decompress_into(payload, flat)
     except (RuntimeError, ValueError, TypeError) as error:
         raise CorruptError(f"its payload does not decode ({error})") from None
     if not progress.finished or progress.n_processed != flat.size:
-        raise CorruptError(f"it holds another number of values than {flat.size:,}")
+        raise CorruptError(f"it does not hold {flat.size:,} values")

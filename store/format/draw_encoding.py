@@ -1,87 +1,127 @@
-"""The draws of a sampled store: between the fields of a row and the arrays on disk.
+"""The compact encoding of sampled rows.
 
 Legend: N rows, k cells per row (one per draw), C orders of ids, V vocabulary.
 
-A row holds the ids that were drawn and how often each: descending count, then ascending id. Most of
-its k cells are padding, and in an order of frequency (see id_orders.py) the drawn ids are small
-numbers. So on disk the cells of a row stand in ascending place in that order, ids as steps from
-place to place, and the cells of a chunk's rows stand one behind another, without padding between
-them: 29 bytes a row of 50 draws, where [N, k] as it stands takes 42.
+A row holds the ids that were drawn and the count of each: descending count, then ascending id. Most
+of its k cells are padding, and drawn ids have small positions in an order of frequency (see
+id_orders.py). On disk, the cells of a row stand in ascending position in that order, and an id is
+the step from the position before it. The cells of a chunk's rows follow each other without padding.
+A row of 50 draws takes 29 bytes; the arrays [N, k] of ids and counts take 42.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from caskd.store.errors import CorruptError
-from caskd.store.format.id_orders import IdPlaces
-from caskd.store.format.layout import CELL_CHUNK, Array
+from caskd.store.format.codecs import Array
+from caskd.store.format.id_orders import IdPositions, kept_cells
+from caskd.store.format.layout import CELL_CHUNK
+from caskd.store.format.rows import SAMPLED, RowArray, RowEncoding
 
-_MOST = np.uint64(0xFFFF)  # counts are uint16
+_MAX_COUNT = np.uint64(0xFFFF)  # counts are uint16
 _LOW = np.uint64(0xFFFFFFFF)
 _PADDING = np.uint64(2**64 - 1)  # sorts behind every cell
 
 
-def encode_draws(rows: Mapping[str, Array], id_orders: npt.NDArray[np.uint32]) -> dict[str, Array]:
-    """The arrays on disk of a shard's `sampled_ids` and `sampled_counts` [N, k], by name."""
-    ids, counts, num_kept = rows["sampled_ids"], rows["sampled_counts"], rows["num_kept"]
-    places = IdPlaces(id_orders)
-    steps, tallies = np.zeros_like(ids), np.zeros_like(counts)
-    chosen = np.zeros(len(ids), np.uint8)
-    for start in range(0, len(ids), CELL_CHUNK):  # chunk by chunk
-        block = slice(start, start + CELL_CHUNK)
-        cells = kept_cells(num_kept[block], ids.shape[1])
-        codes, chosen[block] = places.encode(ids[block], cells)
-        keys = codes.astype(np.uint64) << np.uint64(16) | counts[block]
-        keys = np.sort(np.where(cells, keys, _PADDING), axis=1)
-        ordered = (keys >> np.uint64(16)).astype(np.uint32)
-        ordered[:, 1:] -= ordered[:, :-1].copy()
-        steps[block] = _to_front(ordered, cells)
-        tallies[block] = _to_front((keys & _MOST).astype(np.uint16), cells)
-    return {
-        "sampled_place_steps": steps,
-        "sampled_id_order": chosen,
-        "sampled_place_counts": tallies,
-    }
+class CompactDraws(RowEncoding):
+    """Ids as steps between positions in orders of ids, counts in the same sequence, no padding."""
+
+    kind = SAMPLED
+    name = "compact"
+    cell_arrays = (
+        RowArray("sampled_place_steps", "uint32", "ragged", "id", field="sampled_ids"),
+        RowArray("sampled_id_order", "uint8", "shuffled", "order", is_column=True),
+        RowArray("sampled_place_counts", "uint16", "ragged", "num_cells", field="sampled_counts"),
+    )
+    # The sequence of both fields depends on ids and counts, so each needs all arrays.
+    sources = MappingProxyType(
+        dict.fromkeys(
+            ("sampled_ids", "sampled_counts"),
+            ("sampled_place_steps", "sampled_id_order", "sampled_place_counts", "num_kept"),
+        )
+    )
+    uses_id_orders = True
+    cell_bytes = (0.1, 0.7)
+
+    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+        """The arrays on disk of a shard."""
+        assert id_orders is not None
+        ids, counts, num_kept = rows["sampled_ids"], rows["sampled_counts"], rows["num_kept"]
+        positions = IdPositions(id_orders)
+        steps, packed_counts = np.zeros_like(ids), np.zeros_like(counts)
+        chosen = np.zeros(len(ids), np.uint8)
+        for start in range(0, len(ids), CELL_CHUNK):  # chunk by chunk
+            block = slice(start, start + CELL_CHUNK)
+            cells = kept_cells(num_kept[block], ids.shape[1])
+            codes, chosen[block] = positions.encode(ids[block], cells)
+            keys = codes.astype(np.uint64) << np.uint64(16) | counts[block]
+            keys = np.sort(np.where(cells, keys, _PADDING), axis=1)
+            ordered = (keys >> np.uint64(16)).astype(np.uint32)
+            ordered[:, 1:] -= ordered[:, :-1].copy()
+            steps[block] = _to_front(ordered, cells)
+            packed_counts[block] = _to_front((keys & _MAX_COUNT).astype(np.uint16), cells)
+        return {
+            **{array.name: rows[array.name] for array in self.kind.columns},
+            "sampled_place_steps": steps,
+            "sampled_id_order": chosen,
+            "sampled_place_counts": packed_counts,
+        }
+
+    def decode(
+        self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
+    ) -> None:
+        """Decode `sampled_ids` or `sampled_counts` of one chunk."""
+        assert id_orders is not None
+        ids, counts = decode_draws(
+            stored["sampled_place_steps"],
+            stored["sampled_place_counts"],
+            stored["sampled_id_order"],
+            stored["num_kept"],
+            id_orders,
+        )
+        out[:] = ids if name == "sampled_ids" else counts
 
 
 def decode_draws(
     steps: Array,
-    tallies: Array,
+    packed_counts: Array,
     chosen: Array,
     num_kept: Array,
     orders: npt.NDArray[np.uint32],
 ) -> tuple[Array, Array]:
-    """`sampled_ids` and `sampled_counts` [N, k] of the rows of one chunk, from its arrays on disk.
+    """`sampled_ids` and `sampled_counts` [N, k] of the rows of one chunk.
+
+    Args:
+        steps: `sampled_place_steps` [N, k].
+        packed_counts: `sampled_place_counts` [N, k].
+        chosen: `sampled_id_order` [N].
+        num_kept: [N].
+        orders: [C, V].
 
     Raises:
-        CorruptError: a place beyond the vocabulary.
+        CorruptError: a position beyond the vocabulary.
     """
     cells, vocab_size = kept_cells(num_kept, steps.shape[1]), orders.shape[1]
-    places = np.cumsum(_from_front(steps, cells, np.int64), axis=1)
-    places[~cells] = 0
-    if places.size and int(places.max()) >= vocab_size:
+    positions = np.cumsum(_from_front(steps, cells, np.int64), axis=1)
+    positions[~cells] = 0
+    if positions.size and int(positions.max()) >= vocab_size:
         raise CorruptError(
-            f"sampled_place_steps lead to {int(places.max()):,}, expected at most "
+            f"sampled_place_steps lead to {int(positions.max()):,}, expected at most "
             f"{vocab_size - 1:,}. Run caskd store verify."
         )
-    ids = orders.reshape(-1).take(places + chosen.astype(np.int64)[:, None] * vocab_size)
-    counts = _from_front(tallies, cells, np.uint64)
-    keys = np.where(cells, (_MOST - counts) << np.uint64(32) | ids, _PADDING)
+    ids = orders.reshape(-1).take(positions + chosen.astype(np.int64)[:, None] * vocab_size)
+    counts = _from_front(packed_counts, cells, np.uint64)
+    keys = np.where(cells, (_MAX_COUNT - counts) << np.uint64(32) | ids, _PADDING)
     keys.sort(axis=1)
     ids = np.where(cells, keys & _LOW, 0).astype(np.uint32)
-    return ids, np.where(cells, _MOST - (keys >> np.uint64(32)), 0).astype(np.uint16)
-
-
-def kept_cells(num_kept: Array, k: int) -> npt.NDArray[np.bool_]:
-    """Which cells [N, k] are no padding."""
-    cells: npt.NDArray[np.bool_] = np.arange(k) < num_kept[:, None]
-    return cells
+    return ids, np.where(cells, _MAX_COUNT - (keys >> np.uint64(32)), 0).astype(np.uint16)
 
 
 def _to_front(values: Array, cells: npt.NDArray[np.bool_]) -> Array:
-    """The cells of all rows one behind another, then zeros; still [N, k]."""
+    """Move the cells of all rows to the front, zeros behind them; the shape stays [N, k]."""
     packed = np.zeros(values.size, values.dtype)
     kept = values[cells]
     packed[: len(kept)] = kept
@@ -89,7 +129,7 @@ def _to_front(values: Array, cells: npt.NDArray[np.bool_]) -> Array:
 
 
 def _from_front(packed: Array, cells: npt.NDArray[np.bool_], dtype: npt.DTypeLike) -> Array:
-    """The reverse, padding 0."""
+    """Undo `_to_front`; padding is 0."""
     values = np.zeros(packed.shape, dtype)
     values[cells] = packed.reshape(-1)[: np.count_nonzero(cells)]
     return values

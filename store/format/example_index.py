@@ -1,4 +1,4 @@
-"""The example axis: where each example's tokens and rows lie."""
+"""The example axis: the tokens and rows of each example."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class ExampleIndex:
-    """The example axis, whole in memory."""
+    """All arrays of the example axis, in memory."""
 
     token_start: npt.NDArray[np.int64]
     token_count: npt.NDArray[np.int32]

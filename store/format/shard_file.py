@@ -1,7 +1,7 @@
 """One Zarr shard file: chunks, then an index of (offset, size), then the index's crc32c.
 
-The format is Zarr's own `sharding_indexed`; zarr-python reads these files and a test holds the two
-equal. Reading them here costs one system call a chunk, and nothing is decoded unchecked.
+The format is Zarr's `sharding_indexed`; a test compares this reader with zarr-python. Reading a
+chunk here costs one system call, and nothing is decoded unchecked.
 """
 
 import math
@@ -14,15 +14,15 @@ import google_crc32c
 import numpy as np
 
 from caskd.store.errors import CorruptError
-from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.format.layout import Array, ArrayLayout, as_stored
+from caskd.store.format.codecs import Array, decode_chunk, encode_chunk
+from caskd.store.format.layout import ArrayLayout, as_stored
 
 _ABSENT = np.uint64(2**64 - 1)
 _SLACK_BYTES = 1 << 16
 
 
 def encode_shards(array: ArrayLayout, values: Array) -> list[bytes]:
-    """The files of `values`, which start at a shard boundary; a last short one is padded."""
+    """The shard files of `values`, which start at a shard boundary; the last shard is padded."""
     as_stored(array, values)
     starts = range(0, len(values), array.shard)
     return [_encode_shard(array, values[start : start + array.shard]) for start in starts]
@@ -44,7 +44,7 @@ def _encode_shard(array: ArrayLayout, values: Array) -> bytes:
 
 
 def encode_whole(array: ArrayLayout, values: Array) -> dict[str, bytes]:
-    """A whole array: file name relative to the store -> bytes."""
+    """All files of an array, zarr.json included, name -> bytes."""
     contents = {array.metadata_key: array.metadata_bytes(len(values))}
     contents.update({array.key(i): data for i, data in enumerate(encode_shards(array, values))})
     return contents
@@ -60,7 +60,7 @@ class ShardFile:
     def __init__(self, path: Path, array: ArrayLayout) -> None:
         self.array = array
         self._fd = -1
-        # Neither follow a link nor wait on a pipe that somebody put in a chunk's place.
+        # Do not follow a link or wait for a pipe that replaces the file.
         self._fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             status = os.fstat(self._fd)
@@ -78,7 +78,7 @@ class ShardFile:
         if len(footer) != length:
             raise CorruptError("it is too short for its index")
         if struct.unpack("<I", footer[-4:])[0] != google_crc32c.value(footer[:-4]):
-            raise CorruptError("its index has another crc32c")
+            raise CorruptError("the crc32c of its index differs")
         entries = np.frombuffer(footer[:-4], "<u8").reshape(-1, 2).tolist()
         limit = (
             int(np.prod(self.array.shape(self.array.chunk))) * np.dtype(self.array.dtype).itemsize
@@ -96,14 +96,14 @@ class ShardFile:
         """Decode chunk `number` of this shard, [chunk] or [chunk, cells].
 
         Raises:
-            CorruptError: it is absent, cut short, or its bytes are not what was written.
+            CorruptError: it is absent, truncated, or its bytes are not those that were written.
         """
         offset, count = self._index[number]
         if offset == int(_ABSENT):
             raise CorruptError(f"chunk {number} is absent")
         data = self._read(offset, count)
         if len(data) != count:
-            raise CorruptError(f"chunk {number} is cut short")
+            raise CorruptError(f"chunk {number} is truncated")
         shape = self.array.shape(self.array.chunk)
         try:
             return decode_chunk(self.array.chain, data, self.array.dtype, shape)
@@ -111,7 +111,7 @@ class ShardFile:
             raise CorruptError(f"chunk {number}: {error}") from None
 
     def close(self) -> None:
-        """Close the file; closing twice is nothing."""
+        """Close the file; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

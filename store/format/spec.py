@@ -1,12 +1,15 @@
-"""What a store says of itself: `store.json`, its identity and its geometry."""
+"""`store.json`: the identity and the geometry of a store."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from caskd.store.errors import IdentityError, UnsafeError
 from caskd.store.format import untrusted_json
+from caskd.store.format.layout import ArrayLayout
+from caskd.store.format.names import STORE_JSON, canonical_json
+from caskd.store.format.row_encodings import ROW_ENCODINGS
+from caskd.store.format.rows import ROW_KINDS, RowEncoding, RowKind
 from caskd.store.io import shown
 
 FORMAT = "caskd-store"
@@ -15,26 +18,20 @@ FORMAT_VERSION = 1
 Identity = Mapping[str, Any]
 
 
-def canonical_json(value: Any) -> bytes:
-    """The one way JSON is written in a store, so that equal content means equal bytes."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    return (text + "\n").encode()
-
-
 @dataclass(frozen=True)
 class StoreSpec:
-    """Identity and geometry of a store; everything a trainer must agree with.
+    """Identity and geometry of a store.
 
     Attributes:
-        identity: what makes the numbers what they are: teacher, vocabulary, text, corpus, capture
+        identity: everything that the values depend on: teacher, vocabulary, text, corpus, capture
             and encoding (nested JSON).
         num_examples: examples on the example axis, skipped ones included.
         num_tokens: tokens on the token axis.
         num_rows: predicted response tokens, without the filler at the end of shards.
         num_shards: shards of the row axis.
         shard_rows: rows of one shard, filler included.
-        chunk_rows: rows of one inner chunk.
-        tasks: names that the `task` array indexes.
+        chunk_rows: rows of a chunk of cells.
+        tasks: task names; the `task` array holds indices into them.
     """
 
     identity: Identity
@@ -48,7 +45,7 @@ class StoreSpec:
 
     @property
     def kind(self) -> str:
-        """What a row holds: `topk`, the largest logits, or `sampled`, draws and how often."""
+        """Name of the kind of rows: `topk`, the largest logits, or `sampled`, counted draws."""
         return str(self.identity["capture"]["kind"])
 
     @property
@@ -63,13 +60,13 @@ class StoreSpec:
 
     @property
     def num_cells(self) -> int:
-        """Cells per row: `top_k`, or `num_samples`, of which as many are used as ids differ."""
-        return int(self.identity["capture"][untrusted_json.CELLS_OF_KIND[self.kind]])
+        """k, cells per row: `top_k` or `num_samples`."""
+        return int(self.identity["capture"][self.row_kind.cells_key])
 
     @property
     def kept(self) -> str:
-        """What a row keeps, in a few words."""
-        return f"top {self.top_k}" if self.kind == "topk" else f"{self.num_samples:,} draws"
+        """What a row keeps, such as `top 64` or `50 draws`."""
+        return self.row_kind.kept_text(self.num_cells)
 
     @property
     def vocab_size(self) -> int:
@@ -78,12 +75,12 @@ class StoreSpec:
 
     @property
     def vocab_digest(self) -> str:
-        """Digest of id -> token bytes; a student must have the same."""
+        """Digest of id -> token bytes; a student must have the same digest."""
         return str(self.identity["vocabulary"]["digest"])
 
     @property
     def tokenizer_digest(self) -> str:
-        """Digest of the whole tokenizer; other workers must have the same."""
+        """Digest of the whole tokenizer; every worker must have the same digest."""
         return str(self.identity["vocabulary"]["tokenizer_digest"])
 
     @property
@@ -96,14 +93,30 @@ class StoreSpec:
         """Name of the encoding of the row arrays."""
         return str(self.identity["encoding"])
 
+    @property
+    def row_kind(self) -> RowKind:
+        """The kind of rows: their fields and the number of their cells."""
+        return ROW_KINDS[self.kind]
+
+    @property
+    def row_encoding(self) -> RowEncoding:
+        """The encoding of the row arrays."""
+        return ROW_ENCODINGS[self.kind, self.encoding]
+
+    def row_layouts(self) -> tuple[ArrayLayout, ...]:
+        """The row arrays on disk."""
+        return self.row_encoding.layouts(self.num_cells, self.chunk_rows, self.shard_rows)
+
     def to_json(self) -> bytes:
         """The bytes of `store.json`."""
         geometry = {
-            name: getattr(self, name)
-            for name in (
-                "num_examples", "num_tokens", "num_rows", "num_shards", "shard_rows", "chunk_rows",
-            )
-        }  # fmt: skip
+            "num_examples": self.num_examples,
+            "num_tokens": self.num_tokens,
+            "num_rows": self.num_rows,
+            "num_shards": self.num_shards,
+            "shard_rows": self.shard_rows,
+            "chunk_rows": self.chunk_rows,
+        }
         return canonical_json(
             {
                 "format": FORMAT,
@@ -119,7 +132,7 @@ class StoreSpec:
         """Parse `store.json`; `where` names it in errors.
 
         Raises:
-            UnsafeError: not a caskd store, or of a version that this caskd does not know.
+            UnsafeError: not the store.json of a caskd store, or of an unknown format version.
         """
         try:
             value = untrusted_json.parse_json(data, where)
@@ -129,12 +142,12 @@ class StoreSpec:
                 )
             if value["format_version"] != FORMAT_VERSION:
                 raise UnsafeError(
-                    f"{where}: format version {shown(value['format_version'])}, but this "
+                    f"{where}: format version is {shown(value['format_version'])}, but this "
                     f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
                 )
         except (KeyError, TypeError) as error:
             raise UnsafeError(
-                f"{where}: not a valid store.json ({type(error).__name__})."
+                f"{where}: not a valid {STORE_JSON} ({type(error).__name__})."
             ) from None
         untrusted_json.check_store_json(value, where)
         return cls(identity=value["identity"], tasks=tuple(value["tasks"]), **value["geometry"])
@@ -152,10 +165,11 @@ def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str
 
 
 def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
-    """Refuse to go on under another identity than the store's.
+    """Check that `identity` equals the store's.
 
     Raises:
-        IdentityError: names the first differing field with both values, and how many more differ.
+        IdentityError: names the first differing field, both values, and the number of further
+            differences.
     """
     differences = list(identity_differences(spec.identity, identity))
     if differences:
@@ -163,5 +177,5 @@ def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise IdentityError(
             f"{where} holds another capture: {field} is {theirs!r} there, but {ours!r} here{more}. "
-            "Give the same inputs, or another --store."
+            "Pass the same inputs, or another --store."
         )

@@ -1,7 +1,7 @@
-"""What a store says is checked before it is believed: JSON, names, geometry, positions, values.
+"""Checks of the JSON of a store that may come from an untrusted source.
 
-A store may come from anybody. Nothing is allocated, opened or indexed by a number from it that has
-not passed here; the limits are far beyond what caskd writes.
+No number or name from a store allocates memory, opens a file or indexes an array before it passed
+these checks. The limits are far beyond what caskd writes.
 """
 
 import json
@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caskd.store.errors import UnsafeError
+from caskd.store.format.layout import CELL_CHUNK
+from caskd.store.format.names import STORE_JSON
+from caskd.store.format.row_encodings import ROW_ENCODINGS
+from caskd.store.format.rows import ROW_KINDS
 from caskd.store.io import shown
 
 MAX_DEPTH = 16
@@ -22,12 +26,11 @@ LIMITS = {
     "num_rows": 1 << 35,
     "num_shards": 1 << 20,
     "shard_rows": 1 << 24,
-    "chunk_rows": 512,
+    "chunk_rows": CELL_CHUNK,
     "num_cells": (1 << 16) - 1,
     "size": 1 << 21,
 }
-CELLS_OF_KIND = {"topk": "top_k", "sampled": "num_samples"}
-"""Kind of a store -> what in its identity says how many cells a row has."""
+"""Largest value of each count in store.json; `num_cells` and `size` stand in the identity."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -36,12 +39,15 @@ def parse_json(data: bytes, where: str) -> Any:
     """Parse JSON of a store; `where` names it in errors.
 
     Raises:
-        UnsafeError: not UTF-8 JSON, deeper than any in a store, or made to fill the memory.
+        UnsafeError: not UTF-8 JSON, nested too deeply, or a large file of mostly punctuation, which
+            would expand into far more memory.
     """
-    # A large file of a store is a list of files, so it is mostly names and digests.
+    # A large JSON file of a valid store is a list of files: mostly names and digests.
     marks = data.count(b",") + 4 * (data.count(b"{") + data.count(b"["))
     if len(data) > MAX_PLAIN_JSON and marks > len(data) // 16:
-        raise UnsafeError(f"{where}: {len(data):,} bytes of JSON that no store needs.")
+        raise UnsafeError(
+            f"{where}: {len(data):,} bytes of JSON with {marks:,} separators; no store needs that."
+        )
     try:
         value = json.loads(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -129,35 +135,36 @@ def check_names(names: Sequence[str], where: str) -> None:
     """Check names of files, relative to the store.
 
     Raises:
-        UnsafeError: a name leaves the store, or stands there twice.
+        UnsafeError: a name leaves the store, or is listed twice.
     """
     for name in names:
         if len(name) > 200 or not _NAME.fullmatch(name):
-            raise UnsafeError(f"{where}: {shown(name)} is no name of a file inside a store.")
+            raise UnsafeError(f"{where}: {shown(name)} is not a valid name of a file in a store.")
     if len({*names}) < len(names):
-        raise UnsafeError(f"{where}: names a file twice.")
+        raise UnsafeError(f"{where}: lists the same file twice.")
 
 
 def check_store_json(value: Any, where: str) -> None:
     """Check types, ranges and agreement of identity, geometry and tasks.
 
     Raises:
-        UnsafeError: names the first field that cannot be.
+        UnsafeError: names the first invalid field.
     """
     if not isinstance(value, dict) or not isinstance(value.get("geometry"), dict):
-        raise UnsafeError(f"{where}: not a valid store.json (no geometry).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (no geometry).")
     identity, geometry, tasks = value.get("identity"), value["geometry"], value.get("tasks")
     if not isinstance(identity, dict) or not _has_types(identity):
-        raise UnsafeError(f"{where}: not a valid store.json (identity).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (identity).")
     if not _is_list_of(tasks, _is_string) or len(value["tasks"]) > MAX_TASKS:
-        raise UnsafeError(f"{where}: not a valid store.json (tasks).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (tasks).")
+    capture = identity["capture"]
     counts = {
         **geometry,
-        "num_cells": identity["capture"][CELLS_OF_KIND[identity["capture"]["kind"]]],
+        "num_cells": capture[ROW_KINDS[capture["kind"]].cells_key],
         "size": identity["vocabulary"]["size"],
     }
     if counts.keys() != LIMITS.keys():
-        raise UnsafeError(f"{where}: not a valid store.json (geometry).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (geometry).")
     for name, limit in LIMITS.items():
         if not is_count(counts[name], limit) or counts[name] == 0:
             raise UnsafeError(
@@ -178,17 +185,18 @@ _STRINGS = {
 
 
 def _has_types(identity: Mapping[str, Any]) -> bool:
-    """Whether the parts of an identity that caskd itself reads are there."""
+    """Whether an identity has every field that caskd reads, with the right type."""
     for part, names in _STRINGS.items():
         section = identity.get(part)
         if not isinstance(section, dict):
             return False
         if not all(isinstance(section.get(name), str) for name in names):
             return False
+    encoding, kind = identity.get("encoding"), identity["capture"]["kind"]
     return (
-        identity["capture"]["kind"] in CELLS_OF_KIND
-        and identity.get("encoding") in ("compact", "exact")
-        and CELLS_OF_KIND[identity["capture"]["kind"]] in identity["capture"]
+        isinstance(encoding, str)
+        and (kind, encoding) in ROW_ENCODINGS
+        and ROW_KINDS[kind].cells_key in identity["capture"]
         and "size" in identity["vocabulary"]
         and {"revision"} <= identity["teacher"].keys()
         and {"eos"} <= identity["text"].keys()
@@ -196,14 +204,16 @@ def _has_types(identity: Mapping[str, Any]) -> bool:
 
 
 def geometry_problem(counts: Mapping[str, int]) -> str | None:
-    """What is impossible about a geometry; every count is positive."""
+    """The first contradiction in a geometry of positive counts, in words; None for a valid one."""
     shard_rows, chunk_rows = counts["shard_rows"], counts["chunk_rows"]
     capacity = counts["num_shards"] * shard_rows
     checks = {
-        "chunk_rows do not divide shard_rows": shard_rows % chunk_rows == 0,
-        "chunk_rows is not 512, or a smaller shard_rows": chunk_rows == min(shard_rows, 512),
-        "a chunk has too many cells": chunk_rows * counts["num_cells"] <= MAX_CHUNK_CELLS,
-        "num_rows do not fit into the shards": counts["num_rows"] <= capacity,
+        "chunk_rows must divide shard_rows": shard_rows % chunk_rows == 0,
+        f"chunk_rows must be {CELL_CHUNK}, or a smaller shard_rows": chunk_rows
+        == min(shard_rows, CELL_CHUNK),
+        f"a chunk has more than {MAX_CHUNK_CELLS:,} cells": chunk_rows * counts["num_cells"]
+        <= MAX_CHUNK_CELLS,
+        "num_rows exceed the rows of all shards": counts["num_rows"] <= capacity,
         "num_shards is larger than num_rows": counts["num_shards"] <= counts["num_rows"],
         "num_rows is larger than num_tokens": counts["num_rows"] <= counts["num_tokens"],
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from caskd.store.commits import all_units, commit_record
 from caskd.store.errors import StoreError
-from caskd.store.format import StoreSpec, untrusted_json
+from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
 from caskd.store.io import clean, files, progress
 from caskd.store.read import TeacherStore
 
@@ -58,11 +58,11 @@ class JobView:
 
 def _given_up(root: Path) -> set[str]:
     """Shards that the records of attempts name as failed."""
-    folder, shards = root / "environment", set[str]()
+    folder, shards = root / ENVIRONMENT, set[str]()
     if not folder.is_dir() or folder.is_symlink():
         return shards
     for path in sorted(folder.glob("*.json"))[:MAX_ATTEMPTS_READ]:
-        name = f"environment/{path.name}"
+        name = f"{ENVIRONMENT}/{path.name}"
         try:
             facts = untrusted_json.parse_json(files.read_small(root, name), name)
         except StoreError:

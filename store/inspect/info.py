@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from caskd.store.format import layout
+from caskd.store.format import ROW_KINDS
 from caskd.store.inspect.capture_progress import JobView, shards_text
 from caskd.store.io import clean
 from caskd.store.read import TeacherStore
@@ -20,7 +20,7 @@ def store_info(url: str | Path) -> dict[str, Any]:
     else:
         view.look()
         sizes, rows, statuses = view.sizes, view.num_rows, dict(view.statuses)
-    row_arrays = layout.layouts_of(spec)
+    field_of = {array.name: array.field for array in spec.row_encoding.arrays if array.field}
     return {
         "name": store.name,
         "teacher": spec.teacher,
@@ -30,8 +30,10 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "num_examples": spec.num_examples,
         "num_rows": spec.num_rows,
         "num_tokens": spec.num_tokens,
-        "top_k": spec.top_k if spec.kind == "topk" else None,
-        "num_samples": spec.num_samples if spec.kind == "sampled" else None,
+        **{
+            kind.cells_key: spec.num_cells if kind is spec.row_kind else None
+            for kind in ROW_KINDS.values()
+        },
         "vocab_size": spec.vocab_size,
         "encoding": spec.encoding,
         "num_shards": spec.num_shards,
@@ -43,21 +45,15 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "bytes": sum(sizes.values()),
         "bytes_per_row": round(sum(sizes.values()) / rows, 3) if rows else None,
         "fields": {
-            _FIELD_OF.get(array.name, array.name): {
+            field_of.get(array.name, array.name): {
                 "dtype": array.dtype,
                 "cells": array.cells or 1,
                 "bytes_per_row": round(sizes.get(array.name, 0) / rows, 3) if rows else None,
             }
-            for array in row_arrays
+            for array in spec.row_layouts()
         },
         "identity": spec.identity,
     }
-
-
-_FIELD_OF = {
-    "topk_id_codes": "topk_ids", "topk_logit_steps": "topk_logits",
-    "sampled_place_steps": "sampled_ids", "sampled_place_counts": "sampled_counts",
-}  # fmt: skip
 
 
 def info_text(info: dict[str, Any]) -> str:
@@ -93,7 +89,5 @@ def info_text(info: dict[str, Any]) -> str:
 
 
 def _kept(info: dict[str, Any]) -> str:
-    vocab, encoding = f"{info['vocab_size']:,}", info["encoding"]
-    if info["kind"] == "sampled":
-        return f"{info['num_samples']:,} draws from all {vocab} tokens, {encoding}"
-    return f"top {info['top_k']} of {vocab} logits, {encoding}"
+    kind = ROW_KINDS[info["kind"]]
+    return f"{kind.kept_of_text(info[kind.cells_key], info['vocab_size'])}, {info['encoding']}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caskd.store.format import STATUSES, Array
+from caskd.store.format import STATUSES, Array, RowKind
 from caskd.store.io import clean
 from caskd.store.read import StoreBatch, TeacherStore
 
@@ -105,19 +105,18 @@ def example_view(store: TeacherStore, example: int) -> "Group":
     body = Text("text  ")
     for token in value["tokens"]:
         body.append(token["text"], style="bold green" if token["is_response"] else "dim")
-    return Group(heading, body, _rows_table(value["rows"], store.spec.kind))
+    return Group(heading, body, _rows_table(value["rows"], store.spec.row_kind))
 
 
-def _rows_table(rows: list[dict[str, Any]], kind: str) -> "Table":
+def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for name in ("position", "label", "rank", "p(label)"):
         table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    sampled = kind == "sampled"
-    table.add_column("drawn most often" if sampled else "teacher's choices", no_wrap=True)
-    table.add_column("ids drawn" if sampled else "tail mass", justify="right")
+    table.add_column("teacher's choices" if kind.has_tail else "drawn most often", no_wrap=True)
+    table.add_column("tail mass" if kind.has_tail else "ids drawn", justify="right")
     for row in rows:
         rank = row["label_rank"]
         if rank is None:
@@ -135,6 +134,6 @@ def _rows_table(rows: list[dict[str, Any]], kind: str) -> "Table":
             Text(str(rank), style=style),
             f"{row['label_probability']:.3f}",
             choices[:-2],
-            str(row["num_kept"]) if sampled else f"{row['tail_mass']:.4f}",
+            f"{row['tail_mass']:.4f}" if kind.has_tail else str(row["num_kept"]),
         )
     return table

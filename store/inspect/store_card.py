@@ -73,10 +73,8 @@ def _objective(spec: StoreSpec) -> str:
 def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     statuses = sorted(totals["statuses"].items())
     size, num_rows = sum(totals["bytes"].values()), spec.num_rows
-    if spec.kind == "sampled":
-        kept = f"{spec.num_samples} draws from all {spec.vocab_size:,} tokens, log-sum-exp, argmax"
-    else:
-        kept = f"top {spec.top_k} of {spec.vocab_size:,} logits, log-sum-exp, argmax, tail mass"
+    kept = f"{spec.row_kind.kept_of_text(spec.num_cells, spec.vocab_size)}, log-sum-exp, argmax"
+    kept += ", tail mass" if spec.row_kind.has_tail else ""
     return {
         "examples": f"{spec.num_examples:,} ({', '.join(f'{n:,} {name}' for name, n in statuses)})",
         "tasks": ", ".join(spec.tasks[:12]) + (", ..." if len(spec.tasks) > 12 else ""),

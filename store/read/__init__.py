@@ -1,23 +1,12 @@
-"""Reading a store: TeacherStore, batches, chunk and shard caches, remote arrays."""
+"""Read a store: TeacherStore, batches, chunk and shard caches, remote arrays."""
 
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.batch import StoreBatch
-from caskd.store.read.manifest import (
-    DIGESTS,
-    READ_ATTEMPTS,
-    SEAL,
-    STORE_JSON,
-    Manifest,
-    read_checked,
-    read_manifest,
-)
+from caskd.store.read.manifest import READ_ATTEMPTS, Manifest, read_checked, read_manifest
 from caskd.store.read.teacher_store import TeacherStore
 
 __all__ = [
-    "DIGESTS",
     "READ_ATTEMPTS",
-    "SEAL",
-    "STORE_JSON",
     "Manifest",
     "StoreArrays",
     "StoreBatch",

@@ -1,4 +1,4 @@
-"""The arrays of a store on disk: trusted by their commit record, checked chunk by chunk.
+"""The arrays of a local store: files checked against their commit record, chunks by checksum.
 
 Legend: k cells per row.
 """
@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,31 +15,28 @@ import numpy.typing as npt
 from caskd.store.commits import Ledger, commit_record
 from caskd.store.errors import CorruptError, UnsafeError
 from caskd.store.format import (
+    FIELD_DTYPES,
+    Array,
     ExampleIndex,
     ShardFile,
     StoreSpec,
     array_checks,
-    decode_draws,
-    decode_ids,
-    decode_logits,
     layout,
     untrusted_json,
 )
 from caskd.store.io import files
-from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
-
-Array = npt.NDArray[Any]
+from caskd.store.read.chunk_cache import ChunkCache, Pieces, split_at_chunks
 
 CACHE_BYTES = 256 << 20
 MAX_OPEN_FILES = 256
 
 
 class StoreArrays:
-    """Fields by name; a compact store's cells are made from what is on disk."""
+    """Reads row fields and plan arrays by name, through caches of decoded chunks."""
 
     def __init__(self, root: Path, spec: StoreSpec, ledger: Ledger | None = None) -> None:
         self.root, self.spec, self.name = root, spec, root.name
-        rows = layout.layouts_of(spec)
+        rows = spec.row_layouts()
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         self._layouts = {array.name: array for array in (*fixed, layout.ID_ORDER, *rows)}
         self._row_arrays = frozenset(array.name for array in rows)
@@ -49,12 +45,12 @@ class StoreArrays:
         self._known_metadata: dict[str, int] = {}
         self._open_files: OrderedDict[str, ShardFile] = OrderedDict()
         self._caches: dict[str, ChunkCache] = {}
-        self._gathering = threading.Lock()  # a chunk's slot must stay its own while it is copied
+        self._gathering = threading.Lock()  # no chunk may be evicted while it is copied
 
     @cached_property
     def id_order(self) -> npt.NDArray[np.uint32] | None:
-        """Orders of ids [C, V]; None where the encoding has none."""
-        if self.spec.encoding != "compact":
+        """Orders of ids [C, V]; None where the encoding uses none."""
+        if not self.spec.row_encoding.uses_id_orders:
             return None
         orders = self.whole(layout.ID_ORDER.name).reshape(-1, self.spec.vocab_size)
         array_checks.check_id_order(orders, self.name)
@@ -65,16 +61,16 @@ class StoreArrays:
         return self.gather_fields((name,), starts, counts)[name]
 
     def gather_fields(self, names: Sequence[str], starts: Array, counts: Array) -> dict[str, Array]:
-        """The same of several fields of one axis."""
+        """`gather` for several fields of one axis."""
         pieces: dict[int, Pieces] = {}
         with self._gathering:
             return {name: self._gather(name, starts, counts, pieces) for name in names}
 
     def _gather(self, name: str, starts: Array, counts: Array, pieces: dict[int, Pieces]) -> Array:
-        """A field; `pieces` remembers by chunk size how the runs are cut."""
+        """Gather one field; `pieces` caches, by chunk size, how the runs are cut."""
         shape, dtype = self._chunk_of(name)
         if shape[0] not in pieces:
-            pieces[shape[0]] = cut(starts, counts, shape[0])
+            pieces[shape[0]] = split_at_chunks(starts, counts, shape[0])
         found = np.empty((int(counts.sum()), *shape[1:]), dtype)
         cache, at = self._cache(name), 0
         for group in pieces[shape[0]].groups(cache.slots):
@@ -86,22 +82,22 @@ class StoreArrays:
     def prefetch(
         self, chosen: npt.NDArray[np.int64], index: ExampleIndex, fields: Sequence[str]
     ) -> None:
-        """Nothing is fetched from a local disk."""
+        """Fetch ahead what reading `chosen` needs; a local disk needs nothing."""
 
     def _chunk_of(self, name: str) -> tuple[tuple[int, ...], str]:
         """Shape and dtype of a field's chunk."""
         if name in self._layouts:
             array = self._layouts[name]
             return array.shape(array.chunk), array.dtype
-        return (self.spec.chunk_rows, self.spec.num_cells), layout.FIELD_DTYPES[name]
+        return (self.spec.chunk_rows, self.spec.num_cells), FIELD_DTYPES[name]
 
     def _cache(self, name: str) -> ChunkCache:
-        """The decoded chunks of a field; all fields of a row keep about as many rows."""
+        """The decoded chunks of a field; the caches of all row fields hold about equal rows."""
         if name not in self._caches:
             shape, dtype = self._chunk_of(name)
             entries = CACHE_BYTES // (8 * self.spec.num_cells + 64)
-            if name not in layout.FIELD_DTYPES:
-                entries *= 2  # a question is often as long as its answer
+            if name not in FIELD_DTYPES:
+                entries *= 2  # token arrays hold prompts too, often as long as the responses
             length = self._length(name) or shape[0]
             slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
             self._caches[name] = ChunkCache(slots, shape, dtype, partial(self._decode, name))
@@ -112,31 +108,19 @@ class StoreArrays:
         if name in self._layouts:
             out[:] = self._disk_chunk(self._layouts[name], chunk)
             return
-        num_kept = self._beside("num_kept", chunk)
-        if name in ("sampled_ids", "sampled_counts"):
-            out[:] = self._draws(chunk, num_kept)[name == "sampled_counts"]
-        elif name == "topk_ids":
-            codes = self._disk_chunk(self._layouts["topk_id_codes"], chunk)
-            assert self.id_order is not None
-            decode_ids(codes, self._beside("topk_id_order", chunk), num_kept, self.id_order, out)
-        else:
-            steps = self._disk_chunk(self._layouts["topk_logit_steps"], chunk)
-            decode_logits(steps, num_kept, self._beside("logsumexp", chunk), out)
+        encoding = self.spec.row_encoding
+        stored = {source: self._stored(source, chunk) for source in encoding.sources[name]}
+        encoding.decode(name, stored, self.id_order, out)
 
-    def _draws(self, chunk: int, num_kept: Array) -> tuple[Array, Array]:
-        """`sampled_ids` and `sampled_counts` of a chunk; the order of both comes from both."""
-        steps, tallies = (
-            self._disk_chunk(self._layouts[name], chunk)
-            for name in ("sampled_place_steps", "sampled_place_counts")
-        )
-        assert self.id_order is not None
-        return decode_draws(
-            steps, tallies, self._beside("sampled_id_order", chunk), num_kept, self.id_order
-        )
+    def _stored(self, name: str, chunk: int) -> Array:
+        """The values of a row array for the rows of a chunk of cells.
 
-    def _beside(self, name: str, chunk: int) -> Array:
-        """The part of a column that belongs to a chunk of cells, which lies in one of its own."""
-        rows, column = self.spec.chunk_rows, self._layouts[name].chunk
+        A chunk of a column covers several chunks of cells.
+        """
+        array = self._layouts[name]
+        if array.cells is not None:
+            return self._disk_chunk(array, chunk)
+        rows, column = self.spec.chunk_rows, array.chunk
         start = chunk * rows
         return self._cache(name).get(start // column)[start % column : start % column + rows]
 
@@ -152,11 +136,11 @@ class StoreArrays:
             first = shard * array.shard + number * array.chunk
             raise CorruptError(
                 f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost. "
-                "Run caskd store verify to see what else is wrong."
+                "Run caskd store verify to see what else is damaged."
             ) from None
 
     def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
-        """Compare a file that is about to be opened with its commit record."""
+        """Compare a file with its commit record before it is opened."""
         if array.key(shard) not in self._open_files:
             self.ledger.check_file(self._unit_of(array.name, shard), array.key(shard))
             if array.name not in self._known_metadata:
@@ -177,9 +161,9 @@ class StoreArrays:
         return commit_record.shard_unit(shard) if name in self._row_arrays else commit_record.PLAN
 
     def _length(self, name: str) -> int | None:
-        """Entries on the first axis of an array; None for vocab_bytes, whose own is free."""
+        """Entries on the first axis of an array; None for vocab_bytes, whose length varies."""
         spec = self.spec
-        if name in self._row_arrays or name in layout.FIELD_DTYPES:
+        if name in self._row_arrays or name in FIELD_DTYPES:
             return spec.num_shards * spec.shard_rows
         if name in ("token_ids", "is_response"):
             return spec.num_tokens
@@ -190,7 +174,7 @@ class StoreArrays:
         return None if name == "vocab_bytes" else spec.num_examples
 
     def _check_metadata(self, array: layout.ArrayLayout) -> None:
-        """Accept only the zarr.json that this version writes: no other codec, shape or dtype."""
+        """Refuse any zarr.json but the one that this version writes (codecs, shape, dtype)."""
         where = f"{self.name}/{array.metadata_key}"
         is_pilot = array.name == layout.ID_ORDER.name
         self.ledger.item(
@@ -206,13 +190,13 @@ class StoreArrays:
             if not untrusted_json.is_count(
                 length, array_checks.MAX_TOKEN_BYTES * self.spec.vocab_size
             ):
-                raise CorruptError(f"{where}: not the metadata of an array.")
+                raise CorruptError(f"{where}: not the metadata of vocab_bytes.")
         if found != array.metadata(length):
-            raise UnsafeError(f"{where}: differs from what format version 1 says of this array.")
+            raise UnsafeError(f"{where}: differs from the metadata that format version 1 defines.")
         self._known_metadata[array.name] = length
 
     def whole(self, name: str) -> Array:
-        """A whole array of the plan or the pilot."""
+        """All entries of an array of the plan or the pilot."""
         array = self._layouts[name]
         if name not in self._known_metadata:
             self._check_metadata(array)

@@ -1,29 +1,26 @@
-"""What reading a store gives: some examples, their tokens, labels, positions and row fields.
+"""StoreBatch: the result of a read, with tokens, labels, positions and row fields of examples.
 
-Legend: B examples asked for, T their tokens, N their rows, k cells per row.
+Legend: B examples, T their tokens, N their rows, k cells per row.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from caskd.store.corpus import alignment
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.format import ExampleIndex
-
-Array = npt.NDArray[Any]
+from caskd.store.format import Array, ExampleIndex
 
 
 @dataclass(frozen=True)
 class StoreBatch:
-    """Some examples, concatenated in the order asked for.
+    """Examples, concatenated in the requested order.
 
     `logit_positions[n]` is the position, within its own example, whose logits predict row n;
-    `labels[n]` is the token that stands one position later. Row fields that were not asked for
-    are None, and so are those that a store of this kind does not have. Cells of a row from
-    `num_kept` on are padding: mask by `num_kept`, never by value.
+    `labels[n]` is the token one position later. Row fields that were not requested, or that the
+    store's kind of rows lacks, are None. Cells of a row from `num_kept` on are padding: mask by
+    `num_kept`, never by value.
     """
 
     example_indices: npt.NDArray[np.int64]  # [B]
@@ -50,14 +47,14 @@ class StoreBatch:
         return len(self.labels)
 
     def column(self, name: str) -> Array:
-        """A row field that was asked for.
+        """A row field.
 
         Raises:
-            UsageError: it was not read.
+            UsageError: the field was not requested.
         """
         values: Array | None = getattr(self, name)
         if values is None:
-            raise UsageError(f"field {name!r} was not read; name it in read(fields=...).")
+            raise UsageError(f"field {name!r} was not read; add it to read(fields=...).")
         return values
 
 
@@ -68,13 +65,15 @@ def assemble(
     is_response: Array,
     rows: dict[str, Array],
 ) -> StoreBatch:
-    """Derive positions and labels of each example from its tokens and mask, and concatenate."""
-    token_offsets, row_offsets = (
-        _offsets(index.token_count[chosen]),
-        _offsets(index.row_count[chosen]),
-    )
-    places = alignment.joined_row_positions(is_response, token_offsets)
-    found = np.diff(np.searchsorted(places, token_offsets))
+    """Derive the labels and logit positions of all rows, and make a batch.
+
+    Raises:
+        CorruptError: an example's response tokens contradict its row count.
+    """
+    token_offsets = _offsets(index.token_count[chosen])
+    row_offsets = _offsets(index.row_count[chosen])
+    positions = alignment.joined_row_positions(is_response, token_offsets)
+    found = np.diff(np.searchsorted(positions, token_offsets))
     wrong = np.flatnonzero(found != index.row_count[chosen])
     if len(wrong):
         example = chosen[wrong[0]]
@@ -88,14 +87,14 @@ def assemble(
         is_response=is_response,
         token_offsets=token_offsets,
         row_offsets=row_offsets,
-        logit_positions=places - 1 - np.repeat(token_offsets[:-1], found),
-        labels=token_ids[places],
+        logit_positions=positions - 1 - np.repeat(token_offsets[:-1], found),
+        labels=token_ids[positions],
         **rows,
     )
 
 
 def _offsets(counts: Array) -> npt.NDArray[np.int64]:
-    """Where each part begins and the last one ends, [n + 1]."""
+    """The start of each part, then the end of the last one, [n + 1]."""
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets

@@ -1,4 +1,4 @@
-"""Decoded chunks of one field, least recently used out first."""
+"""A least-recently-used cache of the decoded chunks of one field."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -12,33 +12,33 @@ from caskd.store.format import Array
 
 
 class ChunkCache:
-    """A fixed number of chunks in one block of memory, so that many are gathered in one call.
+    """A fixed number of chunks in one block of memory, from which one call gathers many rows.
 
     Args:
-        slots: chunks that it holds.
+        slots: number of chunks in the cache.
         shape: of a chunk.
-        dtype: of its values.
-        decode: writes a chunk, by number, into an array of that shape; what it raises passes
-            through, and the chunk is not kept.
+        dtype: of the values.
+        decode: writes a chunk, by number, into an array of that shape. Its exceptions pass through,
+            and the chunk is not cached.
     """
 
     def __init__(
         self, slots: int, shape: tuple[int, ...], dtype: str, decode: Callable[[int, Array], None]
     ) -> None:
         self.slots, self.chunk, self._decode = slots, shape[0], decode
-        # The system hands out memory when it is first written.
+        # The system allocates the memory only when it is first written.
         self._values = np.empty((slots, *shape), dtype)
         self._flat = self._values.reshape(-1, *shape[1:])
         self._slot_of: OrderedDict[int, int] = OrderedDict()
         self._free = list(range(slots))[::-1]
 
     def get(self, chunk: int) -> Array:
-        """A chunk; it may be overwritten by later calls."""
+        """The values of a chunk; later calls may overwrite them."""
         values: Array = self._values[self._slot(chunk)]
         return values
 
     def take(self, pieces: "Pieces", out: Array) -> None:
-        """Copy pieces of at most `slots` different chunks, one behind the other, into `out`."""
+        """Copy pieces of at most `slots` different chunks into `out`, one after another."""
         slots = np.array([self._slot(chunk) for chunk in pieces.chunks])
         firsts = slots[pieces.which] * self.chunk + pieces.starts
         if len(firsts) == 1:
@@ -64,33 +64,33 @@ class ChunkCache:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Parts of chunks, to be put one behind the other."""
+    """Parts of chunks, in the sequence in which they are concatenated."""
 
     chunks: list[int]  # numbers of the different chunks
-    which: npt.NDArray[np.int64]  # of each piece: place of its chunk in `chunks`
-    starts: npt.NDArray[np.int64]  # of each piece: first entry within its chunk
-    counts: npt.NDArray[np.int64]  # of each piece: entries
+    which: npt.NDArray[np.int64]  # index into `chunks`, per piece
+    starts: npt.NDArray[np.int64]  # first entry within the chunk, per piece
+    counts: npt.NDArray[np.int64]  # number of entries, per piece
 
     def groups(self, limit: int) -> Iterator["Pieces"]:
-        """The same in parts that touch at most `limit` different chunks each."""
+        """Split the pieces into groups that touch at most `limit` different chunks each."""
         if len(self.chunks) <= limit:
             if self.chunks:
                 yield self
             return
         borders, seen = [0], set[int]()
-        for piece, place in enumerate(self.which.tolist()):
-            if place not in seen and len(seen) == limit:
+        for piece, index in enumerate(self.which.tolist()):
+            if index not in seen and len(seen) == limit:
                 borders.append(piece)
                 seen = set()
-            seen.add(place)
+            seen.add(index)
         for first, last in pairwise([*borders, len(self.which)]):
-            places, which = np.unique(self.which[first:last], return_inverse=True)
-            chunks = [self.chunks[place] for place in places]
+            used, which = np.unique(self.which[first:last], return_inverse=True)
+            chunks = [self.chunks[index] for index in used]
             yield Pieces(chunks, which, self.starts[first:last], self.counts[first:last])
 
 
-def cut(starts: Array, counts: Array, chunk: int) -> Pieces:
-    """Cut runs of an axis at chunk borders; runs that follow each other become one.
+def split_at_chunks(starts: Array, counts: Array, chunk: int) -> Pieces:
+    """Split runs of an axis at chunk borders; adjacent runs are joined first.
 
     Args:
         starts: first entry of each run.

@@ -1,4 +1,4 @@
-"""What a sealed store at a place consists of, each step checked against the one before.
+"""The manifest of a sealed store: all its files and digests, each level checked by the one above.
 
 seal.json -> commits_digest -> commits/commits.sha256 -> commit records -> files
 """
@@ -12,15 +12,12 @@ from typing import Any
 
 import google_crc32c
 
-from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units
+from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units, commit_record
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
-from caskd.store.format import StoreSpec, untrusted_json
+from caskd.store.format import DATA, DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
 from caskd.store.io import shown
 from caskd.store.storage import RetryPolicy, Storage, read_file, read_whole
 
-SEAL = "seal.json"
-STORE_JSON = "store.json"
-DIGESTS = "commits/commits.sha256"
 READ_ATTEMPTS = 3
 _LINE = re.compile(r"([0-9a-f]{64})  (plan|pilot|[0-9]{5,7})\.json")
 _THREADS = 8
@@ -28,7 +25,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class SealedHead:
-    """The top of a sealed store: what `seal.json` and `commits/commits.sha256` say."""
+    """The content of `seal.json` and `commits/commits.sha256`."""
 
     seal: Mapping[str, Any]
     seal_bytes: bytes
@@ -44,134 +41,139 @@ class SealedHead:
 
 @dataclass(frozen=True)
 class Manifest(SealedHead):
-    """All of it: which files, and what their bytes must be."""
+    """Every file of a sealed store, with its size and digests."""
 
     spec: StoreSpec
     record_bytes: Mapping[str, bytes]
     records: Mapping[str, CommitRecord]
 
 
-def read_head(place: Storage, policy: RetryPolicy) -> SealedHead:
-    """Read and check the top of the sealed store at `place`; damage is asked for again.
+def read_head(storage: Storage, policy: RetryPolicy) -> SealedHead:
+    """Read and check the seal and the list of digests; damaged responses are requested again.
 
     Raises:
-        StoreNotFoundError: no store is there.
-        IncompleteError: it is not sealed.
-        CorruptError: the seal and the list of digests do not belong together.
+        StoreNotFoundError: the storage holds no store.
+        IncompleteError: the store is not sealed.
+        CorruptError: the list of digests differs from the seal.
     """
     for attempt in range(READ_ATTEMPTS):
         try:
-            return _read_head(place, policy)
+            return _read_head(storage, policy)
         except (CorruptError, UnsafeError):
             if attempt == READ_ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")
 
 
-def _read_head(place: Storage, policy: RetryPolicy) -> SealedHead:
-    seal_bytes = read_whole(place, SEAL, policy)
+def _read_head(storage: Storage, policy: RetryPolicy) -> SealedHead:
+    seal_bytes = read_whole(storage, SEAL, policy)
     if seal_bytes is None:
-        if read_whole(place, DIGESTS, policy) or read_whole(place, STORE_JSON, policy):
+        if read_whole(storage, DIGEST_LIST, policy) or read_whole(storage, STORE_JSON, policy):
             raise IncompleteError(
-                f"{place.url}: the store is not sealed; only sealed stores travel. Finish it with "
-                "caskd precompute, or the copy with the caskd store push or pull that began it."
+                f"{storage.url}: the store is not sealed; expected a sealed one. Finish it with "
+                "caskd precompute, or rerun the caskd store push or pull that was copying it."
             )
         raise StoreNotFoundError(
-            f"{place.url}: expected a sealed store, found no seal.json. Check the place, or list "
-            "what is around it with caskd store ls."
+            f"{storage.url}: no {SEAL}; expected a sealed store. Check the URL, or list the stores "
+            "near it with caskd store ls."
         )
     seal = untrusted_json.parse_json(seal_bytes, SEAL)
     if not untrusted_json.is_seal(seal):
-        raise CorruptError(f"{place.url}/{SEAL}: not a seal.")
-    digests_bytes = read_whole(place, DIGESTS, policy) or b""
+        raise CorruptError(f"{storage.url}/{SEAL}: not a seal.")
+    digests_bytes = read_whole(storage, DIGEST_LIST, policy) or b""
     if hashlib.sha256(digests_bytes).hexdigest() != seal["commits_digest"]:
-        raise CorruptError(f"{place.url}/{DIGESTS}: differs from what the seal says.")
+        raise CorruptError(f"{storage.url}/{DIGEST_LIST}: its sha256 differs from {SEAL}.")
     matches = [_LINE.fullmatch(line) for line in digests_bytes.decode().splitlines()]
     if not all(matches):
-        raise CorruptError(f"{place.url}/{DIGESTS}: not a list of digests.")
+        raise CorruptError(f"{storage.url}/{DIGEST_LIST}: not a list of digests.")
     digests = {match[2]: match[1] for match in matches if match}
     return SealedHead(seal, seal_bytes, digests, digests_bytes)
 
 
-def read_record_bytes(place: Storage, head: SealedHead, unit: str, policy: RetryPolicy) -> bytes:
-    """The commit record of `unit`, as the list of digests says.
+def read_record_bytes(storage: Storage, head: SealedHead, unit: str, policy: RetryPolicy) -> bytes:
+    """The bytes of the commit record of `unit`, checked against the list of digests.
 
     Raises:
-        CorruptError: it is missing or differs, also when asked again.
+        CorruptError: it is missing, or differs in every attempt.
     """
-    name = f"commits/{unit}.json"
+    name = commit_record.record_name(unit)
     for _ in range(READ_ATTEMPTS):
-        data = read_whole(place, name, policy)
+        data = read_whole(storage, name, policy)
         if data is None:
-            raise CorruptError(f"{place.url}/{name}: missing from a sealed store.")
+            raise CorruptError(f"{storage.url}/{name}: missing from a sealed store.")
         if hashlib.sha256(data).hexdigest() == head.digests.get(unit):
             return data
-    raise CorruptError(f"{place.url}/{name}: its sha256 differs from {DIGESTS}.")
+    raise CorruptError(f"{storage.url}/{name}: its sha256 differs from {DIGEST_LIST}.")
 
 
 def parse_record(data: bytes, unit: str) -> CommitRecord:
-    """A commit record that names only files which travel.
+    """Parse a commit record and check that it names only files of the store's data.
 
     Raises:
-        UnsafeError: it names another.
+        UnsafeError: it names another file.
     """
     record = CommitRecord.from_json(data, unit)
     for item in record.file_records:
-        if not item.name.startswith("data.zarr/") and (unit, item.name) != (PLAN, STORE_JSON):
+        if not item.name.startswith(f"{DATA}/") and (unit, item.name) != (PLAN, STORE_JSON):
             raise UnsafeError(
-                f"commits/{unit}.json: names {shown(item.name)}, which no commit may."
+                f"{commit_record.record_name(unit)}: names {shown(item.name)}; expected only files "
+                f"of {DATA}."
             )
     return record
 
 
-def read_checked(place: Storage, unit: str, item: FileRecord, policy: RetryPolicy) -> bytes:
-    """A file of a commit, with the right crc32c and sha256.
+def read_checked(storage: Storage, unit: str, item: FileRecord, policy: RetryPolicy) -> bytes:
+    """The bytes of a file of a commit, checked against its crc32c and sha256.
 
     Raises:
-        CorruptError: missing, or damaged also when asked again.
+        CorruptError: it is missing, or damaged in every attempt.
     """
     for _ in range(READ_ATTEMPTS):
         try:
-            data = read_file(place, item.name, item.size, policy)
+            data = read_file(storage, item.name, item.size, policy)
         except FileNotFoundError:
-            raise CorruptError(f"{place.url}/{item.name}: missing, commit {unit} has it.") from None
+            raise CorruptError(
+                f"{storage.url}/{item.name}: missing, but commit {unit} names it."
+            ) from None
         right = f"{google_crc32c.value(data):08x}" == item.crc32c
         if right and hashlib.sha256(data).hexdigest() == item.sha256:
             return data
     raise CorruptError(
-        f"{place.url}/{item.name}: its bytes differ from commit {unit}, {READ_ATTEMPTS} times in a "
-        "row. Check it there with caskd store verify, or push it again."
+        f"{storage.url}/{item.name}: its bytes differ from commit {unit} in {READ_ATTEMPTS} "
+        "attempts. Check the source with caskd store verify, then push it again."
     )
 
 
-def read_spec(place: Storage, plan: CommitRecord, policy: RetryPolicy) -> tuple[StoreSpec, bytes]:
-    """`store.json` as the plan's record says."""
+def read_spec(storage: Storage, plan: CommitRecord, policy: RetryPolicy) -> tuple[StoreSpec, bytes]:
+    """`store.json`, parsed and as bytes, checked against the plan's record."""
     for item in plan.file_records:
         if item.name == STORE_JSON:
-            data = read_checked(place, PLAN, item, policy)
-            return StoreSpec.from_json(data, f"{place.url}/{STORE_JSON}"), data
-    raise CorruptError(f"{place.url}/commits/plan.json: names no {STORE_JSON}.")
+            data = read_checked(storage, PLAN, item, policy)
+            return StoreSpec.from_json(data, f"{storage.url}/{STORE_JSON}"), data
+    raise CorruptError(
+        f"{storage.url}/{commit_record.record_name(PLAN)}: does not name {STORE_JSON}."
+    )
 
 
 def check_units(where: str, head: SealedHead, spec: StoreSpec) -> None:
-    """Check that the store has the commits that its geometry asks for.
+    """Check that the list of digests names the commits of the store's geometry.
 
     Raises:
-        CorruptError: it has others.
+        CorruptError: it names others.
     """
     if len(head.digests) > spec.num_shards + 2 or [*head.digests] != all_units(spec):
-        raise CorruptError(f"{where}/{DIGESTS}: its commits are not those of store.json.")
+        raise CorruptError(f"{where}/{DIGEST_LIST}: its commits are not those of {STORE_JSON}.")
 
 
-def read_manifest(place: Storage, policy: RetryPolicy) -> Manifest:
-    """Read and check everything that says what the sealed store at `place` consists of."""
-    head = read_head(place, policy)
-    plan = parse_record(read_record_bytes(place, head, PLAN, policy), PLAN)
-    spec, _ = read_spec(place, plan, policy)
-    check_units(place.url, head, spec)
+def read_manifest(storage: Storage, policy: RetryPolicy) -> Manifest:
+    """Read and check the seal, the list of digests and all commit records of a sealed store."""
+    head = read_head(storage, policy)
+    plan = parse_record(read_record_bytes(storage, head, PLAN, policy), PLAN)
+    spec, _ = read_spec(storage, plan, policy)
+    check_units(storage.url, head, spec)
     with ThreadPoolExecutor(_THREADS) as pool:
         units = list(head.digests)
-        fetched = pool.map(lambda unit: read_record_bytes(place, head, unit, policy), units)
+        fetched = pool.map(lambda unit: read_record_bytes(storage, head, unit, policy), units)
         record_bytes = dict(zip(units, fetched, strict=True))
     records = {unit: parse_record(data, unit) for unit, data in record_bytes.items()}
     return Manifest(**vars(head), spec=spec, record_bytes=record_bytes, records=records)

@@ -1,8 +1,8 @@
-"""A directory that keeps files of remote stores, least recently used out first.
+"""A directory that caches files of remote stores and evicts the least recently used.
 
-Several processes may share it. A file gets its name when it is whole and checked; one process
-fetches it while others that want it wait. An eviction at the wrong moment costs a second fetch and
-nothing else, and so does a wrong clock, which only makes a bad choice of what goes.
+Several processes may share it. A file gets its name when it is complete and checked. One process
+fetches a file while others that need it wait. An eviction at the wrong moment, or a wrong clock,
+costs a second fetch and nothing else.
 """
 
 import fcntl
@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from caskd.store.errors import StoreWriteError, UsageError
+from caskd.store.format import DATA
 
 DIRECTORY_VARIABLE, LIMIT_VARIABLE = "CASKD_CACHE", "CASKD_CACHE_GB"
 DEFAULT_GB = 100.0
@@ -23,20 +24,20 @@ _SCANS_PER_LIMIT = 32
 
 
 class ShardCache:
-    """Files below `root`, of at most about `limit` bytes together.
+    """Files below `root`, together about `limit` bytes at most.
 
-    A file that a reader has open keeps its space until it is closed, beyond the limit.
+    A file that a reader has open occupies its space until it is closed, beyond the limit.
     """
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
-        self._unseen = limit  # bytes fetched since the last look; the first fetch looks
+        self._unseen = limit  # bytes fetched since the last scan; the first fetch scans
         try:
             for folder in (root, root / "drafts", root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StoreWriteError(
-                f"{root}: cannot be the cache of remote stores ({error.strerror}). "
+                f"{root}: cannot be used as the cache of remote stores ({error.strerror}). "
                 f"Set {DIRECTORY_VARIABLE} to a directory on a local disk."
             ) from None
 
@@ -45,7 +46,7 @@ class ShardCache:
         """The cache at CASKD_CACHE (~/.cache/caskd), of CASKD_CACHE_GB (100) gigabytes.
 
         Raises:
-            UsageError: the limit is no positive number.
+            UsageError: the limit is not a positive number.
         """
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_GB))
@@ -54,11 +55,14 @@ class ShardCache:
         except (ValueError, OverflowError):
             limit = 0
         if limit <= 0:
-            raise UsageError(f"{LIMIT_VARIABLE}={text}: expected gigabytes, such as 200 or 0.5.")
+            raise UsageError(f"{LIMIT_VARIABLE}={text}: expected gigabytes; set 200 or 0.5, say.")
         return cls(Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "caskd"), limit)
 
     def keep(self, name: str, size: int, fetch: Callable[[], bytes]) -> Path:
-        """The file `name` of `size` bytes; `fetch` gives its checked content if it is not here."""
+        """The path of the file `name` of `size` bytes.
+
+        `fetch` returns its checked content; it is called only if the cache lacks the file.
+        """
         path = self.root / name
         if not self._touch(path, size):
             with self._only_one(name):
@@ -67,7 +71,7 @@ class ShardCache:
         return path
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a file whole, replacing what was there."""
+        """Write a complete file, replacing an older one."""
         path = self.root / name
         for attempt in range(_EVICTIONS):
             draft = self.root / "drafts" / uuid.uuid4().hex
@@ -78,11 +82,11 @@ class ShardCache:
                 break
             except OSError as error:
                 draft.unlink(missing_ok=True)
-                # Another process may have evicted even the draft, when the limit is very small.
+                # With a very small limit, another process may have evicted even the draft.
                 if not isinstance(error, FileNotFoundError) or attempt == _EVICTIONS - 1:
                     raise StoreWriteError(
                         f"{path}: cannot be written ({error.strerror}). Free some space, or set "
-                        f"{DIRECTORY_VARIABLE} and {LIMIT_VARIABLE} to what there is."
+                        f"{DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk."
                     ) from None
         self._unseen += len(data)
         if self._unseen * _SCANS_PER_LIMIT >= self.limit:
@@ -90,11 +94,11 @@ class ShardCache:
             self._evict(path, len(data))
 
     def drop(self, name: str) -> None:
-        """Remove a file that turned out to be damaged."""
+        """Remove a damaged file."""
         (self.root / name).unlink(missing_ok=True)
 
     def _touch(self, path: Path, size: int) -> bool:
-        """Whether the file is here; marks it as used now."""
+        """Whether the cache holds the file; marks it as used now."""
         try:
             if os.lstat(path).st_size != size:
                 return False
@@ -105,7 +109,7 @@ class ShardCache:
 
     @contextmanager
     def _only_one(self, name: str) -> Iterator[None]:
-        """Keep others from fetching the same file; without locks they just fetch it too."""
+        """Keep others from fetching the same file; without file locks, they fetch it too."""
         number = zlib.crc32(name.encode()) % _LOCKS
         handle = os.open(self.root / "locks" / f"{number:03d}", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -116,9 +120,9 @@ class ShardCache:
             os.close(handle)
 
     def _evict(self, newest: Path, size_of_newest: int) -> None:
-        """Remove what was used longest ago until the rest fits."""
+        """Remove the least recently used files until the rest fits."""
         found = []
-        for path in (*self.root.glob("drafts/*"), *self.root.glob("*/data.zarr/*/c/**/*")):
+        for path in (*self.root.glob("drafts/*"), *self.root.glob(f"*/{DATA}/*/c/**/*")):
             with suppress(FileNotFoundError):
                 status = path.lstat()
                 if path != newest and not path.is_dir():

@@ -1,6 +1,8 @@
-"""Reading a store: numpy out, nothing of torch, opening costs the same for any size.
+"""TeacherStore: opens a store and reads examples as numpy arrays, without torch.
 
-Legend: B examples asked for, T their tokens, N their rows, k cells per row.
+Opening takes the same time for a store of any size.
+
+Legend: C orders of ids, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,21 +16,19 @@ import numpy.typing as npt
 
 from caskd.store.commits import commit_record, ledger
 from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
-from caskd.store.format import ExampleIndex, StoreSpec, array_checks, layout
+from caskd.store.format import STORE_JSON, Array, ExampleIndex, StoreSpec, array_checks, layout
 from caskd.store.io import files
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.batch import StoreBatch, assemble
 from caskd.store.read.shard_cache import ShardCache
 from caskd.store.storage import RetryPolicy, is_remote
 
-Array = npt.NDArray[Any]
-
 
 class TeacherStore:
-    """A store opened for reading.
+    """A store opened for reading with `TeacherStore.open`.
 
-    Use `TeacherStore.open`. Only what a commit record names is read; a record is checked when its
-    shard is first touched, and every chunk's crc32c when it is decoded.
+    Only files that a commit record names are read. A record is checked when its shard is first
+    read, and a chunk's crc32c when the chunk is decoded.
     """
 
     def __init__(self, arrays: StoreArrays) -> None:
@@ -40,20 +40,20 @@ class TeacherStore:
         """Open the store at `url`: a directory, or `s3://`, `gs://`, `hf://` through a cache.
 
         Raises:
-            StoreNotFoundError: there is none.
-            IncompleteError: it is not sealed yet and `allow_unsealed` is false.
+            StoreNotFoundError: `url` holds no store.
+            IncompleteError: the store is not sealed yet and `allow_unsealed` is false.
         """
         if is_remote(url):
             return cls.open_remote(str(url))
         root = Path(url)
-        if files.regular_size(root / "store.json") is None:
+        if files.regular_size(root / STORE_JSON) is None:
             hint = "" if root.is_dir() else " (no such directory)"
             raise StoreNotFoundError(
-                f"{url}: expected a store, found no store.json{hint}. "
-                "Write one with caskd precompute, or check the path."
+                f"{url}: no {STORE_JSON}{hint}; expected a store. "
+                "Check the path, or write a store with caskd precompute."
             )
-        data = files.read_small(root, "store.json")
-        store = cls(StoreArrays(root, StoreSpec.from_json(data, f"{url}/store.json")))
+        data = files.read_small(root, STORE_JSON)
+        store = cls(StoreArrays(root, StoreSpec.from_json(data, f"{url}/{STORE_JSON}")))
         store._arrays.ledger.check_spec(data)
         if not (store.sealed or allow_unsealed):
             raise IncompleteError(
@@ -71,13 +71,13 @@ class TeacherStore:
 
         Args:
             url: `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `hf://datasets/USER/NAME`.
-            cache: where fetched files are kept; from the environment by default.
-            policy: how often a request is tried.
+            cache: keeps fetched files; by default the cache that the environment configures.
+            policy: how requests are retried.
 
         Raises:
-            StoreNotFoundError: there is none.
-            IncompleteError: it is not sealed.
-            StoreError: the storage does not answer, or refuses.
+            StoreNotFoundError: `url` holds no store.
+            IncompleteError: the store is not sealed.
+            StoreError: the storage does not respond, or refuses the request.
         """
         from caskd.store.read.remote import open_remote_arrays
 
@@ -98,11 +98,11 @@ class TeacherStore:
 
     @property
     def digest(self) -> str:
-        """Digest over all commits of a sealed store: two stores with the same one are the same."""
+        """Digest over all commits of a sealed store; equal digests mean equal stores."""
         return str(self.seal["commits_digest"])
 
     def num_committed_shards(self) -> int:
-        """Shards that are committed so far."""
+        """Number of shards committed so far."""
         present = commit_record.committed_units(self.root)
         return sum(
             commit_record.shard_unit(shard) in present for shard in range(self.spec.num_shards)
@@ -128,13 +128,13 @@ class TeacherStore:
 
     @property
     def id_order(self) -> npt.NDArray[np.uint32] | None:
-        """Orders of ids [C, V] of a compact store; None where the encoding has none."""
+        """Orders of ids [C, V]; None where the encoding uses none."""
         return self._arrays.id_order
 
     @property
     def row_fields(self) -> tuple[str, ...]:
-        """Names of the fields that a row has; they depend on the store's kind."""
-        return layout.FIELDS_OF_KIND[self.spec.kind]
+        """Names of the row fields; they depend on the store's kind."""
+        return self.spec.row_kind.fields
 
     def row_counts(self) -> npt.NDArray[np.int32]:
         """Rows of each example."""
@@ -145,7 +145,7 @@ class TeacherStore:
         return self.index.token_count
 
     def prefetch(self, indices: Sequence[int] | Array, fields: Sequence[str] | None = None) -> None:
-        """Start to fetch what reading these examples will need, if the store is a remote one."""
+        """Start to fetch the files that reading these examples needs, if the store is remote."""
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         self._arrays.prefetch(chosen, self.index, self.row_fields if fields is None else fields)
 
@@ -156,12 +156,12 @@ class TeacherStore:
 
         Args:
             indices: example indices, in any order, repeats allowed.
-            fields: row fields to decode; all that the store has by default.
+            fields: row fields to decode; all fields of the store by default.
 
         Raises:
             UsageError: an index out of range, or an unknown field.
             IncompleteError: a row's shard is not committed.
-            CorruptError: bytes are missing or differ from what was committed.
+            CorruptError: committed bytes are missing or differ.
         """
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):

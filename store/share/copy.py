@@ -15,19 +15,21 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.commits import FileRecord, seal_content
+from caskd.store.commits import FileRecord, commit_record, seal_content
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.format import StoreSpec, canonical_json, identity_differences
-from caskd.store.io import Progress, progress, shown
-from caskd.store.read import (
-    DIGESTS,
-    READ_ATTEMPTS,
+from caskd.store.format import (
+    COMMITS,
+    DIGEST_LIST,
+    README,
     SEAL,
+    STAGING,
     STORE_JSON,
-    Manifest,
-    read_checked,
-    read_manifest,
+    StoreSpec,
+    canonical_json,
+    identity_differences,
 )
+from caskd.store.io import Progress, progress, shown
+from caskd.store.read import READ_ATTEMPTS, Manifest, read_checked, read_manifest
 from caskd.store.storage import (
     DirectoryStorage,
     RetryPolicy,
@@ -96,9 +98,9 @@ def copy_store(
     total = sum(item.size for _, item in work)
     with progress(label, total, "bytes", quiet=quiet) as bar:
         num_sent = _send(source, target, work, policy, bar)
-    names = {f"commits/{unit}.json": data for unit, data in manifest.record_bytes.items()}
+    names = {commit_record.record_name(unit): data for unit, data in manifest.record_bytes.items()}
     card = _read_card(source, policy)
-    _put_small(target, names if card is None else {**names, CARD: card}, policy)
+    _put_small(target, names if card is None else {**names, README: card}, policy)
     for place in (source, target):
         if isinstance(place, DirectoryStorage):
             _check_totals(place, manifest)
@@ -197,13 +199,13 @@ def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy)
 
 def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
     """The card, which no digest covers: what two readings agree on."""
-    data = read_whole(source, CARD, policy)
+    data = read_whole(source, README, policy)
     for _ in range(READ_ATTEMPTS):
-        again = read_whole(source, CARD, policy)
+        again = read_whole(source, README, policy)
         if again == data:
             return data
         data = again
-    raise CorruptError(f"{source.url}/{CARD}: reads differently each time. Check the network.")
+    raise CorruptError(f"{source.url}/{README}: reads differently each time. Check the network.")
 
 
 def _check_totals(place: DirectoryStorage, manifest: Manifest) -> None:
@@ -213,9 +215,6 @@ def _check_totals(place: DirectoryStorage, manifest: Manifest) -> None:
         raise CorruptError(f"{place.url}/{SEAL}: differs from what the commits add up to.")
 
 
-CARD = "README.md"
-
-
 def claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
     """Make the target this store's, or see that it is already.
 
@@ -223,7 +222,7 @@ def claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
         IdentityError: it holds another store, or one that is being written.
         UsageError: it holds something else.
     """
-    if read_whole(target, DIGESTS, policy) is None:
+    if read_whole(target, DIGEST_LIST, policy) is None:
         theirs = read_whole(target, STORE_JSON, policy)
         if theirs is not None:
             raise IdentityError(_other_store(target.url, manifest, theirs))
@@ -233,10 +232,10 @@ def claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
             raise UsageError(
                 f"{target.url}: holds {shown(foreign[0])} but no store. Give an empty or new place."
             )
-    create(target, DIGESTS, manifest.digests_bytes, policy)
+    create(target, DIGEST_LIST, manifest.digests_bytes, policy)
 
 
-_OWN_NAMES = frozenset({"staging", "commits", ".gitattributes", CARD})
+_OWN_NAMES = frozenset({STAGING, COMMITS, ".gitattributes", README})
 
 
 def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:

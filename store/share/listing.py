@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caskd.store.errors import CaskdError, StoreNotFoundError
-from caskd.store.format import StoreSpec, untrusted_json
+from caskd.store.format import DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
 from caskd.store.io import clean
-from caskd.store.read import DIGESTS, SEAL, STORE_JSON
 from caskd.store.storage import RetryPolicy, Storage, open_storage, read_whole, retry
 
 NUM_THREADS = 16
@@ -52,7 +51,7 @@ def _entry(place: Storage, policy: RetryPolicy) -> StoreEntry | None:
     """What is at `place`; None if it is no store."""
     store_json = read_whole(place, STORE_JSON, policy)
     if store_json is None:
-        begun = read_whole(place, DIGESTS, policy) is not None
+        begun = read_whole(place, DIGEST_LIST, policy) is not None
         return StoreEntry(place.url, "not sealed") if begun else None
     try:
         spec = StoreSpec.from_json(store_json, f"{place.url}/{STORE_JSON}")

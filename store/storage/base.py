@@ -18,7 +18,6 @@ from caskd.store.errors import CorruptError, StoreError
 
 PIECE_BYTES = 8 << 20
 MAX_SMALL_BYTES = 64 << 20
-STAGING = "staging"
 T = TypeVar("T")
 
 

@@ -6,8 +6,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from caskd.store.errors import CorruptError
+from caskd.store.format import STAGING
 from caskd.store.io import files
-from caskd.store.storage.base import STAGING, TransientError, read_sized
+from caskd.store.storage.base import TransientError, read_sized
 
 
 class DirectoryStorage:

@@ -1,4 +1,4 @@
-"""Verifying a store and repairing it."""
+"""Verify a store and repair it."""
 
 from caskd.store.verify.repair import repair_lines, repair_store
 from caskd.store.verify.verifier import verify_store

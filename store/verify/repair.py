@@ -1,9 +1,9 @@
-"""Repair: take out of a store exactly what does not verify, so that a capture puts it back.
+"""Repair a store: remove exactly the files that fail verification, so that a capture restores them.
 
-A shard that does not verify goes as a whole, since a record without one of its files means nothing.
-The plan and the pilot are different: every shard was made for them. Their records stay, and the
-capture may only restore the files that the records name, byte for byte. If such a record itself is
-damaged, it is made again from its files, and the seal proves that it is the same.
+A damaged shard is removed as a whole, because its record is useless without one of its files. The
+plan and the pilot are different, since every shard depends on them. Their records stay, and the
+capture may only restore the files that these records name, byte for byte. If such a record is
+damaged itself, it is rebuilt from its files, and the seal proves that it equals the original.
 """
 
 import hashlib
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from caskd.store.commits import (
-    DIGEST_LIST,
     CommitRecord,
     FileRecord,
     all_units,
@@ -26,21 +25,33 @@ from caskd.store.commits import (
     unit_files,
 )
 from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
-from caskd.store.format import ShardFile, StoreSpec, canonical_json, layout
+from caskd.store.format import (
+    COMMITS,
+    DIGEST_LIST,
+    SEAL,
+    STAGING,
+    STATUSES,
+    STORE_JSON,
+    Array,
+    ShardFile,
+    StoreSpec,
+    canonical_json,
+    layout,
+)
 from caskd.store.io import files, shown
 from caskd.store.verify.unit_check import check_unit, named_record, strays
-from caskd.store.write import STORE_JSON, read_spec
+from caskd.store.write import read_spec
 
 
 @dataclass
 class RepairReport:
-    """What was taken out, what was made again, and whether the seal had to go.
+    """The changes that a repair made.
 
     Attributes:
         removed: files and links, relative to the store.
-        restored: records that were made again from their files, as the seal has them.
+        restored: records that were rebuilt from their files and equal the sealed ones.
         shards: shards that the next capture computes again.
-        unsealed: whether the seal was taken away.
+        unsealed: whether the seal was removed.
     """
 
     removed: list[str] = field(default_factory=list)
@@ -50,36 +61,36 @@ class RepairReport:
 
 
 def repair_store(url: str | Path) -> RepairReport:
-    """Remove what does not verify from the store at `url`, while nobody writes to it.
+    """Remove all files that fail verification; no other process may write to the store meanwhile.
 
     Raises:
-        StoreNotFoundError: there is no store.
-        CorruptError: so much is damaged that nothing in it can be verified.
+        StoreNotFoundError: `url` holds no store.
+        CorruptError: the damage is so large that no file can be verified.
     """
     root, report = Path(url), RepairReport()
     if not (
         os.path.lexists(root / STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)
     ):
-        raise StoreNotFoundError(f"{url}: no store there; expected a directory with a store.json.")
+        raise StoreNotFoundError(f"{url}: no store; expected a directory with a {STORE_JSON}.")
     digests = _proven_digests(root)
     spec = _readable_spec(root, report)
     if spec is None:
         for unit in sorted(commit_record.committed_units(root) - {commit_record.PILOT}):
             _check(root, spec, unit, digests, report)
-        _take_out(root, report, seal_too=True)
+        _remove_noted(root, report, seal_too=True)
         return report
     for unit in all_units(spec):
         _check(root, spec, unit, digests, report)
     named = _named(root, spec, report)
     report.removed += strays(root, {*all_units(spec)}, named)
     broken_seal = not _seal_is_right(root, spec)
-    lost = any(name in named or name.startswith("commits/") for name in report.removed)
-    _take_out(root, report, seal_too=broken_seal or lost)
+    lost = any(name in named or name.startswith(f"{COMMITS}/") for name in report.removed)
+    _remove_noted(root, report, seal_too=broken_seal or lost)
     return report
 
 
 def _proven_digests(root: Path) -> dict[str, str] | None:
-    """sha256 by unit as sealed; None if there is no seal, or it is damaged itself."""
+    """The sealed sha256 of each record, by unit; None if the seal is missing or damaged."""
     try:
         data = files.read_small(root, DIGEST_LIST, commit_record.LIST_LIMIT)
         if hashlib.sha256(data).hexdigest() != read_seal(root)["commits_digest"]:
@@ -91,26 +102,24 @@ def _proven_digests(root: Path) -> dict[str, str] | None:
 
 
 def _seal_is_right(root: Path, spec: StoreSpec) -> bool:
-    """Whether the seal, if there is one, says what the commits add up to."""
-    if not any(os.path.lexists(root / name) for name in ("seal.json", DIGEST_LIST)):
+    """Whether the seal, if there is one, equals the totals of the commit records."""
+    if not any(os.path.lexists(root / name) for name in (SEAL, DIGEST_LIST)):
         return True
     try:
         totals, digest_list = seal_content(root, spec)
         listed = files.read_small(root, DIGEST_LIST, len(digest_list))
-        return (listed, files.read_small(root, "seal.json")) == (
-            digest_list,
-            canonical_json(totals),
-        )
+        seal = files.read_small(root, SEAL)
+        return listed == digest_list and seal == canonical_json(totals)
     except StoreError:
         return False
 
 
 def _readable_spec(root: Path, report: RepairReport) -> StoreSpec | None:
-    """The spec; None if store.json does not verify, and then it is one of the bad files."""
+    """The spec; None if store.json fails verification, which notes the file for removal."""
     try:
         plan = commit_record.read_record(root, commit_record.PLAN)
     except StoreError:
-        # The plan's record is damaged; _check sees to it.
+        # The plan's record is damaged; _check handles that.
         return read_spec(root, str(root))
     item = next((item for item in plan.file_records if item.name == STORE_JSON), None)
     try:
@@ -130,7 +139,7 @@ def _check(
     digests: dict[str, str] | None,
     report: RepairReport,
 ) -> None:
-    """Check one unit and note what has to go."""
+    """Check one unit and note the files to remove."""
     if not os.path.lexists(root / commit_record.record_name(unit)) and digests is None:
         return
     proven = None if digests is None else digests.get(unit)
@@ -146,7 +155,7 @@ def _check(
     elif not good and not _restore(root, spec, unit, proven):
         report.removed.append(commit_record.record_name(unit))
         if unit == commit_record.PILOT:
-            # Nothing says any more which order of ids the shards were written with.
+            # The orders of ids that the shards were encoded with are lost.
             report.removed += sorted(found.names)
             report.shards += range(spec.num_shards)
             report.removed += [
@@ -166,7 +175,7 @@ def _digest(root: Path, unit: str) -> str:
 
 
 def _restore(root: Path, spec: StoreSpec, unit: str, proven: str | None) -> bool:
-    """Make the record of the plan or the pilot again; false if it is not what was sealed."""
+    """Rebuild the record of the plan or the pilot; False if it differs from the sealed one."""
     if proven is None:
         return False
     try:
@@ -181,10 +190,8 @@ def _restore(root: Path, spec: StoreSpec, unit: str, proven: str | None) -> bool
     if record.digest != proven:
         return False
     _remove(root, commit_record.record_name(unit))
-    files.replace_file(
-        root / commit_record.record_name(unit), record.to_json(), root / commit_record.STAGING
-    )
-    files.remove_tree(root / commit_record.STAGING)
+    files.replace_file(root / commit_record.record_name(unit), record.to_json(), root / STAGING)
+    files.remove_tree(root / STAGING)
     return True
 
 
@@ -194,15 +201,15 @@ def _read(root: Path, name: str) -> bytes:
 
 
 def _facts(root: Path, spec: StoreSpec, unit: str) -> dict[str, Any]:
-    """What the record says besides its files."""
+    """The counts in the record of the plan or the pilot."""
     statuses: Counter[str] = Counter()
     if unit == commit_record.PLAN:
         status, rows = (_example_array(root, spec, name) for name in ("status", "row_count"))
-        statuses.update(layout.STATUSES[value] for value in status[rows == 0])
+        statuses.update(STATUSES[value] for value in status[rows == 0])
     return {"num_rows": 0, "statuses": dict(statuses)}
 
 
-def _example_array(root: Path, spec: StoreSpec, name: str) -> layout.Array:
+def _example_array(root: Path, spec: StoreSpec, name: str) -> Array:
     array = next(a for a in layout.EXAMPLE_LAYOUTS if a.name == name)
     parts = []
     for shard in range(-(-spec.num_examples // array.shard)):
@@ -213,7 +220,7 @@ def _example_array(root: Path, spec: StoreSpec, name: str) -> layout.Array:
 
 
 def _named(root: Path, spec: StoreSpec, report: RepairReport) -> set[str]:
-    """Files of every unit, whether they stay or go: what is in no unit is a stray."""
+    """Files of every unit, damaged or not; any other file is a stray."""
     named: set[str] = {STORE_JSON, *report.removed}
     for unit in all_units(spec):
         try:
@@ -223,22 +230,22 @@ def _named(root: Path, spec: StoreSpec, report: RepairReport) -> set[str]:
     return named
 
 
-def _take_out(root: Path, report: RepairReport, *, seal_too: bool) -> None:
-    """Remove what was noted: the seal first, then records, then files."""
+def _remove_noted(root: Path, report: RepairReport, *, seal_too: bool) -> None:
+    """Remove the noted files: the seal first, then records, then arrays."""
     if seal_too:
-        report.unsealed = any(os.path.lexists(root / n) for n in ("seal.json", DIGEST_LIST))
-        report.removed += ["seal.json", DIGEST_LIST]
-    order = {"seal.json": 0, DIGEST_LIST: 1}
+        report.unsealed = any(os.path.lexists(root / name) for name in (SEAL, DIGEST_LIST))
+        report.removed += [SEAL, DIGEST_LIST]
+    order = {SEAL: 0, DIGEST_LIST: 1}
     report.removed = sorted(
         {name for name in report.removed if os.path.lexists(root / name)},
-        key=lambda name: (order.get(name, 2), not name.startswith("commits/"), name),
+        key=lambda name: (order.get(name, 2), not name.startswith(f"{COMMITS}/"), name),
     )
     for name in report.removed:
         _remove(root, name)
 
 
 def _remove(root: Path, name: str) -> None:
-    """Remove `name`; if a link stands on the way, the link, and never what it points to."""
+    """Remove `name`; if a folder of its path is a link, remove the link, never its target."""
     parts = name.split("/")
     for depth in range(1, len(parts) + 1):
         path = root.joinpath(*parts[:depth])
@@ -252,10 +259,10 @@ def _remove(root: Path, name: str) -> None:
 
 
 def repair_lines(url: str, report: RepairReport) -> list[str]:
-    """What a repair did, for a person."""
+    """The lines that `caskd store repair` prints."""
     if not report.removed and not report.restored:
         return [f"{url}: nothing to repair"]
-    lines = [f"made again: {name}" for name in report.restored]
+    lines = [f"rebuilt: {name}" for name in report.restored]
     lines += [f"removed: {shown(name)[1:-1]}" for name in report.removed]
     if report.unsealed:
         again = f"computes {len(report.shards)} shards again" if report.shards else "seals it again"

@@ -1,27 +1,41 @@
-"""What the rows of a store must satisfy, whatever their encoding."""
+"""Checks of the meaning of rows, for each kind of rows and any encoding.
+
+Legend: N rows, k cells per row.
+"""
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from caskd.store.format import kept_cells
+from caskd.store.format import SAMPLED, TOPK, StoreSpec, kept_cells
 from caskd.store.read import StoreBatch
 
-V_MAX = 1 << 40  # beyond any id
+_ABOVE_IDS = 1 << 40
 
 
-def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
-    """What contradicts the meaning of a topk store's fields, in words; empty when all is well.
+def row_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
+    """The contradictions between the fields of rows, in words; empty for valid rows.
 
     Args:
         batch: rows with every field.
-        exact: logits are the teacher's own. Rounded ones may tie where those did not, which leaves
-            the order of ids inside a tie open, and kept probabilities add up only roughly.
+        spec: of their store.
     """
+    return _PROBLEMS_OF_KIND[spec.kind](batch, spec)
+
+
+def _topk_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
+    """The contradictions in rows of a topk store.
+
+    Rounded logits may tie where the teacher's did not, so any order of ids is valid in such a tie,
+    and the kept probabilities add up only approximately.
+    """
+    exact = spec.row_encoding.exact
     ids, logits, kept, tail, logsumexp, argmax, rank = map(
         batch.column,
         ("topk_ids", "topk_logits", "num_kept", "tail_mass", "logsumexp", "argmax", "label_rank"),
     )
     known = kept > 0
-    cells = np.arange(ids.shape[1]) < kept[:, None]
+    cells = kept_cells(kept, ids.shape[1])
     pairs = cells[:, 1:]
     with np.errstate(all="ignore"):  # padding cells are -inf
         falling = logits[:, :-1] > logits[:, 1:]
@@ -30,15 +44,15 @@ def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
             tied &= ids[:, :-1] < ids[:, 1:]
         mass = np.where(cells, np.exp(logits.astype(np.float64) - logsumexp[:, None]), 0.0)
         total = mass.sum(axis=1) + tail
-    in_order = np.sort(np.where(cells, ids, V_MAX - np.arange(ids.shape[1])), axis=1)
+    in_order = np.sort(np.where(cells, ids, _ABOVE_IDS - np.arange(ids.shape[1])), axis=1)
     values = np.stack([logsumexp, batch.column("label_logit"), tail, np.where(known, total, 0)])
     checks = {
         "a value is not finite": ~np.isfinite(values).all(axis=0),
         "tail_mass is not between 0 and 1": ~((tail >= 0) & (tail <= 1)),
-        "topk_ids name an id twice": (in_order[:, 1:] == in_order[:, :-1]).any(axis=1),
+        "topk_ids contain an id twice": (in_order[:, 1:] == in_order[:, :-1]).any(axis=1),
         "topk_ids are not in rank order": (pairs & ~(falling | tied)).any(axis=1),
         "argmax is not topk_ids[0]": argmax != ids[:, 0],
-        "label_rank 0 does not mean that the label is the argmax": (rank == 0)
+        "label_rank is 0 for a label that is not the argmax, or the reverse": (rank == 0)
         != (argmax == batch.labels),
         "the kept mass and tail_mass do not add up to 1": np.abs(total - 1)
         > (1e-3 if exact else 0.05),
@@ -46,11 +60,12 @@ def row_problems(batch: StoreBatch, *, exact: bool) -> list[str]:
     return [text for text, bad in checks.items() if (bad & known).any()]
 
 
-_CHANCE = 28.3  # nats: a sound store fails the test of its counts once in 10^12 times
+_CHANCE = 28.3  # nats: a valid store fails the test of its counts once in 10^12 times
 
 
-def draw_problems(batch: StoreBatch, num_samples: int) -> list[str]:
-    """What contradicts the meaning of a sampled store's fields, in words; empty if nothing."""
+def _sampled_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
+    """The contradictions in rows of a sampled store."""
+    num_samples = spec.num_samples
     ids, counts, kept, rank = map(
         batch.column, ("sampled_ids", "sampled_counts", "num_kept", "label_rank")
     )
@@ -63,12 +78,14 @@ def draw_problems(batch: StoreBatch, num_samples: int) -> list[str]:
         "a value is not finite": ~finite,
         "sampled_counts do not add up to num_samples": counts.sum(axis=1, dtype=np.int64)
         != num_samples,
-        "sampled_counts do not end where num_kept says": ((counts > 0) != cells).any(axis=1),
-        "sampled_ids name an id twice": (by_id[:, 1:] == by_id[:, :-1]).any(axis=1),
-        "sampled_ids do not fall in count, then rise": (cells[:, 1:] & ~(falling | tied)).any(
+        "the number of positive sampled_counts is not num_kept": ((counts > 0) != cells).any(
             axis=1
         ),
-        "label_rank 0 does not mean that the label is the argmax": (rank == 0)
+        "sampled_ids contain an id twice": (by_id[:, 1:] == by_id[:, :-1]).any(axis=1),
+        "sampled_ids are not in order of count, then id": (cells[:, 1:] & ~(falling | tied)).any(
+            axis=1
+        ),
+        "label_rank is 0 for a label that is not the argmax, or the reverse": (rank == 0)
         != (batch.column("argmax") == batch.labels),
     }
     wrong = [text for text, bad in checks.items() if (bad & known).any()]
@@ -76,11 +93,11 @@ def draw_problems(batch: StoreBatch, num_samples: int) -> list[str]:
 
 
 def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
-    """Whether labels were drawn about as often as their probabilities say.
+    """Check that the labels were drawn about as often as their probabilities predict.
 
-    That ties the draws to the other fields: rows that are shifted by one show. Likely labels weigh
-    more, as they tell most. Bernstein's inequality bounds how far chance goes: about
-    sqrt(2 v c) + c / 3 with variance v, at a chance of exp(-c).
+    That ties the draws to the other fields and finds rows that are shifted by one. Likely labels
+    have larger weights, because they are more informative. By Bernstein's inequality, the deviation
+    of a valid store exceeds about sqrt(2 v c) + c / 3 with probability exp(-c); v is the variance.
     """
     known = batch.column("num_kept") > 0
     log_p = batch.column("label_logit").astype(np.float64) - batch.column("logsumexp")
@@ -89,7 +106,13 @@ def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
     drawn = (batch.column("sampled_counts")[known] * hits).sum(axis=1, dtype=np.int64)
     variance = float((num_samples * p * (1 - p) * p**2).sum())
     allowed = np.sqrt(2 * variance * _CHANCE + (_CHANCE / 3) ** 2) + _CHANCE / 3
-    # float32 probabilities of many rows are a little off, all in the same direction at worst.
+    # The rounding errors of float32 probabilities may all have the same sign.
     if abs((p * (drawn - num_samples * p)).sum()) > allowed + 1e-5 * num_samples * p.sum():
-        return ["the labels were not drawn as often as their probabilities say"]
+        return ["the labels were not drawn as often as their probabilities predict"]
     return []
+
+
+_PROBLEMS_OF_KIND: Mapping[str, Callable[[StoreBatch, StoreSpec], list[str]]] = {
+    TOPK.name: _topk_problems,
+    SAMPLED.name: _sampled_problems,
+}

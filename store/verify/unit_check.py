@@ -1,4 +1,4 @@
-"""What is wrong with the files of one commit, and which files belong to none."""
+"""Checks of the files of one commit, and the search for files that belong to no commit."""
 
 import hashlib
 import os
@@ -10,8 +10,6 @@ from pathlib import Path
 import google_crc32c
 
 from caskd.store.commits import (
-    DIGEST_LIST,
-    STAGING,
     CommitRecord,
     FileRecord,
     check_named_files,
@@ -19,18 +17,18 @@ from caskd.store.commits import (
     unit_files,
 )
 from caskd.store.errors import StoreError
-from caskd.store.format import StoreSpec
+from caskd.store.format import COMMITS, DATA, DIGEST_LIST, SEAL, STAGING, StoreSpec
 from caskd.store.io import files
 
 
 @dataclass
 class UnitCheck:
-    """What checking a unit found.
+    """The result of checking a unit.
 
     Attributes:
-        names: files of the unit, as its record says (or as it should).
-        record_problem: what is wrong with the record; nothing else is checked then.
-        bad: what is wrong with each bad file.
+        names: files of the unit, as its record names them (or, if it is damaged, as it should).
+        record_problem: what is wrong with the record; its files are not checked then.
+        bad: what is wrong with each damaged file, by name.
         num_files: files read.
         num_bytes: bytes read.
     """
@@ -43,14 +41,14 @@ class UnitCheck:
 
     @property
     def problems(self) -> list[str]:
-        """One line for each."""
+        """One line per problem."""
         return [*([self.record_problem] if self.record_problem else []), *self.bad.values()]
 
 
 def check_unit(root: Path, spec: StoreSpec | None, unit: str, *, full: bool) -> UnitCheck:
-    """Compare the files of a unit with its record: size and checksums, with `full` sha256 too.
+    """Compare the files of a unit with its record: sizes and checksums, and sha256 if `full`.
 
-    Without a `spec`, whatever files the record names are taken for those of the unit.
+    Without a `spec`, the record may name any files.
     """
     try:
         record = named_record(root, spec, unit)
@@ -65,10 +63,10 @@ def check_unit(root: Path, spec: StoreSpec | None, unit: str, *, full: bool) -> 
 
 
 def named_record(root: Path, spec: StoreSpec | None, unit: str) -> CommitRecord:
-    """The record of `unit`, which names just the files that the unit has.
+    """Read the record of `unit` and check that it names exactly the files of the unit.
 
     Raises:
-        CorruptError: it is missing, damaged, or names others.
+        CorruptError: it is missing or damaged, or names the wrong files.
     """
     record = commit_record.read_record(root, unit)
     if spec is not None:
@@ -79,7 +77,7 @@ def named_record(root: Path, spec: StoreSpec | None, unit: str) -> CommitRecord:
 def _file_problem(
     root: Path, unit: str, item: FileRecord, full: bool, found: UnitCheck
 ) -> str | None:
-    """Read a file; count it in `found`; say what is wrong with it."""
+    """Read a file, count it in `found`, and return what is wrong with it."""
     crc32 = crc32c = 0
     digest = hashlib.sha256()
     try:
@@ -101,17 +99,17 @@ def _file_problem(
 
 
 def strays(root: Path, units: Collection[str], named: Collection[str]) -> Iterator[str]:
-    """Files and links in data.zarr and commits that belong to nothing, and leftover staging."""
-    for folder, folders, names in os.walk(root / "data.zarr"):
+    """Files and links of data.zarr and commits that no record names; staging of a sealed store."""
+    for folder, folders, names in os.walk(root / DATA):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in sorted([*names, *links]):
             relative = Path(folder, name).relative_to(root).as_posix()
             if relative not in named:
                 yield relative
     expected = {DIGEST_LIST, *map(commit_record.record_name, units)}
-    if (root / "commits").is_dir():
-        for entry in sorted(os.listdir(root / "commits")):
-            if f"commits/{entry}" not in expected:
-                yield f"commits/{entry}"
-    if os.path.lexists(root / "seal.json") and os.path.lexists(root / STAGING):
+    if (root / COMMITS).is_dir():
+        for entry in sorted(os.listdir(root / COMMITS)):
+            if f"{COMMITS}/{entry}" not in expected:
+                yield f"{COMMITS}/{entry}"
+    if os.path.lexists(root / SEAL) and os.path.lexists(root / STAGING):
         yield STAGING

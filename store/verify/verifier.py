@@ -1,7 +1,4 @@
-"""Checking a store against its own records: every byte, and with `full` every row.
-
-Legend: N rows of a shard, k cells per row.
-"""
+"""Verify a store: compare every file with its records and, if `full`, check every row."""
 
 import math
 import random
@@ -11,19 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from caskd.store.commits import DIGEST_LIST, all_units, commit_record, seal_content
+from caskd.store.commits import all_units, commit_record, seal_content
 from caskd.store.errors import CorruptError, IncompleteError, StoreError, UnsafeError, UsageError
-from caskd.store.format import canonical_json
+from caskd.store.format import DIGEST_LIST, SEAL, canonical_json
 from caskd.store.io import files, progress
 from caskd.store.read import StoreArrays, TeacherStore
-from caskd.store.verify.rows import draw_problems, row_problems
+from caskd.store.verify.rows import row_problems
 from caskd.store.verify.unit_check import check_unit, named_record, strays
 from caskd.store.write import read_spec
 
 
 @dataclass
 class VerifyReport:
-    """What was checked, and what was found wrong (one line each)."""
+    """Counts of what was checked, and the problems that were found (one line each)."""
 
     num_files: int = 0
     num_bytes: int = 0
@@ -32,7 +29,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong and the store is complete."""
+        """Whether the store is complete and has no problem."""
         return not self.problems
 
 
@@ -49,22 +46,22 @@ def verify_store(
     Args:
         url: the store.
         full: also compare sha256, and check the meaning of every row.
-        sample: read plan and pilot, and this part of the shards, chosen at random.
-        seed: which part that is.
+        sample: check the plan, the pilot and this fraction of the shards, chosen at random.
+        seed: of the random choice.
         quiet: show no progress.
 
     Returns:
-        A report; `report.ok` is false for an unsealed store too, since rows are missing.
+        A report. `report.ok` is also false for an unsealed store, since rows may be missing.
 
     Raises:
-        StoreNotFoundError: there is no store.
-        UnsafeError: store.json is not one that can be read.
-        UsageError: `sample` is not a part.
+        StoreNotFoundError: `url` holds no store.
+        UnsafeError: store.json is invalid.
+        UsageError: `sample` is not a fraction.
     """
     report = VerifyReport()
     store = _open(url, report)
-    units, there = all_units(store.spec), commit_record.committed_units(store.root)
-    present = [unit for unit in units if unit in there]
+    units, committed = all_units(store.spec), commit_record.committed_units(store.root)
+    present = [unit for unit in units if unit in committed]
     if len(present) < len(units):
         report.problems.append(
             f"not sealed: {len(units) - len(present)} of {len(units)} commits are missing. "
@@ -75,7 +72,7 @@ def verify_store(
         named = _check_units(store, chosen, full, report, bar.advance)
     named |= _named(store, {*present} - {*chosen}, report)
     report.problems += [
-        f"{name}: no commit names it." for name in strays(store.root, {*units}, named)
+        f"{name}: no commit record names it." for name in strays(store.root, {*units}, named)
     ]
     if len(present) == len(units):
         _check_seal(store, report)
@@ -85,7 +82,7 @@ def verify_store(
 
 
 def _open(url: str | Path, report: VerifyReport) -> TeacherStore:
-    """The store, also where opening it finds damage; that goes into the report."""
+    """Open the store; damage that opening finds goes into the report."""
     try:
         return TeacherStore.open(url, allow_unsealed=True)
     except (CorruptError, IncompleteError, UnsafeError) as error:
@@ -94,15 +91,17 @@ def _open(url: str | Path, report: VerifyReport) -> TeacherStore:
 
 
 def sampled_units(units: Sequence[str], sample: float | None, seed: int) -> list[str]:
-    """The plan, the pilot, and a random part of the shards, in order.
+    """The plan, the pilot, and a random fraction of the shards, in their original sequence.
 
     Raises:
-        UsageError: `sample` is not above 0 and at most 1.
+        UsageError: `sample` is not in (0, 1].
     """
     if sample is None:
         return [*units]
     if not 0 < sample <= 1:
-        raise UsageError(f"--sample is {sample:.4%}; expected above 0 % and at most 100 %.")
+        raise UsageError(
+            f"--sample {sample:.4%}: expected more than 0 % and at most 100 %; pass 5%, say."
+        )
     shards = [unit for unit in units if unit.isdigit()]
     chosen = {*random.Random(seed).sample(shards, math.ceil(sample * len(shards)))}
     return [unit for unit in units if unit in chosen or not unit.isdigit()]
@@ -115,7 +114,7 @@ def _check_units(
     report: VerifyReport,
     advance: Callable[[], None],
 ) -> set[str]:
-    """Read the files of some units; returns their names."""
+    """Check the files of some units; returns the names of the files."""
     named: set[str] = set()
     for unit in units:
         found = check_unit(store.root, store.spec, unit, full=full)
@@ -128,7 +127,7 @@ def _check_units(
 
 
 def _named(store: TeacherStore, units: Iterable[str], report: VerifyReport) -> set[str]:
-    """Names of the files of units that are not read."""
+    """Names of the files of units that are not checked."""
     named: set[str] = set()
     for unit in units:
         try:
@@ -142,14 +141,14 @@ def _named(store: TeacherStore, units: Iterable[str], report: VerifyReport) -> s
 
 def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
     if not store.sealed:
-        report.problems.append("not sealed: every shard is there. Run caskd store seal.")
+        report.problems.append("not sealed: every shard is committed. Run caskd store seal.")
         return
     try:
         totals, digests = seal_content(store.root, store.spec)
         if files.read_small(store.root, DIGEST_LIST, len(digests)) != digests:
             report.problems.append(f"{DIGEST_LIST}: differs from the commit records.")
-        if files.read_small(store.root, "seal.json") != canonical_json(totals):
-            report.problems.append("seal.json: differs from what the commits add up to.")
+        if files.read_small(store.root, SEAL) != canonical_json(totals):
+            report.problems.append(f"{SEAL}: differs from the totals of the commit records.")
     except StoreError as error:
         report.problems.append(str(error))
 
@@ -167,9 +166,6 @@ def _check_rows(store: TeacherStore, units: Collection[str], report: VerifyRepor
             report.problems.append(str(error))
             continue
         report.num_rows += batch.num_rows
-        if store.spec.kind == "sampled":
-            wrong = draw_problems(batch, store.spec.num_samples)
-        else:
-            wrong = row_problems(batch, exact=store.spec.encoding == "exact")
-        if wrong:
-            report.problems.append(f"examples {examples[0]} to {examples[-1]}: {wrong[0]}")
+        problems = row_problems(batch, store.spec)
+        if problems:
+            report.problems.append(f"examples {examples[0]} to {examples[-1]}: {problems[0]}")

@@ -1,10 +1,9 @@
-"""Planning an empty store and writing its shards."""
+"""Plan an empty store and write its shards."""
 
-from caskd.store.write.planner import STORE_JSON, find_store, plan_store, read_spec
+from caskd.store.write.planner import find_store, plan_store, read_spec
 from caskd.store.write.writer import ShardExample, ShardWork, StoreWriter, pilot_rows
 
 __all__ = [
-    "STORE_JSON",
     "ShardExample",
     "ShardWork",
     "StoreWriter",

@@ -1,4 +1,4 @@
-"""Where examples stand on the token and row axes, and the token axis streamed to disk."""
+"""The positions of examples on the token and row axes; streaming of the token axis to disk."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,20 +8,20 @@ import numpy as np
 from caskd.store.commits import FileRecord, publish
 from caskd.store.corpus import TokenizedExample, alignment
 from caskd.store.errors import UsageError
-from caskd.store.format import encode_shards, layout
+from caskd.store.format import STATUSES, Array, encode_shards, layout
 
 
 class Axis:
-    """Streams one token array into staged shard files, one shard in memory."""
+    """Streams one token array into staged shard files, with one shard in memory."""
 
     def __init__(self, array: layout.ArrayLayout, staged: Path) -> None:
         self.array, self.staged = array, staged
-        self.pending: list[layout.Array] = []
+        self.pending: list[Array] = []
         self.num_pending = self.num_shards = self.length = 0
         self.records: list[FileRecord] = []
 
-    def append(self, values: layout.Array) -> None:
-        """Add tokens; a full shard is staged."""
+    def append(self, values: Array) -> None:
+        """Append tokens; stage every shard that is full."""
         self.pending.append(values)
         self.num_pending += len(values)
         self.length += len(values)
@@ -36,7 +36,7 @@ class Axis:
         self.pending, self.num_pending = [values[amount:]], len(values) - amount
 
     def close(self) -> list[FileRecord]:
-        """Stage what is left and the metadata; returns every file of the array."""
+        """Stage the rest and the metadata; returns all files of the array."""
         if self.num_pending:
             self._flush(self.num_pending)
         metadata = self.array.metadata_bytes(self.length)
@@ -45,7 +45,7 @@ class Axis:
 
 
 class Geometry:
-    """Places examples on the axes, in corpus order, next-fit."""
+    """Lays examples out on the axes in corpus order, next-fit."""
 
     def __init__(self, shard_rows: int) -> None:
         self.shard_rows = shard_rows
@@ -54,17 +54,17 @@ class Geometry:
         self.statuses: Counter[str] = Counter()
         self.num_tokens = self.next_row = self.num_rows = 0
 
-    def place(self, example: TokenizedExample) -> None:
-        """Give an example its place on both axes.
+    def append(self, example: TokenizedExample) -> None:
+        """Lay out the next example on both axes.
 
         Raises:
-            UsageError: its response is longer than a shard.
+            UsageError: its response has more rows than a shard.
         """
         rows = alignment.num_rows(example.is_response)
         if rows > self.shard_rows:
             raise UsageError(
-                f"example {example.source_index}: its response has {rows:,} rows, more than a "
-                f"shard of {self.shard_rows:,}. Raise --shard-rows, or set --max-length."
+                f"example {example.source_index}: its response has {rows:,} rows, expected at "
+                f"most the {self.shard_rows:,} of a shard. Raise --shard-rows, or set --max-length."
             )
         if self.next_row % self.shard_rows + rows > self.shard_rows:
             self.next_row += self.shard_rows - self.next_row % self.shard_rows
@@ -73,13 +73,13 @@ class Geometry:
             "token_count": len(example.token_ids),
             "row_start": self.next_row,
             "row_count": rows,
-            "status": layout.STATUSES.index(example.status),
+            "status": STATUSES.index(example.status),
             "source_index": example.source_index,
             "task": self.tasks.setdefault(example.task, len(self.tasks)),
         }
         for name, value in values.items():
             self.columns[name].append(value)
-        # Examples with rows are counted by the shard that holds them.
+        # The commit of a shard counts the statuses of the examples that have rows in it.
         if rows == 0:
             self.statuses[example.status] += 1
         self.num_tokens += len(example.token_ids)

@@ -1,9 +1,7 @@
-"""Planning a store: the whole geometry, before the teacher runs.
+"""Plan a store: lay out all examples and publish the empty store before the teacher runs.
 
-Legend: E examples, T tokens, V vocabulary.
-
-Teacher forcing means that every length is known after tokenization. Examples stand in corpus
-order, next-fit: none straddles a shard, and the unused rows at a shard's end stay empty.
+Under teacher forcing, every length is known after tokenisation. Examples are laid out in corpus
+order, next-fit: no example straddles two shards, and the rest of a shard stays empty.
 """
 
 import contextlib
@@ -17,46 +15,60 @@ import numpy as np
 from caskd.store.commits import CommitRecord, commit_record, publish
 from caskd.store.corpus import TokenizedExample
 from caskd.store.errors import CaskdError, CorruptError, UsageError
-from caskd.store.format import StoreSpec, check_identity, encode_whole, layout, untrusted_json
+from caskd.store.format import (
+    COMMITS,
+    DATA,
+    SEAL,
+    STAGING,
+    STORE_JSON,
+    StoreSpec,
+    check_identity,
+    encode_whole,
+    layout,
+    untrusted_json,
+)
 from caskd.store.io import files
 from caskd.store.write.geometry import Axis, Geometry
 
-STORE_JSON = "store.json"
-_BEFORE_A_PLAN = frozenset({commit_record.STAGING, "commits"})
+_BEFORE_A_PLAN = frozenset({STAGING, COMMITS})
 
 
 def find_store(path: str | Path) -> StoreSpec | None:
-    """The store planned at `path`, or None; completes a plan that was decided but not published.
+    """The spec of the store at `path`; finishes a plan that is committed but not complete.
 
-    None too where files of the plan are lost: `plan_store` restores them from the same inputs.
+    Returns:
+        None if there is no store, or if files of its plan are lost. `plan_store` restores them from
+        the same inputs.
 
     Raises:
-        UsageError: something else than a store is there.
+        UsageError: `path` holds something other than a store.
     """
     if "://" in str(path):
         raise UsageError(
-            f"{path}: a store is written to a local directory. Capture to one, then push it."
+            f"{path}: expected a local directory. Write the store to one, then copy it with "
+            "caskd store push."
         )
     root = Path(path)
     if not root.exists():
         return None
     if not root.is_dir():
-        raise UsageError(f"{path}: a file is there; expected a directory for the store.")
-    # Listed first: what another process' plan brings in comes after its record.
+        raise UsageError(f"{path} is a file; expected a directory. Pass another --store.")
+    # Listed before the record is read: another process adds files only after its record.
     foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _BEFORE_A_PLAN)
-    sealed = files.size_inside(root, "seal.json") is not None
+    sealed = files.size_inside(root, SEAL) is not None
     if sealed or publish.is_complete(root, commit_record.PLAN):
         return read_spec(root, str(path))
     damaged = STORE_JSON in foreign or commit_record.is_committed(root, commit_record.PLAN)
     if foreign and not damaged:
         raise UsageError(
-            f"{path}: holds {foreign[0]!r} but no store. Give an empty or new directory to --store."
+            f"{path}: holds {foreign[0]!r} but no store; expected an empty or new directory. "
+            "Pass another --store."
         )
     return None
 
 
 def read_spec(root: Path, where: str) -> StoreSpec:
-    """The spec in the store.json at `root`, which `where` names in errors."""
+    """Read store.json at `root`; `where` names the store in errors."""
     return StoreSpec.from_json(files.read_small(root, STORE_JSON), f"{where}/{STORE_JSON}")
 
 
@@ -68,11 +80,11 @@ def plan_store(
     shard_rows: int,
     vocab: Sequence[bytes],
 ) -> StoreSpec:
-    """Write the token and example arrays and publish the empty store; `store.json` comes last.
+    """Write the token and example arrays and publish the empty store, `store.json` last.
 
     Args:
-        path: where; a new or empty directory, or a store of the same identity.
-        identity: what the numbers will depend on (see StoreSpec).
+        path: a new or empty directory, or a store of the same identity.
+        identity: everything that the values depend on (see StoreSpec).
         examples: tokenized examples in corpus order, read once.
         shard_rows: rows of a shard.
         vocab: bytes of each token, index = id.
@@ -81,10 +93,10 @@ def plan_store(
         The spec of the store at `path`.
 
     Raises:
-        IdentityError: a store of another identity is there, also when it appeared meanwhile.
-        UsageError: no example has a row, or a response is longer than a shard.
-        CorruptError: the plan that is there has lost files, and this is another one.
-        StoreWriteError: the place is full or read-only.
+        IdentityError: `path` holds a store of another identity, perhaps planned meanwhile.
+        UsageError: no example has a row, or a response has more rows than a shard.
+        CorruptError: the existing plan has lost files, and these inputs give a different plan.
+        StoreWriteError: the disk is full, or the directory is not writable.
     """
     root = Path(path)
     layout.chunk_rows_for(shard_rows)
@@ -95,16 +107,14 @@ def plan_store(
         chunk_rows = layout.chunk_rows_for(shard_rows)
         staged = publish.new_folder(root)
         try:
-            files.make_directories(root / "commits", durable=True)
+            files.make_directories(root / COMMITS, durable=True)
             publish.check_writable(root)
             _decide_plan(root, staged, identity, examples, (shard_rows, chunk_rows), vocab)
         except FileNotFoundError:
             publish.check_overtaken(root, commit_record.PLAN)
         except CaskdError:
             files.remove_tree(staged)
-            _remove_empty(
-                [root / commit_record.STAGING, root / "commits", *([] if existed else [root])]
-            )
+            _remove_empty([root / STAGING, root / COMMITS, *([] if existed else [root])])
             raise
         finally:
             files.remove_tree(staged)
@@ -112,15 +122,15 @@ def plan_store(
         found = find_store(root)
         if found is None:
             raise CorruptError(
-                f"{path}: files of its plan are lost, and these inputs make another plan. "
-                "Give the inputs that it was made from, or another --store."
+                f"{path}: files of its plan are lost, and these inputs give a different plan. "
+                "Pass the inputs that the store was planned with, or another --store."
             )
     check_identity(found, identity, str(path))
     return found
 
 
 def _survivor_rows(root: Path, identity: Mapping[str, Any], shard_rows: int) -> int:
-    """Rows of a shard for a plan that is made again around a store.json that is still there."""
+    """Rows of a shard: those of an existing store.json whose plan is restored, if there is one."""
     if files.size_inside(root, STORE_JSON) is None:
         return shard_rows
     survivor = read_spec(root, str(root))
@@ -141,12 +151,15 @@ def _decide_plan(
     geometry = Geometry(shard_rows)
     token_ids, is_response = (Axis(array, staged) for array in layout.TOKEN_LAYOUTS)
     for example in examples:
-        geometry.place(example)
+        geometry.append(example)
         token_ids.append(example.token_ids)
         is_response.append(example.is_response)
     if geometry.num_rows == 0:
         counts = ", ".join(f"{n} {status}" for status, n in geometry.statuses.items()) or "none"
-        raise UsageError(f"no example has a response to predict (examples: {counts}). See --data.")
+        raise UsageError(
+            f"no example has a response token to predict (examples: {counts}); expected at least "
+            "one. Check --data."
+        )
     spec = StoreSpec(
         identity=json.loads(json.dumps(identity)),
         num_examples=len(geometry.columns["status"]),
@@ -159,8 +172,11 @@ def _decide_plan(
     )
     problem = untrusted_json.geometry_problem({**vars(spec), "num_cells": spec.num_cells})
     if problem:
-        cells = f"{untrusted_json.CELLS_OF_KIND[spec.kind]} {spec.num_cells}"
-        raise UsageError(f"--shard-rows {shard_rows} with {cells} cannot be: {problem}.")
+        cells = f"{spec.row_kind.cells_key} {spec.num_cells}"
+        raise UsageError(
+            f"--shard-rows {shard_rows} is not possible with {cells}: {problem}. "
+            "Pass another --shard-rows."
+        )
     contents = _plan_contents(spec, geometry, vocab)
     listed = [publish.stage(staged, name, data) for name, data in contents.items()]
     listed += token_ids.close() + is_response.close()
@@ -169,7 +185,7 @@ def _decide_plan(
 
 
 def _plan_contents(spec: StoreSpec, geometry: Geometry, vocab: Sequence[bytes]) -> dict[str, bytes]:
-    contents = {"data.zarr/zarr.json": layout.GROUP_METADATA}
+    contents = {f"{DATA}/zarr.json": layout.GROUP_METADATA}
     for array in layout.EXAMPLE_LAYOUTS:
         values = np.asarray(geometry.columns[array.name], dtype=array.dtype)
         contents.update(encode_whole(array, values))
@@ -177,13 +193,13 @@ def _plan_contents(spec: StoreSpec, geometry: Geometry, vocab: Sequence[bytes]) 
     offsets = np.concatenate([[0], np.cumsum([len(token) for token in vocab])]).astype(np.int64)
     contents.update(encode_whole(layout.VOCAB_LAYOUTS[0], joined))
     contents.update(encode_whole(layout.VOCAB_LAYOUTS[1], offsets))
-    contents.update(layout.row_metadata(layout.layouts_of(spec), spec.num_shards * spec.shard_rows))
+    contents.update(layout.row_metadata(spec.row_layouts(), spec.num_shards * spec.shard_rows))
     contents[STORE_JSON] = spec.to_json()
     return contents
 
 
 def _remove_empty(directories: Iterable[Path]) -> None:
-    """Take back the empty folders of a plan that failed, so that a mistake leaves no trace."""
+    """Remove the empty folders of a plan that failed."""
     for directory in directories:
         with contextlib.suppress(OSError):
             directory.rmdir()

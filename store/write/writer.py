@@ -1,10 +1,10 @@
-"""Writing a store: plan the geometry, commit shards in any order, seal.
+"""StoreWriter: commits the pilot and the shards of a planned store, in any sequence, and seals it.
 
 Legend: R rows of a shard, k cells per row.
 
-Everything goes through publish.py: bytes are staged and synced, a create-only record decides, and
-only then do files enter data.zarr. A worker owns a whole shard of every row array, since two
-writers inside one Zarr shard lose data without an error.
+Every write goes through publish.py: files are staged and synced, a record is created exclusively,
+and only then do the files enter data.zarr. A worker writes a whole shard of every row array: two
+writers in one Zarr shard would lose data without an error.
 """
 
 import hashlib
@@ -21,10 +21,14 @@ import numpy.typing as npt
 from caskd.store.commits import commit_record, publish, write_seal
 from caskd.store.errors import IncompleteError, StoreNotFoundError
 from caskd.store.format import (
+    ENVIRONMENT,
+    SEAL,
+    STAGING,
+    STATUSES,
+    Array,
     ExampleIndex,
     StoreSpec,
     canonical_json,
-    encode_rows,
     encode_shards,
     encode_whole,
     fit_orders,
@@ -35,12 +39,10 @@ from caskd.store.io import files
 from caskd.store.read import StoreArrays, TeacherStore
 from caskd.store.write.planner import find_store
 
-Array = npt.NDArray[Any]
-
 
 @dataclass(frozen=True)
 class ShardExample:
-    """One example of a shard: what the teacher is shown and where its rows go."""
+    """One example of a shard: the teacher's input, and the position of its rows."""
 
     index: int
     token_ids: npt.NDArray[np.uint32]
@@ -51,7 +53,7 @@ class ShardExample:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """The unit of work: one shard and its examples, in corpus order."""
+    """The work of one shard: its examples in corpus order."""
 
     shard: int
     examples: Sequence[ShardExample]
@@ -66,17 +68,19 @@ class StoreWriter:
     """Fills the shards of a planned store.
 
     Raises:
-        StoreNotFoundError: nothing has been planned at `path`.
-        StoreWriteError: the store is not finished and cannot be written.
+        StoreNotFoundError: `path` holds no planned store.
+        StoreWriteError: the store is not sealed and its directory is not writable.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.root = Path(path)
         spec = find_store(self.root)
         if spec is None:
-            raise StoreNotFoundError(f"{path}: no store there. Run caskd plan first.")
+            raise StoreNotFoundError(
+                f"{path}: no store; expected a planned one. Run caskd plan first."
+            )
         self.spec: StoreSpec = spec
-        self.layouts = layout.layouts_of(spec)
+        self.layouts = spec.row_layouts()
         self._store = TeacherStore(StoreArrays(self.root, spec))
         publish.sweep(self.root)
         if not self.sealed:
@@ -84,11 +88,11 @@ class StoreWriter:
 
     @property
     def sealed(self) -> bool:
-        """Whether the store is finished; a sealed store never changes."""
-        return files.regular_size(self.root / "seal.json") is not None
+        """Whether the store is sealed; a sealed store never changes."""
+        return files.regular_size(self.root / SEAL) is not None
 
     def missing_shards(self) -> list[int]:
-        """Shards that nobody has committed; those that are get moved into place if they are not."""
+        """Shards that are not committed; moves files of committed shards that are in staging."""
         shards = range(self.spec.num_shards)
         return [shard for shard in shards if not self._complete(commit_record.shard_unit(shard))]
 
@@ -103,11 +107,14 @@ class StoreWriter:
         return self._store.index
 
     def pilot(self) -> ShardWork | None:
-        """A few examples, spread over the corpus, whose rows say which ids are frequent.
+        """A few examples, spread over the corpus, whose rows the orders of ids are fitted to.
 
-        None when the encoding needs no pilot, or it is committed already.
+        Returns:
+            None if the encoding uses no orders, or the pilot is committed already.
         """
-        if self.spec.encoding != "compact" or publish.is_complete(self.root, commit_record.PILOT):
+        if not self.spec.row_encoding.uses_id_orders:
+            return None
+        if publish.is_complete(self.root, commit_record.PILOT):
             return None
         counts = self._index.row_count
         chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
@@ -115,16 +122,20 @@ class StoreWriter:
         return ShardWork(-1, self._examples(chosen, starts))
 
     def commit_pilot(self, rows: Mapping[str, Array]) -> bool:
-        """Freeze the orders of ids from the pilot's rows; False if another worker's differs."""
+        """Fit the orders of ids to the pilot's rows and commit them.
+
+        Returns:
+            False if another worker committed different orders; theirs stay.
+        """
         num_orders = layout.num_orders(self.spec.num_rows)
-        ids = rows["topk_ids" if self.spec.kind == "topk" else "sampled_ids"]
+        ids = rows[self.spec.row_kind.id_field]
         orders = fit_orders(ids, rows["num_kept"], self.spec.vocab_size, num_orders)
         contents = encode_whole(layout.ID_ORDER, orders.reshape(-1))
         facts = {"num_rows": 0, "statuses": {}}
         return publish.commit(self.root, commit_record.PILOT, contents, facts)
 
     def shard(self, shard: int) -> ShardWork:
-        """The examples whose rows stand in `shard`."""
+        """The examples whose rows are in `shard`."""
         index, first = self._index, shard * self.spec.shard_rows
         inside = (index.row_count > 0) & (index.row_start // self.spec.shard_rows == shard)
         chosen = np.flatnonzero(inside)
@@ -149,17 +160,17 @@ class StoreWriter:
         """Encode a shard's rows and commit them.
 
         Args:
-            work: what `shard` returned.
-            rows: arrays [R] and [R, k] of every field, R = shard_rows, filler with num_kept 0.
-            non_finite: indices of examples for which the teacher gave NaN or Inf in some row.
+            work: the result of `shard`.
+            rows: arrays [R] and [R, k] of every field, R = shard_rows; num_kept is 0 in filler.
+            non_finite: indices of examples with NaN or Inf in the teacher's logits of a row.
 
         Returns:
-            False when another worker committed this shard with other content; theirs stays.
+            False if another worker committed this shard with other content; theirs stays.
 
         Raises:
-            IncompleteError: the pilot that this encoding needs is not committed.
+            IncompleteError: the encoding uses orders of ids, and the pilot is not committed.
         """
-        stored = encode_rows(self.spec.encoding, rows, self._store.id_order)
+        stored = self.spec.row_encoding.encode(rows, self._store.id_order)
         contents = {
             array.key(work.shard): encode_shards(array, stored[array.name])[0]
             for array in self.layouts
@@ -176,22 +187,25 @@ class StoreWriter:
         return publish.commit(self.root, commit_record.shard_unit(work.shard), contents, facts)
 
     def _status_of(self, example: int) -> str:
-        return layout.STATUSES[self._index.status[example]]
+        return STATUSES[self._index.status[example]]
 
     def record_environment(self, facts: Mapping[str, Any], name: str | None = None) -> Path:
-        """Keep what merely surrounds an attempt (versions, device, times); outside the seal.
+        """Record the environment of an attempt (versions, device, times), outside the seal.
 
-        The same `name` replaces what was kept under it; without one the content gives it.
+        Args:
+            facts: JSON content of the file.
+            name: of the file, without `.json`; an existing file is replaced. By default, a digest
+                of the content.
         """
         data = canonical_json(facts)
         name = name or hashlib.sha256(data).hexdigest()[:16]
-        path = self.root / "environment" / f"{name}.json"
-        files.replace_file(path, data, self.root / commit_record.STAGING)
+        path = self.root / ENVIRONMENT / f"{name}.json"
+        files.replace_file(path, data, self.root / STAGING)
         publish.sweep(self.root)
         return path
 
     def seal(self) -> dict[str, Any]:
-        """Write totals and the digest over all commits, last; sealing twice changes nothing.
+        """Write the totals and the digest over all commits; a second call changes nothing.
 
         Raises:
             IncompleteError: a shard is not committed yet.
@@ -211,7 +225,7 @@ MIN_PILOT_ROWS, SMALL_PILOT_SHARE, SMALL_PILOT_ROWS = 256, 1 / 32, 1 << 11
 
 
 def pilot_rows(num_rows: int) -> int:
-    """Rows of the pilot of a store: enough to rank ids, little beside the capture."""
+    """Rows of the pilot: enough to rank ids, few compared with the capture."""
     small = min(SMALL_PILOT_ROWS, int(num_rows * SMALL_PILOT_SHARE))
     wanted = max(MIN_PILOT_ROWS, small, int(num_rows * PILOT_SHARE))
     return min(num_rows, MAX_PILOT_ROWS, wanted)
@@ -222,5 +236,5 @@ def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArra
     with_rows = np.flatnonzero(row_counts)
     mean = row_counts[with_rows].mean()
     amount = int(np.clip(np.ceil(target / mean), 1, len(with_rows)))
-    places = np.linspace(0, len(with_rows) - 1, amount).round().astype(np.int64)
-    return with_rows[np.unique(places)]
+    positions = np.linspace(0, len(with_rows) - 1, amount).round().astype(np.int64)
+    return with_rows[np.unique(positions)]

@@ -11,7 +11,7 @@ from typing import Any
 from fault_jobs import Tally, everything, work
 
 from caskd.store.errors import StoreError
-from caskd.store.format import layout
+from caskd.store.format import TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.verify import verify_store
 from caskd.store.write import StoreWriter
@@ -31,7 +31,7 @@ def values(path: Path) -> list[Any]:
     """Everything that can be read of a store."""
     store = TeacherStore.open(path)
     batch = store.read(range(len(store)))
-    fields = [batch.token_ids, batch.labels, *map(batch.column, layout.ROW_FIELDS)]
+    fields = [batch.token_ids, batch.labels, *map(batch.column, TOPK.fields)]
     index = [*vars(store.index).values()]
     return [store.spec, store.digest, store.vocab, *(a.tobytes() for a in (*fields, *index))]
 

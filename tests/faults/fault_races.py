@@ -22,7 +22,7 @@ from fault_jobs import (
     work,
 )
 
-from caskd.store.format import layout
+from caskd.store.format import ROW_ENCODINGS
 from caskd.store.io.faults import Fault, Hook
 from caskd.store.verify import verify_store
 
@@ -120,7 +120,7 @@ def _problems(
 
 
 def _of_rows(name: str) -> bool:
-    rows = layout.row_layouts("compact", 4, SHARD_ROWS, SHARD_ROWS)
+    rows = ROW_ENCODINGS["topk", "compact"].layouts(4, SHARD_ROWS, SHARD_ROWS)
     return name.split("/")[1] in {array.name for array in rows}
 
 

@@ -18,7 +18,7 @@ from fault_damage import kind
 from helpers.sampled_stores import NUM_SAMPLES
 
 from caskd.store.commits import FileRecord
-from caskd.store.format import canonical_json, encode_shards, layout
+from caskd.store.format import ROW_ENCODINGS, canonical_json, encode_shards, layout
 
 DEEP = 200_000
 
@@ -41,9 +41,9 @@ class Stranger:
     def layout(self, name: str) -> layout.ArrayLayout:
         """The layout of an array of this store."""
         if self.encoding == "sampled":
-            rows = layout.row_layouts("compact", NUM_SAMPLES, 32, 32, kind="sampled")
+            rows = ROW_ENCODINGS["sampled", "compact"].layouts(NUM_SAMPLES, 32, 32)
         else:
-            rows = layout.row_layouts(self.encoding, 4, 32, 32)
+            rows = ROW_ENCODINGS["topk", self.encoding].layouts(4, 32, 32)
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         return next(a for a in (*fixed, layout.ID_ORDER, *rows) if a.name == name)
 

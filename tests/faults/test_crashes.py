@@ -12,6 +12,7 @@ import pytest
 
 from caskd.store.commits import commit_record, publish
 from caskd.store.errors import IncompleteError
+from caskd.store.format import STAGING
 from caskd.store.read import TeacherStore
 
 
@@ -83,7 +84,7 @@ def test_a_file_that_is_still_in_staging_is_not_yet_there_rather_than_damage(whe
     fault_jobs.plan(path)
     record = commit_record.read_record(path, "plan")
     name = "data.zarr/token_start/zarr.json"
-    staged = path / commit_record.STAGING / record.digest
+    staged = path / STAGING / record.digest
     staged.mkdir(parents=True)
     (path / name).rename(staged / publish.staged_name(name))
     with pytest.raises(IncompleteError, match="still in staging"):

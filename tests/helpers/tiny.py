@@ -1,7 +1,5 @@
 """Tiny real models and data for tests, built in code: nothing is downloaded, nothing is mocked."""
 
-import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from tokenizers import decoders as tokenizer_decoders
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers.records import write_jsonl as write_jsonl
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789 .,:+-=?>\n"
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -66,12 +66,6 @@ def save_tiny(directory: Path, *, seed: int = 0, **model_options: Any) -> Path:
     tiny_model(tokenizer, seed=seed, **model_options).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Write one JSON object per line."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    return path
 
 
 def ragged_records(num: int, seed: int = 0) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from helpers.tiny import tiny_tokenizer
 
 from caskd.cli.main import main
 from caskd.precompute import precompute
-from caskd.precompute.rows import row_rule
+from caskd.precompute.rows import targets_of
 from caskd.precompute.teacher import factory
 from caskd.store.corpus import row_labels
 from caskd.store.errors import IdentityError
@@ -24,7 +24,7 @@ class Bigram:
     """A teacher whose logits depend on the label alone."""
 
     def __init__(self, spec, calls):
-        self.targets, self.calls = row_rule(spec), calls
+        self.targets, self.calls = targets_of(spec), calls
 
     def rows(self, examples):
         self.calls.append("rows")

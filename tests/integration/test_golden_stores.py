@@ -68,6 +68,6 @@ def test_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "s" / "store.json"
     value = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**value, "format_version": 2}), encoding="utf-8")
-    with pytest.raises(UnsafeError, match="format version 2, but this caskd reads version 1") as e:
+    with pytest.raises(UnsafeError, match=r"format version is 2.*reads version 1") as e:
         TeacherStore.open(tmp_path / "s")
     assert "\n" not in str(e.value)

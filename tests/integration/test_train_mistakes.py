@@ -52,7 +52,7 @@ def words(root: Path, out: Path, **changes: str) -> list[str]:
 
 def test_no_store(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = words(root, tmp_path / "run", store=str(tmp_path / "none"))
-    check_refused(capsys, command, 2, "found no store.json")
+    check_refused(capsys, command, 2, "no store.json")
     assert not (tmp_path / "run").exists()
 
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from caskd.precompute.rows.sampling import (
     MASS_BITS,
+    count_draws,
     draw_ids,
     filler_draws,
     sampled_fields,
-    tally_draws,
     uniforms,
 )
 from caskd.precompute.rows.topk import row_fields
-from caskd.store.format import FIELD_DTYPES, SAMPLED_FIELDS
+from caskd.store.format import FIELD_DTYPES, SAMPLED
 from caskd.store.write import ShardExample
 from caskd.train import cascade_aware_loss
 from caskd.train.loss import TeacherRows
@@ -39,7 +39,7 @@ def make_logits(num_rows: int, seed: int = 0, vocab: int = V, scale: float = 2.0
 @given(seed=st.integers(0, 10**6), num=st.sampled_from([1, 2, 7, 50]), vocab=st.integers(1, 9))
 def test_a_tally_is_a_counter_in_order(seed: int, num: int, vocab: int) -> None:
     draws = np.random.default_rng(seed).integers(0, vocab, (5, num))
-    ids, counts = tally_draws(draws)
+    ids, counts = count_draws(draws)
     for line, own_ids, own_counts in zip(draws, ids, counts, strict=True):
         wanted = sorted(Counter(line.tolist()).items(), key=lambda c: (-c[1], c[0]))
         cells = list(zip(own_ids.tolist(), own_counts.tolist(), strict=True))
@@ -86,7 +86,7 @@ def test_the_columns_are_those_of_a_top_k_and_counts_add_up() -> None:
     assert (fields["sampled_counts"].sum(1) == 50).all()
     assert ((fields["sampled_counts"] > 0).sum(1) == fields["num_kept"]).all()
     assert {name: str(v.dtype) for name, v in fields.items()} == {
-        name: FIELD_DTYPES[name] for name in SAMPLED_FIELDS
+        name: FIELD_DTYPES[name] for name in SAMPLED.fields
     }
     filler = filler_draws(3, 50)
     assert {name: (v.dtype, v.shape[1:]) for name, v in filler.items()} == {
@@ -123,6 +123,19 @@ def test_the_first_draws_are_what_they_have_always_been() -> None:
     generator = np.random.Generator(np.random.Philox(key=np.array([2, 3], np.uint64)))
     np.testing.assert_array_equal(numbers, generator.random(3))
     assert numbers.tolist() == [0.7610667216567514, 0.9915572947594423, 0.4329498833562745]
+
+
+def test_a_row_keeps_the_draws_that_it_has_always_had() -> None:
+    """Probabilities of 1, 2, 4 and 1 eighths; every number is 0.002 or more from an edge."""
+    logits = torch.tensor([[1.0, 2.0, 4.0, 1.0]]).log().expand(2, 4).contiguous()
+    numbers = uniforms([example(0, 1), example(6, 1)], 8, 11)
+    assert draw_ids(logits, numbers).tolist() == [
+        [1, 2, 2, 2, 2, 0, 2, 2], [2, 2, 2, 2, 2, 2, 3, 2],
+    ]  # fmt: skip
+    fields = sampled_fields(logits, torch.tensor([2, 1]), numbers)
+    assert fields["num_kept"].tolist() == [3, 2]
+    assert fields["sampled_ids"][:, :3].tolist() == [[2, 0, 1], [2, 3, 0]]
+    assert fields["sampled_counts"][:, :3].tolist() == [[6, 1, 1], [7, 1, 0]]
 
 
 def counts_over_seeds(logits: torch.Tensor, num_seeds: int, num_samples: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.precompute.rows.topk import ordered_topk, row_fields
+from caskd.precompute.rows.topk import row_fields
 
 
 def naive(logits: np.ndarray, labels: np.ndarray, k: int, min_mass: float = 1.0) -> dict:
@@ -112,10 +112,15 @@ def test_the_whole_vocabulary_is_kept_when_k_is_v():
     assert (np.sort(fields["topk_ids"], axis=1) == np.arange(50)).all()
 
 
+def test_a_prefix_of_exactly_min_mass_is_enough():
+    fields = row_fields(torch.zeros(1, 4), torch.tensor([0]), top_k=3, min_mass=0.5)
+    assert (fields["num_kept"].tolist(), fields["tail_mass"].tolist()) == ([2], [0.5])
+
+
 def test_ties_of_zero_and_minus_zero():
     logits = torch.tensor([[-0.0, 1.0, 0.0, -0.0, -1.0]])
-    _values, ids = ordered_topk(logits, 3)
-    assert ids.tolist() == [[1, 0, 2]]
+    fields = row_fields(logits, torch.tensor([0]), top_k=3)
+    assert fields["topk_ids"].tolist() == [[1, 0, 2]]
 
 
 def test_label_rank_is_zero_exactly_when_label_argmax_and_first_agree():

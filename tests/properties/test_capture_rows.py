@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.rows.topk import filler_rows
 from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
@@ -30,7 +30,7 @@ def answerers(tmp_path_factory):
         teacher = TransformersTeacher(
             find_checkpoint(str(folder), dtype),
             vocab_size=VOCAB,
-            targets=KeepTopK(TOP_K, 1.0),
+            targets=TopKTargets(TOP_K, 1.0),
             device="cpu",
         )
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).float()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -246,6 +247,23 @@ def test_front_doors_load_nothing_heavy(room: str) -> None:
 def test_opening_a_store_loads_nothing_heavy() -> None:
     assert heavy_after("from caskd.store import TeacherStore, verify_store") == "[]"
     assert heavy_after("import caskd.cli.store_commands, caskd.store.inspect") == "[]"
+
+
+def test_tests_of_the_store_load_nothing_heavy() -> None:
+    """All but those of tokenizers: transformers, which makes these, imports torch itself."""
+    needs_tokenizers = {"test_examples", "test_vocabulary"}
+    folder = ROOT / "tests" / "unit" / "store"
+    names = {path.stem for path in folder.glob("test_*.py")} - needs_tokenizers
+    paths = f"sys.path[:0] = [{str(folder)!r}, {str(ROOT / 'tests')!r}]"
+    assert heavy_after(f"{paths}\nimport {', '.join(sorted(names))}") == "[]"
+
+
+def test_the_encoding_flag_offers_every_encoding() -> None:
+    from caskd.precompute.config import PrecomputeConfig
+    from caskd.store.format import ROW_ENCODINGS, ROW_KINDS
+
+    offered = get_args(get_type_hints(PrecomputeConfig)["encoding"])
+    assert set(ROW_ENCODINGS) == {(kind, name) for kind in ROW_KINDS for name in offered}
 
 
 def test_the_help_of_each_command_loads_nothing_heavy() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from caskd.store import StoreBatch
+from caskd.store.format import ROW_KINDS
 from caskd.train.data.micro_steps import Cut
 from caskd.train.data.mixture import MixedOrder
 from caskd.train.data.order import IntArray
@@ -94,9 +95,7 @@ def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
     """
     if not objective.needs_distribution:
         return ("argmax", "num_kept")
-    if kind == "sampled":
-        return ("argmax", "num_kept", "sampled_ids", "sampled_counts")
-    return ("argmax", "num_kept", "topk_ids", "topk_logits", "logsumexp", "tail_mass")
+    return ("argmax", "num_kept", *ROW_KINDS[kind].distribution)
 
 
 def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBatch:

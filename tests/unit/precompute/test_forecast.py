@@ -12,7 +12,7 @@ from caskd.precompute import precompute
 from caskd.precompute.planning import forecast, probe
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
-from caskd.store.format import ROW_FIELDS
+from caskd.store.format import TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter
 
@@ -200,7 +200,7 @@ def test_a_part_of_a_batch_keeps_its_longest_example():
 def test_encoded_bytes_are_what_a_store_of_the_same_rows_takes(store):
     """The exact encoding has no pilot: the same rows must take the same bytes."""
     rows = store.read(range(len(store)))
-    fields = {name: getattr(rows, name) for name in ROW_FIELDS}
+    fields = {name: getattr(rows, name) for name in TOPK.fields}
     sizes, _ = probe.encoded_bytes(store.spec, fields)
     taken = sum(store.seal["bytes"][name] for name in sizes)
     assert sum(sizes.values()) * store.spec.num_rows == pytest.approx(taken, rel=0.1)

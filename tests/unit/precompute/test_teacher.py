@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from caskd.models import SplitModel, pack, pad
 from caskd.precompute.planning.planner import plan
-from caskd.precompute.rows.targets import KeepTopK
+from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.teacher import transformers_teacher as teacher_module
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import find_checkpoint
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def teacher_of(folder, *, vocab_size=50, dtype="auto"):
     source = find_checkpoint(str(folder), dtype)
-    targets = KeepTopK(4, 1.0)
+    targets = TopKTargets(4, 1.0)
     return TransformersTeacher(source, vocab_size=vocab_size, targets=targets, device="cpu")
 
 
@@ -153,7 +153,7 @@ def test_a_flash_teacher_packs_and_one_that_leaks_pads(tmp_path, monkeypatch):
     model = teacher_module.load_model(source, torch.device("cpu"))
     monkeypatch.setattr(teacher_module, "load_model", lambda source, device: model)
     flash = replace(source, attention="flash_attention_2")
-    options = {"vocab_size": 50, "targets": KeepTopK(4, 1.0), "device": "cpu"}
+    options = {"vocab_size": 50, "targets": TopKTargets(4, 1.0), "device": "cpu"}
     assert teacher_module.TransformersTeacher(flash, **options).arrange is pack
     assert teacher_module.TransformersTeacher(source, **options).arrange is pad
     monkeypatch.setattr(teacher_module, "pack", leaking)

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
-from helpers.tiny import write_jsonl
+from helpers.records import write_jsonl
 
 from caskd.store.corpus import Columns, corpus_digest, decide_columns, read_records
 from caskd.store.errors import UsageError

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.format import decode_draws, fit_orders, layout
+from caskd.store.format import FIELD_DTYPES, ROW_ENCODINGS, SAMPLED, fit_orders, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.format.draw_encoding import encode_draws
 from caskd.store.inspect import (
     card,
     diff_stores,
@@ -25,9 +24,10 @@ from caskd.store.inspect import (
     store_info,
 )
 from caskd.store.verify import verify_store
-from caskd.store.verify.rows import draw_problems
+from caskd.store.verify.rows import row_problems
 
 V = 300
+COMPACT = ROW_ENCODINGS["sampled", "compact"]
 
 
 def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
@@ -38,7 +38,9 @@ def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
     counts[::5] = 0
     order = np.lexsort((np.broadcast_to(np.arange(V), counts.shape), -counts))[:, :num_samples]
     cells = np.take_along_axis(counts, order, axis=1)
+    columns = {a.name: np.zeros(num_rows, FIELD_DTYPES[a.name]) for a in SAMPLED.columns}
     return {
+        **columns,
         "sampled_ids": np.where(cells > 0, order, 0).astype(np.uint32),
         "sampled_counts": cells.astype(np.uint16),
         "num_kept": (cells > 0).sum(1).astype(np.uint16),
@@ -54,18 +56,14 @@ def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
 def test_draws_come_back_as_they_were(seed: int, num_samples: int, num_orders: int) -> None:
     rows = drawn(seed, 1024, num_samples)
     orders = fit_orders(rows["sampled_ids"], rows["num_kept"], V, num_orders)
-    stored = encode_draws(rows, orders)
+    stored = COMPACT.encode(rows, orders)
     for start in (0, 512):
-        chunk = slice(start, start + 512)
-        ids, counts = decode_draws(
-            *(values[chunk] for values in (
-                stored["sampled_place_steps"], stored["sampled_place_counts"],
-                stored["sampled_id_order"], rows["num_kept"],
-            )),
-            orders,
-        )  # fmt: skip
-        np.testing.assert_array_equal(ids, rows["sampled_ids"][chunk])
-        np.testing.assert_array_equal(counts, rows["sampled_counts"][chunk])
+        chunk = {name: values[start : start + 512] for name, values in stored.items()}
+        for name in ("sampled_ids", "sampled_counts"):
+            wanted = rows[name][start : start + 512]
+            found = np.empty_like(wanted)
+            COMPACT.decode(name, chunk, orders, found)
+            np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("used", [0, 1, 700, 1000])
@@ -78,16 +76,13 @@ def test_zeros_behind_cost_nothing_and_any_pcodec_reads_a_ragged_chunk(used: int
     assert layout.chain_metadata("ragged", "uint32") == layout.chain_metadata("packed", "uint32")
 
 
-def test_places_beyond_the_vocabulary_are_damage() -> None:
+def test_positions_beyond_the_vocabulary_are_damage() -> None:
     rows = drawn(0, 64, 8)
     orders = fit_orders(rows["sampled_ids"], rows["num_kept"], V, 1)
-    stored = encode_draws(rows, orders)
+    stored = COMPACT.encode(rows, orders)
     stored["sampled_place_steps"].reshape(-1)[:3] = V - 1
-    with pytest.raises(CorruptError, match="lead to"):
-        decode_draws(
-            stored["sampled_place_steps"], stored["sampled_place_counts"],
-            stored["sampled_id_order"], rows["num_kept"], orders,
-        )  # fmt: skip
+    with pytest.raises(CorruptError, match=f"sampled_place_steps .*at most {V - 1}"):
+        COMPACT.decode("sampled_ids", stored, orders, np.empty_like(rows["sampled_ids"]))
 
 
 @pytest.mark.parametrize("num_samples", [1, 20])
@@ -110,7 +105,7 @@ def test_a_store_holds_the_draws_of_each_row(
     assert batch.tail_mass is None
     assert not verify_store(store.root, full=True).problems
     group = zarr.open_group(store.root / "data.zarr", mode="r", zarr_format=3)
-    for array in layout.layouts_of(store.spec):
+    for array in store.spec.row_layouts():
         assert group[array.name][...].dtype == array.dtype
 
 
@@ -128,12 +123,12 @@ def test_a_field_of_the_other_kind_is_refused(tmp_path: Path) -> None:
 def test_rows_that_contradict_themselves_or_are_shifted_are_noticed(tmp_path: Path) -> None:
     store = sampled_stores.make_store(tmp_path / "s", num=200, shard_rows=512)
     batch = store.read(range(len(store)))
-    assert draw_problems(batch, sampled_stores.NUM_SAMPLES) == []
+    assert row_problems(batch, store.spec) == []
     ids, counts = batch.column("sampled_ids"), batch.column("sampled_counts")
     kept = batch.column("num_kept")
 
     def problem(**changes: np.ndarray) -> str:
-        found = draw_problems(replace(batch, **changes), sampled_stores.NUM_SAMPLES)
+        found = row_problems(replace(batch, **changes), store.spec)
         assert found
         return found[0]
 
@@ -145,7 +140,7 @@ def test_rows_that_contradict_themselves_or_are_shifted_are_noticed(tmp_path: Pa
     assert "twice" in problem(sampled_ids=twice)
     rising = counts.copy()
     rising[0, : kept[0]] = rising[0, : kept[0]][::-1]
-    assert "do not fall" in problem(sampled_counts=rising)
+    assert "order of count" in problem(sampled_counts=rising)
     assert "num_kept" in problem(num_kept=np.minimum(kept, 1).astype(np.uint16))
     assert "label_rank" in problem(argmax=np.roll(batch.column("argmax"), 1))
     moved = {name: np.roll(values, 1, axis=0) for name, values in (

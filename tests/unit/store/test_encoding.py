@@ -1,5 +1,9 @@
-"""The compact encoding keeps what it promises: exact ids, a small KL, close probabilities."""
+"""The compact encoding of top-k rows: exact ids, a small KL, close probabilities."""
 
+import struct
+from pathlib import Path
+
+import google_crc32c
 import numpy as np
 import pytest
 from helpers import stores
@@ -7,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import CorruptError
-from caskd.store.format import decode_ids, fit_orders, layout, topk_encoding
+from caskd.store.format import ROW_ENCODINGS, ShardFile, fit_orders, kept_cells, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.format.id_orders import IdPlaces
+from caskd.store.format.id_orders import IdPositions
 from caskd.store.write import pilot_rows
 from caskd.store.write.writer import pilot_examples
 
@@ -28,17 +32,17 @@ def round_trip(rows: dict[str, np.ndarray], num_orders: int = 3) -> dict[str, np
     orders = fit_orders(rows["topk_ids"], rows["num_kept"], V, num_orders)
     assert orders.shape == (num_orders, V)
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(V), (num_orders, 1)))
-    stored = topk_encoding.encode_rows("compact", rows, orders)
+    encoding = ROW_ENCODINGS["topk", "compact"]
+    stored = encoding.encode(rows, orders)
     dtypes = {name: str(values.dtype) for name, values in stored.items() if name not in rows}
     assert dtypes == {
         "topk_logit_steps": "uint16", "topk_id_codes": "uint32", "topk_id_order": "uint8",
     }  # fmt: skip
-    ids, logits = np.empty_like(rows["topk_ids"]), np.empty_like(rows["topk_logits"])
-    kept = rows["num_kept"]
-    decode_ids(stored["topk_id_codes"], stored["topk_id_order"], kept, orders, ids)
-    topk_encoding.decode_logits(stored["topk_logit_steps"], kept, rows["logsumexp"], logits)
-    columns = {name: values for name, values in stored.items() if name in rows}
-    return {**columns, "topk_ids": ids, "topk_logits": logits}
+    back = {name: values for name, values in stored.items() if name in rows}
+    for name in ("topk_ids", "topk_logits"):
+        back[name] = np.empty_like(rows[name])
+        encoding.decode(name, stored, orders, back[name])
+    return back
 
 
 def probabilities(rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -118,8 +122,8 @@ def test_rows_of_different_kinds_get_orders_of_their_own() -> None:
     orders = fit_orders(ids, kept, V, 4)
     np.testing.assert_array_equal(orders, fit_orders(ids, kept, V, 4))
     cells = np.ones(ids.shape, bool)
-    codes, chosen = IdPlaces(orders).encode(ids, cells)
-    alone, _ = IdPlaces(fit_orders(ids, kept, V, 1)).encode(ids, cells)
+    codes, chosen = IdPositions(orders).encode(ids, cells)
+    alone, _ = IdPositions(fit_orders(ids, kept, V, 1)).encode(ids, cells)
     assert len(set(chosen.tolist())) > 1
     assert codes.mean() < 0.6 * alone.mean()
 
@@ -144,5 +148,41 @@ def test_small_stores_have_few_orders_of_ids() -> None:
 def test_shard_rows_that_do_not_divide_are_refused_with_one_that_does() -> None:
     assert layout.chunk_rows_for(65_536) == 512
     assert layout.chunk_rows_for(100) == 100
-    with pytest.raises(ValueError, match="Try --shard-rows 1024"):
+    with pytest.raises(
+        ValueError, match=r"--shard-rows 1000: .*multiple of 512.*--shard-rows 1024"
+    ):
         layout.chunk_rows_for(1000)
+
+
+def test_a_row_without_cells_has_order_and_positions_0() -> None:
+    rng = np.random.default_rng(3)
+    ids = rng.integers(0, V, (6, 4)).astype(np.uint32)
+    cells = kept_cells(np.array([4, 0, 2, 0, 1, 4]), 4)
+    # Every id is cheapest in the last order, so a row with cells never chooses order 0.
+    orders = np.stack([np.arange(V)[::-1], np.arange(V)[::-1], np.arange(V)]).astype(np.uint32)
+    codes, chosen = IdPositions(orders).encode(ids % 200, cells)
+    assert chosen.tolist() == [2, 0, 2, 0, 2, 2]
+    np.testing.assert_array_equal(codes, np.where(cells, ids % 200, 0))
+
+
+def test_an_index_entry_larger_than_any_encoded_chunk_is_refused(tmp_path: Path) -> None:
+    array = layout.ArrayLayout("argmax", "uint32", 16, 16, "packed")
+    largest = 2 * 16 * 4 + (1 << 16)
+    for size in (largest, largest + 1):
+        index = struct.pack("<QQ", 0, size)
+        footer = index + struct.pack("<I", google_crc32c.value(index))
+        (tmp_path / "shard").write_bytes(bytes(size) + footer)
+        if size == largest:
+            ShardFile(tmp_path / "shard", array).close()
+            continue
+        with pytest.raises(CorruptError, match="index"):
+            ShardFile(tmp_path / "shard", array)
+
+
+def test_tail_mass_is_rounded_to_nine_bits_to_nearest_and_at_most_1() -> None:
+    _, rows = rows_of(0, 1.0, num_rows=6)
+    unit = 2.0**-10  # half a step of nine bits, relative
+    given = np.array([2.5, 3.0, 3.5, 4.0, 5.5, 1023.5]) * unit
+    rows["tail_mass"] = (0.5 * (1 + given)).astype(np.float32)
+    wanted = 0.5 * (1 + np.array([2.0, 4.0, 4.0, 4.0, 6.0, 1024.0]) * unit)
+    np.testing.assert_array_equal(round_trip(rows)["tail_mass"], wanted.astype(np.float32))

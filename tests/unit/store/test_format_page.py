@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import sampled_stores, stores
 
-from caskd.store.format import layout
+from caskd.store.format import ROW_ENCODINGS, layout
 
 PAGE = Path(__file__).parents[3] / "docs" / "store-format.md"
 
@@ -70,6 +70,6 @@ def test_the_page_names_every_array(encoding: str, kind: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     arrays = (
         *layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS, layout.ID_ORDER,
-        *layout.row_layouts(encoding, 4, 8, 8, kind=kind),
+        *ROW_ENCODINGS[kind, encoding].layouts(4, 8, 8),
     )  # fmt: skip
     assert [a.name for a in arrays if f"`{a.name}`" not in page] == []

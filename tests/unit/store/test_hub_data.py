@@ -1,7 +1,7 @@
 """Data files on the Hub, from its cache: no network here."""
 
 import pytest
-from helpers.tiny import ragged_records, write_jsonl
+from helpers.records import write_jsonl
 from huggingface_hub import constants
 
 from caskd.store.corpus import read_records
@@ -10,14 +10,18 @@ from caskd.store.errors import UsageError
 MAIN, OTHER = "a" * 40, "b" * 40
 
 
+def records(num, name):
+    return [{"prompt": f"{name} {n}", "response": f"word {n}"} for n in range(num)]
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The Hub's cache with two revisions of a data set."""
     repository = tmp_path / "datasets--team--words"
-    for revision, num in ((MAIN, 5), (OTHER, 3)):
+    for revision, num, name in ((MAIN, 5, "main"), (OTHER, 3, "other")):
         folder = repository / "snapshots" / revision / "data"
         folder.mkdir(parents=True)
-        write_jsonl(folder / "train.jsonl", ragged_records(num, seed=num))
+        write_jsonl(folder / "train.jsonl", records(num, name))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(MAIN)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -25,14 +29,14 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_file_of_a_data_set_is_read_like_any_other(cache, tmp_path):
-    mine = write_jsonl(tmp_path / "mine.jsonl", ragged_records(2, seed=9))
+    mine = write_jsonl(tmp_path / "mine.jsonl", records(2, "mine"))
     files = ["hf://datasets/team/words/data/train.jsonl", str(mine)]
-    assert list(read_records(files)) == [*ragged_records(5, seed=5), *ragged_records(2, seed=9)]
+    assert list(read_records(files)) == [*records(5, "main"), *records(2, "mine")]
 
 
 def test_a_revision_may_be_named(cache):
     found = list(read_records([f"hf://datasets/team/words@{OTHER}/data/train.jsonl"]))
-    assert found == ragged_records(3, seed=3)
+    assert found == records(3, "other")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from caskd.store.corpus import alignment
 from caskd.store.errors import CorruptError
-from caskd.store.format import layout, topk_encoding
+from caskd.store.format import TOPK, topk_encoding
 from caskd.store.read import TeacherStore, arrays
-from caskd.store.read.chunk_cache import ChunkCache, Pieces, cut
+from caskd.store.read.chunk_cache import ChunkCache, Pieces, split_at_chunks
 
 
 @pytest.fixture(scope="module", params=["compact", "exact"])
@@ -47,7 +47,7 @@ def test_any_examples_in_any_order_are_what_zarr_reads(
 ) -> None:
     monkeypatch.setattr(arrays, "CACHE_BYTES", cache_bytes)
     store, rng = TeacherStore.open(store.root), np.random.default_rng(0)
-    whole = {name: by_zarr(store, name) for name in layout.ROW_FIELDS}
+    whole = {name: by_zarr(store, name) for name in TOPK.fields}
     index = store.index
     for size in (1, 7, 300, 700):
         chosen = rng.integers(0, len(store), size)
@@ -103,7 +103,7 @@ def test_pieces_put_together_are_the_runs(
     cache = ChunkCache(slots, (chunk,), "int64", decode)
     starts, counts = np.array(runs, np.int64).reshape(-1, 2).T
     parts = []
-    for pieces in cut(starts, counts, chunk).groups(slots):
+    for pieces in split_at_chunks(starts, counts, chunk).groups(slots):
         assert len(pieces.chunks) <= slots
         parts.append(np.empty(pieces.counts.sum(), np.int64))
         cache.take(pieces, parts[-1])
@@ -113,7 +113,7 @@ def test_pieces_put_together_are_the_runs(
 
 
 def test_runs_that_follow_each_other_are_one_piece() -> None:
-    pieces = cut(np.array([5, 8, 8, 20]), np.array([3, 0, 4, 2]), 100)
+    pieces = split_at_chunks(np.array([5, 8, 8, 20]), np.array([3, 0, 4, 2]), 100)
     assert pieces.starts.tolist() == [5, 20]
     assert pieces.counts.tolist() == [7, 2]
 
@@ -164,6 +164,6 @@ def test_threads_may_read_one_store(store: TeacherStore, monkeypatch: pytest.Mon
 def test_a_whole_store_and_its_parts_are_equal(tmp_path: Path) -> None:
     store = stores.make_store(tmp_path / "s", num=120, shard_rows=1024)
     whole = store.read(range(len(store)))
-    for name in layout.ROW_FIELDS:
+    for name in TOPK.fields:
         parts = [store.read([e], fields=(name,)).column(name) for e in range(len(store))]
         np.testing.assert_array_equal(np.concatenate(parts), whole.column(name))

@@ -101,7 +101,7 @@ def test_only_sealed_stores_travel(tmp_path: Path) -> None:
     path = tmp_path / "store"
     plan_store(path, identity(), examples(), shard_rows=32, vocab=VOCAB)
     fill(path, only=[0])
-    with pytest.raises(IncompleteError, match="only sealed stores travel"):
+    with pytest.raises(IncompleteError, match="not sealed"):
         push_store(path, tmp_path / "shared")
     with pytest.raises(StoreNotFoundError, match=r"no seal\.json"):
         pull_store(tmp_path / "nothing", tmp_path / "copy")

@@ -11,10 +11,9 @@ from helpers import stores
 
 from caskd.cli.store_commands import ShowConfig, show_command
 from caskd.store import TeacherStore
-from caskd.store.commits import commit_record
 from caskd.store.corpus import alignment
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import layout
+from caskd.store.format import STAGING, layout
 from caskd.store.inspect import example_html, store_info
 from caskd.store.verify.rows import row_problems
 from caskd.store.write import StoreWriter, find_store, plan_store
@@ -47,15 +46,15 @@ def test_rows_are_the_teachers_at_the_position_before_each_response_token(
 def test_a_shift_of_rows_labels_or_mask_by_one_is_noticed(store: TeacherStore) -> None:
     """The stored label_logit and label_rank tie each row to its own label."""
     batch = store.read([0, 1, 2])
-    assert row_problems(batch, exact=False) == []
+    assert row_problems(batch, store.spec) == []
     moved = {
         "rows": np.roll(batch.column("label_rank"), 1),
         "argmax": np.roll(batch.column("argmax"), 1),
     }
-    assert row_problems(type(batch)(**{**vars(batch), "label_rank": moved["rows"]}), exact=False)
-    assert row_problems(type(batch)(**{**vars(batch), "argmax": moved["argmax"]}), exact=False)
+    assert row_problems(type(batch)(**{**vars(batch), "label_rank": moved["rows"]}), store.spec)
+    assert row_problems(type(batch)(**{**vars(batch), "argmax": moved["argmax"]}), store.spec)
     assert row_problems(
-        type(batch)(**{**vars(batch), "labels": np.roll(batch.labels, 1)}), exact=False
+        type(batch)(**{**vars(batch), "labels": np.roll(batch.labels, 1)}), store.spec
     )
 
 
@@ -110,7 +109,7 @@ def test_same_bytes_in_any_order_of_shards_and_after_a_rerun(tmp_path: Path) -> 
     stores.fill(tmp_path / "two").seal()
     StoreWriter(tmp_path / "two").seal()
     assert stores.tree(tmp_path / "one") == stores.tree(tmp_path / "two")
-    assert not (tmp_path / "two" / commit_record.STAGING).exists()
+    assert not (tmp_path / "two" / STAGING).exists()
 
 
 def test_another_identity_is_refused_and_names_the_field(tmp_path: Path) -> None:
@@ -149,7 +148,7 @@ def test_zarr_alone_reads_the_arrays(store: TeacherStore) -> None:
     for array in (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS):
         whole = store._arrays.whole(array.name)
         np.testing.assert_array_equal(group[array.name][...], whole, err_msg=array.name)
-    for array in layout.row_layouts("compact", 4, 32, 32):
+    for array in store.spec.row_layouts():
         parts = [store._arrays._disk_chunk(array, i) for i in range(store.spec.num_shards)]
         np.testing.assert_array_equal(group[array.name][...], np.concatenate(parts), array.name)
 
@@ -183,7 +182,7 @@ def test_a_page_of_an_example_runs_nothing(store: TeacherStore, tmp_path: Path) 
 
 def test_store_commands_import_no_torch(store: TeacherStore) -> None:
     code = (
-        "import sys; from caskd.store.commands import InfoConfig, info_command, VerifyConfig, "
+        "import sys; from caskd.cli.store_commands import InfoConfig, info_command, VerifyConfig, "
         f"verify_command; info_command(InfoConfig({str(store.root)!r}, json=True)); "
         f"verify_command(VerifyConfig({str(store.root)!r}, full=True)); "
         "assert not {'torch', 'transformers', 'deepspeed'} & set(sys.modules)"

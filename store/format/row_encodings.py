@@ -1,0 +1,42 @@
+"""The table of row encodings.
+
+To add an encoding: write a module with a subclass of RowEncoding, and add its instance here.
+"""
+
+from collections.abc import Mapping
+
+from caskd.store.format.codecs import Array
+from caskd.store.format.draw_encoding import CompactDraws
+from caskd.store.format.rows import SAMPLED, TOPK, RowEncoding, RowKind
+from caskd.store.format.topk_encoding import CompactTopK
+
+
+class Exact(RowEncoding):
+    """Every field is an array of its own name."""
+
+    name = "exact"
+
+    def __init__(self, kind: RowKind, cell_bytes: tuple[float, float]) -> None:
+        self.kind, self.cell_arrays, self.cell_bytes = kind, kind.cells, cell_bytes
+
+    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+        """The fields themselves."""
+        return dict(rows)
+
+    def decode(
+        self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
+    ) -> None:
+        """Never called: no field has sources."""
+        raise AssertionError(name)
+
+
+ROW_ENCODINGS: Mapping[tuple[str, str], RowEncoding] = {
+    (encoding.kind.name, encoding.name): encoding
+    for encoding in (
+        CompactTopK(),
+        CompactDraws(),
+        Exact(TOPK, cell_bytes=(2.8, 5.2)),
+        Exact(SAMPLED, cell_bytes=(0.15, 1.0)),
+    )
+}
+"""(`capture.kind`, `encoding`) of a store's identity -> its encoding."""
