@@ -169,22 +169,22 @@ def check_numbers(config: PrecomputeConfig) -> None:
         if value is not None and (value < low or (high is not None and value > high)):
             expected = f"{low} or more" if high is None else f"{low} to {high:,}"
             raise UsageError(
-                f"--{name.replace('_', '-')} is {value}; expected {expected}; pass another number"
+                f"--{name.replace('_', '-')} {value}: expected {expected}; pass another number"
             )
     _check_kind(config)
     if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
-            f"--min-mass is {config.min_mass}; expected a probability above 0 and at most 1; "
+            f"--min-mass {config.min_mass}: expected a probability above 0 and at most 1; "
             "pass 1.0 to keep all k, or 0.999"
         )
     if not 0.0 <= config.max_non_finite <= 1.0:
         raise UsageError(
-            f"--max-non-finite is {config.max_non_finite}; expected a share from 0 to 1; "
+            f"--max-non-finite {config.max_non_finite}: expected a share from 0 to 1; "
             "pass 0 to stop at the first, or 1 never to stop"
         )
     if "://" in config.store:
         raise UsageError(
-            f"--store is {config.store!r}; expected a local directory; write there, then copy the "
+            f"--store {config.store}: expected a local directory; write there, then copy the "
             "sealed store with caskd store push"
         )
     if config.device_map is not None and config.device != "auto":

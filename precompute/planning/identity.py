@@ -85,13 +85,13 @@ def text_options(
     top_k = config.kept_logits
     if top_k is not None and top_k > num_columns:
         raise UsageError(
-            f"--top-k is {top_k:,}, more than the {num_columns:,} tokens of the teacher's "
-            f"vocabulary; expected {num_columns:,} or fewer; pass --top-k {num_columns}"
+            f"--top-k {top_k}: more than the {num_columns:,} tokens of the teacher's vocabulary; "
+            f"expected {num_columns:,} or fewer; pass --top-k {num_columns}"
         )
     if columns.kind == "messages" and not config.eos:
         raise UsageError(
-            "--no-eos was passed for messages, whose chat template ends each turn; expected it "
-            "with prompt and response, or text, only; omit --no-eos"
+            "--no-eos: the data has messages, whose chat template ends each turn; expected prompt "
+            "and response, or text; omit --no-eos"
         )
     max_length = config.max_length or source.max_length
     if max_length is None:
@@ -100,9 +100,9 @@ def text_options(
         )
     if source.max_length is not None and max_length > source.max_length:
         raise UsageError(
-            f"--max-length is {max_length:,}, but the teacher takes {source.max_length:,} tokens; "
-            f"expected {source.max_length:,} or fewer; omit --max-length, and pass --on-long "
-            "truncate or --on-long skip for longer examples"
+            f"--max-length {max_length}: the teacher takes {source.max_length:,} tokens; expected "
+            f"{source.max_length:,} or fewer; omit --max-length, and pass --on-long truncate or "
+            "--on-long skip for longer examples"
         )
     return TextOptions(
         eos=config.eos, max_length=max_length, on_long=config.on_long, vocab_size=num_columns

@@ -82,7 +82,7 @@ def _plan(config: PrecomputeConfig, job: Job, info: WorkerInfo) -> StoreSpec:
     spec = find_store(config.store)
     if spec is None:
         raise UsageError(
-            f"--num-workers is {info.world_size}, but nothing is planned at {config.store}; "
+            f"--num-workers {info.world_size}: nothing is planned at {config.store}; "
             "expected one plan for all workers; run caskd plan with the same options first"
         )
     check_identity(spec, job.identity, config.store)

@@ -49,7 +49,7 @@ def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerI
     many = launched and environ["WORLD_SIZE"] != "1"
     if config.num_workers < 1:
         raise UsageError(
-            f"--num-workers is {config.num_workers}; expected 1 or more; pass another number"
+            f"--num-workers {config.num_workers}: expected 1 or more; pass another number"
         )
     if config.executor != "torchrun" and many:
         raise UsageError(
@@ -63,8 +63,8 @@ def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerI
     if config.executor == "ray":
         if config.worker is not None:
             raise UsageError(
-                f"--worker is {config.worker}, but --executor ray numbers its workers itself; "
-                "omit --worker"
+                f"--worker {config.worker}: --executor ray numbers the workers itself; omit "
+                "--worker"
             )
         return WorkerInfo()
     return _numbered_worker(config)
@@ -75,7 +75,7 @@ def _check_device_flags(config: PrecomputeConfig) -> None:
     if config.device.startswith("cuda:") or config.device_map is not None:
         flag = "--device" if config.device.startswith("cuda:") else "--device-map"
         raise UsageError(
-            f"{flag} was passed, but --executor {config.executor} assigns a GPU to each worker; "
+            f"{flag}: --executor {config.executor} assigns a GPU to each worker; "
             f"omit {flag}, or start the workers with --worker and --num-workers"
         )
 
@@ -85,13 +85,13 @@ def _torchrun_worker(
 ) -> WorkerInfo:
     if not launched:
         raise UsageError(
-            "--executor is torchrun, but torchrun did not start this process; run "
+            "--executor torchrun: torchrun did not start this process; run "
             "torchrun --nproc-per-node GPUS -m caskd.cli precompute ... --executor torchrun"
         )
     if config.worker is not None or config.num_workers != 1:
         raise UsageError(
-            "--worker or --num-workers was passed, but torchrun numbers the workers itself; "
-            "omit both"
+            "--worker or --num-workers was given, but torchrun numbers the workers itself; omit "
+            "both"
         )
     rank, world_size, gpu = (int(environ[name]) for name in _TORCHRUN)
     return WorkerInfo(rank, world_size, gpu)
@@ -101,12 +101,12 @@ def _numbered_worker(config: PrecomputeConfig) -> WorkerInfo:
     world_size, rank = config.num_workers, config.worker
     if rank is None and world_size > 1:
         raise UsageError(
-            f"--num-workers is {world_size} without --worker; expected the number of this "
+            f"--num-workers {world_size} was given without --worker; expected the number of this "
             f"process; add --worker 0 (to {world_size - 1}), or --executor ray to start them all"
         )
     if rank is not None and not 0 <= rank < world_size:
         raise UsageError(
-            f"--worker is {rank} with --num-workers {world_size}; expected 0 to {world_size - 1}; "
+            f"--worker {rank} with --num-workers {world_size}: expected 0 to {world_size - 1}; "
             "pass another number"
         )
     return WorkerInfo(rank or 0, world_size)
