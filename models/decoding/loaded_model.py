@@ -70,6 +70,8 @@ def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     folder = Path(source)
     configured = config_folder(source)
+    # A folder that holds only an adapter has no config.json: the base model's is meant.
+    described = configured or config_folder(model.config._name_or_path)
     total = sum(p.numel() for p in model.parameters())
     embedding = {
         parameter
@@ -81,7 +83,7 @@ def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
         "name": folder.resolve().name if folder.exists() else source,
         "revision": None if folder.is_dir() or configured is None else configured.name,
         "weights_digest": weights_digest(folder) if folder.is_dir() else None,
-        "config_digest": None if configured is None else config_digest(configured),
+        "config_digest": None if described is None else config_digest(described),
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "template_digest": template_digest(tokenizer) if tokenizer.chat_template else None,
         "num_parameters": total,
