@@ -101,7 +101,7 @@ class SplitModel:
         return self.form.logits(product[:, :num_columns].float())
 
 
-@torch.no_grad()  # inference_mode would leave buffers behind that a backward pass cannot use
+@torch.no_grad()  # not inference_mode: training must be able to use tensors that a forward caches
 def check_split(model: Any, split: SplitModel, num_columns: int | None = None) -> None:
     """Compare the logits of the two halves with those of the whole model, on eight tokens.
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models.devices import pick_device
+from caskd.models.devices import memory_errors, pick_device
 from caskd.models.digests import config_digest, weights_digest
 from caskd.models.opening import config_folder, open_model, open_tokenizer
 from caskd.store.corpus import template_digest, tokenizer_digest
+from caskd.store.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,21 @@ def load_for_decoding(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UsageError: the model cannot be opened, or the device is not present.
+        UsageError: the model cannot be opened or does not fit into memory, or the device is not
+            present.
     """
     from transformers import GenerationConfig
 
     chosen = pick_device(device)
     tokenizer = open_tokenizer(source, flag)
-    model = open_model(source, flag, dtype=dtype)
+    try:
+        with memory_errors():
+            model = open_model(source, flag, dtype=dtype).eval().to(chosen)
+    except MemoryError as error:
+        raise UsageError(
+            f"{flag} {source}: the weights do not fit on {chosen} ({error}); expected a device "
+            "with more memory: pass another --device, or --dtype bfloat16"
+        ) from error
     stop_ids = _stop_ids(model, tokenizer)
     # Greedy decoding only: generate() would take a repetition penalty, a temperature and every
     # other setting that it is not given from the model's own generation config.
@@ -57,7 +66,7 @@ def load_for_decoding(
         do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=pad
     )
     identity = _identity(source, model, tokenizer)
-    return LoadedModel(model.eval().to(chosen), tokenizer, stop_ids, identity)
+    return LoadedModel(model, tokenizer, stop_ids, identity)
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -70,6 +79,8 @@ def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     folder = Path(source)
     configured = config_folder(source)
+    # A folder that holds only an adapter has no config.json: the base model's is meant.
+    described = configured or config_folder(model.config._name_or_path)
     total = sum(p.numel() for p in model.parameters())
     embedding = {
         parameter
@@ -81,7 +92,7 @@ def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
         "name": folder.resolve().name if folder.exists() else source,
         "revision": None if folder.is_dir() or configured is None else configured.name,
         "weights_digest": weights_digest(folder) if folder.is_dir() else None,
-        "config_digest": None if configured is None else config_digest(configured),
+        "config_digest": None if described is None else config_digest(described),
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "template_digest": template_digest(tokenizer) if tokenizer.chat_template else None,
         "num_parameters": total,

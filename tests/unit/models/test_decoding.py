@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.tiny import save_tiny
+from helpers.tiny import save_tiny, tiny_tokenizer
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
-from caskd.models import config_digest, weights_digest
+from caskd.models import config_digest, open_model, weights_digest
 from caskd.models.decoding import decode_batch, hidden_index, load_for_decoding
 from caskd.store.errors import UsageError
 
@@ -114,6 +115,18 @@ def test_sampling_settings_of_a_checkpoint_are_ignored(folder, loaded, tmp_path)
     assert loaded.stop_ids == (2,)
     for prompt, answer in zip(PROMPTS, decode_batch(sampling, PROMPTS, NEW_TOKENS), strict=True):
         assert answer.token_ids == by_hand(sampling, prompt)[0]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_an_adapter_alone_has_the_config_of_its_base(folder, tmp_path):
+    base = open_model(folder, "--model")
+    config = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(folder))
+    get_peft_model(base, config).save_pretrained(tmp_path / "tuned")
+    tiny_tokenizer().save_pretrained(tmp_path / "tuned")
+    identity = load_for_decoding(str(tmp_path / "tuned"), "--model", device="cpu").identity
+    assert identity["name"] == "tuned"
+    assert identity["config_digest"] == config_digest(folder)
+    assert identity["weights_digest"] == weights_digest(tmp_path / "tuned")
 
 
 def test_the_identity_of_a_folder(folder, loaded, tmp_path):

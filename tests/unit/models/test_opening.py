@@ -160,6 +160,9 @@ def test_running_out_of_memory_is_its_own_error(sound, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
     with pytest.raises(MemoryError, match="out of memory"):
         open_model(sound, "--model")
+    with pytest.raises(UsageError, match=r"do not fit on cpu .*out of memory") as caught:
+        load_for_decoding(str(sound), "--model", device="cpu")
+    one_line(caught, f"--model {sound}", "--device", "--dtype bfloat16")
 
 
 @pytest.mark.parametrize("command", ["predict", "eval --next-token", "train", "precompute"])
