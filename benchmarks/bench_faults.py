@@ -1,4 +1,4 @@
-"""The large counts of the fault tests: kills, failing disks, power cuts, damage, races, strangers.
+"""Large counts of the fault tests: kills, failing disks, power cuts, damage, races, hostile stores.
 
     python benchmarks/bench_faults.py [--share 1.0]
 
@@ -21,16 +21,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "faults")]
 
+import fault_attacks  # noqa: E402
 import fault_damage  # noqa: E402
 import fault_disk  # noqa: E402
-import fault_guests  # noqa: E402
-import fault_hostile  # noqa: E402
+import fault_hostile_stores  # noqa: E402
 import fault_kills  # noqa: E402
 import fault_power  # noqa: E402
 import fault_races  # noqa: E402
 import fault_repair  # noqa: E402
-import fault_strangers  # noqa: E402
 from fault_jobs import Tally, folder  # noqa: E402
+from fault_run_hostile import run_hostile  # noqa: E402
 
 SEED = 2026
 Found = dict[str, Tally]
@@ -44,14 +44,14 @@ def damage(where: Path, share: float) -> Found:
     return {f"damage: {name}": tally for name, tally in found.items()}
 
 
-def strangers(where: Path, share: float) -> Found:
+def hostile(where: Path, share: float) -> Found:
     """Hostile stores, and mutated ones."""
-    sound = fault_hostile.sound_stores(where / "stores")
-    hostile = fault_hostile.hostile_stores(sound)
-    mutants = fault_strangers.mutants(sound, int(2_000 * share), SEED)
+    sound = fault_attacks.sound_stores(where / "stores")
+    attacks = fault_attacks.hostile_stores(sound)
+    mutants = fault_hostile_stores.mutants(sound, int(2_000 * share), SEED)
     return {
-        "strangers: hostile": fault_guests.receive(where / "hostile", hostile, refused=True),
-        "strangers: mutated": fault_guests.receive(where / "mutants", mutants, refused=False),
+        "strangers: hostile": run_hostile(where / "hostile", attacks, refused=True),
+        "strangers: mutated": run_hostile(where / "mutants", mutants, refused=False),
     }
 
 
@@ -86,7 +86,7 @@ CLASSES: list[Callable[[Path, float], Found]] = [
     one("races: 8 workers", fault_races.schedules, 200),
     one("races: 2 creators", fault_races.creators, 500),
     lambda where, share: {"races: latecomers": fault_races.latecomers(where)},
-    strangers,
+    hostile,
 ]
 
 

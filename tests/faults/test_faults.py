@@ -25,7 +25,7 @@ def test_every_point_is_reached_by_a_job_or_by_a_race() -> None:
 
 def test_the_variable_arms_a_fault_and_an_unreached_one_fails() -> None:
     code = (
-        "import fault_jobs, sys; from pathlib import Path; from caskd.store import faults\n"
+        "import fault_jobs, sys; from pathlib import Path; from caskd.store.io import faults\n"
         "fault_jobs.job(Path(sys.argv[1])); print(faults.hook.reached)"
     )
     with fault_jobs.folder() as where:

@@ -153,11 +153,11 @@ def test_without_a_probe_no_weight_is_read(teacher, tmp_path, monkeypatch):
 def test_the_bracket_without_a_probe_holds_the_measured_stores():
     """`benchmarks/results/store_encoding.csv`, from which its numbers come."""
     spec = type("Spec", (), {
-        "num_rows": 100_000, "kind": "topk", "num_cells": 64,
+        "num_rows": 100_000, "num_cells": 64,
         "identity": {"capture": {"min_mass": 1.0}},
     })  # fmt: skip
     for encoding, measured in (("compact", (112.5, 129.1)), ("exact", (310.0, 319.5))):
-        spec.encoding = encoding
+        spec.row_encoding = ROW_ENCODINGS["topk", encoding]
         low, high = forecast.bytes_bracket(spec, 0)
         assert low < 100_000 * measured[0]
         assert high > 100_000 * measured[1]

@@ -1,5 +1,6 @@
-"""Stores that a stranger might hand over: by hand, and by mutation. Nothing here is a fixture: all
-of it is made from a sound store, with every digest made to fit again, so that an attack gets deep.
+"""Hostile stores: a builder for attacks by hand, and random mutants.
+
+Each is made from a valid store. Every digest is updated, so that an attack gets past the checksums.
 """
 
 import hashlib
@@ -24,16 +25,16 @@ DEEP = 200_000
 
 
 @dataclass
-class Stranger:
-    """A store in the making: its files, and what is done to the folder afterwards."""
+class HostileStore:
+    """A store to be written: its files, and actions on the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"  # or `sampled`, a compact store of draws
-    fits: bool = True  # whether digests are made to fit again
+    encoding: str = "compact"  # or `exact`, or `sampled` for a compact sampled store
+    fits: bool = True  # whether digests are updated
     after: list[Callable[[Path], None]] = field(default_factory=list)
 
     def json(self, name: str, change: Callable[[Any], Any]) -> None:
-        """Change a JSON document; `change` edits it, or returns another."""
+        """Change a JSON document; `change` edits it, or returns a new one."""
         value = json.loads(self.files[name])
         changed = change(value)
         self.files[name] = _written(value if changed is None else changed)
@@ -65,7 +66,7 @@ class Stranger:
         self.files[array.key(0)] = encode_shards(array, values.astype(array.dtype))[0]
 
     def payload(self, name: str, change: Callable[[bytearray], Any]) -> None:
-        """Change the payload of the first chunk of an array; its crc32c fits again."""
+        """Change the payload of the first chunk of an array and update its crc32c."""
         key = self.layout(name).key(0)
         data, entries = self._index(name)
         offset, count = entries[0]
@@ -80,7 +81,7 @@ class Stranger:
         self.files[key] = chunk + rest + _footer(moved)
 
     def index(self, name: str, change: Callable[[list[tuple[int, int]]], None]) -> None:
-        """Change the index of an array's first shard; its crc32c fits again."""
+        """Change the index of an array's first shard and update its crc32c."""
         data, entries = self._index(name)
         change(entries)
         self.files[self.layout(name).key(0)] = data[: len(data) - 16 * len(entries) - 4] + _footer(
@@ -94,7 +95,7 @@ class Stranger:
         return data, list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def write(self, path: Path) -> None:
-        """Put it on disk."""
+        """Write the store to `path`."""
         if self.fits:
             fit(self.files)
         for name, data in self.files.items():
@@ -110,7 +111,7 @@ def _footer(entries: list[tuple[int, int]]) -> bytes:
 
 
 def fit(files: dict[str, bytes]) -> None:
-    """Make records, commits.sha256 and seal.json agree with the files again, where they can."""
+    """Update records, commits.sha256 and seal.json to match the files, as far as they parse."""
     lines = []
     listed = files.get("commits/commits.sha256", b"").decode("latin-1").splitlines()
     for line in listed:
@@ -128,7 +129,7 @@ def fit(files: dict[str, bytes]) -> None:
 
 
 def _written(value: Any) -> bytes:
-    """JSON as a store has it, where that can be."""
+    """Canonical JSON, where `value` allows it."""
     try:
         return canonical_json(value)
     except (ValueError, TypeError, RecursionError):
@@ -152,21 +153,21 @@ def _fitting_record(files: dict[str, bytes], data: bytes) -> bytes:
 
 def mutants(
     sound: dict[str, dict[str, bytes]], count: int, seed: int = 0
-) -> list[tuple[str, Stranger]]:
-    """Stores with one JSON value, or a few bytes of a chunk or an index, changed at random."""
+) -> list[tuple[str, HostileStore]]:
+    """Stores with random changes of one JSON value, or of a few bytes of a chunk or an index."""
     rng, made = random.Random(seed), []
     for number in range(count):
         encoding = rng.choice(sorted(sound))
-        stranger = Stranger(dict(sound[encoding]), encoding, fits=rng.random() < 0.8)
+        store = HostileStore(dict(sound[encoding]), encoding, fits=rng.random() < 0.8)
         if rng.random() < 0.6:
-            names = [n for n in stranger.files if n.endswith(".json") and "environment" not in n]
+            names = [n for n in store.files if n.endswith(".json") and "environment" not in n]
             classes = sorted({kind(n) for n in names})
             wanted = rng.choice(classes)
             name = rng.choice([n for n in names if kind(n) == wanted])
-            stranger.json(name, lambda value: _mutated(value, rng))
+            store.json(name, lambda value: _mutated(value, rng))
         else:
-            name = _mutate_chunk(stranger, rng)
-        made.append((f"mutant {number}: {name}", stranger))
+            name = _mutate_chunk(store, rng)
+        made.append((f"mutant {number}: {name}", store))
     return made
 
 
@@ -177,7 +178,7 @@ _NASTY: list[Any] = [
 
 
 def _mutated(value: Any, rng: random.Random) -> Any:
-    """`value` with one place in it changed, removed or doubled."""
+    """`value` with one of its values changed, removed or repeated."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.15:
         return rng.choice(_NASTY)
     key = rng.choice(sorted(value)) if isinstance(value, dict) else rng.randrange(len(value))
@@ -193,29 +194,29 @@ def _mutated(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def _mutate_chunk(stranger: Stranger, rng: random.Random) -> str:
-    names = sorted({n.split("/")[1] for n in stranger.files if n.count("/") > 2})
+def _mutate_chunk(store: HostileStore, rng: random.Random) -> str:
+    names = sorted({n.split("/")[1] for n in store.files if n.count("/") > 2})
     name = rng.choice(names)
 
     def scramble(data: bytearray) -> None:
         for _ in range(rng.randint(1, 4)):
-            place = rng.randrange(min(len(data), rng.choice([20, len(data)])))
-            data[place] = rng.randrange(256)
+            offset = rng.randrange(min(len(data), rng.choice([20, len(data)])))
+            data[offset] = rng.randrange(256)
 
     def repoint(entries: list[tuple[int, int]]) -> None:
-        place = rng.randrange(min(len(entries), 2))
+        chosen = rng.randrange(min(len(entries), 2))
         numbers = [0, 1, entries[0][1], 1 << 31, 1 << 62, 2**64 - 1, 2**64 - 2]
-        entries[place] = rng.choice(numbers), rng.choice(numbers)
+        entries[chosen] = rng.choice(numbers), rng.choice(numbers)
 
     if rng.random() < 0.8:
-        stranger.payload(name, scramble)
+        store.payload(name, scramble)
     else:
-        stranger.index(name, repoint)
+        store.index(name, repoint)
     return name
 
 
 def link(name: str, target: str) -> Callable[[Path], None]:
-    """Put a link in the place of a file or folder."""
+    """Replace a file or folder by a link."""
 
     def action(path: Path) -> None:
         _clear(path / name)
@@ -225,7 +226,7 @@ def link(name: str, target: str) -> Callable[[Path], None]:
 
 
 def pipe(name: str) -> Callable[[Path], None]:
-    """Put a named pipe in the place of a file."""
+    """Replace a file by a named pipe."""
 
     def action(path: Path) -> None:
         _clear(path / name)
@@ -235,12 +236,12 @@ def pipe(name: str) -> Callable[[Path], None]:
 
 
 def huge(name: str) -> Callable[[Path], None]:
-    """Make a file 20 GB long, without a block on the disk."""
+    """Extend a file to 20 GB as a sparse file."""
     return lambda path: os.truncate(path / name, 20 << 30)
 
 
 def directory(name: str) -> Callable[[Path], None]:
-    """Put a folder in the place of a file."""
+    """Replace a file by a folder."""
 
     def action(path: Path) -> None:
         _clear(path / name)

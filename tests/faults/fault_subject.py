@@ -1,7 +1,7 @@
-"""Someone who opens strangers' stores, in processes that are watched and may not take much.
+"""The subject: a process that opens hostile stores under watch, with limits on memory and time.
 
-Started as a program: reads folders, one a line, and answers each with one line of JSON. Each store
-is used in a fork of this process, so that all imports are behind it before the watch begins.
+As a program it reads folders, one a line, and prints one line of JSON for each. Each store is used
+in a fork of this process, so that all imports are done before the watch begins.
 """
 
 import json
@@ -29,7 +29,7 @@ FORBIDDEN = ("exec", "import", "compile", "socket.", "subprocess.", "os.system",
 
 
 def use(path: Path) -> tuple[list[str], list[str]]:
-    """Do with a store what people do; returns what refused it and what else went wrong."""
+    """Use a store in every way that a user does; returns refusals and other failures."""
     refusals: list[str] = []
     failures: list[str] = []
 
@@ -70,7 +70,7 @@ def use(path: Path) -> tuple[list[str], list[str]]:
 
 
 def watched(path: Path) -> dict[str, Any]:
-    """Use a store while noting what this process opens, imports and runs."""
+    """Use a store and record every file, import and command of this process meanwhile."""
     root, events, watching = str(path.resolve()), [], True
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -109,7 +109,7 @@ def _status(name: str) -> int:
 
 
 def in_child(path: Path) -> dict[str, Any]:
-    """`watched` in a fork; a hang or a crash is an answer too."""
+    """Run `watched` in a fork; a hang or a crash is a result too."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -134,7 +134,7 @@ def in_child(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Warm up on a sound store, then answer."""
+    """Warm up on a valid store, then handle the folders from stdin."""
     sound = Path(sys.argv[1])
     for _ in range(2):
         refusals, failures = use(sound)

@@ -1,4 +1,4 @@
-"""Hands strangers' stores to the victim and judges what became of it."""
+"""Runs the subject on hostile stores and judges its responses."""
 
 import json
 import shutil
@@ -8,43 +8,43 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fault_damage import make
+from fault_hostile_stores import HostileStore
 from fault_jobs import Tally, environment
-from fault_strangers import Stranger
 
 SECONDS, BYTES = 1.0, 200 << 20
 
 
-def receive(where: Path, strangers: Iterable[tuple[str, Stranger]], *, refused: bool) -> Tally:
-    """Let the victim use each store.
+def run_hostile(where: Path, stores: Iterable[tuple[str, HostileStore]], *, refused: bool) -> Tally:
+    """Let the subject use each store.
 
     Args:
         where: an empty folder.
-        strangers: name and store.
-        refused: whether every one of them must be refused (a mutant may be sound).
+        stores: name and store.
+        refused: whether every store must be refused (a mutant may be valid).
     """
     tally = Tally()
     where.mkdir()
     sound = make(where / "sound", "compact")
-    victim = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fault_victim.py")), str(sound)],
+    subject = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fault_subject.py")), str(sound)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment(),
     )
-    assert victim.stdin is not None
-    assert victim.stdout is not None
-    with victim:
-        for number, (name, stranger) in enumerate(strangers):
-            path = where / f"guest{number}"
+    assert subject.stdin is not None
+    assert subject.stdout is not None
+    with subject:
+        for number, (name, store) in enumerate(stores):
+            path = where / f"store{number}"
             path.mkdir()
-            stranger.write(path)
-            victim.stdin.write(f"{path}\n")
-            victim.stdin.flush()
-            answer = json.loads(victim.stdout.readline())
+            store.write(path)
+            subject.stdin.write(f"{path}\n")
+            subject.stdin.flush()
+            answer = json.loads(subject.stdout.readline())
             _judge(name, answer, refused, tally)
             shutil.rmtree(path)
-        victim.stdin.close()
+        subject.stdin.close()
     return tally
 
 

@@ -1,12 +1,12 @@
-"""Strangers' stores: refused in one line, quickly, in little memory, and nothing of them runs."""
+"""Hostile stores are refused in one line, quickly, in little memory, and none of them runs code."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import fault_guests
-import fault_hostile
+import fault_attacks
+import fault_hostile_stores
 import fault_jobs
-import fault_strangers
+import fault_run_hostile
 import pytest
 
 
@@ -18,22 +18,22 @@ def where() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def sound(where: Path) -> dict[str, dict[str, bytes]]:
-    return fault_hostile.sound_stores(where / "sound-stores")
+    return fault_attacks.sound_stores(where / "sound-stores")
 
 
 @pytest.mark.slow
 def test_hostile_stores_are_refused(where: Path, sound: dict[str, dict[str, bytes]]) -> None:
-    hostile = fault_hostile.hostile_stores(sound)
+    hostile = fault_attacks.hostile_stores(sound)
     assert len(hostile) >= 60
-    tally = fault_guests.receive(where / "hostile", hostile, refused=True)
+    tally = fault_run_hostile.run_hostile(where / "hostile", hostile, refused=True)
     assert tally.silent == []
     assert tally.count == len(hostile)
 
 
 @pytest.mark.slow
 def test_mutated_stores_do_no_harm(where: Path, sound: dict[str, dict[str, bytes]]) -> None:
-    mutants = fault_strangers.mutants(sound, count=300)
-    tally = fault_guests.receive(where / "mutants", mutants, refused=False)
+    mutants = fault_hostile_stores.mutants(sound, count=300)
+    tally = fault_run_hostile.run_hostile(where / "mutants", mutants, refused=False)
     assert tally.silent == []
     assert tally.notes["refused"] > 200
 
@@ -41,7 +41,10 @@ def test_mutated_stores_do_no_harm(where: Path, sound: dict[str, dict[str, bytes
 def test_a_sound_store_is_accepted_by_the_same_judge(
     where: Path, sound: dict[str, dict[str, bytes]]
 ) -> None:
-    guests = [(name, fault_strangers.Stranger(dict(files), name)) for name, files in sound.items()]
-    tally = fault_guests.receive(where / "sound", guests, refused=False)
+    stores = [
+        (name, fault_hostile_stores.HostileStore(dict(files), name))
+        for name, files in sound.items()
+    ]
+    tally = fault_run_hostile.run_hostile(where / "sound", stores, refused=False)
     assert tally.silent == []
-    assert tally.notes["accepted"] == len(guests)
+    assert tally.notes["accepted"] == len(stores)

@@ -1,4 +1,4 @@
-"""More than sixty hostile stores, each one idea."""
+"""Hostile stores by hand: more than sixty attacks, each a single change to a valid store."""
 
 import json
 from collections.abc import Callable
@@ -7,42 +7,40 @@ from typing import Any
 
 import numpy as np
 from fault_damage import make
+from fault_hostile_stores import DEEP, HostileStore, directory, huge, link, pipe
 from fault_jobs import everything
-from fault_strangers import DEEP, Stranger, directory, huge, link, pipe
 from helpers import sampled_stores
 
-Attack = Callable[[Stranger], None]
+Attack = Callable[[HostileStore], None]
 STORE, PLAN, SHARD, SEAL = "store.json", "commits/plan.json", "commits/00000.json", "seal.json"
 LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 
 
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
-    """Files of a sound store in each encoding, and of a sampled one."""
+    """Files of a valid topk store in each encoding, and of a sampled store."""
     sampled_stores.make_store(where / "sampled")
-    places = [make(where / encoding, encoding) for encoding in ("compact", "exact")]
+    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact")]
     return {
-        place.name: {
-            name: data for name, data in everything(place).items() if not name.endswith("/")
-        }
-        for place in (*places, where / "sampled")
+        path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
+        for path in (*paths, where / "sampled")
     }
 
 
-def hostile_stores(sound: dict[str, dict[str, bytes]]) -> list[tuple[str, Stranger]]:
-    """Every attack on a fresh copy of a sound store."""
+def hostile_stores(sound: dict[str, dict[str, bytes]]) -> list[tuple[str, HostileStore]]:
+    """Every attack on a fresh copy of a valid store."""
     made = []
     for name, attack in attacks().items():
         prefix = name.partition(":")[0]
         encoding = prefix if prefix in sound else "compact"
-        stranger = Stranger(dict(sound[encoding]), encoding)
-        attack(stranger)
-        made.append((name, stranger))
+        store = HostileStore(dict(sound[encoding]), encoding)
+        attack(store)
+        made.append((name, store))
     return made
 
 
 def attacks() -> dict[str, Attack]:
-    """All of them, by name."""
-    return {**_geometry(), **_identity(), **_texts(), **_places(), **_records(), **_zarr(),
+    """All attacks, by name."""
+    return {**_geometry(), **_identity(), **_texts(), **_paths(), **_records(), **_zarr(),
             **_chunks(), **_values()}  # fmt: skip
 
 
@@ -143,14 +141,14 @@ def _nested(depth: int) -> Any:
 
 
 def _unfit(attack: Attack) -> Attack:
-    def changed(stranger: Stranger) -> None:
-        stranger.fits = False
-        attack(stranger)
+    def changed(store: HostileStore) -> None:
+        store.fits = False
+        attack(store)
 
     return changed
 
 
-def _places() -> dict[str, Attack]:
+def _paths() -> dict[str, Attack]:
     chunk = "data.zarr/argmax/c/0"
     return {
         "store.json a pipe": _after(pipe(STORE)),
@@ -216,9 +214,9 @@ def _zarr() -> dict[str, Attack]:
           "filters": [{"id": "vlen-utf8"}, {"id": "pickle"}]}  # fmt: skip
     consolidated = {"kind": "inline", "must_understand": False, "metadata": {"../x": {}}}
 
-    def second_format(stranger: Stranger) -> None:
-        stranger.files["data.zarr/argmax/.zarray"] = json.dumps(v2).encode()
-        _text(ARGMAX, json.dumps(v2).encode())(stranger)
+    def second_format(store: HostileStore) -> None:
+        store.files["data.zarr/argmax/.zarray"] = json.dumps(v2).encode()
+        _text(ARGMAX, json.dumps(v2).encode())(store)
 
     return {
         "zarr 2 with pickle": second_format,
@@ -245,9 +243,9 @@ def _zarr() -> dict[str, Attack]:
     }
 
 
-def _put(place: int, data: bytes) -> Callable[[bytearray], None]:
+def _put(offset: int, data: bytes) -> Callable[[bytearray], None]:
     def change(payload: bytearray) -> None:
-        payload[place : place + len(data)] = data
+        payload[offset : offset + len(data)] = data
 
     return change
 
@@ -297,9 +295,9 @@ def _chunks() -> dict[str, Attack]:
 
 
 def _values() -> dict[str, Attack]:
-    def at(name: str, place: Any, value: Any) -> Attack:
+    def at(name: str, index: Any, value: Any) -> Attack:
         def change(values: np.ndarray) -> None:
-            values[place] = value
+            values[index] = value
 
         return lambda s: s.values(name, change)
 
