@@ -12,7 +12,7 @@ from caskd.precompute import precompute
 from caskd.precompute.planning import forecast, probe
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
-from caskd.store.format import TOPK
+from caskd.store.format import ROW_ENCODINGS, TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter
 
