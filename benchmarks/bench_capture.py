@@ -34,25 +34,23 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from gpu_models import random_teacher
 from gpu_profile import add_profile
 from store_rows import RESULTS, setting, write_table
 
-from caskd.models import SplitModel, pad, pick_device
+from caskd.models import SplitModel, pad, padded_batches, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
-from caskd.precompute.planning.planner import check_job
+from caskd.precompute.planning.identity import check_job
 from caskd.precompute.planning.probe import encoded_bytes
-from caskd.precompute.rows.targets import row_rule
 from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import find_teacher
+from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
-from caskd.precompute.workers.fill import next_batch
-from caskd.precompute.workers.scheduling import Seat
 from caskd.precompute.workers.worker import Worker
-from caskd.store.corpus.alignment import logit_positions
-from caskd.store.read.teacher_store import TeacherStore
-from caskd.store.write.writer import ShardExample, StoreWriter
+from caskd.store.corpus import logit_positions
+from caskd.store.read import TeacherStore
+from caskd.store.write import ShardExample, StoreWriter
 
 ROOT = Path(__file__).parents[1]
 LENGTHS = {"prompt-heavy": (800, 100), "response-heavy": (60, 700)}  # mean characters
@@ -97,23 +95,21 @@ def batches(store: Path, token_budget: int) -> Iterator[list[ShardExample]]:
     """The batches that a capture of `store` computes."""
     writer = StoreWriter(store)
     for shard in range(writer.spec.num_shards):
-        work = writer.shard(shard)
-        waiting = sorted(work.examples, key=lambda e: (-len(e.token_ids), e.index))
-        while waiting:
-            batch = next_batch(waiting, token_budget)
-            yield list(batch)
-            waiting = waiting[len(batch) :]
+        examples = writer.shard(shard).examples
+        lengths = np.array([len(example.token_ids) for example in examples], np.int64)
+        for positions in padded_batches(lengths, token_budget):
+            yield [examples[position] for position in positions]
 
 
 class Bare:
     """Forward passes that keep nothing, or what a few lines of transformers would keep."""
 
     def __init__(self, arm: str, config: PrecomputeConfig) -> None:
-        source = find_teacher(config.teacher, config.dtype, attention=config.attention)
+        source = find_checkpoint(config.teacher, config.dtype, attention=config.attention)
         self.arm, self.token_budget = arm, config.token_budget
         self.device = pick_device(config.device)
         self.model = load_model(source, self.device)
-        self.split = SplitModel(self.model)
+        self.split = SplitModel(self.model, "--teacher")
 
     @torch.inference_mode()
     def __call__(self, config: PrecomputeConfig) -> float:
@@ -185,7 +181,9 @@ def prepare_pilots(configs: dict[str, PrecomputeConfig]) -> dict[str, tuple[int,
     for kind, config in configs.items():
         with quiet():
             spec = plan(config)
-            with Worker(config, check_job(config), StoreWriter(config.store), Seat(0, 1)) as worker:
+            with Worker(
+                config, check_job(config), StoreWriter(config.store), WorkerInfo(0, 1)
+            ) as worker:
                 worker.run_pilot(quiet=True)
         sizes[kind] = (spec.num_rows, spec.num_tokens)
         print(f"{kind}: {spec.num_rows:,} rows of {spec.num_tokens:,} tokens", flush=True)
@@ -281,7 +279,7 @@ def one_copy(config: PrecomputeConfig, *, random_weights: bool) -> Iterator[None
     if random_weights:
         model = random_teacher(config.teacher, device)
     else:
-        source = find_teacher(config.teacher, config.dtype, attention=config.attention)
+        source = find_checkpoint(config.teacher, config.dtype, attention=config.attention)
         model = load_model(source, device)
     print("loaded", flush=True)
     with (
@@ -297,12 +295,12 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
 
     Where `profile` is given, that file gets the kernels of the batch.
     """
-    source = find_teacher(config.teacher, config.dtype, attention=config.attention)
+    source = find_checkpoint(config.teacher, config.dtype, attention=config.attention)
     writer = StoreWriter(config.store)
     teacher = TransformersTeacher(
         source,
         vocab_size=writer.spec.vocab_size,
-        rule=row_rule(writer.spec),
+        targets=targets_of(writer.spec),
         device=config.device,
     )
     all_batches = list(batches(Path(config.store), config.token_budget))
@@ -393,7 +391,7 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(args.threads)
-    source = find_teacher(args.teacher, args.dtype, attention=args.attention)
+    source = find_checkpoint(args.teacher, args.dtype, attention=args.attention)
     with tempfile.TemporaryDirectory(prefix="caskd-bench-") as folder:
         configs = {}
         for kind in LENGTHS:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from store_rows import setting, write_table
 
+from caskd.models import open_model
 from caskd.store.io import progress
 from caskd.train import TrainConfig
 from caskd.train.checkpoint import seed_everything
@@ -72,10 +73,8 @@ def make_engine(plan: RunPlan, ranks: Any, arm: str, teacher: str) -> TrainEngin
     options = LossOptions(plan.objective, plan.tail)
     module = StudentWithLoss(student, options)
     if arm == "live teacher":
-        from transformers import AutoModelForCausalLM
-
-        dtype = getattr(torch, plan.store.spec.identity["capture"]["load_dtype"])
-        model = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval().to(ranks.device)
+        dtype = plan.store.spec.identity["capture"]["load_dtype"]
+        model = open_model(teacher, "--teacher", dtype=dtype).eval().to(ranks.device)
         module = LiveStudent(student, options)
         module.beside = (model, plan.store.spec.top_k, plan.store.spec.vocab_size)
     return TrainEngine(

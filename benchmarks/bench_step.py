@@ -33,8 +33,8 @@ from gpu_profile import add_profile
 from store_rows import RESULTS, setting, write_table
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
+from caskd.models import open_model
 from caskd.train import TrainConfig
 from caskd.train.checkpoint.manifest import verify
 from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
@@ -93,7 +93,7 @@ def make_engine(
     if teacher is not None and random_weights:
         module.teacher = [random_model(teacher, ranks.device, dtype).eval()]
     elif teacher is not None:
-        model = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype)
+        model = open_model(teacher, "--teacher", dtype=str(dtype).removeprefix("torch."))
         module.teacher = [model.eval().to(ranks.device)]
     return TrainEngine(module, plan.settings, ranks, weight_decay=0.0)
 

@@ -30,8 +30,9 @@ import torch
 from store_rows import setting, write_table
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaModel
+from transformers import LlamaConfig, LlamaModel
 
+from caskd.models import open_model, open_tokenizer
 from caskd.train.loss import TeacherRows, cascade_aware_loss
 
 TAILS = ("drop", "renormalise", "bucket", "sampled")
@@ -57,7 +58,7 @@ class Setting:
 @torch.no_grad()
 def capture(teacher: str, text: Path, folder: Path, num_sequences: int, vocab_size: int) -> None:
     """Write inputs, labels (-1: not in the vocabulary) and log-probs, [S, T-1] and [S, T-1, V]."""
-    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer = open_tokenizer(teacher, "teacher")
     ids = tokenizer(text.read_text()[: num_sequences * LENGTH * 8])["input_ids"]
     if len(ids) < num_sequences * LENGTH:
         raise SystemExit(f"{text} has {len(ids)} tokens, expected {num_sequences * LENGTH}")
@@ -66,7 +67,7 @@ def capture(teacher: str, text: Path, folder: Path, num_sequences: int, vocab_si
     columns = counts.topk(vocab_size).indices.sort().values
     place = torch.full((len(counts),), -1)
     place[columns] = torch.arange(vocab_size)
-    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
+    model = open_model(teacher, "teacher", dtype="float32").eval()
     head = model.get_output_embeddings().weight[columns]
     shape = (num_sequences, LENGTH - 1, vocab_size)
     logprobs = np.lib.format.open_memmap(folder / "logprobs.npy", "w+", np.float32, shape)

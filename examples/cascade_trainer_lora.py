@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
 
-    student = AutoModelForCausalLM.from_pretrained(args.student, dtype=torch.float32)
+    student = AutoModelForCausalLM.from_pretrained(
+        args.student, dtype=torch.float32, trust_remote_code=False
+    )
     adapter = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(student, adapter)
     model.print_trainable_parameters()
@@ -47,7 +49,7 @@ def main() -> None:
     )
     trainer.train()
     model.merge_and_unload().save_pretrained(args.out)
-    AutoTokenizer.from_pretrained(args.student).save_pretrained(args.out)
+    AutoTokenizer.from_pretrained(args.student, trust_remote_code=False).save_pretrained(args.out)
     print(f"saved in {args.out}: an ordinary transformers model")
 
 

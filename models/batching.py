@@ -1,37 +1,40 @@
-"""Examples of unequal length as one input of the teacher: padded to the longest, or end to end.
+"""Examples of unequal length as the input of a model: padded to the longest, or packed end to end.
 
-Legend: B examples of a batch, L longest of them, T tokens of all of them.
+Legend: B examples of a batch, L longest of them, T tokens of all of them, E examples in all.
 
-Padding stands on the right, where causal attention cannot see it, so that no mask is needed: with
-one, sdpa would leave its fast kernels. End to end, positions start again with each example, which
-flash attention takes for the borders (transformers derives its `cu_seqlens` from them). Other
-implementations would build a [T, T] mask instead and be slower than with padding.
+Padding is on the right, where causal attention cannot see it, so that no mask is needed: with a
+mask, sdpa would not use its fast kernels. In a packed batch, positions start at 0 with each
+example, and flash attention takes these starts for the borders (transformers derives its
+`cu_seqlens` from them). Other implementations would build a [T, T] mask instead and be slower than
+with padding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+Lengths = npt.NDArray[np.integer[Any]]
 
 
-def longest_first(lengths: Ids) -> Ids:
-    """Positions [E] of the examples by length, longest first; equal lengths stay in order.
+def longest_first(lengths: Lengths) -> Ids:
+    """Indices [E] of the examples by length, longest first; equal lengths keep their order.
 
-    Batches then carry little padding, and running out of memory shows at the first one.
+    Batches then need little padding, and the first batch is the one that runs out of memory.
     """
     return np.argsort(-lengths.astype(np.int64), kind="stable")
 
 
 def num_in_batch(longest: int, token_budget: int) -> int:
-    """Examples of one batch whose longest has that many tokens: what fits once padded, or one."""
+    """Number of examples of `longest` tokens within the budget once padded; at least 1."""
     return max(1, token_budget // longest)
 
 
-def padded_batches(lengths: Ids, token_budget: int) -> Iterator[Ids]:
-    """Positions of the examples of each batch, longest first, within the budget once padded."""
+def padded_batches(lengths: Lengths, token_budget: int) -> Iterator[Ids]:
+    """Indices of the examples of each batch, longest first, within the budget once padded."""
     waiting = longest_first(lengths)
     while len(waiting):
         count = num_in_batch(int(lengths[waiting[0]]), token_budget)
@@ -41,9 +44,9 @@ def padded_batches(lengths: Ids, token_budget: int) -> Iterator[Ids]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Input of the teacher: `input_ids` and `position_ids`, [B, L] or [1, T].
+    """Input of a model: `input_ids` and `position_ids`, [B, L] if padded or [1, T] if packed.
 
-    `starts` [B] are the places of the examples' first tokens in the flattened input.
+    `starts` [B] are the positions of the examples' first tokens in the flattened input.
     """
 
     input_ids: Ids
@@ -61,14 +64,15 @@ def pad(sequences: Sequence[Tokens]) -> Batch:
     input_ids = np.empty((len(sequences), longest), dtype=np.int64)
     for line, tokens in zip(input_ids, sequences, strict=True):
         line[: len(tokens)] = tokens
-        # Padding must be finite even behind the mask (0 x NaN is NaN): a token of its own is.
+        # Hidden states of padding must be finite even behind the mask (0 x NaN is NaN), so it
+        # repeats a token of the sequence.
         line[len(tokens) :] = tokens[0]
     positions = np.tile(np.arange(longest), (len(sequences), 1))
     return Batch(input_ids, positions, np.arange(len(sequences)) * longest)
 
 
 def pack(sequences: Sequence[Tokens]) -> Batch:
-    """[1, T]: all sequences in one line, none of it wasted."""
+    """[1, T]: all sequences in one line, without padding."""
     lengths = [len(tokens) for tokens in sequences]
     positions = np.concatenate([np.arange(length) for length in lengths])
     input_ids = np.concatenate(sequences).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Devices, deterministic kernels and running out of memory."""
+"""Devices, deterministic kernels and errors of memory."""
 
 import os
 from collections.abc import Iterator
@@ -6,36 +6,36 @@ from contextlib import contextmanager
 
 import torch
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
-# What the CPU's allocator says, and cuBLAS where memory runs out under its own work space.
+# Errors of the CPU's allocator, and of cuBLAS when it cannot allocate its own work space.
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that a flag names.
+    """The device of a --device flag: `auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        UsageError: no such device.
+        UsageError: the device is not one of auto, cpu, cuda and cuda:N, or is not present.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")
     if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
-        raise UsageError(f"got --device {name}, expected auto, cpu, cuda or cuda:N")
+        raise UsageError(f"got --device {name}; expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"got --device {name}, but there is no CUDA device; use --device cpu")
+        raise UsageError(f"got --device {name}, but no CUDA device was found; use --device cpu")
     if number and int(number) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UsageError(f"got --device {name}, expected cuda:0 to cuda:{last}: give another")
+        raise UsageError(f"got --device {name}; expected cuda:0 to cuda:{last}")
     return torch.device(name)
 
 
 @contextmanager
 def fixed_kernels(on: bool) -> Iterator[None]:
-    """Deterministic kernels while inside; as it was before, afterwards."""
+    """Use deterministic kernels inside the block, and restore the setting after it."""
     before = torch.are_deterministic_algorithms_enabled()
-    if on:  # read by cuBLAS when it starts; without it torch refuses its matrix products
+    if on:  # cuBLAS reads it when it starts; without it torch refuses cuBLAS matrix products
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(on or before)
     try:
@@ -46,16 +46,16 @@ def fixed_kernels(on: bool) -> Iterator[None]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn every kind of running out of memory into MemoryError."""
+    """Turn every error of memory into MemoryError."""
     try:
         yield
     except RuntimeError as error:
         named = any(words in str(error) for words in _OUT_OF_MEMORY)
         if not (named or isinstance(error, torch.OutOfMemoryError)):
             raise
-        reason = str(error).splitlines()[0]
+        text = reason(error)
     else:
         return
     # Outside the handler, so that no frame of the failed pass keeps its tensors alive.
     torch.cuda.empty_cache()
-    raise MemoryError(reason)
+    raise MemoryError(text)

@@ -1,8 +1,13 @@
-"""The digest of a model's weights: what two parties compare to mean the same model."""
+"""Digests of a model's weights and config: two models are the same if both digests agree."""
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Keys of config.json that describe who wrote it, or the dtype that an identity holds itself."""
+_OLD_DIGITS = 32
 
 
 def weights_digest(folder: Path) -> str:
@@ -12,6 +17,23 @@ def weights_digest(folder: Path) -> str:
         digests = list(pool.map(_file_digest, files))
     lines = [f"{digest}  {file.name}\n" for file, digest in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def config_digest(folder: Path) -> str:
+    """sha256 of what config.json says of the model: it changes what equal weights compute."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kept = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def may_be_same_config(first: str | None, second: str | None) -> bool:
+    """Whether two values of the field `config_digest` can belong to the same model.
+
+    Older predictions files hold 32 digits over another selection of keys, which compare with
+    nothing: such a value is accepted.
+    """
+    old = any(value is not None and len(value) == _OLD_DIGITS for value in (first, second))
+    return old or first == second
 
 
 def _file_digest(file: Path) -> str:

@@ -1,6 +1,6 @@
-"""The teacher's side: a corpus and a frozen large model in, a sealed store out.
+"""Capture: run a frozen teacher over a corpus and write a sealed store.
 
-Names are imported when they are first used, so that a config costs no torch.
+Names are imported on first use, so that importing a config does not import torch.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What a capture is asked for: one source for flag, default, help and validation."""
+"""Options of a capture: the one source of its flags, defaults, help and validation."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,36 +14,36 @@ MAX_SAMPLES = 8_192  # a chunk of 512 rows then has 4 million cells
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig:
-    """Run the teacher once over a corpus and keep its top-k logits of every response token."""
+    """Run the teacher once over a corpus and store its top-k logits for every response token."""
 
     teacher: str
-    """The frozen large model: a transformers folder, or a hub id."""
+    """Teacher model: a transformers folder, or a hub id."""
 
     data: tuple[str, ...]
-    """Corpus files, read in this order: .jsonl, .parquet, .arrow or .csv; each a path, or
+    """Corpus files (.jsonl, .parquet, .arrow or .csv), read in this order. Each is a path, or
     hf://datasets/USER/NAME[@REVISION]/PATH."""
 
     store: str
-    """Directory of the store to write, or to complete."""
+    """Local directory of the store to create, or to complete."""
 
     top_k: int | None = None
-    """Logits kept per response token; 64, unless --sample is given."""
+    """Number of logits to store per response token; 64 by default, none with --sample."""
 
     min_mass: float | None = None
-    """Keep fewer: the shortest prefix of the top-k that reaches this probability."""
+    """Store only the shortest prefix of the top-k that reaches this probability."""
 
     sample: int | None = None
-    """Keep so many draws from the teacher's whole distribution instead of its top-k; train then
-    with no tail. 50 draws take about a third of the room of 64 logits."""
+    """Store N samples from the full distribution instead of the top-k (train with --tail none). 50
+    samples take about a third of the bytes of 64 logits."""
 
     sample_seed: int = 0
-    """Which draws; they depend on this and the row, not on batches or workers."""
+    """Seed of the samples. They depend on the seed and the row only, not on batches or workers."""
 
     encoding: Literal["compact", "exact"] = "compact"
-    """How rows are written: compact rounds logits (mean KL at most 1e-5), exact keeps the bits."""
+    """Row encoding: compact rounds logits (mean KL at most 1e-5); exact keeps every bit."""
 
     shard_rows: int = 65_536
-    """Response tokens per unit of work; what is lost when a run stops is at most one of them."""
+    """Response tokens per shard, the unit of work. A stopped run loses at most one shard."""
 
     prompt_column: str = "prompt"
     """Column of the prompt."""
@@ -52,82 +52,84 @@ class PrecomputeConfig:
     """Column of the response."""
 
     messages_column: str = "messages"
-    """Column of the conversation, for data that goes through the chat template."""
+    """Column of the conversation, for data rendered by the chat template."""
 
     text_column: str = "text"
-    """Column of plain text, all of which is response."""
+    """Column of plain text; all of it is response."""
 
     task_column: str = "task"
-    """Column that names an example's task; it may be missing."""
+    """Column of the example's task name; optional in the data."""
 
     eos: bool = True
-    """End every response with EOS, as a row: without it a student never learns to stop."""
+    """Append EOS to every response, as a row. Without it a student never learns to stop."""
 
     max_length: int | None = None
-    """Tokens of an example, prompt and response; the teacher's own limit by default."""
+    """Maximum tokens per example, prompt and response together; by default the teacher's limit."""
 
     on_long: Literal["error", "truncate", "skip"] = "error"
-    """What to do with a longer example: stop, cut the response's end (and no EOS), or skip it."""
+    """Policy for longer examples: stop, cut the end of the response (and omit EOS), or skip."""
 
     on_empty: Literal["error", "skip"] = "skip"
-    """What to do with an example that has nothing to predict: stop, or count it as empty."""
+    """Policy for examples without a response token: stop, or count them as empty."""
 
     on_duplicate: Literal["keep", "skip"] = "keep"
-    """What to do with an exact repeat of an earlier example: keep its rows, or count it."""
+    """Policy for exact repeats of earlier examples: keep their rows, or skip and count them."""
 
     on_out_of_vocabulary: Literal["error", "skip"] = "error"
-    """What to do with a token that the teacher does not know: stop, or count the example."""
+    """Policy for examples with a token outside the teacher's vocabulary: stop, or skip and count
+    them."""
 
     max_non_finite: float = 0.001
-    """Share of examples in which the teacher may give NaN or Inf before the capture stops; those
-    rows are kept without a teacher. 0 stops at the first, 1 never."""
+    """Largest share of examples with NaN or Inf from the teacher before the capture stops; 0 stops
+    at the first, 1 never. Their rows are stored without teacher values."""
 
     tokenize_processes: int | None = None
-    """Processes that tokenise; one per core by default, none but this one for a small corpus."""
+    """Processes that tokenise; by default one per core, or only this one for a small corpus."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Numbers in which the teacher computes; auto is the checkpoint's own."""
+    """Data type in which the teacher computes; auto uses the checkpoint's own."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
-    """How the teacher attends; auto is what transformers takes. Flash needs no padding."""
+    """Attention implementation; auto uses transformers' default. Flash attention needs no
+    padding."""
 
     adapter: str | None = None
-    """A peft adapter on the teacher: a folder, or a hub id."""
+    """A peft adapter to apply to the teacher: a folder, or a hub id."""
 
     device: str = "auto"
-    """Where the teacher runs: cpu, cuda, cuda:1; auto takes the GPU where there is one."""
+    """Device of the teacher: cpu, cuda or cuda:1; auto uses a GPU if there is one."""
 
     device_map: Literal["auto", "balanced", "sequential"] | None = None
-    """For a teacher larger than one GPU: how transformers lays its layers over all of them."""
+    """Spread the layers over all GPUs in this way, for a teacher larger than one GPU."""
 
     token_budget: int = 8192
-    """Tokens of one forward pass, padding included; halved when memory runs out."""
+    """Tokens per forward pass, padding included; halved when memory runs out."""
 
     deterministic: bool = False
-    """Fix batches and kernels, so that the same run gives the same bytes; slower."""
+    """Fix batches and kernels, so that equal runs produce equal bytes; slower."""
 
     executor: Literal["local", "torchrun", "ray"] = "local"
-    """Who runs the workers: this process, one process per GPU of torchrun, or a Ray cluster."""
+    """How to launch workers: local (this process), torchrun (one per GPU), or ray (a cluster)."""
 
     worker: int | None = None
-    """Which of --num-workers this process is, counted from 0, as in a SLURM array."""
+    """Number of this process among --num-workers, counted from 0, as in a SLURM array."""
 
     num_workers: int = 1
-    """Workers that share the job; with --executor ray, how many to start."""
+    """Number of workers that share the job; with --executor ray, how many to start."""
 
     dry_run: bool = False
-    """Print every derived number and stop; nothing is written."""
+    """Print every derived number and stop; write nothing."""
 
     @property
     def kept_logits(self) -> int | None:
-        """k of a top-k; None where draws are kept instead."""
+        """k of the top-k; None for a sampled store."""
         if self.sample is not None:
             return None
         return DEFAULT_TOP_K if self.top_k is None else self.top_k
 
     @property
     def columns(self) -> Columns:
-        """The column names, together."""
+        """All column names."""
         return Columns(
             prompt=self.prompt_column,
             response=self.response_column,
@@ -139,20 +141,20 @@ class PrecomputeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig(PrecomputeConfig):
-    """Check a capture, tokenise the corpus, lay out the store, and say what it will take."""
+    """Check a capture, tokenise its corpus, lay out the store, and forecast its size and time."""
 
     probe: bool = False
-    """Load the teacher and run it for about a minute: measures time, memory and bytes."""
+    """Load the teacher and run it for about a minute to measure time, memory and bytes."""
 
     json: bool = False
-    """Print everything as one JSON object, for scripts."""
+    """Print the plan as one JSON object."""
 
 
 def check_numbers(config: PrecomputeConfig) -> None:
-    """Refuse values that mean nothing, before anything is read.
+    """Refuse invalid values, before any file is read.
 
     Raises:
-        UsageError: names the flag, its value and what is expected.
+        UsageError: with the flag, its value, the expected range and what to pass.
     """
     limits = {
         "top_k": (1, MAX_TOP_K),
@@ -167,45 +169,46 @@ def check_numbers(config: PrecomputeConfig) -> None:
         if value is not None and (value < low or (high is not None and value > high)):
             expected = f"{low} or more" if high is None else f"{low} to {high:,}"
             raise UsageError(
-                f"--{name.replace('_', '-')} is {value}; expected {expected}: give another number"
+                f"--{name.replace('_', '-')} {value}: expected {expected}; pass another number"
             )
     _check_kind(config)
     if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
-            f"--min-mass is {config.min_mass}; expected a probability above 0 and at most 1: "
-            "type 1.0 to keep all k, or 0.999"
+            f"--min-mass {config.min_mass}: expected a probability above 0 and at most 1; "
+            "pass 1.0 to keep all k, or 0.999"
         )
     if not 0.0 <= config.max_non_finite <= 1.0:
         raise UsageError(
-            f"--max-non-finite is {config.max_non_finite}; expected a share from 0 to 1: "
-            "type 0 to stop at the first, 1 never to stop"
+            f"--max-non-finite {config.max_non_finite}: expected a share from 0 to 1; "
+            "pass 0 to stop at the first, or 1 never to stop"
         )
     if "://" in config.store:
         raise UsageError(
-            f"--store is {config.store!r}; expected a local directory: write there, then copy it"
+            f"--store {config.store}: expected a local directory; write there, then copy the "
+            "sealed store with caskd store push"
         )
     if config.device_map is not None and config.device != "auto":
         raise UsageError(
             f"--device-map {config.device_map} and --device {config.device} were both given; "
-            "expected one of them: leave out --device to use all GPUs"
+            "expected one of them; omit --device to use all GPUs"
         )
     chunk_rows_for(config.shard_rows)
 
 
 def _check_kind(config: PrecomputeConfig) -> None:
-    """A store holds a top-k or draws, not both.
+    """Refuse flags of both kinds of store: it holds a top-k or samples.
 
     Raises:
-        UsageError: flags of both were given.
+        UsageError: flags of both kinds were passed.
     """
     for flag, value in (("--top-k", config.top_k), ("--min-mass", config.min_mass)):
         if config.sample is not None and value is not None:
             raise UsageError(
-                f"--sample {config.sample} and {flag} {value} were both given; expected draws or a "
-                f"top-k, a store holds one of them: leave out {flag} or --sample"
+                f"--sample {config.sample} and {flag} {value} were both given; expected one of "
+                f"them, a store holds samples or a top-k; omit {flag} or --sample"
             )
     if config.sample is None and config.sample_seed:
         raise UsageError(
-            f"--sample-seed {config.sample_seed} was given without --sample; expected both, or "
-            "neither: add --sample 50"
+            f"--sample-seed {config.sample_seed} was given without --sample; expected both or "
+            "neither; add --sample 50"
         )

@@ -1,4 +1,4 @@
-"""`caskd predict`: requests, models and batched decoding.
+"""`caskd predict`: requests, the predictor, and parts shared by workers.
 
 Names are imported when they are first used: reading predictions needs no torch.
 """
@@ -8,31 +8,15 @@ from typing import TYPE_CHECKING
 from caskd.store.imports import lazy_exports
 
 if TYPE_CHECKING:
-    from caskd.eval.inference.decoding import Answer, decode_batch
-    from caskd.eval.inference.models import LoadedModel, load_model
     from caskd.eval.inference.predictor import batches, predict
     from caskd.eval.inference.requests import question_text, read_questions, with_questions
 
-__all__ = [
-    "Answer",
-    "LoadedModel",
-    "batches",
-    "decode_batch",
-    "load_model",
-    "predict",
-    "question_text",
-    "read_questions",
-    "with_questions",
-]
+__all__ = ["batches", "predict", "question_text", "read_questions", "with_questions"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "Answer": "decoding",
-        "LoadedModel": "models",
         "batches": "predictor",
-        "decode_batch": "decoding",
-        "load_model": "models",
         "predict": "predictor",
         "question_text": "requests",
         "read_questions": "requests",

@@ -6,7 +6,7 @@ takes the folder away. Nothing depends on a clock, on who wrote a part, or on ho
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caskd.eval.answers import WHOLE, Predictions, predictions_bytes, read_predictions, table_of
+from caskd.models import may_be_same_config
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import identity_differences
 from caskd.store.io import create_exclusive, make_directories, remove_tree
 
 REQUEST = "request.json"
+CONFIG_DIGEST = "model.config_digest"
 
 
 def check_out(out: Path) -> None:
@@ -67,7 +69,7 @@ class Parts:
             theirs = json.loads((self.folder / REQUEST).read_bytes())
         except (OSError, ValueError):
             raise UsageError(f"{self.folder} holds no parts; remove it or choose --out") from None
-        difference = next(identity_differences(theirs, self._request), None)
+        difference = next(_differences(theirs, self._request), None)
         if difference is not None:
             raise IdentityError(
                 f"{self.folder} holds parts of another request: {_told(difference)}; repeat that "
@@ -84,7 +86,7 @@ class Parts:
             return None
         whole = read_predictions(str(self.out))
         theirs = {name: whole.metadata.get(name) for name in self._request}
-        difference = next(identity_differences(theirs, self._request), None)
+        difference = next(_differences(theirs, self._request), None)
         if difference is not None:
             scoring = difference[0].partition(".")[0] in ("quality", "tasks")
             other = ", or score it anew: caskd eval --task-metric" if scoring else ""
@@ -148,6 +150,15 @@ class Parts:
             for name, kind in zip(WHOLE.names, WHOLE.types, strict=True)
         ]
         return pa.table(columns, schema=WHOLE)
+
+
+def _differences(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Fields in which two requests differ; an older file's config_digest compares with nothing."""
+    for field, first, second in identity_differences(theirs, ours):
+        if field != CONFIG_DIGEST or not may_be_same_config(first, second):
+            yield field, first, second
 
 
 def _told(difference: tuple[str, Any, Any]) -> str:

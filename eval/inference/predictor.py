@@ -12,11 +12,16 @@ import numpy as np
 
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
-from caskd.eval.inference.decoding import Answer, decode_batch, hidden_index
-from caskd.eval.inference.models import LoadedModel, load_model
 from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import Question, ask_all, check_questions
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
+from caskd.models.decoding import (
+    Answer,
+    LoadedModel,
+    decode_batch,
+    hidden_index,
+    load_for_decoding,
+)
 from caskd.store.corpus import read_records
 from caskd.store.errors import UsageError
 from caskd.store.io import progress
@@ -42,7 +47,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     _check_numbers(config)
     check_out(out)
     records = list(itertools.islice(read_records(config.data), config.limit))
-    loaded = load_model(config)
+    loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
     questions = ask_all(loaded.tokenizer, records, config)
     check_questions(questions, loaded.max_positions, config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]

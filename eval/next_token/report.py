@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from caskd.eval.answers import label_seeds, split_name
-from caskd.eval.config import EvalConfig, PredictConfig
-from caskd.eval.inference import load_model
+from caskd.eval.config import EvalConfig
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
     RULES,
@@ -41,6 +40,7 @@ from caskd.eval.report import (
     write_files,
 )
 from caskd.eval.study import ALL_TASKS, Contrast, figures
+from caskd.models.decoding import load_for_decoding
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
@@ -110,7 +110,7 @@ def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:
 def _measure(
     label: str, arm: str, folder: str, store: TeacherStore, teacher: StoreRows, limit: int | None
 ) -> StudentMeasured:
-    loaded = load_model(PredictConfig(model=folder, data=(), out=""))
+    loaded = load_for_decoding(folder, "--student")
     rows = student_rows(loaded, store, limit)
     return measure_student(label, arm, loaded.identity, rows, teacher, store.spec.tasks)
 

@@ -1,25 +1,22 @@
-"""A student's next-token predictions on a store's own tokens, beside what the teacher said there.
+"""A student's next-token predictions on a store's own tokens, beside the teacher's.
 
-The body runs on whole examples, the head on the rows alone and tile by tile: no [rows, vocabulary]
-tensor is held.
+The body runs on whole examples, the head on rows alone and tile by tile, so that no
+[rows, vocabulary] tensor is kept.
 
 Legend: B examples of a batch, L padded length, N rows, V the student's own columns, H hidden.
 """
 
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.eval.inference import LoadedModel
-from caskd.store import StoreBatch, StoreSpec, TeacherStore
-from caskd.store.corpus import token_bytes, vocab_digest
-from caskd.store.errors import IdentityError, UsageError
+from caskd.models import SplitModel, check_split, check_vocabulary, padded_batches
+from caskd.models.decoding import LoadedModel
+from caskd.store import StoreBatch, TeacherStore
+from caskd.store.errors import UsageError
 from caskd.store.io import progress
 
 FloatArray = npt.NDArray[np.float64]
@@ -34,50 +31,50 @@ class ForcedRows:
     """One model on the rows of a store: arrays [N], in the order of the examples."""
 
     right: FloatArray
-    """1.0 where the likeliest token is the label, else 0.0."""
+    """1.0 where the most likely token is the label, else 0.0."""
     label_logprob: FloatArray
     best_logprob: FloatArray
-    """Log-probability of the likeliest token: all that is known where nobody knows the label."""
+    """Log-probability of the most likely token: known without the label, so rules may read it."""
     margin: FloatArray
-    """That minus the log-probability of the second likeliest."""
+    """`best_logprob` minus the log-probability of the second most likely token."""
     entropy: FloatArray
-    """Of the distribution over V, in nats."""
+    """Entropy of the distribution over V, in nats."""
 
 
 @dataclass(frozen=True, eq=False)
 class StoreRows:
-    """What a store says of its rows: arrays [N], in the order of the examples."""
+    """The teacher on the rows of a store: arrays [N], in the order of the examples."""
 
     examples: npt.NDArray[np.int64]
     """Example that each row belongs to."""
     tasks: npt.NDArray[np.int64]
-    """Place of its task among the store's."""
+    """Index of its task in the store's list of tasks."""
     right: FloatArray
-    """1.0 where the teacher's likeliest token is the label, else 0.0."""
+    """1.0 where the teacher's most likely token is the label, else 0.0."""
     label_logprob: FloatArray
 
 
 def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
-    """The teacher's side of every row that it has.
+    """The teacher's values of every row with a finite teacher.
 
     Args:
         store: with a top-k.
-        limit: number of examples, from the first on; all by default.
+        limit: number of examples to read, from the first; all by default.
 
     Raises:
-        UsageError: the store holds draws, which do not tell the teacher's likeliest token, or no
-            row.
+        UsageError: the store holds sampled tokens, from which the teacher's most likely token is
+            not known, or it holds no row.
     """
     if store.spec.kind != "topk":
         raise UsageError(
-            f"--next-token {store.name}: a store of kind {store.spec.kind!r} does not say the "
-            "teacher's likeliest token, expected kind 'topk'"
+            f"--next-token {store.name}: a store of kind {store.spec.kind!r} does not hold the "
+            "teacher's most likely token; expected kind 'topk'"
         )
     chosen = _with_rows(store, limit)
     if not chosen.size:
-        raise UsageError(f"--next-token {store.name}: no example has a row, expected some")
+        raise UsageError(f"--next-token {store.name}: no example has a row; expected at least one")
     batch = store.read(chosen, fields=_FIELDS)
-    known = batch.column("num_kept") > 0  # else the teacher was not finite there
+    known = batch.column("num_kept") > 0  # 0: the teacher was not finite
     examples = np.repeat(chosen, np.diff(batch.row_offsets))[known]
     return StoreRows(
         examples=examples,
@@ -90,113 +87,54 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
 
 
 def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> ForcedRows:
-    """The student's side of the same rows.
+    """The student's values of the same rows.
 
     Raises:
         IdentityError: the student's vocabulary is not the store's.
-        UsageError: an example is longer than the student takes, or its architecture is not known.
+        UsageError: an example is longer than the student takes, or its architecture is not
+            supported.
     """
-    check_vocabulary(loaded, store.spec)
+    flag = f"--student {loaded.identity['name']}"
+    check_vocabulary(loaded.tokenizer, store.spec, flag)
     chosen = _with_rows(store, limit)
     lengths = store.token_counts()[chosen]
     most = loaded.max_positions
     if most is not None and lengths.max() > most:
         raise UsageError(
-            f"example {chosen[lengths.argmax()]} has {lengths.max():,} tokens, but "
-            f"{loaded.identity['name']} takes {most:,}; expected a student of the store's length"
+            f"{flag}: takes at most {most:,} tokens, but example {chosen[lengths.argmax()]} has "
+            f"{lengths.max():,}; expected a student that takes the store's longest example"
         )
-    head = Head(loaded.model)
+    split = SplitModel(loaded.model, flag)
+    check_split(loaded.model, split)
     counts = store.row_counts()[chosen]
     starts = np.concatenate(([0], np.cumsum(counts)))
     values = np.empty((len(fields(ForcedRows)), starts[-1]))
     known = np.empty(starts[-1], dtype=bool)
     with progress(loaded.identity["name"], int(starts[-1]), "rows") as shown:
-        for places in _batches(lengths):
-            batch = store.read(chosen[places], fields=("num_kept",))
-            rows = np.concatenate([np.arange(starts[p], starts[p + 1]) for p in places])
-            values[:, rows] = head.rows(batch)
+        for indices in padded_batches(lengths, TOKEN_BUDGET):
+            batch = store.read(chosen[indices], fields=("num_kept",))
+            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+            values[:, rows] = row_values(split, batch)
             known[rows] = batch.column("num_kept") > 0
             shown.advance(len(rows))
     return ForcedRows(*values[:, known])
 
 
-def check_vocabulary(loaded: LoadedModel, spec: StoreSpec) -> None:
-    """Refuse a student whose token ids mean something else than the store's.
-
-    Raises:
-        IdentityError: they do.
-    """
-    own = vocab_digest(token_bytes(loaded.tokenizer))
-    if own != spec.vocab_digest:
-        raise IdentityError(
-            f"--student {loaded.identity['name']}: vocabulary digest {own[:12]}, but the store has "
-            f"{spec.vocab_digest[:12]} (teacher {spec.teacher}); expected a student with the "
-            "teacher's tokenizer"
-        )
-
-
-class Head:
-    """The two halves of a causal LM.
-
-    Raises:
-        UsageError: the model has no separate body and head, or does something unknown to its
-            logits.
-    """
-
-    def __init__(self, model: Any) -> None:
-        body, head = getattr(model, model.base_model_prefix, None), model.get_output_embeddings()
-        if body is None or body is model or head is None:
-            raise _unknown(model, "has no separate body and head")
-        self._model, self._body, self._head = model, body, head
-        self._config = model.config.get_text_config()
-        self._takes_cache = "use_cache" in inspect.signature(body.forward).parameters
-        self._check()
-
-    @torch.inference_mode()
-    def rows(self, batch: StoreBatch) -> FloatArray:
-        """Values [5, N] of the fields of `ForcedRows` for the rows of some examples."""
-        hidden = self._hidden(*_padded(batch)).flatten(0, 1)
-        longest = int(np.diff(batch.token_offsets).max())
-        example = np.repeat(np.arange(len(batch.example_indices)), np.diff(batch.row_offsets))
-        places = torch.from_numpy(example * longest + batch.logit_positions).to(hidden.device)
-        labels = torch.from_numpy(batch.labels.astype(np.int64)).to(hidden.device)
-        tiles = []
-        for start in range(0, len(places), TILE_ROWS):
-            part = slice(start, start + TILE_ROWS)
-            tiles.append(_tile_values(self._logits(hidden[places[part]]), labels[part]).cpu())
-        return np.asarray(torch.cat(tiles, dim=1).double().numpy())
-
-    def _hidden(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, L, H]"""
-        device = self._model.device
-        options = {"use_cache": False} if self._takes_cache else {}
-        output = self._body(
-            input_ids=input_ids.to(device), attention_mask=mask.to(device), **options
-        )
-        hidden: Tensor = output.last_hidden_state
-        return hidden
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """[n, V] in float32, with what Granite, Cohere and Gemma do after their head."""
-        logits: Tensor = self._head(hidden).float()
-        if (scaling := getattr(self._config, "logits_scaling", None)) is not None:
-            logits = logits / scaling
-        if (scale := getattr(self._config, "logit_scale", None)) is not None:
-            logits = logits * scale
-        if (cap := getattr(self._config, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
-
-    @torch.inference_mode()
-    def _check(self) -> None:
-        """Hold the two halves against the whole model on a few tokens."""
-        ids = torch.arange(8, device=self._model.device)[None]
-        mask = torch.ones_like(ids)
-        whole = self._model(input_ids=ids, attention_mask=mask).logits[0].float()
-        error = float((whole - self._logits(self._hidden(ids, mask)[0])).abs().max())
-        exact = self._model.dtype == torch.float32
-        if error > (1e-4 if exact else 5e-2) * max(float(whole.abs().max()), 1.0):
-            raise _unknown(self._model, f"gives other logits as a whole (off by {error:.3g})")
+@torch.inference_mode()
+def row_values(split: SplitModel, batch: StoreBatch) -> FloatArray:
+    """Values [5, N] of the fields of `ForcedRows` for the rows of some examples."""
+    input_ids, mask = (tensor.to(split.device) for tensor in _padded(batch))
+    hidden = split.hidden(input_ids, attention_mask=mask).flatten(0, 1)
+    longest = input_ids.shape[1]
+    example = np.repeat(np.arange(len(batch.example_indices)), np.diff(batch.row_offsets))
+    positions = torch.from_numpy(example * longest + batch.logit_positions).to(hidden.device)
+    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(hidden.device)
+    tiles = []
+    for start in range(0, len(positions), TILE_ROWS):
+        part = slice(start, start + TILE_ROWS)
+        logits = split.logits(hidden[positions[part]])  # [n, V]
+        tiles.append(_tile_values(logits, labels[part]).cpu())
+    return np.asarray(torch.cat(tiles, dim=1).double().numpy())
 
 
 def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:
@@ -223,21 +161,3 @@ def _padded(batch: StoreBatch) -> tuple[Tensor, Tensor]:
 
 def _with_rows(store: TeacherStore, limit: int | None) -> npt.NDArray[np.int64]:
     return np.flatnonzero(store.row_counts()[:limit]).astype(np.int64)
-
-
-def _batches(lengths: npt.NDArray[np.int32]) -> Iterator[list[int]]:
-    """Places of the examples of each batch, longest first, within the token budget."""
-    batch: list[int] = []
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        if batch and (len(batch) + 1) * lengths[batch[0]] > TOKEN_BUDGET:
-            yield batch
-            batch = []
-        batch.append(place)
-    yield batch
-
-
-def _unknown(model: Any, what: str) -> UsageError:
-    return UsageError(
-        f"student architecture {type(model).__name__} {what}; expected a causal language model: "
-        "give another --student"
-    )

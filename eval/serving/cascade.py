@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.answers import Ragged
-from caskd.eval.config import PredictConfig
 from caskd.eval.rules import deferral_scores, fixed_rule
 from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
 from caskd.store.corpus import Columns
 from caskd.store.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
-    from caskd.eval.inference import Answer, LoadedModel
+    from caskd.models.decoding import Answer, LoadedModel
 
 FloatArray = npt.NDArray[np.float64]
 Prompt = str | Sequence[Mapping[str, str]]
@@ -89,10 +88,9 @@ class Cascade:
         settings = read_cascade(file)
 
         def open_model(name: str, measured: Mapping[str, Any]) -> "LoadedModel":
-            from caskd.eval.inference import load_model
+            from caskd.models.decoding import load_for_decoding
 
-            config = PredictConfig(model=name, data=(), out="", dtype=dtype, device=device)
-            loaded = load_model(config)
+            loaded = load_for_decoding(name, "model", dtype=dtype, device=device)
             _check_identity(name, loaded.identity, measured)
             return loaded
 
@@ -194,7 +192,8 @@ def _decode(
     loaded: "LoadedModel", prompts: Sequence[Prompt], decoding: Mapping[str, Any], batch_size: int
 ) -> "list[Answer]":
     """Answers as `caskd predict` gave them: with its stop texts and hidden states."""
-    from caskd.eval.inference import batches, decode_batch
+    from caskd.eval.inference import batches
+    from caskd.models.decoding import decode_batch
     from caskd.store.corpus import prompt_ids
 
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]

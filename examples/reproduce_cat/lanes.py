@@ -30,7 +30,7 @@ PRELOADED = [
     "caskd.train.engine.deepspeed_engine",
     "caskd.train.run.exporter",
     "caskd.train.run.loop",
-    "caskd.eval.inference.decoding",
+    "caskd.models.decoding.greedy",
     "caskd.eval.inference.predictor",
 ]
 

@@ -1,6 +1,7 @@
 """`caskd plan`: policies, tokenisation, corpus statistics, forecast and probe."""
 
-from caskd.precompute.planning.planner import Job, check_job, plan, plan_command, plan_job
+from caskd.precompute.planning.identity import Job, check_job
+from caskd.precompute.planning.planner import plan, plan_command, plan_job
 from caskd.precompute.planning.policies import check_non_finite
 
 __all__ = [

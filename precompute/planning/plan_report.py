@@ -1,10 +1,10 @@
-"""A plan in words: what a person reads before they pay for the capture."""
+"""The text report of a plan: what to read before running the capture."""
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from caskd.precompute.planning.survey import bars
+from caskd.precompute.planning.corpus_stats import bars
 from caskd.store.io import bytes_text, duration_text
 
 Facts = Mapping[str, Any]
@@ -12,18 +12,18 @@ LONG_SHARD_SECONDS = 600.0
 _SKIPPED = {
     "truncated": "cut at the limit",
     "too_long": "too long",
-    "empty": "nothing to predict",
-    "out_of_vocabulary": "with unknown tokens",
+    "empty": "without a response token",
+    "out_of_vocabulary": "with a token outside the vocabulary",
 }
 _TEXT = {
     "prompt": "prompt and response",
     "messages": "messages through the chat template, replies only",
-    "text": "plain text, all of it",
+    "text": "plain text, all of it response",
 }
 
 
 def plan_lines(facts: Facts) -> list[str]:
-    """Everything that `plan_facts` gathered, for a terminal."""
+    """Format the facts of `plan_facts` for a terminal."""
     return [
         _title(facts),
         *_items(_corpus(facts)),
@@ -38,10 +38,10 @@ def _items(items: Iterator[tuple[str, str]]) -> list[str]:
 
 
 def _title(facts: Facts) -> str:
-    how = " (planned before)" if facts["reused"] else ""
+    notes = " (already planned)" if facts["reused"] else ""
     if facts["dry_run"]:
-        how += " (dry run: nothing is written)"
-    return f"plan of {facts['store']}{how}"
+        notes += " (dry run: nothing is written)"
+    return f"plan of {facts['store']}{notes}"
 
 
 def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -50,27 +50,28 @@ def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
     adapter = facts["identity"]["teacher"]["adapter"]
     yield (
         "teacher",
-        f"{teacher['name']}, {teacher['load_dtype']}, attention {teacher['attention']}"
+        f"{teacher['name']}, {teacher['load_dtype']}"
+        + (f", attention {teacher['attention']}" if teacher["attention"] else "")
         + (f", adapter {adapter['name']}" if adapter else ""),
     )
     yield (
         "vocabulary",
-        f"{vocabulary['size']:,} tokens, of which the teacher knows "
-        f"{min(teacher['num_ids'], vocabulary['size']):,}",
+        f"{vocabulary['size']:,} tokens, "
+        f"{min(teacher['num_ids'], vocabulary['size']):,} of them with a teacher column",
     )
-    ending = "EOS after each, " if text["eos"] and text["kind"] != "messages" else ""
+    ending = "EOS after each response, " if text["eos"] and text["kind"] != "messages" else ""
     yield (
         "text",
         f"{_TEXT[text['kind']]}; {ending}at most {text['max_length']:,} tokens "
         f"(--on-long {text['on_long']})",
     )
     yield "examples", f"{geometry['num_examples']:,} with {geometry['num_tokens']:,} tokens"
-    for status, what in _SKIPPED.items():
+    for status, problem in _SKIPPED.items():
         count = facts["examples"].get(status, 0)
         if count:
             rows = "" if status == "truncated" else ", no rows"
             first = facts["first"][status]
-            yield "", f"{count:,} {what} ({status}{rows}), the first is record {first}"
+            yield "", f"{count:,} {problem} ({status}{rows}), the first is record {first}"
     yield "duplicates", _duplicates(facts)
     labels = facts["labels"]
     yield (
@@ -81,24 +82,27 @@ def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _duplicates(facts: Facts) -> str:
-    found, num_rows = facts["duplicates"], facts["geometry"]["num_rows"]
-    if not found["examples"]:
-        return "none: every example is another"
-    first = facts["first"]["duplicate"]
-    what = f"{found['examples']:,} exact repeats of earlier examples, the first is record {first}"
+    duplicates, num_rows = facts["duplicates"], facts["geometry"]["num_rows"]
+    if not duplicates["examples"]:
+        return "none"
+    count = (
+        f"{duplicates['examples']:,} exact repeats of earlier examples, "
+        f"the first is record {facts['first']['duplicate']}"
+    )
     if facts["identity"]["text"].get("on_duplicate") == "skip":
-        return f"{what}; skipped"
+        return f"{count}; skipped"
     return (
-        f"{what}; they take {found['rows']:,} rows, {found['rows'] / num_rows:.1%} "
-        "(--on-duplicate skip leaves them out)"
+        f"{count}; they take {duplicates['rows']:,} rows, {duplicates['rows'] / num_rows:.1%} "
+        "(--on-duplicate skip omits them)"
     )
 
 
-def _kept(capture: Mapping[str, Any]) -> str:
+def _targets(capture: Mapping[str, Any]) -> str:
     if capture["kind"] == "sampled":
-        return f"{capture['num_samples']:,} draws of each row, seed {capture['sample_seed']}"
-    mass = f", fewer where they reach {capture['min_mass']:g}" if capture["min_mass"] < 1 else ""
-    return f"top {capture['top_k']:,} of each row{mass}"
+        return f"{capture['num_samples']:,} samples per row, seed {capture['sample_seed']}"
+    min_mass = capture["min_mass"]
+    fewer = f", fewer where they reach probability {min_mass:g}" if min_mass < 1 else ""
+    return f"top {capture['top_k']:,} per row{fewer}"
 
 
 def _store(facts: Facts) -> Iterator[tuple[str, str]]:
@@ -108,26 +112,26 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
         f"{geometry['num_rows']:,} in {_shards(geometry['num_shards'])} of "
         f"{geometry['shard_rows']:,}",
     )
-    yield "kept", f"{_kept(capture)}, {facts['identity']['encoding']}"
+    yield "kept", f"{_targets(capture)}, {facts['identity']['encoding']}"
     if not facts["forecast"]:
         per_row = [(sizes[end] - sizes["plan"]) / geometry["num_rows"] for end in ("least", "most")]
         yield (
             "size",
             f"{bytes_text(sizes['least'])} to {bytes_text(sizes['most'])}, "
-            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes a row: "
+            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes per row: "
             "estimated from other stores; run with --probe to measure",
         )
 
 
-def _shards(amount: int) -> str:
-    return "1 shard" if amount == 1 else f"{amount:,} shards"
+def _shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count:,} shards"
 
 
 def _lengths(facts: Facts) -> list[str]:
     heads = ("median", "mean", "p90", "p99", "max")
     lines = [f"  {'tokens'.ljust(11)} " + "".join(head.rjust(9) for head in heads)]
-    for part, found in facts["lengths"].items():
-        cells = "".join(f"{found[head]:,}".rjust(9) for head in heads)
+    for part, lengths in facts["lengths"].items():
+        cells = "".join(f"{lengths[head]:,}".rjust(9) for head in heads)
         lines.append(f"    {part.ljust(9)} {cells}")
     return [*lines, *(f"    {bar}" for bar in bars(facts["histogram"]))]
 
@@ -135,8 +139,8 @@ def _lengths(facts: Facts) -> list[str]:
 def _forecast(facts: Facts) -> list[str]:
     probe = facts["forecast"]
     online = probe["break_even"]
-    slower = "" if probe["forward_seconds"] >= probe["encode_seconds"] else ", set by encoding"
-    where = "of GPU memory" if probe["memory_of"] == "gpu" else "of memory in this process"
+    limit = "" if probe["forward_seconds"] >= probe["encode_seconds"] else ", limited by encoding"
+    memory = "of GPU memory" if probe["memory_of"] == "gpu" else "of memory in this process"
     lines = _items(
         iter(
             [
@@ -144,19 +148,23 @@ def _forecast(facts: Facts) -> list[str]:
                 (
                     "time",
                     f"{duration_text(probe['seconds'])} on one device like this one "
-                    f"({probe['rows_per_second']:,.0f} rows/s{slower}), and "
+                    f"({probe['rows_per_second']:,.0f} rows/s{limit}), and "
                     f"{duration_text(probe['load_seconds'])} to load the teacher",
                 ),
-                ("memory", f"{bytes_text(probe['memory_bytes'])} {where}, {_batch(probe)}"),
+                (
+                    "memory",
+                    f"{bytes_text(probe['memory_bytes'])} {memory}, "
+                    f"in batches of {probe['batch_tokens']:,} tokens",
+                ),
                 (
                     "size",
                     f"{bytes_text(probe['bytes'])}, "
-                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes a row beside the tokens",
+                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes per row, without the tokens",
                 ),
                 (
                     "pays",
-                    f"from student-epoch {online['student_epochs']} on: hours of the teacher, "
-                    "beside every student in every epoch against once",
+                    f"from student-epoch {online['student_epochs']} on; teacher hours when it runs "
+                    "beside every student in every epoch, and for one capture:",
                 ),
             ]
         )
@@ -165,27 +173,23 @@ def _forecast(facts: Facts) -> list[str]:
 
 
 def _shard_advice(facts: Facts) -> list[str]:
-    """A run that stops loses the shard in hand: say so where that is much."""
+    """Advise smaller shards if one takes long: a stopped run loses the current shard."""
     probe, geometry = facts["forecast"], facts["geometry"]
     seconds = min(geometry["shard_rows"], geometry["num_rows"]) / probe["rows_per_second"]
     if seconds < LONG_SHARD_SECONDS:
         return []
     rows = max(512, int(probe["rows_per_second"] * LONG_SHARD_SECONDS / 5) // 512 * 512)
     return [
-        f"  note        a shard takes {duration_text(seconds)}, lost if the run stops inside it: "
+        f"  note        a shard takes {duration_text(seconds)}, lost if the run stops inside it; "
         f"--shard-rows {rows} loses less"
     ]
-
-
-def _batch(probe: Facts) -> str:
-    return f"in batches of {probe['batch_tokens']:,} tokens"
 
 
 def _break_even(online: Facts) -> list[str]:
     table = online["online_hours"]
     epochs: Sequence[str] = list(next(iter(table.values())))
     head = "".join(f"{n} epoch{'s' if n != '1' else ''}".rjust(11) for n in epochs)
-    lines = [f"    {'students'.ljust(9)}{head}{'the cask'.rjust(11)}"]
+    lines = [f"    {'students'.ljust(9)}{head}{'capture'.rjust(11)}"]
     for students, hours in table.items():
         cells = "".join(_hours(hours[n]).rjust(11) for n in epochs)
         lines.append(f"    {students.ljust(9)}{cells}{_hours(online['cask_hours']).rjust(11)}")
@@ -196,9 +200,12 @@ def _hours(hours: float) -> str:
     return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
 
 
-def next_line(facts: Facts) -> str:
-    """What to type after `caskd plan`."""
+def next_step(facts: Facts) -> str:
+    """The command to run after `caskd plan`."""
     if facts["dry_run"]:
-        return "next: the same without --dry-run keeps this plan; caskd precompute fills it too"
-    more = "" if facts["forecast"] else "; --probe first says how long that takes"
-    return f"next: caskd precompute with the same options fills {shlex.quote(facts['store'])}{more}"
+        return (
+            "next: run it without --dry-run to write the plan, or caskd precompute to fill it too"
+        )
+    store = shlex.quote(facts["store"])
+    probe = "" if facts["forecast"] else "; --probe forecasts how long that takes"
+    return f"next: run caskd precompute with the same options to fill {store}{probe}"

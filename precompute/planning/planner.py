@@ -1,6 +1,5 @@
-"""Planning a capture: check everything, say what it is, tokenise, and write the empty store."""
+"""`caskd plan`: check a capture, tokenise its corpus, lay out the empty store, and report it."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -9,57 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models import weights_digest
-from caskd.precompute.config import PlanConfig, PrecomputeConfig, check_numbers
+from caskd.precompute.config import PlanConfig, PrecomputeConfig
+from caskd.precompute.planning.corpus_stats import CorpusStats, planned_examples
 from caskd.precompute.planning.forecast import bytes_bracket
-from caskd.precompute.planning.plan_report import next_line, plan_lines
+from caskd.precompute.planning.identity import Job, check_job
+from caskd.precompute.planning.plan_report import next_step, plan_lines
 from caskd.precompute.planning.policies import check_examples
-from caskd.precompute.planning.survey import Survey, planned_examples
-from caskd.precompute.planning.tokenization import tokenized
-from caskd.precompute.teacher import TeacherSource, find_teacher
+from caskd.precompute.planning.tokenization import tokenize_corpus
 from caskd.store.commits import commit_record
-from caskd.store.corpus import (
-    Columns,
-    TextOptions,
-    TokenizedExample,
-    corpus_digest,
-    decide_columns,
-    read_records,
-    template_digest,
-    token_bytes,
-    tokenizer_digest,
-    vocab_digest,
-)
-from caskd.store.errors import UsageError
-from caskd.store.format import StoreSpec, check_identity
+from caskd.store.corpus import TokenizedExample, read_records
+from caskd.store.format import StoreSpec
 from caskd.store.io import progress
 from caskd.store.write import find_store, plan_store
-
-# Of config.json: who wrote it, and a dtype of which the identity has its own.
-_NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A checked capture: who answers, what is asked, and the identity of the store."""
-
-    source: TeacherSource
-    columns: Columns
-    options: TextOptions
-    vocab: list[bytes]
-    num_records: int
-    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A store that is laid out: where, what it is, and what its corpus turned out to be."""
+    """A planned store: its directory, its spec, and statistics of its corpus."""
 
     root: Path
     spec: StoreSpec
-    survey: dict[str, Any]
+    corpus: dict[str, Any]
+    """As `CorpusStats.facts` returns them."""
     reused: bool
-    """It was there before."""
+    """The store was planned before this call."""
 
     @property
     def num_bytes(self) -> int:
@@ -68,135 +40,83 @@ class Plan:
 
 
 def plan(config: PrecomputeConfig) -> StoreSpec:
-    """Write the token axis and the empty store, or take the one that is there.
+    """Write the token axis and the empty store, or reuse the store if it exists.
 
     Returns:
         The spec of the store; with `dry_run` that of the store which would be written.
 
     Raises:
-        UsageError: a flag, a file or a value that cannot be.
-        IdentityError: a store of another identity is there.
+        UsageError: an option, a file or a value is invalid.
+        IdentityError: the store exists and has another identity.
     """
     return plan_job(config, check_job(config))
 
 
 def plan_command(config: PlanConfig) -> None:
-    """`caskd plan`: the same, with a forecast when it is asked for.
+    """Run `caskd plan`: plan, forecast with --probe, and print the report.
 
     Raises:
-        UsageError: a flag, a file or a value that cannot be.
-        IdentityError: a store of another identity is there.
+        UsageError: an option, a file or a value is invalid.
+        IdentityError: the store exists and has another identity.
     """
     job = check_job(config)
-    with _planned(config, job) as made:
-        facts = plan_facts(config, job, made)
+    with _planned(config, job) as planned:
+        facts = plan_facts(config, job, planned)
         if config.probe:
             from caskd.precompute.planning.probe import run_probe
 
-            facts["forecast"] = run_probe(config, job.source, made.root, made.num_bytes)
-    lines = [*plan_lines(facts), next_line(facts)]
+            facts["forecast"] = run_probe(config, job.source, planned.root, planned.num_bytes)
+    lines = [*plan_lines(facts), next_step(facts)]
     print(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
 
 
-def check_job(config: PrecomputeConfig) -> Job:
-    """Check a capture and build its identity; loads no weights and tokenises nothing.
-
-    Raises:
-        UsageError: a flag, a file or a value that cannot be.
-        IdentityError: a store of another identity is there.
-    """
-    check_numbers(config)
-    columns = decide_columns(next(read_records(config.data)), config.columns)
-    source = find_teacher(
-        config.teacher,
-        config.dtype,
-        adapter=config.adapter,
-        attention=config.attention,
-        device_map=config.device_map,
-    )
-    vocab = token_bytes(source.tokenizer)
-    options = _text_options(config, source, columns, len(vocab))
-    found = find_store(config.store)
-    digest, num_records = corpus_digest(read_records(config.data), columns)
-    identity = {
-        "teacher": {
-            "name": source.name,
-            "revision": source.revision,
-            "weights_digest": weights_digest(source.folder),
-            "adapter": source.adapter.identity if source.adapter else None,
-            "config_digest": _config_digest(source.folder),
-        },
-        "vocabulary": {
-            "size": len(vocab),
-            "digest": vocab_digest(vocab),
-            "tokenizer_digest": tokenizer_digest(source.tokenizer),
-        },
-        "text": {
-            "kind": columns.kind,
-            "eos": options.eos,
-            "max_length": options.max_length,
-            "on_long": options.on_long,
-            "on_duplicate": config.on_duplicate,
-            "template_digest": template_digest(source.tokenizer)
-            if columns.kind == "messages"
-            else None,
-        },
-        "corpus": {"digest": digest, "num_records": num_records},
-        "capture": _capture(config, source),
-        "encoding": config.encoding,
-    }
-    if found is not None:
-        check_identity(found, identity, config.store)
-    return Job(source, columns, options, vocab, num_records, identity)
-
-
 def plan_job(config: PrecomputeConfig, job: Job) -> StoreSpec:
-    """Plan the store of a checked capture, unless it is there."""
-    found = find_store(config.store)
-    if found is not None:
-        print(f"{config.store}: planned before, {found.num_rows:,} rows")
-        return found
-    with _planned(config, job) as made:
-        print("\n".join(plan_lines(plan_facts(config, job, made))))
-    return made.spec
+    """Plan the store of a checked capture, unless it exists."""
+    existing = find_store(config.store)
+    if existing is not None:
+        print(f"{config.store}: already planned, {existing.num_rows:,} rows")
+        return existing
+    with _planned(config, job) as planned:
+        print("\n".join(plan_lines(plan_facts(config, job, planned))))
+    return planned.spec
 
 
 @contextmanager
 def _planned(config: PrecomputeConfig, job: Job) -> Iterator[Plan]:
-    """The store of a checked capture; with `dry_run` one that is gone afterwards."""
-    survey = Survey(len(job.vocab))
-    found = find_store(config.store)
-    if found is not None:
+    """Open or write the plan of a checked capture; with `dry_run` it is deleted afterwards."""
+    stats = CorpusStats(len(job.vocab))
+    existing = find_store(config.store)
+    if existing is not None:
         root = Path(config.store)
-        for _ in survey.watch(planned_examples(root), skip_duplicates=False):
+        for _ in stats.observe(planned_examples(root), skip_duplicates=False):
             pass
-        yield Plan(root, found, survey.facts(), reused=True)
+        yield Plan(root, existing, stats.facts(), reused=True)
     elif config.dry_run:
-        # The same planner, somewhere else: a number that is printed is the number that would be.
+        # The same planner in a temporary directory, so that all numbers are those of the real plan.
         with tempfile.TemporaryDirectory(prefix="caskd-dry-run-") as folder:
             root = Path(folder) / "store"
-            spec = _write_plan(root, config, job, survey)
-            yield Plan(root, spec, survey.facts(), reused=False)
+            spec = _write_plan(root, config, job, stats)
+            yield Plan(root, spec, stats.facts(), reused=False)
     else:
         root = Path(config.store)
-        spec = _write_plan(root, config, job, survey)
-        yield Plan(root, spec, survey.facts(), reused=False)
+        spec = _write_plan(root, config, job, stats)
+        yield Plan(root, spec, stats.facts(), reused=False)
 
 
-def plan_facts(config: PrecomputeConfig, job: Job, made: Plan) -> dict[str, Any]:
-    """Every derived number of a plan, in JSON types."""
-    source, spec = job.source, made.spec
-    low, high = bytes_bracket(spec, made.num_bytes)
+def plan_facts(config: PrecomputeConfig, job: Job, planned: Plan) -> dict[str, Any]:
+    """Collect every derived number of a plan, in JSON types."""
+    spec, capture = planned.spec, job.identity["capture"]
+    low, high = bytes_bracket(spec, planned.num_bytes)
     return {
         "store": config.store,
         "dry_run": config.dry_run,
-        "reused": made.reused,
+        "reused": planned.reused,
         "data": list(config.data),
         "teacher": {
-            "name": source.name,
-            "load_dtype": source.load_dtype,
-            "attention": source.attention,
-            "num_ids": source.num_ids,
+            "name": job.source.name,
+            "load_dtype": capture["load_dtype"],
+            "attention": capture.get("attention"),
+            "num_ids": job.source.num_ids,
         },
         "identity": spec.identity,
         "geometry": {
@@ -207,7 +127,7 @@ def plan_facts(config: PrecomputeConfig, job: Job, made: Plan) -> dict[str, Any]
             "shard_rows": spec.shard_rows,
             "filler_share": 1 - spec.num_rows / (spec.num_shards * spec.shard_rows),
         },
-        **made.survey,
+        **planned.corpus,
         "policies": {
             "on_long": config.on_long,
             "on_empty": config.on_empty,
@@ -215,81 +135,30 @@ def plan_facts(config: PrecomputeConfig, job: Job, made: Plan) -> dict[str, Any]
             "on_out_of_vocabulary": config.on_out_of_vocabulary,
             "max_non_finite": config.max_non_finite,
         },
-        "bytes": {"plan": made.num_bytes, "least": low, "most": high},
+        "bytes": {"plan": planned.num_bytes, "least": low, "most": high},
         "forecast": None,
     }
 
 
-def _text_options(
-    config: PrecomputeConfig, source: TeacherSource, columns: Columns, vocab_size: int
-) -> TextOptions:
-    num_columns = min(vocab_size, source.num_ids)
-    top_k = config.kept_logits
-    if top_k is not None and top_k > num_columns:
-        raise UsageError(
-            f"--top-k is {top_k:,} but the teacher's vocabulary has {num_columns:,} tokens; "
-            f"expected at most that: --top-k {num_columns}"
-        )
-    if columns.kind == "messages" and not config.eos:
-        raise UsageError(
-            "--no-eos was given for messages, where the chat template ends each turn; "
-            "expected it with prompt and response, or text: leave it out"
-        )
-    max_length = config.max_length or source.max_length
-    if max_length is None:
-        raise UsageError("the teacher names no limit of length, expected one: type --max-length N")
-    if source.max_length is not None and max_length > source.max_length:
-        raise UsageError(
-            f"--max-length is {max_length:,} but the teacher takes {source.max_length:,} tokens; "
-            "expected at most that: leave it out, or add --on-long truncate or skip"
-        )
-    return TextOptions(
-        eos=config.eos, max_length=max_length, on_long=config.on_long, vocab_size=num_columns
-    )
-
-
-def _config_digest(folder: Path) -> str:
-    """sha256 of what config.json says of the model: the same weights compute otherwise under it."""
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told = {name: value for name, value in described.items() if name not in _NOT_THE_MODEL}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _capture(config: PrecomputeConfig, source: TeacherSource) -> dict[str, Any]:
-    return {
-        **_kept(config),
-        "load_dtype": source.load_dtype,
-        # The head multiplies in the model's own dtype; only the result is widened to float32.
-        "logits_dtype": source.load_dtype,
-        "attention": source.attention,
-        "quantization": None,
-        "temperature": 1.0,
-    }
-
-
-def _kept(config: PrecomputeConfig) -> dict[str, Any]:
-    """What a row keeps."""
-    if config.sample is not None:
-        return {
-            "kind": "sampled", "num_samples": config.sample, "sample_seed": config.sample_seed,
-        }  # fmt: skip
-    min_mass = 1.0 if config.min_mass is None else config.min_mass
-    return {"kind": "topk", "top_k": config.kept_logits, "min_mass": min_mass}
-
-
-def _write_plan(path: str | Path, config: PrecomputeConfig, job: Job, survey: Survey) -> StoreSpec:
+def _write_plan(
+    path: str | Path, config: PrecomputeConfig, job: Job, stats: CorpusStats
+) -> StoreSpec:
     return plan_store(
         path,
         job.identity,
-        _examples(config, job, survey),
+        _examples(config, job, stats),
         shard_rows=config.shard_rows,
         vocab=job.vocab,
     )
 
 
-def _examples(config: PrecomputeConfig, job: Job, survey: Survey) -> Iterator[TokenizedExample]:
-    """Examples of the corpus, surveyed as they pass; refused at the end if the policies say so."""
-    examples = tokenized(
+def _examples(config: PrecomputeConfig, job: Job, stats: CorpusStats) -> Iterator[TokenizedExample]:
+    """Yield the corpus' examples and count them in `stats`.
+
+    Raises:
+        UsageError: at the end, if a policy refuses any of them.
+    """
+    examples = tokenize_corpus(
         job.source.tokenizer,
         read_records(config.data),
         job.columns,
@@ -298,7 +167,7 @@ def _examples(config: PrecomputeConfig, job: Job, survey: Survey) -> Iterator[To
     )
     skip = config.on_duplicate == "skip"
     with progress("tokenise", job.num_records, "records") as bar:
-        for example in survey.watch(examples, skip_duplicates=skip):
+        for example in stats.observe(examples, skip_duplicates=skip):
             yield example
             bar.advance()
-    check_examples(config, survey.facts(), job.options.max_length)
+    check_examples(config, stats.facts(), job.options.max_length)

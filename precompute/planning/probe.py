@@ -1,4 +1,4 @@
-"""A short run of the teacher over a few batches of the capture: time, memory and bytes, measured.
+"""`caskd plan --probe`: run the teacher on a few batches; measure time, memory and bytes.
 
 Legend: R rows, k cells per row, C orders of ids, V vocabulary.
 """
@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from caskd.models import num_in_batch
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import forecast
-from caskd.precompute.planning.forecast import Batch, Stratum
-from caskd.precompute.rows import Fields, targets_of
-from caskd.precompute.teacher import TeacherSource, TransformersTeacher, fixed_kernels
+from caskd.precompute.planning.forecast import PlannedBatch, Stratum
+from caskd.precompute.rows import Fields
+from caskd.precompute.teacher import Teacher, TeacherSource
 from caskd.store.errors import UsageError
 from caskd.store.format import (
     StoreSpec,
@@ -38,15 +40,16 @@ FIRST_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a probe saw; the rows are those of its batches."""
+class ProbeResult:
+    """Measurements of a probe."""
 
     load_seconds: float
     seconds_per_token: list[float]  # of each stratum, padding included
     batch_tokens: int
     memory: tuple[str, int]
-    """Whose peak it is (gpu, process), and bytes."""
+    """Whose peak it is (`gpu` or `process`), and its bytes."""
     rows: Fields
+    """Rows of all batches that ran."""
 
 
 def run_probe(
@@ -55,20 +58,18 @@ def run_probe(
     """Load the teacher, run a few batches of the planned store at `root`, and extrapolate.
 
     Raises:
-        UsageError: the teacher does not load, or not one example fits into memory.
+        UsageError: the teacher does not load, or a batch does not fit into memory.
     """
     store = TeacherStore.open(root, allow_unsealed=True)
     index, spec = store.index, store.spec
     strata = forecast.strata_of(
         index.token_count, index.row_start, index.row_count, spec.shard_rows, config.token_budget
     )
-    with fixed_kernels(config.deterministic):
-        measured = _measure(config, source, store, strata)
+    measured = _measure(source, store, strata, config.token_budget)
     sizes, encode_seconds = encoded_bytes(spec, measured.rows)
     forward = forecast.forward_seconds(strata, measured.seconds_per_token)
     encoding = encode_seconds * spec.num_rows
-    # Rows are encoded behind the teacher's back: the slower of the two sets the pace.
-    seconds = max(forward, encoding) + forward * forecast.pilot_share(spec)
+    seconds = forecast.capture_seconds(forward, encoding, forecast.pilot_share(spec))
     per_row = {name: n for name, n in sizes.items() if name != "id_order"}
     total = plan_bytes + sizes.get("id_order", 0) + sum(per_row.values()) * spec.num_rows
     return {
@@ -88,40 +89,38 @@ def run_probe(
 
 
 def _measure(
-    config: PrecomputeConfig, source: TeacherSource, store: TeacherStore, strata: Sequence[Stratum]
-) -> Measured:
+    source: TeacherSource, store: TeacherStore, strata: Sequence[Stratum], token_budget: int
+) -> ProbeResult:
+    """Run one batch of each stratum in turn, until the probe's time or rows are used up."""
     began = time.monotonic()
-    teacher = TransformersTeacher(
-        source,
-        vocab_size=store.spec.vocab_size,
-        rule=targets_of(store.spec),
-        device=config.device,
-    )
-    load_seconds = time.monotonic() - began
-    limit = _affordable_tokens(teacher, store, strata, config.token_budget)
-    seconds, tokens = np.zeros(len(strata)), np.zeros(len(strata))
-    answers: list[Fields] = []
-    most_rows = min(PROBE_ROWS, store.spec.num_rows // 2)
-    began, rounds, num_rows = time.monotonic(), 0, 0
-    with progress("probe", int(PROBE_SECONDS), "s", quiet=not sys.stderr.isatty()) as bar:
-        shown = 0.0
-        while rounds == 0 or _goes_on(time.monotonic() - began, rounds, num_rows / most_rows):
-            for n, stratum in enumerate(strata):
-                batch = _part(stratum.batches[_spread(rounds, len(stratum.batches))], limit, rounds)
-                took, rows = _timed(teacher, store, batch)
-                seconds[n] += took
-                tokens[n] += batch.num_tokens
-                answers.append(rows)
-                num_rows += len(rows["num_kept"])
-                shown = _advance(bar, shown, time.monotonic() - began)
-            rounds += 1
-    rows = {name: np.concatenate([a[name] for a in answers]) for name in answers[0]}
-    return Measured(load_seconds, list(seconds / tokens), limit, _memory(teacher.device), rows)
+    with closing(source.load(store.spec)) as teacher:
+        load_seconds = time.monotonic() - began
+        limit = _affordable_tokens(teacher, store, strata, token_budget)
+        seconds, tokens = np.zeros(len(strata)), np.zeros(len(strata))
+        parts: list[Fields] = []
+        most_rows = min(PROBE_ROWS, store.spec.num_rows // 2)
+        began, rounds, num_rows = time.monotonic(), 0, 0
+        with progress("probe", int(PROBE_SECONDS), "s", quiet=not sys.stderr.isatty()) as bar:
+            shown = 0.0
+            while rounds == 0 or _has_room(time.monotonic() - began, rounds, num_rows / most_rows):
+                for n, stratum in enumerate(strata):
+                    batch = stratum.batches[_spread(rounds, len(stratum.batches))]
+                    batch = _subset(batch, limit, rounds)
+                    duration, rows = _timed(teacher, store, batch)
+                    seconds[n] += duration
+                    tokens[n] += batch.num_tokens
+                    parts.append(rows)
+                    num_rows += len(rows["num_kept"])
+                    shown = _advance(bar, shown, time.monotonic() - began)
+                rounds += 1
+        memory = _memory(teacher)
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return ProbeResult(load_seconds, list(seconds / tokens), limit, memory, rows)
 
 
-def _goes_on(elapsed: float, rounds: int, done: float) -> bool:
+def _has_room(elapsed: float, rounds: int, share_of_rows: float) -> bool:
     """Whether another round fits into the probe's time, and into its share of rows."""
-    return max(elapsed / PROBE_SECONDS, done) * (rounds + 1) / rounds <= 1
+    return max(elapsed / PROBE_SECONDS, share_of_rows) * (rounds + 1) / rounds <= 1
 
 
 def _advance(bar: Progress, shown: float, elapsed: float) -> float:
@@ -130,41 +129,41 @@ def _advance(bar: Progress, shown: float, elapsed: float) -> float:
     return now
 
 
-def _spread(turn: int, amount: int) -> int:
-    """A place in a range: turns cover it evenly however many there are (by the golden ratio)."""
-    return int((0.5 + turn * 0.6180339887) % 1 * amount)
+def _spread(turn: int, count: int) -> int:
+    """Index of a range for this turn; any number of turns covers it evenly (golden ratio)."""
+    return int((0.5 + turn * 0.6180339887) % 1 * count)
 
 
-def _part(batch: Batch, limit: int, turn: int) -> Batch:
-    """Examples of a batch, evenly spaced, that have at most `limit` tokens; one at least."""
+def _subset(batch: PlannedBatch, limit: int, turn: int) -> PlannedBatch:
+    """Evenly spaced examples of a batch with at most `limit` tokens; at least one example."""
     if batch.num_tokens <= limit:
         return batch
-    amount = max(1, limit // batch.longest)
-    places = (np.arange(amount) * len(batch.examples) // amount + turn) % len(batch.examples)
-    # The longest one stays: it is what the others are padded to.
-    chosen = batch.examples[np.unique([0, *places[1:]])]
-    return Batch(chosen, batch.longest * len(chosen), batch.longest)
+    count = num_in_batch(batch.longest, limit)
+    positions = (np.arange(count) * len(batch.examples) // count + turn) % len(batch.examples)
+    # Keep the longest example: the others are padded to it.
+    chosen = batch.examples[np.unique([0, *positions[1:]])]
+    return PlannedBatch(chosen, batch.longest * len(chosen), batch.longest)
 
 
 def _affordable_tokens(
-    teacher: TransformersTeacher, store: TeacherStore, strata: Sequence[Stratum], budget: int
+    teacher: Teacher, store: TeacherStore, strata: Sequence[Stratum], budget: int
 ) -> int:
-    """Tokens of a probe's batch: the capture's own where two rounds of them fit into the time.
+    """Tokens of a probe's batch: the capture's own if two rounds of those fit into the time.
 
-    The first passes are dropped: they pay for what is loaded and compiled once.
+    The first passes are not measured: they pay the one-time costs of loading and compiling.
     """
     middle = strata[len(strata) // 2].batches
-    small = _part(middle[len(middle) // 2], min(FIRST_TOKENS, budget), 0)
+    small = _subset(middle[len(middle) // 2], min(FIRST_TOKENS, budget), 0)
     _timed(teacher, store, small)
-    took, _ = _timed(teacher, store, small)
-    affordable = int(small.num_tokens / took * PROBE_SECONDS / (2 * len(strata)))
+    duration, _ = _timed(teacher, store, small)
+    affordable = int(small.num_tokens / duration * PROBE_SECONDS / (2 * len(strata)))
     limit = max(min(budget, affordable), 1)
-    if limit == budget:  # fast: the largest batch as it will be, for memory and for its kernels
+    if limit == budget:  # fast enough to run the largest batch, for its memory and its kernels
         _timed(teacher, store, strata[0].batches[0])
     return limit
 
 
-def _timed(teacher: TransformersTeacher, store: TeacherStore, batch: Batch) -> tuple[float, Fields]:
+def _timed(teacher: Teacher, store: TeacherStore, batch: PlannedBatch) -> tuple[float, Fields]:
     examples = _shard_examples(store, batch)
     began = time.monotonic()
     try:
@@ -172,23 +171,24 @@ def _timed(teacher: TransformersTeacher, store: TeacherStore, batch: Batch) -> t
     except MemoryError as error:
         raise UsageError(
             f"out of memory on {len(examples)} examples of up to {batch.longest:,} tokens "
-            f"({error}); the capture would halve such batches: type a smaller --token-budget"
+            f"({error}); expected a batch that fits; pass a smaller --token-budget (the capture "
+            "halves such batches)"
         ) from error
     return time.monotonic() - began, rows
 
 
-def _shard_examples(store: TeacherStore, batch: Batch) -> list[ShardExample]:
+def _shard_examples(store: TeacherStore, batch: PlannedBatch) -> list[ShardExample]:
     read, counts = store.read(batch.examples, fields=()), store.row_counts()
-    cuts = [slice(*edges) for edges in pairwise(read.token_offsets.tolist())]
+    parts = [slice(*edges) for edges in pairwise(read.token_offsets.tolist())]
     return [
-        ShardExample(int(n), read.token_ids[cut], read.is_response[cut], 0, int(counts[n]))
-        for n, cut in zip(batch.examples, cuts, strict=True)
+        ShardExample(int(n), read.token_ids[part], read.is_response[part], 0, int(counts[n]))
+        for n, part in zip(batch.examples, parts, strict=True)
     ]
 
 
-def _memory(device: torch.device) -> tuple[str, int]:
+def _memory(teacher: Teacher) -> tuple[str, int]:
     """Peak bytes so far: of the fullest GPU, or of this process."""
-    if device.type == "cuda":
+    if teacher.describe()["device"].startswith("cuda"):
         peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
         return "gpu", max(peaks)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -196,10 +196,10 @@ def _memory(device: torch.device) -> tuple[str, int]:
 
 
 def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], float]:
-    """Bytes a row of each array once it is encoded, and seconds a row of encoding.
+    """Encode rows as the store would; measure bytes per row of each array, and seconds per row.
 
-    `id_order`, which a store has once, is whole. Its orders come from some rows and encode others,
-    as a pilot does for a capture.
+    `id_order`, which a store holds once, is in bytes of the whole array. Its orders are fitted to
+    some of the rows and encode the others, as the pilot's orders do in a capture.
     """
     encoding, ids = spec.row_encoding, spec.row_kind.id_field
     num_rows, orders, sizes = len(rows["num_kept"]), None, {}

@@ -1,4 +1,4 @@
-"""Tokenising a corpus in parallel; the examples are the same for any number of processes."""
+"""Tokenise a corpus in parallel; the examples do not depend on the number of processes."""
 
 import os
 from collections import deque
@@ -13,15 +13,15 @@ from caskd.store.corpus import Columns, Record, TextOptions, TokenizedExample, t
 from caskd.store.errors import UsageError
 
 BLOCK_RECORDS = 256
-BLOCK_CHARACTERS = 1 << 18  # of very long documents fewer make a block
-SMALL_CORPUS = 1 << 23  # characters; less is done before other processes have started
-BLOCKS_AHEAD = 4  # per process: bounds the memory, whatever the corpus
+BLOCK_CHARACTERS = 1 << 18  # ends a block of very long documents earlier
+SMALL_CORPUS = 1 << 23  # characters; fewer are done before other processes have started
+BLOCKS_AHEAD = 4  # per process; bounds the memory for a corpus of any size
 
 Block = tuple[int, list[Record]]
 Work = Callable[[int, Sequence[Record]], list[TokenizedExample]]
 
 
-def tokenized(
+def tokenize_corpus(
     tokenizer: Any,
     records: Iterable[Record],
     columns: Columns,
@@ -29,25 +29,27 @@ def tokenized(
     *,
     num_processes: int | None = None,
 ) -> Iterator[TokenizedExample]:
-    """Examples of all records, in their order.
+    """Tokenise all records, in their order.
 
     Args:
-        tokenizer: of the teacher.
-        records: the corpus, read once and never held.
-        columns: where the text is.
-        options: how it becomes examples.
-        num_processes: processes that tokenise; by default one per core that we may use. They
-            start once `SMALL_CORPUS` characters are done here and there are more.
+        tokenizer: the teacher's.
+        records: the corpus; read once, never held in memory.
+        columns: which columns hold the text.
+        options: how text becomes examples.
+        num_processes: processes that tokenise; by default one per available core. They start
+            only if the corpus has more than `SMALL_CORPUS` characters.
 
     Raises:
-        UsageError: what `tokenize_examples` says of the first record that it refuses.
+        UsageError: `tokenize_examples` refuses a record, or a process ends.
     """
     work: Work = _Tokenize(tokenizer, columns, options)
     blocks = _blocks(records)
     if num_processes is None:
         num_processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if num_processes > 1:
-        yield from chain.from_iterable(work(*block) for block in _head(blocks, SMALL_CORPUS))
+        yield from chain.from_iterable(
+            work(*block) for block in _first_blocks(blocks, SMALL_CORPUS)
+        )
         first = next(blocks, None)
         if first is not None:
             yield from _in_processes(work, chain([first], blocks), num_processes)
@@ -56,7 +58,7 @@ def tokenized(
 
 
 class _Tokenize:
-    """`tokenize_examples` with all but the records given; travels to other processes."""
+    """`tokenize_examples` with everything but the records bound; picklable."""
 
     def __init__(self, tokenizer: Any, columns: Columns, options: TextOptions) -> None:
         self.tokenizer, self.columns, self.options = tokenizer, columns, options
@@ -66,7 +68,7 @@ class _Tokenize:
 
 
 def _blocks(records: Iterable[Record]) -> Iterator[Block]:
-    """Records that follow each other, with the number of the first."""
+    """Group consecutive records; each block has the index of its first record."""
     first, block, size = 0, list[Record](), 0
     for record in records:
         block.append(record)
@@ -79,7 +81,7 @@ def _blocks(records: Iterable[Record]) -> Iterator[Block]:
 
 
 def _characters(record: Record) -> int:
-    """Characters of a record, about: of a conversation those of its turns."""
+    """Approximate number of characters of a record, or of a conversation's turns."""
     total = 0
     for value in record.values():
         turns = value if isinstance(value, list) else [value]
@@ -88,8 +90,8 @@ def _characters(record: Record) -> int:
     return total
 
 
-def _head(blocks: Iterator[Block], characters: int) -> Iterator[Block]:
-    """The first blocks, until they have so many characters."""
+def _first_blocks(blocks: Iterator[Block], characters: int) -> Iterator[Block]:
+    """Take blocks until they have that many characters."""
     while characters > 0:
         block = next(blocks, None)
         if block is None:
@@ -102,9 +104,9 @@ def _in_processes(
     work: Work, blocks: Iterable[Block], num_processes: int
 ) -> Iterator[TokenizedExample]:
     waiting: deque[Future[list[TokenizedExample]]] = deque()
-    # Not fork: torch and the tokenizer may hold threads, and a forked lock never opens.
+    # Not fork: torch and the tokenizer may run threads, whose locks a fork would never release.
     pool = ProcessPoolExecutor(
-        num_processes, mp_context=get_context("spawn"), initializer=_start, initargs=(work,)
+        num_processes, mp_context=get_context("spawn"), initializer=_init_process, initargs=(work,)
     )
     try:
         for block in blocks:
@@ -115,18 +117,19 @@ def _in_processes(
             yield from waiting.popleft().result()
     except BrokenProcessPool as error:
         raise UsageError(
-            "a process that tokenises ended (out of memory, or a script that starts it without "
-            "`if __name__ == '__main__':`); mend that, or type --tokenize-processes 1"
+            "a tokenising process ended (out of memory, or its script has no "
+            "`if __name__ == '__main__':`); expected it to finish; fix that, or pass "
+            "--tokenize-processes 1"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_work: list[Work] = []  # of a process that tokenises
+_work: list[Work] = []  # of this tokenising process
 
 
-def _start(work: Work) -> None:
-    # Every core has a process already: threads of the tokenizer would only be in their way.
+def _init_process(work: Work) -> None:
+    # Every core runs a process already; the tokenizer's threads would compete with them.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _work[:] = [work]
 

@@ -1,16 +1,10 @@
-"""Teachers: which checkpoint, loading it, and its forward pass."""
+"""Teachers: finding one, loading it, and its forward pass."""
 
-from caskd.precompute.teacher.source import TeacherSource, find_teacher
-from caskd.precompute.teacher.transformers_teacher import (
-    Teacher,
-    TransformersTeacher,
-    fixed_kernels,
-)
+from caskd.precompute.teacher.factory import find_teacher
+from caskd.precompute.teacher.protocol import Teacher, TeacherSource
 
 __all__ = [
     "Teacher",
     "TeacherSource",
-    "TransformersTeacher",
     "find_teacher",
-    "fixed_kernels",
 ]

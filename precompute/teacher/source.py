@@ -1,19 +1,20 @@
-"""Who the teacher is, found out before any weight is loaded."""
+"""Resolve the teacher checkpoint (folder or hub id, config, tokenizer) without loading weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caskd.models import SplitModel, build_model, locate, open_config, open_tokenizer
 from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
 
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_NO_LIMIT = 1_000_000_000  # tokenizers without a limit of their own say 10^30
+FLAG = "--teacher"
+_NO_LIMIT = 1_000_000_000  # transformers' value for a tokenizer without a limit is 10^30
 
 
 @dataclass(frozen=True)
-class TeacherSource:
-    """A checkpoint on this machine and what can be said of it without its weights."""
+class TransformersCheckpoint:
+    """A checkpoint on this machine, and its properties that need no weights."""
 
     folder: Path
     name: str
@@ -30,37 +31,41 @@ class TeacherSource:
     """How transformers lays the model out over several devices; None for one device."""
 
 
-def find_teacher(
+def find_checkpoint(
     teacher: str,
     dtype: str,
     *,
     adapter: str | None = None,
     attention: str = "auto",
     device_map: str | None = None,
-) -> TeacherSource:
-    """Locate a teacher and read its configuration and tokenizer.
+) -> TransformersCheckpoint:
+    """Locate a teacher and read its config and tokenizer.
 
     Raises:
         UsageError: no such folder or hub id, no causal LM, no tokenizer, or no safetensors.
     """
-    folder, name, revision = _locate(teacher, "teacher")
-    if not list(folder.glob("*.safetensors")):
+    found = locate(teacher, FLAG)
+    if not list(found.folder.glob("*.safetensors")):
         raise UsageError(
-            f"teacher {teacher!r} has no .safetensors file; expected a transformers checkpoint in "
-            "safetensors: convert it with save_pretrained, or give another --teacher"
+            f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
+            f"safetensors: convert it with save_pretrained, or pass another {FLAG}"
         )
-    config, tokenizer, split, default_attention = _describe(folder, teacher)
-    own = getattr(config, "dtype", None) or "float32"
+    config = open_config(found.folder, FLAG)
+    tokenizer = open_tokenizer(found.folder, FLAG)
+    model = build_model(config, FLAG, device="meta")
+    text_config = config.get_text_config()
+    own_dtype = getattr(text_config, "dtype", None) or "float32"
+    own_attention = str(getattr(model.config, "_attn_implementation", None))
     tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
-    limits = [getattr(config, "max_position_embeddings", None) or _NO_LIMIT, tokenizer_limit]
-    return TeacherSource(
-        folder=folder,
-        name=name,
-        revision=revision,
+    limits = [getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT, tokenizer_limit]
+    return TransformersCheckpoint(
+        folder=found.folder,
+        name=found.name,
+        revision=found.revision,
         tokenizer=tokenizer,
-        num_ids=split.num_ids,
-        load_dtype=str(own).removeprefix("torch.") if dtype == "auto" else dtype,
-        attention=default_attention if attention == "auto" else attention,
+        num_ids=SplitModel(model, FLAG).num_ids,
+        load_dtype=str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype,
+        attention=own_attention if attention == "auto" else attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
         adapter=None if adapter is None else find_adapter(adapter),
         device_map=device_map,
@@ -68,52 +73,10 @@ def find_teacher(
 
 
 def find_adapter(adapter: str) -> AdapterSource:
-    """Locate a peft adapter and digest it.
+    """Locate a peft adapter and compute its digest.
 
     Raises:
         UsageError: no such folder or hub id, or no adapter in safetensors.
     """
-    folder, name, _revision = _locate(adapter, "adapter")
-    return describe_adapter(folder, name)
-
-
-def _locate(place: str, kind: str) -> tuple[Path, str, str | None]:
-    """Folder, name and revision of what `--teacher` or `--adapter` names."""
-    folder = Path(place)
-    if folder.is_dir():
-        return folder, folder.resolve().name, None
-    if place.count("/") > 1 or place.startswith((".", "/", "~")):
-        raise UsageError(f"no {kind} folder {place!r}; expected a folder or a hub id: --{kind}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot = Path(snapshot_download(place, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"no {kind} {place!r}: no such folder, and the hub gave {type(error).__name__}; "
-            f"expected a folder or a hub id: check --{kind} and the connection"
-        ) from error
-    return snapshot, place, snapshot.name  # the cache names a snapshot by its commit
-
-
-def _describe(folder: Path, teacher: str) -> tuple[Any, Any, Any, str]:
-    """Configuration, tokenizer, the model's halves without weights, and its attention."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from caskd.models import SplitModel
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"teacher {teacher!r} does not open ({reason}); expected a causal language model with "
-            "its tokenizer, in safetensors and without code of its own: give another --teacher"
-        ) from error
-    attention = str(getattr(model.config, "_attn_implementation", None))
-    return config.get_text_config(), tokenizer, SplitModel(model), attention
+    found = locate(adapter, "--adapter")
+    return describe_adapter(found.folder, found.name)

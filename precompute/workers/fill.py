@@ -1,4 +1,4 @@
-"""One shard: every row computed exactly once, in batches that fit in memory.
+"""Fill one shard: compute every row exactly once, in batches that fit into memory.
 
 Legend: R rows of a shard, k cells kept per row.
 """
@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from caskd.models import longest_first, num_in_batch
 from caskd.precompute.rows import Fields
 from caskd.precompute.teacher import Teacher
 from caskd.store.errors import UsageError
@@ -15,38 +18,38 @@ from caskd.store.write import ShardExample, ShardWork
 
 @dataclass
 class TokenBudget:
-    """Tokens of one forward pass; it shrinks when memory runs out, unless batches are fixed."""
+    """Tokens of one forward pass; halved when memory runs out, unless batches are fixed."""
 
     tokens: int
     fixed: bool = False
-    told: bool = False
+    warned: bool = False
 
     def shrink(self, batch: Sequence[ShardExample], error: MemoryError) -> None:
-        """Make room after a batch that was too large.
+        """Halve the budget after a batch that did not fit into memory.
 
         Raises:
-            UsageError: nothing is left to halve, or halving would change the bytes.
+            UsageError: the batch is a single example, or batches are fixed.
         """
         longest = len(batch[0].token_ids)
+        problem = f"out of memory on {len(batch)} examples of up to {longest:,} tokens"
         if self.fixed or len(batch) == 1:
-            what = "--deterministic fixes the batches" if self.fixed else "it is one example"
+            why = (
+                "--deterministic fixes the batches"
+                if self.fixed
+                else "one example cannot be split further"
+            )
             raise UsageError(
-                f"out of memory on {len(batch)} examples of up to {longest:,} tokens ({error}), "
-                f"and {what}; type a smaller --token-budget or --max-length"
+                f"{problem} ({error}), and {why}; expected a batch that fits; pass a smaller "
+                "--token-budget or --max-length"
             ) from error
         self.tokens = longest * len(batch) // 2
-        if not self.told:
-            self.told = True
+        if not self.warned:
+            self.warned = True
             print(
-                f"out of memory on {len(batch)} examples of up to {longest:,} tokens; going on "
-                f"with smaller batches (next time type --token-budget {self.tokens})",
+                f"warning: {problem}; continuing with smaller batches; next time pass "
+                f"--token-budget {self.tokens}",
                 file=sys.stderr,
             )
-
-
-def next_batch(waiting: Sequence[ShardExample], tokens: int) -> Sequence[ShardExample]:
-    """The first examples of `waiting` (longest first) that fit in `tokens` once padded, or one."""
-    return waiting[: max(1, tokens // len(waiting[0].token_ids))]
 
 
 def fill_shard(
@@ -60,19 +63,19 @@ def fill_shard(
 
     Args:
         work: the shard's examples.
-        teacher: answers batches.
-        rows: arrays [R] and [R, k] of filler; rows are written where they belong.
+        teacher: computes the rows of a batch.
+        rows: arrays [R] and [R, k] that hold filler; computed rows replace it.
         budget: tokens of one forward pass.
-        report: told the number of rows after each batch.
+        report: called with the number of rows after each batch.
 
     Returns:
-        Indices of the examples for which the teacher gave NaN or Inf.
+        Indices of the examples for which the teacher produced NaN or Inf.
     """
-    waiting: Sequence[ShardExample]
-    waiting = sorted(work.examples, key=lambda example: (-len(example.token_ids), example.index))
+    lengths = np.array([len(example.token_ids) for example in work.examples], np.int64)
+    waiting = [work.examples[position] for position in longest_first(lengths)]
     non_finite = []
     while waiting:
-        batch = next_batch(waiting, budget.tokens)
+        batch = waiting[: num_in_batch(len(waiting[0].token_ids), budget.tokens)]
         try:
             fields = teacher.rows(batch)
         except MemoryError as error:

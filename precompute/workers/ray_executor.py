@@ -1,8 +1,8 @@
-"""`--executor ray`: a worker in each of some actors, replaced when lost; poison shards set aside.
+"""`--executor ray`: one worker per actor; lost actors are replaced, failing shards are set aside.
 
-Ray is fenced in here and in ray_cluster.py. The driver hands out shards and counts attempts;
-everything else is the same worker as elsewhere, and what is committed is read from the store, never
-from an actor.
+Only this module and ray_cluster.py use Ray. The driver assigns shards and counts attempts. Actors
+run the same worker as every other executor. The driver reads commits from the store, never from an
+actor.
 """
 
 import sys
@@ -14,15 +14,15 @@ from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import check_job
-from caskd.precompute.workers.ray_cluster import actor_options, connected, for_any_folder
-from caskd.precompute.workers.scheduling import Board, Seat
+from caskd.precompute.workers.ray_cluster import actor_options, ray_session, with_absolute_paths
+from caskd.precompute.workers.scheduling import PendingShards, WorkerInfo
 from caskd.precompute.workers.worker import (
     ShardFailedError,
-    Tally,
     Worker,
-    one_line,
+    WorkerStats,
+    attempt_record,
+    error_line,
     print_failure,
-    recorded,
 )
 from caskd.store.errors import CaskdError, FailedShardsError
 from caskd.store.io import Progress, progress
@@ -31,200 +31,207 @@ from caskd.store.write import StoreWriter
 MAX_ATTEMPTS = 3
 
 
-def fill_on_ray(config: PrecomputeConfig, writer: StoreWriter) -> Tally:
-    """Fill every shard with `config.num_workers` actors; each shard is tried three times at most.
+def fill_on_ray(config: PrecomputeConfig, writer: StoreWriter) -> WorkerStats:
+    """Fill every shard with `config.num_workers` actors; each shard has three attempts.
 
     Raises:
-        UsageError: Ray is not installed or not there.
+        UsageError: Ray is not installed, or its cluster does not run.
         FailedShardsError: no worker starts.
-        CaskdError: what a worker could not write.
+        CaskdError: a worker could not write.
     """
-    with connected() as ray:
-        crew = Crew(ray, for_any_folder(config), writer)
+    with ray_session() as ray:
+        pool = ActorPool(ray, with_absolute_paths(config), writer)
         facts = {"executor": "ray driver", "num_workers": config.num_workers}
-        board, num_rows = crew.board, writer.spec.num_rows
+        pending, num_rows = pool.pending, writer.spec.num_rows
         with (
-            recorded(writer, facts, crew.tally),
-            crew.on_board(),
-            progress("capture", num_rows, "rows", done=board.rows_done) as bar,
+            attempt_record(writer, facts, pool.stats),
+            pool.managed(),
+            progress("capture", num_rows, "rows", done=pending.rows_done) as bar,
         ):
             while True:
-                crew.give_work()
-                if crew.working or board.left:
-                    for answer in ray.wait(list(crew.waiting), num_returns=1)[0]:
-                        crew.settle(answer, bar)
+                pool.assign_shards()
+                if pool.computing or pending.shards:
+                    for call in ray.wait(list(pool.calls), num_returns=1)[0]:
+                        pool.handle_result(call, bar)
                 else:
-                    crew.close()
-                    if not board.left:
-                        return crew.tally
+                    pool.close()
+                    if not pending.shards:
+                        return pool.stats
 
 
 class CaptureActor:
-    """A worker in an actor's process; what it returns is small and plain."""
+    """A worker in an actor's process; its methods return small plain values."""
 
-    def __init__(self, config: PrecomputeConfig, seat: Seat) -> None:
-        self.config, self.seat = config, seat
+    def __init__(self, config: PrecomputeConfig, info: WorkerInfo) -> None:
+        self.config, self.info = config, info
 
     def start(self) -> None:
-        """Check the identity and load the teacher, before any shard is risked on this machine."""
+        """Check the identity, load the teacher and run the pilot, before any shard is assigned."""
         job = check_job(self.config)
-        worker = Worker(self.config, job, StoreWriter(self.config.store), self.seat)
+        worker = Worker(self.config, job, StoreWriter(self.config.store), self.info)
         self.worker = worker.__enter__()
         self.worker.run_pilot(quiet=True)
 
     def fill(self, shard: int) -> str | None:
-        """Compute a shard and have it written; why it cannot be, or None."""
+        """Compute a shard and write it in the background; returns the error if it failed."""
         try:
             self.worker.fill(shard, lambda num_rows: None)
         except ShardFailedError as failure:
-            # Where it happened goes to this actor's own log, which Ray keeps.
+            # The traceback goes to this actor's own log, which Ray keeps.
             print_failure(failure)
             return failure.reason
         return None
 
-    def close(self) -> Tally:
-        """Finish what is being written."""
+    def close(self) -> WorkerStats:
+        """Finish the shard that is being written."""
         self.worker.__exit__(None, None, None)
-        return self.worker.tally
+        return self.worker.stats
 
 
 @dataclass(eq=False)
-class Place:
-    """One of the workers that were asked for, whoever holds it at the moment."""
+class WorkerSlot:
+    """One of `num_workers` workers, and the actor that currently runs it."""
 
-    index: int
+    rank: int
     actor: Any = None
     starting: bool = False
     shard: int | None = None
-    """What it computes: the one to blame when the actor dies."""
+    """The shard that it computes; an attempt of it is counted when the actor dies."""
     computed: list[int] = field(default_factory=list)
-    """Shards of this actor; the last may not be written yet."""
+    """Shards that this actor computed; the last may not be written yet."""
     failed_starts: int = 0
 
 
-class Crew:
-    """The actors of a job, and what each is doing."""
+class ActorPool:
+    """The actors of a job, and the shard of each."""
 
     def __init__(self, ray: Any, config: PrecomputeConfig, writer: StoreWriter) -> None:
         self.ray, self.config = ray, config
-        self.board, self.tally = Board(writer), Tally()
-        self.places = [Place(index) for index in range(config.num_workers)]
-        self.waiting: dict[Any, Place] = {}
-        """What was asked of an actor and is not answered yet."""
+        self.pending, self.stats = PendingShards(writer), WorkerStats()
+        self.slots = [WorkerSlot(rank) for rank in range(config.num_workers)]
+        self.calls: dict[Any, WorkerSlot] = {}
+        """Calls to actors that have not returned."""
         self._attempts: Counter[int] = Counter()
-        options, advice = actor_options(ray.cluster_resources(), config)
-        self._actor = ray.remote(CaptureActor).options(**options)
-        if advice:
-            _tell(advice)
+        options, warning = actor_options(ray.cluster_resources(), config)
+        self._actor_class = ray.remote(CaptureActor).options(**options)
+        if warning:
+            _log(warning)
 
     @contextmanager
-    def on_board(self) -> Iterator[None]:
-        """However it ends, no actor stays behind."""
+    def managed(self) -> Iterator[None]:
+        """Kill all actors at the end, also after an error."""
         try:
             yield
         finally:
-            for place in self.places:
-                if place.actor is not None:
-                    self.ray.kill(place.actor)
+            for slot in self.slots:
+                if slot.actor is not None:
+                    self.ray.kill(slot.actor)
 
     @property
-    def working(self) -> bool:
-        """Whether any shard is in somebody's hands."""
-        return any(place.shard is not None for place in self.places)
+    def computing(self) -> bool:
+        """Whether any actor computes a shard."""
+        return any(slot.shard is not None for slot in self.slots)
 
-    def give_work(self) -> None:
-        """Hand a shard to every idle actor, and an actor to every place that can use one."""
-        busy = {place.index for place in self.waiting.values()}
-        for place in self.places:
-            if not self.board.left:
+    def assign_shards(self) -> None:
+        """Assign a shard to every idle actor, and start an actor in every free slot."""
+        busy = {slot.rank for slot in self.calls.values()}
+        for slot in self.slots:
+            if not self.pending.shards:
                 return
-            if place.actor is None and place.failed_starts < MAX_ATTEMPTS:
-                self._hire(place)
-            elif place.actor is not None and place.index not in busy:
-                place.shard = self.board.take()
-                self.waiting[place.actor.fill.remote(place.shard)] = place
+            if slot.actor is None and slot.failed_starts < MAX_ATTEMPTS:
+                self._start_actor(slot)
+            elif slot.actor is not None and slot.rank not in busy:
+                slot.shard = self.pending.take()
+                self.calls[slot.actor.fill.remote(slot.shard)] = slot
 
-    def _hire(self, place: Place) -> None:
-        place.actor = self._actor.remote(self.config, Seat(place.index, self.config.num_workers))
-        place.starting = True
-        self.waiting[place.actor.start.remote()] = place
+    def _start_actor(self, slot: WorkerSlot) -> None:
+        info = WorkerInfo(slot.rank, self.config.num_workers)
+        slot.actor = self._actor_class.remote(self.config, info)
+        slot.starting = True
+        self.calls[slot.actor.start.remote()] = slot
 
-    def _dismiss(self, place: Place) -> None:
-        """End an actor; what it has not written is to be done again."""
-        self.ray.kill(place.actor)
-        self.board.put_back(place.computed)
-        self.board.refresh()
-        place.actor, place.starting, place.shard, place.computed = None, False, None, []
+    def _stop_actor(self, slot: WorkerSlot) -> None:
+        """Kill an actor; shards that it has not written become pending again."""
+        self.ray.kill(slot.actor)
+        self.pending.put_back(slot.computed)
+        self.pending.refresh()
+        slot.actor, slot.starting, slot.shard, slot.computed = None, False, None, []
 
-    def settle(self, answer: Any, bar: Progress) -> None:
-        """Take what an actor answered, or that it is lost."""
-        place = self.waiting.pop(answer)
+    def handle_result(self, call: Any, bar: Progress) -> None:
+        """Handle the result of a call, or the loss of its actor."""
+        slot = self.calls.pop(call)
         try:
-            reason = self.ray.get(answer)
-        except self.ray.exceptions.RayActorError as error:
-            reason = f"its worker was lost ({type(error).__name__})"
-        except self.ray.exceptions.RayTaskError as error:
-            if not place.starting:  # it could not write, and nobody else would fare better
-                raise (error.cause if isinstance(error.cause, CaskdError) else error) from None
-            reason = one_line(error.cause)
-        if place.starting:
-            self._started(place, reason)
-        elif reason is not None:
-            self._failed(place, reason)
+            error = self.ray.get(call)
+        except self.ray.exceptions.RayActorError as lost:
+            error = f"its worker was lost ({type(lost).__name__})"
+        except self.ray.exceptions.RayTaskError as failure:
+            if not slot.starting:  # it could not write; another worker could not either
+                raise _original(failure) from None
+            error = error_line(failure.cause)
+        if slot.starting:
+            self._handle_start(slot, error)
+        elif error is not None:
+            self._handle_failure(slot, error)
         else:
-            assert place.shard is not None
-            bar.advance(self.board.rows[place.shard], self._note())
-            place.computed.append(place.shard)
-            place.shard = None
+            assert slot.shard is not None
+            bar.advance(self.pending.rows_of[slot.shard], self._note())
+            slot.computed.append(slot.shard)
+            slot.shard = None
 
     def _note(self) -> str:
-        ready = sum(place.actor is not None and not place.starting for place in self.places)
-        return f"{ready} of {len(self.places)} workers"
+        ready = sum(slot.actor is not None and not slot.starting for slot in self.slots)
+        return f"{ready} of {len(self.slots)} workers"
 
-    def _started(self, place: Place, reason: str | None) -> None:
-        place.starting = False
-        if reason is None:
-            place.failed_starts = 0
+    def _handle_start(self, slot: WorkerSlot, error: str | None) -> None:
+        slot.starting = False
+        if error is None:
+            slot.failed_starts = 0
             return
-        place.failed_starts += 1
-        self._dismiss(place)
-        _tell(f"worker {place.index} does not start ({reason})")
-        if all(each.failed_starts >= MAX_ATTEMPTS for each in self.places):
+        slot.failed_starts += 1
+        self._stop_actor(slot)
+        _log(f"worker {slot.rank} did not start ({error})")
+        if all(each.failed_starts >= MAX_ATTEMPTS for each in self.slots):
             raise FailedShardsError(
-                f"{self.config.store}: no worker starts, the last because of {reason}; "
-                "what is committed is kept. Mend that and run the same command again"
+                f"{self.config.store}: no worker starts, the last error was {error}; committed "
+                "shards are kept; fix the cause and run the same command again"
             )
 
-    def _failed(self, place: Place, reason: str) -> None:
-        """Count an attempt; also an actor that lives is replaced, its GPU may not be well."""
-        shard = place.shard
+    def _handle_failure(self, slot: WorkerSlot, error: str) -> None:
+        """Count an attempt and replace the actor, even one that lives: its GPU may be unusable."""
+        shard = slot.shard
         assert shard is not None
         self._attempts[shard] += 1
-        _tell(f"shard {shard} failed, attempt {self._attempts[shard]} of {MAX_ATTEMPTS}: {reason}")
+        _log(f"shard {shard} failed, attempt {self._attempts[shard]} of {MAX_ATTEMPTS}: {error}")
         if self._attempts[shard] < MAX_ATTEMPTS:
-            self.board.put_back([shard])
+            self.pending.put_back([shard])
         else:
-            self.tally.failed[shard] = f"{reason}, {MAX_ATTEMPTS} times"
-        self._dismiss(place)
+            self.stats.failed[shard] = f"{error}, {MAX_ATTEMPTS} times"
+        self._stop_actor(slot)
 
     def close(self) -> None:
-        """Let everybody finish writing; what a lost actor had not written is left on the board."""
-        started = [place for place in self.places if place.actor and not place.starting]
-        closing = {place.actor.close.remote(): place for place in started}
-        for answer, place in closing.items():
+        """Let all actors finish writing; unwritten shards of lost actors become pending again."""
+        ready = [slot for slot in self.slots if slot.actor and not slot.starting]
+        closing = {slot.actor.close.remote(): slot for slot in ready}
+        for call, slot in closing.items():
             try:
-                tally = self.ray.get(answer)
-            except self.ray.exceptions.RayActorError as error:
-                _tell(f"worker {place.index} was lost at the end ({type(error).__name__})")
-            except self.ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, CaskdError) else error) from None
+                stats = self.ray.get(call)
+            except self.ray.exceptions.RayActorError as lost:
+                _log(f"worker {slot.rank} was lost at the end ({type(lost).__name__})")
+            except self.ray.exceptions.RayTaskError as failure:
+                raise _original(failure) from None
             else:
-                self.tally.num_non_finite += tally.num_non_finite
-        for place in self.places:
-            if place.actor is not None:
-                self._dismiss(place)
-        self.waiting.clear()
+                self.stats.num_non_finite += stats.num_non_finite
+        for slot in self.slots:
+            if slot.actor is not None:
+                self._stop_actor(slot)
+        self.calls.clear()
 
 
-def _tell(line: str) -> None:
+def _original(failure: Any) -> Exception:
+    """The error that a remote call raised, if it is one of caskd's; else Ray's own."""
+    error: Exception = failure.cause if isinstance(failure.cause, CaskdError) else failure
+    return error
+
+
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

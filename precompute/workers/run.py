@@ -1,4 +1,4 @@
-"""The capture: fill every missing shard, seal, and say what comes next."""
+"""`caskd precompute`: fill every missing shard, seal the store, and print the next command."""
 
 import os
 import sys
@@ -7,13 +7,13 @@ from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import Job, check_job, check_non_finite, plan_job
-from caskd.precompute.workers.ray_cluster import import_ray
 from caskd.precompute.workers.ray_executor import fill_on_ray
-from caskd.precompute.workers.scheduling import Board, Seat, seat_of
+from caskd.precompute.workers.scheduling import PendingShards, WorkerInfo, worker_info
 from caskd.precompute.workers.signals import Stopped, StopSignals, stop_signals
-from caskd.precompute.workers.worker import ShardFailedError, Tally, Worker, print_failure
+from caskd.precompute.workers.worker import ShardFailedError, Worker, WorkerStats, print_failure
 from caskd.store.errors import FailedShardsError, StoppedError, UsageError
 from caskd.store.format import StoreSpec, check_identity
+from caskd.store.imports import require
 from caskd.store.inspect import CaptureStatus
 from caskd.store.io import SECONDS_BETWEEN_LINES, progress
 from caskd.store.read import TeacherStore
@@ -23,74 +23,74 @@ MAX_FAILED_IN_A_ROW = 3
 
 
 def precompute(config: PrecomputeConfig) -> TeacherStore | None:
-    """Run the teacher over a corpus into a sealed store; running again completes what is missing.
+    """Run the teacher over a corpus into a sealed store; a rerun completes the missing shards.
 
-    Any number of workers may run it for the same store, each with its number; see
-    `--executor`, `--worker` and `--num-workers`. Whoever sees every shard committed seals.
+    Any number of workers may run it on the same store, each with its number; see `--executor`,
+    `--worker` and `--num-workers`. The worker that finds every shard committed seals the store.
 
     Returns:
         The store; None with `dry_run`.
 
     Raises:
-        UsageError: a flag, a file or a value that cannot be.
-        IdentityError: a store of another identity is there.
+        UsageError: an option, a file or a value is invalid.
+        IdentityError: the store exists and has another identity.
         TeacherError: NaN or Inf in more examples than --max-non-finite accepts.
-        FailedShardsError: some shards cannot be computed; all others are committed.
-        StoppedError: SIGTERM or SIGINT came; exit code 143 or 130.
+        FailedShardsError: some shards could not be computed; all others are committed.
+        StoppedError: SIGTERM or SIGINT stopped the run; exit code 143 or 130.
     """
-    seat = seat_of(config, os.environ)
+    info = worker_info(config, os.environ)
     with stop_signals() as stop:
         try:
-            return _capture(config, seat, stop)
+            return _capture(config, info, stop)
         except Stopped as stopped:
-            raise StoppedError(_how_far(config, stopped), stopped.number) from None
+            raise StoppedError(_stopped_line(config, stopped), stopped.number) from None
 
 
-def _capture(config: PrecomputeConfig, seat: Seat, stop: StopSignals) -> TeacherStore | None:
+def _capture(config: PrecomputeConfig, info: WorkerInfo, stop: StopSignals) -> TeacherStore | None:
     if config.executor == "ray":
-        import_ray()
+        require("ray", extra="ray", needed_by="--executor ray")
     job = check_job(config)
-    _planned(config, job, seat)
+    _plan(config, job, info)
     if config.dry_run:
         return None
     writer = StoreWriter(config.store)
     if writer.sealed:
-        if seat.speaks:
-            print(f"{config.store}: sealed, nothing to do; next: {_next_command(config)}")
+        if info.prints:
+            print(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
         return TeacherStore.open(config.store)
-    begin, tally = time.monotonic(), Tally()
+    begin, stats = time.monotonic(), WorkerStats()
     if writer.missing_shards():
         if config.executor == "ray":
-            tally = fill_on_ray(config, writer)
+            stats = fill_on_ray(config, writer)
         else:
-            tally = _fill_here(config, job, writer, seat, stop)
-        _report(config, writer, tally)
-        # Each worker has counted its own; this is everybody's, and of runs before.
+            stats = _fill_here(config, job, writer, info, stop)
+        _report(config, writer, stats)
+        # Each worker checked its own examples; this checks those of all workers and earlier runs.
         _check_all(config, writer)
     totals = writer.seal()
-    if seat.speaks:
+    if info.prints:
         _print_summary(config, totals, time.monotonic() - begin)
     return TeacherStore.open(config.store)
 
 
-def _planned(config: PrecomputeConfig, job: Job, seat: Seat) -> StoreSpec:
-    """The plan that all workers share: made here if this one may, else by whoever does."""
-    if seat.plans:
+def _plan(config: PrecomputeConfig, job: Job, info: WorkerInfo) -> StoreSpec:
+    """Return the plan that all workers share; the worker that may plan writes it."""
+    if info.plans:
         return plan_job(config, job)
-    if seat.waits:
-        _wait_for_plan(config, seat)
+    if info.waits_for_plan:
+        _wait_for_plan(config, info)
     spec = find_store(config.store)
     if spec is None:
         raise UsageError(
-            f"--num-workers is {seat.count} but nothing is planned at {config.store}; expected one "
-            "plan for all workers: run caskd plan with the same options first"
+            f"--num-workers {info.world_size}: nothing is planned at {config.store}; "
+            "expected one plan for all workers; run caskd plan with the same options first"
         )
     check_identity(spec, job.identity, config.store)
     return spec
 
 
-def _wait_for_plan(config: PrecomputeConfig, seat: Seat) -> None:
-    """Wait for worker 0; should it fail, torchrun ends us too."""
+def _wait_for_plan(config: PrecomputeConfig, info: WorkerInfo) -> None:
+    """Wait for worker 0 to plan; if it fails, torchrun ends this process too."""
     waited = 0.0
     while find_store(config.store) is None:
         time.sleep(0.2)
@@ -98,77 +98,78 @@ def _wait_for_plan(config: PrecomputeConfig, seat: Seat) -> None:
         if waited >= SECONDS_BETWEEN_LINES:
             waited = 0.0
             print(
-                f"worker {seat.index}: waiting for worker 0 to plan {config.store}; "
+                f"worker {info.rank}: waiting for worker 0 to plan {config.store}; "
                 "all nodes must see the same --store",
                 file=sys.stderr,
             )
 
 
 def _fill_here(
-    config: PrecomputeConfig, job: Job, writer: StoreWriter, seat: Seat, stop: StopSignals
-) -> Tally:
-    """Fill shards in this process until none is left, by whomever."""
+    config: PrecomputeConfig, job: Job, writer: StoreWriter, info: WorkerInfo, stop: StopSignals
+) -> WorkerStats:
+    """Fill shards in this process until no shard of the store is pending."""
     failed_in_a_row = 0
-    with Worker(config, job, writer, seat) as worker:
-        worker.run_pilot(quiet=not seat.speaks)
-        board = Board(writer)
-        bar_of = progress(
-            "capture", writer.spec.num_rows, "rows", done=board.rows_done, quiet=not seat.speaks
+    with Worker(config, job, writer, info) as worker:
+        worker.run_pilot(quiet=not info.prints)
+        pending = PendingShards(writer)
+        progress_bar = progress(
+            "capture", writer.spec.num_rows, "rows", done=pending.rows_done, quiet=not info.prints
         )
-        with bar_of as bar:
+        with progress_bar as bar:
 
             def report(num_rows: int) -> None:
                 bar.advance(num_rows)
                 stop.check()
 
             while True:
-                bar.advance(board.refresh())
-                if not board.left:
+                bar.advance(pending.refresh())
+                if not pending.shards:
                     break
-                shard = board.take(seat.index, seat.count)
+                shard = pending.take(info.rank, info.world_size)
                 try:
                     if not worker.fill(shard, report):
-                        bar.advance(board.rows[shard])
+                        bar.advance(pending.rows_of[shard])
                     failed_in_a_row = 0
                 except ShardFailedError as failure:
-                    worker.tally.failed[shard] = failure.reason
+                    worker.stats.failed[shard] = failure.reason
                     failed_in_a_row += 1
                     print_failure(failure)
                     _check_worker(failed_in_a_row, failure, config)
-    return worker.tally
+    return worker.stats
 
 
 def _check_worker(
     failed_in_a_row: int, failure: ShardFailedError, config: PrecomputeConfig
 ) -> None:
-    """A worker for which nothing works (a GPU after an illegal access) must not try every shard."""
+    """Stop a worker whose shards all fail (its GPU may be unusable after an illegal access)."""
     if failed_in_a_row == MAX_FAILED_IN_A_ROW:
         raise FailedShardsError(
             f"{config.store}: {failed_in_a_row} shards in a row failed, the last, {failure.shard}, "
-            f"with {failure.reason}; what is committed is kept. Run the same command again, "
-            "which tries them once more"
+            f"with {failure.reason}; committed shards are kept; run the same command again to "
+            "retry the others"
         ) from failure
 
 
-def _report(config: PrecomputeConfig, writer: StoreWriter, tally: Tally) -> None:
-    """Say what has to be known of a run before its store is sealed.
+def _report(config: PrecomputeConfig, writer: StoreWriter, stats: WorkerStats) -> None:
+    """Print warnings of a run before its store is sealed.
 
     Raises:
-        FailedShardsError: it cannot be.
+        FailedShardsError: shards that failed are still missing.
     """
-    if tally.num_non_finite:
+    if stats.num_non_finite:
         print(
-            f"warning: the teacher gave NaN or Inf in {tally.num_non_finite:,} examples; those "
-            "rows are kept without a teacher (num_kept 0). Try --dtype bfloat16 or float32."
+            f"warning: the teacher produced NaN or Inf in {stats.num_non_finite:,} examples; those "
+            "rows are stored without teacher values (num_kept 0); try --dtype bfloat16 or "
+            "--dtype float32"
         )
     missing = set(writer.missing_shards())
-    failed = {shard: why for shard, why in sorted(tally.failed.items()) if shard in missing}
+    failed = {shard: error for shard, error in sorted(stats.failed.items()) if shard in missing}
     if failed:
-        num_shards, (first, reason) = writer.spec.num_shards, next(iter(failed.items()))
+        num_shards, (first, error) = writer.spec.num_shards, next(iter(failed.items()))
         raise FailedShardsError(
             f"{config.store}: {num_shards - len(missing)} of {num_shards} shards are committed; "
-            f"failed: {', '.join(map(str, failed))} (shard {first}: {reason}). Mend that, then run "
-            "the same command again, which tries only them"
+            f"failed: {', '.join(map(str, failed))} (shard {first}: {error}); fix the cause, then "
+            "run the same command again, which retries only those"
         )
 
 
@@ -178,8 +179,8 @@ def _check_all(config: PrecomputeConfig, writer: StoreWriter) -> None:
     check_non_finite(view.statuses["non_finite"], writer.spec.num_examples, config.max_non_finite)
 
 
-def _how_far(config: PrecomputeConfig, stopped: Stopped) -> str:
-    """One line on what a signal left behind."""
+def _stopped_line(config: PrecomputeConfig, stopped: Stopped) -> str:
+    """One line on the state of the store after a signal."""
     if find_store(config.store) is None:
         return f"stopped by {stopped}, nothing is planned yet; run the same command again"
     store = TeacherStore.open(config.store, allow_unsealed=True)
@@ -194,7 +195,7 @@ def _print_summary(config: PrecomputeConfig, totals: dict[str, Any], seconds: fl
     statuses = ", ".join(f"{count:,} {name}" for name, count in totals["statuses"].items())
     print(f"{config.store}: sealed, {num_rows:,} rows of {totals['num_examples']:,} examples")
     print(f"  examples    {statuses}")
-    print(f"  size        {num_bytes:,} bytes, {num_bytes / num_rows:.1f} a row")
+    print(f"  size        {num_bytes:,} bytes, {num_bytes / num_rows:.1f} per row")
     print(f"  time        {seconds:.1f} s in this run")
     print(f"next: {_next_command(config)}")
 

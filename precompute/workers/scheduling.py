@@ -1,4 +1,4 @@
-"""Who takes which shard: decided from what is committed, without clock, lock or message."""
+"""Which worker a process is, and which shard it computes next: no clock, no lock, no message."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Which of how many workers a process is."""
+class WorkerInfo:
+    """This worker's rank among the workers of a job, and its GPU."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
     gpu: int | None = None
-    """Its GPU on this machine; None leaves the choice to torch."""
+    """Index of its GPU on this machine (torchrun); None leaves the choice to torch."""
 
     @property
     def plans(self) -> bool:
-        """Whether it may plan: alone, or first of those that torchrun started together."""
-        return self.count == 1 or (self.gpu is not None and self.index == 0)
+        """Whether it may plan: the only worker, or rank 0 under torchrun."""
+        return self.world_size == 1 or (self.gpu is not None and self.rank == 0)
 
     @property
-    def waits(self) -> bool:
-        """Whether somebody who was started together with it plans."""
-        return self.gpu is not None and self.index > 0
+    def waits_for_plan(self) -> bool:
+        """Whether another worker, started together with it, plans."""
+        return self.gpu is not None and self.rank > 0
 
     @property
-    def speaks(self) -> bool:
-        """Whether it reports; of those that share a terminal, the first does."""
-        return not self.waits
+    def prints(self) -> bool:
+        """Whether it prints progress; of the workers that share a terminal, rank 0 does."""
+        return not self.waits_for_plan
 
 
-def seat_of(config: PrecomputeConfig, environ: Mapping[str, str]) -> Seat:
-    """Which worker this process is, from its flags and what torchrun says.
+def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerInfo:
+    """Resolve which worker this process is, from its flags and torchrun's environment variables.
 
     Raises:
         UsageError: the flags, or flags and launcher, contradict each other.
@@ -48,112 +48,119 @@ def seat_of(config: PrecomputeConfig, environ: Mapping[str, str]) -> Seat:
     launched = all(name in environ for name in _TORCHRUN)
     many = launched and environ["WORLD_SIZE"] != "1"
     if config.num_workers < 1:
-        raise UsageError(f"--num-workers is {config.num_workers}; expected 1 or more")
+        raise UsageError(
+            f"--num-workers {config.num_workers}: expected 1 or more; pass another number"
+        )
     if config.executor != "torchrun" and many:
         raise UsageError(
-            f"torchrun started {environ['WORLD_SIZE']} processes but --executor is "
-            f"{config.executor}; expected one worker for each: add --executor torchrun"
+            f"torchrun started {environ['WORLD_SIZE']} processes, but --executor is "
+            f"{config.executor}; expected one worker per process; add --executor torchrun"
         )
     if config.executor != "local":
-        _check_placement(config)
+        _check_device_flags(config)
     if config.executor == "torchrun":
-        return _torchrun_seat(config, environ, launched)
+        return _torchrun_worker(config, environ, launched)
     if config.executor == "ray":
         if config.worker is not None:
             raise UsageError(
-                f"--worker is {config.worker} but --executor ray numbers its workers itself; "
-                "leave --worker out"
+                f"--worker {config.worker}: --executor ray numbers the workers itself; omit "
+                "--worker"
             )
-        return Seat()
-    return _numbered_seat(config)
+        return WorkerInfo()
+    return _numbered_worker(config)
 
 
-def _check_placement(config: PrecomputeConfig) -> None:
-    """An executor gives each of its workers a GPU; what names GPUs itself would share them."""
+def _check_device_flags(config: PrecomputeConfig) -> None:
+    """Refuse flags that select GPUs: the executor assigns one GPU to each worker."""
     if config.device.startswith("cuda:") or config.device_map is not None:
         flag = "--device" if config.device.startswith("cuda:") else "--device-map"
         raise UsageError(
-            f"{flag} was given but --executor {config.executor} gives each worker a GPU of its "
-            f"own; leave {flag} out, or start the workers with --worker and --num-workers"
+            f"{flag}: --executor {config.executor} assigns a GPU to each worker; "
+            f"omit {flag}, or start the workers with --worker and --num-workers"
         )
 
 
-def _torchrun_seat(config: PrecomputeConfig, environ: Mapping[str, str], launched: bool) -> Seat:
+def _torchrun_worker(
+    config: PrecomputeConfig, environ: Mapping[str, str], launched: bool
+) -> WorkerInfo:
     if not launched:
         raise UsageError(
-            "--executor is torchrun but torchrun did not start this process; type "
+            "--executor torchrun: torchrun did not start this process; run "
             "torchrun --nproc-per-node GPUS -m caskd.cli precompute ... --executor torchrun"
         )
     if config.worker is not None or config.num_workers != 1:
         raise UsageError(
-            "--worker or --num-workers was given but torchrun numbers the workers itself; "
-            "leave them out"
+            "--worker or --num-workers was given, but torchrun numbers the workers itself; omit "
+            "both"
         )
-    index, count, gpu = (int(environ[name]) for name in _TORCHRUN)
-    return Seat(index, count, gpu)
+    rank, world_size, gpu = (int(environ[name]) for name in _TORCHRUN)
+    return WorkerInfo(rank, world_size, gpu)
 
 
-def _numbered_seat(config: PrecomputeConfig) -> Seat:
-    count, worker = config.num_workers, config.worker
-    if worker is None and count > 1:
+def _numbered_worker(config: PrecomputeConfig) -> WorkerInfo:
+    world_size, rank = config.num_workers, config.worker
+    if rank is None and world_size > 1:
         raise UsageError(
-            f"--num-workers is {count} but --worker is not given; expected which of them this "
-            f"process is: add --worker 0 (to {count - 1}), or --executor ray to start them all"
+            f"--num-workers {world_size} was given without --worker; expected the number of this "
+            f"process; add --worker 0 (to {world_size - 1}), or --executor ray to start them all"
         )
-    if worker is not None and not 0 <= worker < count:
+    if rank is not None and not 0 <= rank < world_size:
         raise UsageError(
-            f"--worker is {worker} of --num-workers {count}; expected 0 to {count - 1}"
+            f"--worker {rank} with --num-workers {world_size}: expected 0 to {world_size - 1}; "
+            "pass another number"
         )
-    return Seat(worker or 0, count)
+    return WorkerInfo(rank or 0, world_size)
 
 
-def next_shard(left: Sequence[int], index: int, count: int) -> int:
-    """The shard that worker `index` of `count` takes next.
+def next_shard(pending: Sequence[int], rank: int, world_size: int) -> int:
+    """Choose the shard that a worker computes next.
 
-    First those congruent to it. Then what is left, each worker from its own place of the list, the
-    middle of its 1/count: what a slow or dead worker leaves lies in order, its own work at the
-    front, so that helpers meet neither it nor each other while there are several shards apiece.
+    Shards congruent to its rank modulo `world_size` come first. Then it helps with the rest, from
+    the middle of its 1/world_size of the list. A slow worker computes its shards from the front, so
+    helpers meet neither it nor each other while several shards per worker remain.
 
     Args:
-        left: shards that are not committed and that it has not taken yet, ascending; not empty.
+        pending: shards that are neither committed nor taken by this worker, ascending; not empty.
+        rank: the worker's.
+        world_size: number of workers.
     """
-    own = (shard for shard in left if shard % count == index)
-    return next(own, left[(2 * index + 1) * len(left) // (2 * count)])
+    own = (shard for shard in pending if shard % world_size == rank)
+    return next(own, pending[(2 * rank + 1) * len(pending) // (2 * world_size)])
 
 
-class Board:
-    """The shards of a store as one worker sees them."""
+class PendingShards:
+    """The shards of a store that one worker may still take."""
 
     def __init__(self, writer: StoreWriter) -> None:
         self.root, self.spec = writer.root, writer.spec
         index = TeacherStore(StoreArrays(writer.root, writer.spec)).index
         rows = np.zeros(self.spec.num_shards, dtype=np.int64)
         inside = index.row_count > 0
-        shards = index.row_start[inside] // self.spec.shard_rows
-        np.add.at(rows, shards, index.row_count[inside])
-        self.rows: list[int] = rows.tolist()
-        """Rows of each shard, without the filler."""
-        self.left = writer.missing_shards()
-        """Neither committed when last looked at, nor taken; ascending."""
+        shard_of = index.row_start[inside] // self.spec.shard_rows
+        np.add.at(rows, shard_of, index.row_count[inside])
+        self.rows_of: list[int] = rows.tolist()
+        """Rows of each shard of the store, without the filler."""
+        self.shards = writer.missing_shards()
+        """Shards neither committed (when last read) nor taken; ascending."""
 
     @property
     def rows_done(self) -> int:
-        """Rows of everything that is not left."""
-        return self.spec.num_rows - sum(self.rows[shard] for shard in self.left)
+        """Rows of all shards that are not pending."""
+        return self.spec.num_rows - sum(self.rows_of[shard] for shard in self.shards)
 
     def refresh(self) -> int:
-        """Forget what others committed meanwhile; returns how many rows that was."""
+        """Drop shards that other workers committed meanwhile; returns their number of rows."""
         committed = commit_record.committed_units(self.root)
-        gone = {shard for shard in self.left if commit_record.shard_unit(shard) in committed}
-        self.left = [shard for shard in self.left if shard not in gone]
-        return sum(self.rows[shard] for shard in gone)
+        gone = {shard for shard in self.shards if commit_record.shard_unit(shard) in committed}
+        self.shards = [shard for shard in self.shards if shard not in gone]
+        return sum(self.rows_of[shard] for shard in gone)
 
-    def take(self, index: int = 0, count: int = 1) -> int:
+    def take(self, rank: int = 0, world_size: int = 1) -> int:
         """Take the next shard for a worker."""
-        shard = next_shard(self.left, index, count)
-        self.left.remove(shard)
+        shard = next_shard(self.shards, rank, world_size)
+        self.shards.remove(shard)
         return shard
 
     def put_back(self, shards: Sequence[int]) -> None:
-        """Leave shards that were taken to others, or to later."""
-        self.left = sorted({*self.left, *shards})
+        """Make taken shards pending again."""
+        self.shards = sorted({*self.shards, *shards})

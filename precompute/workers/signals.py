@@ -1,4 +1,4 @@
-"""Ending on SIGTERM or SIGINT: the first drops the work in hand, the second ends the process."""
+"""Stop on SIGTERM or SIGINT: the first drops the current batch, the second ends the process."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """The first signal, raised wherever the main thread is."""
+    """The first signal, raised in the main thread wherever it is."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -19,29 +19,31 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Whether a signal came."""
+    """The signal received, if any."""
 
     number: int | None = None
 
     def check(self) -> None:
-        """Raise again what may have been swallowed: Python drops what is raised in a destructor."""
+        """Raise `Stopped` again: Python drops an exception that is raised inside a destructor."""
         if self.number is not None:
             raise Stopped(self.number)
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Turn the first SIGTERM or SIGINT into `Stopped`; the second has the system's own effect.
+    """Turn the first SIGTERM or SIGINT into `Stopped`; the second has its default effect.
 
-    Raised at once and not after the batch in hand, which on a CPU may take longer than the grace
-    period: the rows of an unfinished shard are lost either way, and commits have their own thread.
+    `Stopped` is raised at once, not after the current batch, which on a CPU may take longer than
+    the grace period. Rows of an unfinished shard are lost either way; commits run in their own
+    thread.
     """
     stop = StopSignals()
 
     def raise_stopped(number: int) -> None:
         stop.number = number
         stopped = Stopped(number)
-        os.write(2, f"{stopped}: finishing what is being written; again ends at once\n".encode())
+        note = "finishing the shard that is being written; a second signal ends at once"
+        os.write(2, f"{stopped}: {note}\n".encode())
         raise stopped
 
     with first_signal(SIGNALS, raise_stopped):

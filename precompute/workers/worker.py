@@ -1,4 +1,4 @@
-"""A worker: a loaded teacher that fills the shards it is told to, in whatever process it lives.
+"""A worker: a loaded teacher that fills shards, in a process of any executor.
 
 Legend: R rows of a shard, k cells kept per row.
 """
@@ -17,16 +17,14 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import Job, check_non_finite
 from caskd.precompute.rows import Fields, targets_of
-from caskd.precompute.teacher import TransformersTeacher, fixed_kernels
+from caskd.precompute.teacher import Teacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
-from caskd.precompute.workers.scheduling import Seat
+from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
-from caskd.store.errors import CaskdError, UsageError
+from caskd.store.errors import CaskdError, reason
 from caskd.store.io import progress
 from caskd.store.write import ShardWork, StoreWriter
 
@@ -34,40 +32,43 @@ Report = Callable[[int], None]
 
 
 @dataclass
-class Tally:
-    """What came of the shards that a worker took."""
+class WorkerStats:
+    """Counts of one worker's shards and examples."""
 
     num_committed: int = 0
     num_overtaken: int = 0
-    """Computed, or begun, and committed by another worker first."""
+    """Shards computed, or begun, that another worker committed first."""
     num_non_finite: int = 0
-    """Examples for which the teacher gave NaN or Inf."""
+    """Examples for which the teacher produced NaN or Inf."""
     failed: dict[int, str] = field(default_factory=dict)
-    """Shards that could not be computed, and why."""
+    """Shards that failed, with the error of each."""
 
 
 class Worker:
-    """Computes one shard while the one before is encoded and written; two are held at most.
+    """Computes one shard while it encodes and writes the previous one; holds at most two.
 
-    A context: entering loads the teacher, leaving finishes the shard that is being written.
+    A context manager: entering loads the teacher, leaving finishes the shard that is being written.
 
     Raises:
         UsageError: the teacher does not load.
     """
 
-    def __init__(self, config: PrecomputeConfig, job: Job, writer: StoreWriter, seat: Seat) -> None:
-        self.config, self.job, self.writer, self.seat = config, job, writer, seat
+    def __init__(
+        self, config: PrecomputeConfig, job: Job, writer: StoreWriter, info: WorkerInfo
+    ) -> None:
+        self.config, self.job, self.writer, self.info = config, job, writer, info
+        self.targets = targets_of(writer.spec)
         self.budget = TokenBudget(config.token_budget, fixed=config.deterministic)
-        self.tally = Tally()
+        self.stats = WorkerStats()
         self._open = ExitStack()
 
     def __enter__(self) -> "Worker":
         with ExitStack() as opened:
-            opened.enter_context(fixed_kernels(self.config.deterministic))
-            self.teacher = load_teacher(self.config, self.job, self.writer, self.seat)
-            facts = _environment(self.config, self.seat, self.teacher.device)
-            opened.enter_context(recorded(self.writer, facts, self.tally))
-            self._behind = opened.enter_context(one_behind())
+            self.teacher = self.job.source.load(self.writer.spec, gpu=self.info.gpu)
+            opened.callback(self.teacher.close)
+            facts = environment_facts(self.config, self.info, self.teacher)
+            opened.enter_context(attempt_record(self.writer, facts, self.stats))
+            self._write_behind = opened.enter_context(background_writer())
             self._open = opened.pop_all()
         return self
 
@@ -75,51 +76,53 @@ class Worker:
         self._open.__exit__(*failure)
 
     def run_pilot(self, *, quiet: bool = False) -> None:
-        """Let the encoding see a few rows first, where it wants to know which ids are frequent.
+        """Compute and commit the pilot rows, if the encoding needs them to find frequent ids.
 
-        Workers that start together all do; whoever is first decides, and the others drop theirs.
+        Workers that start together all compute them; the first commit counts, the others are
+        dropped.
         """
         work = self.writer.pilot()
         if work is None:
             return
-        rows = self.teacher.rule.filler(work.num_rows)
+        rows = self.targets.filler(work.num_rows)
         with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
             if self._fill(work, rows, commit_record.PILOT, bar.advance) is not None:
                 self.writer.commit_pilot(rows)
 
     def fill(self, shard: int, report: Report) -> bool:
-        """Compute a shard and have it written in the background.
+        """Compute a shard and write it in the background.
 
         Args:
-            shard: one that is not committed yet.
-            report: told the number of rows after each batch; negative when they count no more.
+            shard: a shard that is not committed.
+            report: called with the number of rows after each batch; with a negative number when
+                rows are dropped.
 
         Returns:
-            False when another worker committed it first, and what was computed is dropped.
+            False when another worker committed the shard first; the computed rows are dropped.
 
         Raises:
-            ShardFailedError: it cannot be computed; the worker can go on with another.
-            StoreWriteError: the shard before it could not be written.
-            TeacherError: NaN or Inf in more examples than are accepted.
+            ShardFailedError: the shard cannot be computed; the worker can go on with another.
+            StoreWriteError: the previous shard could not be written.
+            TeacherError: NaN or Inf in more examples than `max_non_finite` accepts.
         """
         try:
             work = self.writer.shard(shard)
-            rows = self.teacher.rule.filler(self.writer.spec.shard_rows)
+            rows = self.targets.filler(self.writer.spec.shard_rows)
             non_finite = self._fill(work, rows, commit_record.shard_unit(shard), report)
         except Exception as error:
             raise ShardFailedError(shard, error) from error
         if non_finite is None:
-            self.tally.num_overtaken += 1
+            self.stats.num_overtaken += 1
             return False
-        self.tally.num_non_finite += len(non_finite)
+        self.stats.num_non_finite += len(non_finite)
         check_non_finite(
-            self.tally.num_non_finite, self.writer.spec.num_examples, self.config.max_non_finite
+            self.stats.num_non_finite, self.writer.spec.num_examples, self.config.max_non_finite
         )
-        self._behind(partial(self._commit, work, rows, non_finite))
+        self._write_behind(partial(self._commit, work, rows, non_finite))
         return True
 
     def _fill(self, work: ShardWork, rows: Fields, unit: str, report: Report) -> list[int] | None:
-        """`fill_shard`, ended early (None) when another worker commits the unit."""
+        """Run `fill_shard`; end early and return None when another worker commits the unit."""
         done = 0
 
         def after_batch(num_rows: int) -> None:
@@ -140,40 +143,44 @@ class Worker:
 
     def _commit(self, work: ShardWork, rows: Fields, non_finite: list[int]) -> None:
         if self.writer.commit(work, rows, non_finite):
-            self.tally.num_committed += 1
+            self.stats.num_committed += 1
         else:
-            self.tally.num_overtaken += 1
+            self.stats.num_overtaken += 1
 
 
 class ShardFailedError(Exception):
-    """A shard that cannot be computed; the cause says why."""
+    """A shard could not be computed; `__cause__` is the error."""
 
     def __init__(self, shard: int, error: Exception) -> None:
-        self.shard, self.reason = shard, one_line(error)
+        self.shard, self.reason = shard, error_line(error)
         super().__init__(self.reason)
 
 
 def print_failure(failure: ShardFailedError) -> None:
-    """Say what failed; and where, if it is nobody's mistake but ours or the machine's."""
+    """Print the failed shard and its error; with a traceback unless a user can fix the error."""
     if not isinstance(failure.__cause__, CaskdError):
         traceback.print_exception(failure.__cause__)
-    print(f"shard {failure.shard} failed ({failure.reason}); on with the others", file=sys.stderr)
+    print(
+        f"shard {failure.shard} failed ({failure.reason}); continuing with the others",
+        file=sys.stderr,
+    )
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's kind and message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def error_line(error: BaseException) -> str:
+    """Type and message of an exception on one line."""
+    return f"{type(error).__name__}: {reason(error, 300)}"
 
 
 class _OvertakenError(Exception):
-    """Another worker has committed what is being computed."""
+    """Another worker has committed the unit that this one computes."""
 
 
 @contextmanager
-def one_behind() -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """A background thread for one task at a time: what it raises, the next call or the end raises.
+def background_writer() -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """A background thread that runs one task at a time.
 
-    Interrupted from outside, it still finishes the task in hand: those rows are computed.
+    An error of a task is raised by the next call, or at the end. An interrupt from outside lets the
+    current task finish: its rows are already computed.
     """
     running: Future[Any] | None = None
 
@@ -189,38 +196,20 @@ def one_behind() -> Iterator[Callable[[Callable[[], Any]], None]]:
             running.result()
 
 
-def load_teacher(
-    config: PrecomputeConfig, job: Job, writer: StoreWriter, seat: Seat
-) -> TransformersTeacher:
-    """The teacher, on this worker's GPU where there are any."""
-    num_gpus = 0 if config.device == "cpu" else torch.cuda.device_count()
-    if seat.gpu is not None and num_gpus:
-        if seat.gpu >= num_gpus:
-            raise UsageError(
-                f"torchrun started a worker for GPU {seat.gpu} but there are {num_gpus}; "
-                f"expected one worker a GPU: --nproc-per-node {num_gpus}"
-            )
-        torch.cuda.set_device(seat.gpu)
-    return TransformersTeacher(
-        job.source,
-        vocab_size=writer.spec.vocab_size,
-        rule=targets_of(writer.spec),
-        device=config.device,
-    )
-
-
-def _environment(config: PrecomputeConfig, seat: Seat, device: torch.device) -> dict[str, Any]:
-    """What surrounds an attempt; no host, user or path."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    packages = ("caskd", "torch", "transformers", "tokenizers", "numpy", "zarr", "numcodecs")
+def environment_facts(
+    config: PrecomputeConfig, info: WorkerInfo, teacher: Teacher
+) -> dict[str, Any]:
+    """Environment of an attempt, in JSON types; without host, user or path."""
+    described = teacher.describe()
+    own = {package: version(package) for package in ("numpy", "zarr", "numcodecs")}
     return {
         "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
+        "packages": {"caskd": version("caskd"), **described["packages"], **own},
         "executor": config.executor,
-        "worker": seat.index,
-        "num_workers": seat.count,
-        "device": f"{device.type} {name}",
-        "num_threads": torch.get_num_threads(),
+        "worker": info.rank,
+        "num_workers": info.world_size,
+        "device": described["device"],
+        "num_threads": described["num_threads"],
         "num_cores": os.cpu_count(),
         "token_budget": config.token_budget,
         "deterministic": config.deterministic,
@@ -229,8 +218,10 @@ def _environment(config: PrecomputeConfig, seat: Seat, device: torch.device) -> 
 
 
 @contextmanager
-def recorded(writer: StoreWriter, facts: dict[str, Any], tally: Tally) -> Iterator[None]:
-    """Keep a record of an attempt: from its start, so that one that is killed leaves it too."""
+def attempt_record(
+    writer: StoreWriter, facts: dict[str, Any], stats: WorkerStats
+) -> Iterator[None]:
+    """Record an attempt under environment/, from its start, so that a killed one leaves it too."""
     name, begin = uuid.uuid4().hex[:16], time.monotonic()
     writer.record_environment({**facts, "outcome": "started"}, name)
     outcome = "failed"
@@ -244,11 +235,11 @@ def recorded(writer: StoreWriter, facts: dict[str, Any], tally: Tally) -> Iterat
         result = {
             "outcome": outcome,
             "seconds": round(time.monotonic() - begin, 3),
-            "num_shards": tally.num_committed,
-            "num_shards_overtaken": tally.num_overtaken,
-            # The kind alone: a message may hold a path.
+            "num_shards": stats.num_committed,
+            "num_shards_overtaken": stats.num_overtaken,
+            # Only the type of the error: its message may contain a path.
             "failed_shards": {
-                str(shard): reason.split(":")[0] for shard, reason in tally.failed.items()
+                str(shard): error.split(":")[0] for shard, error in stats.failed.items()
             },
         }
         writer.record_environment({**facts, **result}, name)

@@ -1,4 +1,4 @@
-"""`torchrun` over a capture: the first process plans, each is a worker, nobody talks to anybody."""
+"""A capture under `torchrun`: rank 0 plans, each process is a worker, no messages are sent."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Captures that stop, run again, or meet something else than they expect."""
+"""Captures that stop, run again, or find another identity."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from helpers.captures import config_for, sealed_files
 from helpers.tiny import save_tiny
 
 from caskd.precompute import precompute
-from caskd.precompute.workers.worker import one_behind
+from caskd.precompute.workers.worker import background_writer
 from caskd.store.errors import IdentityError
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter
@@ -106,10 +106,10 @@ def test_the_background_thread_raises_what_went_wrong_in_it():
     def fail():
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), one_behind() as behind:
+    with pytest.raises(OSError, match="disk full"), background_writer() as behind:
         behind(fail)
     done = []
-    with one_behind() as behind:
+    with background_writer() as behind:
         for n in range(5):
             behind(lambda n=n: done.append(n))
     assert done == list(range(5))

@@ -1,4 +1,4 @@
-"""Captures that are told to end, or are ended, in processes of their own."""
+"""Captures that receive SIGTERM, SIGINT or SIGKILL, in processes of their own."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_what_is_being_written_is_finished_and_a_second_signal_does_not_wait(tea
     commits = Path(config.store, "commits")
     wait_for(lambda: (commits / "00001.json").exists() and list(staged.glob("*/*")), child, log)
     os.kill(child, signal.SIGTERM)
-    wait_for(lambda: "again ends at once" in log.read_text(), child, log)
+    wait_for(lambda: "a second signal" in log.read_text(), child, log)
     os.kill(child, signal.SIGTERM)
     assert outcome(child) == -signal.SIGTERM
     precompute(config)

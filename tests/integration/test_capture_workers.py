@@ -8,7 +8,7 @@ from helpers.captures import config_for, fork_caskd, outcome, sealed_files, word
 from helpers.tiny import save_tiny
 
 from caskd.precompute import plan, precompute
-from caskd.precompute.teacher import TransformersTeacher
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.precompute.workers.run import MAX_FAILED_IN_A_ROW
 from caskd.store.errors import FailedShardsError, StoreWriteError, UsageError
 from caskd.store.inspect import info_text, store_info

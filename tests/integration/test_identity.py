@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from caskd.precompute import precompute
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.planning import planner
 from caskd.precompute.planning.planner import plan
+from caskd.precompute.teacher import transformers_source
 from caskd.store.errors import IdentityError
 
 NUM_RECORDS = 10_000
@@ -282,10 +282,10 @@ def test_one_character_of_a_conversation(refused, role):
 )
 def test_what_a_hub_or_a_library_decides(refused, monkeypatch, changes, field):
     """The revision of a hub's snapshot, and the attention that transformers chooses."""
-    found = planner.find_teacher
+    found = transformers_source.find_checkpoint
     monkeypatch.setattr(
-        planner,
-        "find_teacher",
+        transformers_source,
+        "find_checkpoint",
         lambda *args, **options: dataclasses.replace(found(*args, **options), **changes),
     )
     assert field in refused()

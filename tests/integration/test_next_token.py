@@ -11,12 +11,11 @@ from helpers.training import capture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
-from caskd.eval import PredictConfig
 from caskd.eval.curves import deferral_curve
-from caskd.eval.inference import load_model
 from caskd.eval.next_token.measure import draws_over_examples
-from caskd.eval.next_token.teacher_forcing import Head, _tile_values, store_rows, student_rows
+from caskd.eval.next_token.teacher_forcing import _tile_values, store_rows, student_rows
 from caskd.eval.stats.intervals import t_quantile
+from caskd.models.decoding import load_for_decoding
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
 from caskd.store.errors import IdentityError, UsageError
@@ -38,7 +37,7 @@ def store(root):
 
 
 def load(folder):
-    return load_model(PredictConfig(model=str(folder), data=(), out="", device="cpu"))
+    return load_for_decoding(str(folder), "--student", device="cpu")
 
 
 @torch.inference_mode()
@@ -188,16 +187,15 @@ def test_a_store_of_draws_is_refused(root, tmp_path):
     options = {"teacher": str(root / "teacher"), "data": (str(root / "data.jsonl"),)}
     drawn = tmp_path / "drawn"
     precompute(PrecomputeConfig(**options, store=str(drawn), sample=4, device="cpu"))
-    with pytest.raises(UsageError, match="kind 'sampled' does not say the teacher's likeliest"):
+    with pytest.raises(UsageError, match=r"kind 'sampled'.*expected kind 'topk'"):
         store_rows(TeacherStore.open(drawn), None)
 
 
-def test_an_unknown_treatment_of_logits_is_noticed(root):
-    model = AutoModelForCausalLM.from_pretrained(root / "student")
-    Head(model)
-    model.config.logit_scale = 2.0  # which this architecture does not know of
-    with pytest.raises(UsageError, match="gives other logits as a whole"):
-        Head(model)
+def test_an_unknown_treatment_of_logits_is_noticed(root, store):
+    loaded = load(root / "student")
+    loaded.model.config.logit_scale = 2.0  # which this architecture does not read
+    with pytest.raises(UsageError, match=r"--student student: .*LlamaForCausalLM differ"):
+        student_rows(loaded, store, None)
 
 
 @pytest.mark.parametrize(

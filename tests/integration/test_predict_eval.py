@@ -193,8 +193,8 @@ def test_the_commands_from_data_to_report(small, data, tmp_path, capsys):
         ([{**RECORDS[0], "options": ["a", "a"]}], {}, "'a' and 'a' begin with the same token"),
         ([*RECORDS[:2], {"prompt": "a"}], {}, "record 2: a record has no column 'response'"),
         ([{**RECORDS[0], "options": ["a", ""]}], {}, "record 0: an option is empty, expected text"),
-        (RECORDS, {"device": "gpu"}, "got --device gpu, expected auto, cpu"),
-        (RECORDS, {"model": "no/where/there"}, "cannot open model no/where/there"),
+        (RECORDS, {"device": "gpu"}, "got --device gpu; expected auto, cpu, cuda or cuda:N"),
+        (RECORDS, {"model": "no/where/there"}, "--model no/where/there: no such folder"),
     ],
 )
 def test_mistakes_of_users(small, tmp_path, records, options, message):

@@ -164,10 +164,10 @@ def test_a_teacher_with_nan_leaves_rows_without_draws(teacher, tmp_path, capsys)
     [
         (["--sample", "50", "--top-k", "64"], "--sample 50 and --top-k 64 were both given"),
         (["--sample", "50", "--min-mass", "0.9"], "--sample 50 and --min-mass 0.9 were both"),
-        (["--sample", "0"], "--sample is 0; expected 1 to 8,192"),
-        (["--sample", "9000"], "--sample is 9000; expected 1 to 8,192"),
+        (["--sample", "0"], "--sample 0: expected 1 to 8,192"),
+        (["--sample", "9000"], "--sample 9000: expected 1 to 8,192"),
         (["--sample-seed", "3"], "--sample-seed 3 was given without --sample"),
-        (["--sample", "5", "--sample-seed", "-1"], "--sample-seed is -1"),
+        (["--sample", "5", "--sample-seed", "-1"], "--sample-seed -1"),
     ],
 )
 def test_mistakes_are_one_line(teacher, tmp_path, capsys, flags, said):

@@ -79,7 +79,7 @@ def test_a_student_with_another_vocabulary(
     tiny_model(tokenizer).save_pretrained(tmp_path / "student")
     tokenizer.save_pretrained(tmp_path / "student")
     command = words(root, tmp_path / "run", student=str(tmp_path / "student"))
-    check_refused(capsys, command, 3, "Token ids would be misread")
+    check_refused(capsys, command, 3, "token ids would be misread")
     assert not (tmp_path / "run").exists()
 
 

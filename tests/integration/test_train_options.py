@@ -156,7 +156,7 @@ def test_adapters_are_trained_alone_and_exported(root: Path, tmp_path: Path, sta
 
 def test_an_adapter_of_the_head_is_refused(root: Path, tmp_path: Path) -> None:
     config = config_for(root, out=str(tmp_path / "run"), lora_rank=4, lora_targets=("lm_head",))
-    with pytest.raises(UsageError, match="--lora-targets: the head is among them"):
+    with pytest.raises(UsageError, match=r"--lora-targets lm_head: .*head"):
         train(config)
 
 

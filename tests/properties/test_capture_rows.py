@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.rows.topk import filler_rows
-from caskd.precompute.teacher import TransformersTeacher, find_teacher
+from caskd.precompute.teacher.source import find_checkpoint
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.store.corpus import logit_positions, num_rows, row_labels
 from caskd.store.write import ShardExample, ShardWork
@@ -27,9 +28,9 @@ def answerers(tmp_path_factory):
     made = {}
     for dtype in TOLERANCE:
         teacher = TransformersTeacher(
-            find_teacher(str(folder), dtype),
+            find_checkpoint(str(folder), dtype),
             vocab_size=VOCAB,
-            rule=TopKTargets(TOP_K, 1.0),
+            targets=TopKTargets(TOP_K, 1.0),
             device="cpu",
         )
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).float()

@@ -98,7 +98,7 @@ def folder_of(module: Module) -> Module:
 
 
 def circles(graph: Mapping[Module, Collection[Module]]) -> list[Module]:
-    """Nodes on a circle or leading into one: what remains after removing nodes without imports."""
+    """Nodes on a circle or leading into one: the rest after removing nodes without imports."""
     left = {node: set(targets) & set(graph) - {node} for node, targets in graph.items()}
     while free := {node for node, targets in left.items() if not targets}:
         left = {node: targets - free for node, targets in left.items() if node not in free}
@@ -272,3 +272,32 @@ def test_the_help_of_each_command_loads_nothing_heavy() -> None:
         for name in COMMANDS
     )
     assert heavy_after(f"from caskd.cli.main import main\n{lines}") == "[]"
+
+
+OPENING = ("from_pretrained", "from_config")
+
+
+def openings(path: Path) -> list[ast.Call]:
+    """Calls by which transformers or peft open a checkpoint."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    named = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in OPENING]
+    calls = [node for node in nodes if isinstance(node, ast.Call) and node.func in named]
+    assert len(calls) == len(named), (
+        f"{path.relative_to(ROOT)}: an opening is passed on, not called"
+    )
+    return calls
+
+
+def test_only_models_opens_checkpoints() -> None:
+    users = {path for path in files(*ROOMS, "benchmarks") if openings(path)}
+    assert {path.relative_to(ROOT).as_posix() for path in users} == {"models/opening.py"}
+
+
+def test_no_checkpoint_is_opened_with_its_own_code() -> None:
+    for path in files(*ROOMS, "benchmarks", "examples"):
+        for call in openings(path):
+            given = {word.arg: word.value for word in call.keywords}
+            code = given.get("trust_remote_code")
+            where = f"{path.relative_to(ROOT)}:{call.lineno}"
+            assert isinstance(code, ast.Constant), where
+            assert code.value is False, where

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
+from caskd.models import head_form
 from caskd.store.errors import UsageError
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
 from caskd.train.loss import (
@@ -24,7 +25,7 @@ from caskd.train.loss import (
     resolve_unmasked,
 )
 from caskd.train.metrics import step_metrics
-from caskd.train.model import SUM_NAMES, cap_and_scale
+from caskd.train.model import SUM_NAMES
 
 
 class CascadeTrainer(Trainer):  # type: ignore[misc]
@@ -105,7 +106,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         hidden = self._hidden(model, inputs)  # [B, T, H]
         plain = _plain_model(self.accelerator.unwrap_model(model))
         head = plain.get_output_embeddings()
-        softcap, scale = cap_and_scale(plain)
+        form = head_form(plain.config)
         index = inputs["gather_index"]  # [N]
         names = [field.name for field in fields(TeacherRows)]
         sums = cascade_aware_loss(
@@ -117,8 +118,8 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
             w=self.w,
             tail=self.tail,
             bias=getattr(head, "bias", None),
-            logit_softcap=softcap,
-            logit_scale=scale,
+            logit_softcap=form.softcap,
+            logit_scale=form.scale,
         )
         if num_items_in_batch is None:
             loss = sums.loss / sums.num_rows

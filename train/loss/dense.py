@@ -1,4 +1,4 @@
-"""The loss written as the formula stands, on whole logits: the reference for the fused one.
+"""The loss written like its formula, on whole logits: the reference for the fused loss.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -14,11 +14,14 @@ from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 def dense_loss(
     hidden: Tensor, head: Head, rows: LossRows, terms: LossTerms, dtype: torch.dtype
 ) -> LossSums:
-    """Sums over `rows` by plain autograd; [N, V] logits several times over.
+    """Sums over `rows` by plain autograd; keeps several tensors [N, V].
 
     Args:
-        hidden: [N, H], row for row with `rows`.
-        dtype: of the product; the loss is in float32 from there on (float64 stays).
+        hidden: [N, H], one line for each of `rows`.
+        head: the student's output head.
+        rows: labels, teacher fields and weights.
+        terms: options of the loss.
+        dtype: of the product with the head; what follows is in float32, or in float64 for float64.
     """
     logits = _logits(hidden, head, dtype)
     logprobs = logits.log_softmax(1)
@@ -36,23 +39,17 @@ def dense_loss(
 
 
 def _logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
-    """[N, V] in float32 or float64; a bfloat16 product is rounded, as on any naive path."""
+    """Logits [N, V] in float32 or float64; a bfloat16 product is rounded to bfloat16 first."""
     logits = F.linear(hidden.to(dtype), head.weight.to(dtype))
     logits = logits.to(torch.promote_types(dtype, torch.float32))
-    if head.bias is not None:
-        logits = logits + head.bias.to(logits.dtype)
-    if head.scale is not None:
-        logits = logits * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits
+    return head.logits(logits)
 
 
 def _cross_entropy(logprobs: Tensor, targets: Targets) -> Tensor:
-    """[N] of the sparse targets and their bucket, from log-probabilities [N, V]."""
+    """[N] cross-entropy of the sparse targets and their tail bucket, from logprobs [N, V]."""
     cells = -(targets.mass * logprobs.gather(1, targets.ids)).sum(1)
     outside = logprobs.scatter(1, targets.ids, -torch.inf)
     has_tail = targets.tail > 0
-    # A row without a tail keeps its log-probabilities: logsumexp of nothing has no gradient.
+    # A row without a tail keeps all log-probabilities: logsumexp of an empty set has no gradient.
     outside = torch.where(has_tail[:, None], outside, logprobs).logsumexp(1)
     return cells - torch.where(has_tail, targets.tail * outside, 0)

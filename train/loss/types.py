@@ -1,4 +1,4 @@
-"""What goes into the loss and what comes out of it, as small frozen records of tensors.
+"""Inputs and outputs of the loss, as small frozen records of tensors.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -14,20 +14,20 @@ from caskd.train.loss.objectives import MaskRule, Tail
 
 @dataclass(frozen=True, eq=False)
 class TeacherRows:
-    """What the teacher said of each row, as the store has it.
+    """The teacher's fields of each row, as a store holds them.
 
-    Only `argmax` is needed where the objective has no teacher term (`w = 1`); what is None is not
-    measured either. A row with `num_kept` 0 has no teacher.
+    An objective without a teacher term (`w = 1`) needs `argmax` alone; figures of a field that is
+    None are not measured. A row with `num_kept` 0 has no teacher.
     """
 
     argmax: Tensor
     """[N] the teacher's most likely id."""
     topk_ids: Tensor | None = None
-    """[N, k] ids; cells from `num_kept` on are filler."""
+    """[N, k] ids; cells from `num_kept` on are padding."""
     topk_logits: Tensor | None = None
     """[N, k] raw logits, in nats."""
     num_kept: Tensor | None = None
-    """[N] how many of the k cells count."""
+    """[N] number of the k cells that count."""
     logsumexp: Tensor | None = None
     """[N] of the teacher's whole logit row: exp(topk_logits - logsumexp) is a probability."""
     tail_mass: Tensor | None = None
@@ -35,7 +35,7 @@ class TeacherRows:
 
     @property
     def has_distribution(self) -> bool:
-        """Whether every field that the teacher term needs is there."""
+        """Whether every field that the teacher term needs is given."""
         return all(getattr(self, field.name) is not None for field in fields(self))
 
     def present(self) -> Tensor:
@@ -59,7 +59,7 @@ class LossRows:
     """[N] int64."""
     teacher: TeacherRows | None
     weights: Tensor | None
-    """[N] factor of each row's loss, a constant; None is 1."""
+    """[N] constant factor of each row's loss; None is 1."""
 
     def take(self, index: Tensor | slice) -> "LossRows":
         """The rows at `index` [n]."""
@@ -72,7 +72,7 @@ class LossRows:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The decisions of one call: mask rule still to be applied, label weight, tail."""
+    """Options of one call: the mask rule that the student decides, the label weight, the tail."""
 
     rule: MaskRule
     w: float
@@ -91,8 +91,18 @@ class Head:
     """logits become softcap * tanh(logits / softcap)."""
     scale: float | None
 
+    def logits(self, product: Tensor) -> Tensor:
+        """Logits [N, V] of `hidden @ weight.T` [N, V], differentiable."""
+        if self.bias is not None:
+            product = product + self.bias.to(product.dtype)
+        if self.scale is not None:
+            product = product * self.scale
+        if self.softcap is not None:
+            product = self.softcap * torch.tanh(product / self.softcap)
+        return product
+
     def finish_(self, product: Tensor) -> Tensor:
-        """Turn `hidden @ weight.T` [N, V] into logits, in place."""
+        """The same in place and without gradients."""
         if self.bias is not None:
             product.add_(self.bias.detach().to(product.dtype))
         if self.scale is not None:
@@ -104,12 +114,12 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class LossSums:
-    """Sums and counts of one call, 0-d tensors; never divided here.
+    """Sums and counts of one call, 0-d tensors, not divided.
 
-    Sums of several micro-batches add up (`+`). Only `loss` carries a gradient. Rows known not to
-    count before the forward (ignored labels, no teacher row where one is needed, dropped by a
-    teacher-only mask or by the caller's own) never meet the head, so that student figures are over
-    `num_measured` rows.
+    Sums of several micro-batches add up (`+`). Only `loss` carries a gradient. Rows that are known
+    not to count before the forward skip the head: ignored labels, rows without a teacher where one
+    is needed, rows that a teacher-only mask or the caller's own mask drops. Student figures are
+    therefore over `num_measured` rows.
     """
 
     loss: Tensor
@@ -119,21 +129,21 @@ class LossSums:
     teacher_cross_entropy: Tensor
     """Sum over distilled rows, nats."""
     teacher_kl: Tensor
-    """The same less the teacher's entropy (tail bucket included): 0 for a perfect student."""
+    """`teacher_cross_entropy` minus the teacher's entropy, tail bucket included: 0 at best."""
     tail_mass: Tensor
     """Sum of the teacher's tail mass over distilled rows."""
     num_rows: Tensor
     """Rows with a label."""
     num_kept: Tensor
-    """Rows that the mask keeps: over `num_rows`, the keep_fraction."""
+    """Rows that the mask keeps; divided by `num_rows`, the keep_fraction."""
     num_measured: Tensor
-    """Rows that met the student's head."""
+    """Rows whose student logits were computed."""
     num_distilled: Tensor
     """Measured rows that have a teacher distribution."""
     student_correct: Tensor
     """Measured rows whose student argmax is the label."""
     teacher_correct: Tensor
-    """Rows of `num_rows` whose teacher argmax is the label."""
+    """Rows among `num_rows` whose teacher argmax is the label."""
 
     def __add__(self, other: Self) -> "LossSums":
         return LossSums(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))

@@ -1,6 +1,6 @@
-"""Low-rank adapters through peft: the student's own weights stay as they are.
+"""Train low-rank adapters with peft; the student's own weights stay frozen.
 
-peft puts them into the model in place, so that body and head are found where they always are.
+peft changes the model in place, so that its body and head stay where they are.
 """
 
 import warnings
@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
+from caskd.store.imports import require
+
+_FLAG = "--lora-rank"
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What makes the adapters; `alpha` / `rank` is their scale."""
+    """Shape of the adapters; `alpha` / `rank` is their scale."""
 
     rank: int
     alpha: float
@@ -22,7 +25,7 @@ class LoraOptions:
 
 
 def lora_options(config: Mapping[str, Any]) -> LoraOptions | None:
-    """The adapters of a run's options (as JSON); None where it trains all weights.
+    """The adapters in a run's options (as JSON); None if the run trains all weights.
 
     Raises:
         UsageError: peft is not installed.
@@ -30,23 +33,25 @@ def lora_options(config: Mapping[str, Any]) -> LoraOptions | None:
     rank, alpha = config["lora_rank"], config["lora_alpha"]
     if rank is None:
         return None
-    _peft()
+    require("peft", extra="lora", needed_by=_FLAG)
     return LoraOptions(rank, 2.0 * rank if alpha is None else alpha, tuple(config["lora_targets"]))
 
 
 def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
-    """Put fresh adapters into a causal LM and freeze all the rest.
+    """Add new adapters to a causal LM, in place, and freeze its other weights.
 
     Args:
-        base: where the model came from, which an adapter that is exported alone names.
+        model: the causal LM.
+        options: shape of the adapters.
+        base: folder or hub id of the model; an adapter that is exported alone refers to it.
 
     Returns:
-        peft's wrapper; the model itself has the adapters in it, too.
+        peft's wrapper of the model.
 
     Raises:
-        UsageError: no module has such a name, or the head is among the targets.
+        UsageError: no module has the name of a target, or the head is among the targets.
     """
-    peft = _peft()
+    peft = require("peft", extra="lora", needed_by=_FLAG)
     targets = options.targets[0] if options.targets == ("all-linear",) else list(options.targets)
     config = peft.LoraConfig(
         r=options.rank,
@@ -57,33 +62,27 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
     )
     head = model.get_output_embeddings()
     try:
-        with warnings.catch_warnings():  # of what is refused below, or is peft's own to mend
+        with warnings.catch_warnings():  # of what is refused below, or of peft's own code
             warnings.simplefilter("ignore")
             wrapped = peft.get_peft_model(model, config)
     except ValueError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"--lora-targets {' '.join(options.targets)}: {first}") from None
+        raise UsageError(
+            f"--lora-targets {' '.join(options.targets)}: {reason(error)}; expected names of the "
+            "model's linear layers, or all-linear"
+        ) from None
     if model.get_output_embeddings() is not head:
         raise UsageError(
-            "--lora-targets: the head is among them, whose weight the loss reads as it stands. "
-            "Leave it out."
+            f"--lora-targets {' '.join(options.targets)}: includes the output head, whose weight "
+            "the loss reads directly; expected layers of the body: omit the head"
         )
     return wrapped
 
 
 def merged(wrapped: Any) -> Any:
-    """The plain model with the adapters added to its weights."""
+    """The model without adapters, which are merged into its weights."""
     return wrapped.merge_and_unload(safe_merge=True)
 
 
 def save_adapter(wrapped: Any, directory: Path) -> None:
-    """Write the adapters alone, as peft reads them."""
+    """Write the adapters alone, in peft's format."""
     wrapped.save_pretrained(directory)
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise UsageError("--lora-rank needs peft: pip install 'caskd[lora]'.") from None
-    return peft

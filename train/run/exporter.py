@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from caskd.models import build_model, open_adapter, open_config, open_model, open_tokenizer
 from caskd.store.errors import CorruptError, UsageError
 from caskd.train.checkpoint import (
     STATE,
@@ -110,10 +111,8 @@ def consolidated_model(checkpoint: Path, state: RunState) -> tuple[Any, Any]:
     Raises:
         CorruptError: the weights are not those of the configuration.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(checkpoint / STUDENT)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config = open_config(checkpoint / STUDENT, "checkpoint")
+    model = build_model(config, "checkpoint", dtype=torch.float32)
     lora = lora_options(state.config)
     wrapped = None if lora is None else add_adapters(model, lora, str(state.config["student"]))
     load_weights(checkpoint, model)  # tied weights are there once
@@ -130,12 +129,11 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
     Raises:
         CorruptError: they differ.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    AutoTokenizer.from_pretrained(directory)
-    reloaded = AutoModelForCausalLM.from_pretrained(base or directory, dtype=torch.float32).eval()
+    open_tokenizer(directory, "export")
+    reloaded = open_model(base or directory, "--student" if base else "export", dtype="float32")
     if base is not None:
-        reloaded.load_adapter(str(directory))
+        reloaded = open_adapter(reloaded, directory, "--adapter")
+    reloaded.eval()
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     tokens = torch.linspace(0, num_embeddings - 1, PROBE_TOKENS).long()[None]
     ours, theirs = model(input_ids=tokens).logits, reloaded(input_ids=tokens).logits

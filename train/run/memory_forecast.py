@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from caskd.models import build_model, open_config
 from caskd.train.loss import tile_bytes
 from caskd.train.model import add_adapters
 from caskd.train.run.plan import RunPlan
@@ -122,13 +123,11 @@ def remedies(size: RunSize, halved: str | None) -> list[str]:
 
 def size_of(plan: RunPlan) -> RunSize:
     """The size of a run, from the student's configuration alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     config = plan.config
-    model_config = AutoConfig.from_pretrained(config.student)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config)
-        if plan.lora is not None:
+    model_config = open_config(config.student, "--student")
+    model = build_model(model_config, "--student", device="meta")
+    if plan.lora is not None:
+        with torch.device("meta"):
             add_adapters(model, plan.lora, config.student)
     counts = {p: p.numel() for p in model.parameters()}
     text_config = model_config.get_text_config()

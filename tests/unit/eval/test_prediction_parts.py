@@ -113,6 +113,30 @@ def test_another_request_is_refused_and_told(tmp_path):
         opened(tmp_path, request=other)
 
 
+def described(digest, **others):
+    model = {**REQUEST["model"], "config_digest": digest, "weights_digest": "w", **others}
+    return {**REQUEST, "model": model}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_config_digest_of_an_older_caskd_is_accepted_without_comparing(tmp_path, finished):
+    older, newer = described("a" * 32), described("b" * 64)
+    fill(opened(tmp_path, request=older), range(NUM_PARTS if finished else 2))
+    if finished:
+        opened(tmp_path, request=older).join()
+    again = opened(tmp_path, request=newer)
+    fill(again, again.missing())
+    assert len(again.join()) == PER_PART * NUM_PARTS
+    with pytest.raises(UsageError, match=r"model\.weights_digest 'w' there, 'v' now"):
+        opened(tmp_path, request=described("b" * 64, weights_digest="v"))
+
+
+def test_another_config_is_refused(tmp_path):
+    fill(opened(tmp_path, request=described("a" * 64)), [0])
+    with pytest.raises(IdentityError, match=r"model\.config_digest"):
+        opened(tmp_path, request=described("b" * 64))
+
+
 def test_a_file_that_is_scored_otherwise_needs_no_model(tmp_path):
     fill(opened(tmp_path))
     opened(tmp_path).join()

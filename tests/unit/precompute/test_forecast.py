@@ -11,7 +11,7 @@ from caskd.cli.main import main
 from caskd.precompute import precompute
 from caskd.precompute.planning import forecast, probe
 from caskd.precompute.planning.plan_report import plan_lines
-from caskd.precompute.workers.fill import next_batch
+from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.store.format import ROW_ENCODINGS, TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter
@@ -28,18 +28,30 @@ def store(teacher, tmp_path_factory):
     return precompute(config_for(teacher, folder, ragged_records(300, seed=1), shard_rows=512))
 
 
+class Recording:
+    """A teacher that keeps the indices of the examples of each batch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def rows(self, examples):
+        self.batches.append([example.index for example in examples])
+        return {"num_kept": np.ones(sum(example.row_count for example in examples), np.uint16)}
+
+
 @pytest.mark.parametrize("budget", [1, 90, 10_000])
 def test_batches_are_those_of_the_capture(store, budget):
     index, shard_rows = store.index, store.spec.shard_rows
     for shard in range(store.spec.num_shards):
-        work = StoreWriter(store.root).shard(shard)
-        waiting = sorted(work.examples, key=lambda e: (-len(e.token_ids), e.index))
+        teacher = Recording()
+        rows = {"num_kept": np.ones(shard_rows, np.uint16)}
+        fill_shard(StoreWriter(store.root).shard(shard), teacher, rows, TokenBudget(budget), print)
         chosen = np.flatnonzero(index.row_start // shard_rows == shard)
-        for batch in forecast.batches_of(index.token_count, chosen, budget):
-            expected, waiting = next_batch(waiting, budget), waiting[len(batch.examples) :]
-            assert batch.examples.tolist() == [e.index for e in expected]
-            assert batch.num_tokens == len(expected) * len(expected[0].token_ids)
-        assert not waiting
+        planned = list(forecast.planned_batches(index.token_count, chosen, budget))
+        assert [batch.examples.tolist() for batch in planned] == teacher.batches
+        for batch in planned:
+            assert batch.longest == index.token_count[batch.examples].max()
+            assert batch.num_tokens == len(batch.examples) * batch.longest
 
 
 @pytest.mark.parametrize("budget", [40, 400, 100_000])
@@ -90,6 +102,10 @@ def test_bytes_of_a_capture_are_foreseen(teacher, tmp_path, monkeypatch, capsys,
     store = precompute(config)
     taken = sum(store.seal["bytes"].values())
     assert said["bytes"] == pytest.approx(taken, rel=0.1)
+    pilot = forecast.pilot_share(store.spec)
+    assert said["seconds"] == forecast.capture_seconds(
+        said["forward_seconds"], said["encode_seconds"], pilot
+    )
     assert 1000 < said["num_rows"] < store.spec.num_rows
 
 
@@ -118,7 +134,7 @@ def test_a_probe_fills_no_shard_and_a_dry_run_leaves_nothing(teacher, tmp_path, 
     assert main(words) == 0
     said = capsys.readouterr().out
     assert TeacherStore.open(config.store, allow_unsealed=True).num_committed_shards() == 0
-    for part in ("rows/s", "of memory in this process", "bytes a row beside", "students"):
+    for part in ("rows/s", "of memory in this process", "bytes per row", "students"):
         assert said.count(part) == 2
 
 
@@ -147,6 +163,15 @@ def test_the_bracket_without_a_probe_holds_the_measured_stores():
         assert high > 100_000 * measured[1]
 
 
+@pytest.mark.parametrize(
+    ("forward", "encoding", "pilot_share", "seconds"),
+    [(40.0, 10.0, 0.0, 40.0), (10.0, 40.0, 0.0, 40.0), (40.0, 10.0, 0.25, 50.0)],
+)
+def test_the_slower_of_forward_and_encoding_sets_the_pace(forward, encoding, pilot_share, seconds):
+    """Rows are encoded in the background; the pilot's forward passes come on top."""
+    assert forecast.capture_seconds(forward, encoding, pilot_share) == seconds
+
+
 def test_break_even():
     facts = forecast.break_even(capture_seconds=3780.0, online_seconds=3600.0)
     assert facts["student_epochs"] == 2
@@ -157,19 +182,19 @@ def test_break_even():
 
 @pytest.mark.parametrize("turns", [1, 2, 5, 40])
 def test_turns_cover_a_range_evenly(turns):
-    places = sorted(probe._spread(turn, 1000) for turn in range(turns))
-    gaps = np.diff([0, *places, 1000])
+    indices = sorted(probe._spread(turn, 1000) for turn in range(turns))
+    gaps = np.diff([0, *indices, 1000])
     assert gaps.max() <= 1700 / (turns + 1) + 1
-    assert 0 <= places[0] <= places[-1] < 1000
+    assert 0 <= indices[0] <= indices[-1] < 1000
 
 
 def test_a_part_of_a_batch_keeps_its_longest_example():
-    batch = forecast.Batch(np.arange(100, 164), 64 * 50, 50)
-    assert probe._part(batch, 64 * 50, 3) is batch
-    part = probe._part(batch, 500, 7)
+    batch = forecast.PlannedBatch(np.arange(100, 164), 64 * 50, 50)
+    assert probe._subset(batch, 64 * 50, 3) is batch
+    part = probe._subset(batch, 500, 7)
     assert (part.longest, part.num_tokens, part.examples[0]) == (50, 50 * len(part.examples), 100)
     assert 8 <= len(part.examples) <= 10
-    assert probe._part(batch, 10, 0).examples.tolist() == [100]
+    assert probe._subset(batch, 10, 0).examples.tolist() == [100]
 
 
 def test_encoded_bytes_are_what_a_store_of_the_same_rows_takes(store):

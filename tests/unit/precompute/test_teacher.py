@@ -1,4 +1,4 @@
-"""The teacher: devices, layouts over several, memory, and that it is there for inference only."""
+"""The teacher: layouts over several devices, batches, memory, and inference only."""
 
 from dataclasses import replace
 
@@ -10,12 +10,13 @@ from helpers.tiny import save_tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from caskd.models import SplitModel, memory_errors, pad, pick_device
+from caskd.models import SplitModel, pack, pad
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.rows.targets import TopKTargets
-from caskd.precompute.teacher import TransformersTeacher, find_teacher
 from caskd.precompute.teacher import transformers_teacher as teacher_module
 from caskd.precompute.teacher.loading import load_model
+from caskd.precompute.teacher.source import find_checkpoint
+from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample
@@ -24,9 +25,9 @@ CPU = torch.device("cpu")
 
 
 def teacher_of(folder, *, vocab_size=50, dtype="auto"):
-    source = find_teacher(str(folder), dtype)
-    rule = TopKTargets(4, 1.0)
-    return TransformersTeacher(source, vocab_size=vocab_size, rule=rule, device="cpu")
+    source = find_checkpoint(str(folder), dtype)
+    targets = TopKTargets(4, 1.0)
+    return TransformersTeacher(source, vocab_size=vocab_size, targets=targets, device="cpu")
 
 
 def example(length, response, vocab_size=50):
@@ -94,35 +95,16 @@ def test_it_is_frozen_and_in_eval_mode(tmp_path):
     ],
 )  # fmt: skip
 def test_a_layout_over_several_devices_changes_nothing(tmp_path, device_map):
-    source = find_teacher(str(save_tiny(tmp_path / "big", tie=False)), "auto")
+    source = find_checkpoint(str(save_tiny(tmp_path / "big", tie=False)), "auto")
     tokens = [np.array([5, 6, 7], np.uint32), np.array([9, 8], np.uint32)]
-    places = [np.arange(3), np.arange(2)]
+    positions = [np.arange(3), np.arange(2)]
     states = []
     for layout in (None, device_map):
-        split = SplitModel(load_model(replace(source, device_map=layout), CPU))
+        split = SplitModel(load_model(replace(source, device_map=layout), CPU), "--teacher")
         with torch.inference_mode():
-            hidden = split.hidden_rows(pad(tokens), places)
+            hidden = split.hidden_rows(pad(tokens), positions)
             states.append(split.logits(hidden, 50))
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("tpu", "expected auto, cpu, cuda or cuda:N"),
-        ("cuda:x", "expected auto, cpu, cuda or cuda:N"),
-        ("cuda:", "expected auto, cpu, cuda or cuda:N"),
-        ("meta", "expected auto, cpu, cuda or cuda:N"),
-        ("cuda:99", "cuda"),
-    ],
-)
-def test_devices_that_are_not_there(name, said):
-    with pytest.raises(UsageError, match=said):
-        pick_device(name)
-
-
-def test_the_cpu_by_name():
-    assert pick_device("cpu") == CPU
 
 
 def test_a_layout_and_a_device_exclude_each_other(tmp_path):
@@ -132,37 +114,47 @@ def test_a_layout_and_a_device_exclude_each_other(tmp_path):
 
 
 def test_a_model_that_does_not_fit_says_what_to_type(tmp_path, monkeypatch):
-    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto")
+    source = find_checkpoint(str(save_tiny(tmp_path / "big")), "auto")
 
     def full(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
     monkeypatch.setattr("torch.nn.Module.to", full)
-    with pytest.raises(UsageError, match=r"does not fit on cpu .*--device-map auto"):
+    with pytest.raises(UsageError, match=r"float32 do not fit on cpu .*--device-map auto"):
         load_model(source, CPU)
 
 
 def test_an_attention_that_is_not_installed_is_one_line(tmp_path):
     folder = save_tiny(tmp_path / "big")
-    source = find_teacher(str(folder), "bfloat16", attention="flash_attention_2")
+    source = find_checkpoint(str(folder), "bfloat16", attention="flash_attention_2")
     assert source.attention == "flash_attention_2"
-    with pytest.raises(UsageError, match="type --attention sdpa or eager") as caught:
+    with pytest.raises(UsageError, match=r"flash_attention_2.*--attention sdpa or eager") as caught:
         load_model(source, CPU)
     assert "\n" not in str(caught.value)
 
 
 def test_flash_attention_needs_half_precision(tmp_path):
-    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto", attention="flash_attention_2")
-    with pytest.raises(UsageError, match="type --dtype bfloat16"):
+    source = find_checkpoint(
+        str(save_tiny(tmp_path / "big")), "auto", attention="flash_attention_2"
+    )
+    with pytest.raises(UsageError, match=r"flash_attention_2.*float32.*--dtype bfloat16"):
         load_model(source, CPU)
 
 
-@pytest.mark.parametrize(
-    "said",
-    ["DefaultCPUAllocator: can't allocate memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"],
-)
-def test_every_way_of_running_out_of_memory_is_one(said):
-    with pytest.raises(MemoryError, match=said.split(":")[0]), memory_errors():
-        raise RuntimeError(said + "\nand a trace")
-    with pytest.raises(RuntimeError, match="a size"), memory_errors():
-        raise RuntimeError("a size does not match")
+def leaking(sequences):
+    """Packed with positions that do not restart: attention cannot see the border."""
+    batch = pack(sequences)
+    return replace(batch, position_ids=np.arange(batch.input_ids.shape[1])[None])
+
+
+def test_a_flash_teacher_packs_and_one_that_leaks_pads(tmp_path, monkeypatch):
+    """sdpa computes under the name of flash attention: both derive borders from positions."""
+    source = find_checkpoint(str(save_tiny(tmp_path / "big")), "auto")
+    model = teacher_module.load_model(source, torch.device("cpu"))
+    monkeypatch.setattr(teacher_module, "load_model", lambda source, device: model)
+    flash = replace(source, attention="flash_attention_2")
+    options = {"vocab_size": 50, "targets": TopKTargets(4, 1.0), "device": "cpu"}
+    assert teacher_module.TransformersTeacher(flash, **options).arrange is pack
+    assert teacher_module.TransformersTeacher(source, **options).arrange is pad
+    monkeypatch.setattr(teacher_module, "pack", leaking)
+    assert teacher_module.TransformersTeacher(flash, **options).arrange is pad

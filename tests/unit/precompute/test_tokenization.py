@@ -6,7 +6,7 @@ from helpers.tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import tokenization
 from caskd.precompute.planning.planner import plan
-from caskd.precompute.planning.tokenization import tokenized
+from caskd.precompute.planning.tokenization import tokenize_corpus
 from caskd.store.corpus import Columns, TextOptions, tokenize_examples
 from caskd.store.errors import UsageError
 
@@ -30,7 +30,7 @@ def one_by_one(records):
 def test_blocks_change_nothing(monkeypatch, block):
     monkeypatch.setattr(tokenization, "BLOCK_RECORDS", block)
     records = [*ragged_records(60, seed=1), {"prompt": "", "response": ""}]
-    found = tokenized(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=1)
+    found = tokenize_corpus(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=1)
     assert fingerprints(found) == one_by_one(records)
 
 
@@ -64,11 +64,14 @@ def test_a_small_corpus_starts_no_process(monkeypatch):
 
     monkeypatch.setattr(tokenization, "ProcessPoolExecutor", refuse)
     records = ragged_records(50)
-    found = tokenized(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=8)
+    found = tokenize_corpus(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=8)
     assert fingerprints(found) == one_by_one(records)
     monkeypatch.setattr(tokenization, "SMALL_CORPUS", 1)
+    examples = tokenize_corpus(
+        tiny_tokenizer(), ragged_records(600), Columns(), OPTIONS, num_processes=8
+    )
     with pytest.raises(AssertionError, match="was started"):
-        list(tokenized(tiny_tokenizer(), ragged_records(600), Columns(), OPTIONS, num_processes=8))
+        list(examples)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -78,7 +81,7 @@ def test_a_record_that_is_refused_is_named(monkeypatch, processes):
     records: list[dict[str, object]] = [*ragged_records(20)]
     records[13] = {"prompt": "a", "response": None}
     records[17] = {"prompt": "a"}
-    found = tokenized(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=processes)
+    found = tokenize_corpus(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=processes)
     assert [next(found).source_index for _ in range(12)] == list(range(12))
     with pytest.raises(UsageError, match="record 13: column 'response' holds NoneType"):
         next(found)

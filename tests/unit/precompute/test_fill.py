@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from caskd.precompute.workers.fill import TokenBudget, fill_shard, next_batch
+from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample, ShardWork
@@ -30,7 +30,7 @@ def work() -> ShardWork:
 
 
 class Counting:
-    """A teacher whose row is (example, place), and which holds only so many padded tokens."""
+    """A teacher whose row is (example, position), with memory for `most_tokens` padded tokens."""
 
     def __init__(self, most_tokens: int = 10**9, nan: int | None = None) -> None:
         self.most_tokens, self.nan = most_tokens, nan
@@ -43,13 +43,13 @@ class Counting:
         self.batches.append([len(e.token_ids) for e in examples])
         self.answered.update(e.index for e in examples)
         labels = [np.full(e.row_count, e.index) for e in examples]
-        places = [np.arange(e.row_count) for e in examples]
+        positions = [np.arange(e.row_count) for e in examples]
         kept = [
             np.where((e.index == self.nan) & (np.arange(e.row_count) == 0), 0, 1) for e in examples
         ]
         return {
             "argmax": np.concatenate(labels),
-            "label_rank": np.concatenate(places),
+            "label_rank": np.concatenate(positions),
             "num_kept": np.concatenate(kept),
         }
 
@@ -60,9 +60,9 @@ def fill(work, teacher, budget):
     non_finite = fill_shard(work, teacher, rows, budget, reports.append)
     assert sum(reports) == work.num_rows
     for e in work.examples:
-        place = slice(e.row_start, e.row_start + e.row_count)
-        assert (rows["argmax"][place] == e.index).all()
-        assert rows["label_rank"][place].tolist() == list(range(e.row_count))
+        target = slice(e.row_start, e.row_start + e.row_count)
+        assert (rows["argmax"][target] == e.index).all()
+        assert rows["label_rank"][target].tolist() == list(range(e.row_count))
     assert not rows["argmax"][work.num_rows :].any()
     assert teacher.answered == Counter(e.index for e in work.examples)
     return non_finite
@@ -78,11 +78,12 @@ def test_batches_are_longest_first_and_fit_the_budget(work, tokens):
         assert len(batch) == 1 or batch[0] * len(batch) <= tokens
 
 
-def test_a_batch_takes_what_fits():
-    waiting = [example(0, 4, 6, 0), example(1, 4, 6, 0), example(2, 1, 1, 0)]
-    assert len(next_batch(waiting, 29)) == 2
-    assert len(next_batch(waiting, 30)) == 3
-    assert len(next_batch(waiting, 3)) == 1
+@pytest.mark.parametrize(("tokens", "sizes"), [(29, [2, 1]), (30, [3]), (3, [1, 1, 1])])
+def test_a_batch_takes_what_fits(tokens, sizes):
+    examples = [example(0, 4, 6, 0), example(1, 4, 6, 6), example(2, 1, 1, 12)]
+    teacher = Counting()
+    assert fill(ShardWork(0, examples), teacher, TokenBudget(tokens)) == []
+    assert [len(batch) for batch in teacher.batches] == sizes
 
 
 @pytest.mark.parametrize("most_tokens", [10, 13, 25, 40])
@@ -129,7 +130,7 @@ def test_each_row_once_whenever_memory_runs_out():
     assert failures > 500
 
 
-def test_running_out_of_memory_is_told_once_with_what_to_type(work, capsys):
+def test_running_out_of_memory_is_one_warning_with_the_next_flag(work, capsys):
     budget = TokenBudget(10_000)
     fill(work, Counting(13), budget)
     said = capsys.readouterr().err
@@ -138,12 +139,12 @@ def test_running_out_of_memory_is_told_once_with_what_to_type(work, capsys):
 
 
 def test_one_example_that_does_not_fit_is_an_error(work):
-    with pytest.raises(UsageError, match="it is one example"):
+    with pytest.raises(UsageError, match="--token-budget or --max-length"):
         fill(work, Counting(9), TokenBudget(10_000))
 
 
 def test_fixed_batches_never_shrink(work):
-    with pytest.raises(UsageError, match="--deterministic fixes the batches"):
+    with pytest.raises(UsageError, match="--deterministic"):
         fill(work, Counting(30), TokenBudget(10_000, fixed=True))
 
 

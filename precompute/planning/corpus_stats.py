@@ -1,8 +1,9 @@
-"""What a corpus turned out to be, gathered while its examples pass by.
+"""Statistics of a corpus, collected from its stream of examples.
 
 Legend: E examples, T tokens of one example, V vocabulary.
 """
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,16 +22,16 @@ from caskd.store.read import TeacherStore
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99}
 READ_EXAMPLES = 1024
 PENDING_LABELS = 1 << 16
-TOKEN_BITS = np.uint32(1 << 31)  # free in a token id: vocabularies are far smaller
+RESPONSE_BIT = np.uint32(1 << 31)  # unused in token ids: vocabularies are far smaller
 
 
-class Survey:
-    """Counts, lengths, repeats and labels of a stream of examples (about 100 bytes an example)."""
+class CorpusStats:
+    """Counts, lengths, repeats and labels of a stream of examples (about 100 bytes per example)."""
 
     def __init__(self, vocab_size: int) -> None:
         self.statuses: Counter[str] = Counter()
         self.first: dict[str, int] = {}
-        self.longest: int = 0
+        self.longest_over_limit: int = 0
         self.num_duplicates = self.duplicate_rows = 0
         self._prompt, self._response, self._total = array("q"), array("q"), array("q")
         self._seen: set[bytes] = set()
@@ -38,20 +39,25 @@ class Survey:
         self._pending: list[npt.NDArray[np.uint32]] = []
         self._num_pending = 0
 
-    def watch(
+    def observe(
         self, examples: Iterable[TokenizedExample], *, skip_duplicates: bool
     ) -> Iterator[TokenizedExample]:
-        """The same examples; with `skip_duplicates` a repeat has no rows and says so."""
+        """Count examples and yield them; with `skip_duplicates` a repeat loses its tokens.
+
+        Its status becomes `duplicate`.
+        """
         for example in examples:
             repeated = self._is_repeat(example)
             if repeated:
-                self._note("duplicate", example)
+                self._note_first("duplicate", example)
                 self.num_duplicates += 1
                 self.duplicate_rows += num_rows(example.is_response)
             if repeated and skip_duplicates:
-                nothing = example.token_ids[:0], example.is_response[:0]
                 yield replace(
-                    example, token_ids=nothing[0], is_response=nothing[1], status="duplicate"
+                    example,
+                    token_ids=example.token_ids[:0],
+                    is_response=example.is_response[:0],
+                    status="duplicate",
                 )
                 self.statuses["duplicate"] += 1
                 continue
@@ -59,28 +65,28 @@ class Survey:
             yield example
 
     def _is_repeat(self, example: TokenizedExample) -> bool:
-        """Whether an example with the same tokens and the same response was there before."""
+        """Whether an earlier example has the same tokens and the same response."""
         if not len(example.token_ids):
             return False
-        marked = example.token_ids | np.where(example.is_response, TOKEN_BITS, np.uint32(0))
+        marked = example.token_ids | np.where(example.is_response, RESPONSE_BIT, np.uint32(0))
         digest = blake2b(marked.tobytes(), digest_size=16).digest()
         repeated = digest in self._seen
         self._seen.add(digest)
         return repeated
 
-    def _note(self, what: str, example: TokenizedExample) -> None:
-        self.first.setdefault(what, example.source_index)
+    def _note_first(self, status: str, example: TokenizedExample) -> None:
+        self.first.setdefault(status, example.source_index)
 
     def _count(self, example: TokenizedExample) -> None:
         self.statuses[example.status] += 1
-        self._note(example.status, example)
-        if example.status == "duplicate":  # of a store that is there, skipped when it was planned
+        self._note_first(example.status, example)
+        if example.status == "duplicate":  # an existing store skipped it when it was planned
             self.num_duplicates += 1
-        full = max(example.full_length, len(example.token_ids))
-        if full:
-            self._total.append(full)
+        full_length = max(example.full_length, len(example.token_ids))
+        if full_length:
+            self._total.append(full_length)
         if example.status in ("too_long", "truncated"):
-            self.longest = max(self.longest, full)
+            self.longest_over_limit = max(self.longest_over_limit, full_length)
         if len(example.token_ids):
             num_response = int(np.count_nonzero(example.is_response))
             self._prompt.append(len(example.token_ids) - num_response)
@@ -97,7 +103,7 @@ class Survey:
             self._pending, self._num_pending = [], 0
 
     def facts(self) -> dict[str, Any]:
-        """Everything that was found, in JSON types."""
+        """Return all statistics in JSON types."""
         self._flush()
         counts = self._label_counts
         used = int(np.count_nonzero(counts))
@@ -105,7 +111,7 @@ class Survey:
         return {
             "examples": dict(self.statuses),
             "first": dict(self.first),
-            "longest_over_limit": self.longest,
+            "longest_over_limit": self.longest_over_limit,
             "duplicates": {"examples": self.num_duplicates, "rows": self.duplicate_rows},
             "labels": {
                 "distinct": used,
@@ -122,14 +128,14 @@ class Survey:
 
 
 def planned_examples(root: Path) -> Iterator[TokenizedExample]:
-    """The examples of a planned store, as they are in it."""
+    """Read the examples of a planned store."""
     store = TeacherStore.open(root, allow_unsealed=True)
     index, tasks = store.index, store.spec.tasks
     for start in range(0, len(store), READ_EXAMPLES):
         chosen = np.arange(start, min(start + READ_EXAMPLES, len(store)))
         batch = store.read(chosen, fields=())
-        for place, example in enumerate(chosen):
-            part = slice(*batch.token_offsets[place : place + 2])
+        for position, example in enumerate(chosen):
+            part = slice(*batch.token_offsets[position : position + 2])
             yield TokenizedExample(
                 batch.token_ids[part],
                 batch.is_response[part],
@@ -140,20 +146,20 @@ def planned_examples(root: Path) -> Iterator[TokenizedExample]:
 
 
 def quantiles(lengths: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Mean, quantiles and extremes of lengths; all 0 where there are none."""
+    """Mean, quantiles and extremes of lengths; all 0 without lengths."""
     if not len(lengths):
         return dict.fromkeys(["min", *QUANTILES, "max", "mean"], 0)
-    found = np.quantile(lengths, list(QUANTILES.values()), method="higher")
+    values = np.quantile(lengths, list(QUANTILES.values()), method="higher")
     return {
         "min": int(lengths.min()),
-        **{name: int(value) for name, value in zip(QUANTILES, found, strict=True)},
+        **{name: int(value) for name, value in zip(QUANTILES, values, strict=True)},
         "max": int(lengths.max()),
         "mean": round(float(lengths.mean()), 1),
     }
 
 
 def histogram(lengths: npt.NDArray[np.int64]) -> list[dict[str, int]]:
-    """How many lengths (each >= 1) lie between powers of two: `from` and `to` inclusive."""
+    """Number of lengths (each >= 1) between powers of two: `from` and `to` inclusive."""
     if not len(lengths):
         return []
     # 1, 2, 3-4, 5-8, ...: bin b holds 2^(b-1) < length <= 2^b.
@@ -166,11 +172,12 @@ def histogram(lengths: npt.NDArray[np.int64]) -> list[dict[str, int]]:
 
 
 def bars(counts: Sequence[Mapping[str, int]], width: int = 40) -> list[str]:
-    """A histogram as lines of text."""
-    most = max((item["examples"] for item in counts), default=0)
+    """Draw a histogram as lines of text."""
+    largest = max((item["examples"] for item in counts), default=0)
     names = [f"{item['from']:,}-{item['to']:,}" for item in counts]
-    wide = max(map(len, names), default=0)
+    name_width = max(map(len, names), default=0)
     return [
-        f"{name.rjust(wide)}  {'#' * -(-width * item['examples'] // most)} {item['examples']:,}"
+        f"{name.rjust(name_width)}  {'#' * math.ceil(width * item['examples'] / largest)} "
+        f"{item['examples']:,}"
         for name, item in zip(names, counts, strict=True)
     ]

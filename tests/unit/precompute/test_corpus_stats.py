@@ -1,4 +1,4 @@
-"""What a plan says of a corpus, counted by hand; repeats, and every policy."""
+"""Statistics of a corpus against counts by hand; repeats, and every policy."""
 
 import json
 
@@ -10,8 +10,8 @@ from helpers.tiny import save_tiny
 from caskd.cli.main import main
 from caskd.precompute import precompute
 from caskd.precompute.planning import check_non_finite
+from caskd.precompute.planning.corpus_stats import CorpusStats, bars, histogram, quantiles
 from caskd.precompute.planning.planner import plan
-from caskd.precompute.planning.survey import Survey, bars, histogram, quantiles
 from caskd.store.corpus import TokenizedExample
 from caskd.store.errors import TeacherError, UsageError
 from caskd.store.read import TeacherStore
@@ -77,7 +77,7 @@ def test_a_plan_reads_like_one(teacher, tmp_path, capsys):
     said = capsys.readouterr().out
     for line in (
         "1 too long (too_long, no rows), the first is record 4",
-        "1 nothing to predict (empty, no rows), the first is record 1",
+        "1 without a response token (empty, no rows), the first is record 1",
         "2 exact repeats of earlier examples, the first is record 2; they take 6 rows, 46.2%",
         "4 distinct tokens, 8.0% of the vocabulary",
         "13 in 1 shard of 128",
@@ -103,7 +103,7 @@ def test_skipped_repeats_have_no_rows_and_the_seal_counts_them(teacher, tmp_path
     assert planned(config, capsys)["examples"] == facts["examples"]
 
 
-def test_repeats_are_kept_unless_told_otherwise(teacher, tmp_path):
+def test_repeats_are_kept_by_default(teacher, tmp_path):
     store = precompute(config_for(teacher, tmp_path, RECORDS, max_length=12, on_long="truncate"))
     assert store is not None
     assert store.seal["statuses"] == {"ok": 4, "empty": 1, "truncated": 1}
@@ -116,12 +116,12 @@ def test_repeats_are_kept_unless_told_otherwise(teacher, tmp_path):
         (
             {"max_length": 12},
             r"1 of 6 examples is longer than 12 tokens \(the longest has 24\), the first is "
-            r"record 4; type --on-long truncate",
+            r"record 4; .*--on-long truncate",
         ),
         ({"on_empty": "error"}, "1 of 6 examples is without a response .* record 1; .*--on-empty"),
     ],
 )
-def test_policies_that_stop_say_how_many_and_leave_nothing(teacher, tmp_path, changes, said):
+def test_policies_that_refuse_name_the_count_and_leave_nothing(teacher, tmp_path, changes, said):
     config = config_for(teacher, tmp_path, RECORDS, **changes)
     with pytest.raises(UsageError, match=said) as caught:
         plan(config)
@@ -152,14 +152,14 @@ def test_lengths_by_the_book():
 
 
 def test_labels_of_many_examples_are_all_counted(monkeypatch):
-    monkeypatch.setattr("caskd.precompute.planning.survey.PENDING_LABELS", 10)
+    monkeypatch.setattr("caskd.precompute.planning.corpus_stats.PENDING_LABELS", 10)
     rng = np.random.default_rng(0)
-    survey, expected = Survey(30), np.zeros(30, np.int64)
+    stats, expected = CorpusStats(30), np.zeros(30, np.int64)
     examples = []
     for n in range(40):
         tokens = rng.integers(0, 30, 5).astype(np.uint32)
         examples.append(TokenizedExample(tokens, np.array([0, 0, 1, 1, 1], np.uint8), "ok", n, ""))
         expected += np.bincount(tokens[2:], minlength=30)
-    assert len(list(survey.watch(examples, skip_duplicates=True))) == 40
-    np.testing.assert_array_equal(survey._label_counts, expected)
-    assert survey.facts()["labels"]["distinct"] == np.count_nonzero(expected)
+    assert len(list(stats.observe(examples, skip_duplicates=True))) == 40
+    np.testing.assert_array_equal(stats._label_counts, expected)
+    assert stats.facts()["labels"]["distinct"] == np.count_nonzero(expected)

@@ -1,29 +1,32 @@
-"""Padded or end to end: where each token stands, and that no example sees another."""
-
-from dataclasses import replace
+"""Padded or packed: positions of the tokens, examples that stay apart, and batches in a budget."""
 
 import numpy as np
 import pytest
 import torch
-from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.tiny import tiny_model, tiny_tokenizer
 
-from caskd.models import SplitModel, is_same_together, pack, pad
+from caskd.models import (
+    SplitModel,
+    is_same_together,
+    longest_first,
+    num_in_batch,
+    pack,
+    pad,
+    padded_batches,
+)
 from caskd.models.batching import Batch
-from caskd.precompute.rows.targets import TopKTargets
-from caskd.precompute.teacher import find_teacher
-from caskd.precompute.teacher import transformers_teacher as teacher_module
 
 SEQUENCES = [np.array(tokens, np.uint32) for tokens in ([5, 6, 7], [8], [9, 10, 11, 12], [13, 14])]
 
 
 @pytest.mark.parametrize("arrange", [pad, pack])
-def test_every_token_is_where_it_is_said_to_be(arrange):
+def test_starts_and_positions_are_those_of_the_tokens(arrange):
     batch = arrange(SEQUENCES)
     flat_ids, flat_positions = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
     for start, tokens in zip(batch.starts, SEQUENCES, strict=True):
         np.testing.assert_array_equal(flat_ids[start : start + len(tokens)], tokens)
-        places = np.arange(len(tokens))
-        np.testing.assert_array_equal(flat_positions[start : start + len(tokens)], places)
+        positions = np.arange(len(tokens))
+        np.testing.assert_array_equal(flat_positions[start : start + len(tokens)], positions)
 
 
 def test_padding_is_a_token_of_its_own_line_and_packing_has_none():
@@ -36,14 +39,14 @@ def test_padding_is_a_token_of_its_own_line_and_packing_has_none():
 
 
 def leaking(sequences):
-    """End to end with one run of positions: the border that attention would need is missing."""
+    """Packed with positions that do not restart: attention cannot see the border."""
     batch = pack(sequences)
     positions = np.arange(batch.input_ids.shape[1])[None]
     return Batch(batch.input_ids, positions, batch.starts)
 
 
 def left_padded(sequences):
-    """Padding before the tokens, where they see it."""
+    """Padded on the left, where causal attention sees the padding."""
     longest = max(map(len, sequences))
     ids = np.stack([np.pad(tokens, (longest - len(tokens), 0)) for tokens in sequences])
     starts = [n * longest + longest - len(tokens) for n, tokens in enumerate(sequences)]
@@ -59,7 +62,7 @@ def test_the_check_tells_leaks_from_rounding(dtype, attention):
             weight.data.mul_(10)  # random layers of this size hardly attend
     model.to(dtype)
     model.set_attn_implementation(attention)
-    split = SplitModel(model)
+    split = SplitModel(model, "--teacher")
     assert is_same_together(split, pad, 50)
     assert is_same_together(split, pack, 50)
     assert not is_same_together(split, leaking, 50)
@@ -69,26 +72,34 @@ def test_the_check_tells_leaks_from_rounding(dtype, attention):
 @pytest.mark.parametrize("arrange", [pad, pack])
 def test_another_example_changes_nothing(arrange):
     """The first and last tokens of a neighbor may be anything."""
-    split = SplitModel(tiny_model(tiny_tokenizer()))
-    places = [np.arange(len(tokens)) for tokens in SEQUENCES]
+    split = SplitModel(tiny_model(tiny_tokenizer()), "--teacher")
+    positions = [np.arange(len(tokens)) for tokens in SEQUENCES]
     with torch.inference_mode():
-        before = split.hidden_rows(arrange(SEQUENCES), places)
+        before = split.hidden_rows(arrange(SEQUENCES), positions)
         changed = [SEQUENCES[0], np.array([40], np.uint32), SEQUENCES[2] + 7, SEQUENCES[3]]
-        after = split.hidden_rows(arrange(changed), places)
+        after = split.hidden_rows(arrange(changed), positions)
     own = np.repeat([0, 1, 2, 3], [len(tokens) for tokens in SEQUENCES])
     same = torch.from_numpy(np.isin(own, [0, 3]))
     torch.testing.assert_close(after[same], before[same], rtol=0, atol=1e-6)
     assert (after[~same] - before[~same]).abs().amax(dim=1).min() > 1e-2
 
 
-def test_a_flash_teacher_packs_and_one_that_leaks_pads(tmp_path, monkeypatch):
-    """No flash attention here, so its name is kept and sdpa computes: both take such positions."""
-    source = find_teacher(str(save_tiny(tmp_path / "big")), "auto")
-    model = teacher_module.load_model(source, torch.device("cpu"))
-    monkeypatch.setattr(teacher_module, "load_model", lambda source, device: model)
-    flash = replace(source, attention="flash_attention_2")
-    options = {"vocab_size": 50, "rule": TopKTargets(4, 1.0), "device": "cpu"}
-    assert teacher_module.TransformersTeacher(flash, **options).arrange is pack
-    assert teacher_module.TransformersTeacher(source, **options).arrange is pad
-    monkeypatch.setattr(teacher_module, "pack", leaking)
-    assert teacher_module.TransformersTeacher(flash, **options).arrange is pad
+def test_longest_first_keeps_the_order_of_equals():
+    lengths = np.array([3, 5, 3, 9, 5], np.int32)
+    assert longest_first(lengths).tolist() == [3, 1, 4, 0, 2]
+
+
+@pytest.mark.parametrize(("longest", "budget", "count"), [(4, 16, 4), (5, 16, 3), (17, 16, 1)])
+def test_a_batch_fits_its_budget_once_padded(longest, budget, count):
+    assert num_in_batch(longest, budget) == count
+
+
+def test_padded_batches_hold_every_example_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 40, size=60)
+    batches = [batch.tolist() for batch in padded_batches(lengths, 64)]
+    assert [index for batch in batches for index in batch] == longest_first(lengths).tolist()
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= 64
+    for batch in batches[:-1]:  # no batch could take one example more
+        assert (len(batch) + 1) * lengths[batch].max() > 64
+    assert list(padded_batches(np.array([], np.int64), 64)) == []

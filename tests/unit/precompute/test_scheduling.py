@@ -1,4 +1,4 @@
-"""Who takes which shard, and what it costs when nobody tells anybody."""
+"""Which worker takes which shard, and how many shards are computed twice."""
 
 import heapq
 import random
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.precompute.workers.scheduling import Seat, next_shard, seat_of
+from caskd.precompute.workers.scheduling import WorkerInfo, next_shard, worker_info
 from caskd.store.errors import UsageError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
@@ -19,17 +19,17 @@ def config(**changes):
 
 
 @pytest.mark.parametrize(
-    ("flags", "environ", "seat"),
+    ("flags", "environ", "info"),
     [
-        ({}, {}, Seat()),
-        ({}, {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}, Seat()),
-        ({"worker": 2, "num_workers": 3}, {}, Seat(2, 3)),
-        ({"executor": "torchrun"}, TORCHRUN, Seat(3, 4, 1)),
-        ({"executor": "ray", "num_workers": 8}, {}, Seat()),
+        ({}, {}, WorkerInfo()),
+        ({}, {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"}, WorkerInfo()),
+        ({"worker": 2, "num_workers": 3}, {}, WorkerInfo(2, 3)),
+        ({"executor": "torchrun"}, TORCHRUN, WorkerInfo(3, 4, 1)),
+        ({"executor": "ray", "num_workers": 8}, {}, WorkerInfo()),
     ],
 )
-def test_flags_and_launcher_give_a_seat(flags, environ, seat):
-    assert seat_of(config(**flags), environ) == seat
+def test_flags_and_launcher_decide_which_worker_it_is(flags, environ, info):
+    assert worker_info(config(**flags), environ) == info
 
 
 @pytest.mark.parametrize(
@@ -38,29 +38,29 @@ def test_flags_and_launcher_give_a_seat(flags, environ, seat):
         ({}, TORCHRUN, "add --executor torchrun"),
         ({"executor": "ray"}, TORCHRUN, "add --executor torchrun"),
         ({"executor": "torchrun"}, {}, "torchrun --nproc-per-node"),
-        ({"executor": "torchrun", "worker": 0}, TORCHRUN, "leave them out"),
-        ({"executor": "torchrun", "num_workers": 4}, TORCHRUN, "leave them out"),
-        ({"executor": "ray", "worker": 0}, {}, "leave --worker out"),
+        ({"executor": "torchrun", "worker": 0}, TORCHRUN, "omit both"),
+        ({"executor": "torchrun", "num_workers": 4}, TORCHRUN, "omit both"),
+        ({"executor": "ray", "worker": 0}, {}, "omit --worker"),
         ({"num_workers": 4}, {}, r"add --worker 0 \(to 3\)"),
         ({"num_workers": 4, "worker": 4}, {}, "expected 0 to 3"),
         ({"worker": -1}, {}, "expected 0 to 0"),
         ({"num_workers": 0}, {}, "expected 1 or more"),
-        ({"executor": "torchrun", "device": "cuda:1"}, TORCHRUN, "leave --device out"),
-        ({"executor": "ray", "device_map": "auto"}, {}, "leave --device-map out"),
+        ({"executor": "torchrun", "device": "cuda:1"}, TORCHRUN, "omit --device"),
+        ({"executor": "ray", "device_map": "auto"}, {}, "omit --device-map"),
     ],
 )
-def test_contradictions_are_refused_with_what_to_type(flags, environ, message):
+def test_contradictions_are_refused_with_the_next_command(flags, environ, message):
     with pytest.raises(UsageError, match=message):
-        seat_of(config(**flags), environ)
+        worker_info(config(**flags), environ)
 
 
-def test_those_who_plan_and_those_who_wait():
-    assert Seat().plans
-    assert not Seat(0, 4).plans  # an array's tasks start in any order, perhaps never together
-    assert not Seat(0, 4).waits
-    assert Seat(0, 4, gpu=0).plans
-    assert Seat(4, 8, gpu=0).waits  # the first of another node
-    assert [Seat(i, 2, gpu=i).speaks for i in range(2)] == [True, False]
+def test_workers_that_plan_and_workers_that_wait():
+    assert WorkerInfo().plans
+    assert not WorkerInfo(0, 4).plans  # an array's tasks start in any order, perhaps never together
+    assert not WorkerInfo(0, 4).waits_for_plan
+    assert WorkerInfo(0, 4, gpu=0).plans
+    assert WorkerInfo(4, 8, gpu=0).waits_for_plan  # the first of another node
+    assert [WorkerInfo(i, 2, gpu=i).prints for i in range(2)] == [True, False]
 
 
 @given(st.sets(st.integers(0, 200), min_size=1), st.integers(1, 9), st.data())
@@ -70,6 +70,19 @@ def test_own_shards_first_and_always_one_that_is_left(left, count, data):
     own = [shard for shard in sorted(left) if shard % count == index]
     assert chosen in left
     assert not own or chosen == own[0]
+
+
+@pytest.mark.parametrize(
+    ("pending", "rank", "world_size", "shard"),
+    [
+        ([0, 2, 4, 6, 8, 10, 12, 14], 1, 2, 12),  # its half is 8 to 14
+        ([0, 4, 8, 12, 16, 20, 24, 28], 1, 4, 12),  # its quarter is 8 and 12
+        ([0, 4, 8, 12, 16, 20, 24, 28], 3, 4, 28),
+        ([7], 0, 8, 7),
+    ],
+)
+def test_a_helper_starts_in_the_middle_of_its_part(pending, rank, world_size, shard):
+    assert next_shard(pending, rank, world_size) == shard
 
 
 def duplicated(num_shards, seconds, seed):

@@ -1,0 +1,71 @@
+"""The interface of a teacher backend: `TeacherSource` before loading, `Teacher` afterwards.
+
+Planning, workers and the probe use these two protocols only, so that a store does not depend on how
+its teacher is run. `find_teacher` in `factory.py` picks the backend.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from caskd.precompute.rows import Fields
+from caskd.store.format import StoreSpec
+from caskd.store.write import ShardExample
+
+
+class Teacher(Protocol):
+    """A loaded teacher that computes row fields."""
+
+    def rows(self, examples: Sequence[ShardExample]) -> Fields:
+        """Compute the row fields of all examples, concatenated in their order.
+
+        Raises:
+            MemoryError: the batch is too large; a smaller one may fit.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the environment of this teacher in JSON types, without host, user or path.
+
+        Returns:
+            `packages` (name to version), `device` (`cpu` or `cuda`, a space, the device's name) and
+            `num_threads`.
+        """
+
+    def close(self) -> None:
+        """Release what the teacher holds; its process goes back to the state before loading."""
+
+
+class TeacherSource(Protocol):
+    """A teacher whose weights are not loaded yet: all that a plan and an identity check need."""
+
+    @property
+    def name(self) -> str:
+        """Last folder name, or hub id: never a path."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer."""
+
+    @property
+    def num_ids(self) -> int:
+        """Number of token ids that the teacher can read and predict."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that one example may have; None without a limit."""
+
+    def identity(self) -> dict[str, Any]:
+        """Fields of `identity.teacher` in store.json."""
+
+    def capture(self) -> Mapping[str, Any]:
+        """Fields of `identity.capture` in store.json that the backend decides."""
+
+    def load(self, spec: StoreSpec, *, gpu: int | None = None) -> Teacher:
+        """Load the teacher for the rows of a planned store.
+
+        Args:
+            spec: the planned store.
+            gpu: index of the GPU that the launcher assigned to this process, if it did.
+
+        Raises:
+            UsageError: the teacher does not load.
+        """
