@@ -44,9 +44,11 @@ from caskd.models import SplitModel, pad, padded_batches, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
 from caskd.precompute.planning.identity import check_job
 from caskd.precompute.planning.probe import encoded_bytes
+from caskd.precompute.rows import targets_of
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
+from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.precompute.workers.worker import Worker
 from caskd.store.corpus import logit_positions
 from caskd.store.read import TeacherStore
@@ -181,9 +183,8 @@ def prepare_pilots(configs: dict[str, PrecomputeConfig]) -> dict[str, tuple[int,
     for kind, config in configs.items():
         with quiet():
             spec = plan(config)
-            with Worker(
-                config, check_job(config), StoreWriter(config.store), WorkerInfo(0, 1)
-            ) as worker:
+            job, writer = check_job(config), StoreWriter(config.store)
+            with Worker(config, job, writer, WorkerInfo(0, 1)) as worker:
                 worker.run_pilot(quiet=True)
         sizes[kind] = (spec.num_rows, spec.num_tokens)
         print(f"{kind}: {spec.num_rows:,} rows of {spec.num_tokens:,} tokens", flush=True)
