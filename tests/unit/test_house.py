@@ -98,7 +98,7 @@ def folder_of(module: Module) -> Module:
 
 
 def circles(graph: Mapping[Module, Collection[Module]]) -> list[Module]:
-    """Nodes on a circle or leading into one: what is left when nodes without imports are taken away."""
+    """Nodes on a circle or leading into one: what remains after removing nodes without imports."""
     left = {node: set(targets) & set(graph) - {node} for node, targets in graph.items()}
     while free := {node for node, targets in left.items() if not targets}:
         left = {node: targets - free for node, targets in left.items() if node not in free}
