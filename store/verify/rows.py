@@ -78,9 +78,9 @@ def _sampled_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
         "a value is not finite": ~finite,
         "sampled_counts do not add up to num_samples": counts.sum(axis=1, dtype=np.int64)
         != num_samples,
-        "the number of positive sampled_counts is not num_kept": ((counts > 0) != cells).any(
-            axis=1
-        ),
+        "sampled_counts are not positive in exactly the first num_kept cells": (
+            (counts > 0) != cells
+        ).any(axis=1),
         "sampled_ids contain an id twice": (by_id[:, 1:] == by_id[:, :-1]).any(axis=1),
         "sampled_ids are not in order of count, then id": (cells[:, 1:] & ~(falling | tied)).any(
             axis=1
