@@ -31,8 +31,8 @@ from hardware import hardware
 
 from caskd.train import TrainConfig, train
 from caskd.train.data import Cut, MicroBatch, StoreMix, collate
-from caskd.train.loss import OBJECTIVES
 from caskd.train.model import LossOptions, StudentWithLoss, load_student
+from caskd.train.objectives import OBJECTIVES
 
 RESULTS = Path(__file__).parent / "results" / "data.csv"
 COLUMNS = (

@@ -30,8 +30,8 @@ from caskd.train import TrainConfig
 from caskd.train.checkpoint import load_checkpoint, load_weights, save_checkpoint, verify
 from caskd.train.data import MicroBatch
 from caskd.train.engine import TrainEngine, connected
-from caskd.train.loss import OBJECTIVES
 from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.objectives import OBJECTIVES
 from caskd.train.run.loop import batch_reader
 from caskd.train.run.plan import RunPlan, plan_run
 

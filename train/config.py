@@ -7,12 +7,8 @@ from typing import Any, Literal
 import tyro
 
 from caskd.store.errors import UsageError
+from caskd.train.objectives import OBJECTIVES, ObjectiveName, Tail, resolve_objective
 
-Objective = Literal[
-    "xent", "dist", "cat-xent", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s",
-    "random-xent", "random-dist",
-]  # fmt: skip
-Tail = Literal["bucket", "renormalise", "drop", "none"]
 Normalise = Literal["rows", "examples"]
 Dtype = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
@@ -35,7 +31,7 @@ class TrainConfig:
     """Directory of this run: metrics.jsonl and checkpoints/."""
     steps: int
     """Optimizer steps of the whole run."""
-    objective: Objective = "cat-dist"
+    objective: ObjectiveName = "cat-dist"
     """What to minimise; -l masks by the teacher alone, -s by the student alone, random-* by chance.
     """
     keep_fraction_from: Path | None = None
@@ -169,7 +165,7 @@ def _check_together(config: TrainConfig) -> None:
     """Options that say nothing without, or against, another one."""
     decay_steps = config.decay_steps or 0
     stage = f"--zero-stage is {config.zero_stage}"
-    is_random = config.objective in ("random-xent", "random-dist")
+    needs_keep = resolve_objective(config.objective).needs_keep
     for wrong, message in (
         (
             config.warmup_steps + decay_steps > config.steps,
@@ -195,14 +191,15 @@ def _check_together(config: TrainConfig) -> None:
             "--eval-every and --best-metric need --eval-store.",
         ),
         (
-            is_random and config.keep_fraction_from is None,
+            needs_keep and config.keep_fraction_from is None,
             f"--objective {config.objective} needs --keep-fraction-from RUN, the run whose share "
             "of kept rows it has at each step.",
         ),
         (
-            not is_random and config.keep_fraction_from is not None,
-            "--keep-fraction-from goes with --objective random-xent or random-dist; got "
-            f"{config.objective}.",
+            not needs_keep and config.keep_fraction_from is not None,
+            "--keep-fraction-from goes with --objective "
+            + " or ".join(name for name, value in OBJECTIVES.items() if value.needs_keep)
+            + f"; got {config.objective}.",
         ),
         (
             config.lora_rank is None and config.lora_alpha is not None,

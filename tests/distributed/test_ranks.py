@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
 from caskd.train.data import collate, fields_to_read
-from caskd.train.loss import OBJECTIVES, cascade_aware_loss
+from caskd.train.loss import cascade_aware_loss
+from caskd.train.objectives import OBJECTIVES
 from caskd.train.run.plan import plan_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from caskd.store import TeacherStore
 from caskd.train import train
 from caskd.train.data import MicroBatch, collate, fields_to_read, keeps_examples_apart
-from caskd.train.loss import OBJECTIVES
 from caskd.train.model import LossOptions, StudentWithLoss
+from caskd.train.objectives import OBJECTIVES
 
 
 @pytest.fixture(scope="module")

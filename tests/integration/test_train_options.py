@@ -15,7 +15,8 @@ from caskd.store.errors import UsageError
 from caskd.train import train
 from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path
 from caskd.train.data import collate, fields_to_read
-from caskd.train.loss import OBJECTIVES, cascade_aware_loss
+from caskd.train.loss import cascade_aware_loss
+from caskd.train.objectives import OBJECTIVES
 from caskd.train.run import loop as loop_module
 from caskd.train.run.exporter import best_checkpoint, export
 from caskd.train.run.failures import OutOfMemoryError

@@ -15,7 +15,8 @@ from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
 from caskd.train.data import MicroBatch, collate, fields_to_read
-from caskd.train.loss import OBJECTIVES, cascade_aware_loss
+from caskd.train.loss import cascade_aware_loss
+from caskd.train.objectives import OBJECTIVES
 
 NUM_SAMPLES = 40
 

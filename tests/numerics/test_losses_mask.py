@@ -4,8 +4,8 @@ import pytest
 import torch
 from loss_cases import IMPLS, make_case, run_loss, stored
 
-from caskd.train.loss import OBJECTIVES
-from caskd.train.loss.api import keep_mask
+from caskd.train.loss import keep_mask
+from caskd.train.objectives import OBJECTIVES
 
 
 def kept_rows(hidden, weight, labels, teacher, **options) -> torch.Tensor:

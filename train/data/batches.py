@@ -20,7 +20,8 @@ from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss import Objective, TeacherRows
+from caskd.train.loss import TeacherRows
+from caskd.train.objectives import Objective
 
 R = TypeVar("R")
 

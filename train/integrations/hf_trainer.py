@@ -15,16 +15,10 @@ from transformers import Trainer
 
 from caskd.store.errors import UsageError
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
-from caskd.train.loss import (
-    LossSums,
-    Tail,
-    TeacherRows,
-    cascade_aware_loss,
-    resolve_tail,
-    resolve_unmasked,
-)
+from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
 from caskd.train.model import SUM_NAMES, cap_and_scale
+from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
 
 
 class CascadeTrainer(Trainer):  # type: ignore[misc]

@@ -16,7 +16,8 @@ from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
 from caskd.store.storage import is_remote
 from caskd.train.data import MixedOrder, StoreMix, fields_to_read, stream_positions, teacher_rows
-from caskd.train.loss import IGNORE_LABEL, resolve_unmasked
+from caskd.train.loss import IGNORE_LABEL
+from caskd.train.objectives import resolve_unmasked
 
 Example = dict[str, Tensor]
 

@@ -16,19 +16,9 @@ from caskd.train.loss.checks import check_columns, check_teacher, check_values
 from caskd.train.loss.dense import dense_loss
 from caskd.train.loss.fused import FusedCall, fused_loss
 from caskd.train.loss.kernel_check import kernels_agree
-from caskd.train.loss.objectives import (
-    IGNORE_LABEL,
-    OBJECTIVES,
-    TAILS,
-    MaskRule,
-    Objective,
-    Tail,
-    keep_mask,
-    resolve_objective,
-)
+from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
-
-__all__ = ["OBJECTIVES", "LossSums", "TeacherRows", "cascade_aware_loss", "keep_mask"]
+from caskd.train.objectives import TAILS, MaskRule, Objective, Tail, resolve_objective
 
 Impl = Literal["auto", "torch", "triton", "dense"]
 
@@ -43,7 +33,7 @@ def cascade_aware_loss(
     labels: Tensor,
     teacher: TeacherRows | None,
     *,
-    objective: str,
+    objective: str | Objective,
     w: float | None = None,
     tail: Tail = "bucket",
     bias: Tensor | None = None,
@@ -66,7 +56,7 @@ def cascade_aware_loss(
             neither computed nor allocated; the same holds for `hidden`.
         labels: [N] integer ids; -100 marks a row that counts nowhere.
         teacher: the stored rows; None where the objective asks nothing of the teacher.
-        objective: a name in `OBJECTIVES`.
+        objective: a name in `caskd.train.objectives.OBJECTIVES`, or an `Objective`.
         w: weight of the label term in [0, 1]; None is the objective's own.
         tail: what becomes of the teacher's mass outside its top-k. `bucket`: the student's mass out
             there is matched to it as one more class. `renormalise`: the top-k is scaled to sum to
@@ -125,13 +115,13 @@ def cascade_aware_loss(
     return _with_row_counts(sums, rows)
 
 
-def _own_rule(name: str, objective: Objective, keep: Tensor | None) -> MaskRule:
+def _own_rule(given: str | Objective, objective: Objective, keep: Tensor | None) -> MaskRule:
     """The rule that the loss applies by itself."""
     if keep is not None:
         return "all"
     if objective.rule == "random":
         raise UsageError(
-            f"objective {name!r} needs keep, got None; pass the mask, [N] bool, or choose an "
+            f"objective {given!r} needs keep, got None; pass the mask, [N] bool, or choose an "
             "objective that makes its own"
         )
     return objective.rule

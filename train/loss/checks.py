@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
-from caskd.train.loss.objectives import IGNORE_LABEL, Objective, Tail
+from caskd.train.loss.mask import IGNORE_LABEL
 from caskd.train.loss.targets import kept_cells
 from caskd.train.loss.types import LossRows, TeacherRows
+from caskd.train.objectives import Objective, Tail
 
 _SLICE_ROWS = 8192
 """Rows of the teacher looked at together: their copies must not grow with the batch."""
@@ -48,15 +49,21 @@ def check_columns(
         raise UsageError(f"keep is {keep.dtype}, expected torch.bool; use row_weights for weights")
 
 
-def check_teacher(name: str, objective: Objective, teacher: TeacherRows | None) -> None:
-    """The teacher has what the objective called `name` asks of it."""
+def check_teacher(
+    given: str | Objective, objective: Objective, teacher: TeacherRows | None
+) -> None:
+    """Check that the teacher rows have every field that the objective reads.
+
+    Args:
+        given: the objective as the caller passed it, for the errors.
+    """
     if objective.needs_teacher and teacher is None:
-        raise UsageError(f"objective {name!r} needs teacher rows, got None; pass TeacherRows")
+        raise UsageError(f"objective {given!r} needs teacher rows, got None; pass TeacherRows")
     if teacher is None or not objective.needs_distribution or teacher.has_distribution:
         return
     missing = [field for field, value in vars(teacher).items() if value is None]
     raise UsageError(
-        f"objective {name!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
+        f"objective {given!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
         "got None; read these fields from the store"
     )
 

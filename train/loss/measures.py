@@ -12,10 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.matmul import product_dtype, write_product_
-from caskd.train.loss.objectives import AnyRule, keep_mask
 from caskd.train.loss.targets import Targets, teacher_targets
 from caskd.train.loss.types import Head, LossRows
+from caskd.train.objectives import AnyRule
 
 MEASURES = ("nll", "correct", "confidence", "kl", "distilled", "kept")
 """Columns of `row_measures`: nats, 0 or 1, probability, nats, 0 or 1, 0 or 1."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caskd.train.loss.objectives import Tail, keep_mask
+from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
+from caskd.train.objectives import Tail
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from caskd.train.loss.objectives import MaskRule, Tail
+from caskd.train.objectives import MaskRule, Tail
 
 
 @dataclass(frozen=True, eq=False)

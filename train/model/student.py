@@ -17,11 +17,10 @@ from caskd.train.loss import (
     Head,
     LossRows,
     LossSums,
-    Objective,
-    Tail,
     cascade_aware_loss,
     row_measures,
 )
+from caskd.train.objectives import Objective, Tail
 
 SUM_NAMES = tuple(field.name for field in fields(LossSums))
 
@@ -32,16 +31,6 @@ class LossOptions:
 
     objective: Objective
     tail: Tail
-
-
-_NAME_OF_RULE = {
-    "all": "dist",
-    "either": "cat-dist",
-    "teacher": "cat-dist-l",
-    "student": "cat-dist-s",
-    "random": "random-dist",
-}
-"""An objective's name by its mask; the label weight is given beside it."""
 
 
 class StudentWithLoss(nn.Module):
@@ -84,13 +73,12 @@ class StudentWithLoss(nn.Module):
             head.weight,
             batch.labels,
             batch.teacher,
-            objective=_NAME_OF_RULE[objective.rule],
-            w=objective.w,
+            objective=objective,
             tail=self.options.tail,
             bias=bias,
             logit_softcap=self.softcap,
             logit_scale=self.scale,
-            keep=batch.keep if objective.rule == "random" else None,
+            keep=batch.keep if objective.needs_keep else None,
         )
         return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
 

@@ -24,7 +24,6 @@ from caskd.train.checkpoint import (
 from caskd.train.config import TrainConfig
 from caskd.train.data import BatchReader, ReadAhead, StepBatch, fields_to_read, keeps_examples_apart
 from caskd.train.engine import Ranks, TrainEngine, connected
-from caskd.train.loss import Objective
 from caskd.train.metrics import finite_or_none, step_metrics
 from caskd.train.model import (
     SUM_NAMES,
@@ -34,6 +33,7 @@ from caskd.train.model import (
     load_student,
     recompute_activations,
 )
+from caskd.train.objectives import Objective
 from caskd.train.run.failures import explained
 from caskd.train.run.memory_forecast import size_of, table
 from caskd.train.run.plan import RunPlan, plan_run

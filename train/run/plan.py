@@ -31,9 +31,9 @@ from caskd.train.data import (
     shares,
 )
 from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
-from caskd.train.loss import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.metrics import METRICS_FILE
 from caskd.train.model import LoraOptions, check_config, load_tokenizer, lora_options
+from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 

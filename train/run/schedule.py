@@ -3,7 +3,7 @@
 import math
 
 from caskd.train.config import Schedule
-from caskd.train.loss import Objective
+from caskd.train.objectives import Objective
 
 FINAL_FRACTION = 0.1
 """Of the peak: the learning rate at the last step of every schedule that falls."""

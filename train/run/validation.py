@@ -17,8 +17,9 @@ from caskd.store.errors import IdentityError
 from caskd.store.io import Progress, replace_file
 from caskd.train.data import collate, fields_to_read, longest_first
 from caskd.train.engine import TrainEngine
-from caskd.train.loss import MEASURES, OBJECTIVES, best_step, figures_of, tally_measures
+from caskd.train.loss import MEASURES, best_step, figures_of, tally_measures
 from caskd.train.metrics import lines_up_to
+from caskd.train.objectives import OBJECTIVES
 
 EVAL_FILE = "eval.jsonl"
 

@@ -12,7 +12,7 @@ from helpers import stores
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train.data import BatchReader, Cut, ReadAhead, StoreMix, collate, fields_to_read
 from caskd.train.data.prefetch import StalledError
-from caskd.train.loss import OBJECTIVES
+from caskd.train.objectives import OBJECTIVES
 
 
 def toy() -> StoreBatch:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from caskd.train.loss import OBJECTIVES, Objective
+from caskd.train.objectives import OBJECTIVES, Objective
 from caskd.train.run.schedule import hungriest, lr_at, objective_at
 
 STEPS, WARMUP = 100, 10

@@ -17,9 +17,10 @@ from transformers import (
 
 from caskd.store.errors import UsageError
 from caskd.train.data import MicroBatch
-from caskd.train.loss import OBJECTIVES, TeacherRows
+from caskd.train.loss import TeacherRows
 from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss
 from caskd.train.model.student import check_head, check_width
+from caskd.train.objectives import OBJECTIVES
 
 SMALL: dict[str, Any] = {
     "vocab_size": 41,
