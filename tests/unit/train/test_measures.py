@@ -25,13 +25,17 @@ def case() -> tuple[torch.Tensor, Head, LossRows]:
     hidden, weight = (torch.randn(n, H, generator=generator) for n in (N, V))
     logits, ids = torch.randn(N, V, generator=generator).mul(2).topk(K, dim=1)
     logsumexp = logits.logsumexp(1) + 0.1
+    # A store with --min-mass keeps fewer than K cells of some rows; row 0 has no teacher.
+    num_kept = torch.tensor([0, 1, K - 1, 2, *[K] * (N - 4)])
+    is_kept = torch.arange(K) < num_kept[:, None]
+    kept_mass = torch.where(is_kept, (logits - logsumexp[:, None]).exp(), 0).sum(1)
     teacher = TeacherRows(
         argmax=ids[:, 0],
         topk_ids=ids,
         topk_logits=logits,
-        num_kept=torch.tensor([0, *[K] * (N - 1)]),
+        num_kept=num_kept,
         logsumexp=logsumexp,
-        tail_mass=torch.full((N,), 1 - float(torch.exp(torch.tensor(-0.1)))),
+        tail_mass=1 - kept_mass,
     )
     labels = torch.randint(V, (N,), generator=generator)
     return hidden, Head(weight, torch.linspace(-1, 1, V), 3.0, 0.5), LossRows(labels, teacher, None)
@@ -53,8 +57,9 @@ def test_each_measure_is_its_definition() -> None:
     assert bool(unasked.isnan().all())
     assert found["distilled"].tolist() == [0.0, *[1.0] * (N - 1)]
     for row in range(1, N):
-        theirs = (rows.teacher.topk_logits[row] - rows.teacher.logsumexp[row]).double()
-        ours = logprobs[row, rows.teacher.topk_ids[row]]
+        kept = slice(int(rows.teacher.num_kept[row]))
+        theirs = (rows.teacher.topk_logits[row, kept] - rows.teacher.logsumexp[row]).double()
+        ours = logprobs[row, rows.teacher.topk_ids[row, kept]]
         tail = 1 - theirs.exp().sum()
         kl = (theirs.exp() * (theirs - ours)).sum() + tail * (tail / (1 - ours.exp().sum())).log()
         assert float(found["kl"][row]) == pytest.approx(float(kl), abs=1e-5)

@@ -9,8 +9,10 @@ import torch
 from helpers import stores
 from helpers.tiny import write_jsonl
 
+from caskd.precompute.rows.sampling import uniforms
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
+from caskd.store.write import ShardExample
 from caskd.train.data import BatchReader, Cut, RandomMask, StoreMix, collate, read_fractions
 
 
@@ -67,6 +69,35 @@ def test_a_row_kept_at_a_rate_is_kept_at_higher_ones() -> None:
     """One number a row, compared: so equal rates give equal masks, and near ones near masks."""
     low, high = (constant(rate).keep(0, batch_of([3000])) for rate in (0.3, 0.4))
     assert not (low & ~high).any()
+
+
+def test_the_stream_has_golden_values() -> None:
+    """The mask of a published run must not change: Philox, from position (step + 1) * 2^192 on."""
+    mask = RandomMask(7, np.array([0.5, 0.5, 0.25]))
+    kept = [mask.keep(step, batch_of([20, 12], first=2)) for step in range(3)]
+    assert ["".join("01"[bit] for bit in row.tolist()) for row in kept] == [
+        "11010000111110111110101011101111",
+        "00111100010100101000111010100010",
+        "10010100000010000111010100001000",
+    ]
+    raw = np.random.Philox(key=[7, 2], counter=[0, 0, 0, 1]).random_raw(20)
+    assert kept[0][:20].tolist() == (raw < 1 << 63).tolist()
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+def test_the_mask_is_independent_of_the_samples_of_a_store_with_the_same_seed(
+    num_samples: int,
+) -> None:
+    rows = 3000
+    nothing = np.zeros(0, np.uint32)
+    example = ShardExample(2, nothing, nothing.astype(np.uint8), 0, rows)
+    samples = uniforms([example], num_samples, seed=7)
+    mask = RandomMask(7, np.full(4, 0.5))
+    for step in range(4):
+        kept = mask.keep(step, batch_of([rows], first=2))
+        for stream in (samples[:, 0], samples.flatten()[:rows]):
+            agreeing = int((kept == (stream < 0.5)).sum())
+            assert abs(agreeing - rows / 2) < 4 * (rows / 4) ** 0.5
 
 
 CUTS = [
