@@ -27,6 +27,12 @@ from torch import Tensor, nn
 
 from caskd.train.config import OptimizerName
 from caskd.train.data import MicroBatch
+from caskd.train.engine.deepspeed_check import (
+    CPU_ATTRIBUTES,
+    MODULE_ATTRIBUTES,
+    check_attributes,
+    engine_attributes,
+)
 from caskd.train.engine.engine_state import EngineState
 from caskd.train.engine.optimizers import make_optimizer
 
@@ -62,6 +68,7 @@ def connected(timeout_minutes: float = 30) -> Iterator[Ranks]:
 
 
 def _connect(timeout: timedelta) -> Ranks:
+    check_attributes(deepspeed, "deepspeed", MODULE_ATTRIBUTES, deepspeed.__version__)
     _quiet_logger(int(os.environ["RANK"]))
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -69,7 +76,8 @@ def _connect(timeout: timedelta) -> Ranks:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:
-        # Otherwise the shared-memory collective is compiled at the first start, for minutes.
+        check_attributes(deepspeed, "deepspeed", CPU_ATTRIBUTES, deepspeed.__version__)
+        # Otherwise DeepSpeed compiles its shared-memory collective at the first start, for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _silent_stdout():
         backend = "nccl" if on_gpu else "gloo"
@@ -117,8 +125,11 @@ class TrainEngine:
             )
         for name, value in self._engine.module.named_buffers():
             value.data = buffers[name].to(ranks.device)
-        if self.stage and not settings["bf16"]["enabled"]:
-            # In float32 DeepSpeed would apply a step whose gradient is not finite.
+        bfloat16 = bool(settings["bf16"]["enabled"])
+        needed = engine_attributes(self.stage, bfloat16=bfloat16)
+        check_attributes(self._engine, "DeepSpeedEngine", needed, deepspeed.__version__)
+        if self.stage in (1, 2) and not bfloat16:
+            # In float32 these stages would apply a step whose gradient is not finite.
             self._engine.optimizer.check_grad_overflow = True
         # Stage 0 in bfloat16 takes a step of zeros to make its state, which Adam would count.
         optimizer.state.clear()
