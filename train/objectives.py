@@ -105,8 +105,8 @@ def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
     if objective.needs_keep:
         raise UsageError(
             f"{user}: objective {name!r} keeps as many rows as another run, and only caskd train "
-            "reads that run (--keep-fraction-from); choose another objective here. In your own loop, "
-            f"pass {name.removeprefix('random-')!r} and keep=MASK to cascade_aware_loss"
+            "reads that run (--keep-fraction-from); choose another objective here. In your own "
+            f"loop, pass {name.removeprefix('random-')!r} and keep=MASK to cascade_aware_loss"
         )
     return objective
 

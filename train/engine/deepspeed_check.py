@@ -48,6 +48,9 @@ _MOMENTS_OF_STAGES_1_2 = (
     "optimizer._lazy_init_hp_params_optimizer_state",
     "optimizer.optimizer",
 )
+PARAMETER_ATTRIBUTES_OF_STAGE_3 = ("ds_tensor",)
+"""Attributes of a parameter that stage 3 divides among ranks."""
+
 _PARTS_OF_STAGE_3 = ("optimizer.fp32_partitioned_groups_flat", "optimizer.optimizer")
 
 

@@ -30,6 +30,7 @@ from caskd.train.data import MicroBatch
 from caskd.train.engine.deepspeed_check import (
     CPU_ATTRIBUTES,
     MODULE_ATTRIBUTES,
+    PARAMETER_ATTRIBUTES_OF_STAGE_3,
     check_attributes,
     engine_attributes,
 )
@@ -128,6 +129,9 @@ class TrainEngine:
         bfloat16 = bool(settings["bf16"]["enabled"])
         needed = engine_attributes(self.stage, bfloat16=bfloat16)
         check_attributes(self._engine, "DeepSpeedEngine", needed, deepspeed.__version__)
+        if self.stage == 3:
+            parameter, needed = next(module.parameters()), PARAMETER_ATTRIBUTES_OF_STAGE_3
+            check_attributes(parameter, "Parameter", needed, deepspeed.__version__)
         if self.stage in (1, 2) and not bfloat16:
             # In float32 these stages would apply a step whose gradient is not finite.
             self._engine.optimizer.check_grad_overflow = True

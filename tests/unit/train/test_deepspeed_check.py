@@ -98,5 +98,5 @@ def test_an_optimizer_without_the_private_link_is_refused_before_a_step(
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
     monkeypatch.delattr(DeepSpeedZeroOptimizer, "_lazy_init_hp_params_optimizer_state")
-    with pytest.raises(UsageError, match="optimizer._lazy_init_hp_params_optimizer_state"):
+    with pytest.raises(UsageError, match=r"optimizer\._lazy_init_hp_params_optimizer_state"):
         start(2, "float32")
