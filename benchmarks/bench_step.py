@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from caskd.train import TrainConfig
 from caskd.train.checkpoint import load_checkpoint, load_weights, save_checkpoint, verify
 from caskd.train.data import MicroBatch
-from caskd.train.engine import TrainEngine, connected
+from caskd.train.engine import TrainEngine, init_distributed
 from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
 from caskd.train.objectives import OBJECTIVES
 from caskd.train.run.loop import batch_reader
@@ -109,7 +109,7 @@ def config_of(arguments: argparse.Namespace, out: Path) -> TrainConfig:
 
 def time_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]]:
     """(kind, figure, value) of each kind of step, and of saving and loading a checkpoint."""
-    with tempfile.TemporaryDirectory() as directory, connected() as ranks:
+    with tempfile.TemporaryDirectory() as directory, init_distributed() as ranks:
         plan = plan_run(config_of(arguments, Path(directory) / "run"))
         engine = make_engine(plan, ranks, arguments.teacher)
         seconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
@@ -134,7 +134,7 @@ def time_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]
 def keep_fraction(engine: TrainEngine, batch: Any) -> float:
     """Of the rows of a batch, those that the CAT mask keeps."""
     engine.module.kind = "caskd cat-dist"
-    measured = torch.cat([engine.measure(part) for part in batch.micro_batches])
+    measured = torch.cat([engine.evaluate(part) for part in batch.micro_batches])
     return float(measured[:, -1].mean())
 
 
@@ -159,7 +159,7 @@ def time_checkpoint(
 
 def peak_memory(arguments: argparse.Namespace, kind: str) -> float:
     """MB at the most, of two steps of one kind in this process."""
-    with tempfile.TemporaryDirectory() as directory, connected() as ranks:
+    with tempfile.TemporaryDirectory() as directory, init_distributed() as ranks:
         plan = plan_run(config_of(arguments, Path(directory) / "run"))
         engine = make_engine(plan, ranks, arguments.teacher if kind == LIVE else None)
         for batch in batch_reader(plan, ranks).steps(0, 2):

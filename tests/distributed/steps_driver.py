@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from caskd.train.engine import Ranks, TrainEngine, connected
+from caskd.train.engine import Ranks, TrainEngine, init_distributed
 from caskd.train.run.loop import batch_reader, start_engine, train_step
 from caskd.train.run.plan import plan_run
 
@@ -97,7 +97,7 @@ def seconds_groups_wait() -> set[float]:
 
 def main() -> None:
     root, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    with connected(PATIENCE_MINUTES) as ranks:
+    with init_distributed(PATIENCE_MINUTES) as ranks:
         results: dict[str, object] = {case: run_case(root, case, ranks) for case in cases}
         results["seconds_groups_wait"] = seconds_groups_wait()
         if ranks.rank == 0:

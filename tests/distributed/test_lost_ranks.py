@@ -88,6 +88,6 @@ def test_a_rank_that_is_lost_ends_the_other_one(
     finally:
         end(processes)
     assert code == 1, errors[-3000:]
-    assert "another rank ended or did not answer within 0.5 minutes" in errors
+    assert "did not respond within --timeout-minutes 0.5" in errors
     assert "Traceback" not in errors
     newest_complete(tmp_path / "run")

@@ -157,7 +157,7 @@ def test_adapters_are_trained_alone_and_exported(root: Path, tmp_path: Path, sta
 
 def test_an_adapter_of_the_head_is_refused(root: Path, tmp_path: Path) -> None:
     config = config_for(root, out=str(tmp_path / "run"), lora_rank=4, lora_targets=("lm_head",))
-    with pytest.raises(UsageError, match="--lora-targets: the head is among them"):
+    with pytest.raises(UsageError, match=r"--lora-targets .*the head"):
         train(config)
 
 
@@ -235,11 +235,14 @@ def test_running_out_of_memory_ends_with_advice(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "adafactor"}, "Add --zero-stage 0"),
-        ({"offload": "optimizer", "zero_stage": 0}, "--offload optimizer needs 1, 2 or 3"),
-        ({"decay_steps": 2}, "--decay-steps goes with --schedule wsd; got cosine"),
+        ({"optimizer": "adafactor"}, "pass --zero-stage 0"),
+        (
+            {"offload": "optimizer", "zero_stage": 0},
+            "--offload optimizer .*--zero-stage 1, 2 or 3",
+        ),
+        ({"decay_steps": 2}, "--decay-steps .*--schedule wsd; got .*cosine"),
         ({"eval_every": 2}, "need --eval-store"),
-        ({"lora_alpha": 8.0}, "--lora-alpha goes with --lora-rank"),
+        ({"lora_alpha": 8.0}, "--lora-alpha .*--lora-rank"),
         ({"final_w": 1.5}, "--final-w is 1.5; expected 0"),
         ({"keep_checkpoints": 0}, "--keep-checkpoints is 0; expected at least 1"),
     ],

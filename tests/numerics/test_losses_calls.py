@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a tail of sampled targets": (
         lambda c: c,
         {"tail": "none"},
-        "tail='none' takes targets that sum to 1, got a tail mass up to 0.",
+        "targets that sum to 1, got a tail mass up to 0.",
     ),
     "sampled targets of half a mass": (
         lambda c: _with(for_tail(c, "none"), logsumexp=sampled(c.teacher).logsumexp + 0.7),

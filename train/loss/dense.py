@@ -1,4 +1,4 @@
-"""The loss written as the formula stands, on whole logits: the reference for the fused one.
+"""The loss as its formula stands, on whole logits: the reference for the fused loss.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caskd.train.loss.targets import RowFigures, Targets, tally, teacher_targets
+from caskd.train.loss.targets import StudentRows, Targets, sum_rows, teacher_targets
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 
 
 def dense_loss(
     hidden: Tensor, head: Head, rows: LossRows, terms: LossTerms, dtype: torch.dtype
 ) -> LossSums:
-    """Sums over `rows` by plain autograd; [N, V] logits several times over.
+    """Sums over `rows` by plain autograd; it holds [N, V] logits several times.
 
     Args:
         hidden: [N, H], row for row with `rows`.
-        dtype: of the product; the loss is in float32 from there on (float64 stays).
+        dtype: of the product; everything after it is float32 (float64 for float64).
     """
     logits = _logits(hidden, head, dtype)
     logprobs = logits.log_softmax(1)
@@ -27,12 +27,12 @@ def dense_loss(
     if rows.teacher is not None and rows.teacher.has_distribution:
         targets = teacher_targets(rows.teacher, terms.tail, logits.shape[1], logits.dtype)
         cross_entropy = _cross_entropy(logprobs, targets)
-    figures = RowFigures(
+    student = StudentRows(
         argmax=logits.detach().argmax(1),
         label_nll=-logprobs.gather(1, rows.labels[:, None]).squeeze(1),
         teacher_cross_entropy=cross_entropy,
     )
-    return tally(figures, rows, targets, terms)[0]
+    return sum_rows(student, rows, targets, terms)[0]
 
 
 def _logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
@@ -49,10 +49,10 @@ def _logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
 
 
 def _cross_entropy(logprobs: Tensor, targets: Targets) -> Tensor:
-    """[N] of the sparse targets and their bucket, from log-probabilities [N, V]."""
+    """[N] cross-entropy of the sparse targets and their bucket, from log-probabilities [N, V]."""
     cells = -(targets.mass * logprobs.gather(1, targets.ids)).sum(1)
     outside = logprobs.scatter(1, targets.ids, -torch.inf)
     has_tail = targets.tail > 0
-    # A row without a tail keeps its log-probabilities: logsumexp of nothing has no gradient.
+    # A row without a tail keeps its log-probabilities: an empty logsumexp has no gradient.
     outside = torch.where(has_tail[:, None], outside, logprobs).logsumexp(1)
     return cells - torch.where(has_tail, targets.tail * outside, 0)

@@ -1,4 +1,4 @@
-"""What goes into the loss and what comes out of it, as small frozen records of tensors.
+"""Inputs and outputs of the loss, as small frozen records of tensors.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -14,10 +14,10 @@ from caskd.train.objectives import MaskRule, Tail
 
 @dataclass(frozen=True, eq=False)
 class TeacherRows:
-    """What the teacher said of each row, as the store has it.
+    """The teacher's fields of each row, as the store holds them.
 
-    Only `argmax` is needed where the objective has no teacher term (`w = 1`); what is None is not
-    measured either. A row with `num_kept` 0 has no teacher.
+    Only `argmax` is needed where the objective has no teacher term (`w = 1`). The other fields may
+    be None, and the loss then reports no teacher sums. A row with `num_kept` 0 has no teacher row.
     """
 
     argmax: Tensor
@@ -27,15 +27,15 @@ class TeacherRows:
     topk_logits: Tensor | None = None
     """[N, k] raw logits, in nats."""
     num_kept: Tensor | None = None
-    """[N] how many of the k cells count."""
+    """[N] number of the k cells that count."""
     logsumexp: Tensor | None = None
-    """[N] of the teacher's whole logit row: exp(topk_logits - logsumexp) is a probability."""
+    """[N] over the teacher's whole logit row: exp(topk_logits - logsumexp) is a probability."""
     tail_mass: Tensor | None = None
     """[N] the teacher's probability outside the top-k."""
 
     @property
     def has_distribution(self) -> bool:
-        """Whether every field that the teacher term needs is there."""
+        """Whether no field is None, as the teacher term needs."""
         return all(getattr(self, field.name) is not None for field in fields(self))
 
     def present(self) -> Tensor:
@@ -53,13 +53,13 @@ class TeacherRows:
 
 @dataclass(frozen=True, eq=False)
 class LossRows:
-    """The rows of one call besides the student's hidden states."""
+    """The rows of one call, without the student's hidden states."""
 
     labels: Tensor
     """[N] int64."""
     teacher: TeacherRows | None
     weights: Tensor | None
-    """[N] factor of each row's loss, a constant; None is 1."""
+    """[N] constant factor of each row's loss; None is 1."""
 
     def take(self, index: Tensor) -> "LossRows":
         """The rows at `index` [n]."""
@@ -72,7 +72,7 @@ class LossRows:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The decisions of one call: mask rule still to be applied, label weight, tail."""
+    """Settings of one call: the mask rule still to apply, label weight, tail mode."""
 
     rule: MaskRule
     w: float
@@ -104,11 +104,11 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class LossSums:
-    """Sums and counts of one call, 0-d tensors; never divided here.
+    """Sums and counts of one call, as 0-d tensors; the loss never divides them.
 
-    Sums of several micro-batches add up (`+`). Only `loss` carries a gradient. Rows known not to
-    count before the forward (ignored labels, no teacher row where one is needed, dropped by a
-    teacher-only mask or by the caller's own) never meet the head, so that student figures are over
+    Sums of several micro-batches add up (`+`). Only `loss` carries a gradient. Rows that are known
+    before the forward not to count (ignored label, no teacher row where one is needed, dropped by a
+    teacher-only mask or by the caller's mask) never go through the head. So student sums are over
     `num_measured` rows.
     """
 
@@ -119,15 +119,15 @@ class LossSums:
     teacher_cross_entropy: Tensor
     """Sum over distilled rows, nats."""
     teacher_kl: Tensor
-    """The same less the teacher's entropy (tail bucket included): 0 for a perfect student."""
+    """Sum of cross-entropy less the teacher's entropy, bucket included: 0 for a perfect student."""
     tail_mass: Tensor
     """Sum of the teacher's tail mass over distilled rows."""
     num_rows: Tensor
     """Rows with a label."""
     num_kept: Tensor
-    """Rows that the mask keeps: over `num_rows`, the keep_fraction."""
+    """Rows that the mask keeps; divided by `num_rows`, the keep_fraction."""
     num_measured: Tensor
-    """Rows that met the student's head."""
+    """Rows that went through the student's head."""
     num_distilled: Tensor
     """Measured rows that have a teacher distribution."""
     student_correct: Tensor
@@ -143,7 +143,7 @@ class LossSums:
         return tuple(getattr(self, field.name) for field in fields(self))
 
     def detach(self) -> "LossSums":
-        """The same sums without the graph, for logs."""
+        """The sums without the graph, for logs."""
         return LossSums(*(tensor.detach() for tensor in self.tensors()))
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Low-rank adapters through peft: the student's own weights stay as they are.
+"""Low-rank adapters through peft; the student's own weights are frozen.
 
-peft puts them into the model in place, so that body and head are found where they always are.
+peft inserts the adapters into the model in place, so body and head stay where they were.
 """
 
 import warnings
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
+from caskd.store.imports import require
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What makes the adapters; `alpha` / `rank` is their scale."""
+    """Options of the adapters; their scale is `alpha` / `rank`."""
 
     rank: int
     alpha: float
@@ -22,7 +23,7 @@ class LoraOptions:
 
 
 def lora_options(config: Mapping[str, Any]) -> LoraOptions | None:
-    """The adapters of a run's options (as JSON); None where it trains all weights.
+    """The adapter options in a run's options (as JSON); None if the run trains all weights.
 
     Raises:
         UsageError: peft is not installed.
@@ -30,23 +31,23 @@ def lora_options(config: Mapping[str, Any]) -> LoraOptions | None:
     rank, alpha = config["lora_rank"], config["lora_alpha"]
     if rank is None:
         return None
-    _peft()
+    require("peft", extra="lora", needed_by="--lora-rank")
     return LoraOptions(rank, 2.0 * rank if alpha is None else alpha, tuple(config["lora_targets"]))
 
 
 def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
-    """Put fresh adapters into a causal LM and freeze all the rest.
+    """Add new adapters to a causal LM and freeze all other weights.
 
     Args:
-        base: where the model came from, which an adapter that is exported alone names.
+        base: path or hub id of the model, which an exported adapter refers to.
 
     Returns:
-        peft's wrapper; the model itself has the adapters in it, too.
+        peft's wrapper. `model` itself contains the adapters, too.
 
     Raises:
-        UsageError: no module has such a name, or the head is among the targets.
+        UsageError: no module matches the targets, or the head does.
     """
-    peft = _peft()
+    peft: Any = require("peft", extra="lora", needed_by="--lora-rank")
     targets = options.targets[0] if options.targets == ("all-linear",) else list(options.targets)
     config = peft.LoraConfig(
         r=options.rank,
@@ -57,33 +58,27 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
     )
     head = model.get_output_embeddings()
     try:
-        with warnings.catch_warnings():  # of what is refused below, or is peft's own to mend
+        with warnings.catch_warnings():  # peft warns of targets that are refused below
             warnings.simplefilter("ignore")
             wrapped = peft.get_peft_model(model, config)
     except ValueError as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"--lora-targets {' '.join(options.targets)}: {first}") from None
+        raise UsageError(
+            f"--lora-targets {' '.join(options.targets)}: {reason(error)}; pass names of the "
+            "student's linear modules, or omit --lora-targets for all of them"
+        ) from None
     if model.get_output_embeddings() is not head:
         raise UsageError(
-            "--lora-targets: the head is among them, whose weight the loss reads as it stands. "
-            "Leave it out."
+            f"--lora-targets {' '.join(options.targets)}: the targets include the head, but the "
+            "loss reads its plain weight; remove the head from --lora-targets"
         )
     return wrapped
 
 
 def merged(wrapped: Any) -> Any:
-    """The plain model with the adapters added to its weights."""
+    """The plain model, with the adapters merged into its weights."""
     return wrapped.merge_and_unload(safe_merge=True)
 
 
 def save_adapter(wrapped: Any, directory: Path) -> None:
-    """Write the adapters alone, as peft reads them."""
+    """Write only the adapters, in peft's format."""
     wrapped.save_pretrained(directory)
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise UsageError("--lora-rank needs peft: pip install 'caskd[lora]'.") from None
-    return peft

@@ -18,7 +18,7 @@ from caskd.train.loss import (
     LossRows,
     LossSums,
     cascade_aware_loss,
-    row_measures,
+    row_stats,
 )
 from caskd.train.objectives import Objective, Tail
 
@@ -57,7 +57,7 @@ class StudentWithLoss(nn.Module):
     def forward(self, batch: MicroBatch) -> Any:
         """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached.
 
-        In evaluation, the `row_measures` [N, len(MEASURES)].
+        In evaluation, the `row_stats` [N, len(ROW_STATS)].
         """
         hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
         hidden = hidden.flatten(0, 1)[batch.gather_index]  # [N, H]
@@ -67,7 +67,7 @@ class StudentWithLoss(nn.Module):
         if not self.training:
             whole_head = Head(head.weight, bias, self.softcap, self.scale)
             rows = LossRows(batch.labels, batch.teacher, None)
-            return row_measures(hidden, whole_head, rows, objective.rule)
+            return row_stats(hidden, whole_head, rows, objective.rule)
         sums = cascade_aware_loss(
             hidden,
             head.weight,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from caskd.store.errors import UsageError
-from caskd.train.engine import TrainEngine, connected, deepspeed_settings
+from caskd.train.engine import TrainEngine, deepspeed_settings, init_distributed
 from caskd.train.engine.deepspeed_check import (
     MODULE_ATTRIBUTES,
     TESTED_VERSION,
@@ -39,7 +39,7 @@ def start(stage: int, dtype: str) -> None:
         zero_stage=stage,
         dtype=dtype,
     )
-    with connected() as ranks:
+    with init_distributed() as ranks:
         TrainEngine(Student(), settings, ranks, weight_decay=0.0).close()
 
 
@@ -88,8 +88,9 @@ def test_a_package_without_an_attribute_is_refused_at_start(
     for parent in parents:
         owner = getattr(owner, parent)
     monkeypatch.delattr(owner, name)
-    with pytest.raises(UsageError, match=rf"deepspeed.{path.replace('.', '[.]')}"), connected():
+    with pytest.raises(UsageError) as caught, init_distributed():
         pass
+    assert f"deepspeed.{path}" in str(caught.value)
 
 
 def test_an_optimizer_without_the_private_link_is_refused_before_a_step(
