@@ -226,7 +226,7 @@ def test_running_out_of_memory_ends_with_advice(
         torch.empty(2**50)
 
     monkeypatch.setattr(loop_module, "train_step", exhausted)
-    with pytest.raises(OutOfMemoryError, match=r"help most here: --\S+ .*or --") as caught:
+    with pytest.raises(OutOfMemoryError, match=r"out of memory; pass --\S+ .*or --") as caught:
         train(config_for(root, out=str(tmp_path / "run")))
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
