@@ -24,8 +24,7 @@ class TrainConfig:
     """
 
     store: tuple[str, ...]
-    """Sealed teacher stores to train on, each as URL or URL=weight. A store's share of the examples
-    is its weight over the sum of weights; the default weight is 1."""
+    """Sealed teacher stores to train on: URL or URL=weight each; weights set shares of examples."""
     student: str
     """Model to train: a transformers directory or hub id with the teacher's tokenizer."""
     out: Path
@@ -33,23 +32,19 @@ class TrainConfig:
     steps: int
     """Number of optimizer steps of the whole run."""
     objective: ObjectiveName = "cat-dist"
-    """Loss to minimise. xent uses labels, dist adds the teacher's distribution, cat-* apply the
-    cascade-aware mask; -l masks by the teacher only, -s by the student only, random-* at random."""
+    """Loss to minimise. Masks: -l by the teacher only, -s by the student only, random-* by chance."""
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
-    """Weight of the label term; the teacher term gets 1 - w. Default: 1 for *xent*, 0.5 for
-    *dist*."""
+    """Weight of the label term; the teacher term has 1 - w. Default: 1 (xent) or 0.5 (dist)."""
     tail: Tail | None = None
-    """How to treat the teacher's probability outside its top-k. Default: bucket for top-k stores,
-    none for sampled stores (the only choice there)."""
+    """How to treat teacher mass outside the top-k. Default: bucket; for sampled stores: none."""
     global_batch_size: int = 32
     """Examples per optimizer step, summed over all ranks."""
     micro_batch_size: int = 8
     """Examples per rank and forward; further examples of a step are accumulated."""
     token_budget: int | None = None
-    """Tokens per rank and forward, in place of --micro-batch-size. Examples are packed if the
-    student's attention keeps them apart."""
+    """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible."""
     mask_from_step: int = 0
     """Number of first steps without the mask; the objective's mask applies afterwards."""
     final_w: float | None = None
@@ -57,8 +52,7 @@ class TrainConfig:
     lr: float = 2e-5
     """Peak learning rate."""
     schedule: Schedule = "cosine"
-    """Learning rate schedule. All but constant fall to a tenth of --lr; wsd falls in --decay-steps
-    only."""
+    """Learning rate schedule; all but constant fall to a tenth of --lr, wsd in --decay-steps."""
     warmup_steps: int = 0
     """Number of first steps in which the learning rate rises linearly to its peak."""
     decay_steps: int | None = None
@@ -72,8 +66,7 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 1 shards optimizer state among ranks, 2 also gradients, 3 also weights."""
     offload: Literal["none", "optimizer"] = "none"
-    """optimizer: keep optimizer state and float32 weights in host memory. Needs --zero-stage 1
-    to 3."""
+    """Keep optimizer state and float32 weights in host memory; needs --zero-stage 1 to 3."""
     dtype: Dtype | None = None
     """Dtype of forward and backward. Default: bfloat16 on CUDA, float32 on CPU."""
     seed: int = 0
@@ -109,8 +102,7 @@ class TrainConfig:
     tensorboard: bool = False
     """Also write the metrics for TensorBoard, to OUT/tensorboard."""
     wandb: str | None = None
-    """Also send the metrics to this Weights & Biases project. WANDB_MODE=offline keeps them in
-    OUT."""
+    """Weights & Biases project for the metrics; WANDB_MODE=offline keeps them in OUT."""
     dry_run: bool = False
     """Check the options, print every derived number and the memory of each ZeRO stage, and stop."""
 

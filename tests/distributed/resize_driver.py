@@ -1,4 +1,4 @@
-"""Trains several runs in one start of the ranks; called by test_resize.py.
+"""Train several runs with one launch of the ranks; called by test_resize.py.
 
     resize_driver.py ROOT RUN...
 

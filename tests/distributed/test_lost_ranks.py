@@ -1,4 +1,4 @@
-"""A rank that is told to end, dies, or hangs: the others follow, and the run can go on."""
+"""If a rank gets SIGTERM, dies or hangs, the other ranks end, and the run can be resumed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The command line under torchrun: two ranks train, stop, go on, and fail as one."""
+"""The command line under torchrun: two ranks train, stop, resume and fail together."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""CascadeTrainer has the numbers of our own loop, and goes on where it stopped."""
+"""CascadeTrainer computes the same numbers as `caskd train`, and resumes exactly."""
 
 from pathlib import Path
 from typing import Any

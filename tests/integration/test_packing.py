@@ -1,4 +1,4 @@
-"""Packed examples do not see each other: numbers and gradients of each alone."""
+"""Packed examples have the loss and gradient of each example alone."""
 
 import inspect
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training from a real (tiny) store: what is learnt, what is read, what is written."""
+"""Training on a tiny store: results, files read and files written."""
 
 import json
 import shutil

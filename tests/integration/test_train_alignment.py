@@ -1,4 +1,4 @@
-"""A student that is the teacher has nothing to learn; a shift by one, wherever, shows."""
+"""A student equal to the teacher has zero KL; an off-by-one shift anywhere does not."""
 
 from collections.abc import Callable
 from dataclasses import replace

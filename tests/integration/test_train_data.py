@@ -1,4 +1,4 @@
-"""Runs that mix stores, cut steps by tokens, or meet damage on the way."""
+"""Runs that mix stores, split steps by tokens, or read a damaged store."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Mistakes of users: one line, an exit code, nothing half-written."""
+"""User errors: one line, an exit code, no partial output."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a run can be told besides: measurements, adapters, optimizers, schedules, trackers."""
+"""Options of a run: evaluation, adapters, optimizers, schedules, trackers."""
 
 import dataclasses
 import json
@@ -55,8 +55,8 @@ def measured(root: Path) -> Path:
     return config.out
 
 
-def test_the_student_is_measured_on_a_store(root: Path, measured: Path) -> None:
-    """The figures of the first line are those of the dense loss on the student as it started."""
+def test_the_student_is_evaluated_on_a_store(root: Path, measured: Path) -> None:
+    """The metrics of the first line equal those of the dense loss on the untrained student."""
     lines = read_evaluations(measured)
     assert [line["step"] for line in lines] == [0, 2, 4, 6]
     assert lines[-1]["kl"] < lines[0]["kl"]
@@ -102,7 +102,7 @@ def test_the_best_checkpoint_is_kept_and_exported(measured: Path, tmp_path: Path
     assert str(tmp_path.parent) not in card
 
 
-def test_measuring_changes_nothing_of_the_training(root: Path, measured: Path) -> None:
+def test_evaluation_does_not_change_the_training(root: Path, measured: Path) -> None:
     plain = config_for(root, out="unmeasured", steps=6, lr=3e-3, objective="cat-dist")
     train(plain)
     assert read_metrics(plain.out) == read_metrics(measured)

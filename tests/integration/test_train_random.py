@@ -1,4 +1,4 @@
-"""The control of a mask, as a whole run: as many rows as another run kept, chosen by chance."""
+"""Whole runs with a random mask that keeps as many rows as another run."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training data straight from s3://: the same examples as from the disk, whoever reads them."""
+"""Training data from s3:// yields the same examples as the local store, for every rank."""
 
 from collections.abc import Iterator
 from pathlib import Path

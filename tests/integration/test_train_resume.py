@@ -1,4 +1,4 @@
-"""A run that was stopped at any moment goes on as if it had not been."""
+"""A resumed run equals the uninterrupted run, wherever it was stopped."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Training from draws: right on average, shifted by one it shows, and no tail but none."""
+"""Training on sampled stores: unbiased, correctly aligned, and only with --tail none."""
 
 from collections.abc import Callable
 from dataclasses import replace

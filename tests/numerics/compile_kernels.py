@@ -1,4 +1,4 @@
-"""Compiles the loss' kernels for GPUs that need not be there; called by test_losses_kernels.py.
+"""Compile the loss's kernels for GPUs that need not be present; called by test_losses_kernels.py.
 
 Prints a line per kernel: the GPU's generation, the kernel, its variant, the size of its code.
 """

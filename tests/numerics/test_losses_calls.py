@@ -1,4 +1,4 @@
-"""How the loss is called: what it refuses, and what it does not compute."""
+"""Calls of the loss: arguments that it refuses, and products that it does not compute."""
 
 from dataclasses import replace
 from typing import Any

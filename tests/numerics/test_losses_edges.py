@@ -1,4 +1,4 @@
-"""Rows at the edge: nothing kept, nothing at all, no tail, hardly a tail, no teacher."""
+"""Edge cases: no kept row, no row, no tail, a tiny tail, no teacher."""
 
 from dataclasses import replace
 

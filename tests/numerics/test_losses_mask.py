@@ -1,4 +1,4 @@
-"""The mask is that of the dense argmax, row by row and to the bit."""
+"""The mask of the fused loss equals that of the dense argmax in every row."""
 
 import pytest
 import torch

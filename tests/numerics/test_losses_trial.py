@@ -1,4 +1,4 @@
-"""`auto` takes the kernels only where a trial shows that they do what plain torch does."""
+"""`auto` uses the Triton kernels only if a trial shows that they agree with plain torch."""
 
 import warnings
 

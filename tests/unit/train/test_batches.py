@@ -1,4 +1,4 @@
-"""Padding and the gather index, at a toy size where every figure can be checked by hand."""
+"""Padding and the gather index, on a toy batch that can be checked by hand."""
 
 import threading
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A checkpoint is whole, or it is not there."""
+"""A checkpoint counts only if it is complete and undamaged."""
 
 from pathlib import Path
 

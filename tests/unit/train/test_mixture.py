@@ -1,4 +1,4 @@
-"""Mixing by weight: exact over a period, even over any stretch, a pure function of the position."""
+"""Mixing by weight: exact over a period, even over any range, a pure function of position."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Rows are kept by chance: as often as told, and the same ones however a step is split."""
+"""Random masks keep the requested share of rows, and the same rows for any split of a step."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The dataset's order is position's alone, whoever reads it, and it goes on where it stopped."""
+"""The dataset's order depends on the position only, and a saved position resumes exactly."""
 
 import itertools
 from typing import Any

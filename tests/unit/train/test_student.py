@@ -1,4 +1,4 @@
-"""The loss inside the student is that of the model's own logits, whatever its head does to them."""
+"""The loss inside the student equals the loss on the model's own logits, for any head form."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Tensors in pieces: written once, read one at a time, damage said in one line."""
+"""Tensors in several files: written once, read one by one; damage is a one-line error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Options are validated where they are made, in one line that names the flag."""
+"""Creating a config validates its options; the error is one line that names the flag."""
 
 import subprocess
 import sys
