@@ -32,7 +32,7 @@ class TrainConfig:
     steps: int
     """Number of optimizer steps of the whole run."""
     objective: ObjectiveName = "cat-dist"
-    """Loss to minimise. Masks: -l by the teacher only, -s by the student only, random-* by chance."""
+    """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random."""
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
