@@ -208,11 +208,26 @@ def _check_together(config: TrainConfig) -> None:
 
 RESUMABLE_CHANGES = frozenset(
     {
-        "store", "out", "resume", "dry_run", "save_every", "keep_checkpoints", "micro_batch_size",
-        "token_budget", "gradient_checkpointing", "deepspeed_config", "zero_stage", "offload",
-        "eval_store", "eval_every", "best_metric", "timeout_minutes", "tensorboard", "wandb",
+        "store",
+        "out",
+        "resume",
+        "dry_run",
+        "save_every",
+        "keep_checkpoints",
+        "micro_batch_size",
+        "token_budget",
+        "gradient_checkpointing",
+        "deepspeed_config",
+        "zero_stage",
+        "offload",
+        "eval_store",
+        "eval_every",
+        "best_metric",
+        "timeout_minutes",
+        "tensorboard",
+        "wandb",
     }
-)  # fmt: skip
+)
 """Options that a resumed run may change, because none of them changes the result.
 
 Stores may have moved: a digest checks that they are the same stores with the same weights.

@@ -118,7 +118,7 @@ def stream_positions(
     per_round = batch_size * world_size
     for number in range(worker, -(-len(span) // per_round), num_workers):
         whole = span[number * per_round : (number + 1) * per_round]
-        first, last = (r * len(whole) // world_size for r in (rank, rank + 1))
-        mine = np.asarray(whole[first:last], np.int64)
+        first, end = rank * len(whole) // world_size, (rank + 1) * len(whole) // world_size
+        mine = np.asarray(whole[first:end], np.int64)
         if len(mine):
             yield mine
