@@ -56,5 +56,5 @@ def test_workers_are_spawned(local: Path) -> None:
     spawned = batches(remote, num_workers=1, multiprocessing_context="spawn")
     for ours, theirs in zip(spawned, batches(here), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with pytest.raises(Exception, match=r"Say DataLoader.*multiprocessing_context='spawn'"):
+    with pytest.raises(Exception, match=r"DataLoader.*multiprocessing_context='spawn'"):
         batches(remote, num_workers=1, multiprocessing_context="fork")

@@ -161,10 +161,10 @@ def test_training_takes_none_by_itself_and_learns(root: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("store", "tail", "said"),
     [
-        ("sampled", "bucket", "leave no tail; expected none"),
-        ("sampled", "renormalise", "leave no tail; expected none"),
-        ("sampled", "drop", "leave no tail; expected none"),
-        ("store", "none", "a top-k, which leaves a tail; expected bucket or renormalise or drop"),
+        ("sampled", "bucket", "no tail; expected none"),
+        ("sampled", "renormalise", "no tail; expected none"),
+        ("sampled", "drop", "no tail; expected none"),
+        ("store", "none", "a top-k, which has a tail; expected bucket or renormalise or drop"),
     ],
 )
 def test_a_tail_that_makes_no_sense_is_refused(
