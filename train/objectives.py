@@ -65,6 +65,7 @@ OBJECTIVES = MappingProxyType(
     }
 )
 
+# A Literal made from the table is unknown to a type checker, which sees plain text instead.
 if TYPE_CHECKING:
     ObjectiveName = str
 else:
