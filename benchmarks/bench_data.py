@@ -30,9 +30,9 @@ from bench_remote import object_server
 from hardware import hardware
 
 from caskd.train import TrainConfig, train
-from caskd.train.data import Cut, MicroBatch, StoreMix, collate
-from caskd.train.loss import OBJECTIVES
+from caskd.train.data import MicroBatch, MicroBatchSplit, StoreMix, collate
 from caskd.train.model import LossOptions, StudentWithLoss, load_student
+from caskd.train.objectives import OBJECTIVES
 
 RESULTS = Path(__file__).parent / "results" / "data.csv"
 COLUMNS = (
@@ -99,10 +99,12 @@ def packing(options: argparse.Namespace) -> list[dict[str, object]]:
             examples = order.at(np.arange(number * options.batch, (number + 1) * options.batch))
             taken: dict[bool, float] = {}
             for packed in (False, True):
-                cut = Cut(world_size=1, micro_batch_size=1, token_budget=budget, packed=packed)
+                split = MicroBatchSplit(
+                    world_size=1, micro_batch_size=1, token_budget=budget, packed=packed
+                )
                 batches = [
                     collate(mix.read(part, ("argmax", "num_kept")), 0, packed=packed)
-                    for (part,) in cut.parts(examples, counts)
+                    for (part,) in split.parts(examples, counts)
                 ]
                 if not packed:
                     laid_out = sum(batch.input_ids.numel() for batch in batches)

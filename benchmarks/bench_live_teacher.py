@@ -27,12 +27,12 @@ from caskd.store.io import progress
 from caskd.train import TrainConfig
 from caskd.train.checkpoint import seed_everything
 from caskd.train.data import MicroBatch
-from caskd.train.engine import TrainEngine, connected
+from caskd.train.engine import TrainEngine, init_distributed
 from caskd.train.loss import TeacherRows
 from caskd.train.model import LossOptions, StudentWithLoss, load_student
 from caskd.train.run.loop import batch_reader, train_step
 from caskd.train.run.plan import RunPlan, plan_run
-from caskd.train.run.validation import measure
+from caskd.train.run.validation import evaluate
 
 ARMS = ("store", "live teacher")
 
@@ -88,7 +88,7 @@ def make_engine(plan: RunPlan, ranks: Any, arm: str, teacher: str) -> TrainEngin
 
 def run(arguments: argparse.Namespace, arm: str) -> tuple[list[float], dict[str, Any], float]:
     """The loss of each step, the figures at the end, and seconds of all steps."""
-    with tempfile.TemporaryDirectory() as directory, connected() as ranks:
+    with tempfile.TemporaryDirectory() as directory, init_distributed() as ranks:
         plan = plan_run(
             TrainConfig(
                 store=(arguments.store,), student=arguments.student, out=Path(directory) / "run",
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace, arm: str) -> tuple[list[float], dict[str,
                 bar.advance()
             seconds = time.perf_counter() - began
             assert plan.eval_store is not None
-            figures = measure(engine, plan.eval_store, bar, pad_id=0, micro_batch_size=8)
+            figures = evaluate(engine, plan.eval_store, bar, pad_id=0, micro_batch_size=8)
         engine.close()
     return losses, figures, seconds
 

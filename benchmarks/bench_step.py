@@ -39,10 +39,10 @@ from caskd.train import TrainConfig
 from caskd.train.checkpoint.manifest import verify
 from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
 from caskd.train.data import MicroBatch
-from caskd.train.data.prefetch import ReadAhead
-from caskd.train.engine.deepspeed_engine import TrainEngine, connected
-from caskd.train.loss.objectives import OBJECTIVES
-from caskd.train.model.student import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.data.prefetch import Prefetcher
+from caskd.train.engine import TrainEngine, init_distributed
+from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.objectives import OBJECTIVES
 from caskd.train.run.loop import batch_reader
 from caskd.train.run.memory_forecast import forecast, size_of
 from caskd.train.run.plan import RunPlan, plan_run
@@ -126,7 +126,7 @@ def config_of(arguments: argparse.Namespace, out: Path) -> TrainConfig:
 def time_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]]:
     """(kind, figure, value) of each kind of step, and of saving and loading a checkpoint."""
     kinds = KINDS if arguments.teacher else KINDS[:-1]
-    with tempfile.TemporaryDirectory() as directory, connected() as ranks:
+    with tempfile.TemporaryDirectory() as directory, init_distributed() as ranks:
         plan = plan_run(config_of(arguments, Path(directory) / "run"))
         random_weights = arguments.random_weights
         engine = make_engine(plan, ranks, arguments.teacher, random_weights=random_weights)
@@ -187,7 +187,7 @@ def gpu_peak(engine: TrainEngine, kind: str) -> float:
 def wait_share(plan: RunPlan, engine: TrainEngine, rounds: int) -> float:
     """Of the time of some cat-dist steps, what is waiting for the reader of `caskd train`."""
     steps = batch_reader(plan, engine.ranks).steps(0, 2 * rounds + 1)
-    with ReadAhead(steps, "store") as batches:
+    with Prefetcher(steps, "store") as batches:
         for number, batch in enumerate(batches):
             if number == 1:  # the first one waits for the reader to start
                 batches.seconds_waited, started = 0.0, time.perf_counter()
@@ -198,7 +198,7 @@ def wait_share(plan: RunPlan, engine: TrainEngine, rounds: int) -> float:
 def keep_fraction(engine: TrainEngine, batch: Any) -> float:
     """Of the rows of a batch, those that the CAT mask keeps."""
     engine.module.kind = "caskd cat-dist"
-    measured = torch.cat([engine.measure(part) for part in batch.micro_batches])
+    measured = torch.cat([engine.evaluate(part) for part in batch.micro_batches])
     return float(measured[:, -1].mean())
 
 
@@ -223,7 +223,7 @@ def time_checkpoint(
 
 def peak_memory(arguments: argparse.Namespace, kind: str) -> float:
     """MB at the most, of two steps of one kind in this process."""
-    with tempfile.TemporaryDirectory() as directory, connected() as ranks:
+    with tempfile.TemporaryDirectory() as directory, init_distributed() as ranks:
         plan = plan_run(config_of(arguments, Path(directory) / "run"))
         teacher = arguments.teacher if kind == LIVE else None
         engine = make_engine(plan, ranks, teacher, random_weights=arguments.random_weights)

@@ -1,6 +1,6 @@
-"""The student's side: order -> batches -> loss -> DeepSpeed -> export.
+"""Train a student from a store: order -> batches -> loss -> DeepSpeed -> export.
 
-Names are imported when they are first used, so that a config costs no torch.
+Names are imported on first use, so that importing a config does not import torch.
 """
 
 from typing import TYPE_CHECKING

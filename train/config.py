@@ -1,4 +1,4 @@
-"""Options of `caskd train` and `caskd export`; imports nothing heavy, so that `--help` is quick."""
+"""Options of `caskd train` and `caskd export`. It imports no torch, so that `--help` is fast."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,12 +7,8 @@ from typing import Any, Literal
 import tyro
 
 from caskd.store.errors import UsageError
+from caskd.train.objectives import OBJECTIVES, ObjectiveName, Tail, resolve_objective
 
-Objective = Literal[
-    "xent", "dist", "cat-xent", "cat-dist", "cat-xent-l", "cat-xent-s", "cat-dist-l", "cat-dist-s",
-    "random-xent", "random-dist",
-]  # fmt: skip
-Tail = Literal["bucket", "renormalise", "drop", "none"]
 Normalise = Literal["rows", "examples"]
 Dtype = Literal["float32", "bfloat16"]
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
@@ -28,92 +24,90 @@ class TrainConfig:
     """
 
     store: tuple[str, ...]
-    """Sealed teacher stores to learn from, each as URL or URL=weight (its share)."""
+    """Sealed teacher stores to train on: URL or URL=weight each; weights set shares of examples."""
     student: str
-    """The model to train: a transformers directory or hub id, with the tokenizer of the teacher."""
+    """Model to train: a transformers directory or hub id with the teacher's tokenizer."""
     out: Path
-    """Directory of this run: metrics.jsonl and checkpoints/."""
+    """Directory of the run; it gets metrics.jsonl and checkpoints/."""
     steps: int
-    """Optimizer steps of the whole run."""
-    objective: Objective = "cat-dist"
-    """What to minimise; -l masks by the teacher alone, -s by the student alone, random-* by chance.
-    """
+    """Number of optimizer steps of the whole run."""
+    objective: ObjectiveName = "cat-dist"
+    """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random."""
     keep_fraction_from: Path | None = None
-    """The run (or its metrics.jsonl) whose share of kept rows a random-* mask has at each step."""
+    """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
-    """Weight of the label, 1 - w of the teacher; by default 1 for *xent* and 0.5 for *dist*."""
+    """Weight of the label term; the teacher term has 1 - w. Default: 1 (xent) or 0.5 (dist)."""
     tail: Tail | None = None
-    """What becomes of the teacher's probability outside its top-k: bucket by default; none is for
-    sampled stores, whose default it is."""
+    """How to treat teacher mass outside the top-k. Default: bucket; for sampled stores: none."""
     global_batch_size: int = 32
-    """Examples per optimizer step, over all ranks."""
+    """Examples per optimizer step, summed over all ranks."""
     micro_batch_size: int = 8
-    """Examples per rank per forward; the rest of the batch is gradient accumulation."""
+    """Examples per rank and forward; further examples of a step are accumulated."""
     token_budget: int | None = None
-    """Tokens per rank per forward, in place of --micro-batch-size; packs where the student can."""
+    """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible."""
     mask_from_step: int = 0
-    """Steps of plain training before the mask of a cat-* objective applies."""
+    """Number of first steps without the mask; the objective's mask applies afterwards."""
     final_w: float | None = None
-    """Label weight of the last step; it goes there linearly from --w. By default it stays."""
+    """Label weight of the last step, reached linearly from --w. Default: --w in every step."""
     lr: float = 2e-5
     """Peak learning rate."""
     schedule: Schedule = "cosine"
-    """How the learning rate falls to a tenth at the last step; wsd: over --decay-steps only."""
+    """Learning rate schedule; all but constant fall to a tenth of --lr, wsd in --decay-steps."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly to its peak."""
+    """Number of first steps in which the learning rate rises linearly to its peak."""
     decay_steps: int | None = None
-    """Last steps of --schedule wsd, in which the rate falls; by default a fifth of --steps."""
+    """Number of last steps in which the rate of wsd falls. Default: a fifth of --steps."""
     optimizer: OptimizerName = "adamw"
-    """Adafactor keeps far less state; with --zero-stage 0 only."""
+    """Optimizer. adafactor keeps much less state and needs --zero-stage 0."""
     weight_decay: float = 0.0
-    """Decay of matrices; vectors (norms, biases) are never decayed."""
+    """Weight decay of matrices. Vectors (norms, biases) are never decayed."""
     clip_grad_norm: float = 1.0
-    """Largest 2-norm of the gradient; 0 does not clip."""
+    """Maximum 2-norm of the gradient; 0 disables clipping."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed divides among ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
+    """ZeRO stage: 1 shards optimizer state among ranks, 2 also gradients, 3 also weights."""
     offload: Literal["none", "optimizer"] = "none"
-    """Keep the optimizer and float32 weights in host memory; with --zero-stage 1 to 3."""
+    """Keep optimizer state and float32 weights in host memory; needs --zero-stage 1 to 3."""
     dtype: Dtype | None = None
-    """Of the forward and backward; by default bfloat16 on CUDA and float32 on CPU."""
+    """Dtype of forward and backward. Default: bfloat16 on CUDA, float32 on CPU."""
     seed: int = 0
-    """Of the order of examples and of dropout."""
+    """Seed of the order of examples, of random-* masks and of dropout."""
     save_every: int | None = None
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints. The last step is always saved."""
     keep_checkpoints: int | None = None
-    """Newest checkpoints to keep, and the best one besides; by default all."""
+    """Number of newest checkpoints to keep, besides the best one. Default: keep all."""
     eval_store: str | None = None
-    """A sealed store to measure the student on, before the first step and after the last."""
+    """Sealed store to evaluate the student on, before the first step and after the last."""
     eval_every: int | None = None
-    """Steps between measurements on --eval-store."""
+    """Steps between further evaluations on --eval-store."""
     best_metric: BestMetric | None = None
-    """Save a checkpoint whenever this figure of --eval-store is the best so far."""
+    """Save a checkpoint whenever this metric on --eval-store is the best so far."""
     lora_rank: int | None = None
-    """Train low-rank adapters of this rank through peft, and leave the weights as they are."""
+    """Train LoRA adapters of this rank through peft and freeze the weights."""
     lora_alpha: float | None = None
-    """Scale of the adapters; by default twice --lora-rank."""
+    """LoRA alpha; alpha / rank scales the adapters. Default: twice --lora-rank."""
     lora_targets: tuple[str, ...] = ("all-linear",)
-    """Names of the modules that get adapters; all linear ones but the head by default."""
+    """Names of the modules that get adapters. Default: all linear modules but the head."""
     resume: bool = False
-    """Go on from the newest complete checkpoint in --out."""
+    """Continue from the newest complete checkpoint in --out."""
     normalise: Normalise = "rows"
-    """Divide the loss of a step by its response tokens, or by its examples (the paper's way)."""
+    """Divide the loss of a step by its response tokens (rows) or, as the paper, by its examples."""
     deepspeed_config: Path | None = None
-    """A DeepSpeed JSON to merge; a key that contradicts a flag is an error."""
+    """DeepSpeed JSON to merge into the configuration. A key that contradicts a flag is an error."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward: less memory, a third more time."""
+    """Recompute activations in the backward; saves memory, takes a third more time."""
     deterministic: bool = False
-    """Use kernels that repeat bit for bit on a GPU, which is slower; those of a CPU always do."""
+    """Use deterministic GPU kernels, which are slower. CPU kernels are always deterministic."""
     timeout_minutes: float = 30.0
-    """How long a rank waits for the others before the job ends."""
+    """Minutes that a rank waits for the others before the job fails."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard, too, under OUT/tensorboard."""
+    """Also write the metrics for TensorBoard, to OUT/tensorboard."""
     wandb: str | None = None
-    """Project of Weights & Biases to send the metrics to; WANDB_MODE=offline keeps them in OUT."""
+    """Weights & Biases project for the metrics; WANDB_MODE=offline keeps them in OUT."""
     dry_run: bool = False
-    """Print every derived number and the memory that each ZeRO stage needs, and stop."""
+    """Check the options, print every derived number and the memory of each ZeRO stage, and stop."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.store, str):  # one store, as one writes it in Python
+        if isinstance(self.store, str):  # a single store from Python code
             object.__setattr__(self, "store", (self.store,))
         for flag, value, least in (
             ("--steps", self.steps, 1),
@@ -133,14 +127,12 @@ class TrainConfig:
             ("--eval-every", self.eval_every, 1),
             ("--lora-rank", self.lora_rank, 1),
         ):
-            # Written so that nan fails, too.
+            # Also refuses nan.
             if value is not None and not least <= value < float("inf"):
-                raise UsageError(f"{flag} is {value}; expected at least {least}.")
+                raise UsageError(f"{flag} is {value}; expected at least {least}")
         for flag, weight in (("--w", self.w), ("--final-w", self.final_w)):
             if weight is not None and not 0 <= weight <= 1:
-                raise UsageError(
-                    f"{flag} is {weight}; expected 0 (teacher only) to 1 (label only)."
-                )
+                raise UsageError(f"{flag} is {weight}; expected 0 (teacher only) to 1 (label only)")
         _check_together(self)
 
     def to_json(self) -> dict[str, Any]:
@@ -150,91 +142,107 @@ class TrainConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in plain.items()}
 
     def to_shared_json(self) -> dict[str, Any]:
-        """The same for files that others will read: of an absolute path only its last name.
+        """The options for files that others read: an absolute path becomes its last name.
 
-        But for the student of an adapter, which is nothing without it.
+        The student of a LoRA run keeps its path, because its adapters need that model.
         """
         kept = "student" if self.lora_rank is not None else None
-        return {n: v if n == kept else _without_place(v) for n, v in self.to_json().items()}
+        return {n: v if n == kept else _without_directory(v) for n, v in self.to_json().items()}
 
 
-def _without_place(value: Any) -> Any:
+def _without_directory(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_place(one) for one in value]
+        return [_without_directory(item) for item in value]
     is_absolute = isinstance(value, str) and Path(value).is_absolute()
     return Path(value).name if is_absolute else value
 
 
 def _check_together(config: TrainConfig) -> None:
-    """Options that say nothing without, or against, another one."""
+    """Refuse options that need, or contradict, another option."""
     decay_steps = config.decay_steps or 0
     stage = f"--zero-stage is {config.zero_stage}"
-    is_random = config.objective in ("random-xent", "random-dist")
-    for wrong, message in (
+    needs_keep = resolve_objective(config.objective).needs_keep
+    for is_wrong, message in (
         (
             config.warmup_steps + decay_steps > config.steps,
             f"--warmup-steps is {config.warmup_steps}"
             + (f" and --decay-steps {decay_steps}" if decay_steps else "")
-            + f"; expected at most --steps {config.steps}.",
+            + f"; expected at most --steps {config.steps}",
         ),
         (
             config.decay_steps and config.schedule != "wsd",
-            f"--decay-steps goes with --schedule wsd; got {config.schedule}.",
+            f"--decay-steps needs --schedule wsd; got --schedule {config.schedule}",
         ),
         (
             config.optimizer == "adafactor" and config.zero_stage > 0,
-            f"{stage}; --optimizer adafactor looks at whole matrices, which stages 1 to 3 flatten. "
-            "Add --zero-stage 0.",
+            f"{stage}; --optimizer adafactor needs whole matrices, which stages 1 to 3 flatten; "
+            "pass --zero-stage 0",
         ),
         (
             config.offload == "optimizer" and config.zero_stage == 0,
-            f"{stage}; --offload optimizer needs 1, 2 or 3.",
+            f"{stage}; --offload optimizer needs --zero-stage 1, 2 or 3",
         ),
         (
             config.eval_store is None and (config.eval_every or config.best_metric),
-            "--eval-every and --best-metric need --eval-store.",
+            "--eval-every and --best-metric need --eval-store",
         ),
         (
-            is_random and config.keep_fraction_from is None,
-            f"--objective {config.objective} needs --keep-fraction-from RUN, the run whose share "
-            "of kept rows it has at each step.",
+            needs_keep and config.keep_fraction_from is None,
+            f"--objective {config.objective} needs --keep-fraction-from RUN, the run whose "
+            "keep_fraction it copies at each step",
         ),
         (
-            not is_random and config.keep_fraction_from is not None,
-            "--keep-fraction-from goes with --objective random-xent or random-dist; got "
-            f"{config.objective}.",
+            not needs_keep and config.keep_fraction_from is not None,
+            "--keep-fraction-from needs --objective "
+            + " or ".join(name for name, value in OBJECTIVES.items() if value.needs_keep)
+            + f"; got --objective {config.objective}",
         ),
         (
             config.lora_rank is None and config.lora_alpha is not None,
-            "--lora-alpha goes with --lora-rank.",
+            "--lora-alpha needs --lora-rank",
         ),
     ):
-        if wrong:
+        if is_wrong:
             raise UsageError(message)
 
 
 RESUMABLE_CHANGES = frozenset(
     {
-        "store", "out", "resume", "dry_run", "save_every", "keep_checkpoints", "micro_batch_size",
-        "token_budget", "gradient_checkpointing", "deepspeed_config", "zero_stage", "offload",
-        "eval_store", "eval_every", "best_metric", "timeout_minutes", "tensorboard", "wandb",
+        "store",
+        "out",
+        "resume",
+        "dry_run",
+        "save_every",
+        "keep_checkpoints",
+        "micro_batch_size",
+        "token_budget",
+        "gradient_checkpointing",
+        "deepspeed_config",
+        "zero_stage",
+        "offload",
+        "eval_store",
+        "eval_every",
+        "best_metric",
+        "timeout_minutes",
+        "tensorboard",
+        "wandb",
     }
-)  # fmt: skip
-"""Options that a resumed run may change: none of them changes what is learnt from which example.
+)
+"""Options that a resumed run may change, because none of them changes the result.
 
-Stores may have moved; that they are the same ones, with the same weights, is told by a digest.
+Stores may have moved: a digest checks that they are the same stores with the same weights.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write a checkpoint as an ordinary transformers model: safetensors, tokenizer, model card."""
+    """Export a checkpoint as an ordinary transformers model: safetensors, tokenizer, model card."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A run's directory (its newest complete checkpoint) or one checkpoint."""
+    """Run directory (exports its newest complete checkpoint) or one checkpoint."""
     out: tyro.conf.Positional[Path]
-    """The directory to write; new or empty."""
+    """Directory to write; it must be new or empty."""
     best: bool = False
-    """Of a run, the checkpoint that --best-metric chose, in place of the newest."""
+    """Export the run's checkpoint with the best --best-metric, not its newest."""
     adapter: bool = False
-    """Of a LoRA run, write the adapter alone, for peft; by default it is merged."""
+    """Export only the adapter of a LoRA run, for peft. Default: merge it into the weights."""

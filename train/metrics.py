@@ -1,4 +1,4 @@
-"""What a step says of itself: sums over ranks become averages, and a line of metrics.jsonl."""
+"""Metrics of a training step: averages of sums over ranks, and the lines of metrics.jsonl."""
 
 import json
 import math
@@ -16,9 +16,9 @@ def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
     """Averages of a step from its sums over all ranks and micro-steps.
 
     `loss` is per response token, whatever --normalise divides the gradient by. `tail_mass` and `kl`
-    (nats, to the teacher) are per row that has a teacher distribution, None where none was read.
-    `student_accuracy` is over the rows that met the student's head: all of them, except under
-    masks that do not ask the student. Not finite becomes None.
+    (nats, from the teacher) are per row with a teacher distribution, and None if no distribution
+    was read. `student_accuracy` is over the rows that went through the student's head: all rows,
+    except under masks that are known without the student. A value that is not finite becomes None.
     """
     distilled = sums["num_distilled"]
     return {
@@ -36,17 +36,17 @@ def _ratio(value: float, count: float) -> float | None:
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no nan."""
+    """The value, or None where JSON has no number for it (nan, infinity)."""
     return value if math.isfinite(value) else None
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per optimizer step, each written whole and at once.
+    """metrics.jsonl: one JSON object per optimizer step, each written as one whole line.
 
     Args:
         path: of the file.
-        done_steps: steps that the run has behind it. Lines of later ones, which a resumed run takes
-            again, are dropped, and so is a line that a crash cut short.
+        done_steps: steps that the run has finished. It drops the lines of later steps, which a
+            resumed run repeats, and a last line that a crash left incomplete.
     """
 
     def __init__(self, path: Path, done_steps: int) -> None:
@@ -63,13 +63,13 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the lines on disk."""
+        """Sync the lines to disk."""
         os.fsync(self._file.fileno())
         self._file.close()
 
 
 def lines_up_to(path: Path, done_steps: int) -> list[str]:
-    """Whole lines of a file that speak of steps up to `done_steps`; none of a missing file."""
+    """The complete lines of steps up to `done_steps`; an empty list if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [line for line in lines if _step_of(line) <= done_steps]
 
@@ -81,8 +81,8 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def report(bar: Progress, metrics: Mapping[str, Any]) -> None:
-    """Move the progress bar one step on, with the figures that one watches."""
+def show_step(bar: Progress, metrics: Mapping[str, Any]) -> None:
+    """Advance the progress bar by one step, and show the main metrics on it."""
     shown = {
         "loss": metrics["loss"],
         "keep": metrics["keep_fraction"],

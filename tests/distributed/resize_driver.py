@@ -1,4 +1,4 @@
-"""Trains several runs in one start of the ranks; called by test_resize.py.
+"""Train several runs with one launch of the ranks; called by test_resize.py.
 
     resize_driver.py ROOT RUN...
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from caskd.train.checkpoint import CHECKPOINTS
-from caskd.train.engine import connected
+from caskd.train.engine import init_distributed
 from caskd.train.run.loop import _fit, start_engine
 from caskd.train.run.plan import plan_run
 from caskd.train.run.run_log import describe_run
@@ -22,7 +22,7 @@ STEPS, SAVED = 16, 6
 
 def main() -> None:
     root, runs = Path(sys.argv[1]), sys.argv[2:]
-    with connected() as ranks:
+    with init_distributed() as ranks:
         for run in runs:
             name, stage, dtype = run.split(":")
             config = config_for(

@@ -1,4 +1,4 @@
-"""Runs a few steps of several cases in one start of the ranks; called by test_ranks.py.
+"""Run a few steps of several cases with one launch of the ranks; called by test_ranks.py.
 
     steps_driver.py ROOT OUT CASE...
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from deepspeed.utils import safe_get_full_grad
 
-from caskd.train.engine import Ranks, TrainEngine, connected
+from caskd.train.engine import Ranks, TrainEngine, init_distributed
 from caskd.train.run.loop import batch_reader, start_engine, train_step
 from caskd.train.run.plan import plan_run
 
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers.training import config_for
 
 STEPS = 3
-PATIENCE_MINUTES = 7.0
+TIMEOUT_MINUTES = 7.0
 
 
 def spy_on_gradient(engine: TrainEngine, seen: dict[str, torch.Tensor]) -> None:
@@ -97,7 +97,7 @@ def seconds_groups_wait() -> set[float]:
 
 def main() -> None:
     root, out, cases = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
-    with connected(PATIENCE_MINUTES) as ranks:
+    with init_distributed(TIMEOUT_MINUTES) as ranks:
         results: dict[str, object] = {case: run_case(root, case, ranks) for case in cases}
         results["seconds_groups_wait"] = seconds_groups_wait()
         if ranks.rank == 0:

@@ -1,4 +1,4 @@
-"""CascadeTrainer on two ranks has the numbers of one."""
+"""CascadeTrainer on two ranks computes the same numbers as on one."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The loss under DistributedDataParallel: however a step is cut, its gradient is the same."""
+"""The loss under DistributedDataParallel: the gradient is the same for any split of a step."""
 
 import os
 import subprocess

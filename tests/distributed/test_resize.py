@@ -1,4 +1,4 @@
-"""A run goes on with another number of ranks as if nothing had happened.
+"""A run resumes correctly with another number of ranks.
 
 CASKD_RANKS and CASKD_CASES in the environment name more numbers of ranks, and more STAGE:DTYPE.
 """

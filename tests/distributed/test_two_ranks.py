@@ -1,4 +1,4 @@
-"""The command line under torchrun: two ranks train, stop, go on, and fail as one."""
+"""The command line under torchrun: two ranks train, stop, resume and fail together."""
 
 import os
 import shutil
@@ -62,6 +62,6 @@ def test_two_ranks_resume_bitwise(root: Path, tmp_path: Path) -> None:
 def test_a_mistake_ends_all_ranks_and_writes_nothing(root: Path, tmp_path: Path) -> None:
     done = torchrun(root, tmp_path / "run", "--micro-batch-size", "3")
     assert done.returncode != 0
-    assert "Try --global-batch-size 12" in done.stderr
+    assert "pass --global-batch-size 12" in done.stderr
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Packed examples do not see each other: numbers and gradients of each alone."""
+"""Packed examples have the loss and gradient of each example alone."""
 
 import inspect
 from pathlib import Path
@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from caskd.store import TeacherStore
 from caskd.train import train
 from caskd.train.data import MicroBatch, collate, fields_to_read, keeps_examples_apart
-from caskd.train.loss import OBJECTIVES
 from caskd.train.model import LossOptions, StudentWithLoss
+from caskd.train.objectives import OBJECTIVES
 
 
 @pytest.fixture(scope="module")

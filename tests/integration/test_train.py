@@ -1,4 +1,4 @@
-"""Training from a real (tiny) store: what is learnt, what is read, what is written."""
+"""Training on a tiny store: results, files read and files written."""
 
 import json
 import shutil
@@ -149,7 +149,7 @@ def test_no_file_of_the_teacher_is_opened(tmp_path: Path) -> None:
 
 def test_losses_that_stay_non_finite_end_the_run_unsaved(root: Path, tmp_path: Path) -> None:
     config = config_for(root, out=str(tmp_path / "run"), lr=1e25, steps=20, clip_grad_norm=0.0)
-    with pytest.raises(NonFiniteError, match="3 times in a row"):
+    with pytest.raises(NonFiniteError, match="not finite in 3 steps in a row"):
         train(config)
     lines = read_metrics(config.out)
     assert [line["skipped_steps"] for line in lines[-3:]] == [1, 2, 3]

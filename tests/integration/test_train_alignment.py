@@ -1,4 +1,4 @@
-"""A student that is the teacher has nothing to learn; a shift by one, wherever, shows."""
+"""A student equal to the teacher has zero KL; an off-by-one shift anywhere does not."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +12,8 @@ from helpers.training import capture, config_for, read_metrics
 from caskd.store import StoreBatch, TeacherStore
 from caskd.train import train
 from caskd.train.data import collate, fields_to_read
-from caskd.train.loss import OBJECTIVES
 from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, load_student
+from caskd.train.objectives import OBJECTIVES
 
 NATS = 1e-4
 

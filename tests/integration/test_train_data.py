@@ -1,4 +1,4 @@
-"""Runs that mix stores, cut steps by tokens, or meet damage on the way."""
+"""Runs that mix stores, split steps by tokens, or read a damaged store."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
 from caskd.train.checkpoint import checkpoint_path
-from caskd.train.data import ReadAhead
+from caskd.train.data import Prefetcher
 from caskd.train.engine import Ranks
 from caskd.train.run.loop import batch_reader
 from caskd.train.run.plan import plan_run
@@ -82,7 +82,7 @@ def test_stores_on_the_command_line(root: Path, capsys: pytest.CaptureFixture[st
     repeated = capsys.readouterr().out
     assert main([*words, "--store", first, second, "--micro-batch-size", "8"]) == 0
     assert capsys.readouterr().out == repeated
-    assert "64 with response tokens of 64" in repeated
+    assert "64 of 64 have response tokens" in repeated
     assert main([*words, "--store", f"{root / 'store'}=0"]) == 2
     assert "expected a number above 0" in capsys.readouterr().err
     assert main([*words, "--store", first, "--token-budget", "20"]) == 2
@@ -97,7 +97,7 @@ def test_a_chunk_that_turns_corrupt_stops_the_run_with_one_line(
     config = config_for(root, out=str(tmp_path / "run"), store=str(store), steps=6)
     plan = plan_run(config)
     reader = batch_reader(plan, Ranks(0, 1, torch.device("cpu")))
-    with ReadAhead(reader.steps(0, 400), "store", ahead=1) as batches:
+    with Prefetcher(reader.steps(0, 400), "store", ahead=1) as batches:
         steps = iter(batches)
         next(steps)
         damage(store)
@@ -125,7 +125,7 @@ def test_a_budget_and_ranks_that_do_not_go_together(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UsageError, match="Try --global-batch-size 9"):
+    with pytest.raises(UsageError, match="pass --global-batch-size 9"):
         plan_run(config_for(root, out="none", token_budget=100))
 
 

@@ -23,7 +23,7 @@ from caskd.train.checkpoint import (
     verify,
 )
 from caskd.train.checkpoint.tensor_files import SavedTensors
-from caskd.train.engine import TrainEngine, connected
+from caskd.train.engine import TrainEngine, init_distributed
 from caskd.train.run.loop import batch_reader, start_engine, train_step
 from caskd.train.run.plan import RunPlan, plan_run
 
@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunPlan,
     root = tmp_path_factory.mktemp("kills")
     capture(root)
     plan = plan_run(config_for(root, zero_stage=0))
-    with connected() as ranks:
+    with init_distributed() as ranks:
         engine = start_engine(plan, ranks)
         for batch in batch_reader(plan, ranks).steps(0, 2):
             train_step(plan, engine, batch, False)

@@ -1,4 +1,4 @@
-"""Mistakes of users: one line, an exit code, nothing half-written."""
+"""User errors: one line, an exit code, no partial output."""
 
 import json
 import shutil
@@ -100,7 +100,7 @@ def test_a_student_that_is_wider_is_fine(root: Path, tmp_path: Path) -> None:
 def test_an_output_that_holds_a_run(
     root: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_refused(capsys, words(root, finished), 2, "holds a run already")
+    check_refused(capsys, words(root, finished), 2, "already contains a run")
 
 
 def test_resume_without_a_checkpoint(
@@ -108,7 +108,7 @@ def test_resume_without_a_checkpoint(
 ) -> None:
     (tmp_path / "run").mkdir()
     command = [*words(root, tmp_path / "run"), "--resume"]
-    check_refused(capsys, command, 2, "expected a run with a complete checkpoint")
+    check_refused(capsys, command, 2, "no complete checkpoint")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -116,7 +116,7 @@ def test_a_batch_that_cannot_be_divided(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = words(root, tmp_path / "run", **{"global-batch-size": "6"})
-    check_refused(capsys, command, 2, "Try --global-batch-size 8")
+    check_refused(capsys, command, 2, "pass --global-batch-size 8")
 
 
 def test_a_deepspeed_file_that_contradicts_a_flag(
@@ -154,5 +154,5 @@ def test_export_of_damaged_weights(
     content[-1] ^= 1
     (last / "weights" / "00000.safetensors").write_bytes(content)
     command = ["export", str(last), str(tmp_path / "out")]
-    check_refused(capsys, command, 1, "weights/00000.safetensors has other bytes")
+    check_refused(capsys, command, 1, "weights/00000.safetensors differs")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The control of a mask, as a whole run: as many rows as another run kept, chosen by chance."""
+"""Whole runs with a random mask that keeps as many rows as another run."""
 
 import json
 from pathlib import Path
@@ -134,7 +134,7 @@ def test_a_dry_run_shows_the_fractions(
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "mask random, label weight 1" in printed
-    assert "51.7% of the rows at random, 10.0% to 100.0% a step (fractions " in printed
+    assert "51.7% of the rows at random, 10.0% to 100.0% per step (fractions " in printed
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_a_dry_run_shows_the_fractions(
     [
         (
             ["--objective", "random-dist", "--keep-fraction-from", "nothing"],
-            "--keep-fraction-from nothing: no metrics.jsonl could be read there",
+            "--keep-fraction-from nothing: could not read metrics.jsonl",
         ),
         (
             ["--objective", "random-xent", "--keep-fraction-from", "other", "--steps", "7"],
@@ -170,7 +170,7 @@ def test_mistakes_are_one_line(
     ("changes", "message"),
     [
         ({"keep_fraction_from": None}, "--objective random-xent needs --keep-fraction-from RUN"),
-        ({"objective": "cat-xent"}, "goes with --objective random-xent or random-dist; got cat"),
+        ({"objective": "cat-xent"}, "--objective random-xent or random-dist; got --objective cat"),
     ],
 )
 def test_the_objective_and_its_source_go_together(

@@ -1,4 +1,4 @@
-"""Training data straight from s3://: the same examples as from the disk, whoever reads them."""
+"""Training data from s3:// yields the same examples as the local store, for every rank."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from caskd.store import push_store
 from caskd.train import StoreDataset
-from caskd.train.data import BatchReader, Cut, ReadAhead, StoreMix
+from caskd.train.data import BatchReader, MicroBatchSplit, Prefetcher, StoreMix
 
 URL = f"s3://{BUCKET}/casks/toy"
 
@@ -33,10 +33,10 @@ def test_the_reader_gives_the_batches_of_the_local_store(local: Path) -> None:
         mix = StoreMix.open([name])
         reader = BatchReader(
             store=mix, order=mix.order(seed=1), row_fields=("argmax", "topk_ids"), pad_id=0,
-            global_batch_size=8, cut=Cut(world_size=2, micro_batch_size=4), rank=1,
+            global_batch_size=8, split=MicroBatchSplit(world_size=2, micro_batch_size=4), rank=1,
             pin_memory=False,
         )  # fmt: skip
-        with ReadAhead(reader.steps(3, 9), name) as steps:
+        with Prefetcher(reader.steps(3, 9), name) as steps:
             parts = [part for step in steps for part in step.micro_batches]
         return [x for p in parts for x in (p.input_ids, p.labels, p.teacher.topk_ids)]
 
@@ -56,5 +56,5 @@ def test_workers_are_spawned(local: Path) -> None:
     spawned = batches(remote, num_workers=1, multiprocessing_context="spawn")
     for ours, theirs in zip(spawned, batches(here), strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with pytest.raises(Exception, match=r"Say DataLoader.*multiprocessing_context='spawn'"):
+    with pytest.raises(Exception, match=r"DataLoader.*multiprocessing_context='spawn'"):
         batches(remote, num_workers=1, multiprocessing_context="fork")

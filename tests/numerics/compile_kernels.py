@@ -1,4 +1,4 @@
-"""Compiles the loss' kernels for GPUs that need not be there; called by test_losses_kernels.py.
+"""Compile the loss's kernels for GPUs that need not be present; called by test_losses_kernels.py.
 
 Prints a line per kernel: the GPU's generation, the kernel, its variant, the size of its code.
 """
@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from caskd.train.loss import triton_passes
+from caskd.train.loss import triton_kernels
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 ROWS = {"logits": "*fp32", "stride": "i32", "peak": "*fp32", "num_columns": "i32"}
@@ -35,12 +35,12 @@ def compiled_size(kernel: object, types: dict[str, str], constants: dict[str, in
 
 def main() -> None:
     for sm, columns in itertools.product((80, 90), (64, 4096)):
-        size = compiled_size(triton_passes._read_row, READ, {"COLUMNS": columns}, sm)
+        size = compiled_size(triton_kernels._read_row, READ, {"COLUMNS": columns}, sm)
         print(sm, "read", columns, size)
         for operand, capped in itertools.product(("bf16", "fp32"), (False, True)):
             types = DIFFERENTIATE | {"gradient": f"*{operand}"}
             constants = {"COLUMNS": columns, "HAS_SOFTCAP": capped}
-            size = compiled_size(triton_passes._differentiate_row, types, constants, sm)
+            size = compiled_size(triton_kernels._differentiate_row, types, constants, sm)
             print(sm, f"differentiate {operand} {capped}", columns, size)
 
 

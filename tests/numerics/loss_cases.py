@@ -1,4 +1,4 @@
-"""Made-up rows for the loss tests, and the formula once more in numpy.
+"""Synthetic rows for the loss tests, and a second implementation of the formula in numpy.
 
 Dimension letters: N rows, k stored cells of a teacher row, V vocabulary, H hidden width.
 """

@@ -21,9 +21,8 @@ from loss_cases import (
 )
 from torch.nn import functional as F
 
-from caskd.train.loss import OBJECTIVES, cascade_aware_loss
-from caskd.train.loss.api import keep_mask
-from caskd.train.loss.objectives import TAILS
+from caskd.train.loss import cascade_aware_loss, keep_mask
+from caskd.train.objectives import OBJECTIVES, TAILS
 
 HEADS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -1,4 +1,4 @@
-"""The loss behind bodies that are compiled, checkpointed or under autocast, and next to others."""
+"""The loss with compiled, checkpointed or autocast bodies, and together with other losses."""
 
 import pytest
 import torch

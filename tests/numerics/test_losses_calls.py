@@ -1,4 +1,4 @@
-"""How the loss is called: what it refuses, and what it does not compute."""
+"""Calls of the loss: arguments that it refuses, and products that it does not compute."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +9,8 @@ from loss_cases import for_tail, gradients, make_case, relative_error, sampled
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from caskd.store.errors import UsageError
-from caskd.train.loss import TeacherRows, cascade_aware_loss
-from caskd.train.loss.api import keep_mask
+from caskd.train.loss import TeacherRows, cascade_aware_loss, keep_mask
+from caskd.train.objectives import OBJECTIVES, Objective
 
 
 class Products(TorchDispatchMode):
@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a tail of sampled targets": (
         lambda c: c,
         {"tail": "none"},
-        "tail='none' takes targets that sum to 1, got a tail mass up to 0.",
+        "targets that sum to 1, got a tail mass up to 0.",
     ),
     "sampled targets of half a mass": (
         lambda c: _with(for_tail(c, "none"), logsumexp=sampled(c.teacher).logsumexp + 0.7),
@@ -263,3 +263,30 @@ def test_kernels_are_refused_where_they_cannot_run(case, monkeypatch):
         )
     sums = cascade_aware_loss(case.hidden, case.weight, case.labels, None, objective="xent")
     assert bool(sums.loss.isfinite())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_and_its_name_are_the_same(case, name):
+    keep = torch.arange(len(case.labels)) % 2 == 0 if OBJECTIVES[name].needs_keep else None
+    arguments = (case.hidden, case.weight, case.labels, case.teacher)
+    by_name, given = (
+        cascade_aware_loss(*arguments, objective=value, keep=keep)
+        for value in (name, OBJECTIVES[name])
+    )
+    assert torch.equal(by_name.loss, given.loss)
+    other_w = cascade_aware_loss(*arguments, objective=name, w=0.25, keep=keep)
+    given = cascade_aware_loss(
+        *arguments, objective=Objective(OBJECTIVES[name].rule, 0.25), keep=keep
+    )
+    assert torch.equal(other_w.loss, given.loss)
+
+
+def test_an_objective_outside_the_table_is_checked_too(case):
+    arguments = (case.hidden, case.weight, case.labels)
+    for objective, message in (
+        (Objective("all", 1.5), r"w is 1\.5.*0.*1"),
+        (Objective("either", 0.5), r"rule='either', w=0\.5.* needs teacher rows"),
+        (Objective("random", 1.0), r"rule='random', w=1\.0.* needs keep"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            cascade_aware_loss(*arguments, None, objective=objective)

@@ -1,4 +1,4 @@
-"""Rows at the edge: nothing kept, nothing at all, no tail, hardly a tail, no teacher."""
+"""Edge cases: no kept row, no row, no tail, a tiny tail, no teacher."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ from loss_cases import (
 from torch.nn import functional as F
 
 from caskd.train.loss import TeacherRows, cascade_aware_loss
-from caskd.train.loss.objectives import TAILS
+from caskd.train.objectives import TAILS
 
 
 @pytest.mark.parametrize("impl", IMPLS)

@@ -1,4 +1,4 @@
-"""The kernels become machine code for GPUs of two generations, whether or not one is here."""
+"""The kernels compile for GPUs of two generations, also without a GPU."""
 
 import os
 import subprocess

@@ -1,11 +1,11 @@
-"""The mask is that of the dense argmax, row by row and to the bit."""
+"""The mask of the fused loss equals that of the dense argmax in every row."""
 
 import pytest
 import torch
 from loss_cases import IMPLS, make_case, run_loss, stored
 
-from caskd.train.loss import OBJECTIVES
-from caskd.train.loss.api import keep_mask
+from caskd.train.loss import keep_mask
+from caskd.train.objectives import OBJECTIVES
 
 
 def kept_rows(hidden, weight, labels, teacher, **options) -> torch.Tensor:

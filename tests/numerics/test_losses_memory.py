@@ -1,4 +1,4 @@
-"""What the loss holds at once: a tile, hardly more, and nothing that grows with the rows."""
+"""Peak memory of the loss: little more than a tile, independent of the number of rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`auto` takes the kernels only where a trial shows that they do what plain torch does."""
+"""`auto` uses the Triton kernels only if a trial shows that they agree with plain torch."""
 
 import warnings
 
@@ -26,22 +26,22 @@ def test_kernels_that_work_are_taken_without_a_word():
 
 
 def test_kernels_with_other_numbers_are_not(monkeypatch):
-    from caskd.train.loss.triton_passes import TritonPasses
+    from caskd.train.loss.triton_kernels import TritonKernels
 
-    differentiate_ = TritonPasses.differentiate_
+    differentiate_ = TritonKernels.differentiate_
     monkeypatch.setattr(
-        TritonPasses, "differentiate_", lambda *args: differentiate_(*args).roll(1, dims=1)
+        TritonKernels, "differentiate_", lambda *args: differentiate_(*args).roll(1, dims=1)
     )
-    with pytest.warns(RuntimeWarning, match="plain torch.*numbers differ"):
+    with pytest.warns(RuntimeWarning, match="Triton.*results differ.*plain torch"):
         assert not kernel_check.kernels_agree(DEVICE)
 
 
 def test_nor_are_those_that_do_not_run(monkeypatch):
-    from caskd.train.loss.triton_passes import TritonPasses
+    from caskd.train.loss.triton_kernels import TritonKernels
 
     def without_compiler(*args):
         raise RuntimeError("no C compiler\nfound")
 
-    monkeypatch.setattr(TritonPasses, "read_", without_compiler)
+    monkeypatch.setattr(TritonKernels, "read_", without_compiler)
     with pytest.warns(RuntimeWarning, match="RuntimeError: no C compiler found"):
         assert not kernel_check.kernels_agree(DEVICE)

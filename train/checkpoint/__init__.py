@@ -1,4 +1,4 @@
-"""Checkpoints: saving, completeness, tensor files, random-number state."""
+"""Checkpoints: save, restore, completeness, tensor files, random-number state."""
 
 from caskd.train.checkpoint.manifest import (
     CHECKPOINTS,

@@ -1,6 +1,6 @@
-"""Whether a checkpoint is whole: its COMPLETE record, written last, has every file's digest.
+"""Complete checkpoints: the COMPLETE record, written last, holds every file's size and digest.
 
-A directory without the record is a save that did not finish; it is never read.
+A directory without the record is an unfinished save; caskd never reads it.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
 from caskd.store.io import fsync_directory, replace_file
+from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
 CHECKPOINTS = "checkpoints"
@@ -20,17 +21,17 @@ _PREFIX = "step-"
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where a run keeps the checkpoint after `step` steps."""
+    """Directory of the checkpoint after `step` steps of a run."""
     return run / CHECKPOINTS / f"{_PREFIX}{step:08d}"
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether the checkpoint was saved to its end."""
+    """Whether the checkpoint has its COMPLETE record."""
     return (checkpoint / COMPLETE).is_file()
 
 
 def complete(checkpoint: Path) -> None:
-    """Make every file of a checkpoint durable, then declare it whole, in one step."""
+    """Make every file of a checkpoint durable, then write its COMPLETE record atomically."""
     directories = {checkpoint.parent, checkpoint}
     record = {}
     for path in _files(checkpoint):
@@ -49,64 +50,63 @@ def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
 
     Args:
         checkpoint: a directory with a COMPLETE record.
-        only: prefixes of the relative names to look at; all of them by default.
+        only: prefixes of the relative names to check; by default all files are checked.
 
     Raises:
-        CorruptError: a file is missing, added, or has other bytes.
+        CorruptError: a file is missing, extra, or differs from the record.
     """
     try:
         record = json.loads((checkpoint / COMPLETE).read_bytes())["files"]
         expected = {name: (int(f["size"]), str(f["sha256"])) for name, f in record.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged. {_REMEDY}") from None
+        raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged; {REMEDY}") from None
     found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
     prefixes = tuple(only)
     for name in sorted({*expected, *found}):
         if not name.startswith(prefixes):
             continue
         if name not in found or name not in expected:
-            what = "missing" if name in expected else "not part of the checkpoint"
-            raise CorruptError(f"{checkpoint}: {name} is {what}. {_REMEDY}")
+            problem = "missing" if name in expected else "not part of the checkpoint"
+            raise CorruptError(f"{checkpoint}: {name} is {problem}; {REMEDY}")
         size, digest = expected[name]
         if found[name].stat().st_size != size or _sha256(found[name]) != digest:
-            raise CorruptError(f"{checkpoint}: {name} has other bytes than were saved. {_REMEDY}")
-
-
-_REMEDY = "Remove that checkpoint's directory and use an earlier one."
+            raise CorruptError(
+                f"{checkpoint}: {name} differs from the bytes that were saved; {REMEDY}"
+            )
 
 
 def prune(run: Path, keep: int, protected: Collection[int]) -> None:
-    """Remove all but the newest `keep` complete checkpoints, and those of the protected steps."""
+    """Remove all complete checkpoints but the newest `keep` and those of the protected steps."""
     found = sorted(path for path in (run / CHECKPOINTS).glob(f"{_PREFIX}*") if is_complete(path))
     for checkpoint in found[:-keep]:
         if int(checkpoint.name.removeprefix(_PREFIX)) not in protected:
-            (checkpoint / COMPLETE).unlink()  # first: half a checkpoint must not look like one
+            (checkpoint / COMPLETE).unlink()  # first: half a checkpoint must not look complete
             shutil.rmtree(checkpoint)
 
 
 def newest_complete(run: Path) -> Path:
-    """The newest complete checkpoint of a run; incomplete ones are named on stderr and skipped.
+    """The newest complete checkpoint of a run; it skips incomplete ones and names them on stderr.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the run has no complete checkpoint.
     """
     for checkpoint in sorted((run / CHECKPOINTS).glob(f"{_PREFIX}*"), reverse=True):
         if is_complete(checkpoint):
             return checkpoint
-        message = f"caskd: {checkpoint} is not complete (a save was cut short); skipped"
+        message = f"caskd: {checkpoint} is not complete (its save was interrupted); skipped"
         if os.environ.get("RANK", "0") == "0":
             print(message, file=sys.stderr)
     raise UsageError(
-        f"{run}: expected a run with a complete checkpoint in {CHECKPOINTS}/, found none. "
-        "Start it without --resume and in a new --out, or check the path."
+        f"{run}: found no complete checkpoint in {CHECKPOINTS}/, expected at least one; check the "
+        "path, or run without --resume and with a new --out"
     )
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a user means by `path`: that one, or the newest of that run.
+    """The checkpoint at `path`, or the newest complete checkpoint of the run at `path`.
 
     Raises:
-        UsageError: neither.
+        UsageError: `path` is neither a complete checkpoint nor a run with one.
     """
     if is_complete(path):
         return path
@@ -116,8 +116,8 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir():
         found = "an unfinished checkpoint" if path.name.startswith(_PREFIX) else "neither"
     raise UsageError(
-        f"{path}: expected a run's directory or a complete checkpoint, found {found}. "
-        f"Give RUN or RUN/{CHECKPOINTS}/{_PREFIX}N."
+        f"{path}: found {found}, expected a run's directory or a complete checkpoint; "
+        f"pass RUN or RUN/{CHECKPOINTS}/{_PREFIX}N"
     )
 
 

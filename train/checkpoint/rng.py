@@ -1,4 +1,4 @@
-"""The random state of one rank as arrays: torch, CUDA, numpy and Python."""
+"""Save and restore the random state of one rank: torch, CUDA, numpy and Python."""
 
 import os
 import random
@@ -10,14 +10,14 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a student may draw from."""
+    """Seed every generator that a student may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)  # CUDA's, too
+    torch.manual_seed(seed)  # and CUDA
 
 
 def repeat_bit_for_bit() -> None:
-    """Let torch take kernels that give equal bits when repeated, and fail where it has none."""
+    """Make torch use deterministic kernels only, and fail where it has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
 
@@ -40,7 +40,7 @@ def save_rng(path: Path) -> None:
 
 
 def load_rng(path: Path) -> None:
-    """Put every generator back to where `save_rng` saw it."""
+    """Restore the state of every generator that `save_rng` wrote."""
     with np.load(path, allow_pickle=False) as saved:
         torch.set_rng_state(torch.from_numpy(saved["torch"]))
         if len(saved["cuda"]) and torch.cuda.is_available():

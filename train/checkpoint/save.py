@@ -1,14 +1,14 @@
-"""Saving and restoring a run. A checkpoint is a directory:
+"""Save and restore a run. A checkpoint is a directory:
 
 weights/              the student's whole weights in float32, as safetensors
-optimizer/            the optimizer's moments, one whole tensor per weight, likewise
+optimizer/            the optimizer's moments as safetensors, one whole tensor per weight
 student/              config and tokenizer
 rng/00000.npz         random state of each rank
 state.json            position, configuration, identity of the store
-COMPLETE              written last: names, sizes and digests of all the rest
+COMPLETE              written last: names, sizes and digests of all other files
 
-It knows nothing of ranks or ZeRO stages, so that any number of ranks resumes it at any stage, and
-nothing in it is ever unpickled.
+Its content does not depend on ranks or ZeRO stages, so that any number of ranks can resume it at
+any stage. Nothing in it is ever unpickled.
 """
 
 import json
@@ -25,7 +25,7 @@ import torch
 from caskd.store.errors import CaskdError, CorruptError, IdentityError
 from caskd.train.checkpoint.manifest import complete, is_complete
 from caskd.train.checkpoint.rng import load_rng, save_rng
-from caskd.train.checkpoint.tensor_files import SavedTensors, write_tensors
+from caskd.train.checkpoint.tensor_files import REMEDY, SavedTensors, write_tensors
 from caskd.train.config import RESUMABLE_CHANGES
 from caskd.train.engine import TrainEngine
 
@@ -36,24 +36,24 @@ STATE = "state.json"
 
 
 class NonFiniteError(CaskdError):
-    """The loss, the gradient or the weights are not finite any more."""
+    """The loss, the gradient or the weights contain nan or infinity."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """Position and identity of a run after some step: everything but tensors.
+    """Position and identity of a run after a step: everything but tensors.
 
     Attributes:
         step: optimizer steps done.
-        epoch: full passes over the store behind them.
+        epoch: complete passes over the store.
         examples_consumed: examples seen, over all ranks.
         skipped_steps: steps whose gradient was not finite.
-        world_size: ranks.
+        world_size: number of ranks.
         store_digest: of the store's seal.
-        teacher: its name, for the model card.
-        config: the options, resolved.
+        teacher: name, for the model card.
+        config: the resolved options.
     """
 
     step: int
@@ -67,16 +67,16 @@ class RunState:
 
 
 def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state: RunState) -> None:
-    """Write a checkpoint; every rank calls it. It is there whole, or not at all.
+    """Write a checkpoint, complete or not at all. Every rank must call it.
 
     Raises:
-        NonFiniteError: a weight is nan or infinite; such a student is never saved.
+        NonFiniteError: a weight is nan or infinite; such weights are never saved.
     """
     if is_complete(directory):
         return
     first = engine.ranks.rank == 0
     if first:
-        shutil.rmtree(directory, ignore_errors=True)  # what a save that was cut short left
+        shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted save
         for name in ("rng", STUDENT):
             (directory / name).mkdir(parents=True)
     engine.barrier()
@@ -87,7 +87,7 @@ def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state:
     ):
         if first:
             write_tensors(directory / name, tensors)
-        for _ in tensors:  # the other ranks take their part in gathering them
+        for _ in tensors:  # gathering a tensor needs every rank
             pass
     if first:
         _describe_student(directory / STUDENT, engine.module.model, tokenizer)
@@ -102,12 +102,12 @@ def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state:
 def _finite(
     directory: Path, weights: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same weights; every rank refuses the first one that is not finite."""
+    """The weights, unchanged; every rank raises at the first one that is not finite."""
     for name, value in weights:
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(
-                f"{directory}: weight {name} is not finite; nothing was saved. "
-                "Resume from the checkpoint before with a lower --lr in a new run."
+                f"{directory}: weight {name} is not finite; nothing was saved; export an "
+                "earlier checkpoint and start a new run from it with a lower --lr"
             )
         yield name, value
 
@@ -121,10 +121,10 @@ def _describe_student(directory: Path, model: Any, tokenizer: Any) -> None:
 
 @torch.no_grad()
 def load_weights(directory: Path, model: Any) -> None:
-    """Put a checkpoint's weights into a model of the same shape.
+    """Load a checkpoint's weights into a model of the same shape.
 
     Raises:
-        CorruptError: the weights are not those of the model.
+        CorruptError: the names of the weights differ from the model's.
     """
     saved = SavedTensors(directory / WEIGHTS)
     kept = model.state_dict().keys()
@@ -132,16 +132,19 @@ def load_weights(directory: Path, model: Any) -> None:
     tensors |= {name: value for name, value in model.named_buffers() if name in kept}
     if tensors.keys() != saved.keys():
         different = sorted(tensors.keys() ^ saved.keys())[0]
-        raise CorruptError(f"{directory}: {different} does not belong to both weights and config.")
+        raise CorruptError(
+            f"{directory}: weight {different} is missing in {WEIGHTS}/ or in the model of the "
+            f"config; {REMEDY}"
+        )
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
 
 
 def load_checkpoint(directory: Path, engine: TrainEngine) -> None:
-    """Put masters, optimizer and random state back; its files must have been verified before.
+    """Restore masters, optimizer and random state from a verified checkpoint.
 
-    The engine's module must have been made with `load_weights`. A rank that the checkpoint has not
-    seen keeps the random state that it was seeded with.
+    The engine's module must have been loaded with `load_weights`. If the number of ranks changed,
+    each rank keeps the random state that it was seeded with.
     """
     engine.state.restore_masters(SavedTensors(directory / WEIGHTS))
     moments = SavedTensors(directory / OPTIMIZER)
@@ -153,43 +156,43 @@ def load_checkpoint(directory: Path, engine: TrainEngine) -> None:
 
 
 def read_state(directory: Path) -> RunState:
-    """The position and identity that a checkpoint holds.
+    """Read the position and identity of a checkpoint.
 
     Raises:
-        CorruptError: it is not the file that caskd writes.
+        CorruptError: the file is missing or damaged.
     """
     try:
         content = json.loads((directory / STATE).read_bytes())
         content.pop("versions")
         return RunState(**content)
     except (OSError, ValueError, KeyError, TypeError):
-        raise CorruptError(f"{directory}: {STATE} is missing or damaged.") from None
+        raise CorruptError(f"{directory}: {STATE} is missing or damaged; {REMEDY}") from None
 
 
 def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest: str) -> None:
-    """Refuse to resume what would not be the same run.
+    """Refuse to resume with other stores or with options that would change the result.
 
     Raises:
-        IdentityError: another store, or another value of an option that decides what is learnt.
+        IdentityError: the stores, or the value of an option outside `RESUMABLE_CHANGES`, differ.
     """
     if state.store_digest != store_digest:
         raise IdentityError(
-            f"--store: seals and weights give {store_digest[:12]}, but the run was trained from "
-            f"{state.store_digest[:12]}. Give the same stores with the same weights, or start a "
-            "new run in another --out."
+            f"--store: seals and weights have digest {store_digest[:12]}, but the run was trained "
+            f"from {state.store_digest[:12]}; pass the same stores with the same weights, or start "
+            "a new run with another --out"
         )
     for name, value in config.items():
         before = state.config.get(name)
-        if name == "student":  # its weights are the checkpoint's by now; the folder may have moved
+        if name == "student":  # the weights come from the checkpoint; the folder may have moved
             value, before = Path(value).name, Path(str(before)).name
         if name not in RESUMABLE_CHANGES and before != value:
             raise IdentityError(
-                f"--{name.replace('_', '-')} is {value}, but the run was started with {before}. "
-                "Give the same value, or start a new run in another --out."
+                f"--{name.replace('_', '-')} is {value}, but the run was started with {before}; "
+                "pass the same value, or start a new run with another --out"
             )
 
 
 def versions() -> dict[str, str]:
-    """What surrounds a run."""
+    """Versions of Python and of the packages that a run depends on."""
     names = ("caskd", "torch", "transformers", "deepspeed", "numpy")
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}

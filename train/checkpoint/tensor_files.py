@@ -1,6 +1,6 @@
-"""Many tensors in a directory of safetensors files of bounded size, written and read one at a time.
+"""Named tensors in a directory of safetensors files of bounded size, written and read one by one.
 
-Nothing of it is ever unpickled, and neither side holds more than one file's worth in memory.
+Nothing is ever unpickled. Writing and reading hold at most one file's tensors in memory.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,10 +19,12 @@ PIECE_BYTES = 2 << 30
 def write_tensors(
     directory: Path, tensors: Iterable[tuple[str, Tensor]], piece_bytes: int = PIECE_BYTES
 ) -> None:
-    """Write named CPU tensors as DIRECTORY/00000.safetensors and on; none gives an empty directory.
+    """Write named CPU tensors to DIRECTORY/00000.safetensors, 00001.safetensors, ...
+
+    Without tensors the directory is empty.
 
     Args:
-        piece_bytes: a file is closed when it holds so much.
+        piece_bytes: size at which a file is closed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     piece: dict[str, Tensor] = {}
@@ -43,10 +45,10 @@ def write_tensors(
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """What `write_tensors` wrote, by name; a tensor is read when it is asked for.
+    """The tensors of `write_tensors` by name; each is read on access.
 
     Raises:
-        CorruptError: a file is not what was written, or a name is missing.
+        CorruptError: a file is damaged, or a name is missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,12 +58,12 @@ class SavedTensors(Mapping[str, Tensor]):
             try:
                 file: Any = safe_open(path, framework="pt")
             except (OSError, SafetensorError):
-                raise CorruptError(f"{path} is not a safetensors file. {REMEDY}") from None
+                raise CorruptError(f"{path}: not a safetensors file; {REMEDY}") from None
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._files:
-            raise CorruptError(f"{self._directory}: {name} is not there. {REMEDY}")
+            raise CorruptError(f"{self._directory}: tensor {name} is missing; {REMEDY}")
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
@@ -75,4 +77,4 @@ class SavedTensors(Mapping[str, Tensor]):
         return len(self._files)
 
 
-REMEDY = "Remove that checkpoint's directory and use an earlier one."
+REMEDY = "remove that checkpoint's directory and use an earlier one"

@@ -1,7 +1,7 @@
-"""From stores to tensors: what one rank needs of a step.
+"""From stores to tensors: the batches of one rank.
 
-Legend: B rows of input of a micro-batch (one example each, or several where they are packed), T
-their length in tokens, N its predicted tokens, k cells of each.
+Legend: B rows of input of a micro-batch (one example each, or several packed examples), T their
+length in tokens, N predicted tokens of a micro-batch, k cells of each.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,20 +15,21 @@ from torch import Tensor
 
 from caskd.store import StoreBatch
 from caskd.store.format import ROW_KINDS
-from caskd.train.data.micro_steps import Cut
+from caskd.train.data.micro_steps import MicroBatchSplit
 from caskd.train.data.mixture import MixedOrder
 from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss import Objective, TeacherRows
+from caskd.train.loss import TeacherRows
+from caskd.train.objectives import Objective
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """What one forward of the student takes.
+    """Input of one forward of the student.
 
     Attributes:
         input_ids: [B, T] padded on the right.
@@ -36,9 +37,9 @@ class MicroBatch:
         gather_index: [N] index into the flattened [B * T] hidden states, of the position whose
             logits predict row n.
         labels: [N].
-        teacher: what the teacher said of the rows.
-        position_ids: [B, T] from 0 in each of the packed examples; None where they are not.
-        keep: [N] bool, a mask that is given; None where the objective makes its own.
+        teacher: the stored teacher rows.
+        position_ids: [B, T] restarting at 0 in each packed example; None without packing.
+        keep: [N] bool, the mask of a random-* objective; None where the loss computes the mask.
     """
 
     input_ids: Tensor
@@ -50,16 +51,16 @@ class MicroBatch:
     keep: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on `device`."""
+        """The batch on `device`."""
         return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> "MicroBatch":
-        """The same in page-locked memory, from which a GPU copies without waiting."""
+        """The batch in page-locked memory, which a GPU copies from without blocking."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 def _map_tensors(record: R, function: Callable[[Tensor], Tensor]) -> R:
-    """A record (of records) of tensors with `function` applied to each."""
+    """A record of tensors and records, with `function` applied to each tensor."""
 
     def mapped(value: Any) -> Any:
         if value is None:
@@ -78,8 +79,8 @@ class StepBatch:
         step: 0 is the first.
         micro_batches: one per micro-step.
         num_rows: response tokens of the step, over all ranks and micro-steps.
-        num_examples: examples of the step, likewise.
-        examples_per_store: the same by store, in the order of --store.
+        num_examples: examples of the step, over all ranks and micro-steps.
+        examples_per_store: `num_examples` by store, in the order of --store.
     """
 
     step: int
@@ -90,8 +91,9 @@ class StepBatch:
 
 
 def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
-    """The row fields that an objective needs of a store of this kind; `argmax` always, for the
-    teacher's accuracy.
+    """The row fields that an objective reads from a store of this kind.
+
+    `argmax` is always among them, for the teacher's accuracy.
     """
     if not objective.needs_distribution:
         return ("argmax", "num_kept")
@@ -101,7 +103,8 @@ def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
 def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBatch:
     """Lay examples out in rows of one length, and index the positions that predict their tokens.
 
-    Each has a row of its own, or, `packed`, shares one with others that do not see it.
+    Each example has its own row. With `packed`, several examples share a row, and the student's
+    attention must keep them apart.
     """
     lengths = np.diff(batch.token_offsets)
     if packed:
@@ -110,13 +113,13 @@ def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBat
     else:
         num_rows = len(lengths)
         starts = np.arange(num_rows) * lengths.max()
-    places = np.repeat(starts - batch.token_offsets[:-1], lengths) + np.arange(lengths.sum())
+    positions = np.repeat(starts - batch.token_offsets[:-1], lengths) + np.arange(lengths.sum())
     shape = (num_rows, int(lengths.max()))
     input_ids = np.full(shape, pad_id, np.int64)
-    input_ids.flat[places] = batch.token_ids
+    input_ids.flat[positions] = batch.token_ids
     attention_mask = np.zeros(shape, np.int64)
-    attention_mask.flat[places] = 1
-    positions = restarting_positions(starts, lengths, num_rows) if packed else None
+    attention_mask.flat[positions] = 1
+    position_ids = restarting_positions(starts, lengths, num_rows) if packed else None
     example_starts = np.repeat(starts, np.diff(batch.row_offsets))
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
@@ -124,12 +127,12 @@ def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBat
         gather_index=torch.from_numpy(example_starts + batch.logit_positions),
         labels=torch.from_numpy(batch.labels.astype(np.int64)),
         teacher=teacher_rows(batch),
-        position_ids=None if positions is None else torch.from_numpy(positions),
+        position_ids=None if position_ids is None else torch.from_numpy(position_ids),
     )
 
 
 def teacher_rows(batch: StoreBatch) -> TeacherRows:
-    """What the teacher said of a batch's rows, as far as it was read."""
+    """The teacher rows of a batch; fields that were not read are None."""
     source = vars(batch) if batch.sampled_ids is None else _sampled_columns(batch)
     columns: dict[str, Any] = {
         field.name: tensor_of(source[field.name]) for field in fields(TeacherRows)
@@ -138,9 +141,9 @@ def teacher_rows(batch: StoreBatch) -> TeacherRows:
 
 
 def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
-    """Draws as the fields of a top-k whose probabilities are counts / num_samples, without a tail.
+    """Draws as the fields of a top-k with probabilities counts / num_samples and no tail.
 
-    The cells that no row of the batch uses are cut off.
+    Trailing cells that no row of the batch uses are dropped.
     """
     num_kept, counts = batch.column("num_kept"), batch.column("sampled_counts")
     used = max(int(num_kept.max(initial=0)), 1)
@@ -159,7 +162,7 @@ def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
 
 
 def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
-    """Integers as int64: torch has few operations on unsigned ones."""
+    """A column as a tensor. Unsigned integers become int64: torch has few operations on them."""
     if column is None:
         return None
     return torch.from_numpy(column.astype(np.int64) if column.dtype.kind == "u" else column)
@@ -167,33 +170,33 @@ def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchReader:
-    """Reads the part of one rank, step by step."""
+    """Reads the batches of one rank, step by step."""
 
     store: StoreMix
     order: MixedOrder
     row_fields: tuple[str, ...]
     pad_id: int
     global_batch_size: int
-    cut: Cut
+    split: MicroBatchSplit
     rank: int
     pin_memory: bool
     mask: RandomMask | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
-        """Steps `first` to `stop` - 1."""
+        """The batches of steps `first` to `stop` - 1."""
         row_counts, token_counts = self.store.row_counts(), self.store.token_counts()
-        # A remote store fetches whole shards: the next window's, while this one is read.
+        # A remote store fetches whole shards: those of the next window while this one is read.
         ahead = max(1, self.order.examples_per_window // self.global_batch_size)
         for step in range(first, stop):
-            coming = self.order.examples_for_step(step + ahead, self.global_batch_size)
-            self.store.prefetch(coming, self.row_fields)
+            later = self.order.examples_for_step(step + ahead, self.global_batch_size)
+            self.store.prefetch(later, self.row_fields)
             examples = self.order.examples_for_step(step, self.global_batch_size)
             counts = np.bincount(self.order.stores_of(examples), minlength=len(self.order.sizes))
             yield StepBatch(
                 step=step,
                 micro_batches=tuple(
                     self._micro_batch(parts[self.rank], step)
-                    for parts in self.cut.parts(examples, token_counts)
+                    for parts in self.split.parts(examples, token_counts)
                 ),
                 num_rows=int(row_counts[examples].sum(dtype=np.int64)),
                 num_examples=len(examples),
@@ -202,7 +205,7 @@ class BatchReader:
 
     def _micro_batch(self, examples: IntArray, step: int) -> MicroBatch:
         read = self.store.read(examples, self.row_fields)
-        batch = collate(read, self.pad_id, packed=self.cut.packed)
+        batch = collate(read, self.pad_id, packed=self.split.packed)
         if self.mask is not None:
             batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
         return batch.pin() if self.pin_memory else batch

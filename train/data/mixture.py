@@ -1,11 +1,12 @@
-"""Several stores as one: which example of which store is read when.
+"""Mix several stores by weight: a low-discrepancy sequence chooses the store of each position.
 
-Legend: S stores, E examples of all stores, one store behind the other, P positions.
+Legend: S stores, E examples of all stores, concatenated, P positions.
 
-Each store runs through its own epochs; the weights say whose turn it is. Turns follow a lattice of
-Fibonacci numbers (Niederreiter, Random Number Generation and Quasi-Monte Carlo Methods, 1992): the
-counts over LATTICE positions are exact, and those over any stretch are off by a few examples at
-most, so that every step has its share of every store.
+The sequence is the lattice i * STRIDE mod LATTICE of two Fibonacci numbers (Niederreiter, Random
+Number Generation and Quasi-Monte Carlo Methods, 1992). Each store owns an interval as long as its
+share, and a position reads the store whose interval contains its point. Over LATTICE positions the
+number of examples per store is exact; over any range of positions it is off by a few examples at
+most. So every step has its share of every store. Each store runs through its own epochs.
 """
 
 import math
@@ -25,13 +26,13 @@ LATTICE, STRIDE = 10946, 6765
 class MixedOrder:
     """The order of the examples of one or several stores.
 
-    An example's number counts through all stores: `offsets[s]` + its index in store s.
+    An example's number counts through the concatenated stores: `offsets[s]` + its index in store s.
 
     Attributes:
         orders: of each store [S].
-        sizes: examples of each store [S], those without rows included.
+        sizes: examples of each store [S], including examples without rows.
         weights: share of each store [S], up to a common factor.
-        seed: of the turns.
+        seed: of the sequence.
     """
 
     orders: tuple[ExampleOrder, ...]
@@ -41,27 +42,27 @@ class MixedOrder:
 
     @property
     def num_examples(self) -> int:
-        """Examples that have rows, in all stores: the length of an epoch where there is one."""
+        """Examples with rows in all stores; with one store, the length of an epoch."""
         return sum(order.num_examples for order in self.orders)
 
     @property
     def num_blocks(self) -> int:
-        """Shards that have rows, in all stores."""
+        """Shards with rows, in all stores."""
         return sum(len(order.blocks) for order in self.orders)
 
     @property
     def examples_per_window(self) -> int:
-        """Positions after which some store comes to its next window of blocks, on average."""
+        """Average number of positions until some store enters its next window of blocks."""
         spans = zip(self.orders, shares(self.weights), strict=True)
         return max(1, int(min(order.examples_per_window / share for order, share in spans)))
 
     @cached_property
     def offsets(self) -> IntArray:
-        """Number of the first example of each store, and of the end, [S + 1]."""
+        """Number of the first example of each store, and the end, [S + 1]."""
         return np.cumsum([0, *self.sizes], dtype=np.int64)
 
     def stores_of(self, examples: IntArray) -> IntArray:
-        """The store [P] that each example [P] lies in."""
+        """The store [P] of each example [P]."""
         return np.searchsorted(self.offsets, examples, side="right") - 1
 
     def at(self, positions: IntArray) -> IntArray:
@@ -74,7 +75,7 @@ class MixedOrder:
         return found
 
     def examples_for_step(self, step: int, global_batch_size: int) -> IntArray:
-        """The G examples of an optimizer step (0 is the first), whoever computes them."""
+        """The G examples of an optimizer step (0 is the first), over all ranks."""
         return self.at(np.arange(step * global_batch_size, (step + 1) * global_batch_size))
 
 
@@ -84,7 +85,7 @@ def shares(weights: tuple[float, ...]) -> list[float]:
 
 
 def turns(weights: tuple[float, ...], seed: int, positions: IntArray) -> tuple[IntArray, IntArray]:
-    """Which store has its turn at positions [P], and the position [P] in that store's own order."""
+    """The store [P] at positions [P], and the position [P] in that store's own order."""
     which, before, counts = _period(weights, seed)
     periods, slots = np.divmod(positions, LATTICE)
     return which[slots], periods * counts[which[slots]] + before[slots]
@@ -92,8 +93,8 @@ def turns(weights: tuple[float, ...], seed: int, positions: IntArray) -> tuple[I
 
 @lru_cache(maxsize=8)
 def _period(weights: tuple[float, ...], seed: int) -> tuple[IntArray, IntArray, IntArray]:
-    """For each slot of a period: its store, and how often that store came before in the period;
-    and how often each store comes in all."""
+    """For each slot of a period, its store and the number of earlier slots of that store; and the
+    number of slots of each store in a period."""
     ends = np.rint(np.cumsum(shares(weights)) * LATTICE).astype(np.int64)
     first = int(permutation(LATTICE, seed)[0])
     points = (first + np.arange(LATTICE) * STRIDE) % LATTICE
@@ -106,7 +107,7 @@ def _period(weights: tuple[float, ...], seed: int) -> tuple[IntArray, IntArray, 
 
 
 def parse_store(text: str) -> tuple[str, float]:
-    """Place and weight of a store given as URL or URL=weight.
+    """URL and weight of a store given as URL or URL=weight.
 
     Raises:
         UsageError: the weight is not above 0.
@@ -119,19 +120,19 @@ def parse_store(text: str) -> tuple[str, float]:
     if weight is None:
         return text, 1.0
     if not 0 < weight < math.inf:
-        raise UsageError(f"--store {text}: the weight is {tail}; expected a number above 0.")
+        raise UsageError(f"--store {text}: the weight is {tail}; expected a number above 0")
     return url, weight
 
 
 def check_weights(weights: tuple[float, ...]) -> None:
-    """Refuse a weight so small that its store would never have its turn.
+    """Refuse a weight so small that its store would never be read.
 
     Raises:
-        UsageError: there is one.
+        UsageError: a weight is too small.
     """
     smallest = min(shares(weights))
     if smallest < 2 / LATTICE:
         raise UsageError(
             f"--store: the smallest weight is a share of {smallest:.1e}; expected at least "
-            f"{2 / LATTICE:.1e}. Leave that store out, or give it a larger weight."
+            f"{2 / LATTICE:.1e}; remove that store, or raise its weight"
         )

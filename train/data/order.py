@@ -1,10 +1,10 @@
-"""Which example is read when: a pure function of (seed, epoch, position), for any number of ranks.
+"""The order of examples: a pure function of (seed, epoch, position), for any number of ranks.
 
 Legend: E examples that have rows, P positions, B examples of a reader's batch.
 
-Reads stay near-sequential: the store's shards are visited in a random order, a window of a few at a
-time, and examples are shuffled within a window. One epoch runs into the next without a gap, so that
-every step has the same number of examples.
+Reads stay near-sequential: shards are visited in a random order, a window of a few shards at a
+time, and examples are shuffled within a window. One epoch follows the previous one without a gap,
+so that every step has the same number of examples.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 WINDOW_BLOCKS = 4
-"""Shards shuffled together; so many top-k shards of 64 cells fit the store's chunk cache."""
+"""Shards shuffled together. Four top-k shards of 64 cells fit the store's chunk cache."""
 
 
 def permutation(size: int, *key: int) -> IntArray:
     """A permutation of range(size) that depends on `key` alone.
 
-    It sorts the raw stream of a bit generator, which numpy keeps the same in all versions; the
+    It sorts the raw stream of a bit generator, which numpy keeps unchanged in all versions. The
     stream of `Generator.permutation` may change (NEP 19).
     """
     keys = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
@@ -35,9 +35,9 @@ class ExampleOrder:
     """The order of one store's examples.
 
     Attributes:
-        blocks: examples [E_b] of each block, in store order; each has rows.
+        blocks: examples [E_b] with rows of each block, in store order.
         seed: of the shuffle.
-        store: number of the store; stores of a mixture are shuffled each in its own way.
+        store: number of the store. Each store of a mixture has its own shuffle.
     """
 
     blocks: tuple[IntArray, ...]
@@ -109,16 +109,16 @@ def blocks_of(
 def stream_positions(
     span: range, *, batch_size: int, rank: int, world_size: int, worker: int, num_workers: int
 ) -> Iterator[IntArray]:
-    """Batches of positions [B] for one of several readers, which share a stretch of positions.
+    """Batches of positions [B] of one reader; several readers share a range of positions.
 
-    Batches go round the ranks, and those of a rank round its workers: taken in turn, as a
-    DataLoader takes them, they are the same batches however many workers there are. The last
-    round, if it is not full, is divided evenly among the ranks.
+    Batches are dealt to the ranks in turn, and the batches of a rank to its workers in turn. A
+    DataLoader takes them in that order, so the batches are the same for any number of workers. The
+    last round, if it is not full, is divided evenly among the ranks.
     """
     per_round = batch_size * world_size
     for number in range(worker, -(-len(span) // per_round), num_workers):
         whole = span[number * per_round : (number + 1) * per_round]
-        first, last = (r * len(whole) // world_size for r in (rank, rank + 1))
-        mine = np.asarray(whole[first:last], np.int64)
+        first, end = rank * len(whole) // world_size, (rank + 1) * len(whole) // world_size
+        mine = np.asarray(whole[first:end], np.int64)
         if len(mine):
             yield mine

@@ -1,4 +1,4 @@
-"""Several examples in one row of a batch, and whether a student's attention keeps them apart.
+"""Pack several examples into one row of a batch, and test whether a student keeps them apart.
 
 Legend: B examples, R rows of a batch, T their length, H hidden width.
 """
@@ -17,10 +17,10 @@ _PROBE = ((7, 3), (5, 5))  # lengths of the examples in each row
 
 
 def row_starts(lengths: Sequence[int]) -> tuple[list[int], int]:
-    """Where each example starts, row by row, if they are put into rows as long as the longest.
+    """Start of each example when examples are packed into rows as long as the longest.
 
-    Each goes into the first row that has room; with lengths in descending order, little stays
-    empty.
+    Each example goes into the first row with room for it. With lengths in descending order, few
+    cells stay empty.
 
     Returns:
         starts [B] in the flattened batch, and R.
@@ -38,14 +38,15 @@ def row_starts(lengths: Sequence[int]) -> tuple[list[int], int]:
 
 
 def restarting_positions(starts: IntArray, lengths: IntArray, num_rows: int) -> IntArray:
-    """Position ids [R, T] that start at 0 with every example, and with what is left of a row.
+    """Position ids [R, T] that restart at 0 with every example, and with the padding of a row.
 
-    Without an attention mask, transformers sees from them where an example ends
+    Without an attention mask, transformers finds the ends of examples in them
     (`masking_utils.find_packed_sequence_indices`).
     """
     size = num_rows * int(lengths.max())
     first = np.zeros(size, np.int64)
-    ends = (starts + lengths)[starts + lengths < size]  # of examples: something else starts there
+    # Behind an example starts the next one, or padding.
+    ends = (starts + lengths)[starts + lengths < size]
     for begin in (np.arange(0, size, size // num_rows), starts, ends):
         first[begin] = begin
     return (np.arange(size) - np.maximum.accumulate(first)).reshape(num_rows, -1)
@@ -53,7 +54,7 @@ def restarting_positions(starts: IntArray, lengths: IntArray, num_rows: int) -> 
 
 @torch.no_grad()
 def keeps_examples_apart(model: Any) -> bool:
-    """Whether the hidden states of packed examples are those of each alone: tried out on some."""
+    """Whether packed examples have the same hidden states as each alone, tested on a few tokens."""
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return False
     device = model.get_input_embeddings().weight.device

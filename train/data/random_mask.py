@@ -1,4 +1,4 @@
-"""The control of a mask: rows kept at random, as often as another run kept them at each step.
+"""Random masks, the control of a CAT mask: at each step as many rows as another run kept.
 
 Legend: S steps, N rows of a batch, B its examples.
 """
@@ -22,12 +22,12 @@ FLAG = "--keep-fraction-from"
 
 @dataclass(frozen=True, eq=False)
 class RandomMask:
-    """Keeps each row of a step with one probability, whatever the row says.
+    """Keeps each row of a step with the same probability, whatever the row's content.
 
-    A row's number depends on (seed, step, example, row within it) alone: Philox with the key (seed,
-    example) counts through the rows from a place that the step chooses. So the mask is the same for
-    any micro-batches, packing and ranks, and another one when an example is seen again in a later
-    step.
+    A row's random number depends on (seed, step, example, row within the example) alone: Philox has
+    the key (seed, example), the step sets its counter, and the rows are counted from there. So the
+    mask is the same for any micro-batches, packing and ranks, and it differs when an example comes
+    again in a later step.
 
     Attributes:
         seed: of the run.
@@ -43,19 +43,20 @@ class RandomMask:
         return hashlib.sha256(self.fractions.astype("<f8").tobytes()).hexdigest()
 
     def keep(self, step: int, batch: StoreBatch) -> npt.NDArray[np.bool_]:
-        """Which rows [N] of a batch are kept at a step; 0 is the first step."""
+        """Mask [N] of a batch's rows at a step; 0 is the first step."""
         counts = np.diff(batch.row_offsets).tolist()
         raw = [
             self._stream(step, example).random_raw(count)
             for example, count in zip(batch.example_indices.tolist(), counts, strict=True)
         ]
-        numbers = (np.concatenate(raw) >> np.uint64(11)) * 2.0**-53  # below 1: it keeps every row
+        # Below 1, so that fraction 1 keeps every row.
+        numbers = (np.concatenate(raw) >> np.uint64(11)) * 2.0**-53
         kept: npt.NDArray[np.bool_] = numbers < self.fractions[step]
         return kept
 
     def _stream(self, step: int, example: int) -> np.random.Philox:
-        # From 1, as metrics.jsonl counts: place 0 is where the draws of a sampled store come from,
-        # which may have the same seed.
+        # Counter 0 belongs to the draws of a sampled store, which may have the same seed. Steps
+        # count from 1, as in metrics.jsonl.
         return np.random.Philox(
             key=np.array([self.seed, example], np.uint64),
             counter=np.array([0, 0, 0, step + 1], np.uint64),
@@ -70,33 +71,33 @@ def read_fractions(path: Path, steps: int) -> npt.NDArray[np.float64]:
         steps: S.
 
     Raises:
-        UsageError: there is no such file, it has fewer steps, or a line is not a step's.
+        UsageError: the file is missing, has fewer steps, or a line is not the record of its step.
     """
     file = path / METRICS_FILE if path.is_dir() else path
     try:
         lines = file.read_bytes().splitlines()
     except OSError:
         raise UsageError(
-            f"{FLAG} {path}: no {METRICS_FILE} could be read there. Expected the directory of a "
-            f"run that has been trained, or its {METRICS_FILE}."
+            f"{FLAG} {path}: could not read {METRICS_FILE}; expected the directory of a trained "
+            f"run, or its {METRICS_FILE}"
         ) from None
     fractions = [_fraction(line, step) for step, line in enumerate(lines[:steps], start=1)]
     for step, fraction in enumerate(fractions, start=1):
         if fraction is None:
             raise UsageError(
-                f"{FLAG} {file}: line {step} is not that of step {step} with a keep_fraction from "
-                f"0 to 1. Expected the {METRICS_FILE} of a run of caskd train, unchanged."
+                f"{FLAG} {file}: line {step} is not the record of step {step} with a keep_fraction "
+                f"from 0 to 1; expected the unchanged {METRICS_FILE} of a caskd train run"
             )
     if len(fractions) < steps:
         raise UsageError(
-            f"{FLAG} {file}: {len(fractions):,} steps are recorded, but --steps is {steps:,}. "
-            "Finish that run (--resume), take one of as many steps, or give fewer --steps here."
+            f"{FLAG} {file}: {len(fractions):,} steps are recorded, but --steps is {steps:,}; "
+            "finish that run with --resume, choose a run with as many steps, or lower --steps"
         )
     return np.array(fractions, np.float64)
 
 
 def _fraction(line: bytes, step: int) -> float | None:
-    """The keep_fraction of a line, if it is that of this step."""
+    """The keep_fraction of a line; None if the line is not the record of this step."""
     try:
         values: dict[str, Any] = json.loads(line)
         fraction = float(values["keep_fraction"])

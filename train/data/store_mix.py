@@ -1,6 +1,6 @@
-"""One or several stores opened for training, and read as one.
+"""Open one or several stores for training, and read them as one.
 
-Legend: S stores, B examples asked for, T their tokens, N their rows, k cells per row.
+Legend: S stores, B requested examples, T their tokens, N their rows, k cells per row.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ Array = npt.NDArray[Any]
 
 
 class StoreMix:
-    """Stores of one vocabulary and their weights. Use `StoreMix.open`.
+    """Stores of one vocabulary and kind, with weights. Create it with `StoreMix.open`.
 
     Attributes:
-        stores: as they were named.
+        stores: in the order of --store.
         weights: one per store, up to a common factor.
     """
 
@@ -38,27 +38,28 @@ class StoreMix:
         """Open stores given as URL or URL=weight.
 
         Raises:
-            CaskdError: no store, not sealed, a bad weight, or stores that cannot be mixed.
+            CaskdError: there is no store, a store is not sealed, a weight is invalid, or the stores
+                cannot be mixed.
         """
         if not names:
-            raise UsageError("--store: expected at least one store, got none.")
+            raise UsageError("--store: got no store, expected at least one; pass --store URL")
         parsed = [parse_store(name) for name in names]
         return cls([TeacherStore.open(url) for url, _ in parsed], [w for _, w in parsed])
 
     @property
     def spec(self) -> StoreSpec:
-        """Of the first store; the vocabulary and the kind are those of all."""
+        """The spec of the first store; vocabulary and kind are the same in all stores."""
         return self.stores[0].spec
 
     @property
     def teacher(self) -> str:
-        """The teachers' names."""
+        """The names of all teachers, joined by commas."""
         return ", ".join(dict.fromkeys(store.spec.teacher for store in self.stores))
 
     @property
     def digest(self) -> str:
-        """Two mixes with the same one are the same: the seal's for one store; of all seals and
-        shares for several."""
+        """Identity of the mix: the seal's digest for one store; a digest of all seals and shares
+        for several stores."""
         if len(self.stores) == 1:
             return self.stores[0].digest
         pairs = zip(self.stores, shares(self.weights), strict=True)
@@ -66,7 +67,7 @@ class StoreMix:
         return hashlib.sha256(lines.encode()).hexdigest()
 
     def order(self, seed: int) -> MixedOrder:
-        """Which example is read when.
+        """The order of the examples.
 
         Raises:
             UsageError: a store has no example with a response token.
@@ -76,16 +77,18 @@ class StoreMix:
             index = store.index
             blocks = blocks_of(index.row_count, index.row_start, store.spec.shard_rows)
             if not blocks:
-                raise UsageError(f"--store {store.name}: no example has a response token.")
+                raise UsageError(
+                    f"--store {store.name}: no example has a response token; remove this store"
+                )
             orders.append(ExampleOrder(blocks=blocks, seed=seed, store=number))
         return MixedOrder(tuple(orders), tuple(map(len, self.stores)), self.weights, seed)
 
     def row_counts(self) -> npt.NDArray[np.int32]:
-        """Rows of each example of all stores, one store behind the other."""
+        """Rows of each example of the concatenated stores."""
         return self._row_counts
 
     def token_counts(self) -> npt.NDArray[np.int32]:
-        """Tokens of each example of all stores, one store behind the other."""
+        """Tokens of each example of the concatenated stores."""
         return self._token_counts
 
     @cached_property
@@ -101,28 +104,28 @@ class StoreMix:
         return np.cumsum([0, *map(len, self.stores)], dtype=np.int64)
 
     def prefetch(self, examples: IntArray, row_fields: Sequence[str]) -> None:
-        """Start to fetch what reading these examples will need, where a store is a remote one."""
-        for number, places in self._by_store(examples):
-            self.stores[number].prefetch(examples[places] - self._offsets[number], row_fields)
+        """Start to fetch the shards of these examples from remote stores."""
+        for number, indices in self._by_store(examples):
+            self.stores[number].prefetch(examples[indices] - self._offsets[number], row_fields)
 
     def read(self, examples: IntArray, row_fields: Sequence[str]) -> StoreBatch:
-        """Read examples, in the order asked for; `example_indices` count through all stores.
+        """Read examples in the given order; `example_indices` count through all stores.
 
         Raises:
-            CorruptError: bytes are missing or differ from what was committed.
+            CorruptError: bytes are missing or differ from the commit records.
         """
         parts, order = [], []
-        for number, places in self._by_store(examples):
-            own = examples[places] - self._offsets[number]
-            batch = self.stores[number].read(own, row_fields)
-            parts.append(replace(batch, example_indices=examples[places]))
-            order.append(places)
+        for number, indices in self._by_store(examples):
+            in_store = examples[indices] - self._offsets[number]
+            batch = self.stores[number].read(in_store, row_fields)
+            parts.append(replace(batch, example_indices=examples[indices]))
+            order.append(indices)
         return parts[0] if len(parts) == 1 else joined(parts, np.argsort(np.concatenate(order)))
 
     def _by_store(self, examples: IntArray) -> list[tuple[int, IntArray]]:
-        """For each store that has any of the examples: its number, and their places."""
-        which = np.searchsorted(self._offsets, examples, side="right") - 1
-        return [(int(s), np.flatnonzero(which == s)) for s in np.unique(which)]
+        """For each store with any of the examples, its number and their indices in `examples`."""
+        stores = np.searchsorted(self._offsets, examples, side="right") - 1
+        return [(int(store), np.flatnonzero(stores == store)) for store in np.unique(stores)]
 
 
 def _check_agreement(stores: Sequence[TeacherStore]) -> None:
@@ -131,32 +134,30 @@ def _check_agreement(stores: Sequence[TeacherStore]) -> None:
         if other.spec.vocab_digest != first.spec.vocab_digest:
             raise IdentityError(
                 f"--store: the vocabulary of {other.name} (digest {other.spec.vocab_digest[:12]}) "
-                f"is not that of {first.name} (digest {first.spec.vocab_digest[:12]}). "
-                "Mix stores of one vocabulary only."
+                f"differs from that of {first.name} (digest {first.spec.vocab_digest[:12]}); "
+                "mix stores of one vocabulary only"
             )
         if other.spec.kind != first.spec.kind:
             raise UsageError(
-                f"--store: {other.name} holds {other.spec.kind} rows, but {first.name} "
-                f"{first.spec.kind}. Mix stores of one kind only: their losses differ."
+                f"--store: {other.name} holds {other.spec.kind} rows, but {first.name} holds "
+                f"{first.spec.kind} rows; mix stores of one kind only, because their losses differ"
             )
     digests = [store.digest for store in stores]
     for number, digest in enumerate(digests):
         if digest in digests[:number]:
             raise UsageError(
-                f"--store: {stores[number].name} is given twice (seal {digest[:12]}). "
-                "Name it once, with the sum of the weights."
+                f"--store: {stores[number].name} is listed twice (seal {digest[:12]}); "
+                "pass it once, with the sum of the weights"
             )
 
 
 def joined(parts: Sequence[StoreBatch], order: IntArray) -> StoreBatch:
-    """Batches as one, its examples in the given order [B] of the concatenated ones.
+    """Concatenate batches, then put their examples into the given order [B].
 
-    Cells of rows from stores of a smaller k are filled up; `num_kept` masks them.
+    Rows from stores with a smaller k are padded; `num_kept` masks the padding.
     """
-    tokens, rows = (
-        np.concatenate([np.diff(getattr(part, name)) for part in parts])
-        for name in ("token_offsets", "row_offsets")
-    )
+    tokens = np.concatenate([np.diff(part.token_offsets) for part in parts])
+    rows = np.concatenate([np.diff(part.row_offsets) for part in parts])
     token_index, row_index = _ranges(tokens, order), _ranges(rows, order)
     picks = {"example_indices": order, "token_ids": token_index, "is_response": token_index}
     columns: dict[str, Any] = {
@@ -166,19 +167,19 @@ def joined(parts: Sequence[StoreBatch], order: IntArray) -> StoreBatch:
     for field in fields(StoreBatch):
         values = [getattr(part, field.name) for part in parts]
         if field.name not in columns and values[0] is not None:
-            whole = np.concatenate(_equally_wide(values))
+            whole = np.concatenate(_padded_to_widest(values))
             columns[field.name] = whole[picks.get(field.name, row_index)]
     return StoreBatch(**columns)
 
 
 def _ranges(counts: Array, order: IntArray) -> IntArray:
-    """Index that brings the entries of items, `counts` [B] of each, into the items' new order."""
+    """Index of the entries of B items in their new order; item b has `counts[b]` entries."""
     starts = np.cumsum(counts) - counts
     new_starts = np.cumsum(counts[order]) - counts[order]
     return np.repeat(starts[order] - new_starts, counts[order]) + np.arange(counts.sum())
 
 
-def _equally_wide(columns: list[Array]) -> list[Array]:
+def _padded_to_widest(columns: list[Array]) -> list[Array]:
     if columns[0].ndim == 1:
         return columns
     widest = max(column.shape[1] for column in columns)

@@ -1,6 +1,6 @@
-"""DeepSpeed 0.19, fenced: no other file imports it. Its quirks are commented where they are met.
+"""A student under DeepSpeed. Workarounds for DeepSpeed 0.19 are commented where they stand.
 
-Micro-steps of a batch go through `TrainEngine.micro_step`; the last one applies the optimizer step.
+Call `TrainEngine.micro_step` for each micro-batch; the last call applies the optimizer step.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-# Before the import: named, the accelerator is not guessed and no warning is printed about it.
+# Before the import: otherwise DeepSpeed guesses the accelerator and prints a warning.
 import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -27,13 +27,20 @@ from torch import Tensor, nn
 
 from caskd.train.config import OptimizerName
 from caskd.train.data import MicroBatch
+from caskd.train.engine.deepspeed_check import (
+    CPU_ATTRIBUTES,
+    MODULE_ATTRIBUTES,
+    PARAMETER_ATTRIBUTES_OF_STAGE_3,
+    check_attributes,
+    engine_attributes,
+)
 from caskd.train.engine.engine_state import EngineState
 from caskd.train.engine.optimizers import make_optimizer
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is among the others."""
+    """This process's rank, the world size and its device."""
 
     rank: int
     world_size: int
@@ -41,11 +48,11 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def connected(timeout_minutes: float = 30) -> Iterator[Ranks]:
-    """Join the other ranks of the launcher, or be the only one in a plain `python` start.
+def init_distributed(timeout_minutes: float = 30) -> Iterator[Ranks]:
+    """Join the launcher's other ranks, or run as a single rank without a launcher.
 
     Args:
-        timeout_minutes: how long a rank waits for the others before it gives up.
+        timeout_minutes: how long a collective waits for the other ranks before it fails.
     """
     alone = {}
     if "RANK" not in os.environ:  # deepspeed.initialize would look for MPI
@@ -56,12 +63,13 @@ def connected(timeout_minutes: float = 30) -> Iterator[Ranks]:
         yield _connect(timedelta(minutes=timeout_minutes))
     finally:
         if torch.distributed.is_initialized():
-            deepspeed.comm.destroy_process_group()  # torch's own would leave stale groups behind
+            deepspeed.comm.destroy_process_group()  # torch's function would leave stale groups
         for name in alone:
             del os.environ[name]
 
 
 def _connect(timeout: timedelta) -> Ranks:
+    check_attributes(deepspeed, "deepspeed", MODULE_ATTRIBUTES, deepspeed.__version__)
     _quiet_logger(int(os.environ["RANK"]))
     on_gpu = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -69,23 +77,24 @@ def _connect(timeout: timedelta) -> Ranks:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:
-        # Otherwise the shared-memory collective is compiled at the first start, for minutes.
+        check_attributes(deepspeed, "deepspeed", CPU_ATTRIBUTES, deepspeed.__version__)
+        # Otherwise DeepSpeed compiles its shared-memory collective at the first start, for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _silent_stdout():
         backend = "nccl" if on_gpu else "gloo"
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
-    # It would make its own groups with torch's default: ranks would wait half an hour in those.
+    # DeepSpeed makes more groups, with torch's default timeout of half an hour.
     deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
-    torch.distributed.barrier()  # nobody writes before everybody has checked its options
+    torch.distributed.barrier()  # no rank writes before all have checked their options
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
 class TrainEngine:
-    """A module under DeepSpeed, with a client optimizer and no scheduler.
+    """A module under DeepSpeed, with our optimizer and no scheduler.
 
     Args:
         module: returns (loss, sums) from a `MicroBatch`.
-        settings: DeepSpeed's configuration, as `deepspeed_settings` makes it.
+        settings: DeepSpeed's configuration, from `deepspeed_settings`.
         ranks: this process.
         optimizer_name: adamw; or adafactor, at stage 0 only.
         weight_decay: of matrices; vectors are not decayed.
@@ -109,7 +118,7 @@ class TrainEngine:
             weight_decay=weight_decay,
             skip_non_finite=self.stage == 0 and not settings["bf16"]["enabled"],
         )
-        # DeepSpeed casts buffers to bfloat16 with the module; rotary frequencies must stay exact.
+        # DeepSpeed casts buffers to bfloat16, too, but rotary frequencies must stay exact.
         buffers = {name: value.clone() for name, value in module.named_buffers()}
         with _silent_stdout():
             self._engine, *_ = deepspeed.initialize(
@@ -117,10 +126,16 @@ class TrainEngine:
             )
         for name, value in self._engine.module.named_buffers():
             value.data = buffers[name].to(ranks.device)
-        if self.stage and not settings["bf16"]["enabled"]:
-            # In float32 DeepSpeed would apply a step whose gradient is not finite.
+        bfloat16 = bool(settings["bf16"]["enabled"])
+        needed = engine_attributes(self.stage, bfloat16=bfloat16)
+        check_attributes(self._engine, "DeepSpeedEngine", needed, deepspeed.__version__)
+        if self.stage == 3:
+            parameter, needed = next(module.parameters()), PARAMETER_ATTRIBUTES_OF_STAGE_3
+            check_attributes(parameter, "Parameter", needed, deepspeed.__version__)
+        if self.stage in (1, 2) and not bfloat16:
+            # In float32 these stages would apply a step whose gradient is not finite.
             self._engine.optimizer.check_grad_overflow = True
-        # Stage 0 in bfloat16 takes a step of zeros to make its state, which Adam would count.
+        # Stage 0 in bfloat16 takes a step of zeros to make its state; Adam must not count it.
         optimizer.state.clear()
         self._engine.train()
         self._norm: float | None = None
@@ -131,14 +146,14 @@ class TrainEngine:
         return self._engine.module
 
     def micro_step(self, batch: MicroBatch, loss_scale: float, *, last: bool) -> Tensor:
-        """Forward and backward of `loss_scale` x the summed loss; a step's last one applies it.
+        """Forward and backward of `loss_scale` x the summed loss; the last one updates the weights.
 
-        Which is the last is said here, not by DeepSpeed's own count: steps that are cut by a budget
-        of tokens have unequal numbers of micro-steps.
+        The caller passes `last`, because DeepSpeed's own count assumes equally many micro-steps in
+        every step, and a token budget splits steps into unequal numbers.
 
-        DeepSpeed averages gradients over ranks and would divide by accumulation, too. The caller's
-        scale is world_size / (rows of the whole step), and the second division is turned off, so
-        that the gradient is that of sum / rows however the step is cut.
+        DeepSpeed averages gradients over ranks, and would also divide them by the number of
+        micro-steps. The caller's scale is world_size / (rows of the whole step), and the second
+        division is disabled. So the gradient is that of sum / rows, however the step is split.
 
         Returns:
             The sums [S] of this rank's micro-batch.
@@ -146,8 +161,8 @@ class TrainEngine:
         sums: Tensor
         self._engine.set_gradient_accumulation_boundary(last)
         loss, sums = self._engine(batch.to(self.ranks.device))
-        # The product matters even for a scale of 1: with the module's own output as the loss,
-        # scale_wrt_gas=False is not honoured by the hook on outputs.
+        # Multiply even by a scale of 1: DeepSpeed ignores scale_wrt_gas=False if the loss is the
+        # module's own output.
         self._engine.backward(loss * loss_scale, scale_wrt_gas=False)
         if self.stage == 0 and last:
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -156,15 +171,15 @@ class TrainEngine:
         return sums
 
     @torch.no_grad()
-    def measure(self, batch: MicroBatch) -> Tensor:
-        """What the module returns in evaluation, without a gradient."""
+    def evaluate(self, batch: MicroBatch) -> Tensor:
+        """The module's output in evaluation mode, without a gradient."""
         self._engine.eval()
-        measured: Tensor = self._engine(batch.to(self.ranks.device))
+        output: Tensor = self._engine(batch.to(self.ranks.device))
         self._engine.train()
-        return measured
+        return output
 
     def was_step_applied(self) -> bool:
-        """Whether the last step changed the weights; not if its gradient was not finite."""
+        """Whether the last step updated the weights; False if its gradient was not finite."""
         return bool(self._engine.was_step_applied())
 
     def grad_norm(self) -> float:
@@ -174,7 +189,7 @@ class TrainEngine:
         return float(self._engine.get_global_grad_norm())
 
     def set_lr(self, lr: float) -> None:
-        """Learning rate of the next step."""
+        """Set the learning rate of the next step."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
 
@@ -191,7 +206,7 @@ class TrainEngine:
 
     @property
     def state(self) -> EngineState:
-        """Weights and optimizer as whole tensors."""
+        """Weights and optimizer state as whole tensors."""
         return EngineState(
             self._engine,
             self.module.model,
@@ -202,13 +217,13 @@ class TrainEngine:
         )
 
     def close(self) -> None:
-        """Release what DeepSpeed holds."""
+        """Release DeepSpeed's memory and hooks."""
         self._engine.destroy()
 
 
 def _quiet_logger(rank: int) -> None:
-    """Warnings only, of rank 0 only, and on stderr: stdout belongs to results."""
-    # DeepSpeed calls collectives by names that torch 2.13 says, at each call, will change.
+    """Log warnings of rank 0 only, and on stderr: stdout is for results."""
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates with a warning at each call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     deepspeed_logger.handlers = [_StderrHandler()]
@@ -221,7 +236,7 @@ class _StderrHandler(logging.Handler):
 
 @contextlib.contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """DeepSpeed prints memory figures and the like, with no way to turn them off."""
+    """DeepSpeed prints memory use and more, and has no option to turn it off."""
     with contextlib.redirect_stdout(io.StringIO()):
         yield
 

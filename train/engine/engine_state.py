@@ -1,8 +1,9 @@
-"""Weights and optimizer state of a DeepSpeed engine as whole tensors, out and in.
+"""Export and restore weights and optimizer state of a DeepSpeed engine as whole tensors.
 
-Whole tensors know nothing of ranks or stages, so that what was saved by any number of ranks at any
-ZeRO stage is restored by any other. It rests on `deepspeed.utils`' safe_get_* and safe_set_*, which
-`train/engine.py` hands in, and on the few attributes of DeepSpeed 0.19 that are commented below.
+Whole tensors do not depend on ranks or stages. So a state saved with any number of ranks at any
+ZeRO stage can be restored with any other. This module uses safe_get_* and safe_set_* of
+`deepspeed.utils`, which `deepspeed_engine` passes in, and the private attributes that
+`deepspeed_check` lists.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,18 +17,18 @@ from caskd.train.config import OptimizerName
 from caskd.train.engine.optimizers import fresh_state
 
 STEP = "step"
-"""Name of the number of updates among the optimizer's tensors; the others are KEY/PARAMETER."""
+"""Name of the update count among the optimizer's tensors; the other names are KEY/PARAMETER."""
 
 
 @dataclass(frozen=True, eq=False)
 class EngineState:
-    """The tensors of an engine. Every rank must make each call, and finish each iterator.
+    """The tensors of an engine. Every rank must make every call and exhaust every iterator.
 
     Attributes:
         engine: DeepSpeed's.
         model: the student in it.
-        stage: of ZeRO.
-        optimizer_name: what `make_optimizer` made.
+        stage: ZeRO stage.
+        optimizer_name: as given to `make_optimizer`.
         utils: `deepspeed.utils`.
         gathered: `deepspeed.zero.GatheredParameters`.
     """
@@ -48,7 +49,7 @@ class EngineState:
         yield from ((n, b.cpu()) for n, b in self.model.named_buffers() if n in saved)
 
     def optimizer(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the optimizer, whole, on CPU; none before the first update."""
+        """Every tensor of the optimizer, whole, on CPU; nothing before the first update."""
         state = self._inner().state
         if not state:
             return
@@ -68,7 +69,7 @@ class EngineState:
 
     @torch.no_grad()
     def restore_masters(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the float32 masters of a module that was made with these weights."""
+        """Set the float32 masters of a module that was loaded with these weights."""
         masters = self._masters()
         for name, parameter in self._trained():
             if parameter in masters:
@@ -78,7 +79,7 @@ class EngineState:
 
     @torch.no_grad()
     def restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set what `optimizer` gave; of an optimizer that has made no update."""
+        """Restore the tensors of `optimizer` into an optimizer that has made no update."""
         num_updates = int(tensors[STEP])
         keys = sorted({name.split("/", 1)[0] for name in tensors} - {STEP})
         state = self._inner().state
@@ -116,8 +117,8 @@ class EngineState:
             else:
                 self.utils.safe_set_full_optimizer_state(parameter, value, key)
             return
-        # The full setters of stage 3 fail where a weight's size is no multiple of the ranks; the
-        # local ones take this rank's part, filled up to the common size.
+        # The full setters of stage 3 fail if a weight's size is no multiple of the ranks. The local
+        # ones take this rank's part, padded to the common size.
         size, rank = parameter.ds_tensor.numel(), torch.distributed.get_rank()
         part = value.new_zeros(size)
         mine = value.flatten()[rank * size : (rank + 1) * size]
@@ -142,16 +143,17 @@ class EngineState:
         return {low: high for lows, highs in pairs for low, high in zip(lows, highs, strict=True)}
 
     def _flat_masters(self) -> list[Tensor]:
-        """What the torch optimizer of stages 1 to 3 has as its parameters on this rank."""
-        if self.stage == 3:  # it is handed one at a time there
+        """The parameters of the torch optimizer of stages 1 to 3 on this rank."""
+        if self.stage == 3:  # there the optimizer gets one group at a time
             flat: list[Tensor] = self.engine.optimizer.fp32_partitioned_groups_flat
             return flat
         return [p for group in self._inner().param_groups for p in group["params"]]
 
     def _link_moments(self) -> None:
-        """Let the getters of stages 1 and 2 see the state as it is now.
+        """Link the current state to the getters of stages 1 and 2.
 
-        DeepSpeed links it once, after the first group's first update, when the others have none.
+        DeepSpeed links it only once, after the first group's first update, when the other groups
+        have no state yet.
         """
         if self.stage < 3:
             self.engine.optimizer._hp_optimizer_states_linked = False
@@ -159,5 +161,5 @@ class EngineState:
 
 
 def _moments(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of one parameter's state that have a shape."""
+    """The moments of one parameter: the tensors of its state that are not scalars."""
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.ndim > 0}

@@ -1,6 +1,6 @@
-"""The optimizers of a student, made from torch's and transformers' own.
+"""The student's optimizers, from torch and transformers.
 
-None is DeepSpeed's: those are compiled at their first use, for minutes.
+DeepSpeed's own optimizers are compiled at their first use, which takes minutes.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from caskd.train.config import OptimizerName
 
 
 class _SkipNonFinite:
-    """Leaves out a step whose gradient is not finite.
+    """Mixin that skips a step whose gradient is not finite.
 
-    For stage 0 in float32, where no optimizer of DeepSpeed's checks the gradient. The engine reads
-    `overflow`, as it does of its own optimizers.
+    It is for stage 0 in float32, where DeepSpeed does not check the gradient. DeepSpeed's engine
+    reads `overflow`, as it does of its own optimizers.
     """
 
     overflow = False
@@ -29,29 +29,41 @@ class _SkipNonFinite:
             super().step(closure)  # type: ignore[misc]
 
 
+class _SkippingAdamW(_SkipNonFinite, torch.optim.AdamW):  # type: ignore[misc]
+    pass
+
+
 def make_optimizer(
     name: OptimizerName, module: nn.Module, *, weight_decay: float, skip_non_finite: bool
 ) -> torch.optim.Optimizer:
-    """AdamW, or Adafactor with a learning rate of its caller's; the rate is set at each step.
+    """AdamW, or Adafactor without its own schedule; set the learning rate before each step.
 
     Args:
         weight_decay: of matrices; vectors (norms, biases) are not decayed.
-        skip_non_finite: whether it has to look at the gradient itself.
+        skip_non_finite: whether the optimizer itself must skip gradients that are not finite.
     """
-    base: Any = torch.optim.AdamW
-    options: dict[str, Any] = {}
+    groups = _groups(module, weight_decay)
     if name == "adafactor":
-        from transformers.optimization import Adafactor
+        return _adafactor(groups, skip_non_finite=skip_non_finite)
+    adamw = _SkippingAdamW if skip_non_finite else torch.optim.AdamW
+    return adamw(groups, lr=0.0)
 
-        base = Adafactor
-        options = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    kind = type(f"Skipping{base.__name__}", (_SkipNonFinite, base), {}) if skip_non_finite else base
-    optimizer: torch.optim.Optimizer = kind(_groups(module, weight_decay), lr=0.0, **options)
+
+def _adafactor(groups: list[dict[str, Any]], *, skip_non_finite: bool) -> torch.optim.Optimizer:
+    from transformers.optimization import Adafactor
+
+    class SkippingAdafactor(_SkipNonFinite, Adafactor):  # type: ignore[misc]
+        pass
+
+    adafactor = SkippingAdafactor if skip_non_finite else Adafactor
+    optimizer: torch.optim.Optimizer = adafactor(
+        groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False
+    )
     return optimizer
 
 
 def fresh_state(name: OptimizerName, num_updates: int, moments: dict[str, Tensor]) -> Any:
-    """The state of one parameter after so many updates, as the optimizer itself keeps it."""
+    """State of one parameter after that number of updates, in the optimizer's own form."""
     if name == "adafactor":
         return {"step": num_updates, "RMS": 0, **moments}  # RMS is written before it is read
     return {"step": torch.tensor(float(num_updates)), **moments}

@@ -1,11 +1,11 @@
-"""DeepSpeed's configuration from our flags, and a user's own JSON merged into it."""
+"""Make DeepSpeed's configuration from the flags, and merge a user's JSON into it."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
 Settings = dict[str, Any]
 
@@ -33,8 +33,8 @@ def deepspeed_settings(
 ) -> Settings:
     """DeepSpeed's configuration as a dictionary.
 
-    The true number of accumulation steps is in it: with 1 and several backwards ZeRO-2 keeps the
-    last gradient only (https://github.com/allenai/open-instruct/pull/1498).
+    It contains the true number of accumulation steps. With 1 and several backwards, ZeRO-2 would
+    keep only the last gradient (https://github.com/allenai/open-instruct/pull/1498).
     """
     settings: Settings = {
         "train_batch_size": global_batch_size,
@@ -44,12 +44,12 @@ def deepspeed_settings(
         "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
         "bf16": {"enabled": dtype == "bfloat16"},
         "fp16": {"enabled": False},
-        # Ours are torch's: DeepSpeed's own are compiled at their first use, for minutes.
+        # Our optimizers are torch's. DeepSpeed's are compiled at their first use, for minutes.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
-    if dtype == "bfloat16" and zero_stage > 0:  # stage 0 accumulates in bfloat16 and cannot else
+    if dtype == "bfloat16" and zero_stage > 0:  # stage 0 can only accumulate in bfloat16
         settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if offload == "optimizer":
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -57,40 +57,51 @@ def deepspeed_settings(
 
 
 def read_settings(path: Path) -> Settings:
-    """A user's DeepSpeed JSON.
+    """Read a user's DeepSpeed JSON.
 
     Raises:
-        UsageError: no such file, or not a JSON object.
+        UsageError: the file cannot be read, or is no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--deepspeed-config {path}: {error.strerror or error}.") from None
+        raise UsageError(
+            f"--deepspeed-config {path}: could not read it ({error.strerror or error}); "
+            "pass the path of a DeepSpeed JSON file"
+        ) from None
     except ValueError as error:
-        raise UsageError(f"--deepspeed-config {path}: not JSON ({error}).") from None
+        raise UsageError(
+            f"--deepspeed-config {path}: not JSON ({reason(error)}); fix the file"
+        ) from None
     if not isinstance(value, dict):
-        raise UsageError(f"--deepspeed-config {path}: expected a JSON object.")
+        raise UsageError(
+            f"--deepspeed-config {path}: got a JSON {type(value).__name__}, expected an object; "
+            "fix the file"
+        )
     return value
 
 
 def merge_settings(ours: Settings, theirs: Mapping[str, Any], where: str) -> Settings:
-    """Our settings with a user's added; the value "auto" leaves ours.
+    """Our settings with a user's keys added; the value "auto" keeps ours.
+
+    Args:
+        where: file of the user's settings, for the errors.
 
     Raises:
-        UsageError: a key says something else than the flag that it belongs to.
+        UsageError: a key contradicts its flag.
     """
     for key in ("optimizer", "scheduler"):
         if key in theirs:
             raise UsageError(
-                f"{where}: {key!r} is there, but caskd sets it itself (--lr, --warmup-steps, "
-                "--weight-decay). Take it out."
+                f"{where}: key {key!r} is not supported, because caskd sets it from --lr, "
+                "--warmup-steps and --weight-decay; remove the key"
             )
     for path, value in _leaves(theirs, ()):
         expected = _at(ours, path)
         if path in _FLAGS and value not in ("auto", expected):
             raise UsageError(
-                f"{where}: {'.'.join(path)} is {value!r}, but {_FLAGS[path]} gives {expected!r}. "
-                "Take the key out, or change the flag."
+                f"{where}: {'.'.join(path)} is {value!r}, but {_FLAGS[path]} gives {expected!r}; "
+                "remove the key, or change the flag"
             )
     return _merged(ours, theirs)
 

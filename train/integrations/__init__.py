@@ -1,6 +1,6 @@
-"""caskd inside other training loops: a torch dataset and transformers' Trainer.
+"""caskd in other training loops: a torch dataset and transformers' Trainer.
 
-Names are imported when they are first used, so that the dataset needs no accelerate.
+Names are imported on first use, so that the dataset does not need accelerate.
 """
 
 from typing import TYPE_CHECKING

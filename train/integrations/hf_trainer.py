@@ -1,4 +1,4 @@
-"""The cascade-aware loss in transformers' Trainer, for people who live there.
+"""`CascadeTrainer`: transformers' Trainer with the cascade-aware loss.
 
 Legend: B examples, T tokens, N rows, H hidden width.
 """
@@ -16,34 +16,28 @@ from transformers import Trainer
 from caskd.models import head_form
 from caskd.store.errors import UsageError
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
-from caskd.train.loss import (
-    LossSums,
-    Tail,
-    TeacherRows,
-    cascade_aware_loss,
-    resolve_tail,
-    resolve_unmasked,
-)
+from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
 from caskd.train.model import SUM_NAMES
+from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
 
 
 class CascadeTrainer(Trainer):  # type: ignore[misc]
-    """A transformers Trainer that learns from stores.
+    """A transformers Trainer that trains on stores.
 
-    Its datasets are `StoreDataset`s, with `batch_size` equal to the per-device batch size; that of
-    training is endless (`num_epochs=None`), and `max_steps` says when to stop. The loss of an
-    optimizer step is the sum over its rows divided by their number, over all micro-batches and
-    ranks. Logs have the cascade's figures besides the Trainer's. Parameters must be whole outside
-    the forward: ZeRO-3 and FSDP are the work of `caskd train`.
+    Its datasets are `StoreDataset`s, with `batch_size` equal to the per-device batch size. The
+    training set must be endless (`num_epochs=None`), and `max_steps` ends the training. The loss of
+    an optimizer step is the sum over its rows divided by their number, over all micro-batches and
+    ranks. Logs contain the metrics of the cascade besides the Trainer's. Parameters must be whole
+    outside the forward; for ZeRO-3, use `caskd train`.
 
     Args:
-        objective: what to minimise; see `cascade_aware_loss`.
-        w: weight of the label, if not the objective's own.
-        tail: what becomes of the teacher's probability outside its top-k; by default `bucket`, and
+        objective: name of the objective; see `cascade_aware_loss`.
+        w: weight of the label term; None is the objective's default.
+        tail: how to treat the teacher's probability outside its top-k; by default `bucket`, and
             `none` for a sampled store.
-        *args: as Trainer's.
-        **kwargs: as Trainer's.
+        *args: passed to Trainer.
+        **kwargs: passed to Trainer.
     """
 
     def __init__(
@@ -54,35 +48,35 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         tail: Tail | None = None,
         **kwargs: Any,
     ) -> None:
-        resolve_unmasked(objective, w, "CascadeTrainer")  # a mistake shows here, not at a step
+        resolve_unmasked(objective, w, "CascadeTrainer")  # checked here, not at the first step
         kwargs.setdefault("data_collator", StoreDataset.collate)
         super().__init__(*args, **kwargs)
         self.objective, self.w = objective, w
         kind = getattr(self.train_dataset or self.eval_dataset, "kind", "topk")
         self.tail = resolve_tail(tail, kind)
         self.model_accepts_loss_kwargs = True  # the loss is divided once, by rows, in compute_loss
-        self._sums: LossSums | None = None  # since the last log
+        self._sums: LossSums | None = None  # of the rows since the last log
         if self.is_fsdp_enabled or _stage_of(self) == 3:
             raise UsageError(
-                "CascadeTrainer: the head is divided among ranks (FSDP or ZeRO-3); expected it "
-                "whole. Use ZeRO 0 to 2 here, or caskd train."
+                "CascadeTrainer: the head is sharded among ranks (FSDP or ZeRO-3), expected a "
+                "whole one; use ZeRO 0 to 2 here, or caskd train"
             )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the training set; it divides itself among ranks and workers.
+        """Batches of the training set, which divides itself among ranks and workers.
 
         Raises:
-            UsageError: it ends. The Trainer would begin it again with the same order.
+            UsageError: the training set ends. The Trainer would repeat it in the same order.
         """
         if getattr(self.train_dataset, "num_epochs", None) is not None:
             raise UsageError(
-                "CascadeTrainer: the training set ends after some epochs; expected "
-                "StoreDataset(..., num_epochs=None) and max_steps in TrainingArguments."
+                "CascadeTrainer: the training set has a number of epochs, expected an endless "
+                "one; pass StoreDataset(..., num_epochs=None), and max_steps in TrainingArguments"
             )
         return self._loader(self.train_dataset, self._train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Batches of the evaluation set, likewise."""
+        """Batches of the evaluation set, which divides itself among ranks and workers."""
         named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         dataset = self.eval_dataset if named is None else named
         return self._loader(dataset, self.args.eval_batch_size)
@@ -90,7 +84,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of a step, and its rows over all ranks."""
+        """The micro-batches of a step, and its number of rows over all ranks."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         rows = torch.tensor(sum(len(sample["gather_index"]) for sample in samples), device=device)
         return samples, self.accelerator.gather(rows).sum()
@@ -102,7 +96,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss per row: of the whole step where its rows are given, of this batch if not."""
+        """The loss per row: of the whole step if its row count is given, else of this batch."""
         hidden = self._hidden(model, inputs)  # [B, T, H]
         plain = _plain_model(self.accelerator.unwrap_model(model))
         head = plain.get_output_embeddings()
@@ -130,34 +124,36 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add keep_fraction, accuracies and KL of the training rows since the last log."""
+        """Log, with keep_fraction, accuracies and KL of the training rows since the last log."""
         if "loss" in logs and self._sums is not None:
             totals = torch.stack([value.double() for value in self._sums.tensors()])
             totals = self.accelerator.reduce(totals)
-            figures = step_metrics(dict(zip(SUM_NAMES, totals.tolist(), strict=True)))
-            del figures["loss"]
-            logs = {**logs, **{name: x for name, x in figures.items() if x is not None}}
+            metrics = step_metrics(dict(zip(SUM_NAMES, totals.tolist(), strict=True)))
+            del metrics["loss"]
+            logs = {**logs, **{name: x for name, x in metrics.items() if x is not None}}
             self._sums = None
         super().log(logs, *args, **kwargs)
 
     def _hidden(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Last hidden states [B, T, H], out of the whole model's forward.
+        """Last hidden states [B, T, H], caught in the whole model's forward.
 
-        Wrappers of the model (DDP, DeepSpeed, peft) do their work in its forward, so that it is
-        called, and the body's output is caught on its way to the head.
+        Wrappers of the model (DDP, DeepSpeed, peft) work in the model's forward. So this calls the
+        whole model, and a hook keeps the body's output.
         """
         plain = _plain_model(self.accelerator.unwrap_model(model))
         caught: list[Tensor] = []
         body = plain.base_model
         hook = body.register_forward_hook(lambda _m, _i, out: caught.append(out.last_hidden_state))
         parameters = inspect.signature(plain.forward).parameters
-        # Logits of one position: the head's full product is the loss's own work.
-        few = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        # The loss computes the logits itself; the model needs to compute those of one position.
+        one_position = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         try:
             model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
-                use_cache=False, **few,
-            )  # fmt: skip
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+                **one_position,
+            )
         finally:
             hook.remove()
         return caught[0]
@@ -166,8 +162,8 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         if not isinstance(dataset, StoreDataset) or dataset.batch_size != batch_size:
             got = getattr(dataset, "batch_size", type(dataset).__name__)
             raise UsageError(
-                f"CascadeTrainer: got a dataset with batch size {got}; expected "
-                f"StoreDataset(..., batch_size={batch_size}), as the Trainer's per device."
+                f"CascadeTrainer: got a dataset with batch size {got}, expected the Trainer's "
+                f"per-device batch size; pass StoreDataset(..., batch_size={batch_size})"
             )
         args = self.args
         return DataLoader(
@@ -183,17 +179,17 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
 
 
 def _plain_model(model: Any) -> Any:
-    """The transformers model inside a peft one.
+    """The transformers model inside a peft wrapper, or the model itself.
 
     Raises:
-        UsageError: its head is not a plain matrix, but has an adapter.
+        UsageError: the head has an adapter.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = plain.get_output_embeddings()
     if hasattr(head, "base_layer") or hasattr(head, "original_module"):
         raise UsageError(
-            "CascadeTrainer: the head has an adapter; expected a plain matrix. Leave lm_head out "
-            "of target_modules (modules_to_save included)."
+            "CascadeTrainer: the head has an adapter, expected a plain matrix; remove lm_head from "
+            "target_modules and modules_to_save"
         )
     return plain
 

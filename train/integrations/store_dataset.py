@@ -1,4 +1,4 @@
-"""Stores as a torch dataset, for loops that are not ours.
+"""`StoreDataset`: stores as a torch dataset, for other training loops.
 
 Legend: T tokens and N rows of an example, B examples of a batch, k cells per row.
 """
@@ -16,7 +16,8 @@ from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
 from caskd.store.storage import is_remote
 from caskd.train.data import MixedOrder, StoreMix, fields_to_read, stream_positions, teacher_rows
-from caskd.train.loss import IGNORE_LABEL, resolve_unmasked
+from caskd.train.loss import IGNORE_LABEL
+from caskd.train.objectives import resolve_unmasked
 
 Example = dict[str, Tensor]
 
@@ -24,30 +25,32 @@ TEACHER = "teacher_"
 
 
 class StoreDataset(IterableDataset[Example]):
-    """Examples of one or several stores, shuffled, in an order that is position's alone.
+    """Examples of one or several stores, shuffled in an order that depends on the position only.
 
-    Yields dicts: `input_ids` [T], `labels` [T] (-100 but on predicted tokens, not shifted, as
-    transformers has them), `logit_positions` [N] (of the hidden state that predicts each row) and
-    `teacher_*` [N] or [N, k], what the teacher said of the rows. `StoreDataset.collate` makes a
+    It yields dicts: `input_ids` [T]; `labels` [T], -100 except on predicted tokens and not shifted,
+    as in transformers; `logit_positions` [N], the position of the hidden state that predicts each
+    row; and `teacher_*` [N] or [N, k], the stored teacher rows. `StoreDataset.collate` makes a
     batch of them.
 
-    Ranks and DataLoader workers share the examples: the batches are the same for any number of
-    them, with the DataLoader's `batch_size` given here too. An epoch is every example of a store
-    once; of several stores, as many examples as they have together, by their weights. `set_epoch`
-    chooses the first one. `state_dict` is the position of this reader.
+    Ranks and DataLoader workers share the examples. The batches are the same for any number of
+    them, if `batch_size` equals the DataLoader's. With one store, an epoch is every example once.
+    With several stores, it is as many examples as they have together, drawn by weight. `set_epoch`
+    chooses the first epoch. `state_dict` holds the position of this reader.
 
     Args:
-        stores: as `--store` takes them: URL or URL=weight.
-        objective: whose teacher fields are read; see `cascade_aware_loss`.
-        w: its label weight, if not its own.
+        stores: URL or URL=weight of each, as for `--store`.
+        objective: name of the objective, which decides the teacher fields to read; see
+            `cascade_aware_loss`.
+        w: weight of the label term; None is the objective's default.
         seed: of the order.
-        batch_size: of the DataLoader.
-        num_epochs: of one pass over this dataset; None never ends.
+        batch_size: the DataLoader's.
+        num_epochs: epochs of one pass over this dataset; None never ends.
         rank: of this process; by default torch.distributed's, or 0.
-        world_size: processes that share the examples; by default torch.distributed's, or 1.
+        world_size: number of processes that share the examples; by default torch.distributed's,
+            or 1.
 
     Raises:
-        CaskdError: a store cannot be opened, or not mixed with the others.
+        CaskdError: a store cannot be opened, or cannot be mixed with the others.
     """
 
     def __init__(
@@ -62,7 +65,9 @@ class StoreDataset(IterableDataset[Example]):
         world_size: int | None = None,
     ) -> None:
         if (rank is None) != (world_size is None):
-            raise UsageError(f"rank is {rank} and world_size {world_size}; give both, or neither.")
+            raise UsageError(
+                f"rank is {rank} and world_size is {world_size}; pass both, or neither"
+            )
         self.stores, self.seed, self.batch_size = stores, seed, batch_size
         self.num_epochs = num_epochs
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
@@ -70,19 +75,19 @@ class StoreDataset(IterableDataset[Example]):
         self._resumed = False
         self._opened: tuple[int, StoreMix, MixedOrder] | None = None
         chosen = resolve_unmasked(objective, w, "StoreDataset")
-        mix, _ = self._open()  # a mistake shows here, not in a worker
+        mix, _ = self._open()  # checked here, not in a worker
         self.kind = mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin the next pass with this epoch, unless it goes on from a loaded state."""
+        """Start the next pass with this epoch, unless it continues from a loaded state."""
         if not self._resumed:
             self._epoch = epoch
 
     def __iter__(self) -> Iterator[Example]:
         if not self._resumed:
             self._yielded = 0
-        self._resumed = False  # now, not when the first example is asked for: maybe none is
+        self._resumed = False  # now: the consumer may never take the first example
         return self._examples(self._yielded)
 
     def _examples(self, skipped: int) -> Iterator[Example]:
@@ -91,7 +96,7 @@ class StoreDataset(IterableDataset[Example]):
             if skipped >= len(positions):
                 skipped -= len(positions)
                 continue
-            # A remote store fetches whole shards: the next window's, while this one is read.
+            # A remote store fetches whole shards: those of the next window while this one is read.
             mix.prefetch(order.at(positions + order.examples_per_window), self._row_fields)
             examples = order.at(positions[skipped:])
             skipped = 0
@@ -100,24 +105,31 @@ class StoreDataset(IterableDataset[Example]):
                 yield example
 
     def state_dict(self) -> dict[str, int]:
-        """The position of this reader, to be loaded into one of the same rank and worker."""
-        layout = zip(("rank", "world_size", "worker", "num_workers"), self._layout(), strict=True)
+        """The position of this reader, for a reader of the same rank and worker."""
+        rank, world_size, worker, num_workers = self._layout()
         return {
-            "epoch": self._epoch, "yielded": self._yielded, "seed": self.seed,
-            "batch_size": self.batch_size, **dict(layout),
-        }  # fmt: skip
+            "epoch": self._epoch,
+            "yielded": self._yielded,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "rank": rank,
+            "world_size": world_size,
+            "worker": worker,
+            "num_workers": num_workers,
+        }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from the position of a `state_dict`.
 
         Raises:
-            UsageError: it was taken of a reader of another rank, worker, seed or batch size.
+            UsageError: the state is of a reader with another rank, worker, seed or batch size.
         """
         for name, value in self.state_dict().items():
             if name not in ("epoch", "yielded") and state[name] != value:
                 raise UsageError(
-                    f"StoreDataset: the state was taken with {name} {state[name]}, but it is "
-                    f"{value} now. Load it with the same, or begin with set_epoch."
+                    f"StoreDataset: the state was saved with {name} {state[name]}, but this "
+                    f"reader has {name} {value}; load it with the same value, or start an epoch "
+                    "with set_epoch"
                 )
         self._epoch, self._yielded = state["epoch"], state["yielded"]
         self._resumed = True
@@ -126,8 +138,8 @@ class StoreDataset(IterableDataset[Example]):
     def collate(examples: Sequence[Mapping[str, Tensor]], pad_id: int = 0) -> dict[str, Tensor]:
         """A batch: `input_ids`, `attention_mask` and `labels` [B, T], padded on the right.
 
-        Where the examples have teacher rows, also `gather_index` [N], into the flattened [B * T]
-        hidden states, and `teacher_*`, of the rows of all examples one behind the other.
+        If the examples have teacher rows, the batch also has `gather_index` [N] into the flattened
+        [B * T] hidden states, and `teacher_*`, the concatenated rows of all examples.
         """
         lengths = [len(example["input_ids"]) for example in examples]
         batch = {
@@ -143,43 +155,48 @@ class StoreDataset(IterableDataset[Example]):
             batch["gather_index"] = torch.cat(index)
         for name in examples[0]:
             if name.startswith(TEACHER):
-                batch[name] = torch.cat(_equally_wide([example[name] for example in examples]))
+                batch[name] = torch.cat(_padded_to_widest([example[name] for example in examples]))
         return batch
 
     def _batches(self, order: MixedOrder) -> Iterator[Any]:
-        """Positions of this reader's batches."""
+        """The positions of each of this reader's batches."""
         rank, world_size, worker, num_workers = self._layout()
         size, first = order.num_examples, self._epoch * order.num_examples
         stop = first + size * self.num_epochs if self.num_epochs is not None else 1 << 62
         return stream_positions(
-            range(first, stop), batch_size=self.batch_size, rank=rank, world_size=world_size,
-            worker=worker, num_workers=num_workers,
-        )  # fmt: skip
+            range(first, stop),
+            batch_size=self.batch_size,
+            rank=rank,
+            world_size=world_size,
+            worker=worker,
+            num_workers=num_workers,
+        )
 
     def _layout(self) -> tuple[int, int, int, int]:
-        """Rank, world size, worker, workers."""
+        """Rank, world size, worker, number of workers."""
         rank, world_size = self._ranks or _ranks_here()
         info = get_worker_info()
         return rank, world_size, info.id if info else 0, info.num_workers if info else 1
 
     def _open(self) -> tuple[StoreMix, MixedOrder]:
-        """The stores, opened by this process: threads do not survive a fork.
+        """The stores, opened again in each process, because threads do not survive a fork.
 
         Raises:
-            UsageError: nor do connections to a remote store.
+            UsageError: this process was forked, and a store is remote. Connections do not survive
+                a fork, either.
         """
         if self._opened is None or self._opened[0] != os.getpid():
             if self._opened is not None and any(map(is_remote, self.stores)):
                 raise UsageError(
-                    "StoreDataset: remote stores cannot be read by workers that are forked. Say "
-                    "DataLoader(..., multiprocessing_context='spawn'), or num_workers=0."
+                    "StoreDataset: forked workers cannot read remote stores; pass "
+                    "DataLoader(..., multiprocessing_context='spawn'), or num_workers=0"
                 )
             mix = StoreMix.open(self.stores)
             self._opened = os.getpid(), mix, mix.order(self.seed)
         return self._opened[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers that are spawned open the stores again, and are told the rank."""
+        """The state for spawned workers: the rank, and no open stores."""
         return {**self.__dict__, "_opened": None, "_ranks": self._ranks or _ranks_here()}
 
 
@@ -190,28 +207,28 @@ def _ranks_here() -> tuple[int, int]:
 
 
 def split(batch: StoreBatch) -> Iterator[Example]:
-    """The examples of a batch one by one."""
+    """The examples of a batch, one by one."""
     tokens = torch.from_numpy(batch.token_ids.astype(np.int64))
     row_labels = torch.from_numpy(batch.labels.astype(np.int64))
     positions = torch.from_numpy(batch.logit_positions)
     teacher = vars(teacher_rows(batch))
     rows = {TEACHER + name: column for name, column in teacher.items() if column is not None}
     token_offsets, row_offsets = batch.token_offsets.tolist(), batch.row_offsets.tolist()
-    for place in range(len(batch.example_indices)):
-        own = slice(token_offsets[place], token_offsets[place + 1])
-        mine = slice(row_offsets[place], row_offsets[place + 1])
-        labels = torch.full((own.stop - own.start,), IGNORE_LABEL)
-        labels[positions[mine] + 1] = row_labels[mine]
+    for index in range(len(batch.example_indices)):
+        in_tokens = slice(token_offsets[index], token_offsets[index + 1])
+        in_rows = slice(row_offsets[index], row_offsets[index + 1])
+        labels = torch.full((in_tokens.stop - in_tokens.start,), IGNORE_LABEL)
+        labels[positions[in_rows] + 1] = row_labels[in_rows]
         yield {
-            "input_ids": tokens[own],
+            "input_ids": tokens[in_tokens],
             "labels": labels,
-            "logit_positions": positions[mine],
-            **{name: column[mine] for name, column in rows.items()},
+            "logit_positions": positions[in_rows],
+            **{name: column[in_rows] for name, column in rows.items()},
         }
 
 
-def _equally_wide(columns: list[Tensor]) -> list[Tensor]:
-    """[N, k] of stores with unequal k filled up to the largest; `num_kept` masks the filler."""
+def _padded_to_widest(columns: list[Tensor]) -> list[Tensor]:
+    """Columns [N, k] of stores with different k, padded to the largest k; `num_kept` masks that."""
     if columns[0].ndim == 1:
         return columns
     widest = max(column.shape[1] for column in columns)

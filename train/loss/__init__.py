@@ -1,36 +1,22 @@
-"""The cascade-aware loss: objectives, dense reference, fused torch and Triton kernels."""
+"""The cascade-aware loss: mask, dense reference, fused torch and Triton kernels."""
 
-from caskd.train.loss.api import cascade_aware_loss, keep_mask, tile_bytes
-from caskd.train.loss.measures import MEASURES, best_step, figures_of, row_measures, tally_measures
-from caskd.train.loss.objectives import (
-    IGNORE_LABEL,
-    OBJECTIVES,
-    Objective,
-    Tail,
-    resolve_objective,
-    resolve_tail,
-    resolve_unmasked,
-)
+from caskd.train.loss.api import cascade_aware_loss, tile_bytes
+from caskd.train.loss.eval_stats import ROW_STATS, best_step, eval_metrics, row_stats, sum_row_stats
+from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
 from caskd.train.loss.types import Head, LossRows, LossSums, TeacherRows
 
 __all__ = [
     "IGNORE_LABEL",
-    "MEASURES",
-    "OBJECTIVES",
+    "ROW_STATS",
     "Head",
     "LossRows",
     "LossSums",
-    "Objective",
-    "Tail",
     "TeacherRows",
     "best_step",
     "cascade_aware_loss",
-    "figures_of",
+    "eval_metrics",
     "keep_mask",
-    "resolve_objective",
-    "resolve_tail",
-    "resolve_unmasked",
-    "row_measures",
-    "tally_measures",
+    "row_stats",
+    "sum_row_stats",
     "tile_bytes",
 ]

@@ -1,4 +1,4 @@
-"""The front door of the loss: arguments are checked here, and an implementation chosen by name.
+"""`cascade_aware_loss`: check the arguments and run the implementation chosen by name.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -16,28 +16,18 @@ from caskd.train.loss.checks import check_columns, check_teacher, check_values
 from caskd.train.loss.dense import dense_loss
 from caskd.train.loss.fused import FusedCall, fused_loss
 from caskd.train.loss.kernel_check import kernels_agree
-from caskd.train.loss.objectives import (
-    IGNORE_LABEL,
-    OBJECTIVES,
-    TAILS,
-    MaskRule,
-    Objective,
-    Tail,
-    keep_mask,
-    resolve_objective,
-)
+from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
-
-__all__ = ["OBJECTIVES", "LossSums", "TeacherRows", "cascade_aware_loss", "keep_mask"]
+from caskd.train.objectives import TAILS, MaskRule, Objective, Tail, resolve_objective
 
 Impl = Literal["auto", "torch", "triton", "dense"]
 
 _TILE_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
-"""Size of a tile of float32 logits. A larger one spreads the weight gradient's traffic over more
-rows, and on a GPU some hundred launches; a smaller one stays nearer to the caches."""
+"""Size of a tile of float32 logits. A larger tile updates the weight gradient less often, and on a
+GPU saves some hundred kernel launches; a smaller one fits the caches better."""
 
 _TILE_SHARE = 32
-"""A tile is at most this part of a GPU's memory."""
+"""A tile is at most 1/32 of a GPU's memory."""
 
 _MOST_ROWS = {"cpu": 4096, "cuda": 8192}
 
@@ -48,7 +38,7 @@ def cascade_aware_loss(
     labels: Tensor,
     teacher: TeacherRows | None,
     *,
-    objective: str,
+    objective: str | Objective,
     w: float | None = None,
     tail: Tail = "bucket",
     bias: Tensor | None = None,
@@ -61,38 +51,38 @@ def cascade_aware_loss(
 ) -> LossSums:
     """Sums of the cascade-aware objective (arXiv 2406.00060) over rows.
 
-    Everything is a sum over rows: divide `loss` by a count that does not depend on how the batch
-    was split, then call backward. The fused implementation has made its gradient by then and can be
-    backpropagated once; `impl="dense"` is plain autograd.
+    Every result is a sum over rows. Divide `loss` by a count that does not depend on how the batch
+    was split, then call backward. The fused implementations compute the gradient in the forward, so
+    they can be backpropagated once; `impl="dense"` is plain autograd.
 
     Args:
         hidden: [N, H] the student's last hidden states, each predicting its row's label.
         lm_head_weight: [V, H]; used in the forward only. Without `requires_grad` its gradient is
             neither computed nor allocated; the same holds for `hidden`.
-        labels: [N] integer ids; -100 marks a row that counts nowhere.
-        teacher: the stored rows; None where the objective asks nothing of the teacher.
-        objective: a name in `OBJECTIVES`.
-        w: weight of the label term in [0, 1]; None is the objective's own.
-        tail: what becomes of the teacher's mass outside its top-k. `bucket`: the student's mass out
-            there is matched to it as one more class. `renormalise`: the top-k is scaled to sum to
-            one. `drop`: left out. `none`: exp(topk_logits - logsumexp) are the targets as they
-            stand and sum to one, for sampled stores: shares of draws, tail mass 0.
+        labels: [N] integer ids; a row with -100 counts in nothing.
+        teacher: the stored rows; None is allowed where the objective needs no teacher.
+        objective: a name in `caskd.train.objectives.OBJECTIVES`, or an `Objective`.
+        w: weight of the label term in [0, 1]; None is the objective's default.
+        tail: how to treat the teacher's mass outside its top-k. `bucket`: it is the target of the
+            student's mass outside the top-k, as one more class. `renormalise`: the top-k is scaled
+            to sum to one. `drop`: it is ignored. `none`: the targets exp(topk_logits - logsumexp)
+            sum to one already, as in sampled stores (shares of draws, tail mass 0).
         bias: [V] of the head.
         logit_softcap: logits become softcap * tanh(logits / softcap), after the scale.
         logit_scale: factor of the logits, bias included.
-        row_weights: [N] factor of each row's loss, a constant; masks and counts ignore it.
-        keep: [N] bool, the caller's own mask in place of the objective's rule; random-* have none
-            and need it.
-        impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, the second for CUDA
+        row_weights: [N] constant factor of each row's loss; masks and counts ignore it.
+        keep: [N] bool, the caller's mask, which replaces the objective's rule; random-* objectives
+            have no rule and need it.
+        impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, `triton` for CUDA
             devices; `auto` is `triton` where a trial shows that it works, else `torch`.
-        tile_rows: rows of one tile of the fused loss; None fits it to the device.
+        tile_rows: rows of one tile of the fused loss; None fits them to the device.
 
     Returns:
         Sums and counts, in float32 (float64 for float64 inputs).
 
     Raises:
-        UsageError: an argument is unknown, of the wrong shape or range, or a teacher field that the
-            objective needs is missing.
+        UsageError: an argument has an unknown value, a wrong shape or range, or a teacher field
+            that the objective needs is missing.
     """
     chosen = resolve_objective(objective, w)
     own_rule = _own_rule(objective, chosen, keep)
@@ -104,7 +94,7 @@ def cascade_aware_loss(
     check_values(rows, tail, len(lm_head_weight))
 
     index = _rows_that_can_count(rows, chosen, keep)
-    # The teacher's own mask has been applied by now; the rest of it is for the student to say.
+    # `index` has applied a teacher-only mask already.
     rule: MaskRule = "all" if own_rule == "teacher" else own_rule
     terms = LossTerms(rule, chosen.w, tail)
     head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
@@ -130,20 +120,20 @@ def cascade_aware_loss(
     return _with_row_counts(sums, rows)
 
 
-def _own_rule(name: str, objective: Objective, keep: Tensor | None) -> MaskRule:
-    """The rule that the loss applies by itself."""
+def _own_rule(given: str | Objective, objective: Objective, keep: Tensor | None) -> MaskRule:
+    """The mask rule that the loss applies; `all` where the caller passes the mask."""
     if keep is not None:
         return "all"
     if objective.rule == "random":
         raise UsageError(
-            f"objective {name!r} needs keep, got None; pass the mask, [N] bool, or choose an "
-            "objective that makes its own"
+            f"objective {given!r} needs keep, got None; pass the mask, [N] bool, or choose an "
+            "objective that computes its own"
         )
     return objective.rule
 
 
 def _rows_that_can_count(rows: LossRows, objective: Objective, keep: Tensor | None) -> Tensor:
-    """[M] ascending: rows that no argument rules out before the student has been asked."""
+    """[M] ascending: rows that may count, as far as is known before the student's forward."""
     counted = rows.labels != IGNORE_LABEL
     if keep is not None:
         counted = counted & keep
@@ -164,7 +154,7 @@ def _with_row_counts(sums: LossSums, rows: LossRows) -> LossSums:
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype of the products: autocast's where it is on, else the wider of the two inputs."""
+    """The dtype of the products: autocast's where it is enabled, else the wider input's."""
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
@@ -194,13 +184,13 @@ def _uses_triton(impl: str, device: torch.device) -> bool:
 
 
 def fitting_tile_rows(vocab_size: int, device: torch.device) -> int:
-    """Rows of a tile of float32 logits [n, V] that suits the device."""
+    """Rows n of a tile of float32 logits [n, V] that fits the device."""
     most = _MOST_ROWS.get(device.type, _MOST_ROWS["cpu"])
     return max(128, min(most, tile_bytes(device) // (4 * vocab_size) // 64 * 64))
 
 
 def tile_bytes(device: torch.device) -> int:
-    """Bytes of a tile of float32 logits that suits the device."""
+    """Bytes of a tile of float32 logits that fits the device."""
     if device.type != "cuda":
         return _TILE_BYTES.get(device.type, 512 << 20)
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -213,4 +203,6 @@ def _check_choices(tail: str, impl: str, tile_rows: int | None) -> None:
     if impl not in get_args(Impl):
         raise UsageError(f"impl {impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
     if tile_rows is not None and tile_rows < 1:
-        raise UsageError(f"tile_rows is {tile_rows}, expected at least 1; leave it out to fit it")
+        raise UsageError(
+            f"tile_rows is {tile_rows}, expected at least 1; omit it to fit the device"
+        )

@@ -1,7 +1,7 @@
-"""What the loss refuses, each in one line: got, expected, what to type next.
+"""Checks of the loss's arguments. Each error is one line: got, expected, next step.
 
-Shapes are looked at for nothing. Values (ids in range, none twice, the mass of sampled targets) are
-looked at once per call and together, so that a GPU waits for the host once, or twice.
+Checking shapes is free. Values (ids in range, no repeated id, mass of sampled targets) are checked
+together, once per call, so that a GPU waits for the host only once or twice.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
@@ -10,21 +10,22 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
-from caskd.train.loss.objectives import IGNORE_LABEL, Objective, Tail
+from caskd.train.loss.mask import IGNORE_LABEL
 from caskd.train.loss.targets import kept_cells
 from caskd.train.loss.types import LossRows, TeacherRows
+from caskd.train.objectives import Objective, Tail
 
 _SLICE_ROWS = 8192
-"""Rows of the teacher looked at together: their copies must not grow with the batch."""
+"""Teacher rows checked together. The check's copies must not grow with the batch."""
 
 _SAMPLED_ROUNDING = 1e-3
-"""How far the mass of sampled targets may be from 1: more is not rounding."""
+"""Largest distance of a row's sampled mass from 1 that rounding explains."""
 
 
 def check_columns(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: LossRows, keep: Tensor | None
 ) -> None:
-    """Shapes agree: hidden [N, H], weight [V, H], bias [V], and N of everything else."""
+    """Check the shapes: hidden [N, H], weight [V, H], bias [V], and N rows of all the rest."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise UsageError(
             f"hidden is {list(hidden.shape)} and lm_head_weight {list(weight.shape)}, expected "
@@ -38,9 +39,10 @@ def check_columns(
     for name, column in columns.items():
         if column is None:
             continue
-        wide = name in ("teacher.topk_ids", "teacher.topk_logits")
-        if column.ndim != 1 + wide or len(column) != len(hidden):
-            shape = f"[{len(hidden)}{', k' * wide}]"
+        has_cells = name in ("teacher.topk_ids", "teacher.topk_logits")
+        expected_ndim = 2 if has_cells else 1
+        if column.ndim != expected_ndim or len(column) != len(hidden):
+            shape = f"[{len(hidden)}, k]" if has_cells else f"[{len(hidden)}]"
             raise UsageError(
                 f"{name} is {list(column.shape)}, expected {shape}: one per row of hidden"
             )
@@ -48,39 +50,45 @@ def check_columns(
         raise UsageError(f"keep is {keep.dtype}, expected torch.bool; use row_weights for weights")
 
 
-def check_teacher(name: str, objective: Objective, teacher: TeacherRows | None) -> None:
-    """The teacher has what the objective called `name` asks of it."""
+def check_teacher(
+    given: str | Objective, objective: Objective, teacher: TeacherRows | None
+) -> None:
+    """Check that the teacher rows have every field that the objective reads.
+
+    Args:
+        given: the objective as the caller passed it, for the errors.
+    """
     if objective.needs_teacher and teacher is None:
-        raise UsageError(f"objective {name!r} needs teacher rows, got None; pass TeacherRows")
+        raise UsageError(f"objective {given!r} needs teacher rows, got None; pass TeacherRows")
     if teacher is None or not objective.needs_distribution or teacher.has_distribution:
         return
     missing = [field for field, value in vars(teacher).items() if value is None]
     raise UsageError(
-        f"objective {name!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
+        f"objective {given!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
         "got None; read these fields from the store"
     )
 
 
 def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
-    """Labels and ids index the student's logits, no id is twice in a row, sampled targets sum to 1.
+    """Check that ids index the student's logits, rows repeat no id, and sampled targets sum to 1.
 
     Raises:
-        UsageError: they do not.
+        UsageError: a label, an id or a sum is out of range.
     """
-    figures = [_bounds(rows.labels[rows.labels != IGNORE_LABEL])]
+    extremes = [_bounds(rows.labels[rows.labels != IGNORE_LABEL])]
     parts = _slices(rows.teacher)
     if parts:
-        figures.append(torch.stack([_cell_figures(part) for part in parts]).amax(0))
-    under, high, *of_teacher = torch.cat(figures).tolist()
+        extremes.append(torch.stack([_cell_extremes(part) for part in parts]).amax(0))
+    under, high, *teacher_extremes = torch.cat(extremes).tolist()
     if under > 0 or high >= vocab_size:
         raise UsageError(
             f"labels run from {-under} to {high}, expected 0 to {vocab_size - 1} (the student's "
             f"head) or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
         )
     if parts:
-        _check_cells(*of_teacher, vocab_size=vocab_size)
+        _check_cells(*teacher_extremes, vocab_size=vocab_size)
     if parts and tail == "none":
-        _check_sampled(*torch.stack([_sampled_figures(part) for part in parts]).amax(0).tolist())
+        _check_sampled(*torch.stack([_sampled_extremes(part) for part in parts]).amax(0).tolist())
 
 
 def _check_cells(under: int, high: int, is_repeated: int, *, vocab_size: int) -> None:
@@ -91,21 +99,21 @@ def _check_cells(under: int, high: int, is_repeated: int, *, vocab_size: int) ->
         )
     if is_repeated:
         raise UsageError(
-            "a teacher row has the same id twice, expected distinct ids; add up the counts of "
-            "repeated draws first"
+            "a teacher row has the same id twice, expected distinct ids; merge repeated draws into "
+            "one id with their summed count"
         )
 
 
 def _check_sampled(left_out: float, excess: float) -> None:
     if left_out > 0 or excess > _SAMPLED_ROUNDING:
         raise UsageError(
-            f"tail='none' takes targets that sum to 1, got a tail mass up to {left_out:.3g} and a "
-            f"sum off by {excess:.3g}; use tail='bucket', or the counts of a sampled store"
+            f"tail='none' expects targets that sum to 1, got a tail mass up to {left_out:.3g} and "
+            f"a sum off by {excess:.3g}; use tail='bucket', or the counts of a sampled store"
         )
 
 
 def _slices(teacher: TeacherRows | None) -> list[TeacherRows]:
-    """Views of a few rows each; none where there is no distribution."""
+    """Views of a few rows each; an empty list without a distribution."""
     if teacher is None or not teacher.has_distribution:
         return []
     starts = range(0, len(teacher.argmax), _SLICE_ROWS)
@@ -113,15 +121,15 @@ def _slices(teacher: TeacherRows | None) -> list[TeacherRows]:
 
 
 def _bounds(ids: Tensor) -> Tensor:
-    """[2] the least, negated, and the greatest; 0 and 0 of nothing."""
+    """[2] the smallest id, negated, and the largest; 0 and 0 for an empty tensor."""
     if ids.numel() == 0:
         return torch.zeros(2, device=ids.device, dtype=torch.int64)
     low, high = ids.aminmax()
     return torch.stack([-low, high])
 
 
-def _cell_figures(teacher: TeacherRows) -> Tensor:
-    """[3] what some rows have at most: -id, id, and whether a row has one twice."""
+def _cell_extremes(teacher: TeacherRows) -> Tensor:
+    """[3] the largest -id, the largest id, and 1 if a row repeats an id."""
     ids, valid = kept_cells(teacher)
     filler = -1 - torch.arange(ids.shape[1], device=ids.device)
     ordered = torch.where(valid, ids, filler).sort(dim=1).values
@@ -129,8 +137,8 @@ def _cell_figures(teacher: TeacherRows) -> Tensor:
     return torch.cat([_bounds(ids), is_repeated[None]])
 
 
-def _sampled_figures(teacher: TeacherRows) -> Tensor:
-    """[2] the greatest tail mass, and how far a row's sum of targets is from 1."""
+def _sampled_extremes(teacher: TeacherRows) -> Tensor:
+    """[2] the largest tail mass, and the largest distance of a row's sum of targets from 1."""
     assert teacher.topk_logits is not None
     assert teacher.logsumexp is not None
     assert teacher.tail_mass is not None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from caskd.train.loss.targets import RowFigures, Targets, tally, teacher_targets
+from caskd.train.loss.targets import StudentRows, Targets, sum_rows, teacher_targets
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 
 
@@ -30,12 +30,12 @@ def dense_loss(
     if rows.teacher is not None and rows.teacher.has_distribution:
         targets = teacher_targets(rows.teacher, terms.tail, logits.shape[1], logits.dtype)
         cross_entropy = _cross_entropy(logprobs, targets)
-    figures = RowFigures(
+    student = StudentRows(
         argmax=logits.detach().argmax(1),
         label_nll=-logprobs.gather(1, rows.labels[:, None]).squeeze(1),
         teacher_cross_entropy=cross_entropy,
     )
-    return tally(figures, rows, targets, terms)[0]
+    return sum_rows(student, rows, targets, terms)[0]
 
 
 def _logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:

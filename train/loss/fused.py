@@ -1,11 +1,12 @@
 """Head projection, loss and gradient in one pass over tiles of rows.
 
-Per tile: one product makes the logits, they are read (argmax, log-sum-exp, label, top-k) and turned
-into exponentials and then into the gradient in the same memory, rows that the mask drops are closed
-up, and two products take the gradient back. Nothing is recomputed in the backward, which only
-multiplies by the upstream gradient; that is possible because the loss is a plain sum over rows.
+Per tile, one matrix product makes the logits. They are read (argmax, log-sum-exp, label, top-k) and
+turned into exponentials and then into the gradient in the same memory. Rows that the mask drops are
+skipped, and two products take the gradient back to hidden states and weight. The backward
+recomputes nothing: because the loss is a plain sum over rows, it only multiplies by the upstream
+gradient.
 
-The passes over a tile's logits are plain torch, or Triton kernels on a GPU.
+The kernels over a tile's logits are plain torch, or Triton on a GPU.
 
 Dimension letters: N rows, n rows of a tile, V student vocabulary, H hidden width.
 """
@@ -18,18 +19,18 @@ from torch import Tensor
 
 from caskd.store.errors import UsageError
 from caskd.train.loss.matmul import add_product_, product_dtype, write_product_
-from caskd.train.loss.tile import Passes, differentiate_, read_tile_
-from caskd.train.loss.torch_passes import TorchPasses
+from caskd.train.loss.tile import TileKernels, differentiate_, forward_tile_
+from caskd.train.loss.torch_kernels import TorchKernels
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 
 
 @dataclass(frozen=True, eq=False)
 class FusedCall:
-    """Everything of one call that is not differentiated."""
+    """Arguments of one call that are not differentiated."""
 
     rows: LossRows
     index: Tensor
-    """[M] rows that meet the head, ascending."""
+    """[M] rows that go through the head, ascending."""
     terms: LossTerms
     softcap: float | None
     scale: float | None
@@ -37,14 +38,14 @@ class FusedCall:
     """Of the inputs to the products."""
     tile_rows: int
     triton: bool
-    """Whether Triton kernels make the passes over the logits."""
+    """Use the Triton kernels, not those of torch."""
     wanted: tuple[bool, bool, bool]
-    """Whether hidden, weight and bias need a gradient. `ctx.needs_input_grad` does not know that
-    the caller is under `no_grad`, and evaluation would pay for three products."""
+    """Whether hidden, weight and bias need a gradient. `ctx.needs_input_grad` ignores `no_grad`, so
+    that evaluation would compute three products for nothing."""
 
 
 def fused_loss(hidden: Tensor, head: Head, call: FusedCall) -> LossSums:
-    """The sums of the rows `call.index`; `loss` can be backpropagated once.
+    """Sums over the rows `call.index`; `loss` can be backpropagated once.
 
     Args:
         hidden: [N, H].
@@ -72,13 +73,13 @@ class _FusedLoss(torch.autograd.Function):
             return None, None, None, None
         if torch.is_grad_enabled():
             raise UsageError(
-                "the fused loss has no second derivative, got backward with create_graph=True; "
+                "the fused loss has no second derivative, got backward(create_graph=True); "
                 "use impl='dense'"
             )
         if ctx.gradients is None:
             raise UsageError(
-                "the fused loss was backpropagated twice, but its gradient is scaled in place; "
-                "call cascade_aware_loss again, or use impl='dense'"
+                "the fused loss was backpropagated twice, expected once (its gradient is scaled in "
+                "place); call cascade_aware_loss again, or use impl='dense'"
             )
         gradients, ctx.gradients = ctx.gradients, None
         hidden, weight, bias = (None if g is None else g.mul_(upstream) for g in gradients)
@@ -94,52 +95,52 @@ def _run_tiles(
     sums = LossSums.zeros(hidden.device, exact)
     tile_rows = _even_tile_rows(len(call.index), call.tile_rows)
     tile = weight.new_empty((tile_rows, len(weight)), dtype=exact)
-    passes = _make_passes(call, tile, operand)
+    kernels = _make_kernels(call, tile, operand)
     gradients = _Gradients(hidden, head, call.wanted, exact)
     for part in range(0, len(call.index), max(1, tile_rows)):
-        index = _place(call.index[part : part + tile_rows], part, len(hidden), len(call.index))
+        index = _tile_index(call.index[part : part + tile_rows], part, len(hidden), len(call.index))
         rows = call.rows.take(index)
         inputs = hidden.detach()[index].to(operand)
         logits = head.finish_(write_product_(tile[: len(inputs)], inputs, weight.t()))
-        of_tile, reading = read_tile_(logits, rows, call.terms, passes)
-        sums = sums + of_tile
+        tile_sums, forward = forward_tile_(logits, rows, call.terms, kernels)
+        sums = sums + tile_sums
         if any(call.wanted):
-            live = reading.factor.nonzero().squeeze(1)
+            live = forward.factor.nonzero().squeeze(1)
             if 0 < len(live) < len(inputs):
-                reading, inputs = reading.take(live), inputs[live]
+                forward, inputs = forward.take(live), inputs[live]
                 index = call.index[part : part + tile_rows][live]
             if len(live):
-                gradient = differentiate_(logits, live, reading, head, call.terms.w, passes)
+                gradient = differentiate_(logits, live, forward, head, call.terms.w, kernels)
                 gradients.add_(gradient, inputs, weight, index)
     return sums, gradients.finish(head)
 
 
-def _place(index: Tensor, start: int, num_rows: int, num_counted: int) -> Tensor | slice:
-    """Rows of a tile; where every row counts they are neighbors, and nothing has to be copied."""
+def _tile_index(index: Tensor, start: int, num_rows: int, num_counted: int) -> Tensor | slice:
+    """Rows of a tile; where every row counts they are adjacent, and nothing is copied."""
     return slice(start, start + len(index)) if num_counted == num_rows else index
 
 
 def _even_tile_rows(num_rows: int, most: int) -> int:
-    """Rows of each tile, so that none is a small rest."""
+    """Rows of each tile, so that the last one is not much smaller."""
     num_tiles = max(1, -(-num_rows // most))
     return -(-num_rows // num_tiles)
 
 
-def _make_passes(call: FusedCall, tile: Tensor, operand: torch.dtype) -> Passes:
+def _make_kernels(call: FusedCall, tile: Tensor, operand: torch.dtype) -> TileKernels:
     if not call.triton:
-        return TorchPasses(operand)
-    from caskd.train.loss.triton_passes import TritonPasses  # Triton is not everywhere
+        return TorchKernels(operand)
+    from caskd.train.loss.triton_kernels import TritonKernels  # Triton may be missing
 
-    return TritonPasses(tile, operand)
+    return TritonKernels(tile, operand)
 
 
 class _Gradients:
-    """Running sums; None where no gradient is wanted, and then nothing is computed for it."""
+    """Running sums of the gradients. One that is not wanted is None and costs nothing."""
 
     def __init__(
         self, hidden: Tensor, head: Head, wanted: tuple[bool, bool, bool], exact: torch.dtype
     ) -> None:
-        # Float16 overflows in sums that are not divided yet; autograd casts after scaling.
+        # Float16 would overflow before the division by the row count; autograd casts after it.
         row_dtype = exact if hidden.dtype == torch.float16 else hidden.dtype
         self.hidden = torch.zeros_like(hidden, dtype=row_dtype) if wanted[0] else None
         self.weight = torch.empty_like(head.weight, dtype=exact) if wanted[1] else None
@@ -149,11 +150,11 @@ class _Gradients:
         self._is_weight_written = False
 
     def add_(self, gradient: Tensor, inputs: Tensor, weight: Tensor, index: Tensor | slice) -> None:
-        """Take a tile's gradient [m, V] back through the head.
+        """Add a tile's gradient [m, V], taken back through the head.
 
         Args:
-            inputs: [m, H] the hidden states it belongs to.
-            index: [m] their rows, ascending; a slice where they are neighbors.
+            inputs: [m, H] the hidden states of these rows.
+            index: [m] the rows in `hidden`, ascending; a slice where they are neighbours.
         """
         if self.bias is not None:
             self.bias.add_(gradient.sum(0, dtype=self.bias.dtype))
@@ -165,13 +166,13 @@ class _Gradients:
             else:
                 self.hidden.index_copy_(0, index, rows.to(self.hidden.dtype))
         if self.weight is not None:
-            # The first product is written: zeros to add to would be one more pass over the head.
+            # The first product is written, not added: zeroing first is one more pass over the head.
             put = add_product_ if self._is_weight_written else write_product_
             put(self.weight, gradient.t(), inputs)
             self._is_weight_written = True
 
     def finish(self, head: Head) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients as they wait for the backward: in bfloat16 where the parameters are."""
+        """The gradients for the backward, in the dtype of their parameters."""
 
         def hold(total: Tensor | None, parameter: Tensor | None) -> Tensor | None:
             if total is None or parameter is None or parameter.dtype == torch.float16:

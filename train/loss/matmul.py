@@ -1,7 +1,7 @@
-"""Matrix products whose operands may be bfloat16 and whose result is float32.
+"""Mixed-precision matrix products: operands may be bfloat16, the result is float32.
 
-Rounding logits to bfloat16 costs eight bits of each, and summing a weight gradient in it loses what
-later tiles add; the tensor cores take bfloat16 and sum in float32 in any case.
+Rounding logits to bfloat16 loses eight bits of each, and summing a weight gradient in bfloat16
+loses the contributions of later tiles. Tensor cores multiply bfloat16 and sum in float32 anyway.
 """
 
 import torch
@@ -12,10 +12,10 @@ _HAS_OUT_DTYPE = torch.__version__ >= "2.8"
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype of a product's operands, and of its result.
+    """Dtypes of a product's operands and of its result.
 
-    Bfloat16 stays on CUDA. On a CPU, whose products only return what they take, and in float16,
-    where gradients not divided yet leave its range, operands become float32.
+    Bfloat16 operands stay so on CUDA. On a CPU a product returns the dtype of its operands, and
+    float16 cannot hold gradients before their division, so in both cases operands become float32.
     """
     if dtype == torch.float64:
         return torch.float64, torch.float64

@@ -1,4 +1,4 @@
-"""The teacher's side of the loss, and the tally of a set of rows; shared by every implementation.
+"""The teacher's targets, and the sums of a set of rows; shared by every implementation.
 
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary.
 """
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caskd.train.loss.objectives import Tail, keep_mask
+from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
+from caskd.train.objectives import Tail
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Sparse target distributions: `mass` on `ids`, and `tail` on everything else together.
+    """Sparse target distributions: `mass` on `ids`, and `tail` on all other ids together.
 
-    Filler cells repeat the row's first id, so that overwriting a row's cells is harmless; `valid`
-    says which cells count, and `mass` is 0 elsewhere.
+    `valid` marks the cells that count; `mass` is 0 elsewhere. Filler cells repeat the row's first
+    id, so that scattering a row's cells is harmless.
     """
 
     ids: Tensor
@@ -27,9 +28,9 @@ class Targets:
     valid: Tensor
     """[N, k] bool."""
     tail: Tensor
-    """[N] target of the (k+1)-th bucket; 0 where the tail mode has none."""
+    """[N] target of the (k+1)-th bucket; 0 where the tail mode has no bucket."""
     tail_mass: Tensor
-    """[N] what the teacher left outside its top-k, whatever the tail mode makes of it."""
+    """[N] the teacher's mass outside its top-k, for any tail mode."""
     present: Tensor
     """[N] bool: rows that have a teacher row."""
 
@@ -47,16 +48,16 @@ class Targets:
 def teacher_targets(
     teacher: TeacherRows, tail: Tail, vocab_size: int, dtype: torch.dtype
 ) -> Targets:
-    """The target distributions of rows that have a top-k.
+    """Target distributions of rows that have a top-k.
 
-    Probabilities are exp(topk_logits - logsumexp). Storage rounds logits, so that the top-k and
-    `tail_mass` need not sum to one: the cells are scaled to 1 - tail_mass (`bucket`, `drop`), to
-    one (`renormalise`), or left as they are (`none`, for sampled targets, which are shares of
+    Probabilities are exp(topk_logits - logsumexp). Storage rounds logits, so the top-k and
+    `tail_mass` may not sum to one. The cells are scaled to 1 - tail_mass (`bucket`, `drop`), to
+    one (`renormalise`), or stay as they are (`none`, for sampled targets, which are shares of
     draws).
 
     Args:
-        vocab_size: the student's V. Its columns outside a row's top-k, also those beyond the
-            teacher's vocabulary, belong to the tail. A row that keeps all V has no tail.
+        vocab_size: the student's V. Columns outside a row's top-k belong to the tail, also those
+            beyond the teacher's vocabulary. A row that keeps all V has no tail.
         dtype: float32, or float64.
     """
     assert teacher.topk_logits is not None
@@ -78,7 +79,8 @@ def teacher_targets(
 
 
 def kept_cells(teacher: TeacherRows) -> tuple[Tensor, Tensor]:
-    """Ids [N, k] int64, filler at the row's first id (0 without a teacher), and which count."""
+    """Ids [N, k] int64 and the valid cells [N, k]; filler is the row's first id, or 0 in a row
+    without a teacher row."""
     assert teacher.topk_ids is not None
     assert teacher.num_kept is not None
     ids = teacher.topk_ids.long()
@@ -88,36 +90,36 @@ def kept_cells(teacher: TeacherRows) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, eq=False)
-class RowFigures:
-    """What one forward says of each row; `tally` turns it into sums."""
+class StudentRows:
+    """The student's values of each row in one forward; `sum_rows` adds them up."""
 
     argmax: Tensor
-    """[N] the student's, ties to the lowest id."""
+    """[N] ties to the lowest id."""
     label_nll: Tensor
     """[N] -log p_S(label)."""
     teacher_cross_entropy: Tensor | None
-    """[N] None where the teacher's distribution was not given."""
+    """[N]; None without a teacher distribution."""
 
 
-def tally(
-    figures: RowFigures, rows: LossRows, targets: Targets | None, terms: LossTerms
+def sum_rows(
+    student: StudentRows, rows: LossRows, targets: Targets | None, terms: LossTerms
 ) -> tuple[LossSums, Tensor]:
-    """The sums of these rows and the factor of each one's loss, [N], 0 where the mask drops it.
+    """The sums of these rows, and the factor [N] of each row's loss: 0 where the mask drops it.
 
-    `num_rows` and `teacher_correct` stay 0: they are over rows that never get here, too.
+    `num_rows` and `teacher_correct` stay 0, because they also count rows that never get here.
     """
     teacher_argmax = None if rows.teacher is None else rows.teacher.argmax
-    keep = keep_mask(figures.argmax, teacher_argmax, rows.labels, terms.rule)
-    factor = keep.to(figures.label_nll.dtype)
+    keep = keep_mask(student.argmax, teacher_argmax, rows.labels, terms.rule)
+    factor = keep.to(student.label_nll.dtype)
     if rows.weights is not None:
         factor = factor * rows.weights.to(factor.dtype)
-    # Where the factor is 0 the loss is left out, not multiplied: inf * 0 must not reach the sum.
-    row_loss = terms.w * figures.label_nll
+    # Where the factor is 0 the loss is skipped, not multiplied: inf * 0 must not reach the sum.
+    row_loss = terms.w * student.label_nll
     zero = torch.zeros((), device=factor.device, dtype=factor.dtype)
     cross_entropy, kl, tail_mass, num_distilled = zero, zero, zero, zero.long()
-    if targets is not None and figures.teacher_cross_entropy is not None:
-        row_loss = row_loss + (1 - terms.w) * figures.teacher_cross_entropy
-        measured = figures.teacher_cross_entropy.detach()
+    if targets is not None and student.teacher_cross_entropy is not None:
+        row_loss = row_loss + (1 - terms.w) * student.teacher_cross_entropy
+        measured = student.teacher_cross_entropy.detach()
         cross_entropy = torch.where(targets.present, measured, 0).sum()
         kl = torch.where(targets.present, measured + targets.negative_entropy(), 0).sum()
         tail_mass = targets.tail_mass.sum()
@@ -125,7 +127,7 @@ def tally(
     loss = torch.where(factor != 0, factor * row_loss, 0).sum()
     sums = LossSums(
         loss=loss,
-        label_nll=figures.label_nll.detach().sum(),
+        label_nll=student.label_nll.detach().sum(),
         teacher_cross_entropy=cross_entropy,
         teacher_kl=kl,
         tail_mass=tail_mass,
@@ -133,7 +135,7 @@ def tally(
         num_kept=keep.sum(),
         num_measured=torch.full_like(zero, len(keep), dtype=torch.int64),
         num_distilled=num_distilled,
-        student_correct=(figures.argmax == rows.labels).sum(),
+        student_correct=(student.argmax == rows.labels).sum(),
         teacher_correct=zero.long(),
     )
     return sums, factor

@@ -9,15 +9,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from caskd.train.loss.objectives import MaskRule, Tail
+from caskd.train.objectives import MaskRule, Tail
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherRows:
-    """The teacher's fields of each row, as a store holds them.
+    """The teacher's fields of each row, as the store holds them.
 
-    An objective without a teacher term (`w = 1`) needs `argmax` alone; figures of a field that is
-    None are not measured. A row with `num_kept` 0 has no teacher.
+    Only `argmax` is needed where the objective has no teacher term (`w = 1`). The other fields may
+    be None, and the loss then reports no teacher sums. A row with `num_kept` 0 has no teacher row.
     """
 
     argmax: Tensor
@@ -29,13 +29,13 @@ class TeacherRows:
     num_kept: Tensor | None = None
     """[N] number of the k cells that count."""
     logsumexp: Tensor | None = None
-    """[N] of the teacher's whole logit row: exp(topk_logits - logsumexp) is a probability."""
+    """[N] over the teacher's whole logit row: exp(topk_logits - logsumexp) is a probability."""
     tail_mass: Tensor | None = None
     """[N] the teacher's probability outside the top-k."""
 
     @property
     def has_distribution(self) -> bool:
-        """Whether every field that the teacher term needs is given."""
+        """Whether no field is None, as the teacher term needs."""
         return all(getattr(self, field.name) is not None for field in fields(self))
 
     def present(self) -> Tensor:
@@ -53,7 +53,7 @@ class TeacherRows:
 
 @dataclass(frozen=True, eq=False)
 class LossRows:
-    """The rows of one call besides the student's hidden states."""
+    """The rows of one call, without the student's hidden states."""
 
     labels: Tensor
     """[N] int64."""
@@ -72,7 +72,7 @@ class LossRows:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Options of one call: the mask rule that the student decides, the label weight, the tail."""
+    """Settings of one call: the mask rule still to apply, label weight, tail mode."""
 
     rule: MaskRule
     w: float
@@ -114,12 +114,12 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class LossSums:
-    """Sums and counts of one call, 0-d tensors, not divided.
+    """Sums and counts of one call, as 0-d tensors; the loss never divides them.
 
     Sums of several micro-batches add up (`+`). Only `loss` carries a gradient. Rows that are known
-    not to count before the forward skip the head: ignored labels, rows without a teacher where one
-    is needed, rows that a teacher-only mask or the caller's own mask drops. Student figures are
-    therefore over `num_measured` rows.
+    before the forward not to count (ignored label, no teacher row where one is needed, dropped by a
+    teacher-only mask or by the caller's mask) never go through the head. So student sums are over
+    `num_measured` rows.
     """
 
     loss: Tensor
@@ -129,7 +129,7 @@ class LossSums:
     teacher_cross_entropy: Tensor
     """Sum over distilled rows, nats."""
     teacher_kl: Tensor
-    """`teacher_cross_entropy` minus the teacher's entropy, tail bucket included: 0 at best."""
+    """Sum of cross-entropy less the teacher's entropy, bucket included: 0 for a perfect student."""
     tail_mass: Tensor
     """Sum of the teacher's tail mass over distilled rows."""
     num_rows: Tensor
@@ -137,7 +137,7 @@ class LossSums:
     num_kept: Tensor
     """Rows that the mask keeps; divided by `num_rows`, the keep_fraction."""
     num_measured: Tensor
-    """Rows whose student logits were computed."""
+    """Rows that went through the student's head."""
     num_distilled: Tensor
     """Measured rows that have a teacher distribution."""
     student_correct: Tensor
@@ -153,7 +153,7 @@ class LossSums:
         return tuple(getattr(self, field.name) for field in fields(self))
 
     def detach(self) -> "LossSums":
-        """The same sums without the graph, for logs."""
+        """The sums without the graph, for logs."""
         return LossSums(*(tensor.detach() for tensor in self.tensors()))
 
     @classmethod

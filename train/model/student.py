@@ -24,11 +24,10 @@ from caskd.train.loss import (
     Head,
     LossRows,
     LossSums,
-    Objective,
-    Tail,
     cascade_aware_loss,
-    row_measures,
+    row_stats,
 )
+from caskd.train.objectives import Objective, Tail
 
 FLAG = "--student"
 SUM_NAMES = tuple(field.name for field in fields(LossSums))
@@ -40,16 +39,6 @@ class LossOptions:
 
     objective: Objective
     tail: Tail
-
-
-_NAME_OF_RULE = {
-    "all": "dist",
-    "either": "cat-dist",
-    "teacher": "cat-dist-l",
-    "student": "cat-dist-s",
-    "random": "random-dist",
-}
-"""An objective's name by its mask; the label weight is given beside it."""
 
 
 class StudentWithLoss(nn.Module):
@@ -76,7 +65,7 @@ class StudentWithLoss(nn.Module):
     def forward(self, batch: MicroBatch) -> Any:
         """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached.
 
-        In evaluation, the `row_measures` [N, len(MEASURES)].
+        In evaluation, the `row_stats` [N, len(ROW_STATS)].
         """
         hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
         hidden = hidden.flatten(0, 1)[batch.gather_index]  # [N, H]
@@ -87,19 +76,18 @@ class StudentWithLoss(nn.Module):
         if not self.training:
             whole_head = Head(head.weight, bias, softcap, scale)
             rows = LossRows(batch.labels, batch.teacher, None)
-            return row_measures(hidden, whole_head, rows, objective.rule)
+            return row_stats(hidden, whole_head, rows, objective.rule)
         sums = cascade_aware_loss(
             hidden,
             head.weight,
             batch.labels,
             batch.teacher,
-            objective=_NAME_OF_RULE[objective.rule],
-            w=objective.w,
+            objective=objective,
             tail=self.options.tail,
             bias=bias,
             logit_softcap=softcap,
             logit_scale=scale,
-            keep=batch.keep if objective.rule == "random" else None,
+            keep=batch.keep if objective.needs_keep else None,
         )
         return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
 

@@ -1,4 +1,4 @@
-"""`caskd train` and `caskd export`: plan, loop, schedule, logs, validation, memory forecast."""
+"""`caskd train` and `caskd export`: plan, loop, schedule, logs, evaluation, memory forecast."""
 
 from caskd.train.run.exporter import export_command
 from caskd.train.run.loop import train

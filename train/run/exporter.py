@@ -1,4 +1,4 @@
-"""A checkpoint as an ordinary transformers model, compared with the weights before it is done."""
+"""Export a checkpoint as an ordinary transformers model, and compare it after a reload."""
 
 import json
 import os
@@ -30,7 +30,7 @@ from caskd.train.run.validation import EVAL_FILE, best_step_of
 
 PROBE_TOKENS = 16
 
-_CARD_FIGURES = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece")
+_CARD_METRICS = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece")
 
 
 def export_command(config: ExportConfig) -> int:
@@ -43,27 +43,32 @@ def export_command(config: ExportConfig) -> int:
 def export(checkpoint: Path, out: Path, *, adapter: bool = False) -> Path:
     """Write a checkpoint's float32 weights as safetensors, with tokenizer and model card.
 
-    The directory appears when all of it is written and reloads to the same logits.
+    `out` appears only when everything is written and reloads to the same logits.
 
     Args:
         checkpoint: a run's directory (its newest complete checkpoint) or one checkpoint.
-        out: new or empty.
-        adapter: write the adapters of a LoRA run alone, and not merged into the weights.
+        out: new or empty directory.
+        adapter: write only the adapters of a LoRA run, not the merged weights.
 
     Returns:
         `out`.
 
     Raises:
         UsageError: there is no complete checkpoint, it has no adapters, or `out` is not empty.
-        CorruptError: the checkpoint has other bytes than were saved.
+        CorruptError: the checkpoint is damaged, or the exported model's logits differ.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: expected a new or empty directory. Give another one.")
+        raise UsageError(
+            f"{out}: found a file or a directory with files, expected a new or empty directory; "
+            "pass another OUT"
+        )
     source = find_checkpoint(checkpoint)
     verify(source, only=(f"{WEIGHTS}/", f"{STUDENT}/", STATE))
     state = read_state(source)
     if adapter and state.config["lora_rank"] is None:
-        raise UsageError(f"--adapter: {source} was trained without --lora-rank. Leave it out.")
+        raise UsageError(
+            f"--adapter: {source} was trained without --lora-rank; run without --adapter"
+        )
     model, wrapped = consolidated_model(source, state)
     written = out.with_name(f".{out.name}.exporting")
     shutil.rmtree(written, ignore_errors=True)
@@ -87,47 +92,50 @@ def export(checkpoint: Path, out: Path, *, adapter: bool = False) -> Path:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run that its --best-metric chose.
+    """The checkpoint of a run with the best value of its --best-metric.
 
     Raises:
-        UsageError: the run was not measured, or the checkpoint is gone.
+        UsageError: the run has no evaluations with a best metric, or the checkpoint is missing.
     """
     metric = read_state(find_checkpoint(run)).config["best_metric"]
     step = best_step_of(run, metric) if metric else None
     if step is None:
         raise UsageError(
-            f"--best: {run} has no measurement to choose by. Leave it out, or train with "
-            "--eval-store and --best-metric."
+            f"--best: {run} has no evaluations by a --best-metric; run without --best, or train "
+            "with --eval-store and --best-metric"
         )
     checkpoint = checkpoint_path(run, step)
     if not is_complete(checkpoint):
-        raise UsageError(f"--best: the best {metric} was at step {step}, and {checkpoint} is gone.")
+        raise UsageError(
+            f"--best: the best {metric} was at step {step}, but {checkpoint} is missing; run "
+            "without --best for the newest checkpoint"
+        )
     return checkpoint
 
 
 def consolidated_model(checkpoint: Path, state: RunState) -> tuple[Any, Any]:
-    """The trained student of a checkpoint in float32, and peft's wrapper where it has adapters.
+    """The trained student of a checkpoint in float32, and peft's wrapper if it has adapters.
 
     Raises:
-        CorruptError: the weights are not those of the configuration.
+        CorruptError: the names of the weights differ from the configuration's model.
     """
     config = open_config(checkpoint / STUDENT, "checkpoint")
     model = build_model(config, "checkpoint", dtype=torch.float32)
     lora = lora_options(state.config)
     wrapped = None if lora is None else add_adapters(model, lora, str(state.config["student"]))
-    load_weights(checkpoint, model)  # tied weights are there once
+    load_weights(checkpoint, model)  # tied weights are stored once
     return model.eval(), wrapped
 
 
 @torch.no_grad()
 def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
-    """Load what was written and compare its logits with the model's.
+    """Reload an exported directory and compare its logits with the model's.
 
     Args:
-        base: of an adapter, the model that it is put on.
+        base: the base model of an exported adapter; None for a whole model.
 
     Raises:
-        CorruptError: they differ.
+        CorruptError: the logits differ.
     """
     open_tokenizer(directory, "export")
     reloaded = open_model(base or directory, "--student" if base else "export", dtype="float32")
@@ -140,19 +148,19 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
     if not torch.equal(ours, theirs):
         raise CorruptError(
             f"{directory}: the exported model's logits differ from the checkpoint's by "
-            f"{float((ours - theirs).abs().max()):.3g}; nothing was written."
+            f"{float((ours - theirs).abs().max()):.3g}, expected none; nothing was written"
         )
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Everything beside the weights that `save_pretrained` did not write."""
+    """Copy the files of the student directory that `save_pretrained` did not write."""
     for path in source.iterdir():
         if not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
 
 
 def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
-    """README.md of an exported student; `run` is the directory whose figures it quotes."""
+    """README.md of an exported student, with the last metrics in the directory `run`."""
     config = state.config
     return "\n".join(
         [
@@ -163,7 +171,7 @@ def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
             "---",
             f"# A student of {state.teacher}",
             "",
-            "The small model of a cascade, trained with caskd from the teacher's stored logits.",
+            "The small model of a cascade, trained with caskd on the teacher's stored logits.",
             "",
             f"- objective: {config['objective']}, label weight "
             f"{'by default' if config['w'] is None else config['w']}, tail {config['tail']}",
@@ -179,10 +187,10 @@ def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
 
 
 def _card_lines(run: Path, step: int) -> Iterator[str]:
-    """The figures of that step in training, and as measured on --eval-store."""
-    for name, label in ((METRICS_FILE, "last batch"), (EVAL_FILE, "measured")):
+    """The metrics of that step in training and on --eval-store, one line each."""
+    for name, label in ((METRICS_FILE, "last batch"), (EVAL_FILE, "evaluation")):
         for line in lines_up_to(run / name, step)[-1:]:
             values: Mapping[str, Any] = json.loads(line)
             if values["step"] == step:
-                shown = (f"{k} {values[k]:.4g}" for k in _CARD_FIGURES if values.get(k) is not None)
+                shown = (f"{k} {values[k]:.4g}" for k in _CARD_METRICS if values.get(k) is not None)
                 yield f"- {label}: {', '.join(shown)}"

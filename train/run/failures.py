@@ -1,4 +1,4 @@
-"""What ends a run from outside, said in one line: memory that is gone, a rank that is gone."""
+"""One-line errors for running out of memory and for a lost rank."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,23 +11,23 @@ from caskd.train.run.plan import RunPlan
 
 
 class OutOfMemoryError(CaskdError):
-    """The device, or the host, has no memory left."""
+    """The device or the host ran out of memory."""
 
     exit_code = 1
 
 
 class RankLostError(CaskdError):
-    """Another rank died, or did not answer in time."""
+    """Another rank died or did not respond in time."""
 
     exit_code = 1
 
 
 @contextmanager
-def explained(plan: RunPlan) -> Iterator[None]:
-    """Turn a failure of memory or of another rank into one line that says what to type next.
+def user_errors(plan: RunPlan) -> Iterator[None]:
+    """Turn running out of memory or losing a rank into a one-line error with the next command.
 
     Raises:
-        OutOfMemoryError: with the two settings that would save most.
+        OutOfMemoryError: out of memory; it names the two settings that would save the most.
         RankLostError: a collective failed or timed out.
     """
     try:
@@ -37,8 +37,9 @@ def explained(plan: RunPlan) -> Iterator[None]:
             raise OutOfMemoryError(_memory_advice(plan)) from None
         if _is_lost_rank(error):
             raise RankLostError(
-                f"another rank ended or did not answer within {plan.config.timeout_minutes:g} "
-                "minutes; see its own messages. Then: the same command with --resume."
+                "another rank ended or did not respond within --timeout-minutes "
+                f"{plan.config.timeout_minutes:g}; read its messages, then run the same command "
+                "with --resume"
             ) from None
         raise
 
@@ -46,11 +47,11 @@ def explained(plan: RunPlan) -> Iterator[None]:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return "can't allocate memory" in str(error)  # what torch says on a CPU
+    return "can't allocate memory" in str(error)  # torch's message on a CPU
 
 
 def _is_lost_rank(error: BaseException) -> bool:
-    """Gloo raises plain RuntimeErrors that name its own source files."""
+    """Gloo raises plain RuntimeErrors whose text names its source files."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
@@ -62,4 +63,4 @@ def _memory_advice(plan: RunPlan) -> str:
         halved = f"--micro-batch-size {config.micro_batch_size // 2}"
     helpful = remedies(size_of(plan), halved)[:2]
     advice = " or ".join(helpful) if helpful else "a smaller --student"
-    return f"out of memory. What would help most here: {advice}. Compare with --dry-run."
+    return f"out of memory; pass {advice}, which would save the most; --dry-run shows the forecast"

@@ -1,4 +1,4 @@
-"""The training loop, to be read from top to bottom."""
+"""The training loop; it reads from top to bottom."""
 
 import signal
 import threading
@@ -22,9 +22,14 @@ from caskd.train.checkpoint import (
     seed_everything,
 )
 from caskd.train.config import TrainConfig
-from caskd.train.data import BatchReader, ReadAhead, StepBatch, fields_to_read, keeps_examples_apart
-from caskd.train.engine import Ranks, TrainEngine, connected
-from caskd.train.loss import Objective
+from caskd.train.data import (
+    BatchReader,
+    Prefetcher,
+    StepBatch,
+    fields_to_read,
+    keeps_examples_apart,
+)
+from caskd.train.engine import Ranks, TrainEngine, init_distributed
 from caskd.train.metrics import finite_or_none, step_metrics
 from caskd.train.model import (
     SUM_NAMES,
@@ -34,12 +39,13 @@ from caskd.train.model import (
     load_student,
     recompute_activations,
 )
-from caskd.train.run.failures import explained
+from caskd.train.objectives import Objective
+from caskd.train.run.failures import user_errors
 from caskd.train.run.memory_forecast import size_of, table
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.run_log import RunLog, describe_run
-from caskd.train.run.schedule import hungriest, lr_at, objective_at
-from caskd.train.run.validation import measure
+from caskd.train.run.schedule import lr_at, objective_at, widest_read
+from caskd.train.run.validation import evaluate
 
 MAX_SKIPPED_IN_A_ROW = 3
 
@@ -51,15 +57,15 @@ def train(config: TrainConfig) -> Path:
         The directory of the last checkpoint; of the run, after --dry-run.
 
     Raises:
-        CaskdError: a mistake in the options, found before anything heavy; a loss that stays
-            non-finite; memory that does not suffice; a rank that was lost.
+        CaskdError: an option is wrong (checked before any weight is loaded), the loss stays
+            non-finite, memory runs out, or a rank is lost.
     """
     plan = plan_run(config)
     if config.dry_run:
         print("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
-    with explained(plan), connected(config.timeout_minutes) as ranks:
+    with user_errors(plan), init_distributed(config.timeout_minutes) as ranks:
         if ranks.rank == 0:
             print("\n".join(plan.summary()), flush=True)
             describe_run(plan, ranks)
@@ -72,7 +78,7 @@ def train(config: TrainConfig) -> Path:
 
 
 def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
-    """All steps that are left, measurements and checkpoints; returns the last checkpoint."""
+    """Run the remaining steps, evaluations and saves; return the last checkpoint."""
     config, step = plan.config, plan.first_step
     skipped = plan.done.skipped_steps if plan.done else 0
     in_a_row, any_terminated = 0, False
@@ -80,17 +86,17 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
 
     with (
         _termination_flag() as terminated,
-        ReadAhead(reader.steps(step, config.steps), " ".join(config.store)) as batches,
+        Prefetcher(reader.steps(step, config.steps), " ".join(config.store)) as batches,
         RunLog(plan, engine.ranks) as log,
     ):
-        _measure_if_due(plan, engine, log, step)
+        _evaluate_if_due(plan, engine, log, step)
         log.start_clock()
         for batch in batches:
             # -- one optimizer step ------------------------------------------------------------
             metrics, any_terminated = train_step(plan, engine, batch, terminated.is_set())
             step = batch.step + 1
 
-            # -- the same decision on every rank: all of it comes from reduced values ----------
+            # -- the same decision on every rank, because it uses reduced values only ----------
             good = engine.was_step_applied() and metrics["loss"] is not None
             in_a_row = 0 if good else in_a_row + 1
             skipped += not good
@@ -101,14 +107,15 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
             batches.seconds_waited = 0.0
             if in_a_row == MAX_SKIPPED_IN_A_ROW:
                 raise NonFiniteError(
-                    f"step {step}: loss or gradient not finite {in_a_row} times in a row; "
-                    "nothing of it was saved. Lower --lr, or look at the store (caskd store show)."
+                    f"step {step}: the loss or gradient was not finite in {in_a_row} steps in a "
+                    "row; their weights were not saved; lower --lr, or inspect the store with "
+                    "caskd store show"
                 )
 
-            # -- stop, measure, save -----------------------------------------------------------
+            # -- stop, evaluate, save ----------------------------------------------------------
             if any_terminated:
                 break
-            is_best = _measure_if_due(plan, engine, log, step)
+            is_best = _evaluate_if_due(plan, engine, log, step)
             is_due = config.save_every is not None and step % config.save_every == 0
             if is_best or is_due:
                 _save(plan, engine, log, step, skipped)
@@ -123,10 +130,13 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
 def train_step(
     plan: RunPlan, engine: TrainEngine, batch: StepBatch, terminated: bool
 ) -> tuple[dict[str, Any], bool]:
-    """Forward, backward and update; metrics of the step, and whether any rank was told to end.
+    """Forward, backward and update.
 
-    The gradient is that of sum over rows / count, with the count of the whole step: it does not
+    The gradient is that of the sum over rows / count, with the count of the whole step. It does not
     depend on ranks, micro-batches or accumulation (see `TrainEngine.micro_step`).
+
+    Returns:
+        the metrics of the step, and whether any rank received SIGTERM.
     """
     config = plan.config
     lr = lr_at(
@@ -155,11 +165,11 @@ def train_step(
 
 
 def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
-    """The student under DeepSpeed, as it starts or as the checkpoint left it."""
+    """Put the student under DeepSpeed, new or restored from the plan's checkpoint."""
     config = plan.config
     if config.deterministic:
         repeat_bit_for_bit()
-    # Ranks draw differently, and so does a rank that joins when a run is resumed.
+    # Each rank has its own seed, also a rank that joins when a run is resumed.
     seed_everything(config.seed + ranks.rank + (plan.first_step << 20))
     model = load_student(config.student, plan.store.spec)
     if plan.lora is not None:
@@ -183,15 +193,17 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
 
 
 def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader:
-    """What this rank reads of the stores."""
+    """The reader of this rank's batches."""
     config = plan.config
     return BatchReader(
         store=plan.store,
         order=plan.order,
-        row_fields=fields_to_read(hungriest(plan.objective, config.final_w), plan.store.spec.kind),
+        row_fields=fields_to_read(
+            widest_read(plan.objective, config.final_w), plan.store.spec.kind
+        ),
         pad_id=_pad_id(plan),
         global_batch_size=config.global_batch_size,
-        cut=replace(plan.cut, packed=packed),
+        split=replace(plan.split, packed=packed),
         rank=ranks.rank,
         pin_memory=ranks.device.type == "cuda",
         mask=plan.mask,
@@ -199,7 +211,7 @@ def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchR
 
 
 def _pad_id(plan: RunPlan) -> int:
-    return plan.tokenizer.pad_token_id or 0  # masked; any id that has an embedding will do
+    return plan.tokenizer.pad_token_id or 0  # masked; any id with an embedding works
 
 
 def _objective(plan: RunPlan, step: int) -> Objective:
@@ -213,24 +225,24 @@ def _objective(plan: RunPlan, step: int) -> Objective:
     )
 
 
-def _measure_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int) -> bool:
-    """Measure at the first step, every --eval-every and at the last; whether it is the best."""
+def _evaluate_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int) -> bool:
+    """Evaluate at step 0, every --eval-every steps and at the last; True if it is the best."""
     config, store = plan.config, plan.eval_store
     due = step in (0, config.steps) or (config.eval_every and step % config.eval_every == 0)
     if store is None or not due or log.evaluations.has(step):
         return False
-    # Always by the mask that the run ends with, so that all lines say the same of a student.
+    # Always with the mask of the last step, so that all lines of eval.jsonl are comparable.
     engine.module.options = LossOptions(plan.objective, plan.tail)
-    figures = measure(
+    metrics = evaluate(
         engine, store, log.bar, pad_id=_pad_id(plan), micro_batch_size=config.micro_batch_size
     )
-    log.measured(step, figures)
+    log.evaluated(step, metrics)
     best = config.best_metric and log.evaluations.best(config.best_metric)
     return step > 0 and best == step
 
 
 def _save(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int, skipped: int) -> Path:
-    """Save, and remove what --keep-checkpoints does not want."""
+    """Save a checkpoint, and remove those that --keep-checkpoints does not keep."""
     config = plan.config
     directory = checkpoint_path(config.out, step)
     save_checkpoint(directory, engine, plan.tokenizer, plan.state_after(step, skipped))
@@ -242,23 +254,24 @@ def _save(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int, skipped: i
 
 def _packing(packs: bool) -> str:
     if packs:
-        return "packing      on: examples share rows, and the student keeps them apart"
-    return "packing      off: the student's attention does not keep packed examples apart; padded"
+        return "packing      on: examples share rows; the student's attention keeps them apart"
+    return "packing      off: the student's attention mixes packed examples; rows are padded"
 
 
 def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:
-    """What was reached, where it is, and what to type next."""
+    """Last lines of a run: the step, the checkpoint and the next command."""
     if step < config.steps:
         return [
             f"stopped by SIGTERM after step {step:,} of {config.steps:,}, saved in {last}",
-            "next: the same command with --resume",
+            "next: run the same command with --resume",
         ]
     return [f"trained {step:,} steps, saved in {last}", f"next: caskd export {config.out} MODEL"]
 
 
 @contextmanager
 def _termination_flag() -> Iterator[threading.Event]:
-    """Set by the first SIGTERM, upon which the step is finished and saved; the second one kills."""
+    """An event that the first SIGTERM sets; the run then finishes the step and saves. A second
+    SIGTERM kills the process."""
     flag = threading.Event()
     with first_signal([signal.SIGTERM], lambda _: flag.set()):
         yield flag

@@ -1,4 +1,4 @@
-"""How much memory a run will take per rank: an estimate, made before a weight is loaded."""
+"""Estimate the memory of a run per rank, before any weight is loaded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,31 +11,31 @@ from caskd.train.model import add_adapters
 from caskd.train.run.plan import RunPlan
 
 _ACTIVATION_BYTES = 17
-"""Numbers that a transformer layer keeps per token and hidden channel for its backward, attention
-scores not kept (arXiv 2205.05198 counts 34 bytes in 16 bits)."""
+"""Values that a transformer layer keeps for its backward per token and hidden channel, without
+attention scores (arXiv 2205.05198 counts 34 bytes in 16 bits)."""
 
 _OVERHEAD = 1.1
-"""Buckets, allocator fragments and the like."""
+"""Factor for buckets, allocator fragments and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSize:
-    """What the memory of a run depends on.
+    """Sizes and settings that decide the memory of a run.
 
     Attributes:
         num_parameters: of the student, adapters included.
-        num_trained: those that are trained.
+        num_trained: trained parameters.
         largest_layer: parameters that stage 3 gathers at once.
-        num_layers: blocks of the student.
-        hidden_size: its width.
-        tokens: of a micro-batch, at the longest.
+        num_layers: transformer blocks of the student.
+        hidden_size: width of the student.
+        tokens: of the longest micro-batch.
         tile_bytes: of a tile of the loss and its gradient.
-        value_bytes: of a weight in the forward, 2 or 4.
-        adam: two moments per weight; else none worth counting.
-        stage: of ZeRO.
-        num_ranks: that share.
-        offload: optimizer state is in host memory.
-        recompute: activations are computed again in the backward.
+        value_bytes: bytes of a weight in the forward, 2 or 4.
+        adam: whether the optimizer keeps two moments per weight; otherwise its state is negligible.
+        stage: ZeRO stage.
+        num_ranks: number of ranks.
+        offload: whether optimizer state is in host memory.
+        recompute: whether the backward computes activations again.
     """
 
     num_parameters: int
@@ -55,31 +55,33 @@ class RunSize:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes per rank, on its device unless said otherwise."""
+    """Bytes per rank, on its device except `host`."""
 
     weights: float
     gradients: float
     optimizer: float
     activations: float
     host: float
-    """In host memory, through offload."""
+    """Optimizer state in host memory, with offload."""
 
     @property
     def total(self) -> float:
-        """On the device."""
+        """Bytes on the device, with overhead."""
         return _OVERHEAD * (self.weights + self.gradients + self.optimizer + self.activations)
 
 
 def forecast(size: RunSize) -> Forecast:
     """The memory of one rank."""
-    shares = [size.num_ranks if size.stage >= first else 1 for first in (3, 2, 1)]
-    of_weights, of_gradients, of_optimizer = shares
+    weight_parts = size.num_ranks if size.stage >= 3 else 1
+    gradient_parts = size.num_ranks if size.stage >= 2 else 1
+    optimizer_parts = size.num_ranks if size.stage >= 1 else 1
     gathered = size.largest_layer * size.value_bytes if size.stage == 3 else 0
-    weights = size.num_parameters * size.value_bytes / of_weights + gathered
-    # Stages 1 to 3 keep masters besides, and sum gradients in float32.
+    weights = size.num_parameters * size.value_bytes / weight_parts + gathered
+    # Stages 1 to 3 keep float32 masters in any dtype, and sum gradients in float32. Stage 0 keeps
+    # masters only if the weights of the forward are not float32 themselves.
     masters = 4 if size.stage or size.value_bytes < 4 else 0
-    gradients = size.num_trained * (4 if size.stage else size.value_bytes) / of_gradients
-    optimizer = size.num_trained * (masters + (8 if size.adam else 0)) / of_optimizer
+    gradients = size.num_trained * (4 if size.stage else size.value_bytes) / gradient_parts
+    optimizer = size.num_trained * (masters + (8 if size.adam else 0)) / optimizer_parts
     per_layer = size.tokens * size.hidden_size * size.value_bytes
     kept = size.num_layers * per_layer * (1 if size.recompute else _ACTIVATION_BYTES)
     activations = kept + (_ACTIVATION_BYTES * per_layer if size.recompute else 0) + size.tile_bytes
@@ -88,22 +90,22 @@ def forecast(size: RunSize) -> Forecast:
 
 
 def table(size: RunSize) -> Iterator[str]:
-    """One line per ZeRO stage, the chosen one marked."""
+    """One line per ZeRO stage; the chosen stage is marked."""
     yield "memory       per rank, estimated: weights + gradients + optimizer + activations = total"
     for stage in (0, 1, 2, 3):
-        figures = forecast(replace(size, stage=stage, offload=size.offload and stage > 0))
-        parts = (figures.weights, figures.gradients, figures.optimizer, figures.activations)
-        host = f", and {_gib(figures.host)} of the host's" if figures.host else ""
+        bytes_ = forecast(replace(size, stage=stage, offload=size.offload and stage > 0))
+        parts = (bytes_.weights, bytes_.gradients, bytes_.optimizer, bytes_.activations)
+        host = f", and {_gib(bytes_.host)} GiB of host memory" if bytes_.host else ""
         mark = "  <- --zero-stage" if stage == size.stage else ""
         terms = " + ".join(_gib(part) for part in parts)
-        yield f"  ZeRO {stage}     {terms} = {_gib(figures.total)} GiB{host}{mark}"
+        yield f"  ZeRO {stage}     {terms} = {_gib(bytes_.total)} GiB{host}{mark}"
 
 
 def remedies(size: RunSize, halved: str | None) -> list[str]:
-    """Settings that would save memory, as they are typed; what saves most comes first.
+    """Flags that would save memory, the most effective first.
 
     Args:
-        halved: the setting that halves `tokens`; None where nothing does.
+        halved: the flag that halves `tokens`; None if there is no such flag.
     """
     few = size.num_parameters // 100
     options: dict[str, RunSize] = {
@@ -122,7 +124,7 @@ def remedies(size: RunSize, halved: str | None) -> list[str]:
 
 
 def size_of(plan: RunPlan) -> RunSize:
-    """The size of a run, from the student's configuration alone."""
+    """The size of a run, from the student's configuration only."""
     config = plan.config
     model_config = open_config(config.student, "--student")
     model = build_model(model_config, "--student", device="meta")

@@ -1,4 +1,4 @@
-"""All that is known about a run, and all that can be wrong, before a weight is loaded."""
+"""Plan a run: check every option and derive every number before any weight is loaded."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from caskd.train.checkpoint import (
 )
 from caskd.train.config import TrainConfig
 from caskd.train.data import (
-    Cut,
+    MicroBatchSplit,
     MixedOrder,
     RandomMask,
     StoreMix,
@@ -31,31 +31,31 @@ from caskd.train.data import (
     shares,
 )
 from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
-from caskd.train.loss import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.metrics import METRICS_FILE
 from caskd.train.model import LoraOptions, check_config, load_tokenizer, lora_options
+from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunPlan:
-    """A run that may start.
+    """A checked run that can start.
 
     Attributes:
         config: the options, with every default resolved.
-        world_size: ranks.
-        store: to learn from; one or several.
+        world_size: number of ranks.
+        store: the training stores.
         order: of the examples.
-        objective: rule and label weight.
-        mask: that keeps rows at random; None where the objective makes its own.
+        objective: mask rule and label weight.
+        mask: of a random-* objective; None where the loss computes the mask.
         tokenizer: the student's.
-        settings: DeepSpeed's.
-        cut: how a step is cut into forwards.
-        eval_store: to measure on.
+        settings: DeepSpeed's configuration.
+        split: how a step is split into micro-batches.
+        eval_store: to evaluate on.
         lora: adapters to train in place of the weights.
         checkpoint: to resume from.
-        done: what that checkpoint has behind it.
+        done: position and identity of that checkpoint.
     """
 
     config: TrainConfig
@@ -66,7 +66,7 @@ class RunPlan:
     mask: RandomMask | None
     tokenizer: Any
     settings: Settings
-    cut: Cut
+    split: MicroBatchSplit
     eval_store: TeacherStore | None
     lora: LoraOptions | None
     checkpoint: Path | None
@@ -74,21 +74,21 @@ class RunPlan:
 
     @property
     def first_step(self) -> int:
-        """Steps that are behind the run."""
+        """Number of steps that the run has finished already."""
         return self.done.step if self.done else 0
 
     @property
     def tail(self) -> Tail:
-        """What becomes of the teacher's probability outside the top-k, if the store has one."""
+        """How the loss treats the teacher's mass outside the top-k."""
         return resolve_tail(self.config.tail, self.store.spec.kind)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as the run's files keep them."""
+        """The options as the run's files record them."""
         return _recorded(self.config, self.mask)
 
     def state_after(self, step: int, skipped_steps: int) -> RunState:
-        """What a checkpoint after `step` steps says."""
+        """Position and identity of a checkpoint after `step` steps."""
         consumed = step * self.config.global_batch_size
         return RunState(
             step=step,
@@ -102,11 +102,11 @@ class RunPlan:
         )
 
     def summary(self) -> Iterator[str]:
-        """One line per derived number."""
+        """The derived numbers, one printed line each."""
         config, order = self.config, self.order
-        yield from self._of_stores()
+        yield from self._store_lines()
         yield (
-            f"examples     {order.num_examples:,} with response tokens of {sum(order.sizes):,}, "
+            f"examples     {order.num_examples:,} of {sum(order.sizes):,} have response tokens, "
             f"in {order.num_blocks:,} shards"
         )
         yield (
@@ -116,13 +116,13 @@ class RunPlan:
         if self.mask is not None:
             kept = self.mask.fractions
             yield (
-                f"mask         {kept.mean():.1%} of the rows at random, {kept.min():.1%} to "
-                f"{kept.max():.1%} a step (fractions {self.mask.digest[:12]})"
+                f"mask         keeps {kept.mean():.1%} of the rows at random, {kept.min():.1%} to "
+                f"{kept.max():.1%} per step (fractions {self.mask.digest[:12]})"
             )
-        yield f"batch        {config.global_batch_size} examples = {self._parts()}"
+        yield f"batch        {config.global_batch_size} examples = {self._batch_split()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
-        of_one = f" = {epochs:.2f} epochs" * (len(order.orders) == 1)
-        yield f"steps        {config.steps:,}{of_one}, from step {self.first_step:,}"
+        in_epochs = f" = {epochs:.2f} epochs" if len(order.orders) == 1 else ""
+        yield f"steps        {config.steps:,}{in_epochs}, from step {self.first_step:,}"
         yield (
             f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
             f"lr {config.lr:g} {config.schedule}"
@@ -130,22 +130,23 @@ class RunPlan:
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         if self.eval_store is not None:
-            yield f"measured on  {self.eval_store.spec.num_rows:,} response tokens"
+            yield f"evaluation   {self.eval_store.spec.num_rows:,} response tokens"
 
-    def _of_stores(self) -> Iterator[str]:
+    def _store_lines(self) -> Iterator[str]:
         num_examples = self.config.steps * self.config.global_batch_size
         each = zip(self.store.stores, self.order.orders, shares(self.store.weights), strict=True)
         for store, order, share in each:
             spec = store.spec
             line = f"store        {spec.teacher}, {spec.num_rows:,} response tokens, {spec.kept}"
             epochs = num_examples * share / order.num_examples
-            of_several = f", {share:.1%} of the examples = {epochs:.2f} epochs ({store.name})"
-            yield line + of_several * (len(self.store.stores) > 1)
+            if len(self.store.stores) > 1:
+                line += f", {share:.1%} of the examples = {epochs:.2f} epochs ({store.name})"
+            yield line
 
-    def _parts(self) -> str:
+    def _batch_split(self) -> str:
         config = self.config
         if config.token_budget is not None:
-            return f"up to {config.token_budget:,} tokens x {self.world_size} ranks at a time"
+            return f"up to {config.token_budget:,} tokens x {self.world_size} ranks per micro-step"
         per_forward = config.micro_batch_size * self.world_size
         return (
             f"{config.micro_batch_size} x {self.world_size} ranks x "
@@ -154,10 +155,10 @@ class RunPlan:
 
 
 def plan_run(config: TrainConfig) -> RunPlan:
-    """Check the options against the store, the student, the ranks and what is in --out.
+    """Check the options against the stores, the student, the ranks and the content of --out.
 
     Raises:
-        CaskdError: whatever is wrong, in one line.
+        CaskdError: an option is wrong, in one line.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = config.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
@@ -182,7 +183,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         verify(checkpoint, only=(STATE,))
         done = read_state(checkpoint)
         check_resumable(done, config=_recorded(config, mask), store_digest=store.digest)
-        if os.environ.get("RANK", "0") == "0":  # the other ranks start when this one goes on
+        if os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one
             verify(checkpoint)
     tokenizer = load_tokenizer(config.student, store.spec)
     check_config(config.student, store.spec.vocab_size)
@@ -195,7 +196,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         mask=mask,
         tokenizer=tokenizer,
         settings=settings,
-        cut=Cut(
+        split=MicroBatchSplit(
             world_size=world_size,
             micro_batch_size=config.micro_batch_size,
             token_budget=config.token_budget,
@@ -208,16 +209,18 @@ def plan_run(config: TrainConfig) -> RunPlan:
 
 
 def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
-    """The options, the kept fractions of another run by their digest: it may move, or go on."""
-    of_mask = {} if mask is None else {"keep_fraction_from": f"sha256:{mask.digest}"}
-    return {**config.to_shared_json(), **of_mask}
+    """The options, with --keep-fraction-from as a digest: the other run may move or continue."""
+    options = config.to_shared_json()
+    if mask is not None:
+        options["keep_fraction_from"] = f"sha256:{mask.digest}"
+    return options
 
 
 def _settings(config: TrainConfig, world_size: int) -> Settings:
     if config.token_budget is None:
         micro, batch = config.micro_batch_size, config.global_batch_size
         accumulation = accumulation_steps(batch, micro, world_size)
-    else:  # it differs from step to step; what counts here is that it is more than 1
+    else:  # the number of micro-steps varies; DeepSpeed only needs to know that it exceeds 1
         micro, accumulation = 1, 2
         batch = micro * accumulation * world_size
     settings = deepspeed_settings(
@@ -234,16 +237,16 @@ def _settings(config: TrainConfig, world_size: int) -> Settings:
 
 
 def check_unused(out: Path) -> None:
-    """Refuse a directory that holds a run already.
+    """Refuse an --out that is a file or already contains a run.
 
     Raises:
-        UsageError: it does, or it is a file.
+        UsageError: it is a file, or it contains a run.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: expected a directory, found a file.")
+        raise UsageError(f"--out {out}: found a file, expected a directory; pass another --out")
     for name in (METRICS_FILE, CHECKPOINTS):
         if (out / name).exists():
             raise UsageError(
-                f"--out {out}: holds a run already ({name}). Add --resume to go on with it, "
-                "or give another --out."
+                f"--out {out}: already contains a run ({name}); pass --resume to continue it, "
+                "or another --out"
             )

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: files, trackers and the live line; and its directory."""
+"""Log of a run: metrics.jsonl, eval.jsonl, trackers, progress bar and config.json."""
 
 import json
 import subprocess
@@ -13,19 +13,19 @@ from caskd.store.io import Progress, progress, replace_file
 from caskd.train.checkpoint import versions
 from caskd.train.data import shares
 from caskd.train.engine import Ranks
-from caskd.train.metrics import METRICS_FILE, MetricsFile, report
+from caskd.train.metrics import METRICS_FILE, MetricsFile, show_step
 from caskd.train.run.plan import RunPlan
 from caskd.train.run.trackers import Track, trackers
 from caskd.train.run.validation import EVAL_FILE, EvalFile
 
 
 class RunLog:
-    """Where the figures of a run go. Rank 0 writes; the others know the same measurements.
+    """Writes the metrics of a run. Only rank 0 writes; all ranks know all evaluations.
 
     Use it in a `with`.
 
     Attributes:
-        bar: the live line.
+        bar: the progress bar.
         evaluations: eval.jsonl.
     """
 
@@ -53,25 +53,25 @@ class RunLog:
         self._open.__exit__(*error)
 
     def start_clock(self) -> None:
-        """The next step starts now."""
+        """Start the clock of the next step."""
         self._started = time.perf_counter()
 
     def step(self, metrics: dict[str, Any], *, num_rows: int, data_seconds: float) -> None:
-        """A step is done: its line, and the live one."""
+        """Write the metrics of a finished step, and advance the progress bar."""
         seconds = time.perf_counter() - self._started
         clock = {"data_seconds": data_seconds, "seconds": seconds}
         line = {**metrics, **clock, "tokens_per_second": num_rows / seconds}
         if self._metrics is not None:
             self._metrics.write(line)
             self._track("train", line)
-            report(self.bar, line)
+            show_step(self.bar, line)
 
-    def measured(self, step: int, figures: dict[str, Any]) -> None:
-        """A measurement is done."""
-        self.evaluations.add(step, figures)
-        self._track("eval", {"step": step, **figures})
+    def evaluated(self, step: int, metrics: dict[str, Any]) -> None:
+        """Write and print the metrics of an evaluation."""
+        self.evaluations.add(step, metrics)
+        self._track("eval", {"step": step, **metrics})
         if self._first:
-            shown = (f"{k} {v:.4g}" for k, v in figures.items() if isinstance(v, float))
+            shown = (f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float))
             print(f"step {step:,}: {' '.join(shown)}", flush=True)
 
     def _track(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ class RunLog:
 
 
 def describe_run(plan: RunPlan, ranks: Ranks) -> None:
-    """Put config.json beside the metrics: the options as resolved, and what surrounds the run."""
+    """Write config.json: the resolved options, stores, device, git state and versions."""
     config = plan.config
     config.out.mkdir(parents=True, exist_ok=True)
     cuda = ranks.device.type == "cuda"
@@ -101,15 +101,15 @@ def describe_run(plan: RunPlan, ranks: Ranks) -> None:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the directory that one works in, and whether tracked files differ from it."""
-    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    """Commit of the working directory, and whether tracked files differ from it."""
     try:
-        commit, changes = (
-            subprocess.run(
-                ["git", *words], capture_output=True, text=True, timeout=30, check=True
-            ).stdout.strip()
-            for words in commands
-        )
+        commit = _git("rev-parse", "HEAD")
+        changes = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "changed": bool(changes)}
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.strip()

@@ -1,15 +1,15 @@
-"""What changes with the step, as pure functions of it: there is no scheduler to save or to lose."""
+"""Learning rate, mask and label weight as pure functions of the step; no scheduler state."""
 
 import math
 
 from caskd.train.config import Schedule
-from caskd.train.loss import Objective
+from caskd.train.objectives import Objective
 
 FINAL_FRACTION = 0.1
-"""Of the peak: the learning rate at the last step of every schedule that falls."""
+"""Learning rate at the last step of every falling schedule, as a fraction of the peak."""
 
 DECAY_SHARE = 0.2
-"""Of all steps: those in which the rate of wsd falls, unless told otherwise."""
+"""Default share of all steps in which the rate of wsd falls."""
 
 
 def lr_at(
@@ -23,8 +23,8 @@ def lr_at(
 ) -> float:
     """Learning rate of one optimizer step: linear warm-up, then the schedule.
 
-    `cosine` and `linear` fall to a tenth of the peak at the last step, `constant` stays, and `wsd`
-    (warm-up, stable, decay) stays and falls linearly in the last steps.
+    `cosine` and `linear` fall to a tenth of the peak at the last step. `constant` stays at the
+    peak. `wsd` (warm-up, stable, decay) stays at the peak and falls linearly in the last steps.
 
     Args:
         step: 0 is the first step, `steps` - 1 the last.
@@ -53,9 +53,9 @@ def objective_at(
 
     Args:
         step: 0 is the first step, `steps` - 1 the last.
-        objective: what applies from `mask_from_step` on, with the label weight of the first step.
-        mask_from_step: before it every row counts.
-        final_w: label weight of the last step, reached linearly; None keeps the first one's.
+        objective: from `mask_from_step` on, with the label weight of the first step.
+        mask_from_step: every row counts in the steps before it.
+        final_w: label weight of the last step, reached linearly; None keeps the first weight.
     """
     rule = objective.rule if step >= mask_from_step else "all"
     if final_w is None:
@@ -64,6 +64,6 @@ def objective_at(
     return Objective(rule, objective.w + (final_w - objective.w) * done)
 
 
-def hungriest(objective: Objective, final_w: float | None) -> Objective:
-    """Of the objectives of all steps, one that reads most of the store."""
+def widest_read(objective: Objective, final_w: float | None) -> Objective:
+    """Among the objectives of all steps, one that reads the most fields of the store."""
     return Objective(objective.rule, min(objective.w, objective.w if final_w is None else final_w))

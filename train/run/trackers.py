@@ -1,4 +1,4 @@
-"""Where else the metrics go: TensorBoard and Weights & Biases, each when asked for."""
+"""Optional trackers of the metrics: TensorBoard and Weights & Biases."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from caskd.store.errors import UsageError
+from caskd.store.imports import require
 from caskd.store.io import replace_file
 from caskd.train.config import TrainConfig
 
 Track = Callable[[int, Mapping[str, Any]], None]
-"""Called with the step and its values; those that are no numbers are left out."""
+"""A function of the step and its values; it ignores values that are not numbers."""
 
 
 @contextmanager
 def trackers(config: TrainConfig) -> Iterator[list[Track]]:
-    """Open what the options ask for; nothing by default.
+    """Open the trackers of --tensorboard and --wandb; none by default.
 
     Raises:
-        UsageError: its package is not installed.
+        UsageError: a package is not installed.
     """
     tracks: list[Track] = []
     closers: list[Callable[[], None]] = []
@@ -36,17 +36,17 @@ def trackers(config: TrainConfig) -> Iterator[list[Track]]:
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Refuse, before anything heavy, what is not installed."""
+    """Check that the packages of the chosen trackers are installed."""
     for flag, wanted, package in (
         ("--tensorboard", config.tensorboard, "tensorboard"),
         ("--wandb", config.wandb is not None, "wandb"),
     ):
         if wanted:
-            _import(flag, package)
+            require(package, extra=package, needed_by=flag)
 
 
 def numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numbers of a nested mapping, by their path."""
+    """The finite numbers of a nested mapping, keyed by their path."""
     found: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -72,8 +72,8 @@ def _open_tensorboard(out: Path, tracks: list[Track], closers: list[Callable[[],
 def _open_wandb(
     config: TrainConfig, tracks: list[Track], closers: list[Callable[[], None]]
 ) -> None:
-    wandb = _import("--wandb", "wandb")
-    path = config.out / "wandb-run-id"  # so that a resumed run goes on in the same curve
+    wandb: Any = require("wandb", extra="wandb", needed_by="--wandb")
+    path = config.out / "wandb-run-id"  # a resumed run continues the same curve
     if not path.exists():
         replace_file(path, uuid4().hex[:12].encode())
     run = wandb.init(
@@ -86,12 +86,3 @@ def _open_wandb(
     )
     tracks.append(lambda step, values: run.log(numbers(values), step=step))
     closers.append(run.finish)
-
-
-def _import(flag: str, package: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(package)
-    except ImportError:
-        raise UsageError(f"{flag} needs {package}: pip install 'caskd[{package}]'.") from None

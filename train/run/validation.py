@@ -1,6 +1,6 @@
-"""Measuring the student on another store while it is trained.
+"""Evaluate the student on another store during training.
 
-eval.jsonl has a line per measurement: the step, the figures over all rows, and those of each task.
+eval.jsonl has one line per evaluation: the step, the metrics over all rows, and those of each task.
 """
 
 import json
@@ -12,68 +12,70 @@ from typing import Any
 import numpy as np
 import torch
 
+from caskd.models import longest_first
 from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError
 from caskd.store.io import Progress, replace_file
-from caskd.train.data import collate, fields_to_read, longest_first
+from caskd.train.data import collate, fields_to_read
 from caskd.train.engine import TrainEngine
-from caskd.train.loss import MEASURES, OBJECTIVES, best_step, figures_of, tally_measures
+from caskd.train.loss import ROW_STATS, best_step, eval_metrics, sum_row_stats
 from caskd.train.metrics import lines_up_to
+from caskd.train.objectives import OBJECTIVES
 
 EVAL_FILE = "eval.jsonl"
 
 
 def open_eval_store(url: str, trained: StoreSpec) -> TeacherStore:
-    """The store to measure on.
+    """Open the store to evaluate on.
 
     Raises:
-        IdentityError: its token ids mean something else than those of the store to learn from.
+        IdentityError: its vocabulary differs from that of the training stores.
     """
     store = TeacherStore.open(url)
     if store.spec.vocab_digest != trained.vocab_digest:
         raise IdentityError(
-            f"--eval-store {url}: its vocabulary ({store.spec.vocab_digest[:12]}) is not that of "
-            f"--store ({trained.vocab_digest[:12]}). Precompute one with the same tokenizer."
+            f"--eval-store {url}: its vocabulary ({store.spec.vocab_digest[:12]}) differs from "
+            f"that of --store ({trained.vocab_digest[:12]}); precompute one with the same tokenizer"
         )
     return store
 
 
-def measure(
+def evaluate(
     engine: TrainEngine, store: TeacherStore, bar: Progress, *, pad_id: int, micro_batch_size: int
 ) -> dict[str, Any]:
-    """The student's figures on all rows of a store; every rank calls it and gets the same ones."""
+    """The student's metrics on all rows of a store. Every rank must call it, and gets the same."""
     tasks, ranks = store.spec.tasks, engine.ranks
     row_fields = fields_to_read(OBJECTIVES["dist"], store.spec.kind)
-    sums = tally_measures(torch.zeros(0, len(MEASURES)), torch.zeros(0).long(), len(tasks))
+    sums = sum_row_stats(torch.zeros(0, len(ROW_STATS)), torch.zeros(0).long(), len(tasks))
     batches = list(_batches(store, micro_batch_size, ranks.world_size))
     for done, batch in enumerate(batches):
-        # All ranks run the student equally often: its weights may have to be gathered.
+        # All ranks run the student equally often, because stage 3 gathers its weights.
         mine = batch[ranks.rank :: ranks.world_size]
         examples = mine if len(mine) else batch[:1]
         rows = store.read(examples, row_fields)
-        measured = engine.measure(collate(rows, pad_id)).cpu()
+        stats = engine.evaluate(collate(rows, pad_id)).cpu()
         if len(mine):
             counts = np.diff(rows.row_offsets)
             task = np.repeat(store.index.task[examples].astype(np.int64), counts)
-            sums += tally_measures(measured, torch.from_numpy(task), len(tasks))
-        bar.advance(0, f"measured {done + 1}/{len(batches)} batches")
+            sums += sum_row_stats(stats, torch.from_numpy(task), len(tasks))
+        bar.advance(0, f"evaluated {done + 1}/{len(batches)} batches")
     whole = engine.sum_over_ranks(sums.to(ranks.device)).numpy()
-    named = {tasks[i]: asdict(figures_of(whole[i])) for i in range(len(tasks)) if whole[i, 0]}
-    return {**asdict(figures_of(whole)), "tasks": named}
+    named = {tasks[i]: asdict(eval_metrics(whole[i])) for i in range(len(tasks)) if whole[i, 0]}
+    return {**asdict(eval_metrics(whole)), "tasks": named}
 
 
 def _batches(store: TeacherStore, micro_batch_size: int, world_size: int) -> Iterator[Any]:
-    """Examples with rows, longest first, for all ranks together."""
+    """Batches of examples with rows, longest first, for all ranks together."""
     examples = np.flatnonzero(store.row_counts()).astype(np.int64)
-    by_length = longest_first(examples, store.token_counts())
+    by_length = examples[longest_first(store.token_counts()[examples].astype(np.int64))]
     for start in range(0, len(by_length), micro_batch_size * world_size):
         yield by_length[start : start + micro_batch_size * world_size]
 
 
 class EvalFile:
-    """eval.jsonl of a run; lines after `done_steps` are dropped, as a resumed run takes them again.
+    """eval.jsonl of a run. It drops lines after `done_steps`, because a resumed run repeats them.
 
-    Every rank reads it; rank 0 writes.
+    Every rank reads the file; rank 0 writes it.
     """
 
     def __init__(self, path: Path, done_steps: int, *, write: bool) -> None:
@@ -81,12 +83,12 @@ class EvalFile:
         self._lines: list[dict[str, Any]] = [json.loads(x) for x in lines_up_to(path, done_steps)]
 
     def has(self, step: int) -> bool:
-        """Whether that step has been measured."""
+        """Whether the student was evaluated at that step."""
         return any(line["step"] == step for line in self._lines)
 
-    def add(self, step: int, figures: dict[str, Any]) -> None:
-        """Append the figures after `step` steps."""
-        self._lines.append({"step": step, **figures})
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
+        """Append the metrics after `step` steps."""
+        self._lines.append({"step": step, **metrics})
         if self._write:
             replace_file(self._path, "".join(f"{json.dumps(x)}\n" for x in self._lines).encode())
 
@@ -96,5 +98,5 @@ class EvalFile:
 
 
 def best_step_of(run: Path, metric: str) -> int | None:
-    """The step that `metric` chooses in a run's eval.jsonl."""
+    """The step with the best value of `metric` in a run's eval.jsonl."""
     return EvalFile(run / EVAL_FILE, 2**62, write=False).best(metric)

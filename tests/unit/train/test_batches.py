@@ -1,4 +1,4 @@
-"""Padding and the gather index, at a toy size where every figure can be checked by hand."""
+"""Padding and the gather index, on a toy batch that can be checked by hand."""
 
 import threading
 from pathlib import Path
@@ -10,9 +10,16 @@ import torch
 from helpers import stores
 
 from caskd.store import StoreBatch, TeacherStore
-from caskd.train.data import BatchReader, Cut, ReadAhead, StoreMix, collate, fields_to_read
+from caskd.train.data import (
+    BatchReader,
+    MicroBatchSplit,
+    Prefetcher,
+    StoreMix,
+    collate,
+    fields_to_read,
+)
 from caskd.train.data.prefetch import StalledError
-from caskd.train.loss import OBJECTIVES
+from caskd.train.objectives import OBJECTIVES
 
 
 def toy() -> StoreBatch:
@@ -56,7 +63,7 @@ def test_only_distillation_reads_the_top_k(name: str) -> None:
 
 
 def test_read_ahead_keeps_the_order_and_ends() -> None:
-    with ReadAhead(iter(range(20)), "toy") as items:
+    with Prefetcher(iter(range(20)), "toy") as items:
         assert list(items) == list(range(20))
         assert items.seconds_waited > 0
 
@@ -66,7 +73,7 @@ def test_an_exception_of_the_reader_is_raised_where_the_item_is_asked_for() -> N
         yield 1
         raise KeyError("shard 7")
 
-    with ReadAhead(failing(), "toy") as items:
+    with Prefetcher(failing(), "toy") as items:
         iterator = iter(items)
         assert next(iterator) == 1
         with pytest.raises(KeyError, match="shard 7"):
@@ -80,10 +87,10 @@ def test_a_reader_that_hangs_is_named_where_the_item_is_asked_for() -> None:
         yield 1
         go_on.wait()
 
-    with ReadAhead(hanging(), "s3://cask/mix", patience=0.05) as items:
+    with Prefetcher(hanging(), "s3://cask/mix", timeout=0.05) as items:
         iterator = iter(items)
         assert next(iterator) == 1
-        with pytest.raises(StalledError, match=r"s3://cask/mix: .*nothing .*after 1 batches"):
+        with pytest.raises(StalledError, match=r"s3://cask/mix: .*0\.05 s .*1 batches.*--resume"):
             next(iterator)
         go_on.set()
 
@@ -96,7 +103,7 @@ def test_leaving_early_ends_the_thread() -> None:
             taken.append(len(taken))
             yield taken[-1]
 
-    with ReadAhead(endless(), "toy", ahead=2) as items:
+    with Prefetcher(endless(), "toy", ahead=2) as items:
         assert next(iter(items)) == 0
     after = len(taken)
     assert after <= 5  # one taken, two queued, one in hand, one being read
@@ -125,7 +132,7 @@ def test_examples_are_announced_a_window_before_they_are_read(tmp_path: Path) ->
     order = mix.order(seed=0)
     reader = BatchReader(
         store=mix, order=order, row_fields=("argmax",), pad_id=0, global_batch_size=4,
-        cut=Cut(world_size=1, micro_batch_size=2), rank=0, pin_memory=False,
+        split=MicroBatchSplit(world_size=1, micro_batch_size=2), rank=0, pin_memory=False,
     )  # fmt: skip
     ahead = order.examples_per_window // 4
     assert ahead > 1

@@ -1,4 +1,4 @@
-"""Our flags as DeepSpeed's configuration, and what a user's own JSON may add."""
+"""DeepSpeed's configuration from the flags, and the keys that a user's JSON may add."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A checkpoint is whole, or it is not there."""
+"""A checkpoint counts only if it is complete and undamaged."""
 
 from pathlib import Path
 
@@ -40,8 +40,8 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda c: flip(c / "deepspeed" / "a.pt"), "a.pt has other bytes"),
-        (lambda c: (c / "state.json").write_bytes(b"{} "), "state.json has other bytes"),
+        (lambda c: flip(c / "deepspeed" / "a.pt"), "a.pt differs"),
+        (lambda c: (c / "state.json").write_bytes(b"{} "), "state.json differs"),
         (lambda c: (c / "state.json").unlink(), "state.json is missing"),
         (lambda c: (c / "evil.pt").write_bytes(b"x"), "evil.pt is not part"),
         (lambda c: (c / "COMPLETE").write_bytes(b"{"), "COMPLETE record is damaged"),
@@ -73,7 +73,7 @@ def test_the_newest_complete_one_is_taken(
 
 def test_none_complete_is_a_usage_error(tmp_path: Path) -> None:
     make(tmp_path, 1, whole=False)
-    with pytest.raises(UsageError, match="found none"):
+    with pytest.raises(UsageError, match="found no complete checkpoint"):
         newest_complete(tmp_path)
 
 

@@ -38,6 +38,13 @@ def test_stages_divide_what_they_say(
     assert figures.optimizer == optimizer * MILLION
 
 
+@pytest.mark.parametrize(("stage", "optimizer"), [(0, 800), (1, 300), (2, 300), (3, 300)])
+def test_stage_0_in_float32_has_no_second_copy_of_the_weights(stage: int, optimizer: int) -> None:
+    """There the optimizer updates the weights themselves: two moments, 8 bytes a parameter."""
+    figures = forecast(replace(SIZE, stage=stage, value_bytes=4))
+    assert figures.optimizer == optimizer * MILLION
+
+
 def test_offload_moves_the_optimizer_to_the_host() -> None:
     figures = forecast(replace(SIZE, offload=True))
     assert figures.optimizer == 0

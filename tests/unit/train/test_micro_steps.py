@@ -1,4 +1,4 @@
-"""How a step is cut: every example once, equally many parts for all ranks, no part over budget."""
+"""A step is split: every example once, equally many parts per rank, no part over budget."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.store.errors import UsageError
-from caskd.train.data import Cut, accumulation_steps, check_budget, longest_first
+from caskd.train.data import MicroBatchSplit, accumulation_steps, check_budget
 from caskd.train.data.packing import restarting_positions, row_starts
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=24)
@@ -18,8 +18,10 @@ def test_a_budget_holds_and_ranks_take_equally_many_parts(
 ) -> None:
     tokens = np.array(counts * world_size, np.int32)
     examples = np.arange(len(tokens))
-    cut = Cut(world_size=world_size, micro_batch_size=1, token_budget=token_budget, packed=packed)
-    parts = cut.parts(examples, tokens)
+    split = MicroBatchSplit(
+        world_size=world_size, micro_batch_size=1, token_budget=token_budget, packed=packed
+    )
+    parts = split.parts(examples, tokens)
     assert {len(ranks) for ranks in parts} == {world_size}
     flat = [part for ranks in parts for part in ranks]
     assert sorted(np.concatenate(flat)) == examples.tolist()
@@ -34,7 +36,9 @@ def test_a_budget_holds_and_ranks_take_equally_many_parts(
 def test_parts_of_a_fixed_size(world_size: int, micro: int, accumulation: int) -> None:
     batch = world_size * micro * accumulation
     tokens = np.arange(100, 0, -1).astype(np.int32)
-    parts = Cut(world_size=world_size, micro_batch_size=micro).parts(np.arange(batch), tokens)
+    parts = MicroBatchSplit(world_size=world_size, micro_batch_size=micro).parts(
+        np.arange(batch), tokens
+    )
     assert len(parts) == accumulation_steps(batch, micro, world_size) == accumulation
     assert all(len(part) == micro for ranks in parts for part in ranks)
     np.testing.assert_array_equal(np.concatenate([p for r in parts for p in r]), np.arange(batch))
@@ -44,8 +48,8 @@ def test_budgets_by_hand() -> None:
     tokens = np.array([8, 3, 5, 3, 1], np.int32)
 
     def parts(packed: bool) -> list[list[int]]:
-        cut = Cut(world_size=1, micro_batch_size=1, token_budget=16, packed=packed)
-        return [ranks[0].tolist() for ranks in cut.parts(np.arange(5), tokens)]
+        split = MicroBatchSplit(world_size=1, micro_batch_size=1, token_budget=16, packed=packed)
+        return [ranks[0].tolist() for ranks in split.parts(np.arange(5), tokens)]
 
     assert parts(packed=False) == [[0, 2], [1, 3, 4]]  # 2 x 8, 3 x 3
     assert parts(packed=True) == [[0, 2, 1], [3, 4]]  # rows 8 | 5 3, both full
@@ -69,17 +73,20 @@ def test_packed_examples_do_not_overlap(counts: list[int]) -> None:
     assert all(positions.flat[run[0]] == 0 for run in runs if len(run)), "a rest is no example's"
 
 
-def test_longest_first_is_stable() -> None:
-    counts = np.array([5, 9, 5, 9], np.int32)
-    assert longest_first(np.array([0, 1, 2, 3]), counts).tolist() == [1, 3, 0, 2]
+def test_the_longest_come_first_and_equal_lengths_stay_in_order() -> None:
+    counts = np.array([7, 5, 9, 5, 9], np.int32)
+    ((part,),) = MicroBatchSplit(world_size=1, micro_batch_size=4).parts(
+        np.array([1, 2, 3, 4]), counts
+    )
+    assert part.tolist() == [2, 4, 1, 3]
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
     assert accumulation_steps(12, 2, 3) == 2
-    with pytest.raises(UsageError, match="Try --global-batch-size 12"):
+    with pytest.raises(UsageError, match="pass --global-batch-size 12"):
         accumulation_steps(10, 2, 3)
     check_budget(100, 8, 2, longest=100)
-    with pytest.raises(UsageError, match="Expected at least 101"):
+    with pytest.raises(UsageError, match="--token-budget 101"):
         check_budget(100, 8, 2, longest=101)
-    with pytest.raises(UsageError, match="Try --global-batch-size 9"):
+    with pytest.raises(UsageError, match="pass --global-batch-size 9"):
         check_budget(100, 8, 3, longest=10)

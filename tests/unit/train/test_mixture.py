@@ -1,4 +1,4 @@
-"""Mixing by weight: exact over a period, even over any stretch, a pure function of the position."""
+"""Mixing by weight: exact over a period, even over any range, a pure function of position."""
 
 from pathlib import Path
 
@@ -99,9 +99,9 @@ def test_a_mixed_read_is_what_each_store_says(two: tuple[str, str]) -> None:
 
 
 def test_what_cannot_be_mixed_is_refused(two: tuple[str, str], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is given twice"):
+    with pytest.raises(UsageError, match="twice"):
         StoreMix.open([two[0], f"{two[0]}=2"])
-    with pytest.raises(UsageError, match="at least one store"):
+    with pytest.raises(UsageError, match=r"--store.*at least one"):
         StoreMix.open([])
     original = stores.identity
     try:
@@ -112,7 +112,7 @@ def test_what_cannot_be_mixed_is_refused(two: tuple[str, str], tmp_path: Path) -
         stores.make_store(tmp_path / "other")
     finally:
         stores.identity = original
-    with pytest.raises(IdentityError, match="Mix stores of one vocabulary only"):
+    with pytest.raises(IdentityError, match="one vocabulary only"):
         StoreMix.open([two[0], str(tmp_path / "other")])
 
 

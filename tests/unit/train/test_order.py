@@ -1,4 +1,4 @@
-"""The order is a pure function: every example once an epoch, the same however it is cut."""
+"""The order is a pure function: every example once an epoch, the same however it is split."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Random state goes to a file and back."""
+"""The random state survives saving and loading."""
 
 import random
 from pathlib import Path

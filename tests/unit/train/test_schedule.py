@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from caskd.train.loss import OBJECTIVES, Objective
-from caskd.train.run.schedule import hungriest, lr_at, objective_at
+from caskd.train.objectives import OBJECTIVES, Objective
+from caskd.train.run.schedule import lr_at, objective_at, widest_read
 
 STEPS, WARMUP = 100, 10
 FALLING = ("cosine", "linear", "wsd")
@@ -67,6 +67,6 @@ def test_by_default_the_objective_stays() -> None:
 
 def test_what_is_read_suits_every_step() -> None:
     """A run that ends with the teacher's term needs its distribution from the first step on."""
-    assert hungriest(Objective("either", 1.0), 0.5).needs_distribution
-    assert hungriest(Objective("either", 0.5), 1.0).needs_distribution
-    assert not hungriest(Objective("either", 1.0), None).needs_distribution
+    assert widest_read(Objective("either", 1.0), 0.5).needs_distribution
+    assert widest_read(Objective("either", 0.5), 1.0).needs_distribution
+    assert not widest_read(Objective("either", 1.0), None).needs_distribution

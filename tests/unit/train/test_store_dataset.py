@@ -1,4 +1,4 @@
-"""The dataset's order is position's alone, whoever reads it, and it goes on where it stopped."""
+"""The dataset's order depends on the position only, and a saved position resumes exactly."""
 
 import itertools
 from typing import Any
@@ -115,7 +115,7 @@ def test_an_example_says_what_the_store_says(url: str) -> None:
         assert example["teacher_topk_ids"].tolist() == batch.column("topk_ids").tolist()
         assert example["teacher_tail_mass"].tolist() == batch.column("tail_mass").tolist()
     assert "teacher_topk_ids" not in next(iter(StoreDataset(url, objective="cat-xent")))
-    with pytest.raises(UsageError, match=r"objective 'random-xent' .*'xent' and keep"):
+    with pytest.raises(UsageError, match=r"objective 'random-xent' .*'xent' and keep="):
         StoreDataset(url, objective="random-xent")
 
 
@@ -179,9 +179,9 @@ def test_an_endless_stream_goes_on_with_the_next_epoch(url: str) -> None:
 
 def test_a_state_of_another_reader_is_refused(url: str) -> None:
     state = StoreDataset(url, rank=0, world_size=2).state_dict()
-    with pytest.raises(UsageError, match="world_size 2, but it is 1"):
+    with pytest.raises(UsageError, match=r"world_size 2, but .*world_size 1"):
         StoreDataset(url).load_state_dict(state)
-    with pytest.raises(UsageError, match="give both, or neither"):
+    with pytest.raises(UsageError, match="pass both, or neither"):
         StoreDataset(url, rank=0)
     with pytest.raises(StoreNotFoundError, match=r"no store\.json"):
         StoreDataset(f"{url}-none")

@@ -1,4 +1,4 @@
-"""The loss inside the student is that of the model's own logits, whatever its head does to them."""
+"""The loss inside the student equals the loss on the model's own logits, for any head form."""
 
 from typing import Any
 
@@ -17,9 +17,10 @@ from transformers import (
 
 from caskd.store.errors import UsageError
 from caskd.train.data import MicroBatch
-from caskd.train.loss import OBJECTIVES, TeacherRows
+from caskd.train.loss import TeacherRows
 from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss
 from caskd.train.model.student import check_width
+from caskd.train.objectives import OBJECTIVES
 
 SMALL: dict[str, Any] = {
     "vocab_size": 41,

@@ -1,4 +1,4 @@
-"""Tensors in pieces: written once, read one at a time, damage said in one line."""
+"""Tensors in several files: written once, read one by one; damage is a one-line error."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_a_missing_name_and_a_damaged_file_are_corrupt(tmp_path: Path) -> None:
     write_tensors(tmp_path / "w", TENSORS.items())
     saved = SavedTensors(tmp_path / "w")
     assert "x" not in saved
-    with pytest.raises(CorruptError, match="x is not there"):
+    with pytest.raises(CorruptError, match="x is missing"):
         saved["x"]
     (tmp_path / "w" / "00000.safetensors").write_bytes(b"\x80\x04pickle")
     with pytest.raises(CorruptError, match="not a safetensors file"):

@@ -1,17 +1,16 @@
-"""Options are validated where they are made, in one line that names the flag."""
+"""Creating a config validates its options; the error is one line that names the flag."""
 
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from caskd.store.errors import UsageError
-from caskd.train.config import RESUMABLE_CHANGES, Objective, Tail, TrainConfig
-from caskd.train.loss import OBJECTIVES
-from caskd.train.loss.objectives import TAILS
+from caskd.train.config import RESUMABLE_CHANGES, TrainConfig
+from caskd.train.objectives import OBJECTIVES, TAILS
 
 REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
 
@@ -36,9 +35,26 @@ def test_values_out_of_range_are_refused(option: dict[str, Any], message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_names_are_those_of_the_loss() -> None:
-    assert set(get_args(Objective)) == set(OBJECTIVES)
-    assert set(get_args(Tail)) == set(TAILS)
+def test_the_flag_lists_the_table_of_objectives_in_its_order() -> None:
+    hints = get_type_hints(TrainConfig)
+    assert get_args(hints["objective"]) == tuple(OBJECTIVES)
+    assert get_args(get_args(hints["tail"])[0]) == TAILS
+
+
+def test_an_unknown_objective_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'cat-dost' is unknown.*cat-dist"):
+        TrainConfig(**{**REQUIRED, "objective": "cat-dost"})
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_exactly_the_random_masks_need_the_fractions_of_a_run(name: str) -> None:
+    needs = OBJECTIVES[name].needs_keep
+    assert needs == name.startswith("random-")
+    options: dict[str, Any] = {**REQUIRED, "objective": name}
+    fractions = {"keep_fraction_from": Path("run")}
+    TrainConfig(**options, **(fractions if needs else {}))
+    with pytest.raises(UsageError, match=rf"--keep-fraction-from.*{name}|{name}.*--keep-fraction"):
+        TrainConfig(**options, **({} if needs else fractions))
 
 
 def test_what_a_resumed_run_may_change_exists() -> None:

@@ -1,6 +1,6 @@
-"""The two passes over a tile's rows in plain torch, in place, a block of rows at a time.
+"""`TileKernels` in plain torch: in place, one block of rows at a time.
 
-A block is small enough for the caches of a CPU: what follows in it finds the rows still there.
+A block is small enough for a CPU's caches, so that each operation finds the rows still there.
 
 Dimension letters: n rows of a tile, m of them live, V student vocabulary.
 """
@@ -10,38 +10,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caskd.train.loss.tile import Outside, RowChange
+from caskd.train.loss.tile import GradTerms, NonTopK
 
 _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
-"""Of logits. On a GPU, where nothing stays in a cache, it only bounds the copies."""
+"""Logits of a block. On a GPU, where caches hold no block, the size only bounds the copies."""
 
 _GROUP = 64
-"""Columns whose largest is taken before anything is asked of single ones."""
+"""Columns of which `first_argmax` takes the largest first."""
 
 
 @dataclass(frozen=True)
-class TorchPasses:
-    """The tile holds exp(logit - peak) between the passes, and then the gradient at its top."""
+class TorchKernels:
+    """The tile holds exp(logit - peak) after `read_`; at the end its top rows are the gradient."""
 
     operand: torch.dtype
-    """The gradient's, as the products take it."""
+    """Of the gradient, as the matrix products take it."""
 
-    def read_(self, tile: Tensor) -> Outside:
+    def read_(self, tile: Tensor) -> NonTopK:
         """Read logits [n, V]."""
         parts = []
         for block in tile.split(_block_rows(tile)):
             argmax, peak = first_argmax(block)
-            # A row of which nothing is left has a peak all the same, and a total of 0.
+            # A row whose cells are all -inf must have a finite peak; its total is 0.
             peak = peak.clamp_min(torch.finfo(peak.dtype).min)
             total = block.sub_(peak[:, None]).exp_().sum(1)
             parts.append((argmax, peak, total))
-        return Outside(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return NonTopK(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
-    def differentiate_(self, tile: Tensor, live: Tensor, change: RowChange) -> Tensor:
-        """Move the live rows to the tile's top and make them gradients.
+    def differentiate_(self, tile: Tensor, live: Tensor, terms: GradTerms) -> Tensor:
+        """Move the live rows to the top of the tile and turn them into gradients.
 
-        A row only ever moves up, so that a block's sources lie at or below its own place and are
-        not yet overwritten when their turn comes: no second tile.
+        A row only moves up. So the sources of a block lie at or below the block and are not yet
+        overwritten when it is processed; no second tile is needed.
         """
         size = _block_rows(tile)
         gradient = tile[: len(live)]
@@ -50,18 +50,18 @@ class TorchPasses:
             block = gradient[part]
             if len(live) < len(tile):
                 block.copy_(tile.index_select(0, live[part]))
-            if change.softcap is not None:
-                _dampen_(block, change.peak[part], change.softcap)
-            block.mul_(change.weight[part, None])
-        gradient.scatter_add_(1, change.labels[:, None], change.at_label[:, None])
+            if terms.softcap is not None:
+                _dampen_(block, terms.peak[part], terms.softcap)
+            block.mul_(terms.weight[part, None])
+        gradient.scatter_add_(1, terms.labels[:, None], terms.at_label[:, None])
         return gradient.to(self.operand)
 
 
 def first_argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Column [n] and value [n] of each row's largest logit, ties to the lowest column.
 
-    Torch promises no order among ties, and its argmax is several times slower than amax: the
-    largest of each group of columns are compared first, then the columns of one group.
+    Torch promises no order among ties, and its argmax is several times slower than amax. So the
+    maxima of groups of columns are compared first, then the columns of one group.
     """
     width = logits.shape[1] // _GROUP * _GROUP
     groups = logits[:, :width].unflatten(1, (-1, _GROUP)).amax(2)
@@ -75,14 +75,14 @@ def first_argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_of(values: Tensor, wanted: Tensor) -> Tensor:
-    """[n] the first column of values [n, c] with the value wanted [n]; the last of a row of NaN."""
+    """[n] first column of values [n, c] that equals wanted [n]; the last column of a NaN row."""
     last = values.shape[1] - 1
     columns = torch.arange(last + 1, device=values.device)
     return torch.where(values == wanted[:, None], columns, last).amin(1)
 
 
 def _dampen_(block: Tensor, peak: Tensor, softcap: float) -> None:
-    """Multiply exp(logit - peak) [n, V] by the softcap's slope, the logit read back from it."""
+    """Multiply exp(logit - peak) [n, V] by the softcap's slope; the logit is its logarithm."""
     ratio = block.log().add_(peak[:, None]).div_(softcap).clamp_(-1, 1)
     block.mul_(ratio.square_().neg_().add_(1))
 

@@ -1,10 +1,11 @@
-"""The two passes over a tile's rows as Triton kernels: one read, then one read and one write.
+"""`TileKernels` in Triton: the first pass reads the tile once, the second reads and writes once.
 
-In plain torch the same work goes over the tile seven times, which shows on a GPU whenever the head
-is narrow (H below about 2,000): there the matrix products are faster than the memory.
+In plain torch the same work goes over the tile seven times. That costs time on a GPU whenever the
+head is narrow (H below about 2,000), because there the matrix products are faster than the memory.
 
-The gradient goes to a buffer of its own in the products' dtype, half a tile in bfloat16; rows are
-packed on the way. Set TRITON_INTERPRET=1 before this module is imported to run it on a CPU, slowly.
+The kernels write the gradient to a separate buffer in the products' dtype, half a tile in bfloat16,
+and pack the rows on the way. Set TRITON_INTERPRET=1 before importing this module to run it on a
+CPU, slowly.
 
 Dimension letters: n rows of a tile, m of them live, V student vocabulary.
 """
@@ -14,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from caskd.train.loss.tile import Outside, RowChange
+from caskd.train.loss.tile import GradTerms, NonTopK
 
 _MOST_COLUMNS = 4096
-"""Read by one program at once."""
+"""Columns that one program reads at once."""
 
 _NUM_WARPS = 8
 
@@ -26,11 +27,11 @@ _NUM_WARPS = 8
 def _read_row(  # type: ignore[no-untyped-def]
     logits, stride, argmax, peak, total, num_columns, COLUMNS: tl.constexpr
 ):
-    """Argmax, peak and sum of exp(logit - peak) of one row; lanes keep their own until the end."""
+    """Argmax, peak and sum of exp(logit - peak) of one row; lanes are merged at the end."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, COLUMNS)
     value = tl.load(logits + row * stride + lanes, mask=lanes < num_columns, other=-float("inf"))
-    best = tl.maximum(value, -3.0e38)  # finite, so that a lane without logits adds 0
+    best = tl.maximum(value, -3.0e38)  # finite: a lane without logits must add 0
     best_at = lanes
     partial = tl.exp(value - best)
     for start in range(COLUMNS, num_columns, COLUMNS):
@@ -64,7 +65,7 @@ def _differentiate_row(  # type: ignore[no-untyped-def]
     HAS_SOFTCAP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Some columns of one live row: exp(logit - peak) * weight, and the label's share."""
+    """Some columns of one live row: exp(logit - peak) * weight, plus the label's term."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < num_columns
@@ -72,23 +73,23 @@ def _differentiate_row(  # type: ignore[no-untyped-def]
     value = tl.load(source + columns, mask=inside, other=-float("inf"))
     result = tl.exp(value - tl.load(peak + row)) * tl.load(weight + row)
     if HAS_SOFTCAP:
-        ratio = tl.maximum(value / softcap, -1.0)  # of a cell that was taken out, too
+        ratio = tl.maximum(value / softcap, -1.0)  # also of a removed cell, -inf
         result *= 1 - ratio * ratio
     result = tl.where(columns == tl.load(labels + row), result + tl.load(at_label + row), result)
     target = gradient + row * gradient_stride + columns
     tl.store(target, result.to(gradient.dtype.element_ty), mask=inside)
 
 
-class TritonPasses:
-    """Kernels over one tile, and the buffer that its gradients are written to."""
+class TritonKernels:
+    """Kernels over one tile, and the buffer for its gradients."""
 
     def __init__(self, tile: Tensor, operand: torch.dtype) -> None:
         self.operand = operand
         self._shape = tile.shape
         self._buffer: Tensor | None = None
 
-    def read_(self, tile: Tensor) -> Outside:
-        """Read logits [n, V] and leave them."""
+    def read_(self, tile: Tensor) -> NonTopK:
+        """Read logits [n, V]; the tile stays as it is."""
         num_rows, num_columns = tile.shape
         argmax = tile.new_empty(num_rows, dtype=torch.int64)
         peak, total = tile.new_empty(num_rows), tile.new_empty(num_rows)
@@ -104,11 +105,11 @@ class TritonPasses:
                 num_warps=_NUM_WARPS,
                 enable_fp_fusion=True,
             )
-        return Outside(argmax, peak, total)
+        return NonTopK(argmax, peak, total)
 
-    def differentiate_(self, tile: Tensor, live: Tensor, change: RowChange) -> Tensor:
-        """Write the gradient of the rows `live`; the tile stays."""
-        if self._buffer is None:  # nobody wants a gradient in evaluation
+    def differentiate_(self, tile: Tensor, live: Tensor, terms: GradTerms) -> Tensor:
+        """Write the gradient of the rows `live`; the tile stays as it is."""
+        if self._buffer is None:  # evaluation needs no gradient
             self._buffer = tile.new_empty(self._shape, dtype=self.operand)
         gradient = self._buffer[: len(live)]
         num_columns = tile.shape[1]
@@ -120,13 +121,13 @@ class TritonPasses:
                 gradient,
                 gradient.stride(0),
                 live,
-                change.peak.contiguous(),
-                change.weight.contiguous(),
-                change.labels.contiguous(),
-                change.at_label.contiguous(),
-                change.softcap or 0.0,
+                terms.peak.contiguous(),
+                terms.weight.contiguous(),
+                terms.labels.contiguous(),
+                terms.at_label.contiguous(),
+                terms.softcap or 0.0,
                 num_columns,
-                HAS_SOFTCAP=change.softcap is not None,
+                HAS_SOFTCAP=terms.softcap is not None,
                 COLUMNS=columns,
                 num_warps=_NUM_WARPS,
                 enable_fp_fusion=True,

@@ -1,4 +1,7 @@
-"""What a student says of rows that it is not trained on: one product, no gradient.
+"""Statistics of a student on rows of an evaluation store: one matrix product, no gradient.
+
+`row_stats` computes them per row, `sum_row_stats` adds them up per group, so that ranks can add
+their sums, and `eval_metrics` turns sums into the averages of eval.jsonl.
 
 Dimension letters: N rows, n rows of a tile, V vocabulary of the student's head, H hidden width.
 """
@@ -12,40 +15,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.matmul import product_dtype, write_product_
-from caskd.train.loss.objectives import AnyRule, keep_mask
 from caskd.train.loss.targets import Targets, teacher_targets
 from caskd.train.loss.types import Head, LossRows
+from caskd.train.objectives import AnyRule
 
-MEASURES = ("nll", "correct", "confidence", "kl", "distilled", "kept")
-"""Columns of `row_measures`: nats, 0 or 1, probability, nats, 0 or 1, 0 or 1."""
+ROW_STATS = ("nll", "correct", "confidence", "kl", "distilled", "kept")
+"""Columns of `row_stats`. Their units: nats, 0 or 1, probability, nats, 0 or 1, 0 or 1."""
 
 TILE_BYTES = 64 << 20
 NUM_BINS = 15
-"""Bins of the calibration error, of equal width over [0, 1]."""
+"""Bins of the calibration error, of equal width on [0, 1]."""
 
 
 @torch.no_grad()
-def row_measures(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
-    """Measures [N, len(MEASURES)] of each row, float32.
+def row_stats(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
+    """Statistics [N, len(ROW_STATS)] of each row, float32.
 
-    `confidence` is the probability of the student's argmax. `kl` is from the teacher's stored
-    distribution, its tail as one bucket, to the student's; 0 where `distilled` is.
+    `confidence` is the probability of the student's argmax. `kl` runs from the teacher's stored
+    distribution, with its tail as one bucket, to the student's; it is 0 where `distilled` is 0.
 
     Args:
         hidden: [N, H].
         rows: with the teacher's distribution.
-        rule: of the mask that `kept` reports: nan for `random`, which says nothing of these rows.
+        rule: of the mask in column `kept`. For `random` the column is nan: that mask is defined for
+            training steps only.
     """
     size = max(1, TILE_BYTES // (4 * len(head.weight)))
-    measured = []
+    parts = []
     for start in range(0, len(hidden), size):
         tile = torch.arange(start, min(start + size, len(hidden)), device=hidden.device)
-        measured.append(_tile(hidden[tile], head, rows.take(tile), rule))
-    return torch.cat(measured) if measured else hidden.new_zeros(0, len(MEASURES)).float()
+        parts.append(_tile_stats(hidden[tile], head, rows.take(tile), rule))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, len(ROW_STATS)).float()
 
 
-def _tile(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
+def _tile_stats(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
     logprobs = _logits(hidden, head).log_softmax(1)  # [n, V]
     confidence, argmax = logprobs.max(1)
     nll = -logprobs.gather(1, rows.labels[:, None]).squeeze(1)
@@ -73,7 +78,7 @@ def _logits(hidden: Tensor, head: Head) -> Tensor:
 
 
 def _kl(logprobs: Tensor, targets: Targets) -> Tensor:
-    """[n] of the sparse targets and their bucket against log-probabilities [n, V]."""
+    """[n] KL from the sparse targets and their bucket to log-probabilities [n, V]."""
     ours = logprobs.gather(1, targets.ids)  # [n, k]
     inside = torch.where(targets.valid, ours.exp(), 0).sum(1)
     outside = torch.log1p(-inside.clamp(max=1 - 2**-24))
@@ -82,32 +87,32 @@ def _kl(logprobs: Tensor, targets: Targets) -> Tensor:
     return targets.negative_entropy() - cells - tail
 
 
-def tally_measures(measures: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Sums that ranks can add up: [num_groups, 1 + len(MEASURES) + 3 * NUM_BINS] in float64.
+def sum_row_stats(stats: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Sums per group: float64 [num_groups, 1 + len(ROW_STATS) + 3 * NUM_BINS]. Ranks add them up.
 
-    A group's line: its rows, the sum of each measure, then rows, correct ones and confidence of
-    each bin of confidence.
+    The columns of a group: its number of rows; the sum of each statistic; then, for each bin of
+    confidence, the number of rows, of correct rows, and the sum of confidence.
 
     Args:
-        measures: [N, len(MEASURES)].
+        stats: [N, len(ROW_STATS)].
         group: [N] int64, in [0, num_groups).
     """
-    values = measures.double()
-    confidence = values[:, MEASURES.index("confidence")]
-    correct = values[:, MEASURES.index("correct")]
+    values = stats.double()
+    confidence = values[:, ROW_STATS.index("confidence")]
+    correct = values[:, ROW_STATS.index("correct")]
     bins = (confidence * NUM_BINS).long().clamp(0, NUM_BINS - 1)
     ones = torch.ones_like(confidence)
-    sums = values.new_zeros(num_groups, 1 + len(MEASURES) + 3 * NUM_BINS)
-    sums[:, : 1 + len(MEASURES)].index_add_(0, group, torch.cat([ones[:, None], values], 1))
-    binned = sums[:, 1 + len(MEASURES) :].view(num_groups, 3, NUM_BINS)
-    for line, value in enumerate((ones, correct, confidence)):
-        binned[:, line].index_put_((group, bins), value, accumulate=True)
+    sums = values.new_zeros(num_groups, 1 + len(ROW_STATS) + 3 * NUM_BINS)
+    sums[:, : 1 + len(ROW_STATS)].index_add_(0, group, torch.cat([ones[:, None], values], 1))
+    binned = sums[:, 1 + len(ROW_STATS) :].view(num_groups, 3, NUM_BINS)
+    for row, value in enumerate((ones, correct, confidence)):
+        binned[:, row].index_put_((group, bins), value, accumulate=True)
     return sums
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The figures of a set of rows; None where there is nothing to divide by."""
+class EvalMetrics:
+    """Averages over a set of rows; None where the count is 0 or the average is not finite."""
 
     num_rows: int
     nll: float | None
@@ -115,16 +120,16 @@ class Figures:
     kl: float | None
     keep_fraction: float | None
     ece: float | None
-    """Expected calibration error: |accuracy - confidence| over bins, weighted by their rows."""
+    """Expected calibration error: |accuracy - confidence| of each bin, weighted by its rows."""
 
 
-def figures_of(sums: npt.NDArray[np.float64]) -> Figures:
-    """The figures of sums [..., columns] of `tally_measures`, over all axes but the last."""
-    line = sums.reshape(-1, sums.shape[-1]).sum(0)
-    num_rows, totals = line[0], dict(zip(MEASURES, line[1:].tolist(), strict=False))
-    _, correct, confidence = line[1 + len(MEASURES) :].reshape(3, NUM_BINS)
+def eval_metrics(sums: npt.NDArray[np.float64]) -> EvalMetrics:
+    """The averages of sums [..., columns] of `sum_row_stats`, over all axes but the last."""
+    total = sums.reshape(-1, sums.shape[-1]).sum(0)
+    num_rows, totals = total[0], dict(zip(ROW_STATS, total[1:].tolist(), strict=False))
+    _, correct, confidence = total[1 + len(ROW_STATS) :].reshape(3, NUM_BINS)
     ece = _ratio(float(np.abs(correct - confidence).sum()), num_rows)
-    return Figures(
+    return EvalMetrics(
         num_rows=int(num_rows),
         nll=_ratio(totals["nll"], num_rows),
         accuracy=_ratio(totals["correct"], num_rows),
@@ -140,7 +145,8 @@ def _ratio(value: float, count: float) -> float | None:
 
 
 def best_step(lines: Sequence[Mapping[str, Any]], metric: str) -> int | None:
-    """The step whose line has the best value of `metric`; the first of equals, None without any."""
+    """The step whose line has the best value of `metric`: the first of equal ones, None if every
+    value is None."""
     sign = -1.0 if metric == "accuracy" else 1.0
-    valued = [(sign * x[metric], x["step"]) for x in lines if x[metric] is not None]
-    return int(min(valued)[1]) if valued else None
+    values = [(sign * x[metric], x["step"]) for x in lines if x[metric] is not None]
+    return int(min(values)[1]) if values else None

@@ -1,21 +1,20 @@
-"""Measures of rows add up over tiles, tasks and ranks."""
+"""Statistics of rows add up over tiles, tasks and ranks."""
 
 import numpy as np
 import pytest
 import torch
 
 from caskd.train.loss import (
-    MEASURES,
+    ROW_STATS,
     Head,
     LossRows,
     TeacherRows,
     best_step,
-    figures_of,
-    row_measures,
-    tally_measures,
+    eval_metrics,
+    row_stats,
+    sum_row_stats,
 )
-from caskd.train.loss import measures as measures_module
-from caskd.train.loss.measures import NUM_BINS
+from caskd.train.loss.eval_stats import NUM_BINS
 
 N, H, V, K = 37, 8, 19, 5
 
@@ -25,23 +24,27 @@ def case() -> tuple[torch.Tensor, Head, LossRows]:
     hidden, weight = (torch.randn(n, H, generator=generator) for n in (N, V))
     logits, ids = torch.randn(N, V, generator=generator).mul(2).topk(K, dim=1)
     logsumexp = logits.logsumexp(1) + 0.1
+    # A store with --min-mass keeps fewer than K cells of some rows; row 0 has no teacher.
+    num_kept = torch.tensor([0, 1, K - 1, 2, *[K] * (N - 4)])
+    is_kept = torch.arange(K) < num_kept[:, None]
+    kept_mass = torch.where(is_kept, (logits - logsumexp[:, None]).exp(), 0).sum(1)
     teacher = TeacherRows(
         argmax=ids[:, 0],
         topk_ids=ids,
         topk_logits=logits,
-        num_kept=torch.tensor([0, *[K] * (N - 1)]),
+        num_kept=num_kept,
         logsumexp=logsumexp,
-        tail_mass=torch.full((N,), 1 - float(torch.exp(torch.tensor(-0.1)))),
+        tail_mass=1 - kept_mass,
     )
     labels = torch.randint(V, (N,), generator=generator)
     return hidden, Head(weight, torch.linspace(-1, 1, V), 3.0, 0.5), LossRows(labels, teacher, None)
 
 
-def test_each_measure_is_its_definition() -> None:
+def test_each_statistic_is_its_definition() -> None:
     hidden, head, rows = case()
     logits = 3.0 * torch.tanh(0.5 * (hidden @ head.weight.T + head.bias) / 3.0)
     logprobs = logits.double().log_softmax(1)
-    found = dict(zip(MEASURES, row_measures(hidden, head, rows, "either").double().T, strict=True))
+    found = dict(zip(ROW_STATS, row_stats(hidden, head, rows, "either").double().T, strict=True))
     nll = -logprobs[range(N), rows.labels]
     torch.testing.assert_close(found["nll"], nll, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found["confidence"], logprobs.exp().amax(1), rtol=1e-5, atol=1e-6)
@@ -49,12 +52,13 @@ def test_each_measure_is_its_definition() -> None:
     assert torch.equal(found["correct"].bool(), correct)
     assert rows.teacher is not None
     assert torch.equal(found["kept"].bool(), correct | (rows.teacher.argmax == rows.labels))
-    unasked = row_measures(hidden, head, rows, "random")[:, MEASURES.index("kept")]
+    unasked = row_stats(hidden, head, rows, "random")[:, ROW_STATS.index("kept")]
     assert bool(unasked.isnan().all())
     assert found["distilled"].tolist() == [0.0, *[1.0] * (N - 1)]
     for row in range(1, N):
-        theirs = (rows.teacher.topk_logits[row] - rows.teacher.logsumexp[row]).double()
-        ours = logprobs[row, rows.teacher.topk_ids[row]]
+        kept = slice(int(rows.teacher.num_kept[row]))
+        theirs = (rows.teacher.topk_logits[row, kept] - rows.teacher.logsumexp[row]).double()
+        ours = logprobs[row, rows.teacher.topk_ids[row, kept]]
         tail = 1 - theirs.exp().sum()
         kl = (theirs.exp() * (theirs - ours)).sum() + tail * (tail / (1 - ours.exp().sum())).log()
         assert float(found["kl"][row]) == pytest.approx(float(kl), abs=1e-5)
@@ -63,37 +67,37 @@ def test_each_measure_is_its_definition() -> None:
 
 def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head, rows = case()
-    whole = row_measures(hidden, head, rows, "all")
-    monkeypatch.setattr(measures_module, "TILE_BYTES", 4 * V * 5)
-    torch.testing.assert_close(row_measures(hidden, head, rows, "all"), whole)
-    assert row_measures(hidden[:0], head, rows.take(torch.arange(0)), "all").shape == (0, 6)
+    whole = row_stats(hidden, head, rows, "all")
+    monkeypatch.setattr("caskd.train.loss.eval_stats.TILE_BYTES", 4 * V * 5)
+    torch.testing.assert_close(row_stats(hidden, head, rows, "all"), whole)
+    assert row_stats(hidden[:0], head, rows.take(torch.arange(0)), "all").shape == (0, 6)
 
 
 def test_sums_of_parts_are_the_sum_of_the_whole() -> None:
-    measured = row_measures(*case(), "all")
+    stats = row_stats(*case(), "all")
     group = torch.arange(N) % 3
-    whole = tally_measures(measured, group, 3)
-    parts = [tally_measures(measured[i::2], group[i::2], 3) for i in range(2)]
+    whole = sum_row_stats(stats, group, 3)
+    parts = [sum_row_stats(stats[i::2], group[i::2], 3) for i in range(2)]
     torch.testing.assert_close(parts[0] + parts[1], whole)
-    together, every = figures_of(whole.numpy()), measured.double().mean(0)
+    together, every = eval_metrics(whole.numpy()), stats.double().mean(0)
     assert together.num_rows == N
     assert together.nll == pytest.approx(float(every[0]))
-    assert together.kl == pytest.approx(float(measured[:, 3].double().sum()) / (N - 1))
-    assert figures_of(whole[1].numpy()).num_rows == len(range(1, N, 3))
+    assert together.kl == pytest.approx(float(stats[:, 3].double().sum()) / (N - 1))
+    assert eval_metrics(whole[1].numpy()).num_rows == len(range(1, N, 3))
 
 
 def test_calibration_error_by_hand() -> None:
     """Two bins: four rows at 0.9 of which two are right, one row at 0.1 that is wrong."""
-    rows = torch.zeros(5, len(MEASURES))
-    rows[:, MEASURES.index("confidence")] = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.1])
-    rows[:2, MEASURES.index("correct")] = 1
-    sums = tally_measures(rows, torch.zeros(5).long(), 1)
-    assert figures_of(sums.numpy()).ece == pytest.approx((4 * 0.4 + 1 * 0.1) / 5)
+    rows = torch.zeros(5, len(ROW_STATS))
+    rows[:, ROW_STATS.index("confidence")] = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.1])
+    rows[:2, ROW_STATS.index("correct")] = 1
+    sums = sum_row_stats(rows, torch.zeros(5).long(), 1)
+    assert eval_metrics(sums.numpy()).ece == pytest.approx((4 * 0.4 + 1 * 0.1) / 5)
 
 
-def test_nothing_measured_has_no_figures() -> None:
-    figures = figures_of(np.zeros(1 + len(MEASURES) + 3 * NUM_BINS))
-    assert (figures.num_rows, figures.nll, figures.ece) == (0, None, None)
+def test_no_rows_have_no_averages() -> None:
+    metrics = eval_metrics(np.zeros(1 + len(ROW_STATS) + 3 * NUM_BINS))
+    assert (metrics.num_rows, metrics.nll, metrics.ece) == (0, None, None)
 
 
 def test_the_best_step_is_the_first_of_equals() -> None:

@@ -1,0 +1,134 @@
+"""The objectives by name. This one table defines `--objective` and the loss; it needs no torch.
+
+For response tokens i with label y, student p_S, teacher p_L and label weight w, every objective is
+
+    L = - sum_i a_i * ( w * log p_S(y_i) + (1 - w) * sum_v p_L(v) log p_S(v) )
+
+They differ in w and in the rule of the mask a_i only. To add one, add a line to `OBJECTIVES`.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal, get_args
+
+from caskd.store.errors import UsageError
+
+MaskRule = Literal["all", "either", "teacher", "student"]
+"""Rules that `caskd.train.loss.keep_mask` applies."""
+
+AnyRule = MaskRule | Literal["random"]
+"""`random`: the caller passes the mask. It is the control of the rules that read a model."""
+
+Tail = Literal["bucket", "renormalise", "drop", "none"]
+TAILS: tuple[Tail, ...] = get_args(Tail)
+
+TAILS_OF_KIND = MappingProxyType({"topk": TAILS[:3], "sampled": TAILS[3:]})
+"""Store kind -> the tail modes that fit it, the default first. Samples of the whole distribution
+have no tail; a top-k always has one."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mask rule and the weight of the label term."""
+
+    rule: AnyRule
+    w: float
+
+    @property
+    def needs_distribution(self) -> bool:
+        """Whether the loss reads the teacher's top-k."""
+        return self.w < 1
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a row counts only if it has a teacher row."""
+        return self.needs_distribution or self.rule in ("either", "teacher")
+
+    @property
+    def needs_keep(self) -> bool:
+        """Whether the caller must pass the mask."""
+        return self.rule == "random"
+
+
+OBJECTIVES = MappingProxyType(
+    {
+        "xent": Objective("all", 1.0),
+        "dist": Objective("all", 0.5),
+        "cat-xent": Objective("either", 1.0),
+        "cat-dist": Objective("either", 0.5),
+        "cat-xent-l": Objective("teacher", 1.0),
+        "cat-xent-s": Objective("student", 1.0),
+        "cat-dist-l": Objective("teacher", 0.5),
+        "cat-dist-s": Objective("student", 0.5),
+        "random-xent": Objective("random", 1.0),
+        "random-dist": Objective("random", 0.5),
+    }
+)
+
+# A Literal made from the table is unknown to a type checker, which sees plain text instead.
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+    """Names of the table, as `--objective` lists them."""
+
+
+def resolve_objective(objective: str | Objective, w: float | None = None) -> Objective:
+    """Look up an objective by its name, and replace its label weight by `w` where that is given.
+
+    Raises:
+        UsageError: the name is not in `OBJECTIVES`, or the label weight is outside [0, 1].
+    """
+    if isinstance(objective, str):
+        if objective not in OBJECTIVES:
+            raise UsageError(
+                f"objective {objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
+            )
+        objective = OBJECTIVES[objective]
+    w = objective.w if w is None else float(w)
+    if not 0 <= w <= 1:
+        raise UsageError(
+            f"w is {w}; expected a label weight from 0 (teacher only) to 1 (label only)"
+        )
+    return Objective(objective.rule, w)
+
+
+def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
+    """`resolve_objective`, for a caller that passes no mask to the loss.
+
+    Args:
+        user: the caller's name, for the error.
+
+    Raises:
+        UsageError: as `resolve_objective`, or the objective needs a mask from the caller.
+    """
+    objective = resolve_objective(name, w)
+    if objective.needs_keep:
+        raise UsageError(
+            f"{user}: objective {name!r} keeps as many rows as another run, and only caskd train "
+            "reads that run (--keep-fraction-from); choose another objective here. In your own "
+            f"loop, pass {name.removeprefix('random-')!r} and keep=MASK to cascade_aware_loss"
+        )
+    return objective
+
+
+def resolve_tail(tail: Tail | None, kind: str) -> Tail:
+    """The tail mode to use with a store of this kind; None is the kind's default.
+
+    Raises:
+        UsageError: the tail mode does not fit the kind.
+    """
+    fitting = TAILS_OF_KIND[kind]
+    if tail is None:
+        return fitting[0]
+    if tail not in fitting:
+        holds = (
+            "samples of the teacher's whole distribution, which have no tail"
+            if kind == "sampled"
+            else "a top-k, which has a tail"
+        )
+        raise UsageError(
+            f"--tail {tail}: the store holds {holds}; expected {' or '.join(fitting)}; "
+            f"omit --tail for {fitting[0]}"
+        )
+    return tail
