@@ -8,21 +8,23 @@ Legend: N rows, P points of a curve, D draws.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves import DeferralCurve, auroc, deferral_curve
-from caskd.eval.next_token.teacher_forcing import ForcedRows, StoreRows
 from caskd.eval.stats import NUM_DRAWS, SEED, area_influence, interval
 from caskd.eval.study import ALL_TASKS, AUDC, GAIN, SMALL, Contrast, Drawn, contrasts, figures
+
+if TYPE_CHECKING:
+    from caskd.eval.next_token.teacher_forcing import ForcedRows, StoreRows
 
 FloatArray = npt.NDArray[np.float64]
 
 _DRAWS_BYTES = 64 << 20
 
-RULES: Mapping[str, Callable[[ForcedRows], FloatArray]] = {
+RULES: "Mapping[str, Callable[[ForcedRows], FloatArray]]" = {
     "log-probability": lambda rows: -rows.best_logprob,
     "margin": lambda rows: -rows.margin,
     "entropy": lambda rows: rows.entropy,
@@ -38,7 +40,7 @@ class StudentMeasured:
     label: str
     arm: str
     identity: Mapping[str, Any]
-    rows: ForcedRows
+    rows: "ForcedRows"
     curves: Mapping[str, DeferralCurve]
     """By rule."""
     tasks: Mapping[str, DeferralCurve]
@@ -65,8 +67,8 @@ def measure_student(
     label: str,
     arm: str,
     identity: Mapping[str, Any],
-    rows: ForcedRows,
-    teacher: StoreRows,
+    rows: "ForcedRows",
+    teacher: "StoreRows",
     task_names: Sequence[str],
 ) -> StudentMeasured:
     """Curves of every rule, and of every task.

@@ -1,9 +1,10 @@
 """The tables of differences between arms, and of the seeds behind them."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from caskd.eval.report.page import Heads, Section, Table, table
+from caskd.eval.report.page import Heads, Picture, Section, Table, table
 from caskd.eval.report.sentences import difference_line, mcnemar_line
 from caskd.eval.study import (
     ALL_TASKS,
@@ -139,13 +140,13 @@ def contrast_table(contrasts: Sequence[Contrast], caption: str, *, folded: bool 
     return table(_CONTRASTS, rows, caption, folded=folded)
 
 
-def comparisons(findings: Findings, summary: Mapping[str, Any]) -> Section:
+def comparisons(findings: Findings, _: Mapping[str, Picture]) -> Section:
     """Every arm against every other."""
     found = findings.comparisons
     together = (ALL_TASKS, WITHIN_TASK)
     pooled = [one for one in found.more if one.task in together and one.measure != COST]
     by_task = [one for one in found.more if one.task not in together]
-    tables = [table(_ARMS, summary["arms"])]
+    tables = [table(_ARMS, map(asdict, found.arms))]
     if pooled:
         tables.append(contrast_table(pooled, "By other measures"))
     if by_task:

@@ -17,7 +17,7 @@ from caskd.eval.report.plot_style import (
     legend_below,
     panels,
 )
-from caskd.eval.study import ChainMeasured, Measured
+from caskd.eval.study import Findings, Measured
 from caskd.store.io import plot_label
 
 DRAWN_POINTS = 600
@@ -26,8 +26,9 @@ _UNITS = {"flops": "FLOPs per example, lengths counted", "seconds": "seconds per
           "money": "money per 1,000 examples"}  # fmt: skip
 
 
-def curve_figure(measured: Sequence[Measured]) -> Figure:
+def curve_figure(findings: Findings) -> Figure:
     """Quality over deferral rate and over FLOPs, with the random and oracle lines."""
+    measured = findings.measured
     figure, (by_rate, by_cost) = panels(2, sharey=True)
     for one, color, label in _colored(measured):
         curve, sizes = one.curve, (one.pair.small, one.pair.large)
@@ -56,8 +57,9 @@ def curve_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def parts_figure(measured: Sequence[Measured]) -> Figure:
+def parts_figure(findings: Findings) -> Figure:
     """A1, what the small model's kept answers bring, and A2, what the large model's bring."""
+    measured = findings.measured
     figure, (kept, deferred) = panels(2, sharey=True)
     for one, color, label in _colored(measured):
         rate = one.curve.deferral_rate
@@ -73,8 +75,9 @@ def parts_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def rules_figure(one: Measured) -> Figure:
-    """Every rule on one small model: quality, and what it gains over deferring at random."""
+def rules_figure(findings: Findings) -> Figure:
+    """Every rule on the first small model: quality, and its gain over random deferral."""
+    one = findings.measured[0]
     figure, (quality, gain) = panels(2)
     for number, (name, rule) in enumerate(one.rules.items()):
         curve, color = rule.curve, PAPER.color(number)
@@ -93,8 +96,9 @@ def rules_figure(one: Measured) -> Figure:
     return figure
 
 
-def cost_figure(measured: Sequence[Measured]) -> Figure:
+def cost_figure(findings: Findings) -> Figure:
     """Quality over what the files tell of each example's cost: lengths, seconds, prices."""
+    measured = findings.measured
     units = list(measured[0].costs)
     figure, found = panels(len(units), sharey=True)
     for one, color, label in _colored(measured):
@@ -115,11 +119,12 @@ def cost_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def bleu_figure(measured: Sequence[Measured]) -> Figure:
-    """Corpus BLEU of the cascade's output over deferral rate."""
+def bleu_figure(findings: Findings) -> Figure | None:
+    """Corpus BLEU of the cascade's output over deferral rate; None without `--bleu`."""
     figure, (axes,) = panels(1)
-    for one, color, label in _colored(measured):
-        assert one.bleu is not None, "drawn only where it was asked for"
+    for one, color, label in _colored(findings.measured):
+        if one.bleu is None:
+            return None
         rate, value = one.bleu
         _line(axes, rate, value, color=color, lw=1.5, label=label)
     in_percent(axes)
@@ -128,10 +133,13 @@ def bleu_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def chain_figure(chain: ChainMeasured, measured: Sequence[Measured], priced: bool) -> Figure:
-    """A chain's settings that none beats, beside the cascades of two on the same cost axis."""
+def chain_figure(findings: Findings) -> Figure | None:
+    """The chain's frontier and the two-model cascades on one cost axis; None without a chain."""
+    chain, priced = findings.chain, findings.priced
+    if chain is None:
+        return None
     figure, (axes,) = panels(1)
-    for number, one in enumerate(measured, 1):
+    for number, one in enumerate(findings.measured, 1):
         cost = 1000 * one.costs["money"] if priced else one.token_flops
         _line(axes, cost, one.curve.quality, color=PAPER.color(number), lw=1.3,
               label=plot_label(f"{one.label}, then the large model"))  # fmt: skip

@@ -1,21 +1,17 @@
-"""`caskd eval`: from stored predictions to figures, tables and a page."""
+"""The report on cascades: its parts, and the content of summary.json."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from caskd.eval.answers import Predictions
 from caskd.eval.config import EvalConfig
-from caskd.eval.report import differences, plots, tables
-from caskd.eval.report.folder import CASCADE, FORMAT, SUMMARY, check_folder, write_files
-from caskd.eval.report.page import Picture, html_bytes
-from caskd.eval.report.plot_style import on_dark, png_bytes, svg_bytes
-from caskd.eval.report.sections import page_sections
+from caskd.eval.report import differences, plots, sections, tables
+from caskd.eval.report.folder import CASCADE, FORMAT, check_folder
+from caskd.eval.report.layout import FigureSpec, Part, Report, build_files, file_names
 from caskd.eval.serving import cascade_fields
 from caskd.eval.study import (
     ALL_TASKS,
@@ -32,98 +28,74 @@ from caskd.store.io import plain
 FORMAT_VERSION = 1
 
 
-def evaluate_cascades(config: EvalConfig) -> dict[str, Any]:
-    """Measure every small model against the large one and write the report.
+CONTENTS = (
+    Part(
+        tables={"summary": tables.summary_rows, "curve": tables.curve_rows},
+        figures={
+            "deferral_curve": FigureSpec(
+                "Quality over deferral rate and over cost", plots.curve_figure
+            )
+        },
+        section=sections.overview,
+    ),
+    Part(section=sections.operating_point),
+    Part(
+        tables={"differences": differences.difference_rows, "seeds": differences.seed_rows},
+        section=differences.comparisons,
+    ),
+    Part(
+        figures={"a1_a2": FigureSpec("A1 and A2 over deferral rate", plots.parts_figure)},
+        section=sections.quality_parts,
+    ),
+    Part(
+        tables={"rules": tables.rule_rows, "rule_curves": tables.rule_curve_rows},
+        figures={"rules": FigureSpec("Quality over deferral rate by rule", plots.rules_figure)},
+        section=sections.rules,
+    ),
+    Part(
+        tables={"seconds": tables.tail_rows},
+        figures={
+            "cost": FigureSpec(
+                "Quality over computation, time and money per example", plots.cost_figure
+            )
+        },
+        section=sections.cost,
+    ),
+    Part(
+        tables={"bleu": tables.bleu_rows},
+        figures={"bleu": FigureSpec("Corpus BLEU over deferral rate", plots.bleu_figure)},
+        section=sections.corpus_bleu,
+    ),
+    Part(
+        tables={"chain": tables.chain_rows},
+        figures={"chain": FigureSpec("Quality over cost of the chain", plots.chain_figure)},
+        section=sections.chain,
+    ),
+    Part(tables={"transfer": lambda findings: findings.transfer}, section=sections.threshold_drift),
+    Part(tables={"samples": lambda findings: findings.samples}, section=sections.samples),
+)
+"""The parts of a report on cascades, in the order of the page. A new table, figure or section is
+one entry here."""
+CASCADE_FILES = file_names(CONTENTS) | {CASCADE}
 
-    Returns:
-        The content of `summary.json`.
+
+def cascade_report(config: EvalConfig) -> Report:
+    """Measure every small model against the large one.
 
     Raises:
         UsageError: a file is missing or not a predictions file, a flag is wrong, or `out` holds
             something else.
         IdentityError: predictions that do not belong together.
     """
-    out = Path(config.out)
-    check_folder(out)
+    check_folder(Path(config.out))
     findings = find(config)
     summary = _summary(findings)
-    files = _files(findings, summary)
-    write_files(out, files)
-    tables.show(findings)
-    print(f"report: {out / 'index.html'}")
-    if CASCADE in files:
-        print(f"cascade: {out / CASCADE}")
-    return summary
-
-
-def _files(findings: Findings, summary: Mapping[str, Any]) -> dict[str, bytes]:
-    """Every file of the report; the summary first, which marks the folder as one."""
-    files = {SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode()}
-    pictures = {}
-    for name, alt in _alts(findings).items():
-        figure = _figure(name, findings)
-        files[f"{name}.png"], svg = png_bytes(figure), svg_bytes(figure)
-        files[f"{name}.svg"] = svg
-        pictures[name] = Picture(alt, svg, on_dark(svg))
-    for name, rows in _rows(findings).items():
-        content = tables.csv_bytes(rows)
-        if content:
-            files[f"{name}.csv"] = content
+    title = f"Cascades with {summary['large']['name']} as the large model"
+    files = build_files(CONTENTS, findings, title, summary)
     if findings.point is not None:
         fields = cascade_fields(findings.point)
         files[CASCADE] = json.dumps(fields, indent=2, allow_nan=False).encode()
-    title = f"Cascades with {summary['large']['name']} as the large model"
-    sections = page_sections(findings, summary, pictures)
-    files["index.html"] = html_bytes(title, sections, summary["caskd_version"])
-    return files
-
-
-def _alts(findings: Findings) -> dict[str, str]:
-    """The figures to draw, with what they show in words."""
-    alts = {
-        "deferral_curve": "Quality over deferral rate and over cost",
-        "a1_a2": "A1 and A2 over deferral rate",
-        "rules": "Quality over deferral rate by rule",
-        "cost": "Quality over computation, time and money per example",
-    }
-    if findings.measured[0].bleu is not None:
-        alts["bleu"] = "Corpus BLEU over deferral rate"
-    if findings.chain is not None:
-        alts["chain"] = "Quality over cost of the chain"
-    return alts
-
-
-def _figure(name: str, findings: Findings) -> Figure:
-    measured = findings.measured
-    if name == "rules":
-        return plots.rules_figure(measured[0])
-    if name == "chain":
-        assert findings.chain is not None, "drawn only where there is one"
-        return plots.chain_figure(findings.chain, measured, findings.priced)
-    draw = {
-        "deferral_curve": plots.curve_figure,
-        "a1_a2": plots.parts_figure,
-        "cost": plots.cost_figure,
-        "bleu": plots.bleu_figure,
-    }[name]
-    return draw(measured)
-
-
-def _rows(findings: Findings) -> dict[str, Any]:
-    measured = findings.measured
-    return {
-        "summary": tables.summary_rows(measured),
-        "curve": tables.curve_rows(measured),
-        "rules": tables.rule_rows(measured),
-        "rule_curves": tables.rule_curve_rows(measured),
-        "differences": differences.difference_rows(findings),
-        "seeds": differences.seed_rows(findings),
-        "seconds": tables.tail_rows(measured),
-        "samples": findings.samples,
-        "bleu": tables.bleu_rows(measured),
-        "chain": findings.chain.rows() if findings.chain else [],
-        "transfer": findings.transfer,
-    }
+    return Report(summary, files, partial(tables.show, findings))
 
 
 def _summary(findings: Findings) -> dict[str, Any]:
@@ -167,7 +139,7 @@ def _small(one: Measured) -> dict[str, Any]:
         **_model(one.pair.small),
         ALL_TASKS: dict(one.main.figures),
         "tasks": {task: figures(curve) for task, curve in one.tasks.items()},
-        "rules": {row.pop("rule"): row for row in tables.rule_rows([one]) if row.pop("small")},
+        "rules": {row.pop("rule"): row for row in tables.small_rule_rows(one) if row.pop("small")},
     }
 
 

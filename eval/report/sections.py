@@ -1,9 +1,8 @@
-"""What the page says, section by section."""
+"""The sections of the page, each a function of the findings and the pictures."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from caskd.eval.report.differences import comparisons
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines
 from caskd.eval.report.tables import rule_rows, summary_rows
@@ -51,62 +50,65 @@ _GAIN_WORDS = {"the first is better": "better", "the second is better": "worse",
 _MANY_ROWS = 60
 
 
-def page_sections(
-    findings: Findings, summary: Mapping[str, Any], pictures: Mapping[str, Picture]
-) -> list[Section]:
-    """Every section that has something to say."""
-    measured = findings.measured
-    sections = [_first(findings, summary, pictures)]
-    if findings.point is not None:
-        head, *rest = point_lines(findings.point)
-        note = "cascade.json holds it for caskd.eval.Cascade.load."
-        sections.append(Section("Operating point", texts=[head], bullets=rest, notes=[note]))
-    sections.append(comparisons(findings, summary))
-    sections.append(
-        Section(
-            "Where the quality comes from",
-            texts=["A1 is the part of the quality that answers kept from the small model bring, A2 "
-                   "the part that the large model's answers to deferred examples bring."],
-            pictures=[pictures["a1_a2"]],
-        )
-    )  # fmt: skip
-    sections.append(_rules(findings, pictures))
-    sections.append(
-        Section(
-            "Cost per example",
-            texts=["Computation counts prompts and answers at their own lengths, 2 FLOPs per "
-                   "parameter and token. Seconds are those of caskd predict, one model after the "
-                   "other; dotted, the 95th percentile."],
-            pictures=[pictures["cost"]],
-        )
-    )  # fmt: skip
-    if "bleu" in pictures:
-        text = (
-            "Corpus BLEU of the mixed output, from n-gram counts summed at each point: it is no "
-            "mean over examples, and has no A1 and A2."
-        )
-        sections.append(Section("Corpus BLEU", texts=[text], pictures=[pictures["bleu"]]))
-    if findings.chain is not None:
-        sections.append(_chain(findings, pictures["chain"]))
-    if findings.transfer:
-        drifts = [row for row in findings.transfer if row["rule"] == findings.main_rule]
-        text = (
-            "Each threshold is the one that defers the wanted share of the calibration examples; "
-            "drift is by how much it defers more of the test examples. The other rules are in "
-            "transfer.csv."
-        )
-        sections.append(
-            Section("Thresholds on other examples", texts=[text],
-                    tables=[table(_TRANSFER, drifts)])
-        )  # fmt: skip
-    sections.append(
-        Section(
-            "Examples on both sides of the threshold",
-            texts=[f"{findings.samples_of}. {len(measured[0].pair):,} examples in all."],
-            tables=[table(_SAMPLES, rows, side.capitalize()) for side, rows in _by_side(findings)],
-        )
+def operating_point(findings: Findings, _: Mapping[str, Picture]) -> Section | None:
+    """The chosen cascade; None without `--operating-point`."""
+    if findings.point is None:
+        return None
+    first, *estimates = point_lines(findings.point)
+    note = "Load cascade.json with caskd.eval.Cascade.load."
+    return Section("Operating point", texts=[first], bullets=estimates, notes=[note])
+
+
+def quality_parts(_: Findings, pictures: Mapping[str, Picture]) -> Section:
+    """A1 and A2."""
+    text = (
+        "A1 is the part of the quality that comes from kept answers of the small model, A2 the "
+        "part that comes from the large model's answers to deferred examples."
     )
-    return sections
+    return Section("Where the quality comes from", texts=[text], pictures=[pictures["a1_a2"]])
+
+
+def cost(_: Findings, pictures: Mapping[str, Picture]) -> Section:
+    """Computation, time and money."""
+    text = (
+        "Computation counts prompts and answers at their own lengths, 2 FLOPs per parameter and "
+        "token. Seconds are those of caskd predict, the two models one after the other; the dotted "
+        "line is the 95th percentile."
+    )
+    return Section("Cost per example", texts=[text], pictures=[pictures["cost"]])
+
+
+def corpus_bleu(_: Findings, pictures: Mapping[str, Picture]) -> Section | None:
+    """Corpus BLEU; None without `--bleu`."""
+    if "bleu" not in pictures:
+        return None
+    text = (
+        "Corpus BLEU of the mixed output, computed from n-gram counts summed at each point. It is "
+        "not a mean over examples and has no A1 and A2."
+    )
+    return Section("Corpus BLEU", texts=[text], pictures=[pictures["bleu"]])
+
+
+def threshold_drift(findings: Findings, _: Mapping[str, Picture]) -> Section | None:
+    """Thresholds of the calibration split on the test split; None without a split."""
+    drifts = [row for row in findings.transfer if row["rule"] == findings.main_rule]
+    if not drifts:
+        return None
+    text = (
+        "Each threshold defers the wanted share of the calibration examples. Drift is the test "
+        "split's deferral rate minus the calibration split's. transfer.csv has the other rules."
+    )
+    return Section("Thresholds on other examples", texts=[text], tables=[table(_TRANSFER, drifts)])
+
+
+def samples(findings: Findings, _: Mapping[str, Picture]) -> Section:
+    """Examples on both sides of the threshold."""
+    count = len(findings.measured[0].pair)
+    return Section(
+        "Examples on both sides of the threshold",
+        texts=[f"{findings.samples_of}. {count:,} examples in all."],
+        tables=[table(_SAMPLES, rows, side.capitalize()) for side, rows in _by_side(findings)],
+    )
 
 
 def _by_side(findings: Findings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -114,10 +116,10 @@ def _by_side(findings: Findings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         yield side, [row for row in findings.samples if row["side"] == side]
 
 
-def _first(
-    findings: Findings, summary: Mapping[str, Any], pictures: Mapping[str, Picture]
-) -> Section:
-    rows = list(summary_rows(findings.measured))
+def overview(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
+    """The curves and the main figures."""
+    quality = findings.measured[0].pair.large.metadata["quality"]
+    rows = list(summary_rows(findings))
     by_task = []
     if len(rows) > _MANY_ROWS:
         by_task = [row for row in rows if row["task"] != ALL_TASKS]
@@ -126,7 +128,7 @@ def _first(
     texts = [
         "The small model answers first. An answer whose deferral score reaches the threshold is "
         f"deferred to the large model. Rule of the main figures: {findings.main_rule}. Quality is "
-        f"the mean of {summary['quality']}.",
+        f"the mean of {quality}.",
     ]
     if split["num_calibration"]:
         texts.append(
@@ -161,7 +163,8 @@ def _first(
     )
 
 
-def _rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
+def rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
+    """Every deferral rule."""
     gains = {
         (label, first): {
             "gain": one.value,
@@ -171,16 +174,16 @@ def _rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
         }
         for label, first, _, one in findings.comparisons.between_rules
     }
-    rules = [
+    rows = [
         {**row, **gains.get((row["small"], row["rule"]), {"verdict": "first rule"})}
-        for row in rule_rows(findings.measured)
+        for row in rule_rows(findings)
     ]
     return Section(
         "Deferral rules",
         pictures=[pictures["rules"]],
         tables=[
-            table(_RULES, rules),
-            table(_CONFIDENCE, rules, "How well the score tells wrong answers from right ones"),
+            table(_RULES, rows),
+            table(_CONFIDENCE, rows, "How well the score tells wrong answers from right ones"),
         ],
         notes=[
             f"The figure is of {findings.measured[0].label}; the first rule is "
@@ -191,9 +194,11 @@ def _rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
     )
 
 
-def _chain(findings: Findings, picture: Picture) -> Section:
+def chain(findings: Findings, pictures: Mapping[str, Picture]) -> Section | None:
+    """The chain's frontier; None without `--chain`."""
     chain = findings.chain
-    assert chain is not None, "called only where there is one"
+    if chain is None:
+        return None
     rows = chain.rows()
     heads = {
         name: (
@@ -219,6 +224,6 @@ def _chain(findings: Findings, picture: Picture) -> Section:
             f"Of {chain.chosen.num_settings:,} settings tried on the {split} "
             f"examples, those that no other beats in both quality and cost."
         ],
-        pictures=[picture],
+        pictures=[pictures["chain"]],
         tables=[table(heads, few)],
     )

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich import box
@@ -18,9 +18,9 @@ from caskd.store.io import csv_cell, plain
 Rows = Iterator[dict[str, Any]]
 
 
-def summary_rows(measured: Sequence[Measured]) -> Rows:
+def summary_rows(findings: Findings) -> Rows:
     """One row per small model over all examples, then one per task."""
-    for one in measured:
+    for one in findings.measured:
         yield {"small": one.label, "task": ALL_TASKS, **_main_figures(one)}
         for task, curve in one.tasks.items():
             yield {"small": one.label, "task": plain(task) or NO_TASK, **figures(curve)}
@@ -31,27 +31,31 @@ def _main_figures(one: Measured) -> dict[str, Any]:
     return {name: one.main.figures[name] for name in wanted}
 
 
-def rule_rows(measured: Sequence[Measured]) -> Rows:
+def rule_rows(findings: Findings) -> Rows:
     """One row per small model and rule."""
-    for one in measured:
-        for name, rule in one.rules.items():
-            low, high = one.intervals[name]
-            yield {
-                "small": one.label, "rule": name, **rule.figures, "audc_low": low, "audc_high": high
-            }  # fmt: skip
+    for one in findings.measured:
+        yield from small_rule_rows(one)
 
 
-def curve_rows(measured: Sequence[Measured]) -> Rows:
+def small_rule_rows(one: Measured) -> Rows:
+    """One row per rule of one small model."""
+    for name, rule in one.rules.items():
+        low, high = one.intervals[name]
+        interval = {"audc_low": low, "audc_high": high}
+        yield {"small": one.label, "rule": name, **rule.figures, **interval}
+
+
+def curve_rows(findings: Findings) -> Rows:
     """The points of the main rule's curves, with every cost."""
-    for one in measured:
+    for one in findings.measured:
         costs = {_UNIT_COLUMNS[unit]: values for unit, values in one.costs.items()}
         extra = {"flops_per_token": one.token_flops, **costs}
         yield from _point_rows({"small": one.label}, one.curve, extra)
 
 
-def rule_curve_rows(measured: Sequence[Measured]) -> Rows:
+def rule_curve_rows(findings: Findings) -> Rows:
     """The points of every rule's curves."""
-    for one in measured:
+    for one in findings.measured:
         for name, rule in one.rules.items():
             extra = {"flops_per_token": rule.token_flops}
             yield from _point_rows({"small": one.label, "rule": name}, rule.curve, extra)
@@ -75,20 +79,25 @@ def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[st
         yield {**keys, **dict(zip(arrays, point, strict=True))}
 
 
-def tail_rows(measured: Sequence[Measured]) -> Rows:
+def tail_rows(findings: Findings) -> Rows:
     """95th percentile of the seconds per example along the curve."""
-    for one in measured:
+    for one in findings.measured:
         for rate, seconds in zip(*(part.tolist() for part in one.tail), strict=True):
             yield {"small": one.label, "deferral_rate": rate, "seconds_p95": seconds}
 
 
-def bleu_rows(measured: Sequence[Measured]) -> Rows:
+def bleu_rows(findings: Findings) -> Rows:
     """Corpus BLEU along the curve, where it was asked for."""
-    for one in measured:
+    for one in findings.measured:
         if one.bleu is None:
             return
         for rate, bleu in zip(*(part.tolist() for part in one.bleu), strict=True):
             yield {"small": one.label, "deferral_rate": rate, "corpus_bleu": bleu}
+
+
+def chain_rows(findings: Findings) -> Iterable[Mapping[str, Any]]:
+    """One row per setting on the chain's frontier."""
+    return findings.chain.rows() if findings.chain is not None else ()
 
 
 def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -105,13 +114,12 @@ def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
 def show(findings: Findings) -> None:
     """Print the summary on the terminal."""
     console = Console()
-    measured = findings.measured
-    title = f"Cascades with {plain(measured[0].pair.large.model_name)} as the large model"
+    title = f"Cascades with {plain(findings.measured[0].pair.large.model_name)} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
     for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in summary_rows(measured):
+    for row in summary_rows(findings):
         pooled = row["task"] == ALL_TASKS
         table.add_row(*_cells(row), style="bold" if pooled else "")
     console.print(table)

@@ -94,6 +94,19 @@ def test_a_report_replaces_a_report_and_is_the_same_byte_for_byte(tmp_path, thre
     assert {p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()} == before
 
 
+def test_files_of_an_earlier_report_are_removed_and_no_others(tmp_path, three):
+    first, _, large = three
+    out = tmp_path / "report"
+    evaluate(EvalConfig(small=(first,), large=large, out=str(out), bleu="13a"))
+    assert {path.name for path in out.iterdir()} == FILES | {"bleu.csv", "bleu.png", "bleu.svg"}
+    (out / "notes.csv").write_text("mine")
+    for name in ("cascade.json", "chain.csv", "transfer.csv", "next_token.svg", "next_token.csv",
+                 "next_token_rules.csv", "next_token_curve.csv"):  # fmt: skip
+        (out / name).write_text("old")
+    evaluate(EvalConfig(small=(first,), large=large, out=str(out)))
+    assert {path.name for path in out.iterdir()} == FILES | {"notes.csv"}
+
+
 def test_other_folders_and_files_are_left_alone(tmp_path, three):
     first, _, large = three
     (tmp_path / "mine").mkdir()
