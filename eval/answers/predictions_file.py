@@ -101,12 +101,6 @@ class Predictions:
         found: list[list[str] | None] = self.columns.column("options").to_pylist()
         return [one or [] for one in found]
 
-    def token_logprobs(self) -> list[npt.NDArray[np.float32]]:
-        """Log-probabilities of each answer's tokens."""
-        column = self.columns.column("token_logprobs").combine_chunks()
-        flat, ends = column.flatten().to_numpy(), np.cumsum(column.value_lengths().to_numpy())
-        return np.split(flat, ends[:-1])
-
     def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":
         """The examples at these places, in this order."""
         return Predictions(self.source, self.metadata, self.columns.take(pa.array(indices)))

@@ -81,32 +81,12 @@ def token_cost(
 ) -> FloatArray:
     """FLOPs per token [P] of the cascade at each deferral rate: the paper's axis.
 
-    It leaves out that prompts are read too and that answers differ in length; see `example_cost`.
+    It leaves out that prompts are read too and that answers differ in length; see `flops`.
     """
     answered = 1.0 - deferral_rate if before_generation else 1.0
     return answered * flops_per_token(small_parameters) + deferral_rate * flops_per_token(
         large_parameters
     )
-
-
-def example_cost(
-    score: FloatArray,
-    small_parameters: int,
-    small_tokens: FloatArray,
-    large_parameters: int,
-    large_tokens: FloatArray,
-) -> FloatArray:
-    """Mean FLOPs per example [P] at each point of the curve, prompts and lengths counted.
-
-    Args:
-        score: [E] deferral score.
-        small_parameters: parameters of the small model.
-        small_tokens: [E] prompt and output tokens that the small model processed.
-        large_parameters: parameters of the large model.
-        large_tokens: [E] the same of the large model.
-    """
-    small = flops_per_token(small_parameters) * small_tokens
-    return shares(small, flops_per_token(large_parameters) * large_tokens).mean(score)
 
 
 def flops(predictions: Predictions) -> tuple[FloatArray, FloatArray]:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import Predictions, Ragged, read_predictions
-from caskd.eval.curves import DeferralCurve, deferral_curve
+from caskd.eval.answers import Predictions, Ragged
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule, unknown_rule
 from caskd.store.errors import IdentityError, UsageError
 
@@ -38,16 +37,6 @@ class Pair:
         self.large_quality = large.numbers("quality")
         self.tasks = large.strings("task")
 
-    @classmethod
-    def from_files(cls, small: str, large: str) -> "Pair":
-        """Join two files of `caskd predict`.
-
-        Raises:
-            UsageError: a file is missing or not a predictions file.
-            IdentityError: they do not belong together.
-        """
-        return cls(read_predictions(small), read_predictions(large))
-
     def __len__(self) -> int:
         return len(self.large)
 
@@ -55,7 +44,7 @@ class Pair:
         """The examples at these places alone."""
         return Pair(self.small.take(indices), self.large.take(indices))
 
-    def score(self, rule: str = "average") -> FloatArray:
+    def score(self, rule: str) -> FloatArray:
         """Deferral score [E] of the small model's answers under a rule that needs no fitting.
 
         Raises:
@@ -96,17 +85,6 @@ class Pair:
                 f"{self.small.source} holds no {name}; "
                 f"{how.get(name, 'run caskd predict again')}, or leave out the rule that reads it"
             )
-
-    def curve(self, rule: str = "average", task: str | None = None) -> DeferralCurve:
-        """Deferral curve over all examples, or over those of one task with thresholds of its own.
-
-        Raises:
-            UsageError: unknown rule, or no example of this task.
-        """
-        where = np.array([task is None or own == task for own in self.tasks])
-        return deferral_curve(
-            self.score(rule)[where], self.small_quality[where], self.large_quality[where]
-        )
 
 
 def _places(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:

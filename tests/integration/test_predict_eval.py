@@ -55,7 +55,8 @@ def test_answers_are_greedy_and_scored_by_a_teacher_forced_forward(small, data, 
     answers = run(small, data, tmp_path / "p.parquet")
     model = AutoModelForCausalLM.from_pretrained(small).eval()
     tokenizer = AutoTokenizer.from_pretrained(small)
-    table, logprobs = answers.columns.to_pylist(), answers.token_logprobs()
+    table = answers.columns.to_pylist()
+    logprobs = answers.columns.column("token_logprobs").to_pylist()
     for i, record in enumerate(RECORDS):
         prompt = prompt_ids(tokenizer, record, Columns())
         expected = greedy(model, prompt, tokenizer.eos_token_id)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from helpers.paired import paired_difference
 
 from caskd.eval import deferral_curve
 from caskd.eval.stats import area_draws, area_influence, arm_difference, interval, mean_draws
@@ -82,18 +81,23 @@ def test_means_over_many_and_few_examples(monkeypatch):
         np.testing.assert_allclose(draws.std(axis=1), expected, rtol=0.08)
 
 
-def test_seeds_widen_the_interval():
+def test_seeds_widen_the_interval(compare_arms):
     # The first arm's seeds are far apart, the second's are equal.
     large = np.ones(500)
     good, bad = (cascade(seed, 500, skill=skill)[:2] for seed, skill in ((1, 0.9), (2, 0.5)))
     same = cascade(3, 500, skill=0.7)[:2]
-    apart = paired_difference([good, bad, good, bad], [same] * 4, large)
-    alike = paired_difference([good] * 4, [same] * 4, large)
-    alone = paired_difference(good, same, large)
+
+    def difference(ours, theirs):
+        [contrast] = compare_arms({"ours": ours, "theirs": theirs}, large)
+        return contrast.difference
+
+    apart = difference([good, bad, good, bad], [same] * 4)
+    alike = difference([good] * 4, [same] * 4)
+    alone = difference([good], [same])
     assert (apart.num_seeds, alike.num_seeds, alone.num_seeds) == (4, 4, 1)
-    assert (alike.low, alike.high) == (alone.low, alone.high)
+    assert (alike.low, alike.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
     assert apart.high - apart.low > 2 * (alike.high - alike.low)
-    areas = [deferral_curve(*one, large).audc for one in (good, bad, same)]
+    areas = [deferral_curve(*series, large).audc for series in (good, bad, same)]
     assert apart.value == pytest.approx((areas[0] + areas[1]) / 2 - areas[2])
 
 

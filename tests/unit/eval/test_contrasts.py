@@ -5,13 +5,12 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers.paired import repeated_examples
+from helpers.cascades import file_curve, repeated_examples
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules import Pair
 from caskd.eval.stats import area_draws
 from caskd.eval.stats.bootstrap import example_weights
 from caskd.eval.stats.intervals import t_quantile
@@ -67,11 +66,11 @@ def test_every_difference_is_that_of_the_curves(arms, tmp_path):
         ("all", "rate_at_quality"), ("all", "cost_at_quality"),
         ("within_task", "audc"), ("within_task", "audc_over_random"),
     }  # fmt: skip
-    pairs = [
-        Pair.from_files(file, arms["large"]) for name in ("cat", "xent") for file in arms[name]
-    ]
-    whole = [pair.curve() for pair in pairs]
-    tasks = {task: [pair.curve(task=task) for pair in pairs] for task in set(TASKS)}
+    files = [*arms["cat"], *arms["xent"]]
+    whole = [file_curve(file, arms["large"]) for file in files]
+    tasks = {
+        task: [file_curve(file, arms["large"], task=task) for file in files] for task in set(TASKS)
+    }
     values = {("all", "audc"): [one.audc for one in whole]}
     for task, curves in {"all": whole, **tasks}.items():
         values[task, "audc"] = [one.audc for one in curves]

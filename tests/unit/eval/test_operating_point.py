@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from helpers.cascades import join_files
 
 from caskd.eval.config import EvalConfig
-from caskd.eval.rules import Pair
 from caskd.eval.serving import cascade_fields
 from caskd.eval.serving.cascade_file import read_cascade
 from caskd.eval.study import find
@@ -48,7 +48,7 @@ def files(study):
 def settings(files, rules):
     """Every small model, rule and threshold: rank and what it gives, one by one."""
     for file in files["small"]:
-        pair = Pair.from_files(file, files["large"])
+        pair = join_files(file, files["large"])
         sizes = 2.0 * pair.small.num_parameters, 2.0 * pair.large.num_parameters
         for rule in rules:
             score = pair.score(rule)
@@ -83,6 +83,20 @@ def test_it_is_the_best_of_all_settings(files, tmp_path, text):
     rate = found["deferral_rate"]
     width = point.deferral_rate.high - point.deferral_rate.low
     assert width == pytest.approx(2 * 1.96 * math.sqrt(rate * (1 - rate) / count), rel=0.15)
+
+
+def test_of_two_models_that_reach_the_quality_the_cheaper_one_is_chosen(predictions_file, tmp_path):
+    cheap = predictions_file("cheap", [1, 1, 1, 0, 0], model="cheap", parameters=10)
+    better = predictions_file("better", [1, 1, 1, 1, 0], model="better", parameters=30)
+    large = predictions_file("large", [1, 1, 1, 1, 1], model="large", parameters=100)
+    for small in ((cheap, better), (better, cheap)):
+        config = EvalConfig(
+            small=small, large=large, out=str(tmp_path / "r"), operating_point="quality>=0.6"
+        )
+        point = find(config).point
+        assert point.measured.label == "cheap"
+        assert point.threshold == math.inf
+        assert (point.quality.mean, point.cost.mean) == (0.6, 20.0)
 
 
 def test_a_wish_that_nothing_meets_says_what_comes_nearest(files, tmp_path):

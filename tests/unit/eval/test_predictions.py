@@ -16,13 +16,13 @@ def test_round_trip(predictions_file):
     assert read.num_parameters == 10
     assert read.strings("example_id") == ["e0", "e1", "e2"]
     assert read.numbers("quality").tolist() == [1.0, 0.0, 1.0]
-    assert [part.tolist() for part in read.token_logprobs()] == [[-1.0], [-2.0, -3.0], [-0.5]]
+    assert read.columns.column("token_logprobs").to_pylist() == [[-1.0], [-2.0, -3.0], [-0.5]]
 
 
 def test_log_probabilities_follow_their_example(predictions_file):
     read = read_predictions(predictions_file("a", [1, 0], token_logprobs=[[-1.0], [-2.0, -3.0]]))
     swapped = read.take([1, 0])
-    assert [part.tolist() for part in swapped.token_logprobs()] == [[-2.0, -3.0], [-1.0]]
+    assert swapped.columns.column("token_logprobs").to_pylist() == [[-2.0, -3.0], [-1.0]]
 
 
 def write_text(path):

@@ -5,8 +5,8 @@ import pytest
 from caskd.eval import tasks
 from caskd.eval.answers import read_predictions
 from caskd.eval.config import EvalConfig
-from caskd.eval.metrics.rescoring import rescore
 from caskd.eval.study.experiment import read_experiment
+from caskd.eval.study.rescoring import rescore
 from caskd.store.errors import UsageError
 
 STORED = {"sum": {"metric": "exact_match", "normalize": "squad"},

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.cascades import join_files
 
 from caskd.eval import deferral_curve
 from caskd.eval.answers import digest, read_predictions
@@ -112,7 +113,7 @@ def test_without_scikit_learn_it_says_what_to_install(halves, monkeypatch):
 
 
 def test_rules_that_nobody_asked_for_are_left_out_with_a_line(predictions_file):
-    pair = Pair.from_files(predictions_file("s", [0, 1] * 30), predictions_file("l", [1] * 60))
+    pair = join_files(predictions_file("s", [0, 1] * 30), predictions_file("l", [1] * 60))
     scored, left_out = score_pairs([pair], [pair], [])
     assert list(scored[0])[:3] == ["average", "sum", "min"]
     assert "p-ik" not in scored[0]

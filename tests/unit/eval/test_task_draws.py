@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers.paired import repeated_examples
+from helpers.cascades import repeated_examples
 
 from caskd.eval import deferral_curve
 from caskd.eval.stats import pooled_draws, task_draws
@@ -62,8 +62,8 @@ def test_many_examples_are_drawn_to_first_order(monkeypatch):
     series, large = cascades(3000, digits=4)
     tasks = [np.arange(1000), np.arange(1000, 3000)]
     exact = task_draws(series, large, tasks)[1], pooled_draws(series, large, 0.6)
-    for module in ("bootstrap", "task_draws"):
-        monkeypatch.setattr(f"caskd.eval.{module}.EXACT_UP_TO", 1500)
+    for module in ("bootstrap", "task_replicates"):
+        monkeypatch.setattr(f"caskd.eval.stats.{module}.EXACT_UP_TO", 1500)
     monkeypatch.setattr("caskd.eval.stats.task_replicates.MAX_BLOCKS", 200)
     linear = task_draws(series, large, tasks)[1], pooled_draws(series, large, 0.6)
     for ours, theirs in [
