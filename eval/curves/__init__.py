@@ -16,6 +16,7 @@ from caskd.eval.curves.cost import (
     token_cost,
 )
 from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, defer_order, deferral_curve
+from caskd.eval.curves.thinning import thin
 
 __all__ = [
     "MIN_GAP",
@@ -40,5 +41,6 @@ __all__ = [
     "read_prices",
     "shares",
     "tail_seconds",
+    "thin",
     "token_cost",
 ]

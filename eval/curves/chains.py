@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.curves.thinning import thin
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
@@ -115,8 +116,7 @@ def _thresholds(score: FloatArray, steps: int) -> FloatArray:
     values = np.unique(score)
     if values.size > steps:
         ordered = np.sort(score)
-        places = np.linspace(0, score.size - 1, steps).round().astype(np.int64)
-        values = np.unique(ordered[places])
+        values = np.unique(ordered[thin(score.size, steps)])
     return np.concatenate((values, [np.inf]))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves.deferral import defer_order
+from caskd.eval.curves.thinning import thin
 from caskd.eval.metrics import bleu_scorer
 
 FloatArray = npt.NDArray[np.float64]
@@ -60,9 +61,9 @@ def bleu_curve(
     order, ends = defer_order(score)
     moved = np.cumsum((large - small)[order], axis=0)
     sums = small.sum(axis=0) + np.concatenate((np.zeros_like(moved[:1]), moved))[ends]
-    places = np.unique(np.linspace(0, ends.size - 1, MAX_POINTS).round().astype(np.int64))
-    values = [_value(bleu, sums[place]) for place in places]
-    return ends[places] / score.size, np.array(values)
+    points = thin(ends.size, MAX_POINTS)
+    values = [_value(bleu, sums[point]) for point in points]
+    return ends[points] / score.size, np.array(values)
 
 
 def _value(bleu: Any, counts: IntArray) -> float:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from caskd.eval.answers import Predictions
 from caskd.eval.curves.deferral import defer_order, deferred_mean
+from caskd.eval.curves.thinning import thin
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
@@ -109,13 +110,13 @@ def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatA
     At up to 101 points of the curve: each needs the examples sorted anew.
     """
     order, ends = defer_order(score)
-    places = np.unique(np.linspace(0, ends.size - 1, _TAIL_POINTS).astype(np.int64))
+    counts = ends[thin(ends.size, _TAIL_POINTS, rounding="down")]
     deferred = np.zeros(score.size, dtype=bool)
-    tails = np.empty(places.size)
-    for number, place in enumerate(places):
-        deferred[order[: ends[place]]] = True
-        tails[number] = np.quantile(seconds.of(deferred), TAIL)
-    return ends[places] / score.size, tails
+    tails = np.empty(counts.size)
+    for index, count in enumerate(counts):
+        deferred[order[:count]] = True
+        tails[index] = np.quantile(seconds.of(deferred), TAIL)
+    return counts / score.size, tails
 
 
 def read_prices(file: str) -> Mapping[str, Price]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from caskd.eval.answers import label_seeds, split_name
 from caskd.eval.config import EvalConfig, PredictConfig
+from caskd.eval.curves import thin
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
     RULES,
@@ -18,7 +19,7 @@ from caskd.eval.next_token.measure import (
     differences,
     measure_student,
 )
-from caskd.eval.next_token.plot import next_token_figure, thin
+from caskd.eval.next_token.plot import MAX_POINTS, next_token_figure
 from caskd.eval.report import (
     FORMAT,
     FigureSpec,
@@ -185,14 +186,14 @@ def _rule_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
 def _curve_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
     for one in analysis.measured:
         for rule, curve in one.curves.items():
-            for place in thin(curve):
+            for point in thin(curve.deferral_rate.size, MAX_POINTS):
                 yield {
                     "student": one.label,
                     "rule": rule,
-                    "deferral_rate": float(curve.deferral_rate[place]),
-                    "threshold": float(curve.threshold[place]),
-                    "accuracy": float(curve.quality[place]),
-                    "random": float(curve.random[place]),
+                    "deferral_rate": float(curve.deferral_rate[point]),
+                    "threshold": float(curve.threshold[point]),
+                    "accuracy": float(curve.quality[point]),
+                    "random": float(curve.random[point]),
                 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves import flops_per_token, token_cost
+from caskd.eval.curves import flops_per_token, thin, token_cost
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -168,8 +168,8 @@ def _colored(measured: Sequence[Measured]) -> list[tuple[Measured, str, str]]:
 
 def _line(axes: Any, x: Any, y: Any, **options: Any) -> None:
     """A curve at as many points as the eye can tell apart."""
-    places = np.unique(np.linspace(0, len(x) - 1, min(len(x), DRAWN_POINTS)).round().astype(int))
-    axes.plot(x[places], y[places], **options)
+    points = thin(len(x), DRAWN_POINTS)
+    axes.plot(x[points], y[points], **options)
 
 
 def _handles(axes: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from caskd.eval.curves import thin
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines
 from caskd.eval.report.tables import rule_rows, summary_rows
@@ -48,6 +49,7 @@ _GAIN_WORDS = {"the first is better": "better", "the second is better": "worse",
                "no difference shown": "no difference shown"}  # fmt: skip
 
 _MANY_ROWS = 60
+_CHAIN_ROWS = 20
 
 
 def operating_point(findings: Findings, _: Mapping[str, Picture]) -> Section | None:
@@ -207,7 +209,7 @@ def chain(findings: Findings, pictures: Mapping[str, Picture]) -> Section | None
         )
         for name in rows[0]
     }
-    few = [rows[place] for place in sorted({int(i * (len(rows) - 1) / 19) for i in range(20)})]
+    few = [rows[index] for index in thin(len(rows), _CHAIN_ROWS, rounding="down")]
     split = "calibration" if chain.calibrated else "test"
     order = " \u2192 ".join(chain.models)
     return Section(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from caskd.eval.answers import Ragged
 from caskd.store.errors import UsageError
+from caskd.store.imports import require
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -161,26 +162,23 @@ def fit_router(
     inputs = make(slice(None))
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scale[scale == 0.0] = 1.0
-    layers = _fit((inputs - mean) / scale, label, kind.hidden_sizes, seed)
+    layers = _fit(kind, (inputs - mean) / scale, label, seed)
     return Router(kind, mean, scale, layers)
 
 
 def _fit(
-    inputs: FloatArray, label: npt.NDArray[np.bool_], hidden_sizes: tuple[int, ...], seed: int
+    kind: RouterKind, inputs: FloatArray, label: npt.NDArray[np.bool_], seed: int
 ) -> tuple[tuple[FloatArray, FloatArray], ...]:
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.neural_network import MLPClassifier
-    except ImportError:
-        raise UsageError(
-            "learned rules need scikit-learn; install it with: pip install 'caskd[routers]'"
-        ) from None
-    if not hidden_sizes:
-        linear = LogisticRegression(C=0.1, max_iter=1000, random_state=seed).fit(inputs, label)
+    needed_by = f"--rule {kind.name}"
+    linear_model = require("sklearn.linear_model", extra="routers", needed_by=needed_by)
+    neural_network = require("sklearn.neural_network", extra="routers", needed_by=needed_by)
+    if not kind.hidden_sizes:
+        linear = linear_model.LogisticRegression(C=0.1, max_iter=1000, random_state=seed)
+        linear.fit(inputs, label)
         return ((linear.coef_.T, linear.intercept_),)
     batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth only validates
-    network = MLPClassifier(
-        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=batch_size,
+    network = neural_network.MLPClassifier(
+        kind.hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=batch_size,
         early_stopping=True, validation_fraction=0.2, n_iter_no_change=10, max_iter=500,
         random_state=seed,
     ).fit(inputs, label)  # fmt: skip

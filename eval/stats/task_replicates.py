@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves import defer_order
+from caskd.eval.curves import defer_order, thin
 from caskd.eval.stats.bootstrap import (
     EXACT_UP_TO,
     NUM_DRAWS,
@@ -155,8 +155,7 @@ class _WeightedRate:
         self.gain = (large - small)[self.order]
         starts = ends[:-1]
         if score.size > EXACT_UP_TO:
-            wanted = np.linspace(0, starts.size - 1, min(starts.size, MAX_BLOCKS))
-            starts = starts[np.unique(wanted.round().astype(np.int64))]
+            starts = starts[thin(starts.size, MAX_BLOCKS)]
         self.starts = starts
 
     def __call__(self, weights: FloatArray, wanted: FloatArray) -> FloatArray:

@@ -20,6 +20,7 @@ from caskd.eval.curves import (
     flops_per_token,
     money,
     price_of,
+    thin,
 )
 from caskd.eval.rules import Pair, Scored
 from caskd.store.io import plain
@@ -140,13 +141,12 @@ def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> Float
 
 
 def _thin(frontier: Frontier) -> Frontier:
-    wanted = np.linspace(0, frontier.cost.size - 1, MAX_POINTS)
-    places = np.unique(wanted.round().astype(np.int64))
+    points = thin(frontier.cost.size, MAX_POINTS)
     return Frontier(
-        frontier.cost[places],
-        frontier.quality[places],
-        frontier.thresholds[places],
-        frontier.answered[places],
+        frontier.cost[points],
+        frontier.quality[points],
+        frontier.thresholds[points],
+        frontier.answered[points],
         frontier.num_settings,
     )
 

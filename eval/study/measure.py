@@ -23,6 +23,7 @@ from caskd.eval.curves import (
     price_of,
     shares,
     tail_seconds,
+    thin,
     token_cost,
 )
 from caskd.eval.rules import Pair, Scored
@@ -111,7 +112,7 @@ def measure(
     tasks = np.array(pair.tasks, dtype=object)
     parts = {name: np.flatnonzero(tasks == name) for name in names} if len(names) > 1 else {}
     curve = deferral_curve(first.score, pair.small_quality, pair.large_quality)
-    places = _thin(curve.deferral_rate.size)
+    places = thin(curve.deferral_rate.size, MAX_POINTS)
     costs = cost_shares(pair, first, prices)
     return Measured(
         label=label,
@@ -132,7 +133,7 @@ def measure(
 
 def _measure_rule(pair: Pair, scored: Scored) -> RuleMeasured:
     curve = deferral_curve(scored.score, pair.small_quality, pair.large_quality)
-    places = _thin(curve.deferral_rate.size)
+    places = thin(curve.deferral_rate.size, MAX_POINTS)
     thinned = replace(
         curve,
         **{
@@ -140,7 +141,7 @@ def _measure_rule(pair: Pair, scored: Scored) -> RuleMeasured:
             for name in ("deferral_rate", "quality", "threshold", "a1", "a2", "random")
         },
     )
-    oracle = _thin(curve.oracle_rate.size)
+    oracle = thin(curve.oracle_rate.size, MAX_POINTS)
     thinned = replace(
         thinned,
         oracle_rate=curve.oracle_rate[oracle],
@@ -164,12 +165,6 @@ def _measure_rule(pair: Pair, scored: Scored) -> RuleMeasured:
             before_generation=scored.before_generation,
         ),
     )
-
-
-def _thin(num_points: int) -> npt.NDArray[np.int64]:
-    """Places of at most `MAX_POINTS` points, both ends among them."""
-    wanted = np.linspace(0, num_points - 1, min(num_points, MAX_POINTS))
-    return np.unique(wanted.round().astype(np.int64))
 
 
 def cost_shares(
