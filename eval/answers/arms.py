@@ -59,14 +59,14 @@ def label_seeds(names: Sequence[str], given: Collection[str]) -> list[tuple[str,
         f"{name} #{number}" if name not in given and names.count(name) > 1 else name
         for number, name in enumerate(names, 1)
     ]
-    places = [arms[:place].count(arm) for place, arm in enumerate(arms)]
+    indices = [arms[:index].count(arm) for index, arm in enumerate(arms)]
     return [
-        (f"{arm} seed {place}" if arms.count(arm) > 1 else arm, arm)
-        for arm, place in zip(arms, places, strict=True)
+        (f"{arm} seed {index}" if arms.count(arm) > 1 else arm, arm)
+        for arm, index in zip(arms, indices, strict=True)
     ]
 
 
 def seeds_of(arms: Sequence[str]) -> dict[str, list[int]]:
     """For each arm the places of its seeds, in the order given."""
-    places = sorted(range(len(arms)), key=lambda place: (arms.index(arms[place]), place))
-    return {arm: list(group) for arm, group in groupby(places, key=lambda place: arms[place])}
+    indices = sorted(range(len(arms)), key=lambda index: (arms.index(arms[index]), index))
+    return {arm: list(group) for arm, group in groupby(indices, key=lambda index: arms[index])}

@@ -16,10 +16,12 @@ from caskd.eval.curves.cost import (
     token_cost,
 )
 from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, defer_order, deferral_curve
+from caskd.eval.curves.figures import RATES, curve_figures
 from caskd.eval.curves.thinning import thin
 
 __all__ = [
     "MIN_GAP",
+    "RATES",
     "DeferralCurve",
     "Frontier",
     "Link",
@@ -31,6 +33,7 @@ __all__ = [
     "bleu_curve",
     "calibration_error",
     "chain_frontier",
+    "curve_figures",
     "defer_order",
     "deferral_curve",
     "flops",

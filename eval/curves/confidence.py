@@ -53,6 +53,6 @@ def calibration_error(confidence: FloatArray, quality: FloatArray) -> float:
         confidence: [E] from 0 to 1.
         quality: [E] of the answers that it speaks of.
     """
-    place = np.clip((confidence * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
-    apart = np.bincount(place, weights=confidence - quality, minlength=NUM_BINS)
+    index = np.clip((confidence * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+    apart = np.bincount(index, weights=confidence - quality, minlength=NUM_BINS)
     return float(np.abs(apart).sum() / confidence.size)

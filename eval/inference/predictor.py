@@ -78,7 +78,7 @@ def _answer_missing(
         for part in missing:
             rows: list[dict[str, Any]] = []
             for batch in plan[part]:
-                rows += _rows(loaded, [questions[place] for place in batch], config, tasks)
+                rows += _rows(loaded, [questions[index] for index in batch], config, tasks)
                 shown.advance(len(batch))
             parts.write(part, rows)
 

@@ -11,21 +11,21 @@ import numpy as np
 
 from caskd.eval.answers import label_seeds, split_name
 from caskd.eval.config import EvalConfig, PredictConfig
-from caskd.eval.curves import thin
+from caskd.eval.curves import curve_figures, thin
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
-    RULES,
-    StudentMeasured,
+    TOKEN_RULES,
+    StudentResult,
     differences,
     measure_student,
 )
 from caskd.eval.next_token.plot import MAX_POINTS, next_token_figure
 from caskd.eval.report import (
     FORMAT,
-    FigureSpec,
     Heads,
     Part,
     Picture,
+    Plot,
     Report,
     Section,
     area_fields,
@@ -38,7 +38,7 @@ from caskd.eval.report import (
     file_names,
     table,
 )
-from caskd.eval.study import ALL_TASKS, Contrast, figures
+from caskd.eval.study import ALL_TASKS, Contrast
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.io import plain
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 Found = Sequence[Sequence[Contrast]]
-"""Differences by measure, the area first."""
+"""Differences by figure, the area first."""
 _STUDENTS: Heads = {
     "student": ("student", "text"), "task": ("task", "text"), "num_examples": ("rows", ",d"),
     "quality_small": ("student", ".4f"), "quality_large": ("teacher", ".4f"),
@@ -68,7 +68,7 @@ class NextTokenAnalysis:
     """The numbers of one report."""
 
     summary: dict[str, Any]
-    measured: Sequence[StudentMeasured]
+    results: Sequence[StudentResult]
     differences: Found
 
 
@@ -83,15 +83,15 @@ def next_token_report(config: EvalConfig) -> Report:
 
     _check_flags(config)
     check_folder(Path(config.out))
-    assert config.next_token is not None, "what brought us here"
+    assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
     teacher = store_rows(store, config.limit)
-    measured = [
+    results = [
         _measure(*student, store, teacher, config.limit) for student in _labeled(config.student)
     ]
-    found = differences(measured)
-    summary = _summary(store, teacher, measured, found)
-    analysis = NextTokenAnalysis(summary, measured, found)
+    found = differences(results)
+    summary = _summary(store, teacher, results, found)
+    analysis = NextTokenAnalysis(summary, results, found)
     title = f"Next tokens: cascades with {plain(store.spec.teacher)} as the large model"
     files = build_files(CONTENTS, analysis, title, summary)
     return Report(summary, files, partial(_show, analysis))
@@ -99,9 +99,12 @@ def next_token_report(config: EvalConfig) -> Report:
 
 def _check_flags(config: EvalConfig) -> None:
     if not config.student:
-        raise UsageError("--next-token needs a student; type --student DIR, once for each")
+        raise UsageError("--next-token needs a student; pass --student DIR, once for each")
     if config.small or config.large:
-        raise UsageError("got --next-token with --small or --large; expected one way to measure")
+        raise UsageError(
+            "got --next-token with --small or --large, expected one of the two; omit --next-token, "
+            "or pass --student instead"
+        )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"got --limit {config.limit}, expected 1 or more")
 
@@ -111,12 +114,12 @@ def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:
     named = [split_name(value) for value in students]
     names = [plain(name or Path(folder).resolve().name) for name, folder in named]
     labeled = label_seeds(names, {plain(name) for name, _ in named if name})
-    return [(*one, folder) for one, (_, folder) in zip(labeled, named, strict=True)]
+    return [(*names, folder) for names, (_, folder) in zip(labeled, named, strict=True)]
 
 
 def _measure(
     label: str, arm: str, folder: str, store: TeacherStore, teacher: "StoreRows", limit: int | None
-) -> StudentMeasured:
+) -> StudentResult:
     from caskd.eval.inference import load_model
     from caskd.eval.next_token.teacher_forcing import student_rows
 
@@ -128,7 +131,7 @@ def _measure(
 def _summary(
     store: TeacherStore,
     teacher: "StoreRows",
-    measured: Sequence[StudentMeasured],
+    results: Sequence[StudentResult],
     found: Found,
 ) -> dict[str, Any]:
     return {
@@ -144,51 +147,63 @@ def _summary(
             "accuracy": float(teacher.right.mean()),
             "label_logprob": float(teacher.label_logprob.mean()),
         },
-        "students": [_student(one) for one in measured],
-        "differences": [area_fields(one) for one in found[0]],
-        "contrasts": [contrast_fields(one) for contrasts in found for one in contrasts],
+        "students": [_student(result) for result in results],
+        "differences": [area_fields(contrast) for contrast in found[0]],
+        "contrasts": [contrast_fields(contrast) for contrasts in found for contrast in contrasts],
     }
 
 
-def _student(one: StudentMeasured) -> dict[str, Any]:
-    low, high = one.area_interval()
+def _student(result: StudentResult) -> dict[str, Any]:
+    low, high = result.area_interval()
     return {
-        "label": one.label,
-        "arm": one.arm,
-        "model": dict(one.identity),
-        "label_logprob": float(one.rows.label_logprob.mean()),
+        "label": result.label,
+        "arm": result.arm,
+        "model": dict(result.identity),
+        "label_logprob": float(result.rows.label_logprob.mean()),
         "audc_low": low,
         "audc_high": high,
-        "rules": {rule: one.figures(rule) for rule in RULES},
-        "tasks": {plain(task): figures(curve) for task, curve in one.tasks.items()},
+        "rules": {rule: result.figures(rule) for rule in TOKEN_RULES},
+        "tasks": {plain(task): curve_figures(curve) for task, curve in result.tasks.items()},
     }
 
 
 def _student_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
     seen: list[str] = []
-    for one in analysis.measured:
-        low, high = one.area_interval()
+    for result in analysis.results:
+        low, high = result.area_interval()
         interval = {"audc_low": low, "audc_high": high}
-        keys = {"arm": one.arm, "seed": seen.count(one.arm)}
-        seen.append(one.arm)
-        yield {"student": one.label, "task": ALL_TASKS, **figures(one.curve), **interval, **keys}
-        for task, curve in one.tasks.items():
+        keys = {"arm": result.arm, "seed": seen.count(result.arm)}
+        seen.append(result.arm)
+        yield {
+            "student": result.label,
+            "task": ALL_TASKS,
+            **curve_figures(result.curve),
+            **interval,
+            **keys,
+        }
+        for task, curve in result.tasks.items():
             none = dict.fromkeys(interval)
-            yield {"student": one.label, "task": plain(task), **figures(curve), **none, **keys}
+            yield {
+                "student": result.label,
+                "task": plain(task),
+                **curve_figures(curve),
+                **none,
+                **keys,
+            }
 
 
 def _rule_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
-    for one in analysis.measured:
-        for rule in RULES:
-            yield {"student": one.label, "rule": rule, **one.figures(rule)}
+    for result in analysis.results:
+        for rule in TOKEN_RULES:
+            yield {"student": result.label, "rule": rule, **result.figures(rule)}
 
 
 def _curve_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
-    for one in analysis.measured:
-        for rule, curve in one.curves.items():
+    for result in analysis.results:
+        for rule, curve in result.curves.items():
             for point in thin(curve.deferral_rate.size, MAX_POINTS):
                 yield {
-                    "student": one.label,
+                    "student": result.label,
                     "rule": rule,
                     "deferral_rate": float(curve.deferral_rate[point]),
                     "threshold": float(curve.threshold[point]),
@@ -208,9 +223,9 @@ def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> S
     where = summary["store"]
     texts = [
         f"{summary['num_rows']:,} next tokens of {summary['num_examples']:,} examples of the store "
-        f"{where['name']}, under teacher forcing: no text is generated. Each token is a decision "
-        f"of its own: the student's likeliest token is kept, or that of {where['teacher']} is "
-        f"taken where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
+        f"{where['name']}, under teacher forcing: no text is generated. Each token is its own "
+        f"decision: keep the student's likeliest token, or defer to that of {where['teacher']} "
+        f"where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
     ]
     note = (
         "Quality is the share of right tokens. Intervals resample examples with all of their "
@@ -241,10 +256,10 @@ def _rules(analysis: NextTokenAnalysis, _: Mapping[str, Picture]) -> Section:
 CONTENTS = (
     Part(
         tables={"next_token": _student_rows, "next_token_curve": _curve_rows},
-        figures={
-            "next_token": FigureSpec(
+        plots={
+            "next_token": Plot(
                 "Next-token accuracy over deferral rate",
-                lambda analysis: next_token_figure(analysis.measured),
+                lambda analysis: next_token_figure(analysis.results),
             )
         },
         section=_overview,
@@ -265,10 +280,11 @@ def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
     summary = analysis.summary
     teacher = summary["teacher"]["accuracy"]
     yield f"{summary['num_rows']:,} next tokens, teacher {teacher:.4f}"
-    for one in analysis.measured:
-        curve, (low, high) = one.curve, one.area_interval()
+    for result in analysis.results:
+        curve, (low, high) = result.curve, result.area_interval()
         yield (
-            f"{one.label}: {curve.quality_small:.4f}, AUDC {curve.audc:.4f} [{low:.4f}, {high:.4f}]"
-            f" by {MAIN_RULE}, random {curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
+            f"{result.label}: {curve.quality_small:.4f}, AUDC {curve.audc:.4f} "
+            f"[{low:.4f}, {high:.4f}] by {MAIN_RULE}, random "
+            f"{curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
     yield from map(difference_line, analysis.differences[0])

@@ -7,7 +7,7 @@ from caskd.eval.report.differences import (
     difference_row,
 )
 from caskd.eval.report.folder import CASCADE, FORMAT, check_folder, write_files
-from caskd.eval.report.layout import FigureSpec, Part, Report, build_files, file_names
+from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
 from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
 from caskd.eval.report.plot_style import (
     PAPER,
@@ -27,10 +27,10 @@ __all__ = [
     "CASCADE_FILES",
     "FORMAT",
     "PAPER",
-    "FigureSpec",
     "Heads",
     "Part",
     "Picture",
+    "Plot",
     "Report",
     "Section",
     "area_fields",

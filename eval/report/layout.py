@@ -19,7 +19,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class FigureSpec:
+class Plot:
     """A figure of a report: NAME.png, NAME.svg, and a picture for the page."""
 
     alt: str
@@ -33,7 +33,7 @@ class Part:
 
     tables: Mapping[str, Callable[[Any], Rows]] = field(default_factory=dict)
     """NAME -> rows of NAME.csv from the analysis; a table without rows has no file."""
-    figures: Mapping[str, FigureSpec] = field(default_factory=dict)
+    plots: Mapping[str, Plot] = field(default_factory=dict)
     section: Callable[[Any, Mapping[str, Picture]], Section | None] | None = None
     """Builds the section from the analysis and the pictures of all parts; None if it is empty."""
 
@@ -55,7 +55,7 @@ def build_files(
     files = {SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode()}
     pictures = {}
     for part in parts:
-        for name, spec in part.figures.items():
+        for name, spec in part.plots.items():
             figure = spec.draw(analysis)
             if figure is not None:
                 files[f"{name}.png"], svg = png_bytes(figure), svg_bytes(figure)
@@ -75,5 +75,5 @@ def file_names(parts: Sequence[Part]) -> set[str]:
     """Names of all files that reports with these parts may hold, besides summary and page."""
     return {
         *(f"{name}.csv" for part in parts for name in part.tables),
-        *(f"{name}.{kind}" for part in parts for name in part.figures for kind in ("png", "svg")),
+        *(f"{name}.{kind}" for part in parts for name in part.plots for kind in ("png", "svg")),
     }

@@ -86,8 +86,8 @@ def arm_lines(arms: Sequence[str]) -> list[tuple[str, str]]:
     """For each series the color of its arm, and the arm's name as label at its first seed."""
     order = list(dict.fromkeys(arms))
     return [
-        (PAPER.color(order.index(arm)), "_seed" if arm in arms[:place] else plot_label(arm))
-        for place, arm in enumerate(arms)
+        (PAPER.color(order.index(arm)), "_seed" if arm in arms[:index] else plot_label(arm))
+        for index, arm in enumerate(arms)
     ]
 
 

@@ -9,32 +9,29 @@ from typing import Any
 
 from caskd.eval.answers import Predictions
 from caskd.eval.config import EvalConfig
+from caskd.eval.curves import curve_figures
 from caskd.eval.report import differences, plots, sections, tables
 from caskd.eval.report.folder import CASCADE, FORMAT, check_folder
-from caskd.eval.report.layout import FigureSpec, Part, Report, build_files, file_names
+from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
 from caskd.eval.serving import cascade_fields
 from caskd.eval.study import (
     ALL_TASKS,
     AUDC,
     FIXED_RATE,
+    Analysis,
+    CascadeResult,
     Contrast,
-    Findings,
-    Measured,
-    figures,
-    find,
+    analyze,
 )
 from caskd.store.io import plain
 
 FORMAT_VERSION = 1
 
-
 CONTENTS = (
     Part(
         tables={"summary": tables.summary_rows, "curve": tables.curve_rows},
-        figures={
-            "deferral_curve": FigureSpec(
-                "Quality over deferral rate and over cost", plots.curve_figure
-            )
+        plots={
+            "deferral_curve": Plot("Quality over deferral rate and over cost", plots.curve_figure)
         },
         section=sections.overview,
     ),
@@ -44,35 +41,36 @@ CONTENTS = (
         section=differences.comparisons,
     ),
     Part(
-        figures={"a1_a2": FigureSpec("A1 and A2 over deferral rate", plots.parts_figure)},
+        plots={"a1_a2": Plot("A1 and A2 over deferral rate", plots.parts_figure)},
         section=sections.quality_parts,
     ),
     Part(
         tables={"rules": tables.rule_rows, "rule_curves": tables.rule_curve_rows},
-        figures={"rules": FigureSpec("Quality over deferral rate by rule", plots.rules_figure)},
+        plots={"rules": Plot("Quality over deferral rate by rule", plots.rules_figure)},
         section=sections.rules,
     ),
     Part(
         tables={"seconds": tables.tail_rows},
-        figures={
-            "cost": FigureSpec(
-                "Quality over computation, time and money per example", plots.cost_figure
-            )
+        plots={
+            "cost": Plot("Quality over computation, time and money per example", plots.cost_figure)
         },
         section=sections.cost,
     ),
     Part(
         tables={"bleu": tables.bleu_rows},
-        figures={"bleu": FigureSpec("Corpus BLEU over deferral rate", plots.bleu_figure)},
+        plots={"bleu": Plot("Corpus BLEU over deferral rate", plots.bleu_figure)},
         section=sections.corpus_bleu,
     ),
     Part(
         tables={"chain": tables.chain_rows},
-        figures={"chain": FigureSpec("Quality over cost of the chain", plots.chain_figure)},
+        plots={"chain": Plot("Quality over cost of the chain", plots.chain_figure)},
         section=sections.chain,
     ),
-    Part(tables={"transfer": lambda findings: findings.transfer}, section=sections.threshold_drift),
-    Part(tables={"samples": lambda findings: findings.samples}, section=sections.samples),
+    Part(
+        tables={"transfer": lambda analysis: analysis.threshold_drift},
+        section=sections.threshold_drift,
+    ),
+    Part(tables={"samples": lambda analysis: analysis.samples}, section=sections.samples),
 )
 """The parts of a report on cascades, in the order of the page. A new table, figure or section is
 one entry here."""
@@ -88,58 +86,60 @@ def cascade_report(config: EvalConfig) -> Report:
         IdentityError: predictions that do not belong together.
     """
     check_folder(Path(config.out))
-    findings = find(config)
-    summary = _summary(findings)
+    analysis = analyze(config)
+    summary = _summary(analysis)
     title = f"Cascades with {summary['large']['name']} as the large model"
-    files = build_files(CONTENTS, findings, title, summary)
-    if findings.point is not None:
-        fields = cascade_fields(findings.point)
+    files = build_files(CONTENTS, analysis, title, summary)
+    if analysis.point is not None:
+        fields = cascade_fields(analysis.point)
         files[CASCADE] = json.dumps(fields, indent=2, allow_nan=False).encode()
-    return Report(summary, files, partial(tables.show, findings))
+    return Report(summary, files, partial(tables.show, analysis))
 
 
-def _summary(findings: Findings) -> dict[str, Any]:
-    measured, found = findings.measured, findings.comparisons
-    large = measured[0].pair.large
+def _summary(analysis: Analysis) -> dict[str, Any]:
+    results, found = analysis.results, analysis.comparisons
+    large = results[0].pair.large
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "caskd_version": version("caskd"),
-        "rule": findings.main_rule,
+        "rule": analysis.main_rule,
         "quality": large.metadata["quality"],
-        "split": dict(findings.split),
+        "split": dict(analysis.split),
         "large": _model(large),
-        "smalls": [_small(one) for one in measured],
+        "smalls": [_small(result) for result in results],
         "arms": [asdict(arm) for arm in found.arms],
         "target_quality": found.target.quality,
-        "differences": [differences.area_fields(one) for one in found.between_arms],
+        "differences": [differences.area_fields(contrast) for contrast in found.between_arms],
         "contrasts": [
-            differences.contrast_fields(one) for one in (*found.between_arms, *found.more)
+            differences.contrast_fields(contrast) for contrast in (*found.between_arms, *found.more)
         ],
         "at_one_rate": [
             {"first": a, "second": b, "rate": FIXED_RATE, **asdict(test), "verdict": test.verdict}
             for a, b, test in found.at_one_rate
         ],
         "rule_differences": [
-            {"small": small, **differences.area_fields(Contrast(a, b, ALL_TASKS, AUDC, one))}
-            for small, a, b, one in found.between_rules
+            {"small": small, **differences.area_fields(Contrast(a, b, ALL_TASKS, AUDC, difference))}
+            for small, a, b, difference in found.between_rules
         ],
-        "rules_left_out": findings.left_out,
-        "transfer": findings.transfer,
-        "chain": findings.chain.summary() if findings.chain else None,
-        "operating_point": cascade_fields(findings.point) if findings.point else None,
-        "warnings": findings.warnings,
+        "rules_left_out": analysis.left_out,
+        "transfer": analysis.threshold_drift,
+        "chain": analysis.chain.summary() if analysis.chain else None,
+        "operating_point": cascade_fields(analysis.point) if analysis.point else None,
+        "warnings": analysis.warnings,
     }
 
 
-def _small(one: Measured) -> dict[str, Any]:
+def _small(result: CascadeResult) -> dict[str, Any]:
     return {
-        "label": one.label,
-        "arm": one.arm,
-        **_model(one.pair.small),
-        ALL_TASKS: dict(one.main.figures),
-        "tasks": {task: figures(curve) for task, curve in one.tasks.items()},
-        "rules": {row.pop("rule"): row for row in tables.small_rule_rows(one) if row.pop("small")},
+        "label": result.label,
+        "arm": result.arm,
+        **_model(result.pair.small),
+        ALL_TASKS: dict(result.main.figures),
+        "tasks": {task: curve_figures(curve) for task, curve in result.tasks.items()},
+        "rules": {
+            row.pop("rule"): row for row in tables.small_rule_rows(result) if row.pop("small")
+        },
     }
 
 

@@ -10,59 +10,62 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from caskd.eval.curves import DeferralCurve
+from caskd.eval.curves import DeferralCurve, curve_figures
 from caskd.eval.report.sentences import difference_line, point_lines
-from caskd.eval.study import ALL_TASKS, NO_TASK, Findings, Measured, figures
+from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult
 from caskd.store.io import csv_cell, plain
 
 Rows = Iterator[dict[str, Any]]
 
 
-def summary_rows(findings: Findings) -> Rows:
+def summary_rows(analysis: Analysis) -> Rows:
     """One row per small model over all examples, then one per task."""
-    for one in findings.measured:
-        yield {"small": one.label, "task": ALL_TASKS, **_main_figures(one)}
-        for task, curve in one.tasks.items():
-            yield {"small": one.label, "task": plain(task) or NO_TASK, **figures(curve)}
+    for result in analysis.results:
+        yield {"small": result.label, "task": ALL_TASKS, **_main_figures(result)}
+        for task, curve in result.tasks.items():
+            yield {"small": result.label, "task": plain(task) or NO_TASK, **curve_figures(curve)}
 
 
-def _main_figures(one: Measured) -> dict[str, Any]:
-    wanted = figures(one.curve)  # the names alone; the values of all points are stored
-    return {name: one.main.figures[name] for name in wanted}
+def _main_figures(result: CascadeResult) -> dict[str, Any]:
+    wanted = curve_figures(result.curve)  # names alone: the values of `figures` are of all points
+    return {name: result.main.figures[name] for name in wanted}
 
 
-def rule_rows(findings: Findings) -> Rows:
+def rule_rows(analysis: Analysis) -> Rows:
     """One row per small model and rule."""
-    for one in findings.measured:
-        yield from small_rule_rows(one)
+    for result in analysis.results:
+        yield from small_rule_rows(result)
 
 
-def small_rule_rows(one: Measured) -> Rows:
+def small_rule_rows(result: CascadeResult) -> Rows:
     """One row per rule of one small model."""
-    for name, rule in one.rules.items():
-        low, high = one.intervals[name]
+    for name, rule in result.rules.items():
+        low, high = result.intervals[name]
         interval = {"audc_low": low, "audc_high": high}
-        yield {"small": one.label, "rule": name, **rule.figures, **interval}
+        yield {"small": result.label, "rule": name, **rule.figures, **interval}
 
 
-def curve_rows(findings: Findings) -> Rows:
+def curve_rows(analysis: Analysis) -> Rows:
     """The points of the main rule's curves, with every cost."""
-    for one in findings.measured:
-        costs = {_UNIT_COLUMNS[unit]: values for unit, values in one.costs.items()}
-        extra = {"flops_per_token": one.token_flops, **costs}
-        yield from _point_rows({"small": one.label}, one.curve, extra)
+    for result in analysis.results:
+        costs = {_UNIT_COLUMNS[unit]: values for unit, values in result.costs.items()}
+        extra = {"flops_per_token": result.token_flops, **costs}
+        yield from _point_rows({"small": result.label}, result.curve, extra)
 
 
-def rule_curve_rows(findings: Findings) -> Rows:
+def rule_curve_rows(analysis: Analysis) -> Rows:
     """The points of every rule's curves."""
-    for one in findings.measured:
-        for name, rule in one.rules.items():
+    for result in analysis.results:
+        for name, rule in result.rules.items():
             extra = {"flops_per_token": rule.token_flops}
-            yield from _point_rows({"small": one.label, "rule": name}, rule.curve, extra)
+            yield from _point_rows({"small": result.label, "rule": name}, rule.curve, extra)
 
 
-_UNIT_COLUMNS = {"flops": "flops_per_example", "seconds": "seconds_per_example",
-                 "money": "money_per_example"}  # fmt: skip
+_UNIT_COLUMNS = {
+    "flops": "flops_per_example",
+    "seconds": "seconds_per_example",
+    "money": "money_per_example",
+}
 
 
 def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[str, Any]) -> Rows:
@@ -79,25 +82,25 @@ def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[st
         yield {**keys, **dict(zip(arrays, point, strict=True))}
 
 
-def tail_rows(findings: Findings) -> Rows:
+def tail_rows(analysis: Analysis) -> Rows:
     """95th percentile of the seconds per example along the curve."""
-    for one in findings.measured:
-        for rate, seconds in zip(*(part.tolist() for part in one.tail), strict=True):
-            yield {"small": one.label, "deferral_rate": rate, "seconds_p95": seconds}
+    for result in analysis.results:
+        for rate, seconds in zip(*(part.tolist() for part in result.tail), strict=True):
+            yield {"small": result.label, "deferral_rate": rate, "seconds_p95": seconds}
 
 
-def bleu_rows(findings: Findings) -> Rows:
-    """Corpus BLEU along the curve, where it was asked for."""
-    for one in findings.measured:
-        if one.bleu is None:
+def bleu_rows(analysis: Analysis) -> Rows:
+    """Corpus BLEU along the curve; no row without `--bleu`."""
+    for result in analysis.results:
+        if result.bleu is None:
             return
-        for rate, bleu in zip(*(part.tolist() for part in one.bleu), strict=True):
-            yield {"small": one.label, "deferral_rate": rate, "corpus_bleu": bleu}
+        for rate, bleu in zip(*(part.tolist() for part in result.bleu), strict=True):
+            yield {"small": result.label, "deferral_rate": rate, "corpus_bleu": bleu}
 
 
-def chain_rows(findings: Findings) -> Iterable[Mapping[str, Any]]:
+def chain_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
     """One row per setting on the chain's frontier."""
-    return findings.chain.rows() if findings.chain is not None else ()
+    return analysis.chain.rows() if analysis.chain is not None else ()
 
 
 def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -111,24 +114,24 @@ def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def show(findings: Findings) -> None:
+def show(analysis: Analysis) -> None:
     """Print the summary on the terminal."""
     console = Console()
-    title = f"Cascades with {plain(findings.measured[0].pair.large.model_name)} as the large model"
+    title = f"Cascades with {plain(analysis.results[0].pair.large.model_name)} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
     for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in summary_rows(findings):
+    for row in summary_rows(analysis):
         pooled = row["task"] == ALL_TASKS
         table.add_row(*_cells(row), style="bold" if pooled else "")
     console.print(table)
-    for one in findings.comparisons.between_arms:
-        console.print(escape(difference_line(one)), soft_wrap=True)
-    if findings.point is not None:
-        for line in point_lines(findings.point):
+    for contrast in analysis.comparisons.between_arms:
+        console.print(escape(difference_line(contrast)), soft_wrap=True)
+    if analysis.point is not None:
+        for line in point_lines(analysis.point):
             console.print(escape(line), soft_wrap=True)
-    for warning in findings.warnings:
+    for warning in analysis.warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
 
 

@@ -89,10 +89,10 @@ class Pair:
 
 def _places(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:
     """For each example of `large` its place in `small`."""
-    place = {name: i for i, name in enumerate(small.strings("example_id"))}
+    index = {name: i for i, name in enumerate(small.strings("example_id"))}
     wanted = large.strings("example_id")
-    missing = [name for name in wanted if name not in place]
-    surplus = sorted(place.keys() - set(wanted))
+    missing = [name for name in wanted if name not in index]
+    surplus = sorted(index.keys() - set(wanted))
     if missing or surplus:
         found = [f"{len(surplus):,} only in {small.source}{_first(surplus)}"] if surplus else []
         found += [f"{len(missing):,} only in {large.source}{_first(missing)}"] if missing else []
@@ -100,7 +100,7 @@ def _places(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:
             f"different examples: {', '.join(found)}; expected the same in both: "
             "run caskd predict for both models with the same --data and --limit"
         )
-    return np.array([place[name] for name in wanted], dtype=np.int64)
+    return np.array([index[name] for name in wanted], dtype=np.int64)
 
 
 def _check_questions(small: Predictions, large: Predictions) -> None:

@@ -18,7 +18,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class RuleScores:
     """One rule on one small model's answers."""
 
     rule: str
@@ -46,7 +46,7 @@ class Scored:
 
 def score_pairs(
     tests: Sequence[Pair], fits: Sequence[Pair] | None, wanted: Sequence[str]
-) -> tuple[list[dict[str, Scored]], list[str]]:
+) -> tuple[list[dict[str, RuleScores]], list[str]]:
     """Score every small model by every rule.
 
     Args:
@@ -61,33 +61,33 @@ def score_pairs(
     Raises:
         UsageError: a rule that was asked for is unknown or cannot be computed.
     """
-    scored: list[dict[str, Scored]] = [{} for _ in tests]
+    scores: list[dict[str, RuleScores]] = [{} for _ in tests]
     left_out = []
     for name in dict.fromkeys(wanted) or _candidates(fits is not None):
         try:
             found = [
-                _score(name, test, fits[place] if fits else None)
-                for place, test in enumerate(tests)
+                _score(name, test, fits[index] if fits else None)
+                for index, test in enumerate(tests)
             ]
         except UsageError as error:
             if wanted or name == DEFAULT_RULES[0]:
                 raise
             left_out.append(f"{name}: {error}")
             continue
-        for one, result in zip(scored, found, strict=True):
+        for one, result in zip(scores, found, strict=True):
             one[name] = result
-    return scored, left_out
+    return scores, left_out
 
 
 def _candidates(can_fit: bool) -> list[str]:
     return [*DEFAULT_RULES, *(ROUTERS if can_fit else ())]
 
 
-def _score(name: str, test: Pair, fit: Pair | None) -> Scored:
+def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
     rule = fixed_rule(name)
     if rule is not None:
         score = test.score(name)
-        return Scored(name, score, np.exp(-score) if rule.is_logprob else None)
+        return RuleScores(name, score, np.exp(-score) if rule.is_logprob else None)
     if name not in ROUTERS:
         raise unknown_rule(name, ROUTERS)
     if fit is None:
@@ -98,4 +98,4 @@ def _score(name: str, test: Pair, fit: Pair | None) -> Scored:
     kind = ROUTERS[name]
     router = fit_router(kind, fit, fit.small_quality, fit.large_quality)
     score = router.score(test)
-    return Scored(name, score, 1.0 - score if name == "p-ik" else None, router)
+    return RuleScores(name, score, 1.0 - score if name == "p-ik" else None, router)

@@ -118,25 +118,25 @@ class Cascade:
             return []
         if self._router is not None and self._router.kind.column == "prompt":
             scores = self._router.score(_Answered(prompts, []))  # nobody has answered yet
-            kept = [place for place, score in enumerate(scores) if score < self.threshold]
-            answers = self._decode([prompts[place] for place in kept])
-            ours = {place: one.text for place, one in zip(kept, answers, strict=True)}
+            kept = [index for index, score in enumerate(scores) if score < self.threshold]
+            answers = self._decode([prompts[index] for index in kept])
+            ours = {index: one.text for index, one in zip(kept, answers, strict=True)}
         else:
             answers = self._decode(prompts)
             scores = self._scores(prompts, answers)
             ours = {
-                place: one.text
-                for place, one in enumerate(answers)
-                if scores[place] < self.threshold
+                index: one.text
+                for index, one in enumerate(answers)
+                if scores[index] < self.threshold
             }
-        deferred = [place for place in range(len(prompts)) if place not in ours]
-        texts = self._ask_large([prompts[place] for place in deferred])
+        deferred = [index for index in range(len(prompts)) if index not in ours]
+        texts = self._ask_large([prompts[index] for index in deferred])
         theirs = dict(zip(deferred, texts, strict=True))
         return [
-            CascadeAnswer(ours[place], "small", float(score))
-            if place in ours
-            else CascadeAnswer(theirs[place], "large", float(score))
-            for place, score in enumerate(scores)
+            CascadeAnswer(ours[index], "small", float(score))
+            if index in ours
+            else CascadeAnswer(theirs[index], "large", float(score))
+            for index, score in enumerate(scores)
         ]
 
     def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
@@ -198,20 +198,20 @@ def _decode(
     from caskd.store.corpus import prompt_ids
 
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
-    empty = next((place for place, one in enumerate(ids) if not one), None)
+    empty = next((index for index, one in enumerate(ids) if not one), None)
     if empty is not None:
         raise UsageError(f"prompt {empty} is empty, expected a question")
     answers: dict[int, Answer] = {}
     for batch in batches([len(one) for one in ids], batch_size):
         found = decode_batch(
             loaded,
-            [ids[place] for place in batch],
+            [ids[index] for index in batch],
             int(decoding.get("max_new_tokens", MAX_NEW_TOKENS)),
             stop=[decoding.get("stop", ())] * len(batch),
             hidden_layer=decoding.get("hidden_layer"),
         )
         answers.update(zip(batch, found, strict=True))
-    return [answers[place] for place in range(len(ids))]
+    return [answers[index] for index in range(len(ids))]
 
 
 def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, Any]) -> None:

@@ -33,14 +33,14 @@ class CascadeFile:
 
 def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
     """The content of cascade.json."""
-    pair, router = point.measured.pair, point.scored.router
+    pair, router = point.result.pair, point.scores.router
     never = point.threshold == float("inf")
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "caskd_version": version("caskd"),
-        "operating_point": str(point.wish),
-        "rule": point.scored.rule,
+        "operating_point": str(point.constraint),
+        "rule": point.scores.rule,
         "threshold": None if never else point.threshold,
         "router": router.to_json() if router else None,
         "small": _identity(pair.small.metadata["model"]),

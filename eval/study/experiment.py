@@ -69,7 +69,7 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     if config.calibration is None:
         split = {"by": "none", "num_test": len(large), "num_calibration": 0, "num_fit": 0}
         return Experiment(runs, pairs, None, None, split)
-    marked = calibration_places(
+    marked = calibration_mask(
         large.strings("question_digest"), config.calibration, config.calibration_seed
     )
     calibrations = [pair.take(np.flatnonzero(marked)) for pair in pairs]
@@ -85,7 +85,7 @@ def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
     fits, calibrations = None, whole.calibrations
     if not config.rule or set(config.rule) & ROUTERS.keys():
         digests = calibrations[0].large.strings("question_digest")
-        marked = calibration_places(digests, 0.5, config.calibration_seed + 1)
+        marked = calibration_mask(digests, 0.5, config.calibration_seed + 1)
         fits = [pair.take(np.flatnonzero(marked)) for pair in calibrations]
         calibrations = [pair.take(np.flatnonzero(~marked)) for pair in calibrations]
     counts = {
@@ -129,7 +129,7 @@ def _check_apart(test: Pair, calibration: Pair) -> None:
         )
 
 
-def calibration_places(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
+def calibration_mask(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Mark the examples of the calibration split.
 
     An example's side depends on its name and the seed alone: not on its place, nor on which other

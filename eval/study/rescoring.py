@@ -42,8 +42,8 @@ def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Prediction
         )
     ]
     table = predictions.columns
-    place = table.column_names.index("quality")
-    table = table.set_column(place, "quality", pa.array(values, pa.float64()))
+    index = table.column_names.index("quality")
+    table = table.set_column(index, "quality", pa.array(values, pa.float64()))
     metadata = {**predictions.metadata, "quality": describe(tasks)}
     return Predictions(predictions.source, metadata, table)
 

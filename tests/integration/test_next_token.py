@@ -15,7 +15,7 @@ from caskd.cli.main import main
 from caskd.eval import PredictConfig
 from caskd.eval.curves import deferral_curve
 from caskd.eval.inference import load_model
-from caskd.eval.next_token.measure import draws_over_examples
+from caskd.eval.next_token.measure import example_replicates
 from caskd.eval.next_token.teacher_forcing import Head, _tile_values, store_rows, student_rows
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
@@ -97,8 +97,8 @@ def test_intervals_redraw_whole_examples():
     small = (generator.uniform(size=1200) > hard).astype(float)
     large = (generator.uniform(size=1200) > hard / 4).astype(float)
     score = hard + generator.normal(scale=0.1, size=1200)
-    together = draws_over_examples(score, small, large, examples)["audc"]
-    alone = draws_over_examples(score, small, large, np.arange(1200))["audc"]
+    together = example_replicates(score, small, large, examples)["audc"]
+    alone = example_replicates(score, small, large, np.arange(1200))["audc"]
     exact = []  # the same by hand: whole examples drawn with replacement
     for _ in range(400):
         rows = (generator.integers(0, 60, 60)[:, None] * 20 + np.arange(20)).ravel()

@@ -7,7 +7,7 @@ import pytest
 
 from caskd.eval.answers import digest, predictions_bytes, table_of
 from caskd.eval.config import EvalConfig
-from caskd.eval.study import find
+from caskd.eval.study import analyze
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def compare_arms(predictions_file, tmp_path):
             small=tuple(small), large=predictions_file("large", large), rule=("average",),
             out=str(tmp_path / "report"),
         )  # fmt: skip
-        return find(config).comparisons.between_arms
+        return analyze(config).comparisons.between_arms
 
     return compare
 

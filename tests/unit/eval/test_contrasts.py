@@ -12,10 +12,10 @@ from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.stats import area_draws
+from caskd.eval.stats import area_replicates
 from caskd.eval.stats.bootstrap import example_weights
-from caskd.eval.study import find
-from caskd.eval.study.contrast import drawn_measures, find_target
+from caskd.eval.study import analyze
+from caskd.eval.study.contrast import figure_replicates, find_target
 
 COUNT = 200
 TASKS = ["few"] * 30 + ["easy"] * 70 + ["hard"] * 100
@@ -103,12 +103,14 @@ def test_every_difference_is_that_of_the_curves(arms, tmp_path):
 def test_every_draw_is_that_of_repeated_examples(arms, tmp_path):
     small = (arms["cat"][0], arms["xent"][0])
     config = EvalConfig(small=small, large=arms["large"], rule=("average",), out=str(tmp_path))
-    measured = find(config).measured
-    series = [(one.main.scored.score, one.pair.small_quality) for one in measured]
+    measured = analyze(config).results
+    series = [(one.main.scores.score, one.pair.small_quality) for one in measured]
     large = measured[0].pair.large_quality
     drawn = {
-        (one.task, one.measure): one.draws
-        for one in drawn_measures(measured, area_draws(series, large), find_target(measured, 0.6))
+        (one.task, one.measure): one.replicates
+        for one in figure_replicates(
+            measured, area_replicates(series, large), find_target(measured, 0.6)
+        )
     }
     [weights] = example_weights(COUNT, 1000, 0)
     parts = [np.flatnonzero(np.array(TASKS) == task) for task in ("few", "easy", "hard")]

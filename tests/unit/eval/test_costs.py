@@ -17,7 +17,7 @@ from caskd.eval.curves import (
     tail_seconds,
     token_cost,
 )
-from caskd.eval.rules import Scored
+from caskd.eval.rules import RuleScores
 from caskd.eval.study.measure import cost_shares
 from caskd.store.errors import UsageError
 
@@ -53,7 +53,7 @@ def test_money_by_hand(predictions_file):
     large = predictions_file("l", [1, 1], model="large")
     pair = join_files(small, large)
     prices = {"small": Price(1.0, 10.0), "large": Price(100.0, 1000.0)}
-    scored = Scored("average", np.array([0.0, 1.0]), None)
+    scored = RuleScores("average", np.array([0.0, 1.0]), None)
     cost = cost_shares(pair, scored, prices)["money"].mean(scored.score)
     always = (23.0 + 24.0) / 2 / 1e6
     np.testing.assert_allclose(

@@ -6,7 +6,7 @@ from helpers.cascades import join_files
 
 from caskd.eval import deferral_curve
 from caskd.eval.curves import shares, token_cost
-from caskd.eval.stats import area_draws
+from caskd.eval.stats import area_replicates
 from caskd.store.errors import CaskdError, IdentityError, UsageError
 
 SMALL, LARGE = [0, 1, 0, 1], [1, 1, 0, 0]
@@ -105,13 +105,13 @@ def test_a_real_difference_is_shown_and_none_is_not(compare_arms):
 
 def test_replicates_are_a_function_of_the_seed(monkeypatch):
     large, series = np.ones(400), [synthetic(1, 1.0), synthetic(2, 0.9)]
-    once = area_draws(series, large, num_draws=100, seed=5)
-    assert (area_draws(series, large, num_draws=100, seed=6) != once).any()
+    once = area_replicates(series, large, num_replicates=100, seed=5)
+    assert (area_replicates(series, large, num_replicates=100, seed=6) != once).any()
     bytes_of_seven = 8 * 400 * 7
-    monkeypatch.setattr("caskd.eval.stats.bootstrap._DRAWS_BYTES", bytes_of_seven)
-    np.testing.assert_array_equal(area_draws(series, large, num_draws=100, seed=5), once)
+    monkeypatch.setattr("caskd.eval.stats.bootstrap._TILE_BYTES", bytes_of_seven)
+    np.testing.assert_array_equal(area_replicates(series, large, num_replicates=100, seed=5), once)
 
 
 def test_cascades_of_other_examples_are_refused():
     with pytest.raises(UsageError, match="got 3 and 400 examples"):
-        area_draws([synthetic(1, 1.0), (np.ones(3), np.ones(3))], np.ones(400))
+        area_replicates([synthetic(1, 1.0), (np.ones(3), np.ones(3))], np.ones(400))

@@ -62,7 +62,7 @@ def test_the_interval_covers_the_truth():
 
 
 def difference(low, high, **more):
-    return Difference(value=(low + high) / 2, low=low, high=high, num_draws=9, seed=0, **more)
+    return Difference(value=(low + high) / 2, low=low, high=high, num_replicates=9, seed=0, **more)
 
 
 def test_both_intervals_must_leave_out_zero():

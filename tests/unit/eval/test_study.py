@@ -13,7 +13,7 @@ from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
 from caskd.eval.rules import ROUTERS
-from caskd.eval.study import find
+from caskd.eval.study import analyze
 from caskd.store.errors import IdentityError, UsageError
 
 COUNT = 240
@@ -103,7 +103,7 @@ def test_files_may_calibrate(study, files, tmp_path):
              for name, seed, skill in (("small", 20, 1.0), ("large", 21, 1.8))}  # fmt: skip
     config = {"small": (files["cat"][0],), "large": files["large"], "out": str(tmp_path / "r"),
               "rule": ("average", "p-ik")}  # fmt: skip
-    found = find(EvalConfig(
+    found = analyze(EvalConfig(
         **config, calibration_small=(other["small"],), calibration_large=other["large"]
     ))  # fmt: skip
     assert found.split["num_test"] == COUNT
@@ -129,7 +129,7 @@ def test_files_may_calibrate(study, files, tmp_path):
         ({"chain": (files["medium"],)}, "got one --chain, expected two or more"),
     ]:
         with pytest.raises(UsageError, match=message):
-            find(EvalConfig(**config, **extra))
+            analyze(EvalConfig(**config, **extra))
 
 
 def test_the_data_must_hold_every_question(files, tmp_path):
@@ -138,7 +138,7 @@ def test_the_data_must_hold_every_question(files, tmp_path):
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), data=(str(short),)
     )
     with pytest.raises(IdentityError, match=r"of the 240 questions of cat1\.parquet, expected"):
-        find(config)
+        analyze(config)
 
 
 def test_before_generation_costs_no_small_answer(files, tmp_path):
@@ -146,7 +146,7 @@ def test_before_generation_costs_no_small_answer(files, tmp_path):
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"),
         rule=("prompt-router", "average"), data=(files["data"],), calibration=0.5,
     )  # fmt: skip
-    [one] = find(config).measured
+    [one] = analyze(config).results
     flops = {name: rule.token_flops for name, rule in one.rules.items()}
     assert flops["prompt-router"][[0, -1]].tolist() == [20.0, 200.0]
     assert flops["average"][[0, -1]].tolist() == [20.0, 220.0]
@@ -161,8 +161,8 @@ def test_the_samples_are_those_next_to_the_threshold_and_the_worst_errors(files,
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), rule=("average",),
         operating_point="deferral_rate<=0.4",
     )  # fmt: skip
-    found = find(config)
-    score, right = found.point.scored.score, found.point.measured.pair.small_quality >= 0.5
+    found = analyze(config)
+    score, right = found.point.scores.score, found.point.result.pair.small_quality >= 0.5
     assert np.unique(score).size == COUNT
     below, above = score < found.point.threshold, score >= found.point.threshold
     expected = {
