@@ -1,11 +1,11 @@
-"""Serve a cascade that `caskd eval --operating-point` wrote: the small model answers what it can.
+"""Serve a cascade that `caskd eval --operating-point` wrote.
 
     caskd eval --small small.parquet --large large.parquet --out report \
         --operating-point "deferral_rate<=0.3"
     python examples/serve_cascade.py report/cascade.json SMALL_MODEL < prompts.txt
 
-Here the large model is a function that only says that it was asked: put a call to your server
-there, or give `large` the folder of a model.
+The large model here is a stand-in function: replace it by a call to your server, or set `large` to
+the folder of a model.
 """
 
 import sys
@@ -20,7 +20,7 @@ def ask_large(prompts: Sequence[object]) -> list[str]:
 
 
 def main(cascade_json: str, small_model: str) -> None:
-    """Answer the prompts on standard input, one a line."""
+    """Answer the prompts on standard input, one per line."""
     cascade = Cascade.load(cascade_json, small=small_model, large=ask_large)
     expected = cascade.expected
     print(f"rule {cascade.rule}, threshold {cascade.threshold:.4g}: expected quality "

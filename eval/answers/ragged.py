@@ -1,4 +1,4 @@
-"""One row of numbers per example, rows of unlike lengths: the form of every per-token column.
+"""Rows of numbers of different lengths, one per example: the form of every per-token column.
 
 Legend: E examples, T values of all rows together.
 """

@@ -1,4 +1,4 @@
-"""Deferral curves, costs, confidence and chains of models, in pure numpy."""
+"""Deferral curves, costs, confidence and chains of models, in numpy alone."""
 
 from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
 from caskd.eval.curves.confidence import aurc, auroc, calibration_error

@@ -1,8 +1,8 @@
 """Corpus BLEU along a deferral curve.
 
-Corpus BLEU is no mean over examples: it is computed from n-gram counts summed over the corpus. The
-counts of each answer are taken once; at each point of the curve those of the small answers that are
-kept and of the large answers to the rest are added, and sacrebleu turns the sums into a score.
+Corpus BLEU is not a mean over examples: it is computed from n-gram counts summed over the corpus.
+Each answer is counted once; each point of the curve sums the counts of the kept small answers and
+of the large answers to the rest, and sacrebleu turns the sums into a score.
 
 Legend: E examples, P points of a curve, C counts per answer: lengths, matches and totals by order.
 """
@@ -29,9 +29,9 @@ def ngram_counts(
     """Counts [E, C] of every answer against its references.
 
     Args:
-        answers: [E] what a model wrote.
-        references: [E] what was expected, one text or more.
-        tokenizer: of sacrebleu, such as `13a`, `zh` or `char`.
+        answers: [E] answers of a model.
+        references: [E] accepted answers, one or more each.
+        tokenizer: a tokenizer of sacrebleu, such as `13a`, `zh` or `char`.
 
     Raises:
         UsageError: sacrebleu has no such tokenizer, or its files are not installed.
@@ -39,7 +39,7 @@ def ngram_counts(
     bleu = bleu_scorer(tokenizer)
     rows = []
     for answer, expected in zip(answers, references, strict=True):
-        found = bleu.corpus_score([answer], [[one] for one in expected])
+        found = bleu.corpus_score([answer], [[text] for text in expected])
         rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
     return np.array(rows, dtype=np.int64)
 
@@ -55,7 +55,7 @@ def bleu_curve(
         score: [E] deferral score.
         small: [E, C] counts of the small model's answers.
         large: [E, C] counts of the large model's.
-        tokenizer: that the counts were made with.
+        tokenizer: the tokenizer of the counts.
     """
     bleu = bleu_scorer(tokenizer)
     order, ends = defer_order(score)

@@ -21,9 +21,9 @@ class Cell:
 
     text: str
     kind: str = ""
-    """`text` or `long` for words, nothing for a number."""
+    """`text` or `long` for words, empty for a number."""
     value: str | None = None
-    """What it is sorted by, where that is not its text."""
+    """Sort key, if it is not the text."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that sorts by the heading that is pressed."""
+    """A table; a click on a heading sorts it."""
 
     heads: Sequence[Cell]
     rows: Sequence[Row]
     caption: str = ""
     folded: bool = False
-    """Whether only the caption shows, until it is pressed."""
+    """Whether only the caption shows until it is clicked."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as two SVG files, one for each color scheme."""
+    """A plot as two SVG files, one for each color scheme."""
 
     alt: str
     light_svg: bytes
@@ -55,18 +55,18 @@ class Picture:
 
     @property
     def light(self) -> str:
-        """In base64."""
+        """The SVG file in base64."""
         return base64.b64encode(self.light_svg).decode()
 
     @property
     def dark(self) -> str:
-        """In base64."""
+        """The SVG file in base64."""
         return base64.b64encode(self.dark_svg).decode()
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order."""
+    """A heading and its content, in this order."""
 
     heading: str = ""
     warnings: Sequence[str] = field(default=())
@@ -93,7 +93,7 @@ def _csp_digest(text: str) -> str:
 def table(
     heads: Heads, rows: Iterable[Mapping[str, Any]], caption: str = "", *, folded: bool = False
 ) -> Table:
-    """A table of these columns; those that no row fills are left out."""
+    """A table of these columns; columns without a value are left out."""
     rows = list(rows)
     tasks = {row.get("task") for row in rows}
     used = {

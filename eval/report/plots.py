@@ -58,7 +58,7 @@ def curve_figure(analysis: Analysis) -> Figure:
 
 
 def parts_figure(analysis: Analysis) -> Figure:
-    """A1, what the small model's kept answers bring, and A2, what the large model's bring."""
+    """A1 from kept answers of the small model, and A2 from answers of the large model."""
     results = analysis.results
     figure, (kept, deferred) = panels(2, sharey=True)
     for result, color, label in _colored(results):
@@ -97,7 +97,7 @@ def rules_figure(analysis: Analysis) -> Figure:
 
 
 def cost_figure(analysis: Analysis) -> Figure:
-    """Quality over what the files tell of each example's cost: lengths, seconds, prices."""
+    """Quality over cost per example: computation, seconds, and with prices money."""
     results = analysis.results
     units = list(results[0].costs)
     figure, found = panels(len(units), sharey=True)
@@ -161,7 +161,7 @@ def chain_figure(analysis: Analysis) -> Figure | None:
 
 
 def _colored(results: Sequence[CascadeResult]) -> list[tuple[CascadeResult, str, str]]:
-    """Each with its arm's color, and the arm's name as label at its first seed."""
+    """Each result with its arm's color, and the arm's name as label at its first seed."""
     lines = arm_lines([result.arm for result in results])
     return [(result, *line) for result, line in zip(results, lines, strict=True)]
 

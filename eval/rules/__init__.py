@@ -1,4 +1,4 @@
-"""Deferral rules: fixed, fitted, and their scores of a pair of models."""
+"""Deferral rules: fixed and fitted ones, and their scores on a pair of models."""
 
 from caskd.eval.rules.fitted import ROUTERS, Router
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule

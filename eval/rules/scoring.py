@@ -1,4 +1,4 @@
-"""Every rule's score for every small model: chosen, fitted where it must be, computed once.
+"""Scores of every rule on every small model; fitted rules are fitted first.
 
 Legend: E examples.
 """
@@ -19,15 +19,15 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class RuleScores:
-    """One rule on one small model's answers."""
+    """Scores of one rule on one small model's answers."""
 
     rule: str
     score: FloatArray
     """[E]"""
     confidence: FloatArray | None
-    """[E] the probability that the answer is right, as the rule has it; None where it has none."""
+    """[E] the rule's probability that the answer is right; None if it has none."""
     router: Router | None = None
-    """What was fitted, for a rule that must be."""
+    """The fitted router of a fitted rule."""
 
     @property
     def before_generation(self) -> bool:
@@ -36,11 +36,11 @@ class RuleScores:
 
     @property
     def reads_prompt_alone(self) -> bool:
-        """Whether it does not even need the small model to read the prompt."""
+        """Whether the rule decides before the small model reads the prompt."""
         return self.router is not None and self.router.kind.column == "prompt"
 
     def apply(self, pair: Pair) -> FloatArray:
-        """The same rule, fitted as it is, on other examples [E]."""
+        """Scores [E] of the same rule, without refitting, on other examples."""
         return self.router.score(pair) if self.router else pair.score(self.rule)
 
 
@@ -51,15 +51,15 @@ def score_pairs(
 
     Args:
         tests: the examples to score, one pair per small model.
-        fits: the examples to fit on, in the same order; None where there are none.
-        wanted: names of rules, or none for all that the predictions have the columns for.
+        fits: the examples to fit on, in the same order; None without a calibration split.
+        wanted: names of rules; empty for all rules whose columns the predictions have.
 
     Returns:
-        For each pair its scores by rule, in one order for all; and a line on each rule that was
-        left out. Only rules that nobody asked for are left out.
+        Scores by rule of each pair, in one order for all, and a line for each rule that was left
+        out. Only default rules are left out.
 
     Raises:
-        UsageError: a rule that was asked for is unknown or cannot be computed.
+        UsageError: a rule in `wanted` is unknown or cannot be computed.
     """
     scores: list[dict[str, RuleScores]] = [{} for _ in tests]
     left_out = []
@@ -74,8 +74,8 @@ def score_pairs(
                 raise
             left_out.append(f"{name}: {error}")
             continue
-        for one, result in zip(scores, found, strict=True):
-            one[name] = result
+        for by_rule, rule_scores in zip(scores, found, strict=True):
+            by_rule[name] = rule_scores
     return scores, left_out
 
 
@@ -92,8 +92,8 @@ def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
         raise unknown_rule(name, ROUTERS)
     if fit is None:
         raise UsageError(
-            f"--rule {name} must be fitted, and not on the examples that judge it; "
-            "type --calibration 0.2, or give --calibration-small and --calibration-large"
+            f"--rule {name} must be fitted on other examples than those that measure it; pass "
+            "--calibration 0.2, or --calibration-small and --calibration-large"
         )
     kind = ROUTERS[name]
     router = fit_router(kind, fit, fit.small_quality, fit.large_quality)
