@@ -137,10 +137,14 @@ def _settings(
     reached = np.ones((1,) * len(links))
     for number, link in enumerate(links):
         axes = number + 1  # the thresholds that matter so far
-        passed = [_sums(cells[:axes], shape[:axes], values, len(links))
-                  for values in (link.quality, np.ones(last_quality.size))]  # fmt: skip
-        before = [_sums(cells[:number], shape[:number], values, len(links))
-                  for values in (link.quality, np.ones(last_quality.size), link.cost)]  # fmt: skip
+        passed = [
+            _sums(cells[:axes], shape[:axes], values, len(links))
+            for values in (link.quality, np.ones(last_quality.size))
+        ]
+        before = [
+            _sums(cells[:number], shape[:number], values, len(links))
+            for values in (link.quality, np.ones(last_quality.size), link.cost)
+        ]
         quality = quality + before[0] - passed[0]
         answered.append(np.broadcast_to(before[1] - passed[1], shape))
         cost = cost + before[2]

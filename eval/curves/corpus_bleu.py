@@ -70,8 +70,12 @@ def _value(bleu: Any, counts: IntArray) -> float:
     orders = bleu.max_ngram_order
     sys_len, ref_len, *rest = counts.tolist()
     found = bleu.compute_bleu(
-        correct=rest[:orders], total=rest[orders:], sys_len=sys_len, ref_len=ref_len,
-        smooth_method=bleu.smooth_method, smooth_value=bleu.smooth_value,
+        correct=rest[:orders],
+        total=rest[orders:],
+        sys_len=sys_len,
+        ref_len=ref_len,
+        smooth_method=bleu.smooth_method,
+        smooth_value=bleu.smooth_value,
         max_ngram_order=orders,
-    )  # fmt: skip
+    )
     return float(found.score)

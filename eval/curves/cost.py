@@ -28,14 +28,6 @@ TAIL = 0.95
 _TAIL_POINTS = 101
 
 
-@dataclass(frozen=True)
-class Price:
-    """The price of a million tokens, in the user's currency."""
-
-    prompt: float
-    output: float
-
-
 @dataclass(frozen=True, eq=False)
 class Shares:
     """Cost of each example, by the case that incurs it: arrays [E]."""
@@ -97,14 +89,6 @@ def flops(predictions: Predictions) -> tuple[FloatArray, FloatArray]:
     return each * predictions.numbers("prompt_tokens"), each * predictions.numbers("output_tokens")
 
 
-def money(predictions: Predictions, price: Price) -> tuple[FloatArray, FloatArray]:
-    """Price [E] of each prompt, and of each answer."""
-    return (
-        predictions.numbers("prompt_tokens") * price.prompt / 1e6,
-        predictions.numbers("output_tokens") * price.output / 1e6,
-    )
-
-
 def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatArray]:
     """Deferral rates and the 95th percentile of the seconds per example there.
 
@@ -118,6 +102,36 @@ def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatA
         deferred[order[:count]] = True
         tails[index] = np.quantile(seconds.of(deferred), TAIL)
     return counts / score.size, tails
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of a million tokens, in the user's currency."""
+
+    prompt: float
+    output: float
+
+
+def money(predictions: Predictions, price: Price) -> tuple[FloatArray, FloatArray]:
+    """Price [E] of each prompt, and of each answer."""
+    return (
+        predictions.numbers("prompt_tokens") * price.prompt / 1e6,
+        predictions.numbers("output_tokens") * price.output / 1e6,
+    )
+
+
+def price_of(prices: Mapping[str, Price], model: str) -> Price:
+    """The price of a model.
+
+    Raises:
+        UsageError: the list has no entry for it.
+    """
+    if model not in prices:
+        raise UsageError(
+            f"--prices has no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
+            "add one with prompt and output, the prices of a million tokens each"
+        )
+    return prices[model]
 
 
 def read_prices(file: str) -> Mapping[str, Price]:
@@ -139,23 +153,9 @@ def read_prices(file: str) -> Mapping[str, Price]:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"--prices {file} is not valid JSON or TOML ({reason(error)}), expected a price list; "
-            "fix the file"
+            f"--prices {file} is not a price list in JSON or TOML ({reason(error)}), expected the "
+            "prices of each model name; fix the file"
         ) from None
-
-
-def price_of(prices: Mapping[str, Price], model: str) -> Price:
-    """The price of a model.
-
-    Raises:
-        UsageError: the list has no entry for it.
-    """
-    if model not in prices:
-        raise UsageError(
-            f"--prices has no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
-            "add one with prompt and output, the prices of a million tokens each"
-        )
-    return prices[model]
 
 
 def _price(file: str, name: str, entry: object) -> Price:

@@ -97,20 +97,23 @@ def table(
     rows = list(rows)
     tasks = {row.get("task") for row in rows}
     used = {
-        key: head for key, head in heads.items()
+        key: head
+        for key, head in heads.items()
         if any(row.get(key) not in (None, "") for row in rows)
-    }  # fmt: skip
+    }
     kinds = {key: form if form in ("text", "long") else "" for key, (_, form) in used.items()}
     return Table(
         heads=[Cell(head, "text" if kinds[key] else "") for key, (head, _) in used.items()],
         rows=[
-            Row([_cell(row.get(key), form) for key, (_, form) in used.items()],
-                strong=row.get("task") == ALL_TASKS and len(tasks) > 1)
+            Row(
+                [_cell(row.get(key), form) for key, (_, form) in used.items()],
+                strong=row.get("task") == ALL_TASKS and len(tasks) > 1,
+            )
             for row in rows
         ],
         caption=caption,
         folded=folded,
-    )  # fmt: skip
+    )
 
 
 def _cell(value: Any, form: str) -> Cell:

@@ -98,9 +98,13 @@ def legend_below(figure: Figure, handles: list[Any]) -> None:
     longest = max(len(handle.get_label()) for handle in handles)
     columns = min(columns, max(1, _LEGEND_LETTERS // (longest + 4)))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False,
-        fontsize=8, labelcolor=PAPER.ink,
-    )  # fmt: skip
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=PAPER.ink,
+    )
 
 
 def png_bytes(figure: Figure) -> bytes:

@@ -22,8 +22,11 @@ from caskd.store.io import plot_label
 
 DRAWN_POINTS = 600
 QUALITY = "mean quality"
-_UNITS = {"flops": "FLOPs per example, lengths counted", "seconds": "seconds per example",
-          "money": "money per 1,000 examples"}  # fmt: skip
+_UNITS = {
+    "flops": "FLOPs per example, lengths counted",
+    "seconds": "seconds per example",
+    "money": "money per 1,000 examples",
+}
 
 
 def curve_figure(analysis: Analysis) -> Figure:
@@ -44,15 +47,25 @@ def curve_figure(analysis: Analysis) -> Figure:
     by_cost.plot(
         [flops_per_token(large.num_parameters)],
         [results[0].curve.quality_large],
-        marker="*", ms=9, color=PAPER.soft, ls="none",
-    )  # fmt: skip
+        marker="*",
+        ms=9,
+        color=PAPER.soft,
+        ls="none",
+    )
     in_percent(by_rate)
     in_powers(by_cost)
     dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
     dress(by_cost, "Quality by cost", "FLOPs per token (2 per parameter)")
     keys = _keys(random="--", oracle=":")
-    star = Line2D([], [], ls="none", marker="*", ms=8, color=PAPER.soft,
-                  label=f"{plot_label(large.model_name)} alone")  # fmt: skip
+    star = Line2D(
+        [],
+        [],
+        ls="none",
+        marker="*",
+        ms=8,
+        color=PAPER.soft,
+        label=f"{plot_label(large.model_name)} alone",
+    )
     legend_below(figure, [*_handles(by_rate), *keys, star])
     return figure
 
@@ -82,10 +95,18 @@ def rules_figure(analysis: Analysis) -> Figure:
     for number, (name, rule) in enumerate(result.rules.items()):
         curve, color = rule.curve, PAPER.color(number)
         dashes = "-" if number < len(PAPER.colors) else "--"
-        _line(quality, curve.deferral_rate, curve.quality, color=color, ls=dashes, lw=1.3,
-              label=plot_label(name))  # fmt: skip
-        _line(gain, curve.deferral_rate, curve.quality - curve.random, color=color, ls=dashes,
-              lw=1.3)  # fmt: skip
+        _line(
+            quality,
+            curve.deferral_rate,
+            curve.quality,
+            color=color,
+            ls=dashes,
+            lw=1.3,
+            label=plot_label(name),
+        )
+        _line(
+            gain, curve.deferral_rate, curve.quality - curve.random, color=color, ls=dashes, lw=1.3
+        )
     gain.axhline(0.0, color=PAPER.soft, lw=0.9, ls="--")
     quality.plot([0, 1], result.curve.random[[0, -1]], color=PAPER.soft, lw=0.9, ls="--")
     dress(quality, "Quality by rule", "deferral rate", QUALITY)
@@ -141,8 +162,14 @@ def chain_figure(analysis: Analysis) -> Figure | None:
     figure, (axes,) = panels(1)
     for number, result in enumerate(analysis.results, 1):
         cost = 1000 * result.costs["money"] if priced else result.token_flops
-        _line(axes, cost, result.curve.quality, color=PAPER.color(number), lw=1.3,
-              label=plot_label(f"{result.label}, then the large model"))  # fmt: skip
+        _line(
+            axes,
+            cost,
+            result.curve.quality,
+            color=PAPER.color(number),
+            lw=1.3,
+            label=plot_label(f"{result.label}, then the large model"),
+        )
     label = plot_label(" > ".join(chain.models))
     axes.plot(
         1000 * chain.cost if priced else chain.cost,

@@ -45,8 +45,11 @@ _SAMPLES: Heads = {
     "small_answer": ("small answers", "long"), "small_quality": ("quality", ".3g"),
     "large_answer": ("large answers", "long"), "large_quality": ("quality", ".3g"),
 }  # fmt: skip
-_GAIN_WORDS = {"the first is better": "better", "the second is better": "worse",
-               "no difference shown": "no difference shown"}  # fmt: skip
+_GAIN_WORDS = {
+    "the first is better": "better",
+    "the second is better": "worse",
+    "no difference shown": "no difference shown",
+}
 
 _MANY_ROWS = 60
 _CHAIN_ROWS = 20

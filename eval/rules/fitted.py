@@ -94,8 +94,10 @@ class Router:
             UsageError: a column is missing, or its width differs from the one at fitting.
         """
         make = features(self.kind, stored, self.mean.size)
-        tiles = [self._forward(make(slice(start, start + _TILE)))
-                 for start in range(0, make.count, _TILE)]  # fmt: skip
+        tiles = [
+            self._forward(make(slice(start, start + _TILE)))
+            for start in range(0, make.count, _TILE)
+        ]
         score = np.concatenate(tiles)
         if self.kind.gated:
             unsure = np.exp(stored.lists(_LOGPROBS).first()) < SURE
@@ -177,10 +179,16 @@ def _fit(
         return ((linear.coef_.T, linear.intercept_),)
     batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth is for validation
     network = neural_network.MLPClassifier(
-        kind.hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=batch_size,
-        early_stopping=True, validation_fraction=0.2, n_iter_no_change=10, max_iter=500,
+        kind.hidden_sizes,
+        alpha=1e-2,
+        learning_rate_init=3e-3,
+        batch_size=batch_size,
+        early_stopping=True,
+        validation_fraction=0.2,
+        n_iter_no_change=10,
+        max_iter=500,
         random_state=seed,
-    ).fit(inputs, label)  # fmt: skip
+    ).fit(inputs, label)
     return tuple(zip(network.coefs_, network.intercepts_, strict=True))
 
 

@@ -96,7 +96,7 @@ def test_any_function_may_be_the_large_model(measured, evaluated):
         f"large: {p}" for p in deferred
     ]
     short = Cascade.load(file, small=str(measured / "small"), large=lambda _: [], device="cpu")
-    with pytest.raises(UsageError, match="the large model gave 0 answers"):
+    with pytest.raises(UsageError, match="the large model returned 0 answers"):
         short.answer(PROMPTS)
 
 

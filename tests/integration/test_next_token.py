@@ -205,15 +205,15 @@ def test_an_unknown_treatment_of_logits_is_noticed(root):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--next-token", "STORE"], "--next-token needs a student; type --student DIR"),
+        (["--next-token", "STORE"], "--next-token needs a student; pass --student DIR"),
         (
             ["--next-token", "STORE", "--student", "S", "--large", "x"],
-            "expected one way to measure",
+            "got --next-token with --small or --large",
         ),
         (["--next-token", "STORE", "--student", "S", "--limit", "0"], "got --limit 0"),
         (["--next-token", "nowhere", "--student", "S"], "nowhere: expected a store"),
-        (["--small", "x.parquet"], "no large model given; type --large FILE"),
-        (["--small", "x", "--large", "y", "--student", "S"], "go with --next-token STORE"),
+        (["--small", "x.parquet"], "pass --large FILE"),
+        (["--small", "x", "--large", "y", "--student", "S"], "need --next-token STORE"),
     ],
 )
 def test_mistakes_of_users(root, tmp_path, capsys, words, message):

@@ -91,7 +91,7 @@ def test_other_price_lists(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as caught:
         read_prices(str(tmp_path / "p.json"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_prices(str(tmp_path / "no.json"))
 
 

@@ -147,7 +147,7 @@ def test_the_file_is_read_as_it_was_written(files, tmp_path):
     ("change", "message"),
     [
         ({"format": "x"}, "not a cascade.json"),
-        ({"version": 2}, "a cascade of version 2, expected 1"),
+        ({"version": 2}, "version 2, expected 1"),
         ({"rule": "mean"}, "not a cascade.json"),
         ({"rule": "p-ik"}, "not a cascade.json"),
         ({"router": {"kind": "__import__"}}, "not a cascade.json"),
@@ -167,5 +167,5 @@ def test_other_files_are_refused(files, tmp_path, change, message):
     path.write_text("[]")
     with pytest.raises(UsageError, match=r"not a cascade\.json"):
         read_cascade(str(path))
-    with pytest.raises(UsageError, match="no such file; write it with: caskd eval"):
+    with pytest.raises(UsageError, match="does not exist; write it with caskd eval"):
         read_cascade(str(tmp_path / "no.json"))

@@ -60,7 +60,7 @@ def test_models_with_unlike_tokenizers_share_the_question_not_the_tokens(predict
     assert len(join_files(small, predictions_file("l", LARGE))) == 4
 
 
-def test_every_mistake_is_the_users_to_mend(tmp_path):
+def test_every_mistake_is_a_users_error(tmp_path):
     with pytest.raises(CaskdError):
         join_files(str(tmp_path / "a"), str(tmp_path / "b"))
 

@@ -124,7 +124,7 @@ def test_nothing_is_written_for_predictions_that_do_not_fit(tmp_path, three, pre
     short = predictions_file("short", [1, 0])
     with pytest.raises(IdentityError, match="only in large"):
         evaluate(EvalConfig(small=(first, short), large=large, out=str(tmp_path / "report")))
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         evaluate(EvalConfig(small=(first,), large="no.parquet", out=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
 

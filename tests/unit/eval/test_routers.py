@@ -101,7 +101,7 @@ def test_examples_that_teach_nothing(halves):
     with pytest.raises(UsageError, match="cannot fit p-ik on 10 calibration examples"):
         fitted("p-ik", few)
     fit.small_quality = np.ones(len(fit))
-    with pytest.raises(UsageError, match="0 of them of the rarer kind"):
+    with pytest.raises(UsageError, match="0 of them with the rarer"):
         fitted("p-ik", fit)
 
 
@@ -124,7 +124,7 @@ def test_rules_that_nobody_asked_for_are_left_out_with_a_line(predictions_file):
         score_pairs([pair], None, ["p-ik"])
     with pytest.raises(UsageError, match="got rule 'mean', expected one of average"):
         score_pairs([pair], None, ["mean"])
-    with pytest.raises(UsageError, match="give the questions with --data"):
+    with pytest.raises(UsageError, match="questions with --data"):
         score_pairs([pair], [pair], ["prompt-router"])
 
 

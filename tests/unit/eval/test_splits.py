@@ -32,7 +32,7 @@ def test_a_larger_share_keeps_what_calibrated_before_and_a_seed_redraws():
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
 def test_a_share_that_is_none(share):
-    with pytest.raises(UsageError, match="expected a share between 0 and 1"):
+    with pytest.raises(UsageError, match="between 0 and 1"):
         calibration_mask(NAMES, share, 0)
 
 

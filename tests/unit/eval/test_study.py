@@ -109,7 +109,7 @@ def test_files_may_calibrate(study, files, tmp_path):
     assert found.split["num_test"] == COUNT
     assert found.split["num_calibration"] + found.split["num_fit"] == 120
     for extra, message in [
-        ({"calibration_small": (other["small"],)}, "go together"),
+        ({"calibration_small": (other["small"],)}, "--calibration-small and --calibration-large"),
         (
             {"calibration_small": (other["small"],) * 2, "calibration_large": other["large"]},
             "got 2 --c",
