@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
             with pytest.raises(Killed):
                 run(small, data, killed, hidden=1)
     assert len(list(tmp_path.glob("killed.parquet.parts/0*.parquet"))) == 4
-    with pytest.raises(IdentityError, match=r"decoding\.batch_size 4 there, 5 now; repeat"):
+    with pytest.raises(IdentityError, match=r"decoding\.batch_size is 4 there but 5 now; rerun"):
         run(small, data, killed, hidden=1, batch_size=5)
     with monkeypatch.context() as patch:
         kill_after(patch, 1)  # the last batch, and no other one, is still to be answered
