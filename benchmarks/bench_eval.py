@@ -30,7 +30,7 @@ from caskd.eval.config import EvalConfig
 from caskd.eval.curves import aurc, auroc, deferral_curve
 from caskd.eval.evaluate import evaluate
 from caskd.eval.rules import deferral_scores, fixed_rule
-from caskd.eval.stats import area_draws
+from caskd.eval.stats import area_replicates
 
 RULES = ("average", "sum", "min", "max", "first-token", *(f"quantile-0.{i}" for i in range(1, 6)))
 EXACT_DRAWS = 4
@@ -63,9 +63,9 @@ def measure_arrays(num_examples: int, num_draws: int, exact: bool) -> float:
     before = time.perf_counter() - started
     if exact:
         started = time.perf_counter()
-        area_draws(series, large, num_draws=EXACT_DRAWS, exact=True)
+        area_replicates(series, large, num_replicates=EXACT_DRAWS, exact=True)
         return before + (time.perf_counter() - started) * num_draws / EXACT_DRAWS
-    area_draws(series, large, num_draws=num_draws)
+    area_replicates(series, large, num_replicates=num_draws)
     return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""How the answers of each task end and are scored: one table, one line per task."""
+"""Stop texts and answer metric of each task: one table, one line per task."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,18 +9,18 @@ from caskd.store.errors import UsageError
 
 @dataclass(frozen=True)
 class Task:
-    """How answers of one task end and how good they are."""
+    """Stop texts and answer metric of one task."""
 
     metric: str = "exact_match"
-    """Of `task_metrics`: exact_match, accuracy, token_f1, numeric_match, chrf, bleu, bleu-zh ..."""
+    """exact_match, accuracy, token_f1, numeric_match, chrf, bleu, bleu-zh ..."""
     stop: tuple[str, ...] = ()
     """An answer ends before the first of these texts."""
     normalize: str | None = None
-    """What is evened out before comparing: none, spaces, label or squad; None: as the metric."""
+    """Normalisation before comparing: none, spaces, label or squad; None: the metric's own."""
 
     @property
-    def measure(self) -> str:
-        """Metric and, where it is not the metric's own, normalisation, in one word."""
+    def metric_name(self) -> str:
+        """Metric and, if it is not the metric's own, normalisation, in one word."""
         return self.metric if self.normalize is None else f"{self.metric}/{self.normalize}"
 
 
@@ -38,24 +38,24 @@ TASKS: dict[str, Task] = {
     "wmt22-en-ja": Task("bleu-ja-mecab", stop=("\n",)),
     "wmt22-en-zh": Task("bleu-zh", stop=("\n",)),
 }
-"""By the task's name in the data. Add to it: `TASKS["mine"] = Task("token_f1", stop=("\\n",))`."""
+"""By task name in the data. Add to it: `TASKS["mine"] = Task("token_f1", stop=("\\n",))`."""
 
 DEFAULT = Task()
-"""Of every other task, and of data that names none."""
+"""For every other task, and for data without a task column."""
 
 
 def choose_tasks(
     names: Iterable[str], task_metrics: Sequence[str] = (), stop: Sequence[str] = ()
 ) -> dict[str, Task]:
-    """The line of each task in the data.
+    """Stop texts and metric of each task in the data.
 
     Args:
-        names: tasks in the data, "" where it names none.
-        task_metrics: NAME=METRIC for one task, METRIC for all that have no line of their own.
+        names: tasks in the data, "" for an example without one.
+        task_metrics: NAME=METRIC for one task, METRIC for every task without a line in `TASKS`.
         stop: texts that end the answers of every task, besides its own.
 
     Raises:
-        UsageError: a metric that there is not, or a name that no task in the data has.
+        UsageError: a metric is unknown, or a NAME is no task in the data.
     """
     names = sorted(set(names))
     named, default = named_metrics(task_metrics, names)
@@ -76,10 +76,10 @@ def choose_tasks(
 def named_metrics(
     task_metrics: Sequence[str], names: Collection[str]
 ) -> tuple[dict[str, str], str | None]:
-    """Metrics of NAME=METRIC by name, and that of a METRIC alone.
+    """Split `--task-metric` values into metrics by task name, and the metric of all other tasks.
 
     Raises:
-        UsageError: a name that is not among `names`.
+        UsageError: a NAME is not among `names`.
     """
     pairs = [value.partition("=") for value in task_metrics]
     named = {name: metric for name, equals, metric in pairs if equals}
@@ -88,8 +88,8 @@ def named_metrics(
     if unknown:
         known = ", ".join(repr(name) for name in sorted(names))
         raise UsageError(
-            f"--task-metric names task {unknown[0]!r}, but the data has {known}; "
-            "check the name, or --task-column"
+            f"--task-metric names task {unknown[0]!r}, expected one of {known}; "
+            "fix the name or --task-column"
         )
     return named, alone[-1] if alone else None
 
@@ -97,16 +97,15 @@ def named_metrics(
 def quality(task: Task, text: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
     """Quality of one answer, from 0 to 1."""
     metric = find_metric(task.metric)
-    even = NORMALIZE[task.normalize or metric.normalize]
-    return metric.score(even(text), [even(one) for one in references], [even(o) for o in options])
+    normalize = NORMALIZE[task.normalize or metric.normalize]
+    return metric.score(normalize(text), [*map(normalize, references)], [*map(normalize, options)])
 
 
 def describe(tasks: Mapping[str, Task]) -> str:
-    """What quality is the mean of: one metric, or each with the tasks that it scores."""
-    measures = sorted({task.measure for task in tasks.values()})
-    if len(measures) == 1:
-        return measures[0]
-    return "; ".join(
-        f"{measure} ({', '.join(n or 'no task' for n, t in tasks.items() if t.measure == measure)})"
-        for measure in measures
-    )
+    """The metric of quality in words: one metric, or each with the tasks that it scores."""
+    scored: dict[str, list[str]] = {}
+    for name, task in tasks.items():
+        scored.setdefault(task.metric_name, []).append(name or "no task")
+    if len(scored) == 1:
+        return next(iter(scored))
+    return "; ".join(f"{metric} ({', '.join(names)})" for metric, names in sorted(scored.items()))

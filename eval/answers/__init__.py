@@ -1,4 +1,4 @@
-"""Predictions files and the groups of runs that they form."""
+"""Predictions files, and the arms and seeds that they form."""
 
 from caskd.eval.answers.arms import Run, label_seeds, read_runs, seeds_of, split_name
 from caskd.eval.answers.predictions_file import (

@@ -1,4 +1,4 @@
-"""What is compared: an arm is one way to train a small model, with predictions for each seed."""
+"""Arms: an arm is one way to train a small model, with predictions of each training seed."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from caskd.store.io import strip_control
 
 @dataclass(frozen=True)
 class Run:
-    """One small model: its predictions, and the arm that it is a seed of."""
+    """Predictions of one small model, with its label and its arm."""
 
     label: str
     arm: str
@@ -19,7 +19,7 @@ class Run:
 
 
 def split_name(value: str) -> tuple[str | None, str]:
-    """Name and file of `--small NAME=FILE`; the name is None where only a file is given."""
+    """Name and file of `--small NAME=FILE`; the name is None for a file alone."""
     name, equals, file = value.partition("=")
     if not equals or not name or Path(value).exists():
         return None, value
@@ -27,46 +27,46 @@ def split_name(value: str) -> tuple[str | None, str]:
 
 
 def read_runs(values: Sequence[str]) -> list[Run]:
-    """Open every `--small`; files of one NAME are the seeds of one arm, in the order given.
+    """Open every `--small`; files with the same NAME are the seeds of one arm, in order.
 
-    Without a NAME a file is an arm of its own, called after its model, and after its file too where
-    models share a name.
+    A file without a NAME is its own arm. Its name is the model's, with the file's if several models
+    share a name.
 
     Raises:
         UsageError: a file is missing or not a predictions file.
     """
     named = [split_name(value) for value in values]
     predictions = [read_predictions(file) for _, file in named]
-    models = [strip_control(one.model_name) for one in predictions]
+    models = [strip_control(answers.model_name) for answers in predictions]
     arms = []
-    for (name, _), model, one in zip(named, models, predictions, strict=True):
-        file = strip_control(one.source).removesuffix(".parquet")
+    for (name, _), model, answers in zip(named, models, predictions, strict=True):
+        file = strip_control(answers.source).removesuffix(".parquet")
         alone = models.count(model) == 1
         arms.append(strip_control(name) if name else model if alone else f"{model} ({file})")
     labeled = label_seeds(arms, {strip_control(name) for name, _ in named if name})
-    return [Run(*names, one) for names, one in zip(labeled, predictions, strict=True)]
+    return [Run(*names, answers) for names, answers in zip(labeled, predictions, strict=True)]
 
 
 def label_seeds(names: Sequence[str], given: Collection[str]) -> list[tuple[str, str]]:
     """Label and arm of each small model.
 
     Args:
-        names: of the arms, one for each small model.
-        given: the names that the user gave: those that stand there several times are seeds.
+        names: names of the arms, one for each small model.
+        given: names that the user set; equal ones are seeds of one arm.
     """
-    # The same unnamed file twice is no second seed: it is told apart by its number.
+    # The same unnamed file twice is not a second seed: a number distinguishes the two.
     arms = [
         f"{name} #{number}" if name not in given and names.count(name) > 1 else name
         for number, name in enumerate(names, 1)
     ]
-    places = [arms[:place].count(arm) for place, arm in enumerate(arms)]
+    seeds = [arms[:index].count(arm) for index, arm in enumerate(arms)]
     return [
-        (f"{arm} seed {place}" if arms.count(arm) > 1 else arm, arm)
-        for arm, place in zip(arms, places, strict=True)
+        (f"{arm} seed {seed}" if arms.count(arm) > 1 else arm, arm)
+        for arm, seed in zip(arms, seeds, strict=True)
     ]
 
 
 def seeds_of(arms: Sequence[str]) -> dict[str, list[int]]:
-    """For each arm the places of its seeds, in the order given."""
-    places = sorted(range(len(arms)), key=lambda place: (arms.index(arms[place]), place))
-    return {arm: list(group) for arm, group in groupby(places, key=lambda place: arms[place])}
+    """Indices of the seeds of each arm, in the order given."""
+    indices = sorted(range(len(arms)), key=lambda index: (arms.index(arms[index]), index))
+    return {arm: list(group) for arm, group in groupby(indices, key=lambda index: arms[index])}

@@ -1,7 +1,7 @@
 """The predictions file: one model's answers to a set of examples, as Parquet.
 
-Written whole or not at all; its metadata says which model answered, how, and from which data. It
-carries no path of the machine that wrote it.
+The file is written whole or not at all. Its metadata holds the model, the decoding settings and the
+digest of the data; it holds no path of the machine that wrote it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FORMAT_VERSION = 1
 
 SCHEMA = pa.schema(
     [
-        ("example_id", pa.string()),  # the record's own id, else its place in the data
+        ("example_id", pa.string()),  # the record's own id, else its index in the data
         ("source_index", pa.int64()),
         ("prompt_digest", pa.string()),  # of the prompt's token ids
         ("question_digest", pa.string()),  # of the question as text, the same for every tokenizer
@@ -50,7 +50,7 @@ OPTIONAL = pa.schema(
         ("options", pa.list_(pa.string())),
     ]
 )
-"""Columns that a file may hold; null where an example has none."""
+"""Optional columns; null for an example without a value."""
 WHOLE = pa.schema([*SCHEMA, *OPTIONAL])
 
 
@@ -87,28 +87,22 @@ class Predictions:
         return np.asarray(self.columns.column(name).to_numpy(), dtype=np.float64)
 
     def references(self) -> list[list[str]]:
-        """What was expected of each answer, one text or more."""
-        single = [[one] for one in self.strings("reference")]
+        """Accepted answers to each question, one or more."""
+        single = [[text] for text in self.strings("reference")]
         if "references" not in self.columns.column_names:
             return single
         several: list[list[str] | None] = self.columns.column("references").to_pylist()
-        return [many or one for many, one in zip(several, single, strict=True)]
+        return [many or only for many, only in zip(several, single, strict=True)]
 
     def options(self) -> list[list[str]]:
-        """Options of each multiple-choice question, none where it has none."""
+        """Options of each multiple-choice question; empty for other questions."""
         if "options" not in self.columns.column_names:
             return [[] for _ in range(len(self))]
         found: list[list[str] | None] = self.columns.column("options").to_pylist()
-        return [one or [] for one in found]
-
-    def token_logprobs(self) -> list[npt.NDArray[np.float32]]:
-        """Log-probabilities of each answer's tokens."""
-        column = self.columns.column("token_logprobs").combine_chunks()
-        flat, ends = column.flatten().to_numpy(), np.cumsum(column.value_lengths().to_numpy())
-        return np.split(flat, ends[:-1])
+        return [options or [] for options in found]
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":
-        """The examples at these places, in this order."""
+        """The examples at these indices, in this order."""
         return Predictions(self.source, self.metadata, self.columns.take(pa.array(indices)))
 
 
@@ -123,7 +117,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def predictions_bytes(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
-    """The file: equal tables and metadata give equal bytes.
+    """Content of the file; equal tables and metadata give equal bytes.
 
     Args:
         table: of `WHOLE`, one row per example; columns without a value are left out.
@@ -153,7 +147,7 @@ def read_predictions(file: str) -> Predictions:
     path = Path(file)
     if not path.is_file():
         raise UsageError(
-            f"{file}: no such file; write it with: caskd predict --model M --data D --out {file}"
+            f"{file} does not exist; write it with caskd predict --model M --data D --out {file}"
         )
     try:
         table = pq.read_table(path, partitioning=None)
@@ -166,7 +160,9 @@ def read_predictions(file: str) -> Predictions:
     except (KeyError, pa.ArrowException):
         raise _not_predictions(file, "columns are missing or of another type") from None
     if not table.num_rows:
-        raise UsageError(f"{file}: holds no example; give caskd predict data with at least one")
+        raise UsageError(
+            f"{file} holds no example, expected at least one; rerun caskd predict with more data"
+        )
     _check_values(file, own)
     return Predictions(path.name, metadata, own)
 
@@ -182,8 +178,7 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
         raise _not_predictions(file, "no caskd metadata")
     if number != FORMAT_VERSION:
         raise UsageError(
-            f"{file}: predictions of version {number}, expected {FORMAT_VERSION}; "
-            "install a newer caskd"
+            f"{file} has format version {number}, expected {FORMAT_VERSION}; install a newer caskd"
         )
     return dict(header)
 
@@ -195,12 +190,12 @@ def _check_values(file: str, table: pa.Table) -> None:
     twice = next((name for name, after in pairwise(names) if name == after), None)
     if twice is not None:
         raise UsageError(
-            f"{file}: example {twice!r} is there twice, expected each once; predict again"
+            f"{file}: duplicate example id {twice!r}, expected unique ids; rerun caskd predict"
         )
 
 
 def _not_predictions(file: str, why: str) -> UsageError:
     return UsageError(
-        f"{file}: {why}, expected a file of caskd predict; "
-        "write it with: caskd predict --model M --data D --out F"
+        f"{file}: {why}, expected a predictions file; "
+        "write it with caskd predict --model M --data D --out F"
     )

@@ -1,4 +1,4 @@
-"""One row of numbers per example, rows of unlike lengths: the form of every per-token column.
+"""Rows of numbers of different lengths, one per example: the form of every per-token column.
 
 Legend: E examples, T values of all rows together.
 """
@@ -81,18 +81,18 @@ class Ragged:
         """[E, len(shares)] by numpy's linear rule: 0 is the minimum, 1 the maximum."""
         owner = np.repeat(np.arange(len(self)), self.lengths)
         ordered = self.values[np.lexsort((self.values, owner))]
-        place = np.multiply.outer(self.lengths - 1, np.asarray(shares, dtype=np.float64))
-        below = np.floor(place).astype(np.int64)
+        index = np.multiply.outer(self.lengths - 1, np.asarray(shares, dtype=np.float64))
+        below = np.floor(index).astype(np.int64)
         above = np.minimum(below + 1, (self.lengths - 1)[:, None])
         start = self.offsets[:-1, None]
         low, high = ordered[start + below], ordered[start + above]
-        return np.asarray(low + (place - below) * (high - low))
+        return np.asarray(low + (index - below) * (high - low))
 
     def padded(self, width: int) -> FloatArray:
         """[E, width] rows cut or filled with zeros to one length."""
         table = np.zeros((len(self), width))
         owner = np.repeat(np.arange(len(self)), self.lengths)
-        place = np.arange(self.values.size) - np.repeat(self.offsets[:-1], self.lengths)
-        fits = place < width
-        table[owner[fits], place[fits]] = self.values[fits]
+        index = np.arange(self.values.size) - np.repeat(self.offsets[:-1], self.lengths)
+        fits = index < width
+        table[owner[fits], index[fits]] = self.values[fits]
         return table

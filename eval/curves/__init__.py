@@ -1,4 +1,4 @@
-"""Deferral curves, costs, confidence and chains of models, in pure numpy."""
+"""Deferral curves, costs, confidence and chains of models, in numpy alone."""
 
 from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
 from caskd.eval.curves.confidence import aurc, auroc, calibration_error
@@ -16,9 +16,12 @@ from caskd.eval.curves.cost import (
     token_cost,
 )
 from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, defer_order, deferral_curve
+from caskd.eval.curves.figures import RATES, curve_figures
+from caskd.eval.curves.thinning import thin
 
 __all__ = [
     "MIN_GAP",
+    "RATES",
     "DeferralCurve",
     "Frontier",
     "Link",
@@ -30,6 +33,7 @@ __all__ = [
     "bleu_curve",
     "calibration_error",
     "chain_frontier",
+    "curve_figures",
     "defer_order",
     "deferral_curve",
     "flops",
@@ -40,5 +44,6 @@ __all__ = [
     "read_prices",
     "shares",
     "tail_seconds",
+    "thin",
     "token_cost",
 ]

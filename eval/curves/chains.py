@@ -1,10 +1,10 @@
-"""Chains of three or more models: each but the last passes on what its own rule is unsure of.
+"""Chains of three or more models: each but the last defers what its own rule is unsure of.
 
-Every model that is asked is paid. With a threshold each there is no single curve but a cloud of
-settings; what counts is its upper left edge, the settings that no other one beats in both quality
-and cost.
+Every model that answers costs. With one threshold per model there is no single curve but a cloud of
+settings. The frontier is its upper left edge: the settings that no other beats in both quality and
+cost.
 
-Legend: E examples, M models that may pass on, G steps of threshold per model, F points of the edge.
+Legend: E examples, M models that may defer, G thresholds per model, F points of the frontier.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.curves.thinning import thin
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
 
 MAX_SETTINGS = 1 << 18
-"""Settings that are tried: 512 thresholds for each of two models, 64 for each of three."""
+"""Settings to try: 512 thresholds for each of two models, 64 for each of three."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class Link:
     """One model of a chain but the last."""
 
     score: FloatArray
-    """[E] its deferral score."""
+    """[E] deferral score."""
     quality: FloatArray
     """[E] of its answers."""
     cost: FloatArray
@@ -35,21 +36,21 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """The settings of a chain that no other one beats, by rising cost."""
+    """The settings of a chain that no other setting beats, by rising cost."""
 
     cost: FloatArray
     """[F] mean cost per example."""
     quality: FloatArray
     """[F] mean quality."""
     thresholds: FloatArray
-    """[F, M] each model passes on where its score >= its threshold; infinity is never."""
+    """[F, M] a model defers an example if score >= threshold; infinity never defers."""
     answered: FloatArray
     """[F, M + 1] share of the examples that each model answers."""
     num_settings: int
-    """How many were tried."""
+    """Number of settings tried."""
 
     def quality_at(self, cost: float) -> float | None:
-        """Best quality at up to this cost; None where even the cheapest setting costs more."""
+        """Best quality at up to this cost; None if even the cheapest setting costs more."""
         reached = np.flatnonzero(self.cost <= cost)
         return float(self.quality[reached[-1]]) if reached.size else None
 
@@ -57,22 +58,22 @@ class Frontier:
 def chain_frontier(
     links: Sequence[Link], last_quality: FloatArray, last_cost: FloatArray
 ) -> Frontier:
-    """Try every combination of thresholds and keep the ones that no other beats.
+    """Try every combination of thresholds and keep those that no other beats.
 
     Thresholds are quantiles of each model's own scores, so that equal scores stay together. The
     sums of all settings come from one histogram of the examples, in O(E + G^M).
 
     Args:
-        links: the models but the last, in the order in which they are asked.
+        links: the models but the last, in the order in which they answer.
         last_quality: [E] of the last model's answers.
         last_cost: [E] of the last model's answers.
 
     Raises:
-        UsageError: fewer than two models may pass on, or so many that no grid of thresholds fits.
+        UsageError: fewer than two models may defer, or too many for a grid of thresholds.
     """
     if not 2 <= len(links) <= 6:
         raise UsageError(
-            f"got a chain of {len(links) + 1} models, expected 3 to 7; for two type --small"
+            f"got a chain of {len(links) + 1} models, expected 3 to 7; for two models pass --small"
         )
     steps = round(MAX_SETTINGS ** (1.0 / len(links))) - 1
     grids = [_thresholds(link.score, steps) for link in links]
@@ -111,12 +112,11 @@ def apply_thresholds(
 
 
 def _thresholds(score: FloatArray, steps: int) -> FloatArray:
-    """Rising thresholds, from one that passes everything on to infinity, which passes nothing."""
+    """Rising thresholds, from one that defers everything to infinity, which defers nothing."""
     values = np.unique(score)
     if values.size > steps:
         ordered = np.sort(score)
-        places = np.linspace(0, score.size - 1, steps).round().astype(np.int64)
-        values = np.unique(ordered[places])
+        values = np.unique(ordered[thin(score.size, steps)])
     return np.concatenate((values, [np.inf]))
 
 
@@ -126,26 +126,30 @@ def _settings(
     last_quality: FloatArray,
     last_cost: FloatArray,
 ) -> tuple[FloatArray, FloatArray, list[FloatArray]]:
-    """Cost and quality of every setting, and the share that each model answers: arrays [G, ...]."""
-    # Cell c of an example: it is passed on under thresholds 0 ... c - 1 of its grid.
+    """Cost and quality of every setting, and the share of each model: arrays [G, ...]."""
+    # Cell c of an example: thresholds 0 ... c - 1 of the grid defer it.
     cells = [
         np.searchsorted(grid, link.score, side="right")
         for link, grid in zip(links, grids, strict=True)
     ]
     shape = tuple(grid.size for grid in grids)
     cost, quality, answered = np.zeros(shape), np.zeros(shape), []
-    asked = np.ones((1,) * len(links))
+    reached = np.ones((1,) * len(links))
     for number, link in enumerate(links):
         axes = number + 1  # the thresholds that matter so far
-        passed = [_sums(cells[:axes], shape[:axes], values, len(links))
-                  for values in (link.quality, np.ones(last_quality.size))]  # fmt: skip
-        before = [_sums(cells[:number], shape[:number], values, len(links))
-                  for values in (link.quality, np.ones(last_quality.size), link.cost)]  # fmt: skip
+        passed = [
+            _sums(cells[:axes], shape[:axes], values, len(links))
+            for values in (link.quality, np.ones(last_quality.size))
+        ]
+        before = [
+            _sums(cells[:number], shape[:number], values, len(links))
+            for values in (link.quality, np.ones(last_quality.size), link.cost)
+        ]
         quality = quality + before[0] - passed[0]
         answered.append(np.broadcast_to(before[1] - passed[1], shape))
         cost = cost + before[2]
-        asked = passed[1]
-    answered.append(np.broadcast_to(asked, shape))
+        reached = passed[1]
+    answered.append(np.broadcast_to(reached, shape))
     quality = quality + _sums(cells, shape, last_quality, len(links))
     cost = cost + _sums(cells, shape, last_cost, len(links))
     return cost, quality, answered
@@ -154,21 +158,21 @@ def _settings(
 def _sums(
     cells: Sequence[npt.NDArray[np.int64]], shape: tuple[int, ...], values: FloatArray, rank: int
 ) -> FloatArray:
-    """Mean over E of `values` where all these models pass on, by combination of thresholds."""
+    """Mean over E of `values` where all these models defer, by combination of thresholds."""
     if not cells:
         return np.full((1,) * rank, values.mean())
     wide = tuple(size + 1 for size in shape)
     flat = np.ravel_multi_index(tuple(cells), wide)
     table = np.bincount(flat, weights=values, minlength=int(np.prod(wide))).reshape(wide)
     for axis in range(len(shape)):
-        # Threshold t passes on the cells t + 1 and up.
+        # Threshold t defers the cells t + 1 and up.
         table = np.flip(np.cumsum(np.flip(table, axis), axis), axis)
         table = np.take(table, range(1, wide[axis]), axis)
     return (table / values.size).reshape(shape + (1,) * (rank - len(shape)))
 
 
 def _unbeaten(cost: FloatArray, quality: FloatArray) -> npt.NDArray[np.int64]:
-    """Places of the settings that none beats, by rising cost."""
+    """Indices of the settings that no other beats, by rising cost."""
     order = np.lexsort((-quality, cost))
     best = np.maximum.accumulate(quality[order])
     # Sums in another order differ in their last bits: a rise must be more than that.

@@ -1,5 +1,7 @@
-"""How well a deferral score tells wrong answers of the small model from right ones, without the
-large model. Equal scores are one block everywhere: the order of the examples changes nothing.
+"""How well a deferral score separates wrong answers of the small model from right ones.
+
+These figures do not involve the large model. Equal scores are one block everywhere, so the order of
+the examples changes nothing.
 
 Legend: E examples.
 """
@@ -15,12 +17,12 @@ NUM_BINS = 15
 
 
 def auroc(score: FloatArray, quality: FloatArray) -> float | None:
-    """Chance that a wrong answer has the higher score of the two; 1/2 where both are equal.
+    """Probability that a wrong answer has a higher score than a right one; equal scores count 1/2.
 
-    An answer is wrong where its quality is below one half.
+    An answer is wrong if its quality is below one half.
 
     Returns:
-        The area under the ROC curve, or None where all answers are right, or all wrong.
+        The area under the ROC curve, or None if all answers are right or all are wrong.
     """
     wrong = quality < 0.5
     num_wrong = int(wrong.sum())
@@ -51,8 +53,8 @@ def calibration_error(confidence: FloatArray, quality: FloatArray) -> float:
 
     Args:
         confidence: [E] from 0 to 1.
-        quality: [E] of the answers that it speaks of.
+        quality: [E] quality of the same answers.
     """
-    place = np.clip((confidence * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
-    apart = np.bincount(place, weights=confidence - quality, minlength=NUM_BINS)
+    index = np.clip((confidence * NUM_BINS).astype(np.int64), 0, NUM_BINS - 1)
+    apart = np.bincount(index, weights=confidence - quality, minlength=NUM_BINS)
     return float(np.abs(apart).sum() / confidence.size)

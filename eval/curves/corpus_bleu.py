@@ -1,8 +1,8 @@
 """Corpus BLEU along a deferral curve.
 
-Corpus BLEU is no mean over examples: it is computed from n-gram counts summed over the corpus. The
-counts of each answer are taken once; at each point of the curve those of the small answers that are
-kept and of the large answers to the rest are added, and sacrebleu turns the sums into a score.
+Corpus BLEU is not a mean over examples: it is computed from n-gram counts summed over the corpus.
+Each answer is counted once; each point of the curve sums the counts of the kept small answers and
+of the large answers to the rest, and sacrebleu turns the sums into a score.
 
 Legend: E examples, P points of a curve, C counts per answer: lengths, matches and totals by order.
 """
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves.deferral import defer_order
+from caskd.eval.curves.thinning import thin
 from caskd.eval.metrics import bleu_scorer
 
 FloatArray = npt.NDArray[np.float64]
@@ -28,9 +29,9 @@ def ngram_counts(
     """Counts [E, C] of every answer against its references.
 
     Args:
-        answers: [E] what a model wrote.
-        references: [E] what was expected, one text or more.
-        tokenizer: of sacrebleu, such as `13a`, `zh` or `char`.
+        answers: [E] answers of a model.
+        references: [E] accepted answers, one or more each.
+        tokenizer: a tokenizer of sacrebleu, such as `13a`, `zh` or `char`.
 
     Raises:
         UsageError: sacrebleu has no such tokenizer, or its files are not installed.
@@ -38,7 +39,7 @@ def ngram_counts(
     bleu = bleu_scorer(tokenizer)
     rows = []
     for answer, expected in zip(answers, references, strict=True):
-        found = bleu.corpus_score([answer], [[one] for one in expected])
+        found = bleu.corpus_score([answer], [[text] for text in expected])
         rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
     return np.array(rows, dtype=np.int64)
 
@@ -54,23 +55,27 @@ def bleu_curve(
         score: [E] deferral score.
         small: [E, C] counts of the small model's answers.
         large: [E, C] counts of the large model's.
-        tokenizer: that the counts were made with.
+        tokenizer: the tokenizer of the counts.
     """
     bleu = bleu_scorer(tokenizer)
     order, ends = defer_order(score)
     moved = np.cumsum((large - small)[order], axis=0)
     sums = small.sum(axis=0) + np.concatenate((np.zeros_like(moved[:1]), moved))[ends]
-    places = np.unique(np.linspace(0, ends.size - 1, MAX_POINTS).round().astype(np.int64))
-    values = [_value(bleu, sums[place]) for place in places]
-    return ends[places] / score.size, np.array(values)
+    points = thin(ends.size, MAX_POINTS)
+    values = [_value(bleu, sums[point]) for point in points]
+    return ends[points] / score.size, np.array(values)
 
 
 def _value(bleu: Any, counts: IntArray) -> float:
     orders = bleu.max_ngram_order
     sys_len, ref_len, *rest = counts.tolist()
     found = bleu.compute_bleu(
-        correct=rest[:orders], total=rest[orders:], sys_len=sys_len, ref_len=ref_len,
-        smooth_method=bleu.smooth_method, smooth_value=bleu.smooth_value,
+        correct=rest[:orders],
+        total=rest[orders:],
+        sys_len=sys_len,
+        ref_len=ref_len,
+        smooth_method=bleu.smooth_method,
+        smooth_value=bleu.smooth_value,
         max_ngram_order=orders,
-    )  # fmt: skip
+    )
     return float(found.score)

@@ -1,8 +1,8 @@
-"""What a cascade costs: floating-point operations, money, seconds.
+"""Cost of a cascade: floating-point operations, money, seconds.
 
-A forward pass costs 2 FLOPs per parameter and token. The small model always answers; the large one
-answers the deferred examples besides: cost = C_small + deferral_rate * C_large. A rule that decides
-before generation saves the small model's answer to what it defers. Every example weighs the same.
+A forward pass costs 2 FLOPs per parameter and token. The small model always answers, and the large
+model answers the deferred examples: cost = C_small + deferral_rate * C_large. A rule that decides
+before generation saves the small model's answers to deferred examples. All examples weigh the same.
 
 Legend: E examples, P points of a curve.
 """
@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from caskd.eval.answers import Predictions
 from caskd.eval.curves.deferral import defer_order, deferred_mean
-from caskd.store.errors import UsageError
+from caskd.eval.curves.thinning import thin
+from caskd.store.errors import UsageError, reason
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -27,23 +28,16 @@ TAIL = 0.95
 _TAIL_POINTS = 101
 
 
-@dataclass(frozen=True)
-class Price:
-    """The price of a million tokens, in the user's currency."""
-
-    prompt: float
-    output: float
-
-
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """What each example costs, by when it is paid: arrays [E]."""
+    """Cost of each example, by the case that incurs it: arrays [E]."""
 
     always: FloatArray
+    """Incurred for every example."""
     kept: FloatArray
-    """Paid where the small model's answer is kept."""
+    """Incurred if the small model's answer is kept."""
     deferred: FloatArray
-    """Paid where the example is deferred."""
+    """Incurred if the example is deferred."""
 
     def mean(self, score: FloatArray) -> FloatArray:
         """Mean cost per example [P] at each point of the curve."""
@@ -51,7 +45,7 @@ class Shares:
         return both + deferred_mean(score, self.deferred - self.kept)
 
     def of(self, deferred: npt.NDArray[np.bool_]) -> FloatArray:
-        """[E] what each example costs where these are deferred."""
+        """[E] cost of each example if these are deferred."""
         return self.always + np.where(deferred, self.deferred, self.kept)
 
 
@@ -60,8 +54,8 @@ def shares(small: FloatArray, large: FloatArray, *, saved: FloatArray | None = N
 
     Args:
         small: [E] cost of the small model's answers.
-        large: [E] cost of the large model's.
-        saved: [E] part of `small` that deferred examples do not pay; none by default.
+        large: [E] cost of the large model's answers.
+        saved: [E] part of `small` that deferred examples do not incur; none by default.
     """
     kept = np.zeros_like(small) if saved is None else saved
     return Shares(always=small - kept, kept=kept, deferred=large)
@@ -81,7 +75,7 @@ def token_cost(
 ) -> FloatArray:
     """FLOPs per token [P] of the cascade at each deferral rate: the paper's axis.
 
-    It leaves out that prompts are read too and that answers differ in length; see `example_cost`.
+    It ignores prompts and the different lengths of answers; `flops` counts both.
     """
     answered = 1.0 - deferral_rate if before_generation else 1.0
     return answered * flops_per_token(small_parameters) + deferral_rate * flops_per_token(
@@ -89,64 +83,68 @@ def token_cost(
     )
 
 
-def example_cost(
-    score: FloatArray,
-    small_parameters: int,
-    small_tokens: FloatArray,
-    large_parameters: int,
-    large_tokens: FloatArray,
-) -> FloatArray:
-    """Mean FLOPs per example [P] at each point of the curve, prompts and lengths counted.
-
-    Args:
-        score: [E] deferral score.
-        small_parameters: parameters of the small model.
-        small_tokens: [E] prompt and output tokens that the small model processed.
-        large_parameters: parameters of the large model.
-        large_tokens: [E] the same of the large model.
-    """
-    small = flops_per_token(small_parameters) * small_tokens
-    return shares(small, flops_per_token(large_parameters) * large_tokens).mean(score)
-
-
 def flops(predictions: Predictions) -> tuple[FloatArray, FloatArray]:
-    """FLOPs [E] of reading each prompt, and of writing each answer."""
+    """FLOPs [E] of each prompt, and of each answer."""
     each = flops_per_token(predictions.num_parameters)
     return each * predictions.numbers("prompt_tokens"), each * predictions.numbers("output_tokens")
 
 
+def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatArray]:
+    """Deferral rates and the 95th percentile of the seconds per example there.
+
+    Computed at up to 101 points of the curve, because each point sorts the examples again.
+    """
+    order, ends = defer_order(score)
+    counts = ends[thin(ends.size, _TAIL_POINTS, rounding="down")]
+    deferred = np.zeros(score.size, dtype=bool)
+    tails = np.empty(counts.size)
+    for index, count in enumerate(counts):
+        deferred[order[:count]] = True
+        tails[index] = np.quantile(seconds.of(deferred), TAIL)
+    return counts / score.size, tails
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of a million tokens, in the user's currency."""
+
+    prompt: float
+    output: float
+
+
 def money(predictions: Predictions, price: Price) -> tuple[FloatArray, FloatArray]:
-    """Price [E] of reading each prompt, and of writing each answer."""
+    """Price [E] of each prompt, and of each answer."""
     return (
         predictions.numbers("prompt_tokens") * price.prompt / 1e6,
         predictions.numbers("output_tokens") * price.output / 1e6,
     )
 
 
-def tail_seconds(score: FloatArray, seconds: Shares) -> tuple[FloatArray, FloatArray]:
-    """Deferral rates and the 95th percentile of the seconds per example there.
+def price_of(prices: Mapping[str, Price], model: str) -> Price:
+    """The price of a model.
 
-    At up to 101 points of the curve: each needs the examples sorted anew.
+    Raises:
+        UsageError: the list has no entry for it.
     """
-    order, ends = defer_order(score)
-    places = np.unique(np.linspace(0, ends.size - 1, _TAIL_POINTS).astype(np.int64))
-    deferred = np.zeros(score.size, dtype=bool)
-    tails = np.empty(places.size)
-    for number, place in enumerate(places):
-        deferred[order[: ends[place]]] = True
-        tails[number] = np.quantile(seconds.of(deferred), TAIL)
-    return ends[places] / score.size, tails
+    if model not in prices:
+        raise UsageError(
+            f"--prices has no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
+            "add one with prompt and output, the prices of a million tokens each"
+        )
+    return prices[model]
 
 
 def read_prices(file: str) -> Mapping[str, Price]:
     """Read a price list.
 
     Raises:
-        UsageError: the file is missing, no price list, or a price is negative or no number.
+        UsageError: the file is missing or not a price list, or a price is negative or not a number.
     """
     path = Path(file)
     if not path.is_file():
-        raise UsageError(f"--prices {file}: no such file, expected a JSON or TOML price list")
+        raise UsageError(
+            f"--prices {file} does not exist, expected a JSON or TOML price list; fix the path"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         entries = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -154,21 +152,10 @@ def read_prices(file: str) -> Mapping[str, Price]:
     except (ValueError, AttributeError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"--prices {file}: not a price list in JSON or TOML: {error}") from None
-
-
-def price_of(prices: Mapping[str, Price], model: str) -> Price:
-    """The price of a model.
-
-    Raises:
-        UsageError: the list does not have it.
-    """
-    if model not in prices:
         raise UsageError(
-            f"--prices has no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
-            "add one with prompt and output, each for a million tokens"
-        )
-    return prices[model]
+            f"--prices {file} is not a price list in JSON or TOML ({reason(error)}), expected the "
+            "prices of each model name; fix the file"
+        ) from None
 
 
 def _price(file: str, name: str, entry: object) -> Price:
@@ -181,7 +168,7 @@ def _price(file: str, name: str, entry: object) -> Price:
     ):
         raise UsageError(
             f"--prices {file}: got {entry!r} for {name!r}, expected prompt and output, "
-            "each the price of a million tokens"
+            "the prices of a million tokens each; fix the entry"
         )
     prompt, output = numbers
     return Price(prompt, output)

@@ -1,8 +1,8 @@
-"""Deferral curves: the quality of a cascade at every threshold, in numpy and nothing else.
+"""Deferral curves: the quality of a cascade at every threshold, in numpy alone.
 
 Legend: E examples, P points of the curve (distinct scores + 1).
 
-An example is deferred to the large model when its score >= threshold: higher scores go first.
+An example is deferred to the large model if its score >= threshold: higher scores go first.
 Examples with equal scores are one block: they are deferred together or not at all, and between two
 points the curve is the straight line that deferring a random part of the block gives. Every example
 weighs the same. Sums run over sorted examples: permuting the input changes no bit of the output.
@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 MIN_GAP = 0.05
-"""Smallest lead of the large model at which a figure relative to the gap is stated at all."""
+"""Smallest lead of the large model at which figures relative to the gap are stated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class DeferralCurve:
     threshold: FloatArray
     """[P] defer where score >= threshold; the first is infinity."""
     a1: FloatArray
-    """[P] share of the quality that the small model's kept answers bring (CAT eq. 9, over E)."""
+    """[P] part of the quality from kept answers of the small model (CAT eq. 9, over E)."""
     a2: FloatArray
-    """[P] share of the quality that the large model's answers to deferred examples bring."""
+    """[P] part of the quality from the large model's answers to deferred examples."""
     random: FloatArray
     """[P] quality of deferring the same rate at random."""
     oracle_rate: FloatArray = field(repr=False)
@@ -64,7 +64,7 @@ class DeferralCurve:
 
     @property
     def gap(self) -> float:
-        """By how much the large model leads the small one."""
+        """Lead of the large model over the small one."""
         return self.quality_large - self.quality_small
 
     @property
@@ -90,7 +90,7 @@ class DeferralCurve:
         return float(np.interp(rate, self.deferral_rate, self.quality))
 
     def rate_for(self, quality: float) -> float | None:
-        """Smallest deferral rate that reaches a quality; None where no rate does.
+        """Smallest deferral rate that reaches a quality; None if no rate does.
 
         Raises:
             UsageError: the quality is not a number.
@@ -100,18 +100,18 @@ class DeferralCurve:
         reached = np.flatnonzero(self.quality >= quality)
         if not reached.size:
             return None
-        last = int(reached[0])
-        if last == 0:
+        point = int(reached[0])
+        if point == 0:
             return 0.0
         # A line between the last point below and the first point at or above.
-        x0, x1 = self.deferral_rate[last - 1 : last + 1]
-        y0, y1 = self.quality[last - 1 : last + 1]
+        x0, x1 = self.deferral_rate[point - 1 : point + 1]
+        y0, y1 = self.quality[point - 1 : point + 1]
         return float(min(x0 + (x1 - x0) * (quality - y0) / (y1 - y0), x1))
 
     def cpt(self, share: float) -> float | None:
         """Call-performance threshold: smallest deferral rate that recovers a share of the gap.
 
-        As in RouteLLM (arXiv 2406.18665); None where no rate does, or below `MIN_GAP`.
+        As in RouteLLM (arXiv 2406.18665); None if no rate does, or below `MIN_GAP`.
         """
         if self.gap < MIN_GAP:
             return None
@@ -163,7 +163,7 @@ def deferral_curve(
 
 
 def defer_order(score: FloatArray, *ties: FloatArray) -> tuple[IntArray, IntArray]:
-    """Examples in the order in which they are deferred, and where each block of equal scores ends.
+    """Order in which examples are deferred, and the end of each block of equal scores.
 
     Args:
         score: [E] deferral score.
@@ -213,7 +213,7 @@ def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
     array: npt.NDArray[Any] = np.asarray(values)
     if array.ndim != 1 or array.size == 0:
         raise UsageError(
-            f"got {name} of shape {array.shape}, expected one number per example, and an example"
+            f"got {name} of shape {array.shape}, expected one number per example and at least one"
         )
     try:
         vector = array.astype(np.float64)

@@ -1,8 +1,8 @@
-"""Finished parts of a predictions file, so that a kill costs one part and many workers can share.
+"""Finished parts of a predictions file, so that a kill loses one part and workers can share.
 
-`OUT.parts/` holds `request.json`, which says what is asked of which model, and one Parquet file per
-finished part. Files are created whole and exclusively; who finds all parts joins them into OUT and
-takes the folder away. Nothing depends on a clock, on who wrote a part, or on how often it began.
+`OUT.parts/` holds `request.json` (the model, its settings and the data) and one Parquet file per
+finished part. Files are created whole and exclusively; the worker that finds all parts joins them
+into OUT and removes the folder. No clock, no worker's identity and no retry changes the result.
 """
 
 import json
@@ -27,31 +27,33 @@ def check_out(out: Path) -> None:
     """Stop before any work if `out` cannot become a predictions file.
 
     Raises:
-        UsageError: something else stands there, or the name ends in another way.
+        UsageError: another file exists at `out`, or its name does not end in .parquet.
     """
     if out.suffix != ".parquet":
-        raise UsageError(f"--out {out}: expected a name that ends in .parquet")
+        raise UsageError(f"--out {out}: expected a name that ends in .parquet; rename it")
     if out.exists() or out.is_symlink():
         try:
             read_predictions(str(out))
         except UsageError:
-            raise UsageError(f"{out} exists; remove it or choose another --out") from None
+            raise UsageError(
+                f"--out {out} exists and is not a predictions file; remove it, or choose another"
+            ) from None
 
 
 class Parts:
     """The parts of one predictions file, some of them finished."""
 
     def __init__(self, out: Path, request: Mapping[str, Any], num_parts: int) -> None:
-        """Find what is there, or begin.
+        """Open existing parts, or start new ones.
 
         Args:
-            out: the file that is to be.
-            request: what is asked of which model; the metadata of the file.
-            num_parts: that the examples are cut into.
+            out: the predictions file to write.
+            request: its metadata: model, decoding, tasks and data.
+            num_parts: number of parts that the examples are split into.
 
         Raises:
-            IdentityError: the parts that are there answer another request.
-            UsageError: a file of another request stands at `out`.
+            IdentityError: existing parts belong to another request.
+            UsageError: the file at `out` belongs to another request.
         """
         self.out = out
         self.folder = out.with_name(out.name + ".parts")
@@ -68,19 +70,21 @@ class Parts:
         try:
             theirs = json.loads((self.folder / REQUEST).read_bytes())
         except (OSError, ValueError):
-            raise UsageError(f"{self.folder} holds no parts; remove it or choose --out") from None
+            raise UsageError(
+                f"{self.folder} holds no parts of caskd predict; remove it or choose another --out"
+            ) from None
         difference = next(_differences(theirs, self._request), None)
         if difference is not None:
             raise IdentityError(
-                f"{self.folder} holds parts of another request: {_told(difference)}; repeat that "
-                "command to continue it, or remove the folder to begin anew"
+                f"{self.folder} holds parts of another request: {_text(difference)}; rerun that "
+                "command to resume it, or remove the folder to start again"
             )
 
     def finished(self) -> Predictions | None:
-        """The whole file, if it is there.
+        """The whole file, if it exists.
 
         Raises:
-            UsageError: it answers another request.
+            UsageError: it belongs to another request.
         """
         if not self.out.exists():
             return None
@@ -89,15 +93,15 @@ class Parts:
         difference = next(_differences(theirs, self._request), None)
         if difference is not None:
             scoring = difference[0].partition(".")[0] in ("quality", "tasks")
-            other = ", or score it anew: caskd eval --task-metric" if scoring else ""
+            other = ", or rescore it with caskd eval --task-metric" if scoring else ""
             raise UsageError(
-                f"{self.out} exists and answers another request: {_told(difference)}; "
+                f"{self.out} exists and belongs to another request: {_text(difference)}; "
                 f"remove it or choose another --out{other}"
             )
         return whole
 
     def missing(self, worker: int = 0, num_workers: int = 1) -> list[int]:
-        """Parts of this worker that are not finished: those whose number leaves it as remainder."""
+        """Unfinished parts of this worker, which has every `num_workers`-th part."""
         if self.out.exists():
             return []
         return [
@@ -107,15 +111,15 @@ class Parts:
         ]
 
     def write(self, part: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a finished part; if another process was faster, its answers stay."""
+        """Write a finished part, unless another process has written it already."""
         try:
             create_exclusive(self._path(part), predictions_bytes(table_of(rows), self._request))
         except FileNotFoundError:
-            if not self.out.exists():  # else another worker has joined all parts in the meantime
+            if not self.out.exists():  # else another worker has joined all parts meanwhile
                 raise
 
     def join(self) -> Predictions | None:
-        """Write the whole file if every part is there, and take the parts away.
+        """Write the whole file once every part is finished, and remove the parts.
 
         Returns:
             The predictions in the order of the data, or None while parts are missing.
@@ -144,7 +148,7 @@ class Parts:
         try:
             table = pq.read_table(path, partitioning=None)
         except pa.ArrowException:
-            raise UsageError(f"{path} is damaged; remove it and repeat the command") from None
+            raise UsageError(f"{path} is damaged; remove it and rerun the command") from None
         columns = [
             table.column(name) if name in table.column_names else pa.nulls(len(table), kind)
             for name, kind in zip(WHOLE.names, WHOLE.types, strict=True)
@@ -161,6 +165,6 @@ def _differences(
             yield field, first, second
 
 
-def _told(difference: tuple[str, Any, Any]) -> str:
+def _text(difference: tuple[str, Any, Any]) -> str:
     field, theirs, ours = difference
-    return f"{field} {theirs!r} there, {ours!r} now"
+    return f"{field} is {theirs!r} there but {ours!r} now"

@@ -1,4 +1,4 @@
-"""From a record to the question that a model is asked, and what is refused before decoding."""
+"""Turn records into requests to a model, and refuse invalid ones before decoding."""
 
 import json
 from collections.abc import Sequence
@@ -23,55 +23,57 @@ from caskd.store.errors import IdentityError, UsageError
 
 
 @dataclass(frozen=True)
-class Question:
-    """One example as the model is asked it."""
+class EvalExample:
+    """One example as a request: prompt tokens, references and options."""
 
     example_id: str
     source_index: int
     task: str
     references: list[str]
-    """What is expected: one text or more, of which the first is shown to people."""
+    """Accepted answers, one or more; reports show the first."""
     question_digest: str
     prompt: list[int]
     options: list[str]
-    """Of a multiple-choice question; else none."""
+    """Options of a multiple-choice question; else empty."""
     option_ids: list[int]
     """First token of each option."""
 
     @property
     def content(self) -> list[Any]:
-        """What must be the same where two models are compared."""
+        """Fields that must be equal for two models to be compared."""
         return [self.example_id, self.task, self.question_digest, self.references, self.options]
 
 
-def ask_all(tokenizer: Any, records: Sequence[Record], config: PredictConfig) -> list[Question]:
-    """Turn records into the questions that the model sees.
+def build_requests(
+    tokenizer: Any, records: Sequence[Record], config: PredictConfig
+) -> list[EvalExample]:
+    """Turn records into requests.
 
     Raises:
-        UsageError: a column is missing or holds something else than is expected of it.
+        UsageError: a column is missing or has values of another type.
     """
     _check_named(config, records)
     records = [_with_response(record, config) for record in records]
-    columns = decide(config, records[0])
-    questions = []
+    columns = choose_columns(config, records[0])
+    requests = []
     for index, record in enumerate(records):
         try:
-            questions.append(ask(tokenizer, record, columns, index, config))
+            requests.append(build_request(tokenizer, record, columns, index, config))
         except UsageError as error:
             raise UsageError(f"record {index}: {error}") from None
-    return questions
+    return requests
 
 
-def ask(
+def build_request(
     tokenizer: Any, record: Record, columns: Columns, index: int, config: PredictConfig
-) -> Question:
-    """Turn a record into the question that the model sees.
+) -> EvalExample:
+    """Turn one record into a request.
 
     Raises:
-        UsageError: a column is missing or holds something else than is expected of it.
+        UsageError: a column is missing or has values of another type.
     """
     options = _texts(record, config.options_column, "--options-column")
-    return Question(
+    return EvalExample(
         example_id=str(index if record.get("id") is None else record["id"]),
         source_index=index,
         task=record_task(record, columns),
@@ -85,18 +87,18 @@ def ask(
 
 
 def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
-    """A column that was named, and not by its default, must be there."""
+    """Stop if a column named by a flag is missing; default names may be missing."""
     for field in ("references_column", "options_column"):
         name = getattr(config, field)
-        if name != getattr(PredictConfig, field) and not any(name in one for one in records):
+        if name != getattr(PredictConfig, field) and not any(name in record for record in records):
             raise UsageError(
-                f"no column {name!r} in the data, which has {', '.join(map(repr, records[0]))}; "
-                f"check --{field.replace('_', '-')}"
+                f"no column {name!r} in the data, expected one of "
+                f"{', '.join(map(repr, records[0]))}; fix --{field.replace('_', '-')}"
             )
 
 
 def _with_response(record: Record, config: PredictConfig) -> Record:
-    """Data that has only a list of right answers needs no other column with one of them."""
+    """The first of several references serves as the response if there is no response column."""
     several = record.get(config.references_column)
     if config.response_column in record or not isinstance(several, list) or not several:
         return record
@@ -104,36 +106,36 @@ def _with_response(record: Record, config: PredictConfig) -> Record:
 
 
 def _texts(record: Record, column: str, flag: str) -> list[str]:
-    """A list of texts, empty where the record has none."""
+    """A list of texts, empty if the record has none."""
     value = record.get(column)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise UsageError(
             f"column {column!r} holds {type(value).__name__}, expected a list of "
-            f"texts; mend the data, or type {flag} NAME of another column"
+            f"texts; fix the data, or pass {flag} NAME of another column"
         )
     return value
 
 
 def _first_tokens(tokenizer: Any, options: Sequence[str]) -> list[int]:
-    """The tokens that tell the options apart, as responses are tokenised."""
+    """First token of each option, tokenised like a response; they must differ."""
     firsts: dict[int, str] = {}
     for option in options:
         ids = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
         if not ids:
-            raise UsageError("an option is empty, expected text; mend the data")
+            raise UsageError("an option is empty, expected text; fix the data")
         if int(ids[0]) in firsts:
             raise UsageError(
-                f"options {firsts[int(ids[0])]!r} and {option!r} begin with the same token, so "
-                "that it tells nothing; give options such as A and B, or name no column of options"
+                f"options {firsts[int(ids[0])]!r} and {option!r} start with the same token, "
+                "expected different ones; use options such as A and B, or remove the column"
             )
         firsts[int(ids[0])] = option
     return list(firsts)
 
 
 def question_text(record: Record, columns: Columns) -> str:
-    """The question before any tokenizer or template, so that unlike models can be compared."""
+    """The question as text before tokenizer and template, so that any models can be compared."""
     if columns.kind == "prompt":
         return str(column_value(record, columns, "prompt"))
     turns = column_value(record, columns, "messages")
@@ -141,8 +143,8 @@ def question_text(record: Record, columns: Columns) -> str:
     return json.dumps(turns[: replies[-1]], sort_keys=True)
 
 
-def decide(config: PredictConfig, record: Record) -> Columns:
-    """Which columns hold question and answer, decided once from the first record."""
+def choose_columns(config: PredictConfig, record: Record) -> Columns:
+    """Columns of question and answer, chosen once from the first record."""
     columns = decide_columns(
         record,
         Columns(
@@ -154,42 +156,42 @@ def decide(config: PredictConfig, record: Record) -> Columns:
     )
     if columns.kind == "text":
         raise UsageError(
-            f"the data has only {columns.text!r}, expected questions; "
-            "type --prompt-column and --response-column"
+            f"the data has only column {columns.text!r}, expected questions and answers; "
+            "pass --prompt-column and --response-column"
         )
     return columns
 
 
-def check_questions(
-    questions: Sequence[Question], max_positions: int | None, max_new_tokens: int
+def check_requests(
+    requests: Sequence[EvalExample], max_positions: int | None, max_new_tokens: int
 ) -> None:
-    """Refuse, before any decoding, what cannot be asked.
+    """Refuse invalid requests before any decoding.
 
     Raises:
-        UsageError: two records share an id, a prompt is empty, or does not fit the model.
+        UsageError: two records share an id, a prompt is empty, or a prompt does not fit the model.
     """
     seen: dict[str, int] = {}
-    for question in questions:
-        index = question.source_index
-        first = seen.setdefault(question.example_id, index)
+    for request in requests:
+        index = request.source_index
+        first = seen.setdefault(request.example_id, index)
         if first != index:
             raise UsageError(
-                f"records {first} and {index} both have id {question.example_id!r}; "
-                "give each its own id"
+                f"records {first} and {index} both have id {request.example_id!r}; "
+                "set a unique id for each"
             )
-        length = len(question.prompt)
+        length = len(request.prompt)
         if not length:
             raise UsageError(f"record {index} has an empty prompt, expected a question; remove it")
         if max_positions is not None and length + max_new_tokens > max_positions:
             raise UsageError(
                 f"record {index} has {length:,} prompt tokens and --max-new-tokens is "
-                f"{max_new_tokens:,}, but the model takes {max_positions:,} in all; "
+                f"{max_new_tokens:,}, but the model supports {max_positions:,} in total; "
                 "lower --max-new-tokens or shorten the prompt"
             )
 
 
 def read_questions(files: Sequence[str], columns: Columns) -> dict[str, str]:
-    """Every question in the data, by its digest.
+    """Every question in the data by its digest.
 
     Raises:
         UsageError: the data cannot be read or has no such column.
@@ -204,18 +206,18 @@ def read_questions(files: Sequence[str], columns: Columns) -> dict[str, str]:
 
 
 def with_questions(predictions: Predictions, questions: dict[str, str]) -> Predictions:
-    """The predictions with the questions as the column `prompt`.
+    """The predictions with the questions as column `prompt`.
 
     Raises:
-        IdentityError: the data does not hold a question that was asked.
+        IdentityError: a question of the predictions is missing from the data.
     """
     digests = predictions.strings("question_digest")
-    missing = sum(one not in questions for one in digests)
+    missing = sum(value not in questions for value in digests)
     if missing:
         raise IdentityError(
             f"--data holds {len(digests) - missing:,} of the {len(digests):,} questions of "
-            f"{predictions.source}, expected all: give the files that caskd predict was given"
+            f"{predictions.source}, expected all of them; pass the files that caskd predict read"
         )
-    column = pa.array([questions[one] for one in digests], pa.string())
+    column = pa.array([questions[value] for value in digests], pa.string())
     table = predictions.columns.append_column("prompt", column)
     return Predictions(predictions.source, predictions.metadata, table)

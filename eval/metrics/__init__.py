@@ -1,4 +1,4 @@
-"""Metrics of one answer against its references."""
+"""Answer metrics: the quality of one answer against its references."""
 
 from caskd.eval.metrics.metrics import NORMALIZE, bleu_scorer, find_metric
 

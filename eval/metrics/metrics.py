@@ -1,7 +1,7 @@
-"""How good one answer is, from 0 to 1: metrics of a text against the texts that were expected.
+"""Answer metrics: quality of one answer, from 0 to 1, against its references.
 
-An answer is held against every reference and the best counts; BLEU and chrF take all of them at
-once, as sacrebleu does.
+An answer is compared with every reference and the best counts; BLEU and chrF take all references at
+once, as sacrebleu does. A new metric is one line in `METRICS`.
 """
 
 import re
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
 Normalize = Callable[[str], str]
 Score = Callable[[str, Sequence[str], Sequence[str]], float]
-"""Quality of an answer, given the references and the options, which are empty where there are
-none; all of them normalised before."""
+"""Quality of an answer from the answer, its references and its options (empty if the question has
+none); all of them normalised."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # 5-3 is 5 and 3
@@ -48,7 +48,7 @@ NORMALIZE: Mapping[str, Normalize] = {
     "label": _label,
     "squad": _squad,
 }
-"""What is done to answers, references and options before they are compared."""
+"""Normalisation of answers, references and options before they are compared."""
 
 
 def exact_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
@@ -59,10 +59,10 @@ def exact_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> 
 def accuracy(text: str, references: Sequence[str], options: Sequence[str]) -> float:
     """1.0 if the option that the answer names is a reference, else 0.0.
 
-    An answer names an option that it equals or, failing that, the longest one that it begins with
-    at the end of a word: "B. Paris" names "B".
+    An answer names the option that it equals, or else the longest option that it starts with, up to
+    the end of a word: "B. Paris" names "B".
     """
-    begun = [one for one in options if re.match(re.escape(one) + r"(?!\w)", text)]
+    begun = [option for option in options if re.match(re.escape(option) + r"(?!\w)", text)]
     return float((max(begun, key=len) if begun else text) in references)
 
 
@@ -81,7 +81,7 @@ def _word_f1(words: list[str], expected: list[str]) -> float:
 def numeric_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
     """1.0 if the last number in the answer is the last one in a reference: 1,200.0 is 1200."""
     found = _last_number(text)
-    return float(found is not None and found in [_last_number(one) for one in references])
+    return float(found is not None and found in map(_last_number, references))
 
 
 def _last_number(text: str) -> float | None:
@@ -119,7 +119,7 @@ class Metric:
 
     score: Score
     normalize: str
-    """Of `NORMALIZE`, for tasks that do not name another."""
+    """Key of `NORMALIZE`, for tasks that set no other."""
 
 
 METRICS: dict[str, Metric] = {
@@ -137,11 +137,11 @@ def find_metric(name: str) -> Metric:
     """The metric of this name.
 
     Raises:
-        UsageError: there is none, or what it needs is not installed.
+        UsageError: the name is unknown, or files that the metric needs are not installed.
     """
     tokenizer = name.removeprefix(f"{BLEU}-")
     if tokenizer != name:
-        _sentence_bleu(tokenizer)  # refused here, before any answer is waited for
+        _sentence_bleu(tokenizer)  # checked now, before any model runs
         return Metric(partial(_bleu, tokenizer), "none")
     if name not in METRICS:
         known = ", ".join([*METRICS, f"{BLEU}-TOKENIZER (13a, zh, ja-mecab, ...)"])
@@ -149,26 +149,27 @@ def find_metric(name: str) -> Metric:
     return METRICS[name]
 
 
-def bleu_scorer(tokenizer: str, asked_by: str = "--bleu ", **options: bool) -> Any:
+def bleu_scorer(tokenizer: str, needed_by: str = "--bleu ", **options: bool) -> Any:
     """sacrebleu's BLEU with this tokenizer.
 
     Args:
-        tokenizer: of sacrebleu.
-        asked_by: the flag up to the tokenizer's name, for messages.
-        options: of sacrebleu's BLEU.
+        tokenizer: name of a sacrebleu tokenizer.
+        needed_by: the flag before the tokenizer's name, for messages.
+        options: options of sacrebleu's BLEU.
 
     Raises:
-        UsageError: there is no such tokenizer, or its files are not installed.
+        UsageError: the tokenizer is unknown, or its files are not installed.
     """
     from sacrebleu.metrics.bleu import BLEU
 
     if tokenizer not in BLEU.TOKENIZERS:
         known = ", ".join(sorted(BLEU.TOKENIZERS))
-        raise UsageError(f"got {asked_by}{tokenizer}, expected a tokenizer of sacrebleu: {known}")
+        raise UsageError(f"got {needed_by}{tokenizer}, expected a tokenizer of sacrebleu: {known}")
     try:
         return BLEU(tokenize=tokenizer, force=True, **options)
     except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
         extra = tokenizer.removesuffix("-mecab")
-        how = f" Install it with: pip install 'sacrebleu[{extra}]'" if extra != tokenizer else ""
-        raise UsageError(f"{asked_by}{tokenizer} is not installed: {reason}{how}") from None
+        how = f"; run pip install 'sacrebleu[{extra}]'" if extra != tokenizer else ""
+        raise UsageError(
+            f"{needed_by}{tokenizer} is not installed ({reason(error)}){how}"
+        ) from None

@@ -1,7 +1,8 @@
 """Next-token accuracy and cascades under teacher forcing, from a store."""
 
-from caskd.eval.next_token.report import evaluate_next_token
+from caskd.eval.next_token.report import NEXT_TOKEN_FILES, next_token_report
 
 __all__ = [
-    "evaluate_next_token",
+    "NEXT_TOKEN_FILES",
+    "next_token_report",
 ]

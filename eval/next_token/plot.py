@@ -2,49 +2,40 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves import DeferralCurve
-from caskd.eval.next_token.measure import RULES, StudentMeasured
+from caskd.eval.curves import thin
+from caskd.eval.next_token.measure import TOKEN_RULES, StudentResult
 from caskd.eval.report import PAPER, arm_lines, dress, in_percent, legend_below, panels
 
 MAX_POINTS = 1001
 _DASHES = ("-", "--", "-.")
 
 
-def thin(curve: DeferralCurve) -> list[int]:
-    """Places of at most `MAX_POINTS` points, both ends among them."""
-    count = curve.deferral_rate.size
-    places = np.linspace(0, count - 1, min(count, MAX_POINTS)).round().astype(np.int64)
-    found: list[int] = np.unique(places).tolist()
-    return found
-
-
-def next_token_figure(measured: Sequence[StudentMeasured]) -> Figure:
-    """Accuracy over deferral rate by student, and what each rule gains over deferring at random."""
+def next_token_figure(results: Sequence[StudentResult]) -> Figure:
+    """Accuracy over deferral rate by student, and the gain of each rule over random deferral."""
     figure, (accuracy, gain) = panels(2)
-    lines = arm_lines([one.arm for one in measured])
-    for one, (color, label) in zip(measured, lines, strict=True):
-        curve = one.curve
-        places = thin(curve)
+    lines = arm_lines([result.arm for result in results])
+    for result, (color, label) in zip(results, lines, strict=True):
+        curve = result.curve
+        points = thin(curve.deferral_rate.size, MAX_POINTS)
         accuracy.plot(
-            curve.deferral_rate[places], curve.quality[places], color=color, lw=1.5, label=label
+            curve.deferral_rate[points], curve.quality[points], color=color, lw=1.5, label=label
         )
         accuracy.plot([0, 1], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
         oracle = (curve.oracle_rate, curve.oracle_quality)
         accuracy.plot(*oracle, color=color, lw=0.9, ls=":")
-        for dashes, other in zip(_DASHES, one.curves.values(), strict=True):
-            places = thin(other)
-            above = (other.quality - other.random)[places]
-            gain.plot(other.deferral_rate[places], above, color=color, ls=dashes, lw=1.3)
+        for dashes, other in zip(_DASHES, result.curves.values(), strict=True):
+            points = thin(other.deferral_rate.size, MAX_POINTS)
+            above = (other.quality - other.random)[points]
+            gain.plot(other.deferral_rate[points], above, color=color, ls=dashes, lw=1.3)
     dress(accuracy, "Next-token accuracy", "deferral rate", "accuracy")
     dress(gain, "Gain over random deferral, by rule", "deferral rate", "accuracy above random")
     for axes in (accuracy, gain):
         in_percent(axes)
     keys = {"random deferral": "--", "oracle": ":"}
-    keys |= {f"right: {rule}": dashes for rule, dashes in zip(RULES, _DASHES, strict=True)}
+    keys |= {f"right: {rule}": dashes for rule, dashes in zip(TOKEN_RULES, _DASHES, strict=True)}
     handles = [
         Line2D([], [], ls=dashes, lw=0.9, color=PAPER.soft, label=name)
         for name, dashes in keys.items()

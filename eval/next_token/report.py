@@ -1,53 +1,54 @@
 """`caskd eval --next-token`: the files of a report on next tokens."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from caskd.eval.answers import label_seeds, split_name
 from caskd.eval.config import EvalConfig
+from caskd.eval.curves import curve_figures, thin
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
-    RULES,
-    StudentMeasured,
+    TOKEN_RULES,
+    StudentResult,
     differences,
     measure_student,
 )
-from caskd.eval.next_token.plot import next_token_figure, thin
-from caskd.eval.next_token.teacher_forcing import StoreRows, store_rows, student_rows
+from caskd.eval.next_token.plot import MAX_POINTS, next_token_figure
 from caskd.eval.report import (
     FORMAT,
-    SUMMARY,
     Heads,
+    Part,
     Picture,
+    Plot,
+    Report,
     Section,
     area_fields,
+    build_files,
     check_folder,
     contrast_fields,
     contrast_table,
-    csv_bytes,
     difference_line,
     difference_row,
-    html_bytes,
-    on_dark,
-    png_bytes,
-    svg_bytes,
+    file_names,
     table,
-    write_files,
 )
-from caskd.eval.study import ALL_TASKS, Contrast, figures
-from caskd.models.decoding import load_for_decoding
+from caskd.eval.study import ALL_TASKS, Contrast
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
 
+if TYPE_CHECKING:
+    from caskd.eval.next_token.teacher_forcing import StoreRows
+
 FORMAT_VERSION = 1
 Found = Sequence[Sequence[Contrast]]
-"""Differences by measure, the area first."""
+"""Differences by figure, the area first."""
 _STUDENTS: Heads = {
     "student": ("student", "text"), "task": ("task", "text"), "num_examples": ("rows", ",d"),
     "quality_small": ("student", ".4f"), "quality_large": ("teacher", ".4f"),
@@ -62,39 +63,48 @@ _RULES: Heads = {
 }  # fmt: skip
 
 
-def evaluate_next_token(config: EvalConfig) -> dict[str, Any]:
-    """Measure every student against the store's teacher and write the report.
+@dataclass(frozen=True)
+class NextTokenAnalysis:
+    """The numbers of one report."""
 
-    Returns:
-        The content of `summary.json`.
+    summary: dict[str, Any]
+    results: Sequence[StudentResult]
+    differences: Found
+
+
+def next_token_report(config: EvalConfig) -> Report:
+    """Measure every student against the store's teacher.
 
     Raises:
         UsageError: a flag is wrong, or the store or a student cannot be read.
         IdentityError: a student's vocabulary is not the store's.
     """
-    out = Path(config.out)
+    from caskd.eval.next_token.teacher_forcing import store_rows
+
     _check_flags(config)
-    check_folder(out)
-    assert config.next_token is not None, "what brought us here"
+    check_folder(Path(config.out))
+    assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
     teacher = store_rows(store, config.limit)
-    measured = [
+    results = [
         _measure(*student, store, teacher, config.limit) for student in _labeled(config.student)
     ]
-    found = differences(measured)
-    summary = _summary(store, teacher, measured, found)
-    write_files(out, _files(summary, measured, found))
-    for line in _lines(summary, measured, found[0]):
-        print(line)
-    print(f"report: {out / 'index.html'}")
-    return summary
+    found = differences(results)
+    summary = _summary(store, teacher, results, found)
+    analysis = NextTokenAnalysis(summary, results, found)
+    title = f"Next tokens: cascades with {strip_control(store.spec.teacher)} as the large model"
+    files = build_files(CONTENTS, analysis, title, summary)
+    return Report(summary, files, partial(_show, analysis))
 
 
 def _check_flags(config: EvalConfig) -> None:
     if not config.student:
-        raise UsageError("--next-token needs a student; type --student DIR, once for each")
+        raise UsageError("--next-token needs a student; pass --student DIR, once for each")
     if config.small or config.large:
-        raise UsageError("got --next-token with --small or --large; expected one way to measure")
+        raise UsageError(
+            "got --next-token with --small or --large, expected one of the two; omit --next-token, "
+            "or pass --student instead"
+        )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"got --limit {config.limit}, expected 1 or more")
 
@@ -104,12 +114,15 @@ def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:
     named = [split_name(value) for value in students]
     names = [strip_control(name or Path(folder).resolve().name) for name, folder in named]
     labeled = label_seeds(names, {strip_control(name) for name, _ in named if name})
-    return [(*one, folder) for one, (_, folder) in zip(labeled, named, strict=True)]
+    return [(*names, folder) for names, (_, folder) in zip(labeled, named, strict=True)]
 
 
 def _measure(
-    label: str, arm: str, folder: str, store: TeacherStore, teacher: StoreRows, limit: int | None
-) -> StudentMeasured:
+    label: str, arm: str, folder: str, store: TeacherStore, teacher: "StoreRows", limit: int | None
+) -> StudentResult:
+    from caskd.eval.next_token.teacher_forcing import student_rows
+    from caskd.models.decoding import load_for_decoding
+
     loaded = load_for_decoding(folder, "--student")
     rows = student_rows(loaded, store, limit)
     return measure_student(label, arm, loaded.identity, rows, teacher, store.spec.tasks)
@@ -117,8 +130,8 @@ def _measure(
 
 def _summary(
     store: TeacherStore,
-    teacher: StoreRows,
-    measured: Sequence[StudentMeasured],
+    teacher: "StoreRows",
+    results: Sequence[StudentResult],
     found: Found,
 ) -> dict[str, Any]:
     return {
@@ -138,122 +151,146 @@ def _summary(
             "accuracy": float(teacher.right.mean()),
             "label_logprob": float(teacher.label_logprob.mean()),
         },
-        "students": [_student(one) for one in measured],
-        "differences": [area_fields(one) for one in found[0]],
-        "contrasts": [contrast_fields(one) for contrasts in found for one in contrasts],
+        "students": [_student(result) for result in results],
+        "differences": [area_fields(contrast) for contrast in found[0]],
+        "contrasts": [contrast_fields(contrast) for contrasts in found for contrast in contrasts],
     }
 
 
-def _student(one: StudentMeasured) -> dict[str, Any]:
-    low, high = one.area_interval()
+def _student(result: StudentResult) -> dict[str, Any]:
+    low, high = result.area_interval()
     return {
-        "label": one.label,
-        "arm": one.arm,
-        "model": dict(one.identity),
-        "label_logprob": float(one.rows.label_logprob.mean()),
+        "label": result.label,
+        "arm": result.arm,
+        "model": dict(result.identity),
+        "label_logprob": float(result.rows.label_logprob.mean()),
         "audc_low": low,
         "audc_high": high,
-        "rules": {rule: one.figures(rule) for rule in RULES},
-        "tasks": {strip_control(task): figures(curve) for task, curve in one.tasks.items()},
+        "rules": {rule: result.figures(rule) for rule in TOKEN_RULES},
+        "tasks": {
+            strip_control(task): curve_figures(curve) for task, curve in result.tasks.items()
+        },
     }
 
 
-def _files(
-    summary: dict[str, Any], measured: Sequence[StudentMeasured], found: Found
-) -> dict[str, bytes]:
-    figure = next_token_figure(measured)
-    svg = svg_bytes(figure)
-    picture = Picture("Next-token accuracy over deferral rate", svg, on_dark(svg))
-    files = {
-        SUMMARY: json.dumps(summary, indent=2, allow_nan=False).encode(),
-        "next_token.png": png_bytes(figure),
-        "next_token.svg": svg,
-        "next_token.csv": csv_bytes(_student_rows(measured)),
-        "next_token_rules.csv": csv_bytes(_rule_rows(measured)),
-        "next_token_curve.csv": csv_bytes(_curve_rows(measured)),
-        "index.html": _page(summary, measured, found, picture),
-    }
-    if found[0]:
-        rows = (difference_row(one, MAIN_RULE) for contrasts in found for one in contrasts)
-        files["differences.csv"] = csv_bytes(rows)
-    return files
-
-
-def _student_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]:
+def _student_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
     seen: list[str] = []
-    for one in measured:
-        low, high = one.area_interval()
+    for result in analysis.results:
+        low, high = result.area_interval()
         interval = {"audc_low": low, "audc_high": high}
-        keys = {"arm": one.arm, "seed": seen.count(one.arm)}
-        seen.append(one.arm)
-        yield {"student": one.label, "task": ALL_TASKS, **figures(one.curve), **interval, **keys}
-        for task, curve in one.tasks.items():
+        keys = {"arm": result.arm, "seed": seen.count(result.arm)}
+        seen.append(result.arm)
+        yield {
+            "student": result.label,
+            "task": ALL_TASKS,
+            **curve_figures(result.curve),
+            **interval,
+            **keys,
+        }
+        for task, curve in result.tasks.items():
             none = dict.fromkeys(interval)
-            name = strip_control(task)
-            yield {"student": one.label, "task": name, **figures(curve), **none, **keys}
+            yield {
+                "student": result.label,
+                "task": strip_control(task),
+                **curve_figures(curve),
+                **none,
+                **keys,
+            }
 
 
-def _rule_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]:
-    for one in measured:
-        for rule in RULES:
-            yield {"student": one.label, "rule": rule, **one.figures(rule)}
+def _rule_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
+    for result in analysis.results:
+        for rule in TOKEN_RULES:
+            yield {"student": result.label, "rule": rule, **result.figures(rule)}
 
 
-def _curve_rows(measured: Sequence[StudentMeasured]) -> Iterator[dict[str, Any]]:
-    for one in measured:
-        for rule, curve in one.curves.items():
-            for place in thin(curve):
+def _curve_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
+    for result in analysis.results:
+        for rule, curve in result.curves.items():
+            for point in thin(curve.deferral_rate.size, MAX_POINTS):
                 yield {
-                    "student": one.label,
+                    "student": result.label,
                     "rule": rule,
-                    "deferral_rate": float(curve.deferral_rate[place]),
-                    "threshold": float(curve.threshold[place]),
-                    "accuracy": float(curve.quality[place]),
-                    "random": float(curve.random[place]),
+                    "deferral_rate": float(curve.deferral_rate[point]),
+                    "threshold": float(curve.threshold[point]),
+                    "accuracy": float(curve.quality[point]),
+                    "random": float(curve.random[point]),
                 }
 
 
-def _page(
-    summary: dict[str, Any],
-    measured: Sequence[StudentMeasured],
-    found: Found,
-    picture: Picture,
-) -> bytes:
+def _difference_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
+    for contrasts in analysis.differences:
+        for contrast in contrasts:
+            yield difference_row(contrast, MAIN_RULE)
+
+
+def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> Section:
+    summary = analysis.summary
     where = summary["store"]
     texts = [
         f"{summary['num_rows']:,} next tokens of {summary['num_examples']:,} examples of the store "
-        f"{where['name']}, under teacher forcing: no text is generated. Each token is a decision "
-        f"of its own: the student's likeliest token is kept, or that of {where['teacher']} is "
-        f"taken where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
+        f"{where['name']}, under teacher forcing: no text is generated. Each token is its own "
+        f"decision: keep the student's likeliest token, or defer to that of {where['teacher']} "
+        f"where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
     ]
-    more = [one for contrasts in found[1:] for one in contrasts]
     note = (
-        "Quality is the share of tokens that are right. Intervals redraw examples with all of "
-        "their tokens, and the seeds of an arm that has several; those over seeds alone are "
-        "Student's t. AUDC is the area under accuracy over deferral rate; APGR the share of the "
-        "teacher's lead that is recovered, averaged over rates."
+        "Quality is the share of right tokens. Intervals resample examples with all of their "
+        "tokens, and the seeds of an arm that has several; intervals over seeds alone are "
+        "Student's t. AUDC is the area under accuracy over deferral rate; APGR is the share of the "
+        "teacher's lead that the cascade recovers, averaged over rates."
     )
-    sections = [
-        Section(texts=texts, bullets=[*map(difference_line, found[0])], pictures=[picture],
-                tables=[table(_STUDENTS, _student_rows(measured), "Accuracy of the cascade")],
-                notes=[note]),
-        *([Section("Differences", tables=[contrast_table(more, "By other measures")])]
-          if more else []),
-        Section("Rules", tables=[table(_RULES, _rule_rows(measured))]),
-    ]  # fmt: skip
-    title = f"Next tokens: cascades with {strip_control(where['teacher'])} as the large model"
-    return html_bytes(title, sections, summary["caskd_version"])
+    return Section(
+        texts=texts,
+        bullets=[*map(difference_line, analysis.differences[0])],
+        pictures=[pictures["next_token"]],
+        tables=[table(_STUDENTS, _student_rows(analysis), "Accuracy of the cascade")],
+        notes=[note],
+    )
 
 
-def _lines(
-    summary: dict[str, Any], measured: Sequence[StudentMeasured], by_area: Sequence[Contrast]
-) -> Iterator[str]:
+def _more_differences(analysis: NextTokenAnalysis, _: Mapping[str, Picture]) -> Section | None:
+    more = [contrast for contrasts in analysis.differences[1:] for contrast in contrasts]
+    if not more:
+        return None
+    return Section("Differences", tables=[contrast_table(more, "By other measures")])
+
+
+def _rules(analysis: NextTokenAnalysis, _: Mapping[str, Picture]) -> Section:
+    return Section("Rules", tables=[table(_RULES, _rule_rows(analysis))])
+
+
+CONTENTS = (
+    Part(
+        tables={"next_token": _student_rows, "next_token_curve": _curve_rows},
+        plots={
+            "next_token": Plot(
+                "Next-token accuracy over deferral rate",
+                lambda analysis: next_token_figure(analysis.results),
+            )
+        },
+        section=_overview,
+    ),
+    Part(tables={"differences": _difference_rows}, section=_more_differences),
+    Part(tables={"next_token_rules": _rule_rows}, section=_rules),
+)
+"""The parts of a report on next tokens, in the order of the page."""
+NEXT_TOKEN_FILES = file_names(CONTENTS)
+
+
+def _show(analysis: NextTokenAnalysis) -> None:
+    for line in _lines(analysis):
+        print(line)
+
+
+def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
+    summary = analysis.summary
     teacher = summary["teacher"]["accuracy"]
     yield f"{summary['num_rows']:,} next tokens, teacher {teacher:.4f}"
-    for one in measured:
-        curve, (low, high) = one.curve, one.area_interval()
+    for result in analysis.results:
+        curve, (low, high) = result.curve, result.area_interval()
         yield (
-            f"{one.label}: {curve.quality_small:.4f}, AUDC {curve.audc:.4f} [{low:.4f}, {high:.4f}]"
-            f" by {MAIN_RULE}, random {curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
+            f"{result.label}: {curve.quality_small:.4f}, AUDC {curve.audc:.4f} "
+            f"[{low:.4f}, {high:.4f}] by {MAIN_RULE}, random "
+            f"{curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
-    yield from map(difference_line, by_area)
+    yield from map(difference_line, analysis.differences[0])

@@ -6,7 +6,8 @@ from caskd.eval.report.differences import (
     contrast_table,
     difference_row,
 )
-from caskd.eval.report.folder import FORMAT, SUMMARY, check_folder, write_files
+from caskd.eval.report.folder import CASCADE, FORMAT, check_folder, write_files
+from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
 from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
 from caskd.eval.report.plot_style import (
     PAPER,
@@ -14,24 +15,28 @@ from caskd.eval.report.plot_style import (
     dress,
     in_percent,
     legend_below,
-    on_dark,
     panels,
     png_bytes,
-    svg_bytes,
 )
-from caskd.eval.report.report import evaluate_cascades
+from caskd.eval.report.report import CASCADE_FILES, cascade_report
 from caskd.eval.report.sentences import difference_line
 from caskd.eval.report.tables import csv_bytes
 
 __all__ = [
+    "CASCADE",
+    "CASCADE_FILES",
     "FORMAT",
     "PAPER",
-    "SUMMARY",
     "Heads",
+    "Part",
     "Picture",
+    "Plot",
+    "Report",
     "Section",
     "area_fields",
     "arm_lines",
+    "build_files",
+    "cascade_report",
     "check_folder",
     "contrast_fields",
     "contrast_table",
@@ -39,14 +44,12 @@ __all__ = [
     "difference_line",
     "difference_row",
     "dress",
-    "evaluate_cascades",
+    "file_names",
     "html_bytes",
     "in_percent",
     "legend_below",
-    "on_dark",
     "panels",
     "png_bytes",
-    "svg_bytes",
     "table",
     "write_files",
 ]

@@ -1,7 +1,7 @@
-"""The folder of a report: what may stand there before, and how its files come to be."""
+"""The folder of a report: what may stand there before, and how its files are written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from caskd.store.errors import UsageError
@@ -9,14 +9,10 @@ from caskd.store.io import replace_file
 
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"
-_FIGURES = ("deferral_curve", "a1_a2", "rules", "cost", "bleu", "chain", "next_token")
-_TABLES = ("summary", "curve", "rules", "rule_curves", "differences", "seeds", "seconds", "samples",
-           "bleu", "chain", "transfer", "next_token", "next_token_rules",
-           "next_token_curve")  # fmt: skip
 
 
 def check_folder(out: Path) -> None:
-    """A report may replace a report, and nothing else.
+    """Stop unless `out` is new, empty or an earlier report.
 
     Raises:
         UsageError: `out` holds something else.
@@ -35,12 +31,16 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"--out {out} is not empty and not a report; choose another --out")
 
 
-def write_files(out: Path, files: Mapping[str, bytes]) -> None:
-    """Put each file in place whole, and take away what an earlier report had besides."""
+def write_files(out: Path, files: Mapping[str, bytes], report_files: Collection[str]) -> None:
+    """Write each file atomically, and remove files of an earlier report.
+
+    Args:
+        out: the folder.
+        files: content by name.
+        report_files: every name that a report of any kind may have; no other file is removed.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         replace_file(out / name, content)
-    earlier = {f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")}
-    earlier |= {f"{name}.csv" for name in _TABLES} | {CASCADE}
-    for name in sorted(earlier - files.keys()):
+    for name in sorted(set(report_files) - files.keys()):
         (out / name).unlink(missing_ok=True)

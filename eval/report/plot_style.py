@@ -1,4 +1,4 @@
-"""How figures look, on paper and on a dark screen, and how they become files."""
+"""Style of plots, on paper and on a dark screen, and their export as PNG and SVG."""
 
 import io
 import math
@@ -24,13 +24,13 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 @dataclass(frozen=True)
 class Style:
-    """Colors of a figure."""
+    """Colors of a plot."""
 
     ink: str
     soft: str
     grid: str
     colors: tuple[str, ...]
-    """Okabe and Ito's, told apart by color-blind readers too."""
+    """Okabe and Ito's palette, which color-blind readers can distinguish."""
 
     def color(self, number: int) -> str:
         """The color of a series."""
@@ -83,11 +83,11 @@ def in_powers(axes: Any) -> None:
 
 
 def arm_lines(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """For each series the color of its arm, and the arm's name as label at its first seed."""
+    """Color of each series' arm, and its label: the arm's name at its first seed."""
     order = list(dict.fromkeys(arms))
     return [
-        (PAPER.color(order.index(arm)), "_seed" if arm in arms[:place] else plot_label(arm))
-        for place, arm in enumerate(arms)
+        (PAPER.color(order.index(arm)), "_seed" if arm in arms[:index] else plot_label(arm))
+        for index, arm in enumerate(arms)
     ]
 
 
@@ -98,18 +98,22 @@ def legend_below(figure: Figure, handles: list[Any]) -> None:
     longest = max(len(handle.get_label()) for handle in handles)
     columns = min(columns, max(1, _LEGEND_LETTERS // (longest + 4)))
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False,
-        fontsize=8, labelcolor=PAPER.ink,
-    )  # fmt: skip
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        labelcolor=PAPER.ink,
+    )
 
 
 def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file on white, without the clock or versions in it."""
+    """The figure as a PNG file on white, without dates or versions in it."""
     return _saved(figure, "png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
 
 
 def svg_bytes(figure: Figure) -> bytes:
-    """The figure as an SVG file on nothing, its letters as outlines."""
+    """The figure as a transparent SVG file, its letters as outlines."""
     with matplotlib.rc_context({"svg.hashsalt": "caskd", "svg.fonttype": "path"}):
         return _saved(figure, "svg", metadata={"Date": None, "Creator": None})
 
@@ -127,12 +131,12 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     FigureCanvasAgg(figure)
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # A model's name may be in a script that the font lacks: boxes are shown, nothing is wrong.
+        # A model's name may use a script that the font lacks; matplotlib then draws boxes.
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing from font", category=UserWarning
         )
         figure.savefig(content, format=kind, **options)
-    figure.set_layout_engine("none")  # what is laid out once stays
+    figure.set_layout_engine("none")  # keep the layout for the next export
     return content.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report, drawn on Figure objects: no window, no global state."""
+"""The plots of a report, on matplotlib Figure objects: no window, no global state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves import flops_per_token, token_cost
+from caskd.eval.curves import flops_per_token, thin, token_cost
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -17,51 +17,66 @@ from caskd.eval.report.plot_style import (
     legend_below,
     panels,
 )
-from caskd.eval.study import ChainMeasured, Measured
+from caskd.eval.study import Analysis, CascadeResult
 from caskd.store.io import plot_label
 
 DRAWN_POINTS = 600
 QUALITY = "mean quality"
-_UNITS = {"flops": "FLOPs per example, lengths counted", "seconds": "seconds per example",
-          "money": "money per 1,000 examples"}  # fmt: skip
+_UNITS = {
+    "flops": "FLOPs per example, lengths counted",
+    "seconds": "seconds per example",
+    "money": "money per 1,000 examples",
+}
 
 
-def curve_figure(measured: Sequence[Measured]) -> Figure:
+def curve_figure(analysis: Analysis) -> Figure:
     """Quality over deferral rate and over FLOPs, with the random and oracle lines."""
+    results = analysis.results
     figure, (by_rate, by_cost) = panels(2, sharey=True)
-    for one, color, label in _colored(measured):
-        curve, sizes = one.curve, (one.pair.small, one.pair.large)
+    for result, color, label in _colored(results):
+        curve, sizes = result.curve, (result.pair.small, result.pair.large)
         oracle_cost = token_cost(curve.oracle_rate, *(p.num_parameters for p in sizes))
         for axes, x, oracle_x in (
             (by_rate, curve.deferral_rate, curve.oracle_rate),
-            (by_cost, one.token_flops, oracle_cost),
+            (by_cost, result.token_flops, oracle_cost),
         ):
             _line(axes, oracle_x, curve.oracle_quality, color=color, lw=0.9, ls=":")
             axes.plot(x[[0, -1]], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
             _line(axes, x, curve.quality, color=color, lw=1.5, label=label)
-    large = measured[0].pair.large
+    large = results[0].pair.large
     by_cost.plot(
         [flops_per_token(large.num_parameters)],
-        [measured[0].curve.quality_large],
-        marker="*", ms=9, color=PAPER.soft, ls="none",
-    )  # fmt: skip
+        [results[0].curve.quality_large],
+        marker="*",
+        ms=9,
+        color=PAPER.soft,
+        ls="none",
+    )
     in_percent(by_rate)
     in_powers(by_cost)
     dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
     dress(by_cost, "Quality by cost", "FLOPs per token (2 per parameter)")
     keys = _keys(random="--", oracle=":")
-    star = Line2D([], [], ls="none", marker="*", ms=8, color=PAPER.soft,
-                  label=f"{plot_label(large.model_name)} alone")  # fmt: skip
+    star = Line2D(
+        [],
+        [],
+        ls="none",
+        marker="*",
+        ms=8,
+        color=PAPER.soft,
+        label=f"{plot_label(large.model_name)} alone",
+    )
     legend_below(figure, [*_handles(by_rate), *keys, star])
     return figure
 
 
-def parts_figure(measured: Sequence[Measured]) -> Figure:
-    """A1, what the small model's kept answers bring, and A2, what the large model's bring."""
+def parts_figure(analysis: Analysis) -> Figure:
+    """A1 from kept answers of the small model, and A2 from answers of the large model."""
+    results = analysis.results
     figure, (kept, deferred) = panels(2, sharey=True)
-    for one, color, label in _colored(measured):
-        rate = one.curve.deferral_rate
-        for axes, part in ((kept, one.curve.a1), (deferred, one.curve.a2)):
+    for result, color, label in _colored(results):
+        rate = result.curve.deferral_rate
+        for axes, part in ((kept, result.curve.a1), (deferred, result.curve.a2)):
             _line(axes, rate, part, color=color, lw=1.5, label=label)
             axes.plot([0, 1], part[[0, -1]], color=color, lw=0.9, ls="--")
     dress(kept, "A1: kept answers of the small model", "deferral rate", "part of the quality")
@@ -73,18 +88,27 @@ def parts_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def rules_figure(one: Measured) -> Figure:
-    """Every rule on one small model: quality, and what it gains over deferring at random."""
+def rules_figure(analysis: Analysis) -> Figure:
+    """Every rule on the first small model: quality, and its gain over random deferral."""
+    result = analysis.results[0]
     figure, (quality, gain) = panels(2)
-    for number, (name, rule) in enumerate(one.rules.items()):
+    for number, (name, rule) in enumerate(result.rules.items()):
         curve, color = rule.curve, PAPER.color(number)
         dashes = "-" if number < len(PAPER.colors) else "--"
-        _line(quality, curve.deferral_rate, curve.quality, color=color, ls=dashes, lw=1.3,
-              label=plot_label(name))  # fmt: skip
-        _line(gain, curve.deferral_rate, curve.quality - curve.random, color=color, ls=dashes,
-              lw=1.3)  # fmt: skip
+        _line(
+            quality,
+            curve.deferral_rate,
+            curve.quality,
+            color=color,
+            ls=dashes,
+            lw=1.3,
+            label=plot_label(name),
+        )
+        _line(
+            gain, curve.deferral_rate, curve.quality - curve.random, color=color, ls=dashes, lw=1.3
+        )
     gain.axhline(0.0, color=PAPER.soft, lw=0.9, ls="--")
-    quality.plot([0, 1], one.curve.random[[0, -1]], color=PAPER.soft, lw=0.9, ls="--")
+    quality.plot([0, 1], result.curve.random[[0, -1]], color=PAPER.soft, lw=0.9, ls="--")
     dress(quality, "Quality by rule", "deferral rate", QUALITY)
     dress(gain, "Gain over random deferral", "deferral rate", "quality above random")
     for axes in (quality, gain):
@@ -93,17 +117,18 @@ def rules_figure(one: Measured) -> Figure:
     return figure
 
 
-def cost_figure(measured: Sequence[Measured]) -> Figure:
-    """Quality over what the files tell of each example's cost: lengths, seconds, prices."""
-    units = list(measured[0].costs)
+def cost_figure(analysis: Analysis) -> Figure:
+    """Quality over cost per example: computation, seconds, and with prices money."""
+    results = analysis.results
+    units = list(results[0].costs)
     figure, found = panels(len(units), sharey=True)
-    for one, color, label in _colored(measured):
+    for result, color, label in _colored(results):
         for axes, unit in zip(found, units, strict=True):
-            cost = one.costs[unit] * (1000 if unit == "money" else 1)
-            _line(axes, cost, one.curve.quality, color=color, lw=1.5, label=label)
+            cost = result.costs[unit] * (1000 if unit == "money" else 1)
+            _line(axes, cost, result.curve.quality, color=color, lw=1.5, label=label)
             if unit == "seconds":
-                rate, tail = one.tail
-                reached = np.interp(rate, one.curve.deferral_rate, one.curve.quality)
+                rate, tail = result.tail
+                reached = np.interp(rate, result.curve.deferral_rate, result.curve.quality)
                 axes.plot(tail, reached, color=color, lw=1.0, ls=":")
     for axes, unit in zip(found, units, strict=True):
         in_powers(axes)
@@ -115,12 +140,13 @@ def cost_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def bleu_figure(measured: Sequence[Measured]) -> Figure:
-    """Corpus BLEU of the cascade's output over deferral rate."""
+def bleu_figure(analysis: Analysis) -> Figure | None:
+    """Corpus BLEU of the cascade's output over deferral rate; None without `--bleu`."""
     figure, (axes,) = panels(1)
-    for one, color, label in _colored(measured):
-        assert one.bleu is not None, "drawn only where it was asked for"
-        rate, value = one.bleu
+    for result, color, label in _colored(analysis.results):
+        if result.bleu is None:
+            return None
+        rate, value = result.bleu
         _line(axes, rate, value, color=color, lw=1.5, label=label)
     in_percent(axes)
     dress(axes, "Corpus BLEU by deferral rate", "deferral rate", "corpus BLEU")
@@ -128,13 +154,22 @@ def bleu_figure(measured: Sequence[Measured]) -> Figure:
     return figure
 
 
-def chain_figure(chain: ChainMeasured, measured: Sequence[Measured], priced: bool) -> Figure:
-    """A chain's settings that none beats, beside the cascades of two on the same cost axis."""
+def chain_figure(analysis: Analysis) -> Figure | None:
+    """The chain's frontier and the two-model cascades on one cost axis; None without a chain."""
+    chain, priced = analysis.chain, analysis.priced
+    if chain is None:
+        return None
     figure, (axes,) = panels(1)
-    for number, one in enumerate(measured, 1):
-        cost = 1000 * one.costs["money"] if priced else one.token_flops
-        _line(axes, cost, one.curve.quality, color=PAPER.color(number), lw=1.3,
-              label=plot_label(f"{one.label}, then the large model"))  # fmt: skip
+    for number, result in enumerate(analysis.results, 1):
+        cost = 1000 * result.costs["money"] if priced else result.token_flops
+        _line(
+            axes,
+            cost,
+            result.curve.quality,
+            color=PAPER.color(number),
+            lw=1.3,
+            label=plot_label(f"{result.label}, then the large model"),
+        )
     label = plot_label(" > ".join(chain.models))
     axes.plot(
         1000 * chain.cost if priced else chain.cost,
@@ -152,16 +187,16 @@ def chain_figure(chain: ChainMeasured, measured: Sequence[Measured], priced: boo
     return figure
 
 
-def _colored(measured: Sequence[Measured]) -> list[tuple[Measured, str, str]]:
-    """Each with its arm's color, and the arm's name as label at its first seed."""
-    lines = arm_lines([one.arm for one in measured])
-    return [(one, *line) for one, line in zip(measured, lines, strict=True)]
+def _colored(results: Sequence[CascadeResult]) -> list[tuple[CascadeResult, str, str]]:
+    """Each result with its arm's color, and the arm's name as label at its first seed."""
+    lines = arm_lines([result.arm for result in results])
+    return [(result, *line) for result, line in zip(results, lines, strict=True)]
 
 
 def _line(axes: Any, x: Any, y: Any, **options: Any) -> None:
     """A curve at as many points as the eye can tell apart."""
-    places = np.unique(np.linspace(0, len(x) - 1, min(len(x), DRAWN_POINTS)).round().astype(int))
-    axes.plot(x[places], y[places], **options)
+    points = thin(len(x), DRAWN_POINTS)
+    axes.plot(x[points], y[points], **options)
 
 
 def _handles(axes: Any) -> list[Any]:

@@ -1,13 +1,13 @@
-"""What the page says, section by section."""
+"""The sections of the page, each a function of the analysis and the pictures."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from caskd.eval.report.differences import comparisons
+from caskd.eval.curves import thin
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines
 from caskd.eval.report.tables import rule_rows, summary_rows
-from caskd.eval.study import ALL_TASKS, Findings
+from caskd.eval.study import ALL_TASKS, Analysis
 
 _SUMMARY: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"), "num_examples": ("examples", ",d"),
@@ -32,7 +32,7 @@ _CONFIDENCE: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "auroc": ("AUROC", ".3f"),
     "aurc": ("AURC", ".4f"), "ece": ("ECE", ".3f"),
 }  # fmt: skip
-_TRANSFER: Heads = {
+_DRIFT: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "wanted_rate": ("wanted", ".0%"),
     "threshold": ("threshold", ".4g"), "rate_calibration": ("calibration", ".1%"),
     "rate_test": ("test", ".1%"), "drift": ("drift", "+.1%"),
@@ -45,97 +45,38 @@ _SAMPLES: Heads = {
     "small_answer": ("small answers", "long"), "small_quality": ("quality", ".3g"),
     "large_answer": ("large answers", "long"), "large_quality": ("quality", ".3g"),
 }  # fmt: skip
-_GAIN_WORDS = {"the first is better": "better", "the second is better": "worse",
-               "no difference shown": "no difference shown"}  # fmt: skip
+_GAIN_WORDS = {
+    "the first is better": "better",
+    "the second is better": "worse",
+    "no difference shown": "no difference shown",
+}
 
 _MANY_ROWS = 60
+_CHAIN_ROWS = 20
 
 
-def page_sections(
-    findings: Findings, summary: Mapping[str, Any], pictures: Mapping[str, Picture]
-) -> list[Section]:
-    """Every section that has something to say."""
-    measured = findings.measured
-    sections = [_first(findings, summary, pictures)]
-    if findings.point is not None:
-        head, *rest = point_lines(findings.point)
-        note = "cascade.json holds it for caskd.eval.Cascade.load."
-        sections.append(Section("Operating point", texts=[head], bullets=rest, notes=[note]))
-    sections.append(comparisons(findings, summary))
-    sections.append(
-        Section(
-            "Where the quality comes from",
-            texts=["A1 is the part of the quality that answers kept from the small model bring, A2 "
-                   "the part that the large model's answers to deferred examples bring."],
-            pictures=[pictures["a1_a2"]],
-        )
-    )  # fmt: skip
-    sections.append(_rules(findings, pictures))
-    sections.append(
-        Section(
-            "Cost per example",
-            texts=["Computation counts prompts and answers at their own lengths, 2 FLOPs per "
-                   "parameter and token. Seconds are those of caskd predict, one model after the "
-                   "other; dotted, the 95th percentile."],
-            pictures=[pictures["cost"]],
-        )
-    )  # fmt: skip
-    if "bleu" in pictures:
-        text = (
-            "Corpus BLEU of the mixed output, from n-gram counts summed at each point: it is no "
-            "mean over examples, and has no A1 and A2."
-        )
-        sections.append(Section("Corpus BLEU", texts=[text], pictures=[pictures["bleu"]]))
-    if findings.chain is not None:
-        sections.append(_chain(findings, pictures["chain"]))
-    if findings.transfer:
-        drifts = [row for row in findings.transfer if row["rule"] == findings.main_rule]
-        text = (
-            "Each threshold is the one that defers the wanted share of the calibration examples; "
-            "drift is by how much it defers more of the test examples. The other rules are in "
-            "transfer.csv."
-        )
-        sections.append(
-            Section("Thresholds on other examples", texts=[text],
-                    tables=[table(_TRANSFER, drifts)])
-        )  # fmt: skip
-    sections.append(
-        Section(
-            "Examples on both sides of the threshold",
-            texts=[f"{findings.samples_of}. {len(measured[0].pair):,} examples in all."],
-            tables=[table(_SAMPLES, rows, side.capitalize()) for side, rows in _by_side(findings)],
-        )
-    )
-    return sections
-
-
-def _by_side(findings: Findings) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for side in dict.fromkeys(row["side"] for row in findings.samples):
-        yield side, [row for row in findings.samples if row["side"] == side]
-
-
-def _first(
-    findings: Findings, summary: Mapping[str, Any], pictures: Mapping[str, Picture]
-) -> Section:
-    rows = list(summary_rows(findings.measured))
+def overview(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
+    """The curves and the main figures."""
+    quality = analysis.results[0].pair.large.metadata["quality"]
+    rows = list(summary_rows(analysis))
     by_task = []
     if len(rows) > _MANY_ROWS:
         by_task = [row for row in rows if row["task"] != ALL_TASKS]
         rows = [row for row in rows if row["task"] == ALL_TASKS]
-    split = findings.split
+    split = analysis.split
     texts = [
         "The small model answers first. An answer whose deferral score reaches the threshold is "
-        f"deferred to the large model. Rule of the main figures: {findings.main_rule}. Quality is "
-        f"the mean of {summary['quality']}.",
+        f"deferred to the large model. Rule of the main figures: {analysis.main_rule}. Quality is "
+        f"the mean of {quality}.",
     ]
     if split["num_calibration"]:
         texts.append(
             f"{split['num_fit']:,} examples fit rules and {split['num_calibration']:,} others "
-            f"choose thresholds (split by {split['by']}); all figures are of the remaining "
+            f"choose thresholds (split by {split['by']}); all figures use the remaining "
             f"{split['num_test']:,}."
         )
     return Section(
-        warnings=findings.warnings,
+        warnings=analysis.warnings,
         texts=texts,
         pictures=[pictures["deferral_curve"]],
         tables=[
@@ -154,46 +95,89 @@ def _first(
         notes=[
             "AUDC is the area under quality over deferral rate. The oracle knows which answers are "
             "right. APGR is the share of the large model's lead that the cascade recovers, "
-            "averaged over rates; CPT x the smallest deferral rate that recovers x of it; "
-            "\u201crate for large\u201d the smallest at which the cascade is as good as the large "
-            "model. A task's own row has thresholds of its own. Equal scores are deferred together."
+            "averaged over rates. CPT x is the smallest deferral rate that recovers x of it; "
+            "\u201crate for large\u201d is the smallest at which the cascade is as good as the "
+            "large model. The row of a task has its own thresholds. Equal scores are deferred "
+            "together."
         ],
     )
 
 
-def _rules(findings: Findings, pictures: Mapping[str, Picture]) -> Section:
+def operating_point(analysis: Analysis, _: Mapping[str, Picture]) -> Section | None:
+    """The chosen cascade; None without `--operating-point`."""
+    if analysis.point is None:
+        return None
+    first, *estimates = point_lines(analysis.point)
+    note = "Load cascade.json with caskd.eval.Cascade.load."
+    return Section("Operating point", texts=[first], bullets=estimates, notes=[note])
+
+
+def quality_parts(_: Analysis, pictures: Mapping[str, Picture]) -> Section:
+    """A1 and A2."""
+    text = (
+        "A1 is the part of the quality that comes from kept answers of the small model, A2 the "
+        "part that comes from the large model's answers to deferred examples."
+    )
+    return Section("Where the quality comes from", texts=[text], pictures=[pictures["a1_a2"]])
+
+
+def rules(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
+    """Every deferral rule."""
     gains = {
         (label, first): {
-            "gain": one.value,
-            "gain_low": one.low,
-            "gain_high": one.high,
-            "verdict": _GAIN_WORDS[one.verdict],
+            "gain": difference.value,
+            "gain_low": difference.low,
+            "gain_high": difference.high,
+            "verdict": _GAIN_WORDS[difference.verdict],
         }
-        for label, first, _, one in findings.comparisons.between_rules
+        for label, first, _, difference in analysis.comparisons.between_rules
     }
-    rules = [
+    rows = [
         {**row, **gains.get((row["small"], row["rule"]), {"verdict": "first rule"})}
-        for row in rule_rows(findings.measured)
+        for row in rule_rows(analysis)
     ]
     return Section(
         "Deferral rules",
         pictures=[pictures["rules"]],
         tables=[
-            table(_RULES, rules),
-            table(_CONFIDENCE, rules, "How well the score tells wrong answers from right ones"),
+            table(_RULES, rows),
+            table(_CONFIDENCE, rows, "How well the score tells wrong answers from right ones"),
         ],
         notes=[
-            f"The figure is of {findings.measured[0].label}; the first rule is "
-            f"{findings.main_rule}. AUROC, AURC and ECE (of the last two, lower is better) speak "
-            "of the score and the small model's own answers, without the large model.",
-            *(f"Left out: {line}" for line in findings.left_out),
+            f"The figure is of {analysis.results[0].label}; the first rule is "
+            f"{analysis.main_rule}. AUROC, AURC and ECE (lower is better for the last two) "
+            "measure the score against the small model's own answers, without the large model.",
+            *(f"Left out: {line}" for line in analysis.left_out),
         ],
     )
 
 
-def _chain(findings: Findings, picture: Picture) -> Section:
-    chain = findings.chain
-    assert chain is not None, "called only where there is one"
+def cost(_: Analysis, pictures: Mapping[str, Picture]) -> Section:
+    """Computation, time and money."""
+    text = (
+        "Computation counts prompts and answers at their own lengths, 2 FLOPs per parameter and "
+        "token. Seconds are those of caskd predict, the two models one after the other; the dotted "
+        "line is the 95th percentile."
+    )
+    return Section("Cost per example", texts=[text], pictures=[pictures["cost"]])
+
+
+def corpus_bleu(_: Analysis, pictures: Mapping[str, Picture]) -> Section | None:
+    """Corpus BLEU; None without `--bleu`."""
+    if "bleu" not in pictures:
+        return None
+    text = (
+        "Corpus BLEU of the mixed output, computed from n-gram counts summed at each point. It is "
+        "not a mean over examples and has no A1 and A2."
+    )
+    return Section("Corpus BLEU", texts=[text], pictures=[pictures["bleu"]])
+
+
+def chain(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section | None:
+    """The chain's frontier; None without `--chain`."""
+    chain = analysis.chain
+    if chain is None:
+        return None
     rows = chain.rows()
     heads = {
         name: (
@@ -202,7 +186,7 @@ def _chain(findings: Findings, picture: Picture) -> Section:
         )
         for name in rows[0]
     }
-    few = [rows[place] for place in sorted({int(i * (len(rows) - 1) / 19) for i in range(20)})]
+    few = [rows[index] for index in thin(len(rows), _CHAIN_ROWS, rounding="down")]
     split = "calibration" if chain.calibrated else "test"
     order = " \u2192 ".join(chain.models)
     return Section(
@@ -210,15 +194,42 @@ def _chain(findings: Findings, picture: Picture) -> Section:
         warnings=[]
         if chain.calibrated
         else [
-            "The chain's thresholds were chosen on the examples that they are measured on, the "
-            "best of many: the curve is too good. Give --calibration 0.5."
+            "The chain's thresholds were chosen on the examples that measure them, so the curve is "
+            "optimistic. Pass --calibration 0.5 to choose them on other examples."
         ],
         texts=[
-            f"{order}, rule {chain.rule}: each passes on what reaches its own threshold, and "
-            "nothing where there is none. "
-            f"Of {chain.chosen.num_settings:,} settings tried on the {split} "
-            f"examples, those that no other beats in both quality and cost."
+            f"{order}, rule {chain.rule}. Each model defers the examples whose score reaches its "
+            "own threshold; without a threshold it defers none. The rows are those of "
+            f"{chain.chosen.num_settings:,} settings tried on the {split} examples that no other "
+            "setting beats in both quality and cost."
         ],
-        pictures=[picture],
+        pictures=[pictures["chain"]],
         tables=[table(heads, few)],
     )
+
+
+def threshold_drift(analysis: Analysis, _: Mapping[str, Picture]) -> Section | None:
+    """Thresholds of the calibration split on the test split; None without a split."""
+    drifts = [row for row in analysis.threshold_drift if row["rule"] == analysis.main_rule]
+    if not drifts:
+        return None
+    text = (
+        "Each threshold defers the wanted share of the calibration examples. Drift is the test "
+        "split's deferral rate minus the calibration split's. transfer.csv has the other rules."
+    )
+    return Section("Thresholds on other examples", texts=[text], tables=[table(_DRIFT, drifts)])
+
+
+def samples(analysis: Analysis, _: Mapping[str, Picture]) -> Section:
+    """Examples on both sides of the threshold."""
+    count = len(analysis.results[0].pair)
+    return Section(
+        "Examples on both sides of the threshold",
+        texts=[f"{analysis.samples_of}, out of {count:,} examples."],
+        tables=[table(_SAMPLES, rows, side.capitalize()) for side, rows in _by_side(analysis)],
+    )
+
+
+def _by_side(analysis: Analysis) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for side in dict.fromkeys(row["side"] for row in analysis.samples):
+        yield side, [row for row in analysis.samples if row["side"] == side]

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich import box
@@ -10,55 +10,66 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from caskd.eval.curves import DeferralCurve
+from caskd.eval.curves import DeferralCurve, curve_figures
 from caskd.eval.report.sentences import difference_line, point_lines
-from caskd.eval.study import ALL_TASKS, NO_TASK, Findings, Measured, figures
+from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult
 from caskd.store.io import csv_cell, strip_control
 
 Rows = Iterator[dict[str, Any]]
 
 
-def summary_rows(measured: Sequence[Measured]) -> Rows:
+def summary_rows(analysis: Analysis) -> Rows:
     """One row per small model over all examples, then one per task."""
-    for one in measured:
-        yield {"small": one.label, "task": ALL_TASKS, **_main_figures(one)}
-        for task, curve in one.tasks.items():
-            yield {"small": one.label, "task": strip_control(task) or NO_TASK, **figures(curve)}
-
-
-def _main_figures(one: Measured) -> dict[str, Any]:
-    wanted = figures(one.curve)  # the names alone; the values of all points are stored
-    return {name: one.main.figures[name] for name in wanted}
-
-
-def rule_rows(measured: Sequence[Measured]) -> Rows:
-    """One row per small model and rule."""
-    for one in measured:
-        for name, rule in one.rules.items():
-            low, high = one.intervals[name]
+    for result in analysis.results:
+        yield {"small": result.label, "task": ALL_TASKS, **_main_figures(result)}
+        for task, curve in result.tasks.items():
             yield {
-                "small": one.label, "rule": name, **rule.figures, "audc_low": low, "audc_high": high
-            }  # fmt: skip
+                "small": result.label,
+                "task": strip_control(task) or NO_TASK,
+                **curve_figures(curve),
+            }
 
 
-def curve_rows(measured: Sequence[Measured]) -> Rows:
+def _main_figures(result: CascadeResult) -> dict[str, Any]:
+    wanted = curve_figures(result.curve)  # names alone: the values of `figures` are of all points
+    return {name: result.main.figures[name] for name in wanted}
+
+
+def rule_rows(analysis: Analysis) -> Rows:
+    """One row per small model and rule."""
+    for result in analysis.results:
+        yield from small_rule_rows(result)
+
+
+def small_rule_rows(result: CascadeResult) -> Rows:
+    """One row per rule of one small model."""
+    for name, rule in result.rules.items():
+        low, high = result.intervals[name]
+        interval = {"audc_low": low, "audc_high": high}
+        yield {"small": result.label, "rule": name, **rule.figures, **interval}
+
+
+def curve_rows(analysis: Analysis) -> Rows:
     """The points of the main rule's curves, with every cost."""
-    for one in measured:
-        costs = {_UNIT_COLUMNS[unit]: values for unit, values in one.costs.items()}
-        extra = {"flops_per_token": one.token_flops, **costs}
-        yield from _point_rows({"small": one.label}, one.curve, extra)
+    for result in analysis.results:
+        costs = {_UNIT_COLUMNS[unit]: values for unit, values in result.costs.items()}
+        extra = {"flops_per_token": result.token_flops, **costs}
+        yield from _point_rows({"small": result.label}, result.curve, extra)
 
 
-def rule_curve_rows(measured: Sequence[Measured]) -> Rows:
+def rule_curve_rows(analysis: Analysis) -> Rows:
     """The points of every rule's curves."""
-    for one in measured:
-        for name, rule in one.rules.items():
+    for result in analysis.results:
+        for name, rule in result.rules.items():
             extra = {"flops_per_token": rule.token_flops}
-            yield from _point_rows({"small": one.label, "rule": name}, rule.curve, extra)
+            yield from _point_rows({"small": result.label, "rule": name}, rule.curve, extra)
 
 
-_UNIT_COLUMNS = {"flops": "flops_per_example", "seconds": "seconds_per_example",
-                 "money": "money_per_example"}  # fmt: skip
+_UNIT_COLUMNS = {
+    "flops": "flops_per_example",
+    "seconds": "seconds_per_example",
+    "money": "money_per_example",
+}
 
 
 def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[str, Any]) -> Rows:
@@ -75,20 +86,25 @@ def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[st
         yield {**keys, **dict(zip(arrays, point, strict=True))}
 
 
-def tail_rows(measured: Sequence[Measured]) -> Rows:
+def tail_rows(analysis: Analysis) -> Rows:
     """95th percentile of the seconds per example along the curve."""
-    for one in measured:
-        for rate, seconds in zip(*(part.tolist() for part in one.tail), strict=True):
-            yield {"small": one.label, "deferral_rate": rate, "seconds_p95": seconds}
+    for result in analysis.results:
+        for rate, seconds in zip(*(part.tolist() for part in result.tail), strict=True):
+            yield {"small": result.label, "deferral_rate": rate, "seconds_p95": seconds}
 
 
-def bleu_rows(measured: Sequence[Measured]) -> Rows:
-    """Corpus BLEU along the curve, where it was asked for."""
-    for one in measured:
-        if one.bleu is None:
+def bleu_rows(analysis: Analysis) -> Rows:
+    """Corpus BLEU along the curve; no row without `--bleu`."""
+    for result in analysis.results:
+        if result.bleu is None:
             return
-        for rate, bleu in zip(*(part.tolist() for part in one.bleu), strict=True):
-            yield {"small": one.label, "deferral_rate": rate, "corpus_bleu": bleu}
+        for rate, bleu in zip(*(part.tolist() for part in result.bleu), strict=True):
+            yield {"small": result.label, "deferral_rate": rate, "corpus_bleu": bleu}
+
+
+def chain_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
+    """One row per setting on the chain's frontier."""
+    return analysis.chain.rows() if analysis.chain is not None else ()
 
 
 def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -102,25 +118,25 @@ def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def show(findings: Findings) -> None:
+def show(analysis: Analysis) -> None:
     """Print the summary on the terminal."""
     console = Console()
-    measured = findings.measured
-    title = f"Cascades with {strip_control(measured[0].pair.large.model_name)} as the large model"
+    large = strip_control(analysis.results[0].pair.large.model_name)
+    title = f"Cascades with {large} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
     for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in summary_rows(measured):
+    for row in summary_rows(analysis):
         pooled = row["task"] == ALL_TASKS
         table.add_row(*_cells(row), style="bold" if pooled else "")
     console.print(table)
-    for one in findings.comparisons.between_arms:
-        console.print(escape(difference_line(one)), soft_wrap=True)
-    if findings.point is not None:
-        for line in point_lines(findings.point):
+    for contrast in analysis.comparisons.between_arms:
+        console.print(escape(difference_line(contrast)), soft_wrap=True)
+    if analysis.point is not None:
+        for line in point_lines(analysis.point):
             console.print(escape(line), soft_wrap=True)
-    for warning in findings.warnings:
+    for warning in analysis.warnings:
         console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
 
 

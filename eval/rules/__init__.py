@@ -1,15 +1,15 @@
-"""Deferral rules: fixed, fitted, and their scores of a pair of models."""
+"""Deferral rules: fixed and fitted ones, and their scores on a pair of models."""
 
 from caskd.eval.rules.fitted import ROUTERS, Router
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule
 from caskd.eval.rules.pairs import Pair
-from caskd.eval.rules.scoring import Scored, score_pairs
+from caskd.eval.rules.scoring import RuleScores, score_pairs
 
 __all__ = [
     "ROUTERS",
     "Pair",
     "Router",
-    "Scored",
+    "RuleScores",
     "deferral_scores",
     "fixed_rule",
     "score_pairs",

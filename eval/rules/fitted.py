@@ -1,7 +1,7 @@
-"""Deferral rules that are fitted: small networks on what was stored of each answer or prompt.
+"""Fitted deferral rules: small networks on stored columns of each answer or prompt.
 
-A router is fitted on the calibration split alone. It is kept as plain numbers, so that it can be
-written to JSON, read by anyone and applied with numpy.
+A router is fitted on the calibration split alone. It holds plain numbers, so JSON can store it and
+numpy can apply it.
 
 Legend: E examples, F features.
 """
@@ -17,24 +17,25 @@ import numpy.typing as npt
 
 from caskd.eval.answers import Ragged
 from caskd.store.errors import UsageError
+from caskd.store.imports import require
 
 FloatArray = npt.NDArray[np.float64]
 
 MAX_TOKENS = 2048
-"""Token probabilities that EdgeInference sees: longer answers are cut (as in CAT)."""
+"""Token probabilities that EdgeInference reads; longer answers are cut (as in CAT)."""
 NUM_HASHED = 512
 SURE = 0.9
-"""P(T) from which on P(IK) is asked at all (arXiv 2602.22090)."""
+"""P(T) from which on P(IK) decides (arXiv 2602.22090)."""
 MIN_EXAMPLES, MIN_RARER = 20, 5
 _SHARES = tuple(np.linspace(0.0, 1.0, 11))
 _TILE = 8192
 
 
 class Stored(Protocol):
-    """Where features come from: stored predictions, or answers just given."""
+    """Source of features: stored predictions, or fresh answers of a served model."""
 
     def has(self, name: str) -> bool:
-        """Whether the column is there."""
+        """Whether the column has values."""
 
     def lists(self, name: str) -> Ragged:
         """A list column."""
@@ -49,15 +50,15 @@ class RouterKind:
 
     name: str
     column: str
-    """The stored column that it reads, besides `token_logprobs`."""
+    """The stored column that it reads; gated rules also read `token_logprobs`."""
     hidden_sizes: tuple[int, ...]
-    """Of the network; none is a logistic regression."""
+    """Hidden layers of the network; empty is a logistic regression."""
     own_quality: bool = False
-    """Learns where the small model is right, not where the large one is better."""
+    """Predicts whether the small model is right, not whether the large one is better."""
     before_generation: bool = False
-    """Decides before the small model answers: a deferred example costs no small answer."""
+    """Decides before the small model answers; a deferred example then costs no small answer."""
     gated: bool = False
-    """Answers whose first token is less sure than `SURE` are deferred before all others."""
+    """Defers answers whose first token is less probable than `SURE` before all others."""
 
 
 _LOGPROBS = "token_logprobs"
@@ -76,25 +77,27 @@ ROUTERS: Mapping[str, RouterKind] = {
 
 @dataclass(frozen=True)
 class Router:
-    """A fitted router: `score` is the probability that deferring is right."""
+    """A fitted router; its score is the probability that deferring is right."""
 
     kind: RouterKind
     mean: FloatArray
-    """[F] taken off the features."""
+    """[F] subtracted from the features."""
     scale: FloatArray
-    """[F] that they are divided by."""
+    """[F] divides the features after that."""
     layers: tuple[tuple[FloatArray, FloatArray], ...]
-    """Weights and biases; ReLU between layers, a logistic function at the end."""
+    """Weights and biases; ReLU between layers, a logistic function after the last."""
 
     def score(self, stored: Stored) -> FloatArray:
         """Deferral score [E]; the highest are deferred first.
 
         Raises:
-            UsageError: a column is missing or of another width than the router was fitted on.
+            UsageError: a column is missing, or its width differs from the one at fitting.
         """
         make = features(self.kind, stored, self.mean.size)
-        tiles = [self._forward(make(slice(start, start + _TILE)))
-                 for start in range(0, make.count, _TILE)]  # fmt: skip
+        tiles = [
+            self._forward(make(slice(start, start + _TILE)))
+            for start in range(0, make.count, _TILE)
+        ]
         score = np.concatenate(tiles)
         if self.kind.gated:
             unsure = np.exp(stored.lists(_LOGPROBS).first()) < SURE
@@ -104,8 +107,8 @@ class Router:
     def _forward(self, inputs: FloatArray) -> FloatArray:
         if inputs.shape[1] != self.mean.size:
             raise UsageError(
-                f"got {self.kind.column} of width {inputs.shape[1]}, expected {self.mean.size}: "
-                f"{self.kind.name} was fitted on another model's predictions"
+                f"got {self.kind.column} of width {inputs.shape[1]}, expected {self.mean.size}, on "
+                f"which {self.kind.name} was fitted; use predictions of the same model"
             )
         values = (inputs - self.mean) / self.scale
         for number, (weights, biases) in enumerate(self.layers):
@@ -114,7 +117,7 @@ class Router:
         return np.asarray(1.0 - chance if self.kind.own_quality else chance)
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers and lists."""
+        """The router as numbers and lists."""
         return {
             "kind": self.kind.name,
             "mean": self.mean.tolist(),
@@ -142,53 +145,55 @@ def fit_router(
 ) -> Router:
     """Fit a router on calibration examples.
 
-    Where the large model's answer is better it should defer, elsewhere not; P(IK) learns instead
-    whether the small model's quality is at least one half.
+    The label is whether the large model's answer is better; for P(IK) it is whether the small
+    model's quality is at least one half.
 
     Raises:
-        UsageError: scikit-learn is not installed, or the examples teach nothing: too few, or all
-            of one kind.
+        UsageError: scikit-learn is not installed, or there are too few examples of either label.
     """
     label = small_quality >= 0.5 if kind.own_quality else large_quality > small_quality
     rarer = int(min(label.sum(), (~label).sum()))
     if label.size < MIN_EXAMPLES or rarer < MIN_RARER:
         raise UsageError(
-            f"cannot fit {kind.name} on {label.size:,} calibration examples, {rarer:,} of them of "
-            f"the rarer kind; expected {MIN_EXAMPLES} and {MIN_RARER}: give more examples, "
-            "or another --calibration"
+            f"cannot fit {kind.name} on {label.size:,} calibration examples, {rarer:,} of them "
+            f"with the rarer label, expected at least {MIN_EXAMPLES} and {MIN_RARER}; use more "
+            "examples or a larger --calibration"
         )
     make = features(kind, stored, None)
     inputs = make(slice(None))
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scale[scale == 0.0] = 1.0
-    layers = _fit((inputs - mean) / scale, label, kind.hidden_sizes, seed)
+    layers = _fit(kind, (inputs - mean) / scale, label, seed)
     return Router(kind, mean, scale, layers)
 
 
 def _fit(
-    inputs: FloatArray, label: npt.NDArray[np.bool_], hidden_sizes: tuple[int, ...], seed: int
+    kind: RouterKind, inputs: FloatArray, label: npt.NDArray[np.bool_], seed: int
 ) -> tuple[tuple[FloatArray, FloatArray], ...]:
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.neural_network import MLPClassifier
-    except ImportError:
-        raise UsageError(
-            "learned rules need scikit-learn; install it with: pip install 'caskd[routers]'"
-        ) from None
-    if not hidden_sizes:
-        linear = LogisticRegression(C=0.1, max_iter=1000, random_state=seed).fit(inputs, label)
+    needed_by = f"--rule {kind.name}"
+    linear_model = require("sklearn.linear_model", extra="routers", needed_by=needed_by)
+    neural_network = require("sklearn.neural_network", extra="routers", needed_by=needed_by)
+    if not kind.hidden_sizes:
+        linear = linear_model.LogisticRegression(C=0.1, max_iter=1000, random_state=seed)
+        linear.fit(inputs, label)
         return ((linear.coef_.T, linear.intercept_),)
-    batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth only validates
-    network = MLPClassifier(
-        hidden_sizes, alpha=1e-2, learning_rate_init=3e-3, batch_size=batch_size,
-        early_stopping=True, validation_fraction=0.2, n_iter_no_change=10, max_iter=500,
+    batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth is for validation
+    network = neural_network.MLPClassifier(
+        kind.hidden_sizes,
+        alpha=1e-2,
+        learning_rate_init=3e-3,
+        batch_size=batch_size,
+        early_stopping=True,
+        validation_fraction=0.2,
+        n_iter_no_change=10,
+        max_iter=500,
         random_state=seed,
-    ).fit(inputs, label)  # fmt: skip
+    ).fit(inputs, label)
     return tuple(zip(network.coefs_, network.intercepts_, strict=True))
 
 
 class Features:
-    """Makes the features of a range of examples, so that no table of all of them is held."""
+    """Computes features of a range of examples, so that memory never holds all of them."""
 
     def __init__(self, count: int, make: Callable[[slice], FloatArray]) -> None:
         self.count = count
@@ -200,12 +205,12 @@ class Features:
 
 
 def features(kind: RouterKind, stored: Stored, width: int | None) -> Features:
-    """What a router of this kind looks at.
+    """The features that a router of this kind reads.
 
     Args:
-        kind: of the router.
+        kind: kind of the router.
         stored: predictions or answers.
-        width: F that the router was fitted on; None while it is fitted.
+        width: F at fitting; None while fitting.
 
     Raises:
         UsageError: a column is missing.
@@ -233,7 +238,7 @@ def _quantile_features(rows: Ragged) -> FloatArray:
 
 
 def hashed_ngrams(prompts: list[str]) -> FloatArray:
-    """Counts [E, NUM_HASHED] of each prompt's words and pairs of words, hashed, of length 1."""
+    """Hashed counts [E, NUM_HASHED] of each prompt's words and word pairs, with norm 1."""
     table = np.zeros((len(prompts), NUM_HASHED))
     for row, prompt in enumerate(prompts):
         words = prompt.lower().split()

@@ -1,7 +1,7 @@
-"""Deferral rules: one score per example from what was stored of the small model's answer.
+"""Fixed deferral rules: one score per example from the stored columns of the small model's answer.
 
-Higher scores are deferred first: a score is minus a statistic of the token log-probabilities.
-Rules that must be fitted are in `routers.py`.
+Higher scores are deferred first; most rules are minus a statistic of the token log-probabilities. A
+new rule is one line in `RULES`. Fitted rules are in `fitted.py`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -26,9 +26,9 @@ class Rule:
     column: str
     """The stored column that it reads."""
     statistic: Callable[[Ragged], FloatArray]
-    """[E] the score, from that column."""
+    """[E] score, from that column."""
     is_logprob: bool = True
-    """Whether exp(-score) is a probability, and so can be calibrated."""
+    """Whether exp(-score) is a probability, whose calibration can be measured."""
 
 
 def _option(options: Ragged) -> FloatArray:
@@ -52,12 +52,21 @@ RULES: Mapping[str, Rule] = {
         Rule("margin", "token_margins", lambda margins: -margins.mean(), is_logprob=False),
     )
 }
-DEFAULT_RULES = ("average", "sum", "min", "max", "quantile-0.4", "first-token",
-                 "option", "entropy", "margin")  # fmt: skip
+DEFAULT_RULES = (
+    "average",
+    "sum",
+    "min",
+    "max",
+    "quantile-0.4",
+    "first-token",
+    "option",
+    "entropy",
+    "margin",
+)
 
 
 def fixed_rule(name: str) -> Rule | None:
-    """The rule of this name that needs no fitting: one of `RULES`, or `quantile-Q`.
+    """The fixed rule of this name: one of `RULES`, or `quantile-Q`.
 
     `average` is minus the mean log-probability (CAT, arXiv 2406.00060); `quantile-Q` minus the
     Q-quantile (Gupta et al., arXiv 2404.10136), of which Q = 0 is `min` and Q = 1 is `max`;
@@ -65,7 +74,7 @@ def fixed_rule(name: str) -> Rule | None:
     multiple-choice task; `entropy` and `margin` average over the tokens.
 
     Returns:
-        The rule, or None where no rule has this name.
+        The rule, or None if no fixed rule has this name.
 
     Raises:
         UsageError: Q is not a number from 0 to 1.
@@ -84,7 +93,7 @@ def fixed_rule(name: str) -> Rule | None:
 
 
 def unknown_rule(name: str, others: Collection[str] = ()) -> UsageError:
-    """What to say to a name that no rule has."""
+    """The error for a name that no rule has."""
     known = ", ".join(sorted({*RULES, f"{QUANTILE}Q", *others}))
     return UsageError(f"got rule {name!r}, expected one of {known}")
 
@@ -93,11 +102,11 @@ def deferral_scores(column: Ragged, rule: Rule) -> FloatArray:
     """Deferral score [E] of every example.
 
     Args:
-        column: for each example the numbers of `rule.column`.
-        rule: how they become a score.
+        column: numbers of `rule.column` of each example.
+        rule: turns them into a score.
 
     Raises:
-        UsageError: no example, an answer without tokens, or a score that is not finite.
+        UsageError: there is no example, an answer has no tokens, or a score is not finite.
     """
     if not len(column):
         raise UsageError(f"got no example, expected the {rule.column} of at least one answer")

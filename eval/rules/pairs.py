@@ -1,12 +1,11 @@
-"""A small and a large model joined on the examples that both answered."""
+"""Predictions of a small and a large model, joined on their examples."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import Predictions, Ragged, read_predictions
-from caskd.eval.curves import DeferralCurve, deferral_curve
+from caskd.eval.answers import Predictions, Ragged
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule, unknown_rule
 from caskd.store.errors import IdentityError, UsageError
 
@@ -28,38 +27,27 @@ class Pair:
         """Join two sets of predictions by example id.
 
         Raises:
-            IdentityError: they hold other examples, other questions or references, or measure
-                quality in another way.
+            IdentityError: their examples, questions, references or metrics differ.
         """
-        self.small = small.take(_places(small, large))
+        self.small = small.take(_indices_in(small, large))
         self.large = large
         _check_questions(self.small, large)
         self.small_quality = self.small.numbers("quality")
         self.large_quality = large.numbers("quality")
         self.tasks = large.strings("task")
 
-    @classmethod
-    def from_files(cls, small: str, large: str) -> "Pair":
-        """Join two files of `caskd predict`.
-
-        Raises:
-            UsageError: a file is missing or not a predictions file.
-            IdentityError: they do not belong together.
-        """
-        return cls(read_predictions(small), read_predictions(large))
-
     def __len__(self) -> int:
         return len(self.large)
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Pair":
-        """The examples at these places alone."""
+        """The examples at these indices."""
         return Pair(self.small.take(indices), self.large.take(indices))
 
-    def score(self, rule: str = "average") -> FloatArray:
-        """Deferral score [E] of the small model's answers under a rule that needs no fitting.
+    def score(self, rule: str) -> FloatArray:
+        """Deferral score [E] of the small model's answers by a fixed rule.
 
         Raises:
-            UsageError: unknown rule, or the predictions lack the column that it reads.
+            UsageError: the rule is unknown, or the predictions lack its column.
         """
         found = fixed_rule(rule)
         if found is None:
@@ -67,7 +55,7 @@ class Pair:
         return deferral_scores(self.lists(found.column), found)
 
     def has(self, name: str) -> bool:
-        """Whether the small model's predictions hold a column, with a value in it."""
+        """Whether the small model's predictions have a column with any value."""
         columns = self.small.columns
         return name in columns.column_names and columns.column(name).null_count < len(self)
 
@@ -91,64 +79,56 @@ class Pair:
 
     def _check_has(self, name: str) -> None:
         if not self.has(name):
-            how = {"prompt": "give the questions with --data", "hidden": "predict with --hidden"}
+            how = {
+                "prompt": "pass the questions with --data",
+                "hidden": "rerun caskd predict with --hidden",
+            }
             raise UsageError(
                 f"{self.small.source} holds no {name}; "
-                f"{how.get(name, 'run caskd predict again')}, or leave out the rule that reads it"
+                f"{how.get(name, 'rerun caskd predict')}, or omit the rule that reads it"
             )
 
-    def curve(self, rule: str = "average", task: str | None = None) -> DeferralCurve:
-        """Deferral curve over all examples, or over those of one task with thresholds of its own.
 
-        Raises:
-            UsageError: unknown rule, or no example of this task.
-        """
-        where = np.array([task is None or own == task for own in self.tasks])
-        return deferral_curve(
-            self.score(rule)[where], self.small_quality[where], self.large_quality[where]
-        )
-
-
-def _places(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:
-    """For each example of `large` its place in `small`."""
-    place = {name: i for i, name in enumerate(small.strings("example_id"))}
+def _indices_in(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]:
+    """Index in `small` of each example of `large`."""
+    index = {name: i for i, name in enumerate(small.strings("example_id"))}
     wanted = large.strings("example_id")
-    missing = [name for name in wanted if name not in place]
-    surplus = sorted(place.keys() - set(wanted))
+    missing = [name for name in wanted if name not in index]
+    surplus = sorted(index.keys() - set(wanted))
     if missing or surplus:
         found = [f"{len(surplus):,} only in {small.source}{_first(surplus)}"] if surplus else []
         found += [f"{len(missing):,} only in {large.source}{_first(missing)}"] if missing else []
         raise IdentityError(
-            f"different examples: {', '.join(found)}; expected the same in both: "
+            f"different examples: {', '.join(found)}; expected the same in both; "
             "run caskd predict for both models with the same --data and --limit"
         )
-    return np.array([place[name] for name in wanted], dtype=np.int64)
+    return np.array([index[name] for name in wanted], dtype=np.int64)
 
 
 def _check_questions(small: Predictions, large: Predictions) -> None:
-    """Same examples must mean same questions, same references and the same measure of quality."""
+    """Examples of the same id must have the same question, references and metric."""
     if small.metadata["quality"] != large.metadata["quality"]:
         raise IdentityError(
             f"{small.source} measures {small.metadata['quality']}, {large.source} measures "
-            f"{large.metadata['quality']}; expected one measure: run caskd predict again for one"
+            f"{large.metadata['quality']}, expected one metric; rerun caskd predict for one of them"
         )
     columns = ["question_digest", "reference", "task"]
     same_tokenizer = small.metadata["model"].get("tokenizer_digest") == large.metadata["model"].get(
         "tokenizer_digest"
     )
-    if same_tokenizer:  # then the questions must agree to the token, chat template included
+    if same_tokenizer:  # then prompts must be equal token by token, chat template included
         columns.append("prompt_digest")
     for column in columns:
         ours, theirs = (
-            one.references() if column == "reference" else one.strings(column)
-            for one in (small, large)
+            model.references() if column == "reference" else model.strings(column)
+            for model in (small, large)
         )
         unlike = [i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
         if unlike:
             name = large.strings("example_id")[unlike[0]]
             raise IdentityError(
                 f"{len(unlike):,} examples (first {name!r}) have another {column} in "
-                f"{small.source} than in {large.source}; expected the same: "
+                f"{small.source} than in {large.source}, expected the same; "
                 "run caskd predict for both models with the same --data and columns"
             )
 

@@ -1,4 +1,4 @@
-"""Every rule's score for every small model: chosen, fitted where it must be, computed once.
+"""Scores of every rule on every small model; fitted rules are fitted first.
 
 Legend: E examples.
 """
@@ -18,16 +18,16 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
-    """One rule on one small model's answers."""
+class RuleScores:
+    """Scores of one rule on one small model's answers."""
 
     rule: str
     score: FloatArray
     """[E]"""
     confidence: FloatArray | None
-    """[E] the probability that the answer is right, as the rule has it; None where it has none."""
+    """[E] the rule's probability that the answer is right; None if it has none."""
     router: Router | None = None
-    """What was fitted, for a rule that must be."""
+    """The fitted router of a fitted rule."""
 
     @property
     def before_generation(self) -> bool:
@@ -36,66 +36,66 @@ class Scored:
 
     @property
     def reads_prompt_alone(self) -> bool:
-        """Whether it does not even need the small model to read the prompt."""
+        """Whether the rule decides before the small model reads the prompt."""
         return self.router is not None and self.router.kind.column == "prompt"
 
     def apply(self, pair: Pair) -> FloatArray:
-        """The same rule, fitted as it is, on other examples [E]."""
+        """Scores [E] of the same rule, without refitting, on other examples."""
         return self.router.score(pair) if self.router else pair.score(self.rule)
 
 
 def score_pairs(
     tests: Sequence[Pair], fits: Sequence[Pair] | None, wanted: Sequence[str]
-) -> tuple[list[dict[str, Scored]], list[str]]:
+) -> tuple[list[dict[str, RuleScores]], list[str]]:
     """Score every small model by every rule.
 
     Args:
         tests: the examples to score, one pair per small model.
-        fits: the examples to fit on, in the same order; None where there are none.
-        wanted: names of rules, or none for all that the predictions have the columns for.
+        fits: the examples to fit on, in the same order; None without a calibration split.
+        wanted: names of rules; empty for all rules whose columns the predictions have.
 
     Returns:
-        For each pair its scores by rule, in one order for all; and a line on each rule that was
-        left out. Only rules that nobody asked for are left out.
+        Scores by rule of each pair, in one order for all, and a line for each rule that was left
+        out. Only default rules are left out.
 
     Raises:
-        UsageError: a rule that was asked for is unknown or cannot be computed.
+        UsageError: a rule in `wanted` is unknown or cannot be computed.
     """
-    scored: list[dict[str, Scored]] = [{} for _ in tests]
+    scores: list[dict[str, RuleScores]] = [{} for _ in tests]
     left_out = []
     for name in dict.fromkeys(wanted) or _candidates(fits is not None):
         try:
             found = [
-                _score(name, test, fits[place] if fits else None)
-                for place, test in enumerate(tests)
+                _score(name, test, fits[index] if fits else None)
+                for index, test in enumerate(tests)
             ]
         except UsageError as error:
             if wanted or name == DEFAULT_RULES[0]:
                 raise
             left_out.append(f"{name}: {error}")
             continue
-        for one, result in zip(scored, found, strict=True):
-            one[name] = result
-    return scored, left_out
+        for by_rule, rule_scores in zip(scores, found, strict=True):
+            by_rule[name] = rule_scores
+    return scores, left_out
 
 
 def _candidates(can_fit: bool) -> list[str]:
     return [*DEFAULT_RULES, *(ROUTERS if can_fit else ())]
 
 
-def _score(name: str, test: Pair, fit: Pair | None) -> Scored:
+def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
     rule = fixed_rule(name)
     if rule is not None:
         score = test.score(name)
-        return Scored(name, score, np.exp(-score) if rule.is_logprob else None)
+        return RuleScores(name, score, np.exp(-score) if rule.is_logprob else None)
     if name not in ROUTERS:
         raise unknown_rule(name, ROUTERS)
     if fit is None:
         raise UsageError(
-            f"--rule {name} must be fitted, and not on the examples that judge it; "
-            "type --calibration 0.2, or give --calibration-small and --calibration-large"
+            f"--rule {name} must be fitted on other examples than those that measure it; pass "
+            "--calibration 0.2, or --calibration-small and --calibration-large"
         )
     kind = ROUTERS[name]
     router = fit_router(kind, fit, fit.small_quality, fit.large_quality)
     score = router.score(test)
-    return Scored(name, score, 1.0 - score if name == "p-ik" else None, router)
+    return RuleScores(name, score, 1.0 - score if name == "p-ik" else None, router)

@@ -1,4 +1,4 @@
-"""A cascade with a chosen threshold as a file and as an object that answers."""
+"""Serving a cascade: cascade.json, and the object that answers prompts."""
 
 from caskd.eval.serving.cascade import Cascade
 from caskd.eval.serving.cascade_file import cascade_fields

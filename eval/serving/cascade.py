@@ -1,4 +1,4 @@
-"""A cascade at work: the small model answers, and what its rule is unsure of goes to the large one.
+"""Serve a cascade: the small model answers, and prompts that its rule defers go to the large one.
 
 Legend: E prompts.
 """
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 Prompt = str | Sequence[Mapping[str, str]]
-"""A text, or the turns of a chat up to the one that is to be answered."""
+"""A text, or the turns of a chat before the answer."""
 AnswerPrompts = Callable[[list[Prompt]], Sequence[str]]
-"""Anything that answers prompts with texts: a served model, for example."""
+"""A function from prompts to texts, such as the client of a served model."""
 
 MAX_NEW_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class CascadeAnswer:
-    """One answer, and how it came about."""
+    """One answer, the model that gave it, and its score."""
 
     text: str
     answered_by: Literal["small", "large"]
     deferral_score: float
-    """The large model answers where it reaches the cascade's threshold."""
+    """The large model answers if the score reaches the cascade's threshold."""
 
 
 class Cascade:
@@ -43,14 +43,14 @@ class Cascade:
 
     Attributes:
         rule: name of the deferral rule.
-        threshold: a prompt is deferred where its score >= threshold.
-        expected: what `caskd eval` measured: quality, deferral_rate and cost, with intervals.
+        threshold: a prompt is deferred if its score >= threshold.
+        expected: quality, deferral_rate and cost that `caskd eval` measured, with intervals.
     """
 
     def __init__(
         self, settings: CascadeFile, small: "LoadedModel", large: AnswerPrompts, batch_size: int
     ) -> None:
-        """Join what `load` opened."""
+        """Join the parts that `load` opened."""
         self.rule = settings.rule
         self.threshold = settings.threshold
         self.expected = settings.expected
@@ -75,15 +75,15 @@ class Cascade:
 
         Args:
             file: the cascade.json.
-            small: the small model, a folder or a hub id; by default the name in the file.
+            small: the small model, a folder or a hub id; by default the one named in the file.
             large: the large model, likewise, or any function from prompts to texts.
-            device: where both models run.
+            device: device of both models.
             dtype: number format of their weights.
             batch_size: prompts answered at once.
 
         Raises:
             UsageError: the file or a model cannot be opened.
-            IdentityError: a model is not the one that was measured.
+            IdentityError: a model differs from the measured one.
         """
         settings = read_cascade(file)
 
@@ -109,32 +109,32 @@ class Cascade:
         """Answer every prompt, in order.
 
         Raises:
-            UsageError: a prompt is empty, or the large model gives another number of answers.
+            UsageError: a prompt is empty, or the large model returns another number of answers.
         """
         prompts = list(prompts)
         if not prompts:
             return []
         if self._router is not None and self._router.kind.column == "prompt":
-            scores = self._router.score(_Answered(prompts, []))  # nobody has answered yet
-            kept = [place for place, score in enumerate(scores) if score < self.threshold]
-            answers = self._decode([prompts[place] for place in kept])
-            ours = {place: one.text for place, one in zip(kept, answers, strict=True)}
+            scores = self._router.score(_Answered(prompts, []))  # before any answer
+            kept = [index for index, score in enumerate(scores) if score < self.threshold]
+            answers = self._decode([prompts[index] for index in kept])
+            ours = {index: answer.text for index, answer in zip(kept, answers, strict=True)}
         else:
             answers = self._decode(prompts)
             scores = self._scores(prompts, answers)
             ours = {
-                place: one.text
-                for place, one in enumerate(answers)
-                if scores[place] < self.threshold
+                index: answer.text
+                for index, answer in enumerate(answers)
+                if scores[index] < self.threshold
             }
-        deferred = [place for place in range(len(prompts)) if place not in ours]
-        texts = self._ask_large([prompts[place] for place in deferred])
+        deferred = [index for index in range(len(prompts)) if index not in ours]
+        texts = self._ask_large([prompts[index] for index in deferred])
         theirs = dict(zip(deferred, texts, strict=True))
         return [
-            CascadeAnswer(ours[place], "small", float(score))
-            if place in ours
-            else CascadeAnswer(theirs[place], "large", float(score))
-            for place, score in enumerate(scores)
+            CascadeAnswer(ours[index], "small", float(score))
+            if index in ours
+            else CascadeAnswer(theirs[index], "large", float(score))
+            for index, score in enumerate(scores)
         ]
 
     def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
@@ -152,14 +152,14 @@ class Cascade:
         texts = list(self._large(prompts)) if prompts else []
         if len(texts) != len(prompts):
             raise UsageError(
-                f"the large model gave {len(texts)} answers to {len(prompts)} prompts, "
-                "expected one each"
+                f"the large model returned {len(texts)} answers to {len(prompts)} prompts, "
+                "expected one each; fix the function passed as large"
             )
         return texts
 
 
 class _Answered:
-    """Answers just given, read as stored predictions are."""
+    """Fresh answers with the interface of stored predictions."""
 
     def __init__(self, prompts: Sequence[Prompt], answers: "Sequence[Answer]") -> None:
         self._prompts = prompts
@@ -170,7 +170,9 @@ class _Answered:
 
     def lists(self, name: str) -> Ragged:
         if not self.has(name):
-            raise UsageError(f"serving gives no {name}; choose an operating point of another rule")
+            raise UsageError(
+                f"serving computes no {name}; choose an operating point with another rule"
+            )
         return Ragged.of([getattr(answer, name) for answer in self._answers])
 
     def texts(self, name: str) -> list[str]:
@@ -181,7 +183,7 @@ class _Answered:
 
 
 def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
-    """A prompt as `caskd predict` reads it from data, with an answer that nobody looks at."""
+    """A prompt as a record of `caskd predict`, with a placeholder answer."""
     if isinstance(prompt, str):
         return {"prompt": prompt, "response": ""}, Columns(kind="prompt")
     reply = {"role": "assistant", "content": "-"}
@@ -191,26 +193,26 @@ def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
 def _decode(
     loaded: "LoadedModel", prompts: Sequence[Prompt], decoding: Mapping[str, Any], batch_size: int
 ) -> "list[Answer]":
-    """Answers as `caskd predict` gave them: with its stop texts and hidden states."""
+    """Answers decoded as `caskd predict` does, with its stop texts and hidden states."""
     from caskd.eval.inference import batches
     from caskd.models.decoding import decode_batch
     from caskd.store.corpus import prompt_ids
 
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
-    empty = next((place for place, one in enumerate(ids) if not one), None)
+    empty = next((index for index, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:
-        raise UsageError(f"prompt {empty} is empty, expected a question")
+        raise UsageError(f"prompt {empty} is empty, expected a question; remove it")
     answers: dict[int, Answer] = {}
-    for batch in batches([len(one) for one in ids], batch_size):
+    for batch in batches([len(tokens) for tokens in ids], batch_size):
         found = decode_batch(
             loaded,
-            [ids[place] for place in batch],
+            [ids[index] for index in batch],
             int(decoding.get("max_new_tokens", MAX_NEW_TOKENS)),
             stop=[decoding.get("stop", ())] * len(batch),
             hidden_layer=decoding.get("hidden_layer"),
         )
         answers.update(zip(batch, found, strict=True))
-    return [answers[place] for place in range(len(ids))]
+    return [answers[index] for index in range(len(ids))]
 
 
 def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
@@ -218,6 +220,6 @@ def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, An
         ours, theirs = got.get(field), measured.get(field)
         if ours is not None and theirs is not None and ours != theirs:
             raise IdentityError(
-                f"{name} has {field} {ours}, but the cascade was measured with {theirs}; "
-                "load that model, or measure this one with caskd predict and caskd eval"
+                f"{name} has {field} {ours}, but the cascade was measured with {theirs}; load that "
+                "model, or measure this one with caskd predict and caskd eval"
             )

@@ -1,4 +1,4 @@
-"""cascade.json: everything that serving a cascade needs besides the two models."""
+"""cascade.json: all settings that serving a cascade needs besides the two models."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _IDENTITY = ("name", "revision", "weights_digest", "tokenizer_digest", "num_para
 
 @dataclass(frozen=True)
 class CascadeFile:
-    """A cascade.json that was read and checked."""
+    """The checked content of a cascade.json."""
 
     rule: str
     threshold: float
@@ -28,19 +28,19 @@ class CascadeFile:
     large: Mapping[str, Any]
     decoding: Mapping[str, Any]
     expected: Mapping[str, Any]
-    """Mean and interval of quality, deferral_rate and cost, as measured."""
+    """Measured mean and interval of quality, deferral_rate and cost."""
 
 
 def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
     """The content of cascade.json."""
-    pair, router = point.measured.pair, point.scored.router
+    pair, router = point.result.pair, point.scores.router
     never = point.threshold == float("inf")
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "caskd_version": version("caskd"),
-        "operating_point": str(point.wish),
-        "rule": point.scored.rule,
+        "operating_point": str(point.constraint),
+        "rule": point.scores.rule,
         "threshold": None if never else point.threshold,
         "router": router.to_json() if router else None,
         "small": _identity(pair.small.metadata["model"]),
@@ -61,12 +61,12 @@ def read_cascade(file: str) -> CascadeFile:
     """Read a cascade.json.
 
     Raises:
-        UsageError: it is missing, not one, or of a later version.
+        UsageError: the file is missing, not a cascade.json, or of another version.
     """
     path = Path(file)
     if not path.is_file():
         raise UsageError(
-            f"{file}: no such file; write it with: caskd eval ... --operating-point 'quality>=0.86'"
+            f"{file} does not exist; write it with caskd eval ... --operating-point 'quality>=0.86'"
         )
     try:
         fields = json.loads(path.read_bytes())
@@ -74,14 +74,16 @@ def read_cascade(file: str) -> CascadeFile:
             raise ValueError
         if fields["version"] != FORMAT_VERSION:
             raise UsageError(
-                f"{file}: a cascade of version {fields['version']}, expected {FORMAT_VERSION}; "
+                f"{file} has format version {fields['version']}, expected {FORMAT_VERSION}; "
                 "install a newer caskd"
             )
         return _parse(fields)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{file}: not a cascade.json of caskd eval; write it again") from None
+        raise UsageError(
+            f"{file} is not a cascade.json of caskd eval; rerun caskd eval --operating-point"
+        ) from None
 
 
 def _parse(fields: Mapping[str, Any]) -> CascadeFile:

@@ -1,31 +1,31 @@
-"""Bootstrap, intervals over seeds, McNemar's test."""
+"""Bootstrap replicates, intervals over seeds, McNemar's test."""
 
 from caskd.eval.stats.bootstrap import (
-    NUM_DRAWS,
+    NUM_REPLICATES,
     SEED,
     Difference,
     Series,
-    area_draws,
     area_influence,
+    area_replicates,
     arm_difference,
     interval,
-    mean_draws,
+    mean_replicates,
 )
 from caskd.eval.stats.intervals import McNemar, mcnemar
-from caskd.eval.stats.task_replicates import pooled_draws, task_draws
+from caskd.eval.stats.task_replicates import pooled_replicates, replicates_by_task
 
 __all__ = [
-    "NUM_DRAWS",
+    "NUM_REPLICATES",
     "SEED",
     "Difference",
     "McNemar",
     "Series",
-    "area_draws",
     "area_influence",
+    "area_replicates",
     "arm_difference",
     "interval",
     "mcnemar",
-    "mean_draws",
-    "pooled_draws",
-    "task_draws",
+    "mean_replicates",
+    "pooled_replicates",
+    "replicates_by_task",
 ]

@@ -1,19 +1,20 @@
-"""Is a difference more than the choice of training seeds? Student's t over the seeds alone.
+"""Classical tests besides the bootstrap: Student's t over training seeds, McNemar's over examples.
 
-With few seeds a bootstrap over them is too sure: it cannot see beyond the seeds that there are.
+With few seeds a bootstrap over seeds gives intervals that are too narrow: it cannot see beyond the
+seeds at hand. Student's t over the seeds alone can.
 """
 
-import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_ind, ttest_rel
 
 FloatArray = npt.NDArray[np.float64]
 
-SHARE = 0.95
+CONFIDENCE = 0.95
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,43 +24,27 @@ class SeedInterval:
     low: float
     high: float
     kind: str
-    """`paired t`: the k-th seed of one arm belongs to the k-th of the other; `Welch t`: none do."""
+    """`paired t`: the k-th seed of one arm pairs with the k-th of the other. `Welch t`: not."""
 
 
 def seed_interval(first: FloatArray, second: FloatArray) -> SeedInterval | None:
     """The interval of mean(first) - mean(second) for values [R] of the seeds of two arms.
 
-    Seeds are paired where both arms have as many. Otherwise they are taken for independent, each
-    arm with a variance of its own (Welch, 1947), which is wider where seeds do belong together.
+    Seeds are paired if both arms have equally many. Otherwise they count as independent, each arm
+    with a variance of its own (Welch, 1947), which is wider if seeds do belong together.
 
     Returns:
-        None where an arm has a single seed, which says nothing of the others.
+        None if an arm has a single seed, which has no variance.
     """
     if min(first.size, second.size) < 2:
         return None
-    apart = float(first.mean() - second.mean())
-    if first.size == second.size:
-        error = float((first - second).std(ddof=1)) / math.sqrt(first.size)
-        reach, kind = t_quantile(first.size - 1) * error, "paired t"
-    else:
-        parts = [one.var(ddof=1) / one.size for one in (first, second)]
-        total = float(sum(parts))
-        rest = sum(p**2 / (one.size - 1) for p, one in zip(parts, (first, second), strict=True))
-        reach = t_quantile(total**2 / float(rest)) * math.sqrt(total) if rest > 0.0 else 0.0
-        kind = "Welch t"
-    return SeedInterval(apart - reach, apart + reach, kind)
-
-
-def t_quantile(freedom: float) -> float:
-    """The number that |t| stays below with probability 0.95, t being Student's.
-
-    Args:
-        freedom: degrees of freedom, not necessarily whole.
-    """
-    return float(stats.t.ppf((1.0 + SHARE) / 2.0, freedom))
-
-
-LEVEL = 0.05
+    paired = first.size == second.size
+    with warnings.catch_warnings():
+        # scipy warns if all values are equal; the interval is then one point, as it should be.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = ttest_rel(first, second) if paired else ttest_ind(first, second, equal_var=False)
+    ends = test.confidence_interval(CONFIDENCE)
+    return SeedInterval(float(ends.low), float(ends.high), "paired t" if paired else "Welch t")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +70,9 @@ class McNemar:
 
 def mcnemar(first: FloatArray, second: FloatArray) -> McNemar:
     """Compare the qualities [E] of two systems; an answer is right at quality 1/2 or more."""
-    ours, theirs = first >= 0.5, second >= 0.5
-    only_first, only_second = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    first_right, second_right = first >= 0.5, second >= 0.5
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
     trials = only_first + only_second
     return McNemar(
         only_first=only_first,

@@ -1,8 +1,8 @@
-"""Measures of every cascade on redrawn examples: task by task, and the rate at a fixed quality.
+"""Bootstrap replicates of more figures: per task, and the deferral rate at a fixed quality.
 
-The redrawn examples are those of `bootstrap.area_draws`, so that all measures share them.
+The resampled examples are those of `bootstrap.area_replicates`, so that all figures share them.
 
-Legend: E examples (e of one task), B draws (b of a tile), S series, P blocks of equal scores.
+Legend: E examples (e of one task), B replicates (b of a tile), S series, P blocks of equal scores.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves import defer_order
+from caskd.eval.curves import defer_order, thin
 from caskd.eval.stats.bootstrap import (
     EXACT_UP_TO,
-    NUM_DRAWS,
+    NUM_REPLICATES,
     SEED,
     Series,
     WeightedArea,
@@ -30,102 +30,102 @@ MAX_BLOCKS = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class TaskDraws:
-    """What the draws hold of one task."""
+class TaskReplicates:
+    """Figures of one task in each replicate."""
 
     size: FloatArray
-    """[B] examples of the task in each draw."""
+    """[B] examples of the task."""
     area: FloatArray
-    """[S, B] area under the curve over these examples; 0 where there are none."""
+    """[S, B] area under the curve over these examples; 0 without any."""
     small: FloatArray
     """[S, B] mean quality of the small models on them."""
     large: FloatArray
     """[B] mean quality of the large model on them."""
 
 
-def task_draws(
+def replicates_by_task(
     series: Sequence[Series],
     large_quality: FloatArray,
     tasks: Sequence[IntArray],
     *,
-    num_draws: int = NUM_DRAWS,
+    num_replicates: int = NUM_REPLICATES,
     seed: int = SEED,
-) -> list[TaskDraws]:
-    """Redraw all examples together and measure every task of its own in each draw.
+) -> list[TaskReplicates]:
+    """Resample all examples together and measure every task separately in each replicate.
 
     Args:
-        series: scores and small qualities, example by example.
-        large_quality: [E] of the large model that all share.
-        tasks: places of the examples of each task.
-        num_draws: B.
-        seed: of the draws.
+        series: scores and qualities of each small model on the same examples.
+        large_quality: [E] quality of the large model, which all cascades share.
+        tasks: indices of the examples of each task.
+        num_replicates: B.
+        seed: random seed of the replicates.
     """
-    parts = [_Task(series, large_quality, places) for places in tasks]
+    parts = [_Task(series, large_quality, indices) for indices in tasks]
     tiles = [
         [part(weights) for part in parts]
-        for weights in example_weights(large_quality.size, num_draws, seed)
+        for weights in example_weights(large_quality.size, num_replicates, seed)
     ]
-    return [TaskDraws(*_joined([tile[task] for tile in tiles])) for task in range(len(parts))]
+    return [TaskReplicates(*_joined([tile[task] for tile in tiles])) for task in range(len(parts))]
 
 
 @dataclass(frozen=True, eq=False)
-class PooledDraws:
-    """What the draws hold of all examples, besides the area."""
+class PooledReplicates:
+    """Figures over all examples in each replicate, besides the area."""
 
     rate: FloatArray
-    """[S, B] smallest deferral rate that reaches the quality; 1 where none does."""
+    """[S, B] smallest deferral rate that reaches the quality; 1 if none does."""
     small: FloatArray
     """[S, B] mean quality of the small models."""
     large: FloatArray
     """[B] mean quality of the large model."""
 
 
-def pooled_draws(
+def pooled_replicates(
     series: Sequence[Series],
     large_quality: FloatArray,
     quality: float,
     *,
-    num_draws: int = NUM_DRAWS,
+    num_replicates: int = NUM_REPLICATES,
     seed: int = SEED,
-) -> PooledDraws:
-    """Redraw all examples and see where each cascade reaches a quality.
+) -> PooledReplicates:
+    """Resample all examples and find the rate at which each cascade reaches a quality.
 
-    Curves have all their points; above `EXACT_UP_TO` examples those of `MAX_BLOCKS` blocks.
+    Curves have all their points, or above `EXACT_UP_TO` examples those of `MAX_BLOCKS` blocks.
     """
     curves = [_WeightedRate(score, small, large_quality) for score, small in series]
     tiles = []
-    for tile in example_weights(large_quality.size, num_draws, seed):
+    for tile in example_weights(large_quality.size, num_replicates, seed):
         weights = tile.astype(np.float64, copy=False)
         total = weights.sum(axis=1)
         small = np.stack([weights @ quality / total for _, quality in series])
         rate = np.stack(
             [curve(weights, quality - mean) for curve, mean in zip(curves, small, strict=True)]
         )
-        tiles.append(PooledDraws(rate, small, weights @ large_quality / total))
-    return PooledDraws(*_joined(tiles))
+        tiles.append(PooledReplicates(rate, small, weights @ large_quality / total))
+    return PooledReplicates(*_joined(tiles))
 
 
 class _Task:
-    """The examples of one task, counted `weights` times."""
+    """The examples of one task, with weights."""
 
     def __init__(
-        self, series: Sequence[Series], large_quality: FloatArray, places: IntArray
+        self, series: Sequence[Series], large_quality: FloatArray, indices: IntArray
     ) -> None:
-        self.places = places
-        large = large_quality[places]
-        own = [(score[places], small[places]) for score, small in series]
+        self.indices = indices
+        large = large_quality[indices]
+        own = [(score[indices], small[indices]) for score, small in series]
         self.large, self.smalls = large, [small for _, small in own]
-        area = WeightedArea if places.size <= EXACT_UP_TO else _linear_area
+        area = WeightedArea if indices.size <= EXACT_UP_TO else _linear_area
         self.areas: list[Callable[[FloatArray], FloatArray]] = [
             area(score, small, large) for score, small in own
         ]
 
-    def __call__(self, weights: npt.NDArray[np.floating]) -> TaskDraws:
-        """Measures for weights [b, E] of all examples."""
-        own = weights[:, self.places].astype(np.float64)
+    def __call__(self, weights: npt.NDArray[np.floating]) -> TaskReplicates:
+        """Figures for weights [b, E] of all examples."""
+        own = weights[:, self.indices].astype(np.float64)
         size = own.sum(axis=1)
         total = np.maximum(size, 1.0)
-        return TaskDraws(
+        return TaskReplicates(
             size=size,
             area=np.stack([area(own) for area in self.areas]),
             small=np.stack([own @ small / total for small in self.smalls]),
@@ -142,21 +142,20 @@ def _linear_area(
 
 
 def _joined(tiles: Sequence[Any]) -> Iterator[FloatArray]:
-    """Each field of the tiles, one after the other along the draws."""
-    for one in fields(tiles[0]):
-        yield np.concatenate([getattr(tile, one.name) for tile in tiles], axis=-1)
+    """Each field of the tiles, concatenated along the replicates."""
+    for field in fields(tiles[0]):
+        yield np.concatenate([getattr(tile, field.name) for tile in tiles], axis=-1)
 
 
 class _WeightedRate:
-    """Where a deferral curve whose examples count `weights` times reaches a quality."""
+    """Where a deferral curve with weighted examples reaches a quality."""
 
     def __init__(self, score: FloatArray, small: FloatArray, large: FloatArray) -> None:
         self.order, ends = defer_order(score, small, large)
         self.gain = (large - small)[self.order]
         starts = ends[:-1]
         if score.size > EXACT_UP_TO:
-            wanted = np.linspace(0, starts.size - 1, min(starts.size, MAX_BLOCKS))
-            starts = starts[np.unique(wanted.round().astype(np.int64))]
+            starts = starts[thin(starts.size, MAX_BLOCKS)]
         self.starts = starts
 
     def __call__(self, weights: FloatArray, wanted: FloatArray) -> FloatArray:

@@ -1,7 +1,7 @@
-"""What a study measures: runs, contrasts, operating points, samples."""
+"""What a study measures: cascades, contrasts, operating points, samples."""
 
-from caskd.eval.study.analysis import Findings, find
-from caskd.eval.study.chain import ChainMeasured
+from caskd.eval.study.analysis import Analysis, analyze
+from caskd.eval.study.chain import ChainResult
 from caskd.eval.study.compare import FIXED_RATE
 from caskd.eval.study.contrast import (
     AUDC,
@@ -12,10 +12,10 @@ from caskd.eval.study.contrast import (
     SMALL,
     WITHIN_TASK,
     Contrast,
-    Drawn,
+    FigureReplicates,
     contrasts,
 )
-from caskd.eval.study.measure import ALL_TASKS, NO_TASK, RATES, Measured, figures
+from caskd.eval.study.measure import ALL_TASKS, NO_TASK, CascadeResult
 from caskd.eval.study.operating_point import OperatingPoint
 
 __all__ = [
@@ -27,16 +27,14 @@ __all__ = [
     "MIN_TASK_EXAMPLES",
     "NO_TASK",
     "RATE",
-    "RATES",
     "SMALL",
     "WITHIN_TASK",
-    "ChainMeasured",
+    "Analysis",
+    "CascadeResult",
+    "ChainResult",
     "Contrast",
-    "Drawn",
-    "Findings",
-    "Measured",
+    "FigureReplicates",
     "OperatingPoint",
+    "analyze",
     "contrasts",
-    "figures",
-    "find",
 ]

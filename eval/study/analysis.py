@@ -1,4 +1,4 @@
-"""Everything that `caskd eval` finds out, before any of it is written."""
+"""Everything that `caskd eval` computes, before it writes any of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,92 +6,96 @@ from typing import Any
 
 from caskd.eval.config import EvalConfig
 from caskd.eval.curves import Price, read_prices
-from caskd.eval.rules import Scored, score_pairs
-from caskd.eval.study.chain import ChainMeasured, measure_chain
+from caskd.eval.rules import RuleScores, score_pairs
+from caskd.eval.study.chain import ChainResult, measure_chain
 from caskd.eval.study.compare import Comparisons, compare
 from caskd.eval.study.experiment import Experiment, read_experiment
-from caskd.eval.study.measure import Measured, measure, warnings
-from caskd.eval.study.operating_point import OperatingPoint, choose, parse_wish
+from caskd.eval.study.measure import CascadeResult, measure_cascade, warnings
+from caskd.eval.study.operating_point import OperatingPoint, choose, parse_constraint
 from caskd.eval.study.samples import default_threshold, sample_rows
-from caskd.eval.study.threshold_drift import transfer_rows
+from caskd.eval.study.threshold_drift import drift_rows
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
 
 
 @dataclass(frozen=True)
-class Findings:
+class Analysis:
     """The numbers of one report."""
 
-    measured: list[Measured]
+    results: list[CascadeResult]
+    """One for each small model."""
     comparisons: Comparisons
     split: Mapping[str, object]
+    """How the examples were split, and how many each part has."""
     left_out: list[str]
-    transfer: list[dict[str, Any]]
-    """Empty where no calibration split was given."""
-    chain: ChainMeasured | None
+    """A line for each rule that was left out, with the reason."""
+    threshold_drift: list[dict[str, Any]]
+    """Empty without a calibration split."""
+    chain: ChainResult | None
     point: OperatingPoint | None
     samples: list[dict[str, Any]]
+    """Examples on both sides of the threshold."""
     samples_of: str
-    """Which small model, rule and threshold the samples belong to, in words."""
+    """Small model, rule and threshold of the samples, in words."""
     priced: bool
+    """Whether there is a price list."""
 
     @property
     def main_rule(self) -> str:
         """The rule of the main figures."""
-        return next(iter(self.measured[0].rules))
+        return next(iter(self.results[0].rules))
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know first."""
-        found = [*warnings(self.measured), *self.comparisons.warnings]
+        found = [*warnings(self.results), *self.comparisons.warnings]
         if self.point is not None and self.point.chosen_on == "test":
             found.append(
-                "The operating point was chosen on the examples that it is measured on: as the "
-                "best of many it looks better than it is. Give --calibration 0.5 to choose it "
-                "on other examples."
+                "The operating point was chosen on the examples that measure it, so its figures "
+                "are optimistic. Pass --calibration 0.5 to choose it on other examples."
             )
         if self.point is not None and not self.point.met:
             found.append(
-                f"On the test examples the operating point misses {self.point.wish}: it was met "
-                "on the calibration split only. Ask for a little more."
+                f"On the test examples the operating point misses {self.point.constraint}: it held "
+                "on the calibration split only. Set a slightly stricter bound."
             )
         return found
 
 
-def find(config: EvalConfig) -> Findings:
-    """Measure everything that the command asks for.
+def analyze(config: EvalConfig) -> Analysis:
+    """Measure everything that the flags ask for.
 
     Raises:
-        UsageError: a file is missing or no predictions file, a flag is wrong, or nothing meets the
-            operating point.
+        UsageError: a file is missing or not a predictions file, a flag is wrong, or no cascade
+            meets the operating point.
         IdentityError: predictions that do not belong together.
     """
-    wish = parse_wish(config.operating_point) if config.operating_point else None
+    constraint = parse_constraint(config.operating_point) if config.operating_point else None
     prices = read_prices(config.prices) if config.prices else None
     _check_chain(config)
     experiment = read_experiment(config, config.small or config.chain)
-    scored, left_out = score_pairs(experiment.tests, experiment.fits, config.rule)
-    measured = [
-        measure(run.label, run.arm, pair, scores, prices=prices, bleu=config.bleu)
-        for run, pair, scores in zip(experiment.runs, experiment.tests, scored, strict=True)
+    scores, left_out = score_pairs(experiment.tests, experiment.fits, config.rule)
+    results = [
+        measure_cascade(run.label, run.arm, pair, by_rule, prices=prices, bleu=config.bleu)
+        for run, pair, by_rule in zip(experiment.runs, experiment.tests, scores, strict=True)
     ]
     calibrations = experiment.calibrations
-    point = choose(wish, measured, calibrations, prices) if wish else None
-    one, rule, threshold = (
-        (point.measured, point.scored, point.threshold)
+    point = choose(constraint, results, calibrations, prices) if constraint else None
+    shown, rule, threshold = (
+        (point.result, point.scores, point.threshold)
         if point
-        else (measured[0], measured[0].main.scored, default_threshold(measured[0]))
+        else (results[0], results[0].main.scores, default_threshold(results[0]))
     )
-    return Findings(
-        measured=measured,
-        comparisons=compare(measured, config.target_quality),
+    return Analysis(
+        results=results,
+        comparisons=compare(results, config.target_quality),
         split=experiment.split,
         left_out=[strip_control(line) for line in left_out],
-        transfer=list(transfer_rows(measured, calibrations)) if calibrations else [],
-        chain=_chain(config, experiment, scored, prices) if config.chain else None,
+        threshold_drift=list(drift_rows(results, calibrations)) if calibrations else [],
+        chain=_chain(config, experiment, scores, prices) if config.chain else None,
         point=point,
-        samples=sample_rows(one, rule, threshold),
-        samples_of=f"{one.label}, rule {rule.rule}, threshold {threshold:.6g}",
+        samples=sample_rows(shown, rule, threshold),
+        samples_of=f"{shown.label}, rule {rule.rule}, threshold {threshold:.6g}",
         priced=prices is not None,
     )
 
@@ -99,26 +103,27 @@ def find(config: EvalConfig) -> Findings:
 def _check_chain(config: EvalConfig) -> None:
     if config.chain and len(config.chain) < 2:
         raise UsageError(
-            "got one --chain, expected two or more besides --large; for one type --small"
+            "got one --chain, expected two or more besides --large; for one small model pass "
+            "--small FILE instead"
         )
     if config.chain and config.small and config.calibration_small:
         raise UsageError(
-            "--calibration-small speaks of --small alone; with --chain give --calibration 0.2, "
-            "or leave --small out"
+            "--calibration-small calibrates the models of --small, but --chain has its own; pass "
+            "--calibration 0.2 instead, or omit --small"
         )
 
 
 def _chain(
     config: EvalConfig,
     experiment: Experiment,
-    scored: Sequence[Mapping[str, Scored]],
+    scores: Sequence[Mapping[str, RuleScores]],
     prices: Mapping[str, Price] | None,
-) -> ChainMeasured:
-    """The chain's models are those of `--small` unless both flags are given."""
-    rule = next(iter(scored[0]))
+) -> ChainResult:
+    """Measure the chain; without `--small` its models are already open and scored."""
+    rule = next(iter(scores[0]))
     if config.small:
         experiment = read_experiment(config, config.chain)
-        scored, _ = score_pairs(experiment.tests, experiment.fits, [rule])
+        scores, _ = score_pairs(experiment.tests, experiment.fits, [rule])
     return measure_chain(
-        experiment.tests, experiment.calibrations, [one[rule] for one in scored], prices
+        experiment.tests, experiment.calibrations, [by_rule[rule] for by_rule in scores], prices
     )

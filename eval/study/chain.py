@@ -1,6 +1,6 @@
-"""A chain of three or more models on real predictions: its settings that none beats.
+"""A chain of three or more models on stored predictions: the frontier of its threshold settings.
 
-Legend: F points of the frontier, M models that may pass on.
+Legend: F points of the frontier, M models that may defer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,9 @@ from caskd.eval.curves import (
     flops_per_token,
     money,
     price_of,
+    thin,
 )
-from caskd.eval.rules import Pair, Scored
+from caskd.eval.rules import Pair, RuleScores
 from caskd.store.io import strip_control
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,23 +31,23 @@ MAX_POINTS = 200
 
 
 @dataclass(frozen=True, eq=False)
-class ChainMeasured:
-    """What a chain reaches."""
+class ChainResult:
+    """Cost and quality of a chain along its frontier."""
 
     models: list[str]
-    """Names in the order in which they are asked."""
+    """Names, from the first to answer to the last."""
     rule: str
     chosen: Frontier
-    """Where the thresholds were chosen."""
+    """The frontier on the split that chose the thresholds."""
     cost: FloatArray
     """[F] on the test split."""
     quality: FloatArray
     """[F] on the test split."""
     calibrated: bool
-    """Whether the thresholds were chosen on other examples than these."""
+    """Whether a calibration split chose the thresholds."""
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The chain in summary.json."""
         return {
             "models": self.models,
             "rule": self.rule,
@@ -56,7 +57,7 @@ class ChainMeasured:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per point."""
+        """One row per point of the frontier."""
         passing = self.models[:-1]
         return [
             {
@@ -82,27 +83,28 @@ class ChainMeasured:
 def measure_chain(
     tests: Sequence[Pair],
     calibrations: Sequence[Pair] | None,
-    scored: Sequence[Scored],
+    scores: Sequence[RuleScores],
     prices: Mapping[str, Price] | None,
-) -> ChainMeasured:
-    """Choose thresholds on the calibration split, else on the test split; measure on the latter.
+) -> ChainResult:
+    """Choose thresholds on the calibration split, or without one on the test split; measure on the
+    test split.
 
     Args:
         tests: each model of the chain but the last, joined with the last.
         calibrations: the same on the calibration split.
-        scored: one rule's scores of each model on the test split.
-        prices: of tokens, where money is the cost; else it is FLOPs per token.
+        scores: one rule's scores of each model on the test split.
+        prices: prices of tokens, if cost is money; None for FLOPs per token.
 
     Raises:
-        UsageError: fewer than three models, or one has no price.
+        UsageError: fewer than three models, or a model has no price.
     """
-    links = _links(tests, [one.score for one in scored], prices)
+    links = _links(tests, [model.score for model in scores], prices)
     last_cost = _cost(tests[0].large, prices)
     chosen = links, tests[0].large_quality, last_cost
     if calibrations is not None:
-        scores = [one.apply(pair) for one, pair in zip(scored, calibrations, strict=True)]
+        applied = [model.apply(pair) for model, pair in zip(scores, calibrations, strict=True)]
         chosen = (
-            _links(calibrations, scores, prices),
+            _links(calibrations, applied, prices),
             calibrations[0].large_quality,
             _cost(calibrations[0].large, prices),
         )
@@ -112,10 +114,10 @@ def measure_chain(
         for thresholds in frontier.thresholds
     ]
     cost, quality = np.array(points).T
-    return ChainMeasured(
+    return ChainResult(
         models=[strip_control(pair.small.model_name) for pair in tests]
         + [strip_control(tests[0].large.model_name)],
-        rule=scored[0].rule,
+        rule=scores[0].rule,
         chosen=frontier,
         cost=cost,
         quality=quality,
@@ -140,13 +142,12 @@ def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> Float
 
 
 def _thin(frontier: Frontier) -> Frontier:
-    wanted = np.linspace(0, frontier.cost.size - 1, MAX_POINTS)
-    places = np.unique(wanted.round().astype(np.int64))
+    points = thin(frontier.cost.size, MAX_POINTS)
     return Frontier(
-        frontier.cost[places],
-        frontier.quality[places],
-        frontier.thresholds[places],
-        frontier.answered[places],
+        frontier.cost[points],
+        frontier.quality[points],
+        frontier.thresholds[points],
+        frontier.answered[points],
         frontier.num_settings,
     )
 

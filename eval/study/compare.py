@@ -1,6 +1,6 @@
-"""Is one arm better than another, and one rule than another? All on the same redrawn examples.
+"""Compare every arm with every other, and every rule with the main one, on shared replicates.
 
-Legend: S series, B draws, R seeds.
+Legend: S series, B bootstrap replicates, R seeds.
 """
 
 import statistics
@@ -12,9 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.answers import seeds_of
-from caskd.eval.stats import Difference, McNemar, area_draws, arm_difference, interval, mcnemar
-from caskd.eval.study.contrast import Contrast, Target, contrasts, drawn_measures, find_target
-from caskd.eval.study.measure import Measured
+from caskd.eval.stats import (
+    Difference,
+    McNemar,
+    area_replicates,
+    arm_difference,
+    interval,
+    mcnemar,
+)
+from caskd.eval.study.contrast import (
+    Contrast,
+    Target,
+    contrasts,
+    figure_replicates,
+    find_target,
+)
+from caskd.eval.study.measure import CascadeResult
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -52,7 +65,7 @@ class Comparisons:
     between_arms: list[Contrast]
     """By the area over all examples."""
     more: list[Contrast]
-    """By every other measure."""
+    """By every other figure."""
     target: Target
     between_rules: list[tuple[str, str, str, Difference]]
     """Small model, a rule, the main rule, and the first rule's area minus the main rule's."""
@@ -61,79 +74,92 @@ class Comparisons:
     warnings: list[str]
 
 
-def compare(measured: Sequence[Measured], target_quality: float | None = None) -> Comparisons:
+def compare(results: Sequence[CascadeResult], target_quality: float | None = None) -> Comparisons:
     """Compare all arms by their main rule, and in each small model all rules with the main one.
 
-    The intervals of single areas are noted in each `Measured.intervals`.
+    The intervals of single areas are stored in each `CascadeResult.intervals`.
 
     Args:
-        measured: the small models.
-        target_quality: at which costs are compared; None as `find_target` has it.
+        results: one for each small model.
+        target_quality: at which costs are compared; None for the default of `find_target`.
     """
-    keys = [(place, name) for place, one in enumerate(measured) for name in one.rules]
-    draws = area_draws(
-        [(measured[p].rules[name].scored.score, measured[p].pair.small_quality)
-         for p, name in keys],
-        measured[0].pair.large_quality,
-    )  # fmt: skip
-    found = {
-        key: (np.array([measured[key[0]].rules[key[1]].curve.audc]), draws[row : row + 1])
-        for row, key in enumerate(keys)
+    keys = [(index, rule) for index, result in enumerate(results) for rule in result.rules]
+    replicates = area_replicates(
+        [(results[i].rules[rule].scores.score, results[i].pair.small_quality) for i, rule in keys],
+        results[0].pair.large_quality,
+    )
+    areas = {
+        (index, rule): (
+            np.array([results[index].rules[rule].curve.audc]),
+            replicates[row : row + 1],
+        )
+        for row, (index, rule) in enumerate(keys)
     }
-    for (place, name), (_, rule_draws) in found.items():
-        measured[place].intervals[name] = interval(rule_draws[0])
-    mains = [next(iter(one.rules)) for one in measured]
-    target = find_target(measured, target_quality)
-    areas = np.concatenate([found[key][1] for key in enumerate(mains)])
-    arms = [one.arm for one in measured]
+    for (index, rule), (_, rule_replicates) in areas.items():
+        results[index].intervals[rule] = interval(rule_replicates[0])
+    mains = [next(iter(result.rules)) for result in results]
+    target = find_target(results, target_quality)
+    main_replicates = np.concatenate([areas[key][1] for key in enumerate(mains)])
+    arms = [result.arm for result in results]
     several = len(set(arms)) > 1
-    drawn = drawn_measures(measured, areas, target) if several else []
-    by_area = contrasts(arms, drawn[:1])
+    figures = figure_replicates(results, main_replicates, target) if several else []
+    by_area = contrasts(arms, figures[:1])
     return Comparisons(
-        arms=[_arm_area(arm, places, measured, areas, target)
-              for arm, places in seeds_of(arms).items()],
+        arms=[
+            _arm_area(arm, indices, results, main_replicates, target)
+            for arm, indices in seeds_of(arms).items()
+        ],
         between_arms=by_area,
-        more=contrasts(arms, drawn[1:]),
+        more=contrasts(arms, figures[1:]),
         target=target,
         between_rules=[
-            (measured[place].label, name, mains[place],
-             arm_difference(found[place, name], found[place, mains[place]]))
-            for place, name in keys
-            if name != mains[place]
+            (
+                results[index].label,
+                rule,
+                mains[index],
+                arm_difference(areas[index, rule], areas[index, mains[index]]),
+            )
+            for index, rule in keys
+            if rule != mains[index]
         ],
         at_one_rate=[
             (a.label, b.label, mcnemar(_quality_at(a), _quality_at(b)))
-            for a, b in combinations(measured, 2)
+            for a, b in combinations(results, 2)
             if arms.count(a.arm) == arms.count(b.arm) == 1
         ],
         warnings=list(_warnings(by_area)),
-    )  # fmt: skip
+    )
 
 
 def _warnings(by_area: Sequence[Contrast]) -> Iterator[str]:
-    for one in by_area:
-        if 1 < one.difference.num_seeds < ENOUGH_SEEDS:
+    for contrast in by_area:
+        num_seeds = contrast.difference.num_seeds
+        if 1 < num_seeds < ENOUGH_SEEDS:
             yield (
-                f"{one.first} and {one.second}: an interval over {one.difference.num_seeds} seeds "
-                f"is too narrow; train at least {ENOUGH_SEEDS}."
+                f"{contrast.first} and {contrast.second}: an interval over {num_seeds} seeds is "
+                f"too narrow; train at least {ENOUGH_SEEDS}."
             )
 
 
-def _quality_at(one: Measured) -> FloatArray:
+def _quality_at(result: CascadeResult) -> FloatArray:
     """Quality [E] of a cascade at the threshold that defers the most within `FIXED_RATE`."""
-    score = one.main.scored.score
-    place = int(np.flatnonzero(one.curve.deferral_rate <= FIXED_RATE)[-1])
-    deferred = score >= one.curve.threshold[place]
-    return np.where(deferred, one.pair.large_quality, one.pair.small_quality)
+    score = result.main.scores.score
+    point = int(np.flatnonzero(result.curve.deferral_rate <= FIXED_RATE)[-1])
+    deferred = score >= result.curve.threshold[point]
+    return np.where(deferred, result.pair.large_quality, result.pair.small_quality)
 
 
 def _arm_area(
-    arm: str, places: list[int], measured: Sequence[Measured], draws: FloatArray, target: Target
+    arm: str,
+    indices: list[int],
+    results: Sequence[CascadeResult],
+    replicates: FloatArray,
+    target: Target,
 ) -> ArmArea:
-    areas = np.array([measured[place].curve.audc for place in places])
-    # An arm against nothing: its own interval, with its seeds redrawn as in a difference.
-    nothing = (np.zeros(areas.size), np.zeros((areas.size, draws.shape[1])))
-    own = arm_difference((areas, draws[places]), nothing)
+    areas = np.array([results[index].curve.audc for index in indices])
+    # The arm minus zero: its own interval, with its seeds resampled as in a difference.
+    zero = (np.zeros(areas.size), np.zeros((areas.size, replicates.shape[1])))
+    own = arm_difference((areas, replicates[indices]), zero)
     return ArmArea(
         arm=arm,
         num_seeds=areas.size,
@@ -141,8 +167,8 @@ def _arm_area(
         seed_deviation=statistics.stdev(areas.tolist()) if areas.size > 1 else None,
         low=own.low,
         high=own.high,
-        quality_small=statistics.fmean(measured[place].curve.quality_small for place in places),
-        rate_at_quality=statistics.fmean(target.rate[place] for place in places),
-        cost_at_quality=statistics.fmean(target.cost[place] for place in places),
-        num_seeds_short=sum(not target.reached[place] for place in places),
+        quality_small=statistics.fmean(results[index].curve.quality_small for index in indices),
+        rate_at_quality=statistics.fmean(target.rate[index] for index in indices),
+        cost_at_quality=statistics.fmean(target.cost[index] for index in indices),
+        num_seeds_short=sum(not target.reached[index] for index in indices),
     )

@@ -1,4 +1,4 @@
-"""From files to what is measured: small models joined with the large one, and the two splits."""
+"""Open predictions files, join small and large models, and split off calibration examples."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ from caskd.store.errors import UsageError
 
 @dataclass(frozen=True)
 class Experiment:
-    """Every small model on the examples that judge it, and on those that calibrate."""
+    """Every small model on test, calibration and fit examples."""
 
     runs: list[Run]
     tests: list[Pair]
     calibrations: list[Pair] | None
-    """On these thresholds are chosen."""
+    """Examples that choose thresholds."""
     fits: list[Pair] | None
-    """On these rules are fitted: others again, as a fitted rule is too sure of what it has seen."""
+    """Examples that fit rules; separate, because a fitted rule is overconfident on its own data."""
     split: dict[str, object]
     """How the examples were split, for the summary."""
 
@@ -34,11 +34,11 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     """Open and join every predictions file.
 
     Args:
-        config: of the command.
+        config: flags of the command.
         small: the files of the small models, FILE or NAME=FILE.
 
     Raises:
-        UsageError: a file is missing or no predictions file, or flags contradict each other.
+        UsageError: a file is missing or not a predictions file, or flags contradict each other.
         IdentityError: predictions that do not belong together.
     """
     _check_flags(config, small)
@@ -69,23 +69,26 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     if config.calibration is None:
         split = {"by": "none", "num_test": len(large), "num_calibration": 0, "num_fit": 0}
         return Experiment(runs, pairs, None, None, split)
-    marked = calibration_places(
+    marked = calibration_mask(
         large.strings("question_digest"), config.calibration, config.calibration_seed
     )
     calibrations = [pair.take(np.flatnonzero(marked)) for pair in pairs]
     tests = [pair.take(np.flatnonzero(~marked)) for pair in pairs]
-    split = {"by": "hash of the question", "share": config.calibration,
-             "seed": config.calibration_seed}  # fmt: skip
+    split = {
+        "by": "hash of the question",
+        "share": config.calibration,
+        "seed": config.calibration_seed,
+    }
     return _halved(config, Experiment(runs, tests, calibrations, None, split))
 
 
 def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
-    """Half of the calibration examples for fitting, where a rule must be fitted."""
+    """Half of the calibration examples fit rules, if any rule needs fitting."""
     assert whole.calibrations is not None, "called only where there are some"
     fits, calibrations = None, whole.calibrations
     if not config.rule or set(config.rule) & ROUTERS.keys():
         digests = calibrations[0].large.strings("question_digest")
-        marked = calibration_places(digests, 0.5, config.calibration_seed + 1)
+        marked = calibration_mask(digests, 0.5, config.calibration_seed + 1)
         fits = [pair.take(np.flatnonzero(marked)) for pair in calibrations]
         calibrations = [pair.take(np.flatnonzero(~marked)) for pair in calibrations]
     counts = {
@@ -98,23 +101,25 @@ def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
 
 def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
     if not small:
-        raise UsageError("no small model given; type --small FILE, once for each")
+        raise UsageError("no small model, expected one or more; pass --small FILE, once for each")
     if not config.large:
-        raise UsageError("no large model given; type --large FILE")
+        raise UsageError("no large model, expected one; pass --large FILE")
     if config.student or config.limit is not None:
-        raise UsageError("--student and --limit go with --next-token STORE; give that too")
+        raise UsageError("--student and --limit need --next-token STORE; pass it too, or omit them")
     if config.target_quality is not None and not 0.0 <= config.target_quality <= 1.0:
         raise UsageError(
             f"got --target-quality {config.target_quality}, expected a number from 0 to 1"
         )
     if bool(config.calibration_small) != (config.calibration_large is not None):
-        raise UsageError("--calibration-small and --calibration-large go together; give both")
+        raise UsageError("--calibration-small and --calibration-large need each other; pass both")
     if config.calibration_small and config.calibration is not None:
-        raise UsageError("got --calibration and --calibration-small; expected one of them")
+        raise UsageError(
+            "got --calibration and --calibration-small, expected one of them; omit the other"
+        )
     if config.calibration_small and len(config.calibration_small) != len(small):
         raise UsageError(
             f"got {len(config.calibration_small)} --calibration-small for {len(small)} small "
-            "models; expected one each, in the same order"
+            "models, expected one each; pass them in the same order"
         )
 
 
@@ -124,33 +129,35 @@ def _check_apart(test: Pair, calibration: Pair) -> None:
     )
     if shared:
         raise UsageError(
-            f"{len(shared):,} questions are in both --large and --calibration-large; expected "
-            "other questions, or a share of the same with --calibration 0.2"
+            f"{len(shared):,} questions are in both --large and --calibration-large, "
+            "expected none; use other questions, or split one set with --calibration 0.2"
         )
 
 
-def calibration_places(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
+def calibration_mask(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Mark the examples of the calibration split.
 
-    An example's side depends on its name and the seed alone: not on its place, nor on which other
-    examples there are. So the split is the same for every model, and for more data later.
+    The side of an example depends on its name and the seed alone, not on its position or on other
+    examples, so the split is the same for every model and stays the same when data is added.
 
     Args:
-        names: what tells the questions apart; equal questions fall on the same side.
-        share: of the examples, on average, that calibrate.
-        seed: another one draws another split.
+        names: a name for each question; equal questions are on the same side.
+        share: average share of calibration examples.
+        seed: random seed of the split.
 
     Raises:
         UsageError: the share is not between 0 and 1, or one side is empty.
     """
     if not 0.0 < share < 1.0:
-        raise UsageError(f"got --calibration {share:g}, expected a share between 0 and 1")
+        raise UsageError(
+            f"--calibration {share:g} is out of range, expected a fraction between 0 and 1"
+        )
     limit = int(share * 2**64)
     marked = np.array([_hash(name, seed) < limit for name in names])
     if marked.all() or not marked.any():
         raise UsageError(
             f"--calibration {share:g} leaves one side of {len(names):,} examples empty; "
-            "choose another share or --calibration-seed, or more examples"
+            "change the fraction or --calibration-seed, or use more examples"
         )
     return marked
 

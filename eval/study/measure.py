@@ -1,4 +1,4 @@
-"""The numbers of a report, from joined predictions: one `Measured` for each small model."""
+"""Curves, figures and costs of a cascade, from joined predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,7 @@ from caskd.eval.curves import (
     auroc,
     bleu_curve,
     calibration_error,
+    curve_figures,
     deferral_curve,
     flops,
     money,
@@ -23,162 +24,156 @@ from caskd.eval.curves import (
     price_of,
     shares,
     tail_seconds,
+    thin,
     token_cost,
 )
-from caskd.eval.rules import Pair, Scored
+from caskd.eval.rules import Pair, RuleScores
 
 FloatArray = npt.NDArray[np.float64]
 
 ALL_TASKS = "all"
 NO_TASK = "(no task)"
 MAX_POINTS = 10_001
-CPT_SHARES = (0.5, 0.8, 0.95)
-RATES = (0.1, 0.2, 0.3, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
-class RuleMeasured:
+class RuleResult:
     """One rule on one small model."""
 
-    scored: Scored
+    scores: RuleScores
     curve: DeferralCurve
-    """Thinned to `MAX_POINTS` points; its figures are those of all points."""
+    """Thinned to `MAX_POINTS` points."""
     figures: Mapping[str, Any]
+    """Curve figures over all points, and AUROC, AURC and ECE of the score."""
     token_flops: FloatArray
     """[P] FLOPs per token on the paper's axis."""
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class CascadeResult:
     """One small model against the large one."""
 
     label: str
     arm: str
     pair: Pair
-    rules: Mapping[str, RuleMeasured]
-    """The first rule is that of every other field."""
+    rules: Mapping[str, RuleResult]
+    """By name; all other fields are of the first rule, the main one."""
     tasks: Mapping[str, DeferralCurve]
-    """A curve per task, each with thresholds of its own; empty where there is a single task."""
+    """A curve per task, each with its own thresholds; empty if there is a single task."""
     costs: Mapping[str, FloatArray]
-    """[P] mean cost per example at each point of the curve: flops, seconds, and money if priced."""
+    """[P] mean cost per example at each point: flops, seconds, and with prices money."""
     tail: tuple[FloatArray, FloatArray]
-    """Deferral rates, and the 95th percentile of the seconds per example there."""
+    """Deferral rates, and the 95th percentile of the seconds per example at each."""
     bleu: tuple[FloatArray, FloatArray] | None
-    """Deferral rates, and corpus BLEU there."""
+    """Deferral rates, and corpus BLEU at each; None without `--bleu`."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Of the area, by rule."""
+    """95 % interval of the area by rule; `compare` fills them in."""
 
     @property
-    def main(self) -> RuleMeasured:
+    def main(self) -> RuleResult:
         """The first rule."""
         return next(iter(self.rules.values()))
 
     @property
     def curve(self) -> DeferralCurve:
-        """Of the first rule."""
+        """Curve of the first rule."""
         return self.main.curve
 
     @property
     def token_flops(self) -> FloatArray:
-        """[P] of the first rule."""
+        """[P] FLOPs per token of the first rule."""
         return self.main.token_flops
 
 
-def measure(
+def measure_cascade(
     label: str,
     arm: str,
     pair: Pair,
-    scored: Mapping[str, Scored],
+    scores: Mapping[str, RuleScores],
     *,
     prices: Mapping[str, Price] | None = None,
     bleu: str | None = None,
-) -> Measured:
+) -> CascadeResult:
     """Curves and costs of one cascade.
 
     Args:
-        label: of this small model.
-        arm: that it is a seed of.
-        pair: the examples.
-        scored: every rule's score of them, the main rule's first.
-        prices: of tokens, by the model's name.
-        bleu: tokenizer of corpus BLEU, where it is wanted.
+        label: name of this small model in the report.
+        arm: the arm of which it is one seed.
+        pair: answers of both models.
+        scores: scores by rule, the main rule first.
+        prices: prices of tokens by model name.
+        bleu: tokenizer for corpus BLEU; None for no corpus BLEU.
 
     Raises:
         UsageError: a model has no price, or sacrebleu has no such tokenizer.
     """
-    first = next(iter(scored.values()))
+    first = next(iter(scores.values()))
     names = sorted(set(pair.tasks))
     tasks = np.array(pair.tasks, dtype=object)
     parts = {name: np.flatnonzero(tasks == name) for name in names} if len(names) > 1 else {}
     curve = deferral_curve(first.score, pair.small_quality, pair.large_quality)
-    places = _thin(curve.deferral_rate.size)
+    points = thin(curve.deferral_rate.size, MAX_POINTS)
     costs = cost_shares(pair, first, prices)
-    return Measured(
+    return CascadeResult(
         label=label,
         arm=arm,
         pair=pair,
-        rules={name: _measure_rule(pair, one) for name, one in scored.items()},
+        rules={name: _rule_result(pair, rule_scores) for name, rule_scores in scores.items()},
         tasks={
             name: deferral_curve(
                 first.score[part], pair.small_quality[part], pair.large_quality[part]
             )
             for name, part in parts.items()
         },
-        costs={unit: one.mean(first.score)[places] for unit, one in costs.items()},
+        costs={unit: cost.mean(first.score)[points] for unit, cost in costs.items()},
         tail=tail_seconds(first.score, costs["seconds"]),
         bleu=_bleu(pair, first.score, bleu) if bleu else None,
     )
 
 
-def _measure_rule(pair: Pair, scored: Scored) -> RuleMeasured:
-    curve = deferral_curve(scored.score, pair.small_quality, pair.large_quality)
-    places = _thin(curve.deferral_rate.size)
+def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
+    curve = deferral_curve(scores.score, pair.small_quality, pair.large_quality)
+    points = thin(curve.deferral_rate.size, MAX_POINTS)
     thinned = replace(
         curve,
         **{
-            name: getattr(curve, name)[places]
+            name: getattr(curve, name)[points]
             for name in ("deferral_rate", "quality", "threshold", "a1", "a2", "random")
         },
     )
-    oracle = _thin(curve.oracle_rate.size)
+    oracle = thin(curve.oracle_rate.size, MAX_POINTS)
     thinned = replace(
         thinned,
         oracle_rate=curve.oracle_rate[oracle],
         oracle_quality=curve.oracle_quality[oracle],
     )
     rest = {
-        "auroc": auroc(scored.score, pair.small_quality),
-        "aurc": aurc(scored.score, pair.small_quality),
+        "auroc": auroc(scores.score, pair.small_quality),
+        "aurc": aurc(scores.score, pair.small_quality),
         "ece": None
-        if scored.confidence is None
-        else calibration_error(scored.confidence, pair.small_quality),
+        if scores.confidence is None
+        else calibration_error(scores.confidence, pair.small_quality),
     }
-    return RuleMeasured(
-        scored=scored,
+    return RuleResult(
+        scores=scores,
         curve=thinned,
-        figures={**figures(curve), **rest},
+        figures={**curve_figures(curve), **rest},
         token_flops=token_cost(
             thinned.deferral_rate,
             pair.small.num_parameters,
             pair.large.num_parameters,
-            before_generation=scored.before_generation,
+            before_generation=scores.before_generation,
         ),
     )
 
 
-def _thin(num_points: int) -> npt.NDArray[np.int64]:
-    """Places of at most `MAX_POINTS` points, both ends among them."""
-    wanted = np.linspace(0, num_points - 1, min(num_points, MAX_POINTS))
-    return np.unique(wanted.round().astype(np.int64))
-
-
 def cost_shares(
-    pair: Pair, scored: Scored, prices: Mapping[str, Price] | None
+    pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | None
 ) -> dict[str, Shares]:
-    """What each example costs in flops, seconds and, with a price list, money.
+    """Cost of each example in flops, seconds and, with a price list, money.
 
-    A rule on the small model's hidden state pays for reading the prompt; its seconds count in full,
-    since files do not tell reading from writing.
+    A rule on the small model's hidden state pays for reading the prompt. Its seconds count in full,
+    because predictions files do not separate reading from writing.
 
     Raises:
         UsageError: a model has no price.
@@ -186,18 +181,18 @@ def cost_shares(
     units = {"flops": (flops(pair.small), flops(pair.large))}
     if prices is not None:
         models = (pair.small, pair.large)
-        ours, theirs = (money(one, price_of(prices, one.model_name)) for one in models)
-        units["money"] = (ours, theirs)
+        small, large = (money(model, price_of(prices, model.model_name)) for model in models)
+        units["money"] = (small, large)
     found = {}
     for unit, ((read, written), (large_read, large_written)) in units.items():
-        saved = written if scored.before_generation else None
-        saved = read + written if scored.reads_prompt_alone else saved
+        saved = written if scores.before_generation else None
+        saved = read + written if scores.reads_prompt_alone else saved
         found[unit] = shares(read + written, large_read + large_written, saved=saved)
     seconds = pair.small.numbers("seconds")
     found["seconds"] = shares(
         seconds,
         pair.large.numbers("seconds"),
-        saved=seconds if scored.reads_prompt_alone else None,
+        saved=seconds if scores.reads_prompt_alone else None,
     )
     return found
 
@@ -205,38 +200,18 @@ def cost_shares(
 def _bleu(pair: Pair, score: FloatArray, tokenizer: str) -> tuple[FloatArray, FloatArray]:
     references = pair.large.references()
     small, large = (
-        ngram_counts(one.strings("text"), references, tokenizer) for one in (pair.small, pair.large)
+        ngram_counts(model.strings("text"), references, tokenizer)
+        for model in (pair.small, pair.large)
     )
     return bleu_curve(score, small, large, tokenizer)
 
 
-def warnings(measured: Sequence[Measured]) -> list[str]:
-    """What a reader must know before trusting the numbers, in words."""
+def warnings(results: Sequence[CascadeResult]) -> list[str]:
+    """What a reader must know before trusting the figures."""
     return [
-        f"The large model's lead over {m.label} is {100 * m.curve.gap:.1f} points, less than "
-        f"{100 * MIN_GAP:.0f}: there is little for a cascade to win, and figures relative to the "
-        "lead are left out."
-        for m in measured
-        if m.curve.gap < MIN_GAP
+        f"The large model's lead over {result.label} is {100 * result.curve.gap:.1f} points, less "
+        f"than {100 * MIN_GAP:.0f}: a cascade has little to gain, and figures relative to the lead "
+        "are left out."
+        for result in results
+        if result.curve.gap < MIN_GAP
     ]
-
-
-def figures(curve: DeferralCurve) -> dict[str, Any]:
-    """The summary numbers of one curve."""
-    best = int(np.argmax(curve.quality))
-    return {
-        "num_examples": curve.num_examples,
-        "quality_small": curve.quality_small,
-        "quality_large": curve.quality_large,
-        "audc": curve.audc,
-        "random_audc": curve.random_audc,
-        "oracle_audc": curve.oracle_audc,
-        "audc_over_random": curve.audc - curve.random_audc,
-        "percent_over_random": curve.percent_over_random,
-        "apgr": curve.apgr,
-        **{f"cpt_{100 * share:.0f}": curve.cpt(share) for share in CPT_SHARES},
-        "rate_for_large": curve.rate_for(curve.quality_large),
-        **{f"quality_at_{100 * rate:.0f}": curve.quality_at(rate) for rate in RATES},
-        "best_quality": float(curve.quality[best]),
-        "best_quality_rate": float(curve.deferral_rate[best]),
-    }

@@ -1,4 +1,4 @@
-"""Stored answers scored by another metric: no model runs again."""
+"""Score stored answers by another metric, without running a model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ from caskd.eval.tasks import Task, describe, named_metrics, quality
 
 
 def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Predictions:
-    """The same answers with other qualities.
+    """The same answers with new qualities.
 
     Args:
         predictions: with texts and references.
-        task_metrics: NAME=METRIC for one task, METRIC for all others; tasks that are not meant keep
+        task_metrics: NAME=METRIC for one task, METRIC for all others; tasks without a metric keep
             their quality.
 
     Raises:
-        UsageError: a metric that there is not, or a name that no task has.
+        UsageError: a metric is unknown, or no task has a NAME.
     """
     if not task_metrics:
         return predictions
@@ -42,14 +42,14 @@ def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Prediction
         )
     ]
     table = predictions.columns
-    place = table.column_names.index("quality")
-    table = table.set_column(place, "quality", pa.array(values, pa.float64()))
+    index = table.column_names.index("quality")
+    table = table.set_column(index, "quality", pa.array(values, pa.float64()))
     metadata = {**predictions.metadata, "quality": describe(tasks)}
     return Predictions(predictions.source, metadata, table)
 
 
 def _stored_task(predictions: Predictions, name: str) -> Task:
-    """How a task was scored when its answers were stored."""
+    """The metric by which a task was scored when its answers were stored."""
     stored = predictions.metadata.get("tasks", {}).get(name)
     if stored is None:
         return Task(str(predictions.metadata["quality"]))

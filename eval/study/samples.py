@@ -1,55 +1,53 @@
-"""Examples on both sides of the threshold, for people to read."""
+"""Sample examples on both sides of the threshold, for people to read."""
 
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.rules import Scored
-from caskd.eval.study.measure import Measured
+from caskd.eval.rules import RuleScores
+from caskd.eval.study.measure import CascadeResult
 from caskd.store.io import strip_control
 
 NEAR, FAR = 8, 4
 MAX_LETTERS = 300
 
 
-def default_threshold(one: Measured) -> float:
-    """Where 80 % of the lead is recovered, else where half of the examples are deferred."""
-    wanted = one.curve.cpt(0.8)
-    rate = 0.5 if wanted is None else wanted
-    return float(one.curve.threshold[np.searchsorted(one.curve.deferral_rate, rate)])
+def default_threshold(result: CascadeResult) -> float:
+    """Where the cascade recovers 80 % of the lead, or where it defers half if it never does."""
+    recovered = result.curve.cpt(0.8)
+    rate = 0.5 if recovered is None else recovered
+    return float(result.curve.threshold[np.searchsorted(result.curve.deferral_rate, rate)])
 
 
-def sample_rows(one: Measured, scored: Scored, threshold: float) -> list[dict[str, Any]]:
-    """Examples next to the threshold, and those on which the score errs most.
+def sample_rows(
+    result: CascadeResult, scores: RuleScores, threshold: float
+) -> list[dict[str, Any]]:
+    """Examples next to the threshold, and the worst errors of the score.
 
     Returns:
-        One row per example: the side it stands on, its score, the question where the data was
-        given, the reference, both answers and their qualities.
+        One row per example: its side of the threshold, its score, the question (with `--data`),
+        the reference, both answers and their qualities.
     """
-    score, pair = scored.score, one.pair
+    score, pair = scores.score, result.pair
     rising = np.argsort(score, kind="stable")
     kept, deferred = rising[score[rising] < threshold], rising[score[rising] >= threshold]
-    wrong, right = (part for part in (pair.small_quality < 0.5, pair.small_quality >= 0.5))
+    wrong, right = pair.small_quality < 0.5, pair.small_quality >= 0.5
     groups = {
         "kept, just": kept[::-1][:NEAR],
         "deferred, just": deferred[:NEAR],
         "kept and wrong, surest": kept[wrong[kept]][:FAR],
         "deferred though right, least sure": deferred[right[deferred]][::-1][:FAR],
     }
-    return [
-        row
-        for side, places in groups.items()
-        for row in _rows(one, scored, side, np.asarray(places, dtype=np.int64))
-    ]
+    return [row for side, indices in groups.items() for row in _rows(result, scores, side, indices)]
 
 
 def _rows(
-    one: Measured, scored: Scored, side: str, places: npt.NDArray[np.int64]
+    result: CascadeResult, scores: RuleScores, side: str, indices: npt.NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    pair = one.pair.take(places) if places.size else None
-    if pair is None:
+    if not indices.size:
         return []
+    pair = result.pair.take(indices)
     questions = pair.texts("prompt") if pair.has("prompt") else [""] * len(pair)
     columns = {
         "example": pair.large.strings("example_id"),
@@ -62,12 +60,12 @@ def _rows(
     return [
         {
             "side": side,
-            "score": float(scored.score[place]),
+            "score": float(scores.score[index]),
             **{name: _short(values[row]) for name, values in columns.items()},
             "small_quality": float(pair.small_quality[row]),
             "large_quality": float(pair.large_quality[row]),
         }
-        for row, place in enumerate(places)
+        for row, index in enumerate(indices)
     ]
 
 

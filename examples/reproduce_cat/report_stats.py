@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
-from caskd.eval.stats.intervals import seed_interval, t_quantile
+from caskd.eval.stats.intervals import seed_interval
 
 Interval = tuple[float, float]
 
@@ -93,7 +93,7 @@ def smallest_difference(deviation: float, num_seeds: int) -> float:
         num_seeds: two or more.
     """
     freedom = num_seeds - 1
-    reach = t_quantile(freedom)
+    reach = stats.t.ppf(0.975, freedom)
     shift = brentq(lambda shift: stats.nct.sf(reach, freedom, shift) - POWER, 0.0, 3.0 * reach)
     return float(shift) * deviation / math.sqrt(num_seeds)
 

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from helpers.cascades import join_files
 from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
-from caskd.eval.rules import Pair
 from caskd.store.errors import IdentityError, UsageError
 
 RECORDS = ragged_records(40)
@@ -62,12 +62,13 @@ def test_it_answers_as_it_was_measured(measured, evaluated):
     rules = ("--rule", "average", "--operating-point", "deferral_rate<=0.5")
     cascade = Cascade.load(str(evaluated(*rules)), **models(measured), batch_size=7)
     answers = cascade.answer(PROMPTS)
-    pair = Pair.from_files(*(str(measured / f"{name}.parquet") for name in ("small", "large")))
+    pair = join_files(*(str(measured / f"{name}.parquet") for name in ("small", "large")))
     texts = {"small": pair.small.strings("text"), "large": pair.large.strings("text")}
-    np.testing.assert_allclose([a.deferral_score for a in answers], pair.score(), atol=1e-4)
-    clear = np.abs(pair.score() - cascade.threshold) > 1e-3  # not the one at the threshold itself
+    score = pair.score("average")
+    np.testing.assert_allclose([a.deferral_score for a in answers], score, atol=1e-4)
+    clear = np.abs(score - cascade.threshold) > 1e-3  # not the one at the threshold itself
     assert clear.sum() >= 38
-    expected = np.where(pair.score() >= cascade.threshold, "large", "small")
+    expected = np.where(score >= cascade.threshold, "large", "small")
     assert 0 < (expected == "large").sum() < 40
     for place, answer in enumerate(answers):
         assert answer.text == texts[answer.answered_by][place]
@@ -95,7 +96,7 @@ def test_any_function_may_be_the_large_model(measured, evaluated):
         f"large: {p}" for p in deferred
     ]
     short = Cascade.load(file, small=str(measured / "small"), large=lambda _: [], device="cpu")
-    with pytest.raises(UsageError, match="the large model gave 0 answers"):
+    with pytest.raises(UsageError, match="the large model returned 0 answers"):
         short.answer(PROMPTS)
 
 

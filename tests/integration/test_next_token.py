@@ -8,13 +8,13 @@ import pytest
 import torch
 from helpers.tiny import save_tiny
 from helpers.training import capture
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
 from caskd.eval.curves import deferral_curve
-from caskd.eval.next_token.measure import draws_over_examples
+from caskd.eval.next_token.measure import example_replicates
 from caskd.eval.next_token.teacher_forcing import _tile_values, store_rows, student_rows
-from caskd.eval.stats.intervals import t_quantile
 from caskd.models.decoding import load_for_decoding
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
@@ -96,8 +96,8 @@ def test_intervals_redraw_whole_examples():
     small = (generator.uniform(size=1200) > hard).astype(float)
     large = (generator.uniform(size=1200) > hard / 4).astype(float)
     score = hard + generator.normal(scale=0.1, size=1200)
-    together = draws_over_examples(score, small, large, examples)["audc"]
-    alone = draws_over_examples(score, small, large, np.arange(1200))["audc"]
+    together = example_replicates(score, small, large, examples)["audc"]
+    alone = example_replicates(score, small, large, np.arange(1200))["audc"]
     exact = []  # the same by hand: whole examples drawn with replacement
     for _ in range(400):
         rows = (generator.integers(0, 60, 60)[:, None] * 20 + np.arange(20)).ravel()
@@ -148,7 +148,9 @@ def test_students_of_one_name_are_seeds(root, tmp_path, capsys):
     area = {one["label"]: one["rules"]["log-probability"]["audc"] for one in summary["students"]}
     apart = area["cat seed 0"] - area["xent seed 0"]  # and the same with the other sign at seed 1
     assert same["audc_difference"] == pytest.approx(0.0, abs=1e-12)
-    assert same["seed_high"] == -same["seed_low"] == pytest.approx(abs(apart) * t_quantile(1))
+    assert (
+        same["seed_high"] == -same["seed_low"] == pytest.approx(abs(apart) * stats.t.ppf(0.975, 1))
+    )
     assert (same["seed_interval"], same["num_seeds"]) == ("paired t", 2)
     assert same["low"] < 0.0 < same["high"]
     assert (alone["first"], alone["second"], alone["seed_low"]) == ("cat", "student", None)
@@ -201,15 +203,15 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--next-token", "STORE"], "--next-token needs a student; type --student DIR"),
+        (["--next-token", "STORE"], "--next-token needs a student; pass --student DIR"),
         (
             ["--next-token", "STORE", "--student", "S", "--large", "x"],
-            "expected one way to measure",
+            "got --next-token with --small or --large",
         ),
         (["--next-token", "STORE", "--student", "S", "--limit", "0"], "got --limit 0"),
         (["--next-token", "nowhere", "--student", "S"], "nowhere: expected a store"),
-        (["--small", "x.parquet"], "no large model given; type --large FILE"),
-        (["--small", "x", "--large", "y", "--student", "S"], "go with --next-token STORE"),
+        (["--small", "x.parquet"], "pass --large FILE"),
+        (["--small", "x", "--large", "y", "--student", "S"], "need --next-token STORE"),
     ],
 )
 def test_mistakes_of_users(root, tmp_path, capsys, words, message):

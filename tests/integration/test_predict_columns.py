@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.cascades import join_files
 from helpers.tiny import ragged_records, save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -79,7 +80,7 @@ def test_an_answer_ends_with_its_stop_text(small, data, tmp_path):
     for place, (text, whole) in enumerate(zip(texts, free.columns["token_ids"], strict=True)):
         expected = text.index(stop) + len(stop) if stop in text else len(whole)
         assert ids[place] == whole.as_py()[:expected]
-        assert lengths[place] == expected == len(cut.token_logprobs()[place])
+        assert lengths[place] == expected == len(cut.columns.column("token_logprobs")[place])
     assert (lengths < free.numbers("output_tokens")).any()
     assert (lengths == free.numbers("output_tokens")).any()
 
@@ -153,12 +154,12 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
             with pytest.raises(Killed):
                 run(small, data, killed, hidden=1)
     assert len(list(tmp_path.glob("killed.parquet.parts/0*.parquet"))) == 4
-    with pytest.raises(IdentityError, match=r"decoding\.batch_size 4 there, 5 now; repeat"):
+    with pytest.raises(IdentityError, match=r"decoding\.batch_size is 4 there but 5 now; rerun"):
         run(small, data, killed, hidden=1, batch_size=5)
     with monkeypatch.context() as patch:
         kill_after(patch, 1)  # the last batch, and no other one, is still to be answered
         run(small, data, killed, hidden=1)
-    assert "16 of 20 examples were answered before" in capsys.readouterr().out
+    assert "16 of 20 examples" in capsys.readouterr().out
     assert killed.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "killed.parquet.parts").exists()
     with monkeypatch.context() as patch:
@@ -205,7 +206,7 @@ def test_rules_of_every_column_and_a_cascade_that_stops_likewise(small, tmp_path
     capsys.readouterr()
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert {"option", "margin", "entropy"} <= summary["smalls"][0]["rules"].keys()
-    stored = Pair.from_files(*files).small
+    stored = join_files(*files).small
     cascade = Cascade.load(
         str(tmp_path / "report" / "cascade.json"), small=str(small), device="cpu",
         large=lambda prompts: ["large"] * len(prompts),

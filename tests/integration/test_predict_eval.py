@@ -55,7 +55,8 @@ def test_answers_are_greedy_and_scored_by_a_teacher_forced_forward(small, data, 
     answers = run(small, data, tmp_path / "p.parquet")
     model = AutoModelForCausalLM.from_pretrained(small).eval()
     tokenizer = AutoTokenizer.from_pretrained(small)
-    table, logprobs = answers.columns.to_pylist(), answers.token_logprobs()
+    table = answers.columns.to_pylist()
+    logprobs = answers.columns.column("token_logprobs").to_pylist()
     for i, record in enumerate(RECORDS):
         prompt = prompt_ids(tokenizer, record, Columns())
         expected = greedy(model, prompt, tokenizer.eos_token_id)
@@ -174,7 +175,7 @@ def test_the_commands_from_data_to_report(small, data, tmp_path, capsys):
     [
         ([], {}, "no records"),
         ([{"question": "a", "answer": "b"}], {}, "--prompt-column"),
-        ([{"text": "a"}], {}, "expected questions; type --prompt-column and --response-column"),
+        ([{"text": "a"}], {}, "pass --prompt-column and --response-column"),
         ([{"prompt": "", "response": "b"}], {}, "record 0 has an empty prompt"),
         ([{"id": 3, "prompt": "a", "response": "b"}] * 2, {}, "records 0 and 1 both have id '3'"),
         ([{"prompt": "a" * 240, "response": "b"}], {}, "record 0 has 240 prompt tokens"),
@@ -187,10 +188,14 @@ def test_the_commands_from_data_to_report(small, data, tmp_path, capsys):
         ),
         (RECORDS, {"hidden": 3}, "got --hidden 3, but the model has 2 layers; expected -3 to 2"),
         (RECORDS, {"task_metric": ("rouge",)}, "got metric 'rouge', expected one of exact_match"),
-        (RECORDS, {"options_column": "choices"}, "no column 'choices' in the data, which has"),
+        (
+            RECORDS,
+            {"options_column": "choices"},
+            "no column 'choices' in the data",
+        ),
         ([{**RECORDS[0], "options": "AB"}], {}, "'options' holds str, expected a list of texts"),
-        ([{**RECORDS[0], "options": ["a", "ab"]}], {}, "'a' and 'ab' begin with the same token"),
-        ([{**RECORDS[0], "options": ["a", "a"]}], {}, "'a' and 'a' begin with the same token"),
+        ([{**RECORDS[0], "options": ["a", "ab"]}], {}, "'a' and 'ab' start with the same token"),
+        ([{**RECORDS[0], "options": ["a", "a"]}], {}, "'a' and 'a' start with the same token"),
         ([*RECORDS[:2], {"prompt": "a"}], {}, "record 2: a record has no column 'response'"),
         ([{**RECORDS[0], "options": ["a", ""]}], {}, "record 0: an option is empty, expected text"),
         (RECORDS, {"device": "gpu"}, "got --device gpu; expected auto, cpu, cuda or cuda:N"),
@@ -211,5 +216,5 @@ def test_a_missing_file_and_a_file_that_is_there(small, data, tmp_path, capsys):
     assert "no data file" in capsys.readouterr().err
     (tmp_path / "o.parquet").write_text("mine")
     assert main([*words, str(data)]) == 2
-    assert "exists; remove it or choose another --out" in capsys.readouterr().err
+    assert "is not a predictions file; remove it" in capsys.readouterr().err
     assert (tmp_path / "o.parquet").read_text() == "mine"

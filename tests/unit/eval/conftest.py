@@ -6,6 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from caskd.eval.answers import digest, predictions_bytes, table_of
+from caskd.eval.config import EvalConfig
+from caskd.eval.study import analyze
 
 
 @pytest.fixture
@@ -48,6 +50,29 @@ def predictions_file(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def compare_arms(predictions_file, tmp_path):
+    """Compare arms as `caskd eval` does.
+
+    Takes for each arm its seeds, each with a score [E] and the small model's quality [E], and the
+    large model's quality [E]; returns the contrasts of the areas.
+    """
+
+    def compare(arms, large):
+        small = [
+            f"{arm}={predictions_file(f'{arm}-{seed}', quality, token_logprobs=-score[:, None])}"
+            for arm, seeds in arms.items()
+            for seed, (score, quality) in enumerate(seeds)
+        ]
+        config = EvalConfig(
+            small=tuple(small), large=predictions_file("large", large), rule=("average",),
+            out=str(tmp_path / "report"),
+        )  # fmt: skip
+        return analyze(config).comparisons.between_arms
+
+    return compare
 
 
 @pytest.fixture

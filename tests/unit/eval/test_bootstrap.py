@@ -2,11 +2,16 @@
 
 import numpy as np
 import pytest
-from helpers.paired import paired_difference
 
 from caskd.eval import deferral_curve
-from caskd.eval.stats import area_draws, area_influence, arm_difference, interval, mean_draws
-from caskd.eval.stats.bootstrap import _poisson
+from caskd.eval.stats import (
+    area_influence,
+    area_replicates,
+    arm_difference,
+    interval,
+    mean_replicates,
+)
+from caskd.eval.stats.bootstrap import _poisson_weights
 
 
 def cascade(seed, count, skill=0.8, digits=1):
@@ -36,7 +41,7 @@ def test_both_ways_of_drawing_give_the_same_interval():
     score, small, large = cascade(1, 2000)
     other, small_too, _ = cascade(2, 2000, skill=0.7, digits=6)
     series = [(score, small), (other, small_too)]
-    exact, linear = (area_draws(series, large, exact=kind) for kind in (True, False))
+    exact, linear = (area_replicates(series, large, exact=kind) for kind in (True, False))
     assert exact.shape == linear.shape == (2, 1000)
     spread = exact.std(axis=1)
     # 1,000 draws know a standard deviation to 2.2 %, a mean to 3 % of it, and their quotient of
@@ -57,14 +62,14 @@ def test_the_interval_covers_the_truth():
     for sample in range(200):
         picks = generator.integers(0, 200_000, 300)
         score, small, large = (part[picks] for part in population)
-        draws = area_draws([(score, small)], large, num_draws=300, seed=sample)
-        low, high = interval(draws[0])
+        replicates = area_replicates([(score, small)], large, num_replicates=300, seed=sample)
+        low, high = interval(replicates[0])
         inside += low <= truth <= high
     assert 180 <= inside <= 198  # 190 expected; each end is 2.5 binomial standard deviations off
 
 
 def test_poisson_weights_have_mean_and_variance_one():
-    weights = np.concatenate(list(_poisson(50_000, 40, 0)))
+    weights = np.concatenate(list(_poisson_weights(50_000, 40, 0)))
     assert weights.shape == (40, 50_000)
     assert weights.mean() == pytest.approx(1.0, abs=3e-3)
     assert weights.var() == pytest.approx(1.0, abs=6e-3)
@@ -73,37 +78,42 @@ def test_poisson_weights_have_mean_and_variance_one():
 
 def test_means_over_many_and_few_examples(monkeypatch):
     values = np.stack([np.random.default_rng(0).uniform(size=4000), np.arange(4000) % 2])
-    exact = mean_draws(values)
+    exact = mean_replicates(values)
     monkeypatch.setattr("caskd.eval.stats.bootstrap.EXACT_UP_TO", 100)
-    linear = mean_draws(values)
+    linear = mean_replicates(values)
     expected = values.std(axis=1) / np.sqrt(4000)
-    for draws in (exact, linear):
-        np.testing.assert_allclose(draws.mean(axis=1), values.mean(axis=1), atol=2e-3)
-        np.testing.assert_allclose(draws.std(axis=1), expected, rtol=0.08)
+    for replicates in (exact, linear):
+        np.testing.assert_allclose(replicates.mean(axis=1), values.mean(axis=1), atol=2e-3)
+        np.testing.assert_allclose(replicates.std(axis=1), expected, rtol=0.08)
 
 
-def test_seeds_widen_the_interval():
+def test_seeds_widen_the_interval(compare_arms):
     # The first arm's seeds are far apart, the second's are equal.
     large = np.ones(500)
     good, bad = (cascade(seed, 500, skill=skill)[:2] for seed, skill in ((1, 0.9), (2, 0.5)))
     same = cascade(3, 500, skill=0.7)[:2]
-    apart = paired_difference([good, bad, good, bad], [same] * 4, large)
-    alike = paired_difference([good] * 4, [same] * 4, large)
-    alone = paired_difference(good, same, large)
+
+    def difference(ours, theirs):
+        [contrast] = compare_arms({"ours": ours, "theirs": theirs}, large)
+        return contrast.difference
+
+    apart = difference([good, bad, good, bad], [same] * 4)
+    alike = difference([good] * 4, [same] * 4)
+    alone = difference([good], [same])
     assert (apart.num_seeds, alike.num_seeds, alone.num_seeds) == (4, 4, 1)
-    assert (alike.low, alike.high) == (alone.low, alone.high)
+    assert (alike.low, alike.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
     assert apart.high - apart.low > 2 * (alike.high - alike.low)
-    areas = [deferral_curve(*one, large).audc for one in (good, bad, same)]
+    areas = [deferral_curve(*series, large).audc for series in (good, bad, same)]
     assert apart.value == pytest.approx((areas[0] + areas[1]) / 2 - areas[2])
 
 
 def test_seeds_are_redrawn_in_pairs_where_both_arms_have_as_many():
     # Each seed moves both arms alike: paired, nothing is left of it.
     seeds = np.array([0.5, 0.6, 0.7, 0.8])
-    draws = np.repeat(seeds[:, None], 400, axis=1)
-    paired = arm_difference((seeds + 0.01, draws + 0.01), (seeds, draws))
+    replicates = np.repeat(seeds[:, None], 400, axis=1)
+    paired = arm_difference((seeds + 0.01, replicates + 0.01), (seeds, replicates))
     assert (paired.low, paired.high) == pytest.approx((0.01, 0.01))
     assert paired.verdict == "the first is better"
-    unequal = arm_difference((seeds + 0.01, draws + 0.01), (seeds[:3], draws[:3]))
+    unequal = arm_difference((seeds + 0.01, replicates + 0.01), (seeds[:3], replicates[:3]))
     assert unequal.low < 0.0 < unequal.high
     assert unequal.num_seeds == 3

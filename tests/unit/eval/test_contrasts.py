@@ -5,18 +5,17 @@ import csv
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from helpers.paired import repeated_examples
+from helpers.cascades import file_curve, repeated_examples
+from scipy import stats
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules import Pair
-from caskd.eval.stats import area_draws
+from caskd.eval.stats import area_replicates
 from caskd.eval.stats.bootstrap import example_weights
-from caskd.eval.stats.intervals import t_quantile
-from caskd.eval.study import find
-from caskd.eval.study.contrast import drawn_measures, find_target
+from caskd.eval.study import analyze
+from caskd.eval.study.contrast import figure_replicates, find_target
 
 COUNT = 200
 TASKS = ["few"] * 30 + ["easy"] * 70 + ["hard"] * 100
@@ -67,11 +66,11 @@ def test_every_difference_is_that_of_the_curves(arms, tmp_path):
         ("all", "rate_at_quality"), ("all", "cost_at_quality"),
         ("within_task", "audc"), ("within_task", "audc_over_random"),
     }  # fmt: skip
-    pairs = [
-        Pair.from_files(file, arms["large"]) for name in ("cat", "xent") for file in arms[name]
-    ]
-    whole = [pair.curve() for pair in pairs]
-    tasks = {task: [pair.curve(task=task) for pair in pairs] for task in set(TASKS)}
+    files = [*arms["cat"], *arms["xent"]]
+    whole = [file_curve(file, arms["large"]) for file in files]
+    tasks = {
+        task: [file_curve(file, arms["large"], task=task) for file in files] for task in set(TASKS)
+    }
     values = {("all", "audc"): [one.audc for one in whole]}
     for task, curves in {"all": whole, **tasks}.items():
         values[task, "audc"] = [one.audc for one in curves]
@@ -87,7 +86,7 @@ def test_every_difference_is_that_of_the_curves(arms, tmp_path):
     values["all", "cost_at_quality"] = 2 * 10 + rates * 2 * 100
     for key, one in found.items():
         apart = np.array(values[key][:3]) - np.array(values[key][3:])
-        reach = t_quantile(2) * apart.std(ddof=1) / np.sqrt(3)
+        reach = stats.t.ppf(0.975, 2) * apart.std(ddof=1) / np.sqrt(3)
         assert one["difference"] == pytest.approx(apart.mean(), abs=1e-12), key
         assert one["seed_low"] == pytest.approx(apart.mean() - reach, abs=1e-12), key
         assert one["seed_high"] == pytest.approx(apart.mean() + reach, abs=1e-12), key
@@ -104,12 +103,14 @@ def test_every_difference_is_that_of_the_curves(arms, tmp_path):
 def test_every_draw_is_that_of_repeated_examples(arms, tmp_path):
     small = (arms["cat"][0], arms["xent"][0])
     config = EvalConfig(small=small, large=arms["large"], rule=("average",), out=str(tmp_path))
-    measured = find(config).measured
-    series = [(one.main.scored.score, one.pair.small_quality) for one in measured]
+    measured = analyze(config).results
+    series = [(one.main.scores.score, one.pair.small_quality) for one in measured]
     large = measured[0].pair.large_quality
     drawn = {
-        (one.task, one.measure): one.draws
-        for one in drawn_measures(measured, area_draws(series, large), find_target(measured, 0.6))
+        (one.task, one.measure): one.replicates
+        for one in figure_replicates(
+            measured, area_replicates(series, large), find_target(measured, 0.6)
+        )
     }
     [weights] = example_weights(COUNT, 1000, 0)
     parts = [np.flatnonzero(np.array(TASKS) == task) for task in ("few", "easy", "hard")]

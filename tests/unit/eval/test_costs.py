@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import sacrebleu
+from helpers.cascades import join_files
 
 from caskd.eval.curves import (
     Price,
@@ -16,7 +17,7 @@ from caskd.eval.curves import (
     tail_seconds,
     token_cost,
 )
-from caskd.eval.rules import Pair, Scored
+from caskd.eval.rules import RuleScores
 from caskd.eval.study.measure import cost_shares
 from caskd.store.errors import UsageError
 
@@ -28,8 +29,8 @@ DEFERRED = [threshold <= SCORE for threshold in (np.inf, 2.0, 1.0, 0.0)]
 def test_the_small_model_is_always_paid():
     expected = [(SMALL + LARGE * deferred).mean() for deferred in DEFERRED]
     np.testing.assert_allclose(shares(SMALL, LARGE).mean(SCORE), expected)
-    for deferred in DEFERRED:
-        assert shares(SMALL, LARGE).of(deferred).mean() in expected
+    for deferred, mean in zip(DEFERRED, expected, strict=True):
+        assert shares(SMALL, LARGE).of(deferred).mean() == mean
 
 
 def test_a_decision_before_generation_saves_the_answer():
@@ -50,9 +51,9 @@ def test_the_tail_is_the_95th_percentile_at_each_point():
 def test_money_by_hand(predictions_file):
     small = predictions_file("s", [0, 1], model="small")  # prompts of 3 and 4, answers of 2 tokens
     large = predictions_file("l", [1, 1], model="large")
-    pair = Pair.from_files(small, large)
+    pair = join_files(small, large)
     prices = {"small": Price(1.0, 10.0), "large": Price(100.0, 1000.0)}
-    scored = Scored("average", np.array([0.0, 1.0]), None)
+    scored = RuleScores("average", np.array([0.0, 1.0]), None)
     cost = cost_shares(pair, scored, prices)["money"].mean(scored.score)
     always = (23.0 + 24.0) / 2 / 1e6
     np.testing.assert_allclose(
@@ -90,7 +91,7 @@ def test_other_price_lists(tmp_path, text, message):
     with pytest.raises(UsageError, match=message) as caught:
         read_prices(str(tmp_path / "p.json"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         read_prices(str(tmp_path / "no.json"))
 
 

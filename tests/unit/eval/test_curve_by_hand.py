@@ -22,6 +22,15 @@ def test_a_curve_worked_out_by_hand():
     assert curve.oracle_audc == 0.71875
 
 
+def test_the_ends_are_the_exact_means():
+    # Ten times 0.1, added one by one, is 0.9999999999999999.
+    quality = np.full(10, 0.1)
+    assert np.cumsum(quality)[-1] != 1.0
+    curve = deferral_curve(np.arange(10), quality, quality)
+    assert (curve.quality_small, curve.quality_large) == (0.1, 0.1)
+    assert (curve.a1[0], curve.a2[-1]) == (0.1, 0.1)
+
+
 def test_equal_scores_are_deferred_together():
     curve = deferral_curve([1.0, 1.0, 1.0, 0.0], [0, 0, 1, 1], [1, 0, 1, 1])
     assert curve.deferral_rate.tolist() == [0.0, 0.75, 1.0]

@@ -5,36 +5,36 @@ import math
 
 import numpy as np
 import pytest
+from helpers.cascades import join_files
 
 from caskd.eval.config import EvalConfig
-from caskd.eval.rules import Pair
 from caskd.eval.serving import cascade_fields
 from caskd.eval.serving.cascade_file import read_cascade
-from caskd.eval.study import find
-from caskd.eval.study.operating_point import Wish, parse_wish
+from caskd.eval.study import analyze
+from caskd.eval.study.operating_point import Constraint, parse_constraint
 from caskd.store.errors import UsageError
 
 
 @pytest.mark.parametrize(
-    ("text", "wish"),
+    ("text", "constraint"),
     [
-        ("quality>=0.86", Wish("quality", 0.86)),
-        (" cost <= 5e8 ", Wish("cost", 5e8)),
-        ("deferral_rate<=.3", Wish("deferral_rate", 0.3)),
+        ("quality>=0.86", Constraint("quality", 0.86)),
+        (" cost <= 5e8 ", Constraint("cost", 5e8)),
+        ("deferral_rate<=.3", Constraint("deferral_rate", 0.3)),
     ],
 )
-def test_a_wish(text, wish):
-    assert parse_wish(text) == wish
-    assert parse_wish(str(wish)) == wish
+def test_a_constraint(text, constraint):
+    assert parse_constraint(text) == constraint
+    assert parse_constraint(str(constraint)) == constraint
 
 
 @pytest.mark.parametrize(
     "text",
     ["", "quality", "quality<=0.8", "cost>=3", "speed>=1", "quality>=", "quality>=1e", "cost<=inf"],
 )
-def test_no_wish(text):
+def test_no_constraint(text):
     with pytest.raises(UsageError, match=r"expected quality>=0\.86, cost<=5e8 or"):
-        parse_wish(text)
+        parse_constraint(text)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def files(study):
 def settings(files, rules):
     """Every small model, rule and threshold: rank and what it gives, one by one."""
     for file in files["small"]:
-        pair = Pair.from_files(file, files["large"])
+        pair = join_files(file, files["large"])
         sizes = 2.0 * pair.small.num_parameters, 2.0 * pair.large.num_parameters
         for rule in rules:
             score = pair.score(rule)
@@ -64,33 +64,47 @@ def settings(files, rules):
 def test_it_is_the_best_of_all_settings(files, tmp_path, text):
     rules = ("average", "min", "entropy")
     config = EvalConfig(**files, out=str(tmp_path / "r"), rule=rules, operating_point=text)
-    point = find(config).point
-    wish = parse_wish(text)
+    point = analyze(config).point
+    constraint = parse_constraint(text)
     found = {name: getattr(point, name).mean for name in ("quality", "deferral_rate", "cost")}
     every = list(settings(files, rules))
-    if wish.quantity == "quality":
-        best = min(one["cost"] for one in every if one["quality"] >= wish.bound)
+    if constraint.quantity == "quality":
+        best = min(one["cost"] for one in every if one["quality"] >= constraint.bound)
         assert found["cost"] == pytest.approx(best)
     else:
-        best = max(one["quality"] for one in every if one[wish.quantity] <= wish.bound)
+        best = max(one["quality"] for one in every if one[constraint.quantity] <= constraint.bound)
         assert found["quality"] == pytest.approx(best)
     assert any(all(one[name] == pytest.approx(found[name]) for name in found) for one in every)
     assert point.met
     assert point.chosen_on == "test"
     for name in found:
         assert getattr(point, name).low <= found[name] <= getattr(point, name).high
-    count = len(point.measured.pair)
+    count = len(point.result.pair)
     rate = found["deferral_rate"]
     width = point.deferral_rate.high - point.deferral_rate.low
     assert width == pytest.approx(2 * 1.96 * math.sqrt(rate * (1 - rate) / count), rel=0.15)
 
 
-def test_a_wish_that_nothing_meets_says_what_comes_nearest(files, tmp_path):
+def test_of_two_models_that_reach_the_quality_the_cheaper_one_is_chosen(predictions_file, tmp_path):
+    cheap = predictions_file("cheap", [1, 1, 1, 0, 0], model="cheap", parameters=10)
+    better = predictions_file("better", [1, 1, 1, 1, 0], model="better", parameters=30)
+    large = predictions_file("large", [1, 1, 1, 1, 1], model="large", parameters=100)
+    for small in ((cheap, better), (better, cheap)):
+        config = EvalConfig(
+            small=small, large=large, out=str(tmp_path / "r"), operating_point="quality>=0.6"
+        )
+        point = analyze(config).point
+        assert point.result.label == "cheap"
+        assert point.threshold == math.inf
+        assert (point.quality.mean, point.cost.mean) == (0.6, 20.0)
+
+
+def test_a_constraint_that_nothing_meets_says_what_comes_nearest(files, tmp_path):
     config = EvalConfig(**files, out=str(tmp_path / "r"), operating_point="cost<=3")
     with pytest.raises(
         UsageError, match="no cascade meets --operating-point 'cost<=3': the nearest cost is 20"
     ):
-        find(config)
+        analyze(config)
 
 
 def test_with_a_calibration_split_it_is_chosen_there(files, tmp_path):
@@ -98,15 +112,15 @@ def test_with_a_calibration_split_it_is_chosen_there(files, tmp_path):
         **files, out=str(tmp_path / "r"), rule=("average",), operating_point="deferral_rate<=0.3",
         calibration=0.5,
     )  # fmt: skip
-    found = find(config)
+    found = analyze(config)
     point = found.point
     assert point.chosen_on == "calibration"
-    assert len(point.measured.pair) == found.split["num_test"] < 240
+    assert len(point.result.pair) == found.split["num_test"] < 240
     assert found.split["num_fit"] == 0  # nothing to fit: all of it chooses
     assert found.split["num_test"] + found.split["num_calibration"] == 240
-    marks = [row for row in found.transfer if row["wanted_rate"] == 0.3]
+    marks = [row for row in found.threshold_drift if row["wanted_rate"] == 0.3]
     assert point.threshold in [row["threshold"] for row in marks]
-    for row in found.transfer:
+    for row in found.threshold_drift:
         assert row["rate_calibration"] <= row["wanted_rate"]
         assert row["drift"] == pytest.approx(row["rate_test"] - row["rate_calibration"])
 
@@ -119,12 +133,12 @@ def test_the_file_is_read_as_it_was_written(files, tmp_path):
         operating_point="quality>=0.7",
         calibration=0.5,
     )
-    point = find(config).point
+    point = analyze(config).point
     (tmp_path / "cascade.json").write_text(json.dumps(cascade_fields(point), allow_nan=False))
     read = read_cascade(str(tmp_path / "cascade.json"))
     assert (read.rule, read.threshold) == ("p-ik", point.threshold)
-    pair = point.measured.pair
-    assert read.router.score(pair).tolist() == point.scored.score.tolist()
+    pair = point.result.pair
+    assert read.router.score(pair).tolist() == point.scores.score.tolist()
     assert read.small["name"] in ("a", "b")
     assert read.expected["quality"]["mean"] == point.quality.mean
 
@@ -133,7 +147,7 @@ def test_the_file_is_read_as_it_was_written(files, tmp_path):
     ("change", "message"),
     [
         ({"format": "x"}, "not a cascade.json"),
-        ({"version": 2}, "a cascade of version 2, expected 1"),
+        ({"version": 2}, "version 2, expected 1"),
         ({"rule": "mean"}, "not a cascade.json"),
         ({"rule": "p-ik"}, "not a cascade.json"),
         ({"router": {"kind": "__import__"}}, "not a cascade.json"),
@@ -145,7 +159,7 @@ def test_other_files_are_refused(files, tmp_path, change, message):
     config = EvalConfig(
         **files, out=str(tmp_path / "r"), rule=("average",), operating_point="cost<=9e9"
     )
-    fields = cascade_fields(find(config).point)
+    fields = cascade_fields(analyze(config).point)
     path = tmp_path / "cascade.json"
     path.write_text(json.dumps({**fields, **change}))
     with pytest.raises(UsageError, match=message):
@@ -153,5 +167,5 @@ def test_other_files_are_refused(files, tmp_path, change, message):
     path.write_text("[]")
     with pytest.raises(UsageError, match=r"not a cascade\.json"):
         read_cascade(str(path))
-    with pytest.raises(UsageError, match="no such file; write it with: caskd eval"):
+    with pytest.raises(UsageError, match="does not exist; write it with caskd eval"):
         read_cascade(str(tmp_path / "no.json"))

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from helpers.paired import paired_difference
+from helpers.cascades import join_files
 
 from caskd.eval import deferral_curve
-from caskd.eval.curves import token_cost
-from caskd.eval.curves.cost import example_cost
-from caskd.eval.rules import Pair
+from caskd.eval.curves import shares, token_cost
+from caskd.eval.stats import area_replicates
 from caskd.store.errors import CaskdError, IdentityError, UsageError
 
 SMALL, LARGE = [0, 1, 0, 1], [1, 1, 0, 0]
@@ -17,29 +16,19 @@ def test_joined_by_id_whatever_the_order(predictions_file):
     straight = predictions_file("small", SMALL)
     mixed = predictions_file("mixed", SMALL, order=[2, 0, 3, 1])
     large = predictions_file("large", LARGE)
-    joined = Pair.from_files(mixed, large)
+    joined = join_files(mixed, large)
     assert joined.small_quality.tolist() == SMALL
     assert joined.large_quality.tolist() == LARGE
     assert joined.small.strings("example_id") == ["e0", "e1", "e2", "e3"]
-    assert len(Pair.from_files(straight, large)) == 4
+    assert len(join_files(straight, large)) == 4
 
 
-def test_the_curve_is_that_of_its_score(predictions_file):
-    joined = Pair.from_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
-    logprobs = joined.small.token_logprobs()
-    assert joined.score().tolist() == [-float(np.float64(one).mean()) for one in logprobs]
-    expected = deferral_curve(joined.score(), SMALL, LARGE)
-    assert joined.curve().quality.tolist() == expected.quality.tolist()
-    assert joined.curve().audc == expected.audc
-
-
-def test_one_task(predictions_file):
-    joined = Pair.from_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
-    curve = joined.curve(task="sum")
-    assert curve.num_examples == 2
-    assert (curve.quality_small, curve.quality_large) == (1.0, 0.5)
-    with pytest.raises(UsageError):
-        joined.curve(task="nothing")
+def test_the_score_is_that_of_the_small_models_answers(predictions_file):
+    joined = join_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
+    logprobs = joined.small.columns.column("token_logprobs").to_pylist()
+    assert joined.score("average").tolist() == [-np.mean(row) for row in logprobs]
+    with pytest.raises(UsageError, match="got rule 'mean'"):
+        joined.score("mean")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +47,7 @@ def test_predictions_that_do_not_belong_together(predictions_file, changes, mess
     arguments = {"qualities": SMALL, **changes}
     small, large = predictions_file("s", **arguments), predictions_file("l", LARGE)
     with pytest.raises(IdentityError, match=message) as caught:
-        Pair.from_files(small, large)
+        join_files(small, large)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
 
@@ -68,19 +57,20 @@ def test_models_with_unlike_tokenizers_share_the_question_not_the_tokens(predict
     small = predictions_file(
         "s", SMALL, prompt_digest=["a", "b", "c", "d"], metadata={"model": other}
     )
-    assert len(Pair.from_files(small, predictions_file("l", LARGE))) == 4
+    assert len(join_files(small, predictions_file("l", LARGE))) == 4
 
 
-def test_every_mistake_is_the_users_to_mend(tmp_path):
+def test_every_mistake_is_a_users_error(tmp_path):
     with pytest.raises(CaskdError):
-        Pair.from_files(str(tmp_path / "a"), str(tmp_path / "b"))
+        join_files(str(tmp_path / "a"), str(tmp_path / "b"))
 
 
 def test_costs_by_hand():
     rate = np.array([0.0, 0.5, 1.0])
     assert token_cost(rate, 10, 100).tolist() == [20.0, 120.0, 220.0]
     score = np.array([0.0, 5.0])  # the second example goes first
-    cost = example_cost(score, 10, np.array([1.0, 3.0]), 100, np.array([10.0, 20.0]))
+    small, large = 2 * 10 * np.array([1.0, 3.0]), 2 * 100 * np.array([10.0, 20.0])
+    cost = shares(small, large).mean(score)
     assert cost.tolist() == [40.0, 40.0 + 200 * 10.0, 40.0 + 200 * 15.0]
 
 
@@ -91,34 +81,37 @@ def synthetic(seed, skill, count=400):
     return hard + generator.normal(size=count) * 0.1, small
 
 
-def test_a_real_difference_is_shown_and_none_is_not():
-    large = np.ones(400)
+def difference(compare_arms, first, second):
+    [contrast] = compare_arms({"first": [first], "second": [second]}, np.ones(400))
+    return contrast.difference
+
+
+def test_a_real_difference_is_shown_and_none_is_not(compare_arms):
     good, bad = synthetic(1, 1.0), synthetic(2, 0.4)
-    difference = paired_difference(good, bad, large, num_draws=200)
-    areas = [deferral_curve(*one, large).audc for one in (good, bad)]
-    assert difference.value == areas[0] - areas[1]
-    assert difference.low < difference.value < difference.high
-    assert difference.verdict == "the first is better"
-    swapped = paired_difference(bad, good, large, num_draws=200)
-    assert (swapped.low, swapped.high) == pytest.approx((-difference.high, -difference.low))
+    found = difference(compare_arms, good, bad)
+    areas = [deferral_curve(*series, np.ones(400)).audc for series in (good, bad)]
+    assert found.value == pytest.approx(areas[0] - areas[1], abs=1e-12)
+    assert found.low < found.value < found.high
+    assert found.verdict == "the first is better"
+    swapped = difference(compare_arms, bad, good)
+    assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
     assert swapped.verdict == "the second is better"
-    same = paired_difference(good, good, large, num_draws=200)
+    same = difference(compare_arms, good, good)
     assert (same.low, same.high, same.verdict) == (0.0, 0.0, "no difference shown")
-    alike = paired_difference(good, synthetic(3, 1.0), large, num_draws=200)
+    alike = difference(compare_arms, good, synthetic(3, 1.0))
     assert alike.low < 0.0 < alike.high
     assert alike.verdict == "no difference shown"
 
 
-def test_the_interval_is_a_function_of_the_seed(monkeypatch):
-    large, first, second = np.ones(400), synthetic(1, 1.0), synthetic(2, 0.9)
-    once = paired_difference(first, second, large, num_draws=100, seed=5)
-    assert paired_difference(first, second, large, num_draws=100, seed=6) != once
-    monkeypatch.setattr(
-        "caskd.eval.stats.bootstrap._DRAWS_BYTES", 8 * 400 * 7
-    )  # seven draws a tile
-    assert paired_difference(first, second, large, num_draws=100, seed=5) == once
+def test_replicates_are_a_function_of_the_seed(monkeypatch):
+    large, series = np.ones(400), [synthetic(1, 1.0), synthetic(2, 0.9)]
+    once = area_replicates(series, large, num_replicates=100, seed=5)
+    assert (area_replicates(series, large, num_replicates=100, seed=6) != once).any()
+    bytes_of_seven = 8 * 400 * 7
+    monkeypatch.setattr("caskd.eval.stats.bootstrap._TILE_BYTES", bytes_of_seven)
+    np.testing.assert_array_equal(area_replicates(series, large, num_replicates=100, seed=5), once)
 
 
-def test_unequal_cascades_have_no_difference():
+def test_cascades_of_other_examples_are_refused():
     with pytest.raises(UsageError, match="got 3 and 400 examples"):
-        paired_difference(synthetic(1, 1.0), (np.ones(3), np.ones(3)), np.ones(400))
+        area_replicates([synthetic(1, 1.0), (np.ones(3), np.ones(3))], np.ones(400))

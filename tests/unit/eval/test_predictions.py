@@ -16,13 +16,13 @@ def test_round_trip(predictions_file):
     assert read.num_parameters == 10
     assert read.strings("example_id") == ["e0", "e1", "e2"]
     assert read.numbers("quality").tolist() == [1.0, 0.0, 1.0]
-    assert [part.tolist() for part in read.token_logprobs()] == [[-1.0], [-2.0, -3.0], [-0.5]]
+    assert read.columns.column("token_logprobs").to_pylist() == [[-1.0], [-2.0, -3.0], [-0.5]]
 
 
 def test_log_probabilities_follow_their_example(predictions_file):
     read = read_predictions(predictions_file("a", [1, 0], token_logprobs=[[-1.0], [-2.0, -3.0]]))
     swapped = read.take([1, 0])
-    assert [part.tolist() for part in swapped.token_logprobs()] == [[-2.0, -3.0], [-1.0]]
+    assert swapped.columns.column("token_logprobs").to_pylist() == [[-2.0, -3.0], [-1.0]]
 
 
 def write_text(path):
@@ -40,12 +40,12 @@ def write_foreign_metadata(path):
 @pytest.mark.parametrize("write", [write_text, write_plain_table, write_foreign_metadata])
 def test_other_files_are_refused(tmp_path, write):
     write(tmp_path / "x.parquet")
-    with pytest.raises(UsageError, match="expected a file of caskd predict"):
+    with pytest.raises(UsageError, match="expected a predictions file"):
         read_predictions(str(tmp_path / "x.parquet"))
 
 
 def test_a_missing_file_says_how_to_write_it(tmp_path):
-    with pytest.raises(UsageError, match="no such file; write it with: caskd predict"):
+    with pytest.raises(UsageError, match="does not exist; write it with caskd predict"):
         read_predictions(str(tmp_path / "no.parquet"))
 
 
@@ -56,7 +56,7 @@ def test_an_empty_file_is_refused(predictions_file):
 
 def test_an_example_that_is_there_twice_is_refused(predictions_file):
     file = predictions_file("a", [1, 1, 0], example_id=["x", "y", "x"])
-    with pytest.raises(UsageError, match="example 'x' is there twice"):
+    with pytest.raises(UsageError, match="duplicate example id 'x'"):
         read_predictions(file)
 
 
@@ -66,7 +66,7 @@ def test_a_missing_value_is_refused(predictions_file):
 
 
 def test_a_later_version_is_refused(predictions_file):
-    with pytest.raises(UsageError, match="predictions of version 2, expected 1"):
+    with pytest.raises(UsageError, match="version 2, expected 1"):
         read_predictions(predictions_file("a", [1], metadata={"version": 2}))
 
 

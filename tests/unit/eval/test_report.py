@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.cascades import file_curve, join_files
 from markupsafe import escape
 
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules import Pair
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.io import csv_cell, plot_label, strip_control
 
@@ -48,11 +48,11 @@ def test_the_numbers_are_those_of_the_curves(tmp_path, three):
     assert {path.name for path in out.iterdir()} == FILES
     assert json.loads((out / "summary.json").read_text()) == summary
     for small, one in zip((first, second), summary["smalls"], strict=True):
-        curve = Pair.from_files(small, large).curve()
+        curve = file_curve(small, large)
         assert one["all"]["audc"] == curve.audc
         assert one["all"]["apgr"] == curve.apgr
         assert set(one["tasks"]) == {"sort", "sum"}
-        assert one["tasks"]["sum"]["audc"] == Pair.from_files(small, large).curve(task="sum").audc
+        assert one["tasks"]["sum"]["audc"] == file_curve(small, large, task="sum").audc
     [difference] = summary["differences"]
     audc = [one["all"]["audc"] for one in summary["smalls"]]
     assert difference["audc_difference"] == audc[0] - audc[1]
@@ -61,9 +61,10 @@ def test_the_numbers_are_those_of_the_curves(tmp_path, three):
     [test] = summary["at_one_rate"]
     right = []
     for small in (first, second):
-        pair = Pair.from_files(small, large)
-        most = np.sort(pair.score())[::-1][: int(0.3 * len(pair))]  # no two scores are equal
-        deferred = pair.score() >= most[-1]
+        pair = join_files(small, large)
+        score = pair.score("average")
+        most = np.sort(score)[::-1][: int(0.3 * len(pair))]  # no two scores are equal
+        deferred = score >= most[-1]
         right.append(np.where(deferred, pair.large_quality, pair.small_quality) == 1.0)
     assert test["only_first"] == (right[0] & ~right[1]).sum()
     assert test["only_second"] == (right[1] & ~right[0]).sum()
@@ -76,7 +77,7 @@ def test_every_point_is_in_the_csv(tmp_path, three):
     first, _, large = three
     evaluate(EvalConfig(small=(first,), large=large, out=str(tmp_path / "report")))
     rows = read_csv(tmp_path / "report" / "curve.csv")
-    curve = Pair.from_files(first, large).curve()
+    curve = file_curve(first, large)
     assert [float(row["quality"]) for row in rows] == curve.quality.tolist()
     assert [float(row["threshold"]) for row in rows] == curve.threshold.tolist()
     assert float(rows[0]["flops_per_token"]) == 20.0
@@ -92,6 +93,19 @@ def test_a_report_replaces_a_report_and_is_the_same_byte_for_byte(tmp_path, thre
     before = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
     evaluate(config)
     assert {p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()} == before
+
+
+def test_files_of_an_earlier_report_are_removed_and_no_others(tmp_path, three):
+    first, _, large = three
+    out = tmp_path / "report"
+    evaluate(EvalConfig(small=(first,), large=large, out=str(out), bleu="13a"))
+    assert {path.name for path in out.iterdir()} == FILES | {"bleu.csv", "bleu.png", "bleu.svg"}
+    (out / "notes.csv").write_text("mine")
+    for name in ("cascade.json", "chain.csv", "transfer.csv", "next_token.svg", "next_token.csv",
+                 "next_token_rules.csv", "next_token_curve.csv"):  # fmt: skip
+        (out / name).write_text("old")
+    evaluate(EvalConfig(small=(first,), large=large, out=str(out)))
+    assert {path.name for path in out.iterdir()} == FILES | {"notes.csv"}
 
 
 def test_other_folders_and_files_are_left_alone(tmp_path, three):
@@ -110,7 +124,7 @@ def test_nothing_is_written_for_predictions_that_do_not_fit(tmp_path, three, pre
     short = predictions_file("short", [1, 0])
     with pytest.raises(IdentityError, match="only in large"):
         evaluate(EvalConfig(small=(first, short), large=large, out=str(tmp_path / "report")))
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="does not exist"):
         evaluate(EvalConfig(small=(first,), large="no.parquet", out=str(tmp_path / "report")))
     assert not (tmp_path / "report").exists()
 

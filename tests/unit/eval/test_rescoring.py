@@ -56,7 +56,10 @@ def test_every_file_of_an_experiment_is_scored_anew(predictions_file):
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("rouge", "got metric 'rouge'"), ("product=chrf", "names task 'product', but the data has")],
+    [
+        ("rouge", "got metric 'rouge'"),
+        ("product=chrf", "'product', expected one of 'sort', 'sum'"),
+    ],
 )
 def test_mistakes_of_users(stored, flag, message):
     with pytest.raises(UsageError, match=message):

@@ -4,23 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from caskd.eval.stats import Difference
-from caskd.eval.stats.intervals import SeedInterval, seed_interval, t_quantile
+from caskd.eval.stats.intervals import SeedInterval, seed_interval
 
 
 @pytest.mark.parametrize(
-    ("freedom", "expected"),
-    # As printed in tables of the distribution; 1 and 2 have closed forms.
-    [(1, math.tan(0.475 * math.pi)), (2, 0.95 * math.sqrt(2 / (1 - 0.95**2))), (4, 2.776445105),
-     (9, 2.262157163), (29, 2.045229642), (10_000, 1.960201240)],
+    ("num_seeds", "quantile"),
+    # As printed in tables of the distribution; 1 and 2 degrees of freedom have closed forms.
+    [(2, math.tan(0.475 * math.pi)), (3, 0.95 * math.sqrt(2 / (1 - 0.95**2))), (5, 2.776445105),
+     (10, 2.262157163), (30, 2.045229642), (10_001, 1.960201240)],
 )  # fmt: skip
-def test_quantiles_are_those_of_the_tables(freedom, expected):
-    assert t_quantile(freedom) == pytest.approx(expected, rel=1e-8)
-
-
-def test_broken_degrees_of_freedom_lie_between():
-    assert t_quantile(2) < t_quantile(1.5) < t_quantile(1)
+def test_the_reach_is_that_of_the_tables(num_seeds, quantile):
+    values = np.random.default_rng(num_seeds).normal(size=num_seeds)
+    found = seed_interval(values, np.zeros(num_seeds))
+    reach = quantile * values.std(ddof=1) / math.sqrt(num_seeds)
+    assert (found.high - found.low) / 2 == pytest.approx(reach, rel=1e-8)
 
 
 def test_a_paired_interval_by_hand():
@@ -35,7 +35,9 @@ def test_other_counts_of_seeds_are_taken_for_independent():
     # Variances 1 and 4 over 3 and 2 seeds: 7/3 with (7/3)^2 / ((1/3)^2 / 2 + 2^2 / 1) degrees.
     first, second = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0 * math.sqrt(2.0)])
     found = seed_interval(first, second)
-    reach = t_quantile((7 / 3) ** 2 / (1 / 18 + 4)) * math.sqrt(7 / 3)
+    freedom = (7 / 3) ** 2 / (1 / 18 + 4)
+    assert 1 < freedom < 2
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(7 / 3)
     middle = 2 - math.sqrt(2)
     assert (found.low, found.high) == pytest.approx((middle - reach, middle + reach))
     assert found.kind == "Welch t"
@@ -60,7 +62,7 @@ def test_the_interval_covers_the_truth():
 
 
 def difference(low, high, **more):
-    return Difference(value=(low + high) / 2, low=low, high=high, num_draws=9, seed=0, **more)
+    return Difference(value=(low + high) / 2, low=low, high=high, num_replicates=9, seed=0, **more)
 
 
 def test_both_intervals_must_leave_out_zero():

@@ -5,14 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from helpers.cascades import join_files
 from helpers.tiny import write_jsonl
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.rules import ROUTERS, Pair
-from caskd.eval.study import find
+from caskd.eval.rules import ROUTERS
+from caskd.eval.study import analyze
 from caskd.store.errors import IdentityError, UsageError
 
 COUNT = 240
@@ -102,13 +103,13 @@ def test_files_may_calibrate(study, files, tmp_path):
              for name, seed, skill in (("small", 20, 1.0), ("large", 21, 1.8))}  # fmt: skip
     config = {"small": (files["cat"][0],), "large": files["large"], "out": str(tmp_path / "r"),
               "rule": ("average", "p-ik")}  # fmt: skip
-    found = find(EvalConfig(
+    found = analyze(EvalConfig(
         **config, calibration_small=(other["small"],), calibration_large=other["large"]
     ))  # fmt: skip
     assert found.split["num_test"] == COUNT
     assert found.split["num_calibration"] + found.split["num_fit"] == 120
     for extra, message in [
-        ({"calibration_small": (other["small"],)}, "go together"),
+        ({"calibration_small": (other["small"],)}, "--calibration-small and --calibration-large"),
         (
             {"calibration_small": (other["small"],) * 2, "calibration_large": other["large"]},
             "got 2 --c",
@@ -128,7 +129,7 @@ def test_files_may_calibrate(study, files, tmp_path):
         ({"chain": (files["medium"],)}, "got one --chain, expected two or more"),
     ]:
         with pytest.raises(UsageError, match=message):
-            find(EvalConfig(**config, **extra))
+            analyze(EvalConfig(**config, **extra))
 
 
 def test_the_data_must_hold_every_question(files, tmp_path):
@@ -137,7 +138,7 @@ def test_the_data_must_hold_every_question(files, tmp_path):
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), data=(str(short),)
     )
     with pytest.raises(IdentityError, match=r"of the 240 questions of cat1\.parquet, expected"):
-        find(config)
+        analyze(config)
 
 
 def test_before_generation_costs_no_small_answer(files, tmp_path):
@@ -145,7 +146,7 @@ def test_before_generation_costs_no_small_answer(files, tmp_path):
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"),
         rule=("prompt-router", "average"), data=(files["data"],), calibration=0.5,
     )  # fmt: skip
-    [one] = find(config).measured
+    [one] = analyze(config).results
     flops = {name: rule.token_flops for name, rule in one.rules.items()}
     assert flops["prompt-router"][[0, -1]].tolist() == [20.0, 200.0]
     assert flops["average"][[0, -1]].tolist() == [20.0, 220.0]
@@ -155,14 +156,39 @@ def test_before_generation_costs_no_small_answer(files, tmp_path):
     assert one.costs["flops"][-1] == pytest.approx(200.0 * large)
 
 
+def test_the_samples_are_those_next_to_the_threshold_and_the_worst_errors(files, tmp_path):
+    config = EvalConfig(
+        small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), rule=("average",),
+        operating_point="deferral_rate<=0.4",
+    )  # fmt: skip
+    found = analyze(config)
+    score, right = found.point.scores.score, found.point.result.pair.small_quality >= 0.5
+    assert np.unique(score).size == COUNT
+    below, above = score < found.point.threshold, score >= found.point.threshold
+    expected = {
+        "kept, just": np.sort(score[below])[::-1][:8],
+        "deferred, just": np.sort(score[above])[:8],
+        "kept and wrong, surest": np.sort(score[below & ~right])[:4],
+        "deferred though right, least sure": np.sort(score[above & right])[::-1][:4],
+    }
+    for side, scores in expected.items():
+        rows = [row for row in found.samples if row["side"] == side]
+        assert [row["score"] for row in rows] == scores.tolist(), side
+    assert sum(map(len, expected.values())) == len(found.samples) == 24
+    [nearest] = [row for row in found.samples if row["score"] == found.point.threshold]
+    index = score.tolist().index(found.point.threshold)
+    assert nearest["example"] == f"e{index}"
+    assert nearest["small_quality"] == float(right[index])
+
+
 def test_curves_are_thinned_and_their_figures_are_not(files, tmp_path, monkeypatch):
     monkeypatch.setattr("caskd.eval.study.measure.MAX_POINTS", 11)
     config = EvalConfig(
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), rule=("average",)
     )
     summary = evaluate(config)
-    pair = Pair.from_files(files["cat"][0], files["large"])
-    whole = deferral_curve(pair.score(), pair.small_quality, pair.large_quality)
+    pair = join_files(files["cat"][0], files["large"])
+    whole = deferral_curve(pair.score("average"), pair.small_quality, pair.large_quality)
     assert summary["smalls"][0]["all"]["audc"] == whole.audc
     assert summary["smalls"][0]["all"]["quality_at_30"] == whole.quality_at(0.3)
     assert summary["smalls"][0]["all"]["best_quality"] == whole.quality.max()

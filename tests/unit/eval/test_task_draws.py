@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers.paired import repeated_examples
+from helpers.cascades import repeated_examples
 
 from caskd.eval import deferral_curve
-from caskd.eval.stats import pooled_draws, task_draws
+from caskd.eval.stats import pooled_replicates, replicates_by_task
 from caskd.eval.stats.bootstrap import example_weights
 
 
@@ -23,8 +23,8 @@ def cascades(count, seeds=(1, 2), digits=1):
 def test_draws_are_those_of_repeated_examples():
     series, large = cascades(60)
     tasks = [np.arange(2), np.arange(2, 25), np.arange(25, 60)[::-1]]
-    drawn = task_draws(series, large, tasks, num_draws=40, seed=3)
-    pooled = pooled_draws(series, large, 0.6, num_draws=40, seed=3)
+    drawn = replicates_by_task(series, large, tasks, num_replicates=40, seed=3)
+    pooled = pooled_replicates(series, large, 0.6, num_replicates=40, seed=3)
     [weights] = example_weights(60, 40, 3)
     empty = reached = 0
     for draw, place in np.ndindex(40, 2):
@@ -54,18 +54,18 @@ def test_draws_are_those_of_repeated_examples():
 
 def test_a_quality_that_is_there_at_once_and_one_that_never_is():
     series, large = cascades(60)
-    assert not pooled_draws(series, large, 0.0, num_draws=20).rate.any()
-    assert (pooled_draws(series, large, 1.0, num_draws=20).rate == 1.0).all()
+    assert not pooled_replicates(series, large, 0.0, num_replicates=20).rate.any()
+    assert (pooled_replicates(series, large, 1.0, num_replicates=20).rate == 1.0).all()
 
 
 def test_many_examples_are_drawn_to_first_order(monkeypatch):
     series, large = cascades(3000, digits=4)
     tasks = [np.arange(1000), np.arange(1000, 3000)]
-    exact = task_draws(series, large, tasks)[1], pooled_draws(series, large, 0.6)
+    exact = replicates_by_task(series, large, tasks)[1], pooled_replicates(series, large, 0.6)
     for module in ("bootstrap", "task_replicates"):
         monkeypatch.setattr(f"caskd.eval.stats.{module}.EXACT_UP_TO", 1500)
     monkeypatch.setattr("caskd.eval.stats.task_replicates.MAX_BLOCKS", 200)
-    linear = task_draws(series, large, tasks)[1], pooled_draws(series, large, 0.6)
+    linear = replicates_by_task(series, large, tasks)[1], pooled_replicates(series, large, 0.6)
     for ours, theirs in [
         (linear[0].area, exact[0].area), (linear[0].small, exact[0].small),
         (linear[1].rate, exact[1].rate), (linear[1].small, exact[1].small),
