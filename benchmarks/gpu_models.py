@@ -22,14 +22,12 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     PreTrainedTokenizerFast,
 )
 
 from caskd.cli.demo.demo_models import character_tokenizer
+from caskd.models import build_model, open_config, open_tokenizer
 from caskd.precompute import PrecomputeConfig, precompute
 
 FREQUENT = " etasonr0i|dhlc.-m,fpuw`1bg+kx3y2v[]5*46897()A_:/C#U;DT%'SE"
@@ -98,14 +96,14 @@ def write_shape(folder: Path, shape: Shape) -> None:
 def random_model(folder: str | Path, device: torch.device | str, dtype: torch.dtype) -> Any:
     """A model of that shape on a device; 8B weights are there in a second."""
     torch.manual_seed(0)
-    with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    config = open_config(folder, "--teacher-dir")
+    return build_model(config, "--teacher-dir", dtype=dtype, device=str(device))
 
 
 def random_teacher(folder: str | Path, device: torch.device) -> Any:
     """One in bfloat16 that prefers the characters that text is made of."""
     model = random_model(folder, device, torch.bfloat16).requires_grad_(False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = open_tokenizer(folder, "--teacher-dir")
     prefer(model, [tokenizer.convert_tokens_to_ids(character) for character in FREQUENT])
     return model
 
