@@ -16,8 +16,8 @@ from caskd.train.checkpoint.manifest import checkpoint_path
 from caskd.train.checkpoint.tensor_files import SavedTensors
 from caskd.train.data.batches import MicroBatch, collate, fields_to_read
 from caskd.train.engine.deepspeed_engine import TrainEngine
-from caskd.train.loss.objectives import OBJECTIVES
 from caskd.train.model.student import LossOptions, StudentWithLoss
+from caskd.train.objectives import OBJECTIVES
 
 pytestmark = [
     pytest.mark.gpu,
