@@ -118,10 +118,14 @@ def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for name in ("position", "label", "rank", "p(label)"):
-        table.add_column(name, justify="left" if name == "label" else "right", no_wrap=True)
-    table.add_column("teacher's choices" if kind.has_tail else "most frequent draws", no_wrap=True)
-    table.add_column("tail mass" if kind.has_tail else "distinct ids", justify="right")
+    last = "tail mass" if kind.has_tail else "distinct ids"
+    # Numbers keep their width on a narrow terminal; labels are cut and choices are wrapped.
+    table.add_column("position", justify="right", no_wrap=True, min_width=8)
+    table.add_column("label", no_wrap=True, min_width=8, max_width=16)
+    table.add_column("rank", justify="right", no_wrap=True, min_width=5)
+    table.add_column("p(label)", justify="right", no_wrap=True, min_width=8)
+    table.add_column("teacher's choices" if kind.has_tail else "most frequent draws")
+    table.add_column(last, justify="right", no_wrap=True, min_width=len(last))
     for row in rows:
         rank = row["label_rank"]
         if rank is None:
