@@ -53,7 +53,7 @@ class _Probe:
                 alone = torch.cat([self._logits([prompt], num_new) for prompt in prompts])
         except (MemoryError, *NO_BATCH):  # an error of one prompt alone shows when it is answered
             return False
-        limit = 1e-4 if self._model.dtype == torch.float32 else 1e-1
+        limit = 1e-4 if self._model.dtype == torch.float32 else 5e-2
         spread = (alone - alone.mean(dim=-1, keepdim=True)).abs().mean(dim=(1, 2))
         # NaN passes: answers of such a model are the same in a batch and alone.
         return not bool(((together - alone).abs().mean(dim=(1, 2)) > limit * spread).any())

@@ -49,7 +49,13 @@ def test_a_model_that_is_right_keeps_its_batches(name, dtype, capsys):
 @pytest.mark.parametrize("scale", [4.0, 1.0])
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("rwkv", {}), ("bart", {}), ("git", {}), ("roformer", {"rotary_value": True})],
+    [
+        ("rwkv", {}),
+        ("minimax", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("bart", {}),
+        ("git", {}),
+        ("roformer", {"rotary_value": True}),
+    ],
 )
 def test_prompts_of_a_model_that_heeds_their_padding_are_answered_alone(
     name, changes, scale, capsys
