@@ -147,7 +147,9 @@ class BatchGroups:
         low = max(passed) + 1 + few if passed else _FEW + few
         later = [b for b in (*self.borders.whole, self.borders.each) if b is not None and b > edge]
         high = min([_BASE + few if level == 0 else longest, *later])
-        wanted = (_BASE + few, 5 + few, low) if level == 0 else (edge + 5, edge + 2, low + 2)
+        wanted = [_BASE + few, 5 + few, low] if level == 0 else [edge + 5, low + 2]
+        if level and few:  # a prompt below the border, whose new tokens cross it
+            wanted.append(edge + 2)
         return [max(min(length, high), min(low, high)) for length in wanted]
 
     def _say(self, consequence: str) -> None:

@@ -98,6 +98,8 @@ def check_causal(
     device = split.device if split else model.device
     if num_ids is None:
         num_ids = split.num_ids if split else int(model.get_input_embeddings().weight.shape[0])
+    most = getattr(config.get_text_config(), "max_position_embeddings", None) or -1
+    length = min(length, most) if most > 0 else length
     # One example and the same with other tokens at its end, in passes of one shape.
     cut = max(1, length * 2 // 3)
     first = probe_tokens(length, num_ids).astype(np.int64)

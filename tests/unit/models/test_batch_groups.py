@@ -167,7 +167,7 @@ def test_only_borders_that_an_example_exceeds_are_checked_and_once():
     assert (len(probe.together), probe.causal) == (1, [101])  # one example needs no comparison
     groups.groups([300, 7])
     groups.groups([3000, 7])
-    assert probe.together[1:] == [((105, 102, 5), 0)]
+    assert probe.together[1:] == [((105, 5), 0)]
     assert probe.causal == [101]
 
 
