@@ -1,5 +1,6 @@
 """What caskd knows of transformers models: opening, digests, devices, body and head apart."""
 
+from caskd.models.batch_groups import BatchGroups
 from caskd.models.batching import (
     Arrange,
     longest_first,
@@ -10,7 +11,15 @@ from caskd.models.batching import (
 )
 from caskd.models.devices import fixed_kernels, memory_errors, pick_device
 from caskd.models.digests import config_digest, may_be_same_config, weights_digest
+from caskd.models.forward_probe import (
+    arranged_groups,
+    check_causal,
+    hidden_in_groups,
+    masked_groups,
+    probe_tokens,
+)
 from caskd.models.head_forms import HeadForm, head_form
+from caskd.models.length_borders import LengthBorders, forget_lengths, length_borders
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     Checkpoint,
@@ -21,24 +30,31 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
 )
-from caskd.models.split_model import SplitModel, check_split, is_same_together
+from caskd.models.split_model import SplitModel, check_split
 from caskd.models.vocabulary import check_vocabulary
 
 __all__ = [
     "ADAPTER_WEIGHTS",
     "Arrange",
+    "BatchGroups",
     "Checkpoint",
     "HeadForm",
+    "LengthBorders",
     "SplitModel",
+    "arranged_groups",
     "build_model",
+    "check_causal",
     "check_split",
     "check_vocabulary",
     "config_digest",
     "fixed_kernels",
+    "forget_lengths",
     "head_form",
-    "is_same_together",
+    "hidden_in_groups",
+    "length_borders",
     "locate",
     "longest_first",
+    "masked_groups",
     "may_be_same_config",
     "memory_errors",
     "num_in_batch",
@@ -50,5 +66,6 @@ __all__ = [
     "pad",
     "padded_batches",
     "pick_device",
+    "probe_tokens",
     "weights_digest",
 ]

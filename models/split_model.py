@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from caskd.models.batching import Arrange, Batch
+from caskd.models.batching import Batch
 from caskd.models.head_forms import head_form
+from caskd.models.length_borders import forget_lengths, length_borders
 from caskd.store.errors import UsageError
 
 Positions = npt.NDArray[np.integer[Any]]
@@ -43,11 +44,14 @@ class SplitModel:
         self.form = head_form(model.config)
         self._model = model
         self._accepted = inspect.signature(body.forward).parameters
+        self.config: Any = model.config
+        self.architecture = type(model).__name__
+        self.borders = length_borders(model.config)
 
     @property
     def num_ids(self) -> int:
         """Ids that the model can both read and predict."""
-        embedding: Any = self.body.get_input_embeddings()  # type: ignore[operator]
+        embedding: Any = self._model.get_input_embeddings()
         head: Any = self.head
         return int(min(embedding.weight.shape[0], head.weight.shape[0]))
 
@@ -79,6 +83,8 @@ class SplitModel:
             for name, value in offered.items()
             if value is not None and name in self._accepted
         }
+        if self.borders.each is not None:
+            forget_lengths(self.body)
         result: Tensor = self.body(input_ids=input_ids, **options).last_hidden_state
         return result
 
@@ -122,28 +128,6 @@ def check_split(model: Any, split: SplitModel, num_columns: int | None = None) -
             f"{type(model).__name__} differ from the model's own by {error:.3g}; expected a head "
             "of one matrix with at most a bias, a scale and a soft cap: pass another model"
         )
-
-
-@torch.inference_mode()
-def is_same_together(split: SplitModel, arrange: Arrange, num_columns: int) -> bool:
-    """Whether sequences in one batch have the hidden states of each sequence alone.
-
-    They differ where tokens see the padding behind them, or where a packed example sees the one
-    before. The mean decides: a maximum would also find experts that rounding chose.
-    """
-    numbers = np.arange(20, dtype=np.uint32) % num_columns
-    sequences = [numbers[:5], numbers[5:13], numbers[13:16]]
-    positions = [np.arange(len(tokens)) for tokens in sequences]
-    together = split.hidden_rows(arrange(sequences), positions).float()
-    alone = torch.cat(
-        [
-            split.hidden_rows(arrange([tokens]), [own]).float()
-            for tokens, own in zip(sequences, positions, strict=True)
-        ]
-    )
-    limit = 1e-3 if is_float32(split.body) else 5e-2
-    # NaN passes: the capture counts the rows of a teacher that computes NaN.
-    return not bool((together - alone).abs().mean() > limit * alone.abs().mean())
 
 
 def is_float32(model: nn.Module) -> bool:

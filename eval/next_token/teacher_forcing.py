@@ -13,7 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.models import SplitModel, check_split, check_vocabulary, padded_batches
+from caskd.models import (
+    BatchGroups,
+    SplitModel,
+    check_split,
+    check_vocabulary,
+    hidden_in_groups,
+    masked_groups,
+    padded_batches,
+)
 from caskd.models.decoding import LoadedModel
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
@@ -106,6 +114,7 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
         )
     split = SplitModel(loaded.model, flag)
     check_split(loaded.model, split)
+    groups = masked_groups(split, flag)
     counts = store.row_counts()[chosen]
     starts = np.concatenate(([0], np.cumsum(counts)))
     values = np.empty((len(fields(ForcedRows)), starts[-1]))
@@ -114,17 +123,17 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
         for indices in padded_batches(lengths, TOKEN_BUDGET):
             batch = store.read(chosen[indices], fields=("num_kept",))
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-            values[:, rows] = row_values(split, batch)
+            values[:, rows] = row_values(split, batch, groups)
             known[rows] = batch.column("num_kept") > 0
             shown.advance(len(rows))
     return ForcedRows(*values[:, known])
 
 
 @torch.inference_mode()
-def row_values(split: SplitModel, batch: StoreBatch) -> FloatArray:
+def row_values(split: SplitModel, batch: StoreBatch, groups: BatchGroups) -> FloatArray:
     """Values [5, N] of the fields of `ForcedRows` for the rows of some examples."""
     input_ids, mask = (tensor.to(split.device) for tensor in _padded(batch))
-    hidden = split.hidden(input_ids, attention_mask=mask).flatten(0, 1)
+    hidden = hidden_in_groups(split, groups, input_ids, mask).flatten(0, 1)
     longest = input_ids.shape[1]
     example = np.repeat(np.arange(len(batch.example_indices)), np.diff(batch.row_offsets))
     positions = torch.from_numpy(example * longest + batch.logit_positions).to(hidden.device)

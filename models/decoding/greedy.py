@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caskd.models.decoding.left_padding import left_padded
 from caskd.models.decoding.loaded_model import LoadedModel
+from caskd.models.length_borders import forget_lengths
 from caskd.store.errors import UsageError
 
 _SPARE_TOKENS = 4
@@ -37,7 +39,6 @@ class Answer:
     """[H] hidden state of the prompt's last token."""
 
 
-@torch.inference_mode()
 def decode_batch(
     loaded: LoadedModel,
     prompts: Sequence[Sequence[int]],
@@ -47,8 +48,9 @@ def decode_batch(
     options: Sequence[Sequence[int]] = (),
     hidden_layer: int | None = None,
 ) -> list[Answer]:
-    """Greedy continuation of each prompt.
+    """Greedy continuation of each prompt, the same in a batch as alone.
 
+    Prompts that the model would answer differently in a batch are decoded apart.
     Log-probabilities are log_softmax of the model's own logits in float32, over all V columns.
 
     Args:
@@ -61,15 +63,41 @@ def decode_batch(
             `hidden_states`: 0 is the embedding, and negative numbers count from the end.
 
     Raises:
-        UsageError: the model has no such layer.
+        UsageError: the model has no such layer, or later tokens of so long a prompt change the
+            hidden states of earlier ones.
     """
+    answers: dict[int, Answer] = {}
+    for group in loaded.groups.groups([len(prompt) for prompt in prompts], max_new_tokens):
+        found = _decode_together(
+            loaded,
+            [prompts[index] for index in group],
+            max_new_tokens,
+            stop=[stop[index] for index in group] if stop else (),
+            options=[options[index] for index in group] if options else (),
+            hidden_layer=hidden_layer,
+        )
+        answers.update(zip(group, found, strict=True))
+    return [answers[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _decode_together(
+    loaded: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    stop: Sequence[Sequence[str]],
+    options: Sequence[Sequence[int]],
+    hidden_layer: int | None,
+) -> list[Answer]:
     device, longest = loaded.model.device, max(map(len, prompts))
     pad = loaded.model.generation_config.pad_token_id
     watch = _StopTexts(loaded.tokenizer, stop, longest)
     recorder = _Recorder(options)
+    forget_lengths(loaded.model)
     with _hidden_states(loaded.model, hidden_layer) as states:
         output = loaded.model.generate(
-            **{name: part.to(device) for name, part in _left_padded(prompts, pad).items()},
+            **{name: part.to(device) for name, part in left_padded(prompts, pad).items()},
             logits_processor=[recorder],
             stopping_criteria=[watch] if any(stop) else [],
             max_new_tokens=max_new_tokens,
@@ -93,17 +121,6 @@ def decode_batch(
             )
         )
     return answers
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """Ids and mask [B, P], padded on the left, so that answers begin at the same column.
-
-    generate() derives positions from the mask.
-    """
-    longest = max(map(len, prompts))
-    ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 class _Recorder:

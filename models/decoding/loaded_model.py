@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from caskd.models.batch_groups import BatchGroups
+from caskd.models.decoding.left_padding import decoding_groups
 from caskd.models.devices import memory_errors, pick_device
 from caskd.models.digests import config_digest, weights_digest
+from caskd.models.forward_probe import check_causal
 from caskd.models.opening import config_folder, open_model, open_tokenizer
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
@@ -21,6 +24,8 @@ class LoadedModel:
     """Ids that end an answer: those of the generation config and of the tokenizer."""
     identity: dict[str, Any]
     """Name, revision, digests and sizes."""
+    groups: BatchGroups
+    """Which prompts may share a batch."""
 
     @property
     def max_positions(self) -> int | None:
@@ -28,7 +33,7 @@ class LoadedModel:
         longest: int | None = getattr(
             self.model.config.get_text_config(), "max_position_embeddings", None
         )
-        return longest
+        return longest if longest is None or longest > 0 else None  # XLNet has -1 for no limit
 
 
 def load_for_decoding(
@@ -58,6 +63,7 @@ def load_for_decoding(
             f"{flag} {source}: the weights do not fit on {chosen} ({error}); expected a device "
             "with more memory: pass another --device, or --dtype bfloat16"
         ) from error
+    check_causal(model, f"{flag} {source}")
     stop_ids = _stop_ids(model, tokenizer)
     # Greedy decoding only: generate() would take a repetition penalty, a temperature and every
     # other setting that it is not given from the model's own generation config.
@@ -66,7 +72,9 @@ def load_for_decoding(
         do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=pad
     )
     identity = _identity(source, model, tokenizer)
-    return LoadedModel(model, tokenizer, stop_ids, identity)
+    name = f"{identity['name']} ({type(model).__name__})"
+    groups = decoding_groups(model, stop_ids, f"{flag} {source}", name)
+    return LoadedModel(model, tokenizer, stop_ids, identity, groups)
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

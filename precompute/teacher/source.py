@@ -57,7 +57,9 @@ def find_checkpoint(
     own_dtype = getattr(text_config, "dtype", None) or "float32"
     own_attention = str(getattr(model.config, "_attn_implementation", None))
     tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
-    limits = [getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT, tokenizer_limit]
+    own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
+    # XLNet has -1 for no limit.
+    limits = [own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit]
     return TransformersCheckpoint(
         folder=found.folder,
         name=found.name,

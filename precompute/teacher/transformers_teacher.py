@@ -14,10 +14,12 @@ import torch
 
 from caskd.models import (
     Arrange,
+    BatchGroups,
     SplitModel,
+    arranged_groups,
+    check_causal,
     check_split,
     fixed_kernels,
-    is_same_together,
     memory_errors,
     pack,
     pad,
@@ -27,7 +29,6 @@ from caskd.precompute.rows import Fields, Numbers, Targets
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
 from caskd.store.corpus import logit_positions, row_labels
-from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample
 
 PACKAGES = ("torch", "transformers", "tokenizers")
@@ -64,24 +65,18 @@ class TransformersTeacher:
             model = load_model(checkpoint, self.device)
             self.split = SplitModel(model, FLAG)
             check_split(model, self.split, self.num_columns)
-            self.arrange = self._pick_arrangement(checkpoint.attention, type(model).__name__)
+            check_causal(self.split, f"{FLAG} {checkpoint.name}", num_ids=self.num_columns)
+            name = f"{checkpoint.name} ({type(model).__name__})"
+            self.arrange, self.groups = self._pick_arrangement(checkpoint.attention, name)
             self._open = opened.pop_all()
 
-    def _pick_arrangement(self, attention: str, architecture: str) -> Arrange:
+    def _pick_arrangement(self, attention: str, name: str) -> tuple[Arrange, BatchGroups]:
         """Pack examples end to end where flash attention keeps them apart, else pad them."""
-        if attention.startswith("flash") and self._keeps_apart(pack):
-            return pack
-        if not self._keeps_apart(pad):
-            raise UsageError(
-                f"teacher architecture {architecture} produces different hidden states in a batch "
-                "than one example at a time; expected padding to have no effect; use another "
-                "--teacher"
-            )
-        return pad
-
-    def _keeps_apart(self, arrange: Arrange) -> bool:
-        """Whether examples arranged together give the hidden states that each gives alone."""
-        return is_same_together(self.split, arrange, self.num_columns)
+        if attention.startswith("flash"):
+            groups = arranged_groups(self.split, pack, self.num_columns, name)
+            if groups.is_same_when_short():
+                return pack, groups
+        return pad, arranged_groups(self.split, pad, self.num_columns, name)
 
     def describe(self) -> dict[str, Any]:
         """Package versions, device and threads."""
@@ -99,28 +94,42 @@ class TransformersTeacher:
 
     @torch.inference_mode()
     def rows(self, examples: Sequence[ShardExample]) -> Fields:
-        """Compute the row fields of all examples, concatenated in their order."""
+        """Compute the row fields of all examples, concatenated in their order.
+
+        Examples that the teacher computes differently in a batch run apart.
+        """
         with memory_errors():
             positions = [logit_positions(example.is_response) for example in examples]
             # The token of the last row is a label only: the forward pass does not need it.
             inputs = [e.token_ids[: p[-1] + 1] for e, p in zip(examples, positions, strict=True)]
-            hidden = self.split.hidden_rows(self.arrange(inputs), positions)
-            labels = torch.from_numpy(
-                np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
-                .astype(np.int64)
-            )  # fmt: skip
-            numbers = self.targets.numbers(examples)
-            row_bytes = self.num_columns * hidden.element_size()
-            tile = max(MIN_TILE_ROWS, TILE_BYTES[hidden.device.type] // row_bytes)
-            parts = [
-                fields
-                for start in range(0, len(labels), tile)
-                for fields in self._tile(
-                    hidden[start : start + tile],
-                    labels[start : start + tile],
-                    numbers[start : start + tile],
-                )
-            ]
+            hidden: list[torch.Tensor] = [torch.empty(0)] * len(examples)
+            for group in self.groups.groups([len(tokens) for tokens in inputs]):
+                own = [positions[index] for index in group]
+                arranged = self.arrange([inputs[index] for index in group])
+                together = self.split.hidden_rows(arranged, own)
+                parts = torch.split(together, [len(rows) for rows in own])
+                for index, part in zip(group, parts, strict=True):
+                    hidden[index] = part
+            return self._fields(examples, torch.cat(hidden))
+
+    def _fields(self, examples: Sequence[ShardExample], hidden: torch.Tensor) -> Fields:
+        """Compute the row fields of hidden states [N, H], tile by tile."""
+        labels = torch.from_numpy(
+            np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
+            .astype(np.int64)
+        )  # fmt: skip
+        numbers = self.targets.numbers(examples)
+        row_bytes = self.num_columns * hidden.element_size()
+        tile = max(MIN_TILE_ROWS, TILE_BYTES[hidden.device.type] // row_bytes)
+        parts = [
+            fields
+            for start in range(0, len(labels), tile)
+            for fields in self._tile(
+                hidden[start : start + tile],
+                labels[start : start + tile],
+                numbers[start : start + tile],
+            )
+        ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _tile(

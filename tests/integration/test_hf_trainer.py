@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import architectures
 from helpers.training import capture, config_for, read_metrics
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -152,3 +153,18 @@ def test_what_would_give_other_numbers_is_refused(root: Path, tmp_path: Path) ->
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["lm_head"]))
     with pytest.raises(UsageError, match="the head has an adapter"):
         trainer_for(root, tmp_path / "b", model=model).train()
+
+
+def test_a_model_whose_batches_must_be_divided_needs_a_batch_size_of_one(
+    root: Path, tmp_path: Path
+) -> None:
+    model = architectures.build("phi3-longrope")
+    with pytest.raises(UsageError, match=r"Phi3ForCausalLM .* batch size is 4; expected 1"):
+        trainer_for(root, tmp_path / "out", model=model)
+    trainer_for(root, tmp_path / "out", model=model, micro=1)
+
+
+def test_a_model_that_sees_later_tokens_is_refused(root: Path, tmp_path: Path) -> None:
+    model = architectures.build("gemma3-bidirectional")
+    with pytest.raises(UsageError, match="CascadeTrainer: Gemma3ForCausalLM is not causal"):
+        trainer_for(root, tmp_path / "out", model=model)

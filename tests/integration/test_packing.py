@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import architectures
 from helpers.tiny import tiny_model, tiny_tokenizer
 from helpers.training import capture, config_for, read_metrics
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -96,6 +97,14 @@ def test_the_probe_tells_who_can() -> None:
     assert not keeps_examples_apart(model)
 
 
+def test_it_is_tested_beyond_each_window_and_off_where_positions_change() -> None:
+    long = architectures.ORIGINAL + 10
+    for name, packs in {"mistral": True, "phi3-longrope": False, "llama-dynamic": False}.items():
+        model = architectures.build(name)
+        assert keeps_examples_apart(model, architectures.ORIGINAL)
+        assert keeps_examples_apart(model, long) == packs, name
+
+
 def test_a_run_by_tokens_learns_the_same(root: Path, tmp_path: Path) -> None:
     lines = {}
     for name, options in (
@@ -115,7 +124,7 @@ def test_a_run_by_tokens_learns_the_same(root: Path, tmp_path: Path) -> None:
 def test_a_student_that_cannot_pack_is_padded(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caskd.train.run.loop.keeps_examples_apart", lambda model: False)
+    monkeypatch.setattr("caskd.train.run.loop.keeps_examples_apart", lambda model, longest: False)
     config = config_for(root, out=str(tmp_path / "padded"), token_budget=60, steps=2)
     train(config)
     monkeypatch.undo()

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from caskd.models import length_borders
 from caskd.train.data.order import IntArray
 
 _TOLERANCE = 1e-4
 _PROBE = ((7, 3), (5, 5))  # lengths of the examples in each row
+_SECOND = 5  # tokens of the example behind a long one
 
 
 def row_starts(lengths: Sequence[int]) -> tuple[list[int], int]:
@@ -52,21 +54,35 @@ def restarting_positions(starts: IntArray, lengths: IntArray, num_rows: int) -> 
     return (np.arange(size) - np.maximum.accumulate(first)).reshape(num_rows, -1)
 
 
-@torch.no_grad()
-def keeps_examples_apart(model: Any) -> bool:
-    """Whether packed examples have the same hidden states as each alone, tested on a few tokens."""
+def keeps_examples_apart(model: Any, longest: int = 0) -> bool:
+    """Whether packed examples have the same hidden states as each alone.
+
+    Tested on a few tokens, and beyond each window that an example of `longest` tokens exceeds.
+    Examples beyond a length where the whole forward pass changes are never packed.
+    """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return False
+    borders = length_borders(model.config)
+    if borders.num_whole(longest) or borders.exceeds_each(longest):
+        return False
+    windows = [edge for edge in borders.local if longest > edge]
+    rows = [_PROBE, *(((min(edge + _SECOND, longest), _SECOND),) for edge in windows)]
+    return all(_keeps_apart(model, lengths) for lengths in rows)
+
+
+@torch.no_grad()
+def _keeps_apart(model: Any, rows: Sequence[Sequence[int]]) -> bool:
+    """The test, with examples of these lengths in each row; all rows are equally long."""
     device = model.get_input_embeddings().weight.device
     num_ids = model.get_input_embeddings().weight.shape[0]
-    lengths = [length for row in _PROBE for length in row]
+    lengths = [length for row in rows for length in row]
     tokens = (torch.arange(sum(lengths), device=device) * 5 + 1) % num_ids
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     body, training = model.base_model, model.training
     model.eval()
     packed = body(
-        input_ids=tokens.view(len(_PROBE), -1),
-        position_ids=positions.view(len(_PROBE), -1),
+        input_ids=tokens.view(len(rows), -1),
+        position_ids=positions.view(len(rows), -1),
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
     alone = [

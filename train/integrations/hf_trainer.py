@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
-from caskd.models import head_form
+from caskd.models import SplitModel, check_causal, forget_lengths, head_form, masked_groups
 from caskd.store.errors import UsageError
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
 from caskd.train.model import SUM_NAMES
 from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
+
+FLAG = "CascadeTrainer"
 
 
 class CascadeTrainer(Trainer):  # type: ignore[misc]
@@ -61,6 +63,10 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
                 "CascadeTrainer: the head is sharded among ranks (FSDP or ZeRO-3), expected a "
                 "whole one; use ZeRO 0 to 2 here, or caskd train"
             )
+        split = SplitModel(_plain_model(self.accelerator.unwrap_model(self.model)), FLAG)
+        check_causal(split, FLAG)
+        for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
+            _check_batches(split, dataset)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training set, which divides itself among ranks and workers.
@@ -147,6 +153,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         parameters = inspect.signature(plain.forward).parameters
         # The loss computes the logits itself; the model needs to compute those of one position.
         one_position = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        forget_lengths(plain)
         try:
             model(
                 input_ids=inputs["input_ids"],
@@ -192,6 +199,28 @@ def _plain_model(model: Any) -> Any:
             "target_modules and modules_to_save"
         )
     return plain
+
+
+def _store_datasets(*datasets: Any) -> Iterator[StoreDataset]:
+    for dataset in datasets:
+        named = dataset.values() if isinstance(dataset, Mapping) else [dataset]
+        yield from (part for part in named if isinstance(part, StoreDataset))
+
+
+def _check_batches(split: SplitModel, dataset: StoreDataset) -> None:
+    """Refuse batches of a model that computes its examples differently in a batch than alone.
+
+    Raises:
+        UsageError: the model does, and the batch size exceeds 1.
+    """
+    groups = masked_groups(split, FLAG, lambda _: None)
+    if groups.may_split(dataset.longest) and dataset.batch_size > 1:
+        raise UsageError(
+            f"{FLAG}: {split.architecture} produces different hidden states in a batch of "
+            f"examples of up to {dataset.longest:,} tokens than one example at a time, and the "
+            f"batch size is {dataset.batch_size}; expected 1: pass StoreDataset(..., batch_size=1) "
+            "and a per-device batch size of 1, or use caskd train"
+        )
 
 
 def _stage_of(trainer: Any) -> int | None:

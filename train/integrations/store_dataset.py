@@ -79,6 +79,12 @@ class StoreDataset(IterableDataset[Example]):
         self.kind = mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        mix, _ = self._open()
+        return int(mix.token_counts().max())
+
     def set_epoch(self, epoch: int) -> None:
         """Start the next pass with this epoch, unless it continues from a loaded state."""
         if not self._resumed:

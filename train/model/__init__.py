@@ -9,6 +9,7 @@ from caskd.train.model.student import (
     load_student,
     load_tokenizer,
     recompute_activations,
+    student_groups,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "merged",
     "recompute_activations",
     "save_adapter",
+    "student_groups",
 ]

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from caskd.models import (
+    BatchGroups,
     SplitModel,
+    check_causal,
     check_split,
     check_vocabulary,
+    hidden_in_groups,
+    masked_groups,
     open_config,
     open_model,
     open_tokenizer,
@@ -53,14 +57,23 @@ class StudentWithLoss(nn.Module):
         model: the causal LM.
         options: of its loss.
         packs: whether its attention keeps packed examples apart, as `keeps_examples_apart` found.
+        groups: which padded examples may share a forward; None: all.
     """
 
-    def __init__(self, model: Any, options: LossOptions, *, packs: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        options: LossOptions,
+        *,
+        packs: bool = False,
+        groups: BatchGroups | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.options = options
         self.split = SplitModel(model, FLAG)
         self.packs = packs
+        self.groups = groups
 
     def forward(self, batch: MicroBatch) -> Any:
         """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached.
@@ -98,6 +111,8 @@ class StudentWithLoss(nn.Module):
         position_ids: Tensor | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, H], the head's input."""
+        if self.groups is not None and attention_mask is not None:
+            return hidden_in_groups(self.split, self.groups, input_ids, attention_mask)
         return self.split.hidden(input_ids, attention_mask, position_ids)
 
 
@@ -127,13 +142,44 @@ def load_student(name: str, spec: StoreSpec) -> Any:
     """The student with its weights in float32.
 
     Raises:
-        UsageError: no causal LM, weights missing, an embedding narrower than the vocabulary, or a
-            head that is more than a matrix, a bias, a scale and a cap.
+        UsageError: no causal LM, weights missing, an embedding narrower than the vocabulary, a
+            head that is more than a matrix, a bias, a scale and a cap, or a model that sees later
+            tokens.
     """
     model = open_model(name, FLAG, dtype="float32")
     check_width(name, model, spec.vocab_size)
-    check_split(model, SplitModel(model, f"{FLAG} {name}"))
+    split = SplitModel(model, f"{FLAG} {name}")
+    check_split(model, split)
+    check_causal(split, split.flag)
     return model
+
+
+def student_groups(
+    name: str, model: Any, longest: int, *, gathers: bool = False, quiet: bool = False
+) -> BatchGroups:
+    """Which examples of up to `longest` tokens may share a forward of the student.
+
+    Args:
+        name: of the student, for errors.
+        model: the student, with whole weights.
+        longest: tokens of the longest example of the run.
+        gathers: whether ranks gather weights in each forward, so that all need equally many.
+        quiet: print no warning; another rank does.
+
+    Raises:
+        UsageError: beyond a length at which its config changes the computation, the student sees
+            later tokens; or batches may have to be divided although ranks gather weights.
+    """
+    split = SplitModel(model, f"{FLAG} {name}")
+    shown = f"{FLAG} {name} ({type(model).__name__})"
+    groups = masked_groups(split, shown, (lambda _: None) if quiet else None)
+    if groups.may_split(longest) and gathers:
+        raise UsageError(
+            f"{shown}: produces different hidden states in a batch of up to {longest:,} tokens "
+            "than one example at a time, and --zero-stage 3 needs equally many forwards on every "
+            "rank; expected ranks with whole weights: pass --zero-stage 2, or another --student"
+        )
+    return groups
 
 
 def check_width(name: str, model: Any, vocab_size: int) -> None:

@@ -38,6 +38,7 @@ from caskd.train.model import (
     add_adapters,
     load_student,
     recompute_activations,
+    student_groups,
 )
 from caskd.train.objectives import Objective
 from caskd.train.run.failures import user_errors
@@ -179,9 +180,17 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), plan.tail)
-    packs = config.token_budget is not None and keeps_examples_apart(model)
+    longest = _longest(plan)
+    groups = student_groups(
+        config.student,
+        model,
+        longest,
+        gathers=config.zero_stage == 3 and ranks.world_size > 1,
+        quiet=ranks.rank > 0,
+    )
+    packs = config.token_budget is not None and keeps_examples_apart(model, longest)
     engine = TrainEngine(
-        StudentWithLoss(model, options, packs=packs),
+        StudentWithLoss(model, options, packs=packs, groups=groups),
         plan.settings,
         ranks,
         optimizer_name=config.optimizer,
@@ -190,6 +199,14 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if plan.checkpoint is not None:
         load_checkpoint(plan.checkpoint, engine)
     return engine
+
+
+def _longest(plan: RunPlan) -> int:
+    """Tokens of the longest example that is trained or evaluated on."""
+    counts = [plan.store.token_counts()]
+    if plan.eval_store is not None:
+        counts.append(plan.eval_store.token_counts())
+    return max(int(part.max()) for part in counts)
 
 
 def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader:

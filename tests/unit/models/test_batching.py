@@ -7,7 +7,7 @@ from helpers.tiny import tiny_model, tiny_tokenizer
 
 from caskd.models import (
     SplitModel,
-    is_same_together,
+    arranged_groups,
     longest_first,
     num_in_batch,
     pack,
@@ -63,10 +63,10 @@ def test_the_check_tells_leaks_from_rounding(dtype, attention):
     model.to(dtype)
     model.set_attn_implementation(attention)
     split = SplitModel(model, "--teacher")
-    assert is_same_together(split, pad, 50)
-    assert is_same_together(split, pack, 50)
-    assert not is_same_together(split, leaking, 50)
-    assert not is_same_together(split, left_padded, 50)
+    assert arranged_groups(split, pad, 50, "x").is_same_when_short()
+    assert arranged_groups(split, pack, 50, "x").is_same_when_short()
+    assert not arranged_groups(split, leaking, 50, "x").is_same_when_short()
+    assert not arranged_groups(split, left_padded, 50, "x").is_same_when_short()
 
 
 @pytest.mark.parametrize("arrange", [pad, pack])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import architectures
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 from caskd.store.errors import UsageError
 from caskd.train.data import MicroBatch
 from caskd.train.loss import TeacherRows
-from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss
+from caskd.train.model import SUM_NAMES, LossOptions, StudentWithLoss, student_groups
 from caskd.train.model.student import check_width
 from caskd.train.objectives import OBJECTIVES
 
@@ -85,3 +86,17 @@ def test_a_narrow_embedding_is_refused_and_a_wide_one_is_not() -> None:
     check_width("it", model, 30)
     with pytest.raises(UsageError, match="its embedding has 41 rows"):
         check_width("it", model, 42)
+
+
+def test_ranks_that_gather_weights_need_a_student_whose_batches_stay_whole(capsys):
+    model = architectures.build("phi3-longrope")
+    assert student_groups("s", model, architectures.ORIGINAL, gathers=True).groups([5, 9]) == [
+        [0, 1]
+    ]
+    long = architectures.ORIGINAL + 1
+    assert student_groups("s", model, long).groups([long, 5]) == [[0], [1]]
+    with pytest.raises(UsageError, match=r"--student s .*Phi3.* --zero-stage 3 .*--zero-stage 2"):
+        student_groups("s", model, long, gathers=True)
+    rwkv = architectures.build("bert-encoder")
+    student_groups("s", rwkv, 8, quiet=True)
+    assert not capsys.readouterr().err
