@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from caskd.eval.metrics import NORMALIZE, find_metric
+from caskd.eval.metrics import NORMALIZE, find_metric, score_answer
 from caskd.store.errors import UsageError
 
 
@@ -95,10 +95,12 @@ def named_metrics(
 
 
 def quality(task: Task, text: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
-    """Quality of one answer, from 0 to 1."""
-    metric = find_metric(task.metric)
-    normalize = NORMALIZE[task.normalize or metric.normalize]
-    return metric.score(normalize(text), [*map(normalize, references)], [*map(normalize, options)])
+    """Quality of one answer, from 0 to 1.
+
+    Raises:
+        UsageError: no reference of an `accuracy` question is an option.
+    """
+    return score_answer(task.metric, task.normalize, text, references, options)
 
 
 def describe(tasks: Mapping[str, Task]) -> str:

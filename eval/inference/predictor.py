@@ -14,6 +14,7 @@ from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import EvalExample, build_requests, check_requests
+from caskd.eval.metrics import check_references
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
 from caskd.models import longest_first
 from caskd.models.decoding import (
@@ -53,6 +54,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     check_requests(requests, loaded.max_positions, config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
     tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)
+    _check_references(requests, tasks)
     plan = plan_parts([len(request.prompt) for request in requests], config.batch_size)
     parts = Parts(out, _metadata(config, loaded, requests, tasks), len(plan))
     _answer_missing(config, loaded, requests, tasks, plan, parts)
@@ -64,6 +66,16 @@ def predict(config: PredictConfig) -> Predictions | None:
     mean, names = written.numbers("quality").mean(), describe(tasks)
     print(f"{out}: {len(written):,} answers of {written.model_name}, {names}: {mean:.4f}")
     return written
+
+
+def _check_references(requests: Sequence[EvalExample], tasks: dict[str, Task]) -> None:
+    """Refuse references that no answer could match, before any decoding."""
+    for request in requests:
+        try:
+            metric = tasks[request.task].metric
+            check_references(metric, request.references, request.options)
+        except UsageError as error:
+            raise UsageError(f"record {request.source_index}: {error}") from None
 
 
 def _answer_missing(
