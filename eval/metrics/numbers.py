@@ -6,6 +6,7 @@ value is ever expanded, so `1e999999999` costs nothing.
 
 import re
 import unicodedata
+from collections import deque
 from fractions import Fraction
 
 Value = tuple[object, ...]
@@ -31,7 +32,8 @@ _PLAIN = rf"""(?:
 )"""
 _POWER = rf"""(?:
     [eE](?P<e>[+{_MINUS}]?\d{{1,9}})(?!\w)
-  | \s?(?:[×x*·]|\\times)\s?10(?:\^\{{?(?P<caret>[+{_MINUS}]?\d{{1,9}})\}}?|(?P<raised>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,9}}))
+  | \s?(?:[\u00d7x*\u00b7]|\\times)\s?10
+    (?:\^\{{?(?P<caret>[+{_MINUS}]?\d{{1,9}})\}}?|(?P<raised>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,9}}))
 )"""
 _NUMBER = re.compile(
     rf"""
@@ -40,7 +42,8 @@ _NUMBER = re.compile(
         (?P<time>\d+(?::\d+)+)                                   # 12:30, and ratios
       | \\[dt]?frac\s?\{{\s*(?P<over>\d+)\s*\}}\s?\{{\s*(?P<under>\d+)\s*\}}
       | (?<![\d/])(?P<whole>\d+)[{_SPACE}](?P<part>\d+)/(?P<parts>\d+)(?![/\d])
-      | (?<!/)(?P<top>{_PLAIN})[{_SPACE}]?/[{_SPACE}]?(?P<bottom>{_PLAIN})(?!\d|[{_SPACE}]?/[{_SPACE}]?\d)
+      | (?<!/)(?P<top>{_PLAIN})[{_SPACE}]?/[{_SPACE}]?(?P<bottom>{_PLAIN})
+        (?!\d|[{_SPACE}]?/[{_SPACE}]?\d)
       | (?P<plain>{_PLAIN}){_POWER}?
     )
     """,
@@ -56,10 +59,8 @@ def last_number(text: str) -> Value | None:
     mixed number; `12:30` equals `12:30` alone.
     """
     text = _VULGAR.sub(_spelled_out, text)
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
-    return None if last is None else _value(last)
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    return _value(found[0]) if found else None
 
 
 def _spelled_out(sign: re.Match[str]) -> str:
