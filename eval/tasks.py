@@ -65,6 +65,10 @@ def choose_tasks(
         if name in named:
             line = replace(line, metric=named[name], normalize=None)
         line = replace(line, stop=tuple(dict.fromkeys([*line.stop, *stop])))
+        if "" in line.stop:
+            raise UsageError(
+                f"task {name!r} has an empty stop text, which would empty every answer; remove it"
+            )
         find_metric(line.metric)
         if line.normalize is not None and line.normalize not in NORMALIZE:
             known = ", ".join(NORMALIZE)

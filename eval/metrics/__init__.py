@@ -5,6 +5,7 @@ from caskd.eval.metrics.metrics import (
     bleu_scorer,
     check_references,
     find_metric,
+    is_known,
     score_answer,
 )
 
@@ -13,5 +14,6 @@ __all__ = [
     "bleu_scorer",
     "check_references",
     "find_metric",
+    "is_known",
     "score_answer",
 ]

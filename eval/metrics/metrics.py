@@ -236,6 +236,11 @@ def check_references(metric: str, references: Sequence[str], options: Sequence[s
         )
 
 
+def is_known(name: str) -> bool:
+    """Whether caskd has a metric of this name, whose quality is from 0 to 1."""
+    return name in METRICS or name.startswith(f"{BLEU}-")
+
+
 def bleu_scorer(tokenizer: str, needed_by: str = "--bleu ", **options: bool) -> Any:
     """sacrebleu's BLEU with this tokenizer.
 

@@ -150,4 +150,5 @@ def _model(predictions: Predictions) -> dict[str, Any]:
         "file": strip_control(predictions.source),
         "num_parameters": predictions.num_parameters,
         "data_digest": predictions.metadata.get("data_digest"),
+        "num_empty_answers": predictions.num_empty(),
     }
