@@ -108,7 +108,9 @@ def _threshold(value: object) -> float:
     """A finite number, or infinity for null, which never defers."""
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    if not math.isfinite(value):
         raise UsageError(
             f"cascade.json: threshold is {value!r}, expected a finite number, or null to defer "
             "nothing; rerun caskd eval --operating-point"

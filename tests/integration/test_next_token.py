@@ -209,7 +209,7 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
             "got --next-token with --small or --large",
         ),
         (["--next-token", "STORE", "--student", "S", "--limit", "0"], "got --limit 0"),
-        (["--next-token", "nowhere", "--student", "S"], "nowhere: expected a store"),
+        (["--next-token", "nowhere", "--student", "S"], "nowhere: no store.json"),
         (["--small", "x.parquet"], "pass --large FILE"),
         (["--small", "x", "--large", "y", "--student", "S"], "need --next-token STORE"),
     ],

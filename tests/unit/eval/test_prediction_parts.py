@@ -127,7 +127,7 @@ def test_a_config_digest_of_an_older_caskd_is_accepted_without_comparing(tmp_pat
     again = opened(tmp_path, request=newer)
     fill(again, again.missing())
     assert len(again.join()) == PER_PART * NUM_PARTS
-    with pytest.raises(UsageError, match=r"model\.weights_digest 'w' there, 'v' now"):
+    with pytest.raises(UsageError, match=r"model\.weights_digest is 'w' there but 'v' now"):
         opened(tmp_path, request=described("b" * 64, weights_digest="v"))
 
 

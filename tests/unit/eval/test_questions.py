@@ -6,6 +6,7 @@ from scipy.stats import binomtest
 
 from caskd.eval.answers import question_names, question_units
 from caskd.eval.config import EvalConfig
+from caskd.eval.next_token.teacher_forcing import _first_asked
 from caskd.eval.stats import (
     area_replicates,
     mcnemar,
@@ -16,6 +17,7 @@ from caskd.eval.stats import (
 from caskd.eval.stats.intervals import flip_p_value
 from caskd.eval.study import analyze
 from caskd.eval.study.contrast import seed_warnings
+from caskd.store import StoreBatch
 
 COUNT, TIMES = 60, 10
 
@@ -143,6 +145,22 @@ def test_the_whole_study_counts_questions(predictions_file, tmp_path, asked):
     assert once.point.against_large.p_value == pytest.approx(often.point.against_large.p_value)
     [ours], [theirs] = once.comparisons.at_one_rate, often.comparisons.at_one_rate
     assert ours[2].p_value == pytest.approx(theirs[2].p_value)
+
+
+def test_examples_of_a_store_with_one_prompt_are_one_question():
+    def batch(*examples):
+        tokens, response = zip(*examples, strict=True)
+        offsets = np.cumsum([0, *map(len, tokens)])
+        none = np.zeros(0, np.int64)
+        return StoreBatch(
+            np.arange(len(tokens)) + 4, np.concatenate(tokens).astype(np.uint32),
+            np.concatenate(response).astype(np.uint8), offsets, none, none, none,
+        )  # fmt: skip
+
+    asked, other = ([1, 5, 6], [0, 0, 1]), ([1, 5, 7, 8], [0, 0, 1, 1])
+    longer, plain = ([1, 5, 6, 9], [0, 0, 0, 1]), ([1, 6, 6], [0, 1, 1])
+    found = _first_asked(batch(asked, longer, other, plain, plain, asked))
+    assert found.tolist() == [4, 5, 4, 7, 8, 4]  # plain text has no question: each its own
 
 
 def test_one_seed_against_three_warns():
