@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from caskd.eval.metrics import NORMALIZE, find_metric
+from caskd.eval.metrics import NORMALIZE, find_metric, score_answer
 from caskd.store.errors import UsageError
 
 
@@ -65,6 +65,10 @@ def choose_tasks(
         if name in named:
             line = replace(line, metric=named[name], normalize=None)
         line = replace(line, stop=tuple(dict.fromkeys([*line.stop, *stop])))
+        if "" in line.stop:
+            raise UsageError(
+                f"task {name!r} has an empty stop text, which would empty every answer; remove it"
+            )
         find_metric(line.metric)
         if line.normalize is not None and line.normalize not in NORMALIZE:
             known = ", ".join(NORMALIZE)
@@ -95,10 +99,12 @@ def named_metrics(
 
 
 def quality(task: Task, text: str, references: Sequence[str], options: Sequence[str] = ()) -> float:
-    """Quality of one answer, from 0 to 1."""
-    metric = find_metric(task.metric)
-    normalize = NORMALIZE[task.normalize or metric.normalize]
-    return metric.score(normalize(text), [*map(normalize, references)], [*map(normalize, options)])
+    """Quality of one answer, from 0 to 1.
+
+    Raises:
+        UsageError: no reference of an `accuracy` question is an option.
+    """
+    return score_answer(task.metric, task.normalize, text, references, options)
 
 
 def describe(tasks: Mapping[str, Task]) -> str:

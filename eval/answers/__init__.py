@@ -9,6 +9,7 @@ from caskd.eval.answers.predictions_file import (
     read_predictions,
     table_of,
 )
+from caskd.eval.answers.questions import Units, num_units, question_names, question_units
 from caskd.eval.answers.ragged import Ragged
 
 __all__ = [
@@ -16,9 +17,13 @@ __all__ = [
     "Predictions",
     "Ragged",
     "Run",
+    "Units",
     "digest",
     "label_seeds",
+    "num_units",
     "predictions_bytes",
+    "question_names",
+    "question_units",
     "read_predictions",
     "read_runs",
     "seeds_of",

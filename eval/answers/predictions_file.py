@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from caskd.eval.answers.checks import check_values, num_parameters
 from caskd.store.errors import UsageError
 
 FORMAT = "caskd-predictions"
@@ -101,6 +102,10 @@ class Predictions:
         found: list[list[str] | None] = self.columns.column("options").to_pylist()
         return [options or [] for options in found]
 
+    def num_empty(self) -> int:
+        """Answers without any text."""
+        return sum(not text.strip() for text in self.strings("text"))
+
     def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":
         """The examples at these indices, in this order."""
         return Predictions(self.source, self.metadata, self.columns.take(pa.array(indices)))
@@ -154,6 +159,7 @@ def read_predictions(file: str) -> Predictions:
     except (pa.ArrowException, OSError):
         raise _not_predictions(file, "not a Parquet file") from None
     metadata = _header(file, table)
+    table = _with_digests(table)
     names = [*SCHEMA.names, *(name for name in OPTIONAL.names if name in table.column_names)]
     try:
         own = table.select(names).cast(pa.schema([WHOLE.field(name) for name in names]))
@@ -163,7 +169,8 @@ def read_predictions(file: str) -> Predictions:
         raise UsageError(
             f"{file} holds no example, expected at least one; rerun caskd predict with more data"
         )
-    _check_values(file, own)
+    _check_rows(file, own)
+    check_values(file, own, metadata)
     return Predictions(path.name, metadata, own)
 
 
@@ -171,7 +178,7 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
     try:
         header = json.loads((table.schema.metadata or {})[b"caskd"])
         known = header["format"] == FORMAT and header["model"]["name"] and header["quality"]
-        number, _ = header["version"], int(header["model"]["num_parameters"])
+        number, parameters = header["version"], header["model"]["num_parameters"]
     except (KeyError, TypeError, ValueError):
         raise _not_predictions(file, "no caskd metadata") from None
     if not known:
@@ -180,10 +187,26 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
         raise UsageError(
             f"{file} has format version {number}, expected {FORMAT_VERSION}; install a newer caskd"
         )
+    if num_parameters(parameters) is None:
+        raise UsageError(
+            f"{file}: metadata model.num_parameters is {parameters!r}, expected a whole number "
+            "above 0; rerun caskd predict"
+        )
     return dict(header)
 
 
-def _check_values(file: str, table: pa.Table) -> None:
+def _with_digests(table: pa.Table) -> pa.Table:
+    """An empty digest where a question has none: its example is then a question of its own."""
+    name = "question_digest"
+    if name not in table.column_names:
+        return table.append_column(name, pa.array([""] * len(table), pa.string()))
+    if not table.column(name).null_count:
+        return table
+    filled = table.column(name).cast(pa.string()).fill_null("")
+    return table.set_column(table.column_names.index(name), name, filled)
+
+
+def _check_rows(file: str, table: pa.Table) -> None:
     if any(table.column(name).null_count for name in SCHEMA.names):
         raise _not_predictions(file, "values are missing")
     names = sorted(table.column("example_id").to_pylist())

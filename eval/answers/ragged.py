@@ -78,7 +78,10 @@ class Ragged:
         return self.values[self.offsets[:-1]]
 
     def quantiles(self, shares: Sequence[float]) -> FloatArray:
-        """[E, len(shares)] by numpy's linear rule: 0 is the minimum, 1 the maximum."""
+        """[E, len(shares)] by numpy's linear rule: 0 is the minimum, 1 the maximum.
+
+        Between -inf and any other value lies -inf.
+        """
         owner = np.repeat(np.arange(len(self)), self.lengths)
         ordered = self.values[np.lexsort((self.values, owner))]
         index = np.multiply.outer(self.lengths - 1, np.asarray(shares, dtype=np.float64))
@@ -86,7 +89,9 @@ class Ragged:
         above = np.minimum(below + 1, (self.lengths - 1)[:, None])
         start = self.offsets[:-1, None]
         low, high = ordered[start + below], ordered[start + above]
-        return np.asarray(low + (index - below) * (high - low))
+        endless = np.isneginf(low)
+        low, high = np.where(endless, 0.0, low), np.where(endless, 0.0, high)
+        return np.where(endless, -np.inf, low + (index - below) * (high - low))
 
     def padded(self, width: int) -> FloatArray:
         """[E, width] rows cut or filled with zeros to one length."""

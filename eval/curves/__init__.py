@@ -15,7 +15,13 @@ from caskd.eval.curves.cost import (
     tail_seconds,
     token_cost,
 )
-from caskd.eval.curves.deferral import MIN_GAP, DeferralCurve, defer_order, deferral_curve
+from caskd.eval.curves.deferral import (
+    MIN_GAP,
+    DeferralCurve,
+    defer_order,
+    deferral_curve,
+    finite_scores,
+)
 from caskd.eval.curves.figures import RATES, curve_figures
 from caskd.eval.curves.thinning import thin
 
@@ -36,6 +42,7 @@ __all__ = [
     "curve_figures",
     "defer_order",
     "deferral_curve",
+    "finite_scores",
     "flops",
     "flops_per_token",
     "money",

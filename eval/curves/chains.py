@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.curves.deferral import finite_scores
 from caskd.eval.curves.thinning import thin
 from caskd.store.errors import UsageError
 
@@ -32,6 +33,10 @@ class Link:
     """[E] of its answers."""
     cost: FloatArray
     """[E] of its answers."""
+
+    def __post_init__(self) -> None:
+        """Give infinite scores a finite threshold: one of infinity defers nothing."""
+        object.__setattr__(self, "score", finite_scores(self.score))
 
 
 @dataclass(frozen=True, eq=False)

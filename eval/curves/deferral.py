@@ -124,7 +124,8 @@ def deferral_curve(
     """Quality of the cascade over every deferral threshold.
 
     Args:
-        score: [E] deferral score; the highest is deferred first, equal scores together.
+        score: [E] deferral score; the highest is deferred first, equal scores together. An infinite
+            one counts as the largest number of its sign (`finite_scores`).
         small_quality: [E] quality of the small model's answer.
         large_quality: [E] quality of the large model's answer to the same example.
 
@@ -133,9 +134,10 @@ def deferral_curve(
         exactly the means of the two qualities, summed without rounding.
 
     Raises:
-        UsageError: an array is empty, not one-dimensional, of another length, or not finite.
+        UsageError: an array is empty, not one-dimensional, of another length, or not finite; or a
+            score is NaN.
     """
-    score = _vector("score", score)
+    score = finite_scores(_vector("score", score, finite=False))
     small = _vector("small_quality", small_quality)
     large = _vector("large_quality", large_quality)
     if not score.size == small.size == large.size:
@@ -175,8 +177,15 @@ def defer_order(score: FloatArray, *ties: FloatArray) -> tuple[IntArray, IntArra
         of the curve, from 0 to E.
     """
     order = np.lexsort((*reversed(ties), -score)).astype(np.int64)
-    changes = np.flatnonzero(np.diff(score[order])) + 1
+    ordered = score[order]
+    changes = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
     return order, np.concatenate(([0], changes, [score.size])).astype(np.int64)
+
+
+def finite_scores(score: FloatArray) -> FloatArray:
+    """Scores with infinity as the largest float, so that a threshold of infinity defers nothing."""
+    largest = np.finfo(np.float64).max
+    return np.clip(score, -largest, largest)
 
 
 def deferred_mean(score: FloatArray, value: FloatArray) -> FloatArray:
@@ -209,7 +218,7 @@ def _area(rate: FloatArray, quality: FloatArray) -> float:
     return float(np.trapezoid(quality, rate))
 
 
-def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
+def _vector(name: str, values: npt.ArrayLike, *, finite: bool = True) -> FloatArray:
     array: npt.NDArray[Any] = np.asarray(values)
     if array.ndim != 1 or array.size == 0:
         raise UsageError(
@@ -219,10 +228,10 @@ def _vector(name: str, values: npt.ArrayLike) -> FloatArray:
         vector = array.astype(np.float64)
     except (TypeError, ValueError):
         raise UsageError(f"got {name} of type {array.dtype}, expected numbers") from None
-    bad = np.flatnonzero(~np.isfinite(vector))
+    bad = np.flatnonzero(~np.isfinite(vector) if finite else np.isnan(vector))
     if bad.size:
         raise UsageError(
             f"got {name}[{bad[0]}] = {vector[bad[0]]} ({bad.size:,} such values), "
-            "expected finite numbers"
+            f"expected {'finite numbers' if finite else 'numbers'}"
         )
     return vector

@@ -14,11 +14,13 @@ from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import EvalExample, build_requests, check_requests
+from caskd.eval.metrics import check_references
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
 from caskd.models import longest_first
 from caskd.models.decoding import (
     Answer,
     LoadedModel,
+    check_stop_texts,
     decode_batch,
     hidden_index,
     load_for_decoding,
@@ -53,6 +55,8 @@ def predict(config: PredictConfig) -> Predictions | None:
     check_requests(requests, loaded.max_positions, config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
     tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)
+    _check_references(requests, tasks)
+    check_stop_texts(loaded.tokenizer, [text for task in tasks.values() for text in task.stop])
     plan = plan_parts([len(request.prompt) for request in requests], config.batch_size)
     parts = Parts(out, _metadata(config, loaded, requests, tasks), len(plan))
     _answer_missing(config, loaded, requests, tasks, plan, parts)
@@ -62,8 +66,20 @@ def predict(config: PredictConfig) -> Predictions | None:
         print(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
         return None
     mean, names = written.numbers("quality").mean(), describe(tasks)
-    print(f"{out}: {len(written):,} answers of {written.model_name}, {names}: {mean:.4f}")
+    empty = written.num_empty()
+    said = f", {empty:,} of them empty" if empty else ""
+    print(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
     return written
+
+
+def _check_references(requests: Sequence[EvalExample], tasks: dict[str, Task]) -> None:
+    """Refuse references that no answer could match, before any decoding."""
+    for request in requests:
+        try:
+            metric = tasks[request.task].metric
+            check_references(metric, request.references, request.options)
+        except UsageError as error:
+            raise UsageError(f"record {request.source_index}: {error}") from None
 
 
 def _answer_missing(
@@ -184,6 +200,11 @@ def _check_numbers(config: PredictConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"got --{name.replace('_', '-')} {value}, expected 1 or more")
+    if "" in config.stop:
+        raise UsageError(
+            "got --stop '', which would empty every answer, expected a text; omit it, or pass "
+            "--stop '\\n'"
+        )
     if not 0 <= config.worker < config.num_workers:
         raise UsageError(
             f"got --worker {config.worker} of --num-workers {config.num_workers}, expected "

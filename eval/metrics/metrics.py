@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
+from caskd.eval.metrics.labels import label, named
+from caskd.eval.metrics.numbers import last_number
 from caskd.store.errors import UsageError, reason
 
 Normalize = Callable[[str], str]
@@ -20,8 +22,8 @@ Score = Callable[[str, Sequence[str], Sequence[str]], float]
 none); all of them normalised."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # 5-3 is 5 and 3
 BLEU = "bleu"
+_SHOWN = 6
 
 
 def _as_written(text: str) -> str:
@@ -32,23 +34,25 @@ def _spaces(text: str) -> str:
     return " ".join(text.split())
 
 
-def _label(text: str) -> str:
-    return _spaces(text).strip(string.punctuation + " ").casefold()
-
-
 def _squad(text: str) -> str:
     """Lower case, no punctuation, no articles (the official SQuAD script)."""
-    kept = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return _spaces(_ARTICLES.sub(" ", kept))
+    return _spaces(_ARTICLES.sub(" ", _words(text)))
+
+
+def _words(text: str) -> str:
+    """As `_squad`, with articles."""
+    return _spaces("".join(letter for letter in text.lower() if letter not in string.punctuation))
 
 
 NORMALIZE: Mapping[str, Normalize] = {
     "none": _as_written,
     "spaces": _spaces,
-    "label": _label,
+    "label": label,
     "squad": _squad,
 }
 """Normalisation of answers, references and options before they are compared."""
+_WEAKER: Mapping[str, Sequence[Normalize]] = {"squad": (_words,)}
+"""Normalisations that keep more, for a reference of which nothing would be left."""
 
 
 def exact_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
@@ -60,10 +64,31 @@ def accuracy(text: str, references: Sequence[str], options: Sequence[str]) -> fl
     """1.0 if the option that the answer names is a reference, else 0.0.
 
     An answer names the option that it equals, or else the longest option that it starts with, up to
-    the end of a word: "B. Paris" names "B".
+    the end of a word: "B. Paris" names "B". Without options, punctuation must follow the word.
+
+    Raises:
+        UsageError: no reference is an option.
     """
-    begun = [option for option in options if re.match(re.escape(option) + r"(?!\w)", text)]
-    return float((max(begun, key=len) if begun else text) in references)
+    if not options:
+        return float(named(text, references, closed=False) is not None)
+    right = right_options(references, options)
+    return float(named(text, [*options, *references], closed=True) in right)
+
+
+def right_options(references: Sequence[str], options: Sequence[str]) -> set[str]:
+    """References, and the options that they name.
+
+    Raises:
+        UsageError: no reference names an option, so that no answer could be right.
+    """
+    meant = {named(reference, options, closed=False) for reference in references} - {None}
+    if not meant:
+        raise UsageError(
+            f"reference {references[0]!r} is none of the options "
+            f"{', '.join(map(repr, options[:_SHOWN]))}{', ...' if len(options) > _SHOWN else ''}; "
+            "expected one of them, so fix the data or --options-column"
+        )
+    return {*references, *(option for option in meant if option is not None)}
 
 
 def token_f1(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
@@ -80,13 +105,8 @@ def _word_f1(words: list[str], expected: list[str]) -> float:
 
 def numeric_match(text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
     """1.0 if the last number in the answer is the last one in a reference: 1,200.0 is 1200."""
-    found = _last_number(text)
-    return float(found is not None and found in map(_last_number, references))
-
-
-def _last_number(text: str) -> float | None:
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else None
+    found = last_number(text)
+    return float(found is not None and found in map(last_number, references))
 
 
 def _bleu(tokenizer: str, text: str, references: Sequence[str], _: Sequence[str] = ()) -> float:
@@ -124,7 +144,7 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "exact_match": Metric(exact_match, "spaces"),
-    "accuracy": Metric(accuracy, "label"),
+    "accuracy": Metric(accuracy, "none"),
     "token_f1": Metric(token_f1, "squad"),
     "numeric_match": Metric(numeric_match, "none"),
     "chrf": Metric(_chrf, "none"),
@@ -147,6 +167,78 @@ def find_metric(name: str) -> Metric:
         known = ", ".join([*METRICS, f"{BLEU}-TOKENIZER (13a, zh, ja-mecab, ...)"])
         raise UsageError(f"got metric {name!r}, expected one of {known}")
     return METRICS[name]
+
+
+def score_answer(
+    metric: str,
+    normalize: str | None,
+    text: str,
+    references: Sequence[str],
+    options: Sequence[str] = (),
+) -> float:
+    """Quality of one answer, from 0 to 1.
+
+    A reference that the normalisation would empty ("A" loses its article, "?" its punctuation)
+    is compared by a weaker one, at last by white space and case alone. An empty answer thus equals
+    no reference but an empty one.
+
+    Args:
+        metric: name of the metric.
+        normalize: key of `NORMALIZE`; None for the metric's own.
+        text: the answer.
+        references: accepted answers.
+        options: options of the question, if it has some.
+    """
+    found = find_metric(metric)
+    name = normalize or found.normalize
+    levels = [_level(name, reference) for reference in references]
+    if all(level is levels[0] for level in levels):
+        return _scored(found, levels[0], text, references, options)
+    pairs = zip(levels, references, strict=True)
+    return max(_scored(found, level, text, [only], options) for level, only in pairs)
+
+
+def _level(name: str, reference: str) -> Normalize:
+    """The first normalisation that leaves something of a reference."""
+    whole = NORMALIZE[name]
+    if name == "none":
+        return whole
+    return next((form for form in (whole, *_WEAKER.get(name, ())) if form(reference)), _as_spaced)
+
+
+def _as_spaced(text: str) -> str:
+    return _spaces(text).casefold()
+
+
+def _scored(
+    metric: Metric,
+    level: Normalize,
+    text: str,
+    references: Sequence[str],
+    options: Sequence[str],
+) -> float:
+    return metric.score(level(text), [*map(level, references)], [*map(level, options)])
+
+
+def check_references(metric: str, references: Sequence[str], options: Sequence[str] = ()) -> None:
+    """Refuse references that no answer could match.
+
+    Raises:
+        UsageError: no reference is an option of an `accuracy` question, or holds a number for
+            `numeric_match`.
+    """
+    if metric == "accuracy" and options:
+        right_options(references, options)
+    if metric == "numeric_match" and not any(map(last_number, references)):
+        raise UsageError(
+            f"reference {references[0][:60]!r} holds no number, expected one for numeric_match; "
+            "fix the data, or pass --task-metric NAME=exact_match"
+        )
+
+
+def is_known(name: str) -> bool:
+    """Whether caskd has a metric of this name, whose quality is from 0 to 1."""
+    return name in METRICS or name.startswith(f"{BLEU}-")
 
 
 def bleu_scorer(tokenizer: str, needed_by: str = "--bleu ", **options: bool) -> Any:

@@ -107,7 +107,7 @@ def measure_student(
             name: deferral_curve(score[part], rows.right[part], teacher.right[part])
             for name, part in parts.items()
         },
-        replicates=example_replicates(score, rows.right, teacher.right, teacher.examples),
+        replicates=example_replicates(score, rows.right, teacher.right, teacher.questions),
     )
 
 
@@ -120,9 +120,10 @@ def example_replicates(
     num_replicates: int = NUM_REPLICATES,
     seed: int = SEED,
 ) -> dict[str, FloatArray]:
-    """Replicates [B] of each figure on resampled examples, each with all of its rows.
+    """Replicates [B] of each figure on resampled units, each with all of its rows.
 
-    The rows of one example are not independent, so whole examples are resampled: the first-order
+    The rows of one example are not independent, nor are examples of one question, so whole
+    questions are resampled (`examples` [N] is the unit of each row): the first-order
     term of the area with Poisson weights (see `bootstrap.area_influence`).
     """
     area, influence = area_influence(score, small, large)

@@ -36,9 +36,10 @@ from caskd.eval.report import (
     difference_line,
     difference_row,
     file_names,
+    questions_line,
     table,
 )
-from caskd.eval.study import ALL_TASKS, Contrast
+from caskd.eval.study import ALL_TASKS, Contrast, seed_warnings
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
@@ -147,6 +148,7 @@ def _summary(
         },
         "num_rows": len(teacher.right),
         "num_examples": len(np.unique(teacher.examples)),
+        "num_questions": len(np.unique(teacher.questions)),
         "teacher": {
             "accuracy": float(teacher.right.mean()),
             "label_logprob": float(teacher.label_logprob.mean()),
@@ -154,6 +156,7 @@ def _summary(
         "students": [_student(result) for result in results],
         "differences": [area_fields(contrast) for contrast in found[0]],
         "contrasts": [contrast_fields(contrast) for contrasts in found for contrast in contrasts],
+        "warnings": list(seed_warnings([result.arm for result in results])),
     }
 
 
@@ -232,20 +235,35 @@ def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> S
         f"{where['name']}, under teacher forcing: no text is generated. Each token is its own "
         f"decision: keep the student's likeliest token, or defer to that of {where['teacher']} "
         f"where the student is unsure. Rule of the main figures: {MAIN_RULE}.",
+        f"{_questions(summary)}.",
     ]
     note = (
-        "Quality is the share of right tokens. Intervals resample examples with all of their "
+        "Quality is the share of right tokens. Intervals resample questions with all of their "
         "tokens, and the seeds of an arm that has several; intervals over seeds alone are "
         "Student's t. AUDC is the area under accuracy over deferral rate; APGR is the share of the "
         "teacher's lead that the cascade recovers, averaged over rates."
     )
     return Section(
+        warnings=summary["warnings"],
         texts=texts,
-        bullets=[*map(difference_line, analysis.differences[0])],
+        bullets=[*_difference_lines(analysis)],
         pictures=[pictures["next_token"]],
         tables=[table(_STUDENTS, _student_rows(analysis), "Accuracy of the cascade")],
         notes=[note],
     )
+
+
+def _questions(summary: Mapping[str, Any]) -> str:
+    return questions_line(summary["num_examples"], summary["num_questions"])
+
+
+def _resampled(summary: Mapping[str, Any]) -> str:
+    return "examples" if summary["num_examples"] == summary["num_questions"] else "questions"
+
+
+def _difference_lines(analysis: NextTokenAnalysis) -> Iterator[str]:
+    for contrast in analysis.differences[0]:
+        yield difference_line(contrast, _resampled(analysis.summary))
 
 
 def _more_differences(analysis: NextTokenAnalysis, _: Mapping[str, Picture]) -> Section | None:
@@ -286,6 +304,8 @@ def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
     summary = analysis.summary
     teacher = summary["teacher"]["accuracy"]
     yield f"{summary['num_rows']:,} next tokens, teacher {teacher:.4f}"
+    if _resampled(summary) == "questions":
+        yield _questions(summary)
     for result in analysis.results:
         curve, (low, high) = result.curve, result.area_interval()
         yield (
@@ -293,4 +313,6 @@ def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
             f"[{low:.4f}, {high:.4f}] by {MAIN_RULE}, random "
             f"{curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
-    yield from map(difference_line, analysis.differences[0])
+    yield from _difference_lines(analysis)
+    for warning in summary["warnings"]:
+        yield f"Warning: {warning}"

@@ -7,6 +7,7 @@ Legend: B examples of a batch, L padded length, N rows, V the student's own colu
 """
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,9 @@ class StoreRows:
 
     examples: npt.NDArray[np.int64]
     """Example that each row belongs to."""
+    questions: npt.NDArray[np.int64]
+    """First example with the same question as that example: the same tokens up to the first
+    response token. An example of at most one such token is its own question."""
     tasks: npt.NDArray[np.int64]
     """Index of its task in the store's list of tasks."""
     right: FloatArray
@@ -83,15 +87,29 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
         raise UsageError(f"--next-token {store.name}: no example has a row; expected at least one")
     batch = store.read(chosen, fields=_FIELDS)
     known = batch.column("num_kept") > 0  # 0: the teacher was not finite
-    examples = np.repeat(chosen, np.diff(batch.row_offsets))[known]
+    counts = np.diff(batch.row_offsets)
+    examples = np.repeat(chosen, counts)[known]
     return StoreRows(
         examples=examples,
+        questions=np.repeat(_first_asked(batch), counts)[known],
         tasks=store.index.task[examples].astype(np.int64),
         right=(batch.column("argmax") == batch.labels)[known].astype(np.float64),
         label_logprob=(batch.column("label_logit") - batch.column("logsumexp"))[known].astype(
             np.float64
         ),
     )
+
+
+def _first_asked(batch: StoreBatch) -> npt.NDArray[np.int64]:
+    """[B] the first example with the same question."""
+    first: dict[bytes, int] = {}
+    found = np.array(batch.example_indices, dtype=np.int64)
+    for place, (start, end) in enumerate(pairwise(batch.token_offsets.tolist())):
+        asked = int(np.argmax(batch.is_response[start:end]))
+        if asked > 1:
+            question = batch.token_ids[start : start + asked].tobytes()
+            found[place] = first.setdefault(question, int(found[place]))
+    return found
 
 
 def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> ForcedRows:

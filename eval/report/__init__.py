@@ -19,7 +19,7 @@ from caskd.eval.report.plot_style import (
     png_bytes,
 )
 from caskd.eval.report.report import CASCADE_FILES, cascade_report
-from caskd.eval.report.sentences import difference_line
+from caskd.eval.report.sentences import difference_line, questions_line
 from caskd.eval.report.tables import csv_bytes
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "legend_below",
     "panels",
     "png_bytes",
+    "questions_line",
     "table",
     "write_files",
 ]

@@ -137,7 +137,7 @@ _MEASURES = {AUDC: "AUDC", SMALL: "small alone", GAIN: "AUDC over random", RATE:
 _WITHIN = (
     "\u201cWithin tasks\u201d is the mean over tasks, each with thresholds of its own, weighted by "
     "their examples, so separating easy from hard tasks gives no credit. Tasks with "
-    f"{MIN_TASK_EXAMPLES} examples or more have their own differences."
+    f"{MIN_TASK_EXAMPLES} questions or more have their own differences."
 )
 
 
@@ -168,10 +168,10 @@ def comparisons(analysis: Analysis, _: Mapping[str, Picture]) -> Section:
     if by_task:
         tables.append(contrast_table(by_task, "By task", folded=True))
     notes = [
-        "Intervals resample the test examples, the same ones for all models, and the training "
-        "seeds of an arm that has several. Intervals over seeds alone are Student's t; trust them "
-        "if seeds are few. No difference is shown if either interval contains zero. With one seed "
-        "the intervals do not cover what another training run would give.",
+        f"Intervals resample the test {analysis.resampled}, the same ones for all models, and the "
+        "training seeds of an arm that has several. Intervals over seeds alone are Student's t; "
+        "trust them if seeds are few. No difference is shown if either interval contains zero. "
+        "With one seed the intervals do not cover what another training run would give.",
         f"The target is quality {found.target.quality:.4f}. The rate at target is the smallest "
         "deferral rate that reaches it (lower is better). A seed or a replicate that never reaches "
         "it counts as rate 1, which pays for deferring everything. differences.csv compares the "
@@ -182,7 +182,7 @@ def comparisons(analysis: Analysis, _: Mapping[str, Picture]) -> Section:
     return Section(
         "Differences between small models" if found.between_arms else "Area with its interval",
         bullets=[
-            *(difference_line(contrast) for contrast in found.between_arms),
+            *(difference_line(contrast, analysis.resampled) for contrast in found.between_arms),
             *(mcnemar_line(*test) for test in found.at_one_rate),
         ],
         tables=tables,

@@ -106,6 +106,7 @@ def _summary(analysis: Analysis) -> dict[str, Any]:
         "rule": analysis.main_rule,
         "quality": large.metadata["quality"],
         "split": dict(analysis.split),
+        "num_questions": analysis.num_questions,
         "large": _model(large),
         "smalls": [_small(result) for result in results],
         "arms": [asdict(arm) for arm in found.arms],
@@ -149,4 +150,5 @@ def _model(predictions: Predictions) -> dict[str, Any]:
         "file": strip_control(predictions.source),
         "num_parameters": predictions.num_parameters,
         "data_digest": predictions.metadata.get("data_digest"),
+        "num_empty_answers": predictions.num_empty(),
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from caskd.eval.curves import thin
 from caskd.eval.report.page import Heads, Picture, Section, table
-from caskd.eval.report.sentences import point_lines
+from caskd.eval.report.sentences import point_lines, questions_line
 from caskd.eval.report.tables import rule_rows, summary_rows
 from caskd.eval.study import ALL_TASKS, Analysis
 
@@ -68,6 +68,7 @@ def overview(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
         "The small model answers first. An answer whose deferral score reaches the threshold is "
         f"deferred to the large model. Rule of the main figures: {analysis.main_rule}. Quality is "
         f"the mean of {quality}.",
+        f"{questions_line(len(analysis.results[0].pair), analysis.num_questions)}.",
     ]
     if split["num_calibration"]:
         texts.append(

@@ -4,11 +4,24 @@ from caskd.eval.stats import McNemar
 from caskd.eval.study import FIXED_RATE, Contrast, OperatingPoint
 
 
-def difference_line(contrast: Contrast) -> str:
-    """A paired difference of areas in words."""
+def questions_line(num_examples: int, num_questions: int) -> str:
+    """How many examples and questions there are, and which of them intervals resample."""
+    line = f"{num_examples:,} examples of {num_questions:,} questions"
+    if num_examples == num_questions:
+        return line
+    return f"{line}; intervals and tests resample questions, each with all of its examples"
+
+
+def difference_line(contrast: Contrast, resampled: str = "examples") -> str:
+    """A paired difference of areas in words.
+
+    Args:
+        contrast: the difference.
+        resampled: what its interval resamples besides seeds, examples or questions.
+    """
     difference = contrast.difference
     seeds, alone = difference.num_seeds, difference.over_seeds
-    over = "examples" if seeds == 1 else f"examples and {seeds} seeds"
+    over = resampled if seeds == 1 else f"{resampled} and {seeds} seeds"
     line = (
         f"AUDC of {contrast.first} minus {contrast.second}: {difference.value:+.4f}, "
         f"95 % interval over {over} [{difference.low:+.4f}, {difference.high:+.4f}] "

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from caskd.eval.curves import DeferralCurve, curve_figures
-from caskd.eval.report.sentences import difference_line, point_lines
+from caskd.eval.report.sentences import difference_line, point_lines, questions_line
 from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult
 from caskd.store.io import csv_cell, strip_control
 
@@ -131,8 +131,11 @@ def show(analysis: Analysis) -> None:
         pooled = row["task"] == ALL_TASKS
         table.add_row(*_cells(row), style="bold" if pooled else "")
     console.print(table)
+    if analysis.resampled == "questions":
+        line = questions_line(len(analysis.results[0].pair), analysis.num_questions)
+        console.print(line, soft_wrap=True)
     for contrast in analysis.comparisons.between_arms:
-        console.print(escape(difference_line(contrast)), soft_wrap=True)
+        console.print(escape(difference_line(contrast, analysis.resampled)), soft_wrap=True)
     if analysis.point is not None:
         for line in point_lines(analysis.point):
             console.print(escape(line), soft_wrap=True)

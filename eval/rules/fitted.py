@@ -23,6 +23,8 @@ FloatArray = npt.NDArray[np.float64]
 
 MAX_TOKENS = 2048
 """Token probabilities that EdgeInference reads; longer answers are cut (as in CAT)."""
+LEAST = -1000.0
+"""Stands for a log-probability of -inf, which no network can read."""
 NUM_HASHED = 512
 SURE = 0.9
 """P(T) from which on P(IK) decides (arXiv 2602.22090)."""
@@ -219,6 +221,7 @@ def features(kind: RouterKind, stored: Stored, width: int | None) -> Features:
         prompts = stored.texts("prompt")
         return Features(len(prompts), lambda where: hashed_ngrams(prompts[where]))
     rows = stored.lists(kind.column)
+    rows = Ragged(np.where(np.isneginf(rows.values), LEAST, rows.values), rows.offsets)
     if kind.column == "hidden":
         return Features(len(rows), lambda where: rows.part(where).padded(rows.width()))
     if kind.name == "post-hoc-mlp":

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.answers import Ragged
+from caskd.eval.curves import finite_scores
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
@@ -32,8 +33,13 @@ class Rule:
 
 
 def _option(options: Ragged) -> FloatArray:
-    """Minus the log-probability of the likeliest option, among the options alone."""
+    """Minus the log-probability of the likeliest option, among the options alone; infinity if no
+    option has any probability."""
     best = options.max()
+    none = np.isneginf(best)
+    if none.any():
+        known = np.where(np.repeat(none, options.lengths), 0.0, options.values)
+        return np.where(none, np.inf, _option(Ragged(known, options.offsets)))
     rest = Ragged(np.exp(options.values - np.repeat(best, options.lengths)), options.offsets)
     return np.log(rest.sum())
 
@@ -101,12 +107,15 @@ def unknown_rule(name: str, others: Collection[str] = ()) -> UsageError:
 def deferral_scores(column: Ragged, rule: Rule) -> FloatArray:
     """Deferral score [E] of every example.
 
+    An infinite score, as of a log-probability of -inf, becomes the largest number of its sign: all
+    such answers are one block, deferred first (or last), with a finite threshold.
+
     Args:
         column: numbers of `rule.column` of each example.
         rule: turns them into a score.
 
     Raises:
-        UsageError: there is no example, an answer has no tokens, or a score is not finite.
+        UsageError: there is no example, an answer has no tokens, or a score is NaN.
     """
     if not len(column):
         raise UsageError(f"got no example, expected the {rule.column} of at least one answer")
@@ -116,9 +125,9 @@ def deferral_scores(column: Ragged, rule: Rule) -> FloatArray:
             f"got an answer without {rule.column} (example {empty[0]}), expected at least one value"
         )
     scores = rule.statistic(column)
-    bad = np.flatnonzero(~np.isfinite(scores))
+    bad = np.flatnonzero(np.isnan(scores))
     if bad.size:
         raise UsageError(
-            f"got score {scores[bad[0]]} (example {bad[0]}), expected finite {rule.column}"
+            f"got score {scores[bad[0]]} (example {bad[0]}), expected numbers in {rule.column}"
         )
-    return scores
+    return finite_scores(scores)

@@ -1,11 +1,12 @@
 """Predictions of a small and a large model, joined on their examples."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import Predictions, Ragged
+from caskd.eval.answers import Predictions, Ragged, Units, num_units, question_units
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule, unknown_rule
 from caskd.store.errors import IdentityError, UsageError
 
@@ -35,6 +36,16 @@ class Pair:
         self.small_quality = self.small.numbers("quality")
         self.large_quality = large.numbers("quality")
         self.tasks = large.strings("task")
+
+    @cached_property
+    def units(self) -> Units:
+        """[E] question of each example, the unit of resampling; None if none is repeated."""
+        return question_units(self.large.strings("question_digest"))
+
+    @property
+    def num_questions(self) -> int:
+        """Number of different questions."""
+        return num_units(self.units, len(self))
 
     def __len__(self) -> int:
         return len(self.large)

@@ -195,9 +195,10 @@ def _decode(
 ) -> "list[Answer]":
     """Answers decoded as `caskd predict` does, with its stop texts and hidden states."""
     from caskd.eval.inference import batches
-    from caskd.models.decoding import decode_batch
+    from caskd.models.decoding import check_stop_texts, decode_batch
     from caskd.store.corpus import prompt_ids
 
+    check_stop_texts(loaded.tokenizer, decoding.get("stop", ()))
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
     empty = next((index for index, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:

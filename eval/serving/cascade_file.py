@@ -1,6 +1,7 @@
 """cascade.json: all settings that serving a cascade needs besides the two models."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -92,16 +93,43 @@ def _parse(fields: Mapping[str, Any]) -> CascadeFile:
         raise ValueError
     if (rule in ROUTERS) != (router is not None):
         raise ValueError
-    threshold = fields["threshold"]
     return CascadeFile(
         rule=rule,
-        threshold=float("inf") if threshold is None else float(threshold),
+        threshold=_threshold(fields["threshold"]),
         router=None if router is None else Router.from_json(router),
         small=dict(fields["small"]),
         large=dict(fields["large"]),
-        decoding=dict(fields["decoding"]),
+        decoding=_decoding(fields["decoding"]),
         expected=dict(fields["expected"]),
     )
+
+
+def _threshold(value: object) -> float:
+    """A finite number, or infinity for null, which never defers."""
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError
+    if not math.isfinite(value):
+        raise UsageError(
+            f"cascade.json: threshold is {value!r}, expected a finite number, or null to defer "
+            "nothing; rerun caskd eval --operating-point"
+        )
+    return float(value)
+
+
+def _decoding(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoding settings, with values that decoding can take."""
+    length, stop = fields.get("max_new_tokens", 1), fields.get("stop", [])
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise UsageError(
+            f"cascade.json: max_new_tokens is {length!r}, expected 1 or more; rerun caskd eval"
+        )
+    if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
+        raise UsageError(
+            f"cascade.json: stop is {stop!r}, expected non-empty texts; rerun caskd predict"
+        )
+    return dict(fields)
 
 
 def _identity(model: Mapping[str, Any]) -> dict[str, Any]:

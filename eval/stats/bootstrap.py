@@ -3,7 +3,8 @@
 Legend: E examples, P points of a curve, B bootstrap replicates, R seeds, S series (a score with the
 small model's quality).
 
-Up to `EXACT_UP_TO` examples, each replicate resamples the examples and measures every curve again.
+Examples of one question are one unit (`questions.Units`): a replicate holds all of them, or none.
+Up to `EXACT_UP_TO` examples, each replicate resamples the questions and measures every curve again.
 Above, it resamples the first-order term of the area: the area is a ratio of sums over pairs of
 examples, so the omitted terms are of order 1/E, while the interval's width is of order 1/sqrt(E).
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.answers import Units, num_units
 from caskd.eval.curves import defer_order
 from caskd.eval.stats.intervals import SeedInterval, seed_interval
 from caskd.store.errors import UsageError
@@ -114,6 +116,7 @@ def area_replicates(
     num_replicates: int = NUM_REPLICATES,
     seed: int = SEED,
     exact: bool | None = None,
+    units: Units = None,
 ) -> FloatArray:
     """Areas [S, B] under the curves of several cascades, all on the same resampled examples.
 
@@ -123,6 +126,7 @@ def area_replicates(
         num_replicates: B.
         seed: random seed of the replicates.
         exact: whether to measure every curve again; by default up to `EXACT_UP_TO` examples.
+        units: question of each example.
 
     Raises:
         UsageError: the series differ in their number of examples.
@@ -139,8 +143,8 @@ def area_replicates(
     if exact:
         areas = [WeightedArea(score, small, large_quality) for score, small in series]
         tiles = [
-            np.stack([area(weights) for area in areas])
-            for weights in _multinomial_weights(count, num_replicates, seed)
+            np.stack([area(weights.astype(np.float64, copy=False)) for area in areas])
+            for weights in _weights(count, num_replicates, seed, units, exact=True)
         ]
         return np.concatenate(tiles, axis=1)
     influence = np.empty((len(series), count), dtype=np.float32)
@@ -149,27 +153,31 @@ def area_replicates(
         at_hand[index], influence[index] = area_influence(score, small, large_quality)
     tiles = [
         (influence @ weights.T / weights.sum(axis=1, dtype=np.float64)).astype(np.float64)
-        for weights in _poisson_weights(count, num_replicates, seed)
+        for weights in _weights(count, num_replicates, seed, units, exact=False)
     ]
     return at_hand[:, None] + np.concatenate(tiles, axis=1)
 
 
 def mean_replicates(
-    values: FloatArray, *, num_replicates: int = NUM_REPLICATES, seed: int = SEED
+    values: FloatArray,
+    *,
+    num_replicates: int = NUM_REPLICATES,
+    seed: int = SEED,
+    units: Units = None,
 ) -> FloatArray:
     """Means [S, B] of several quantities [S, E] over resampled examples."""
     count = values.shape[1]
     if count <= EXACT_UP_TO:
         tiles = [
-            values @ weights.T / count
-            for weights in _multinomial_weights(count, num_replicates, seed)
+            values @ weights.T / weights.sum(axis=1)
+            for weights in _weights(count, num_replicates, seed, units, exact=True)
         ]
         return np.concatenate(tiles, axis=1)
     means = values.mean(axis=1, keepdims=True)
     centered = (values - means).astype(np.float32)
     tiles = [
         (centered @ weights.T / weights.sum(axis=1, dtype=np.float64)).astype(np.float64)
-        for weights in _poisson_weights(count, num_replicates, seed)
+        for weights in _weights(count, num_replicates, seed, units, exact=False)
     ]
     return np.asarray(means + np.concatenate(tiles, axis=1))
 
@@ -222,18 +230,42 @@ class WeightedArea:
         return np.asarray(weights @ self.small / total + pairs / total**2)
 
 
+Weights = npt.NDArray[np.float64] | npt.NDArray[np.float32]
+
+
 def example_weights(
-    count: int, num_replicates: int, seed: int
-) -> Iterator[npt.NDArray[np.float64] | npt.NDArray[np.float32]]:
-    """How often each replicate holds each example, in tiles [., E]; equal for equal arguments."""
-    exact = count <= EXACT_UP_TO
-    return (_multinomial_weights if exact else _poisson_weights)(count, num_replicates, seed)
+    count: int, num_replicates: int, seed: int, units: Units = None
+) -> Iterator[Weights]:
+    """How often each replicate holds each example, in tiles [., E]; equal for equal arguments.
+
+    Examples of one question have equal weights.
+    """
+    return _weights(count, num_replicates, seed, units, exact=count <= EXACT_UP_TO)
 
 
-def _multinomial_weights(count: int, num_replicates: int, seed: int) -> Iterator[FloatArray]:
-    """How often each replicate samples each example, with replacement, in tiles [., E]."""
+def _weights(
+    count: int, num_replicates: int, seed: int, units: Units, *, exact: bool
+) -> Iterator[Weights]:
+    if units is None:
+        draw = _multinomial_weights if exact else _poisson_weights
+        yield from draw(count, num_replicates, seed, count)
+        return
+    questions = num_units(units, count)
+    # A replicate of few questions must not be empty: only many are drawn independently.
+    draw = _multinomial_weights if questions <= EXACT_UP_TO else _poisson_weights
+    for weights in draw(questions, num_replicates, seed, count):
+        yield weights[:, units]
+
+
+def _multinomial_weights(
+    count: int, num_replicates: int, seed: int, width: int | None = None
+) -> Iterator[Weights]:
+    """How often each replicate samples each of `count`, with replacement, in tiles [., count].
+
+    Tiles are as long as memory allows for rows of `width` numbers, by default `count`.
+    """
     generator = np.random.default_rng(seed)
-    tile = max(1, _TILE_BYTES // (8 * count))
+    tile = max(1, _TILE_BYTES // (8 * (width or count)))
     for start in range(0, num_replicates, tile):
         size = (min(tile, num_replicates - start), count)
         picks = generator.integers(0, count, size=size)
@@ -241,9 +273,9 @@ def _multinomial_weights(count: int, num_replicates: int, seed: int) -> Iterator
 
 
 def _poisson_weights(
-    count: int, num_replicates: int, seed: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Independent Poisson(1) weights, in tiles [., E]: the bootstrap for large E.
+    count: int, num_replicates: int, seed: int, width: int | None = None
+) -> Iterator[Weights]:
+    """Independent Poisson(1) weights, in tiles [., count]: the bootstrap for large counts.
 
     16 random bits index a table, which is ten times as fast as sampling one by one; each
     probability is exact to 2^-16.
@@ -252,7 +284,7 @@ def _poisson_weights(
     levels = (np.arange(2**_POISSON_BITS) + 0.5) / 2**_POISSON_BITS
     table = np.searchsorted(chances, levels).astype(np.float32)
     generator = np.random.default_rng(seed)
-    tile = max(1, _TILE_BYTES // (4 * count))
+    tile = max(1, _TILE_BYTES // (4 * (width or count)))
     for start in range(0, num_replicates, tile):
         size = (min(tile, num_replicates - start), count)
         yield table[generator.integers(0, 2**_POISSON_BITS, size=size, dtype=np.uint16)]

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest, ttest_ind, ttest_rel
+from scipy.signal import convolve
+from scipy.stats import binom, binomtest, ttest_ind, ttest_rel
+
+from caskd.eval.answers import Units
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -68,14 +71,41 @@ class McNemar:
         )
 
 
-def mcnemar(first: FloatArray, second: FloatArray) -> McNemar:
-    """Compare the qualities [E] of two systems; an answer is right at quality 1/2 or more."""
+def mcnemar(first: FloatArray, second: FloatArray, units: Units = None) -> McNemar:
+    """Compare the qualities [E] of two systems; an answer is right at quality 1/2 or more.
+
+    Between equal systems, each question is as likely to favour one as the other: the test flips the
+    sign of each question's net count. With one example per question it is McNemar's exact test.
+
+    Args:
+        first: quality of the first system.
+        second: quality of the second.
+        units: question of each example.
+    """
     first_right, second_right = first >= 0.5, second >= 0.5
     only_first = int((first_right & ~second_right).sum())
     only_second = int((second_right & ~first_right).sum())
     trials = only_first + only_second
-    return McNemar(
-        only_first=only_first,
-        only_second=only_second,
-        p_value=float(binomtest(only_first, trials).pvalue) if trials else 1.0,
-    )
+    if units is not None:
+        net = np.bincount(units, weights=first_right.astype(np.float64) - second_right)
+        p_value = flip_p_value(net.round().astype(np.int64))
+    else:
+        p_value = float(binomtest(only_first, trials).pvalue) if trials else 1.0
+    return McNemar(only_first=only_first, only_second=only_second, p_value=p_value)
+
+
+def flip_p_value(net: npt.NDArray[np.int64]) -> float:
+    """Exact two-sided p-value of a sum of integers [Q] whose signs are equally likely.
+
+    With integers of one size it is the exact binomial test. Counts of equal size are summed as
+    binomials, so that the cost depends on the number of different sizes.
+    """
+    sizes, counts = np.unique(np.abs(net[net != 0]), return_counts=True)
+    total = np.ones(1)  # chance of each sum, from the least up in steps of 2
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        chances = np.zeros(count * size + 1)
+        chances[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        total = convolve(total, chances)
+    sums = 2 * np.arange(total.size) - (total.size - 1)
+    found = total[np.abs(sums) >= abs(int(net.sum()))].sum()
+    return float(np.clip(found, 0.0, 1.0))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from caskd.eval.answers import Units
 from caskd.eval.curves import defer_order, thin
 from caskd.eval.stats.bootstrap import (
     EXACT_UP_TO,
@@ -50,6 +51,7 @@ def replicates_by_task(
     *,
     num_replicates: int = NUM_REPLICATES,
     seed: int = SEED,
+    units: Units = None,
 ) -> list[TaskReplicates]:
     """Resample all examples together and measure every task separately in each replicate.
 
@@ -59,11 +61,12 @@ def replicates_by_task(
         tasks: indices of the examples of each task.
         num_replicates: B.
         seed: random seed of the replicates.
+        units: question of each example.
     """
     parts = [_Task(series, large_quality, indices) for indices in tasks]
     tiles = [
         [part(weights) for part in parts]
-        for weights in example_weights(large_quality.size, num_replicates, seed)
+        for weights in example_weights(large_quality.size, num_replicates, seed, units)
     ]
     return [TaskReplicates(*_joined([tile[task] for tile in tiles])) for task in range(len(parts))]
 
@@ -87,6 +90,7 @@ def pooled_replicates(
     *,
     num_replicates: int = NUM_REPLICATES,
     seed: int = SEED,
+    units: Units = None,
 ) -> PooledReplicates:
     """Resample all examples and find the rate at which each cascade reaches a quality.
 
@@ -94,7 +98,7 @@ def pooled_replicates(
     """
     curves = [_WeightedRate(score, small, large_quality) for score, small in series]
     tiles = []
-    for tile in example_weights(large_quality.size, num_replicates, seed):
+    for tile in example_weights(large_quality.size, num_replicates, seed, units):
         weights = tile.astype(np.float64, copy=False)
         total = weights.sum(axis=1)
         small = np.stack([weights @ quality / total for _, quality in series])

@@ -14,6 +14,7 @@ from caskd.eval.study.contrast import (
     Contrast,
     FigureReplicates,
     contrasts,
+    seed_warnings,
 )
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, CascadeResult
 from caskd.eval.study.operating_point import OperatingPoint
@@ -37,4 +38,5 @@ __all__ = [
     "OperatingPoint",
     "analyze",
     "contrasts",
+    "seed_warnings",
 ]

@@ -46,6 +46,16 @@ class Analysis:
         return next(iter(self.results[0].rules))
 
     @property
+    def num_questions(self) -> int:
+        """Different questions among the test examples."""
+        return self.results[0].pair.num_questions
+
+    @property
+    def resampled(self) -> str:
+        """What intervals and tests resample, in one word."""
+        return "examples" if self.num_questions == len(self.results[0].pair) else "questions"
+
+    @property
     def warnings(self) -> list[str]:
         """What a reader must know first."""
         found = [*warnings(self.results), *self.comparisons.warnings]

@@ -4,7 +4,7 @@ Legend: S series, B bootstrap replicates, R seeds.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -26,12 +26,12 @@ from caskd.eval.study.contrast import (
     contrasts,
     figure_replicates,
     find_target,
+    seed_warnings,
 )
 from caskd.eval.study.measure import CascadeResult
 
 FloatArray = npt.NDArray[np.float64]
 
-ENOUGH_SEEDS = 5
 FIXED_RATE = 0.3
 
 
@@ -87,6 +87,7 @@ def compare(results: Sequence[CascadeResult], target_quality: float | None = Non
     replicates = area_replicates(
         [(results[i].rules[rule].scores.score, results[i].pair.small_quality) for i, rule in keys],
         results[0].pair.large_quality,
+        units=results[0].pair.units,
     )
     areas = {
         (index, rule): (
@@ -123,22 +124,12 @@ def compare(results: Sequence[CascadeResult], target_quality: float | None = Non
             if rule != mains[index]
         ],
         at_one_rate=[
-            (a.label, b.label, mcnemar(_quality_at(a), _quality_at(b)))
+            (a.label, b.label, mcnemar(_quality_at(a), _quality_at(b), a.pair.units))
             for a, b in combinations(results, 2)
             if arms.count(a.arm) == arms.count(b.arm) == 1
         ],
-        warnings=list(_warnings(by_area)),
+        warnings=list(seed_warnings(arms)),
     )
-
-
-def _warnings(by_area: Sequence[Contrast]) -> Iterator[str]:
-    for contrast in by_area:
-        num_seeds = contrast.difference.num_seeds
-        if 1 < num_seeds < ENOUGH_SEEDS:
-            yield (
-                f"{contrast.first} and {contrast.second}: an interval over {num_seeds} seeds is "
-                f"too narrow; train at least {ENOUGH_SEEDS}."
-            )
 
 
 def _quality_at(result: CascadeResult) -> FloatArray:

@@ -3,14 +3,14 @@
 Legend: E examples, S small models, T tasks, B bootstrap replicates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, compress
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import seeds_of
+from caskd.eval.answers import num_units, seeds_of
 from caskd.eval.curves import curve_figures, deferral_curve, token_cost
 from caskd.eval.stats import (
     Difference,
@@ -28,6 +28,7 @@ IntArray = npt.NDArray[np.int64]
 WITHIN_TASK = "within_task"
 """In place of a task: the mean over tasks, each with its own thresholds, weighted by examples."""
 MIN_TASK_EXAMPLES = 50
+ENOUGH_SEEDS = 5
 AUDC, SMALL, GAIN = "audc", "quality_small", "audc_over_random"
 RATE, COST = "rate_at_quality", "cost_at_quality"
 
@@ -89,6 +90,28 @@ def contrasts(arms: Sequence[str], figures: Sequence[FigureReplicates]) -> list[
     return found
 
 
+def seed_warnings(arms: Sequence[str]) -> Iterator[str]:
+    """What the seeds of each pair of arms cannot tell; nothing if there is one arm.
+
+    Args:
+        arms: the arm of each small model.
+    """
+    counts = {arm: len(seeds) for arm, seeds in seeds_of(arms).items()}
+    single = [arm for arm, count in counts.items() if count == 1]
+    if single and len(counts) > 1:
+        yield (
+            f"One seed of {', '.join(single)}: intervals and verdicts do not cover what another "
+            f"training run would give; train at least {ENOUGH_SEEDS} seeds of each arm."
+        )
+    for first, second in combinations(counts, 2):
+        fewest = min(counts[first], counts[second])
+        if 1 < fewest < ENOUGH_SEEDS:
+            yield (
+                f"{first} and {second}: an interval over {fewest} seeds is too narrow; "
+                f"train at least {ENOUGH_SEEDS}."
+            )
+
+
 def find_target(results: Sequence[CascadeResult], quality: float | None) -> Target:
     """Where each cascade reaches a quality.
 
@@ -125,7 +148,7 @@ def figure_replicates(
     """
     large = results[0].pair.large_quality
     series = [(result.main.scores.score, result.pair.small_quality) for result in results]
-    pooled = pooled_replicates(series, large, target.quality)
+    pooled = pooled_replicates(series, large, target.quality, units=results[0].pair.units)
     costs = np.stack([_cost(r, rate) for r, rate in zip(results, pooled.rate, strict=True)])
     main = [result.main.figures for result in results]
     by_task = _by_task(results, series, large) if results[0].tasks else []
@@ -155,10 +178,12 @@ def _three_figures(
 def _by_task(
     results: Sequence[CascadeResult], series: Sequence[Series], large: FloatArray
 ) -> list[FigureReplicates]:
-    """Within all tasks together, and each task with `MIN_TASK_EXAMPLES` examples."""
+    """Within all tasks together, and each task with `MIN_TASK_EXAMPLES` different questions."""
     names = list(results[0].tasks)
     task_of = np.array(results[0].pair.tasks, dtype=object)
-    tasks = replicates_by_task(series, large, [np.flatnonzero(task_of == name) for name in names])
+    units = results[0].pair.units
+    parts = [np.flatnonzero(task_of == name) for name in names]
+    tasks = replicates_by_task(series, large, parts, units=units)
     found = []
     for name, task in zip(names, tasks, strict=True):
         figures = [curve_figures(result.tasks[name]) for result in results]
@@ -171,7 +196,8 @@ def _by_task(
         _within([figure for figure in found if figure.measure == measure], counts, sizes)
         for measure in (AUDC, GAIN)
     ]
-    enough = np.repeat(counts >= MIN_TASK_EXAMPLES, len(found) // len(names))
+    questions = [num_units(None if units is None else units[part], part.size) for part in parts]
+    enough = np.repeat(np.array(questions) >= MIN_TASK_EXAMPLES, len(found) // len(names))
     return [*within, *compress(found, enough)]
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import Predictions, Run, read_predictions, read_runs, split_name
+from caskd.eval.answers import (
+    Predictions,
+    Run,
+    question_names,
+    read_predictions,
+    read_runs,
+    split_name,
+)
 from caskd.eval.config import EvalConfig
 from caskd.eval.inference import read_questions, with_questions
 from caskd.eval.rules import ROUTERS, Pair
@@ -69,9 +76,7 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     if config.calibration is None:
         split = {"by": "none", "num_test": len(large), "num_calibration": 0, "num_fit": 0}
         return Experiment(runs, pairs, None, None, split)
-    marked = calibration_mask(
-        large.strings("question_digest"), config.calibration, config.calibration_seed
-    )
+    marked = calibration_mask(_names(large), config.calibration, config.calibration_seed)
     calibrations = [pair.take(np.flatnonzero(marked)) for pair in pairs]
     tests = [pair.take(np.flatnonzero(~marked)) for pair in pairs]
     split = {
@@ -87,8 +92,8 @@ def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
     assert whole.calibrations is not None, "called only where there are some"
     fits, calibrations = None, whole.calibrations
     if not config.rule or set(config.rule) & ROUTERS.keys():
-        digests = calibrations[0].large.strings("question_digest")
-        marked = calibration_mask(digests, 0.5, config.calibration_seed + 1)
+        names = _names(calibrations[0].large)
+        marked = calibration_mask(names, 0.5, config.calibration_seed + 1)
         fits = [pair.take(np.flatnonzero(marked)) for pair in calibrations]
         calibrations = [pair.take(np.flatnonzero(~marked)) for pair in calibrations]
     counts = {
@@ -97,6 +102,10 @@ def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
         "num_fit": len(fits[0]) if fits else 0,
     }
     return Experiment(whole.runs, whole.tests, calibrations, fits, {**whole.split, **counts})
+
+
+def _names(predictions: Predictions) -> list[str]:
+    return question_names(predictions.strings("question_digest"), predictions.strings("example_id"))
 
 
 def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
@@ -124,9 +133,8 @@ def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
 
 
 def _check_apart(test: Pair, calibration: Pair) -> None:
-    shared = set(test.large.strings("question_digest")) & set(
-        calibration.large.strings("question_digest")
-    )
+    known = [set(pair.large.strings("question_digest")) for pair in (test, calibration)]
+    shared = (known[0] & known[1]) - {""}
     if shared:
         raise UsageError(
             f"{len(shared):,} questions are in both --large and --calibration-large, "

@@ -1,6 +1,6 @@
 """Curves, figures and costs of a cascade, from joined predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from caskd.eval.curves import (
     token_cost,
 )
 from caskd.eval.rules import Pair, RuleScores
+from caskd.store.io import strip_control
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -208,6 +209,25 @@ def _bleu(pair: Pair, score: FloatArray, tokenizer: str) -> tuple[FloatArray, Fl
 
 def warnings(results: Sequence[CascadeResult]) -> list[str]:
     """What a reader must know before trusting the figures."""
+    return [
+        *_empty_answers(results),
+        *_small_leads(results),
+    ]
+
+
+def _empty_answers(results: Sequence[CascadeResult]) -> Iterator[str]:
+    models = [(result.label, result.pair.small) for result in results]
+    models.append((f"the large model {results[0].pair.large.model_name}", results[0].pair.large))
+    for name, answers in models:
+        count = answers.num_empty()
+        if count:
+            yield (
+                f"{count:,} of {len(answers):,} answers of {strip_control(name)} are empty; check "
+                "its stop texts, chat template and end-of-sequence token."
+            )
+
+
+def _small_leads(results: Sequence[CascadeResult]) -> list[str]:
     return [
         f"The large model's lead over {result.label} is {100 * result.curve.gap:.1f} points, less "
         f"than {100 * MIN_GAP:.0f}: a cascade has little to gain, and figures relative to the lead "

@@ -183,7 +183,7 @@ def _estimate(
     deferred = scores.score >= threshold
     quality = np.where(deferred, pair.large_quality, pair.small_quality)
     values = np.stack([quality, deferred, _cost(pair, scores, prices).of(deferred)])
-    means, replicates = values.mean(axis=1), mean_replicates(values)
+    means, replicates = values.mean(axis=1), mean_replicates(values, units=pair.units)
     estimates = [
         Estimate(mean=float(mean), low=low, high=high)
         for mean, (low, high) in zip(means, map(interval, replicates), strict=True)
@@ -199,5 +199,5 @@ def _estimate(
         cost=estimates[2],
         cost_unit=MONEY if prices is not None else TOKEN_FLOPS,
         seconds=float(cost_shares(pair, scores, None)["seconds"].of(deferred).mean()),
-        against_large=mcnemar(quality, pair.large_quality),
+        against_large=mcnemar(quality, pair.large_quality, pair.units),
     )

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pyarrow as pa
 
 from caskd.eval.answers import Predictions
-from caskd.eval.metrics import find_metric
+from caskd.eval.metrics import check_references, find_metric
 from caskd.eval.tasks import Task, describe, named_metrics, quality
+from caskd.store.errors import UsageError
 
 
 def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Predictions:
@@ -31,8 +32,11 @@ def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Prediction
         find_metric(metric)
         tasks[name] = replace(tasks[name], metric=metric, normalize=None)
     values = [
-        quality(tasks[name], text, references, options) if name in metrics else stored
-        for name, text, references, options, stored in zip(
+        _quality(predictions, example, tasks[name], text, references, options)
+        if name in metrics
+        else stored
+        for example, name, text, references, options, stored in zip(
+            predictions.strings("example_id"),
             names,
             predictions.strings("text"),
             predictions.references(),
@@ -46,6 +50,21 @@ def rescore(predictions: Predictions, task_metrics: Sequence[str]) -> Prediction
     table = table.set_column(index, "quality", pa.array(values, pa.float64()))
     metadata = {**predictions.metadata, "quality": describe(tasks)}
     return Predictions(predictions.source, metadata, table)
+
+
+def _quality(
+    predictions: Predictions,
+    example: str,
+    task: Task,
+    text: str,
+    references: Sequence[str],
+    options: Sequence[str],
+) -> float:
+    try:
+        check_references(task.metric, references, options)
+    except UsageError as error:
+        raise UsageError(f"{predictions.source}, example {example!r}: {error}") from None
+    return quality(task, text, references, options)
 
 
 def _stored_task(predictions: Predictions, name: str) -> Task:

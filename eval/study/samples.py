@@ -1,5 +1,7 @@
 """Sample examples on both sides of the threshold, for people to read."""
 
+import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -60,13 +62,18 @@ def _rows(
     return [
         {
             "side": side,
-            "score": float(scores.score[index]),
+            "score": _shown(float(scores.score[index])),
             **{name: _short(values[row]) for name, values in columns.items()},
             "small_quality": float(pair.small_quality[row]),
             "large_quality": float(pair.large_quality[row]),
         }
         for row, index in enumerate(indices)
     ]
+
+
+def _shown(score: float) -> float:
+    """An infinite score as infinity again."""
+    return math.copysign(math.inf, score) if abs(score) == sys.float_info.max else score
 
 
 def _short(text: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from caskd.models.decoding.left_padding import left_padded
 from caskd.models.decoding.loaded_model import LoadedModel
+from caskd.models.decoding.stop_texts import special_tokens
 from caskd.models.length_borders import forget_lengths
 from caskd.store.errors import UsageError
 
@@ -154,6 +155,8 @@ class _StopTexts:
         self._tokenizer = tokenizer
         self._stop = stop
         self._start = start
+        special = special_tokens(tokenizer) if any(stop) else {}
+        self._ids = [{special[text] for text in texts if text in special} for texts in stop]
         # A token has at least one byte: a stop text lies within as many tokens as it has bytes.
         longest = max((len(text.encode()) for texts in stop for text in texts), default=0)
         self._window = longest + _SPARE_TOKENS
@@ -165,7 +168,7 @@ class _StopTexts:
             if index not in self.ends and texts:
                 tail = new[index, -self._window :].tolist()
                 decoded = self._tokenizer.decode(tail, skip_special_tokens=True)
-                if any(text in decoded for text in texts):
+                if tail[-1] in self._ids[index] or any(text in decoded for text in texts):
                     self.ends[index] = new.shape[1]
         done = [index in self.ends for index in range(new.shape[0])]
         return torch.tensor(done, device=input_ids.device)

@@ -62,7 +62,7 @@ def compare_arms(predictions_file, tmp_path):
 
     def compare(arms, large):
         small = [
-            f"{arm}={predictions_file(f'{arm}-{seed}', quality, token_logprobs=-score[:, None])}"
+            f"{arm}={predictions_file(f'{arm}-{seed}', quality, token_logprobs=_below_zero(score))}"
             for arm, seeds in arms.items()
             for seed, (score, quality) in enumerate(seeds)
         ]
@@ -73,6 +73,11 @@ def compare_arms(predictions_file, tmp_path):
         return analyze(config).comparisons.between_arms
 
     return compare
+
+
+def _below_zero(score):
+    """Log-probabilities whose rule `average` orders the answers as this score does."""
+    return (score.min() - score - 0.1)[:, None]
 
 
 @pytest.fixture

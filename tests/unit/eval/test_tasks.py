@@ -24,7 +24,7 @@ def score(metric, text, *references, options=(), normalize=None):
         ("token_f1", "the cat sat", ["a cat sat down"], 0.8),
         ("token_f1", "The Cat!", ["cat"], 1.0),
         ("token_f1", "x", ["y z", "x y"], 2 / 3),
-        ("token_f1", "", ["the"], 1.0),
+        ("token_f1", "", ["the"], 0.0),
         ("token_f1", "", ["x"], 0.0),
         ("token_f1", "x x", ["x"], 2 / 3),
         ("numeric_match", "so 48/2=24 clips, 72 in all.", ["24+48=72\n#### 72"], 1.0),

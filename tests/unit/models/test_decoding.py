@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from caskd.models import config_digest, open_model, weights_digest
-from caskd.models.decoding import decode_batch, hidden_index, load_for_decoding
+from caskd.models.decoding import check_stop_texts, decode_batch, hidden_index, load_for_decoding
 from caskd.store.errors import UsageError
 
 PROMPTS = [[5, 6, 7, 8, 9], [40], [11, 12, 13]]
@@ -65,6 +65,27 @@ def test_an_answer_ends_with_its_first_stop_id(folder):
     (answer,) = decode_batch(loaded, PROMPTS[:1], NEW_TOKENS)
     assert answer.token_ids == ids[: first + 1]
     assert len(answer.token_logprobs) == len(answer.token_entropies) == first + 1
+
+
+def test_a_stop_text_that_is_a_special_token_stops(folder):
+    loaded = load_for_decoding(str(folder), "--model", device="cpu")
+    free = decode_batch(loaded, PROMPTS, NEW_TOKENS)
+    first = free[0].token_ids[2]
+    text = loaded.tokenizer.convert_ids_to_tokens(first)
+    loaded.tokenizer.add_special_tokens({"additional_special_tokens": [text]})
+    assert text not in loaded.tokenizer.decode([first], skip_special_tokens=True)
+    cut = decode_batch(loaded, PROMPTS, NEW_TOKENS, stop=[[text], [], []])
+    end = free[0].token_ids.index(first) + 1
+    assert cut[0].token_ids == free[0].token_ids[:end]
+    assert text not in cut[0].text
+    assert [answer.token_ids for answer in cut[1:]] == [answer.token_ids for answer in free[1:]]
+
+
+def test_a_stop_text_with_a_special_token_inside_is_refused(loaded):
+    token = loaded.tokenizer.eos_token
+    check_stop_texts(loaded.tokenizer, [token, "\n", "END"])
+    with pytest.raises(UsageError, match="holds the special token"):
+        check_stop_texts(loaded.tokenizer, [f"{token}\n"])
 
 
 def test_an_answer_ends_with_its_own_stop_text(loaded):

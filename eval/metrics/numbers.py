@@ -1,0 +1,146 @@
+"""The last number of a text as an exact value, whatever its notation.
+
+Values compare exactly: two integers of 400 digits are equal only if all of their digits are. No
+value is ever expanded, so `1e999999999` costs nothing.
+"""
+
+import re
+import unicodedata
+from collections import deque
+from fractions import Fraction
+
+Value = tuple[object, ...]
+"""Equal for equal numbers: a decimal as sign, digits and exponent; else a fraction or a time."""
+
+MAX_FRACTION_DIGITS = 400
+
+_MINUS = "-\u2212\u2013\uff0d"
+_SPACE = " \u00a0\u2009\u202f"
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+
+_PLAIN = rf"""(?:
+    \d{{1,3}}(?:\.\d{{3}})+,\d+(?!\d|[.,]\d)                     # 1.234,56
+  | \d{{1,3}}(?:\.\d{{3}}){{2,}}(?!\d|[.,]\d)                    # 1.234.567
+  | [1-9]\d{{0,2}}(?:,\d{{3}})+(?!\d|,\d)(?:\.\d+)?              # 1,234.5
+  | [1-9]\d?(?:,\d{{2}})+,\d{{3}}(?!\d|,\d)(?:\.\d+)?            # 12,34,567
+  | [1-9]\d{{0,2}}(?:[{_SPACE}]\d{{3}})+(?![\w-])(?:[.,]\d+)?    # 1 234
+  | [1-9]\d{{0,2}}(?:['\u2019_]\d{{3}})+(?!\d)(?:\.\d+)?         # 1'234
+  | (?<![\d.,])\d+,\d+(?!\d|[.,]\d)                              # 3,5
+  | \d+(?:\.\d+(?!\.\d))?
+  | (?<!\d)\.\d+
+)"""
+_POWER = rf"""(?:
+    [eE](?P<e>[+{_MINUS}]?\d{{1,9}})(?!\w)
+  | \s?(?:[\u00d7x*\u00b7]|\\times)\s?10
+    (?:\^\{{?(?P<caret>[+{_MINUS}]?\d{{1,9}})\}}?|(?P<raised>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,9}}))
+)"""
+_NUMBER = re.compile(
+    rf"""
+    (?:(?<!\w)(?P<sign>[{_MINUS}])(?:\\?[$€£¥₹][{_SPACE}]?)?)?   # 5-3 is 5 and 3
+    (?:
+        (?P<time>\d+(?::\d+)+)                                   # 12:30, and ratios
+      | \\[dt]?frac\s?\{{\s*(?P<over>\d+)\s*\}}\s?\{{\s*(?P<under>\d+)\s*\}}
+      | (?<![\d/])(?P<whole>\d+)[{_SPACE}](?P<part>\d+)/(?P<parts>\d+)(?![/\d])
+      | (?<!/)(?P<top>{_PLAIN})[{_SPACE}]?/[{_SPACE}]?(?P<bottom>{_PLAIN})
+        (?!\d|[{_SPACE}]?/[{_SPACE}]?\d)
+      | (?P<plain>{_PLAIN}){_POWER}?
+    )
+    """,
+    re.VERBOSE,
+)
+
+
+def last_number(text: str) -> Value | None:
+    """The value of the last number in a text; None if it has none.
+
+    A comma or a space between groups of three digits groups, a single other comma is a decimal
+    comma, and of a list such as 1,2,3 the last number counts. `3/2` is a fraction and `1 1/2` a
+    mixed number; `12:30` equals `12:30` alone.
+    """
+    text = _VULGAR.sub(_spelled_out, text)
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    return _value(found[0]) if found else None
+
+
+def _spelled_out(sign: re.Match[str]) -> str:
+    """1/2 for the single sign of a half."""
+    return " " + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
+
+
+def _value(match: re.Match[str]) -> Value | None:
+    negative = match["sign"] is not None
+    if match["time"]:
+        return ("time", negative, *(_digits(part).lstrip("0") for part in match["time"].split(":")))
+    if match["plain"]:
+        power = match["e"] or match["caret"] or match["raised"] or "0"
+        return _decimal(negative, match["plain"], _integer(power))
+    whole, top, bottom = match["whole"], match["part"] or match["over"] or match["top"], None
+    bottom = match["parts"] or match["under"] or match["bottom"]
+    try:
+        value = Fraction(_point(top)) / Fraction(_point(bottom)) + Fraction(_point(whole or "0"))
+    except (ValueError, ZeroDivisionError):
+        return None
+    return _of_fraction(-value if negative else value)
+
+
+def _integer(power: str) -> int:
+    power = power.translate(_SUPERSCRIPT)
+    sign = -1 if power[0] in _MINUS else 1
+    return sign * int(power.lstrip("+" + _MINUS))
+
+
+def _digits(text: str) -> str:
+    """The digits of any script as 0 to 9."""
+    return "".join(str(unicodedata.decimal(letter)) for letter in text if letter.isdecimal())
+
+
+def _point(number: str) -> str:
+    """A number of `_PLAIN` with a decimal point and without groups.
+
+    Raises:
+        ValueError: it has more digits than a fraction may.
+    """
+    whole, part = _split(number)
+    if len(whole) + len(part) > MAX_FRACTION_DIGITS:
+        raise ValueError
+    return f"{whole or '0'}.{part or '0'}"
+
+
+def _split(number: str) -> tuple[str, str]:
+    """Digits before and after the decimal mark."""
+    mark = max(number.rfind("."), number.rfind(","))
+    groups = number[mark : mark + 1] and (
+        number.count(number[mark]) > 1
+        or (number[mark] == "," and len(number) - mark == 4 and number[0] not in "0" and mark <= 3)
+    )
+    if mark < 0 or groups:
+        return _digits(number), ""
+    return _digits(number[:mark]), _digits(number[mark + 1 :])
+
+
+def _decimal(negative: bool, number: str, power: int) -> Value:
+    whole, part = _split(number)
+    digits = (whole + part).lstrip("0")
+    kept = digits.rstrip("0")
+    if not kept:
+        return ("decimal", False, "", 0)
+    return ("decimal", negative, kept, power - len(part) + len(digits) - len(kept))
+
+
+def _of_fraction(value: Fraction) -> Value:
+    """As a decimal if it is one, so that 1/2 is 0.5."""
+    rest, places = value.denominator, 0
+    for prime in (2, 5):
+        count = 0
+        while rest % prime == 0:
+            rest //= prime
+            count += 1
+        places = max(places, count)
+    if rest != 1:
+        return ("fraction", value.numerator, value.denominator)
+    scaled = value.numerator * 10**places // value.denominator
+    kept = str(abs(scaled)).rstrip("0")
+    if not kept:
+        return ("decimal", False, "", 0)
+    return ("decimal", value < 0, kept, len(str(abs(scaled))) - len(kept) - places)
