@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.commits import FileRecord, commit_record, seal_content
-from caskd.store.errors import CorruptError, IdentityError, UsageError
+from caskd.store.commits import PLAN, FileRecord, commit_record, seal_content
+from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
 from caskd.store.format import (
     COMMITS,
     DIGEST_LIST,
@@ -118,22 +118,59 @@ def copy_store(
 def _claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
     """Claim the target for this store by create-if-absent, or find an earlier claim of it.
 
+    Every refusal that reading can decide comes before the first write.
+
     Raises:
         IdentityError: the target holds another store, or a capture in progress.
         UsageError: the target holds other files.
     """
-    if read_whole(target, DIGEST_LIST, policy) is None:
-        store_json = read_whole(target, STORE_JSON, policy)
-        if store_json is not None:
-            raise IdentityError(_other_store(target.url, manifest, store_json))
-        found = retry(target.children, target.url, policy)
-        foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
-        if foreign:
-            raise UsageError(
-                f"{target.url}: holds {value_text(foreign[0])} but no store; expected a new or "
-                "empty location. Pass another one."
-            )
+    if not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy):
+        refusal = _refusal(target, manifest, policy)
+        # Another copy of this store may have begun meanwhile; its claim comes before its files.
+        if refusal and not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy):
+            raise refusal
+    _agrees(target, SEAL, manifest.seal_bytes, policy)
     _create(target, DIGEST_LIST, manifest.digests_bytes, policy)
+
+
+def _agrees(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> bool:
+    """Whether the target has this file, with this content.
+
+    Raises:
+        IdentityError: the file has other content, however often it is read.
+    """
+    for _ in range(READ_ATTEMPTS):
+        found = read_whole(target, name, policy)
+        if found is None or found == data:
+            return found is not None
+    raise IdentityError(_other_content(target, name))
+
+
+def _other_content(target: Storage, name: str) -> str:
+    return (
+        f"{target.url}: holds another store (its {name} differs from ours). "
+        "Pass another location, or remove that store."
+    )
+
+
+def _refusal(target: Storage, manifest: Manifest, policy: RetryPolicy) -> CaskdError | None:
+    """Why a target that no copy has claimed cannot be used; None for an empty one."""
+    store_json = read_whole(target, STORE_JSON, policy)
+    if store_json is not None:
+        return IdentityError(_other_store(target.url, manifest, store_json))
+    if read_whole(target, commit_record.record_name(PLAN), policy) is not None:
+        return IdentityError(
+            f"{target.url}: holds the plan of a capture; expected a new or empty location. "
+            "Pass another one."
+        )
+    found = retry(target.children, target.url, policy)
+    foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
+    if not foreign:
+        return None
+    return UsageError(
+        f"{target.url}: holds {value_text(foreign[0])} but no store; expected a new or "
+        "empty location. Pass another one."
+    )
 
 
 def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
@@ -160,15 +197,14 @@ def _create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> Non
         CorruptError: our file arrived damaged.
     """
     where = f"{target.url}/{name}"
+    if _agrees(target, name, data, policy):
+        return
     created = retry(lambda: target.create(name, data), where, policy)
     if any(read_whole(target, name, policy) == data for _ in range(READ_ATTEMPTS)):
         return
     if created:
         raise CorruptError(f"{where}: arrived damaged. Remove it, then run the same command again.")
-    raise IdentityError(
-        f"{target.url}: holds another store (its {name} differs from ours). "
-        "Pass another location, or remove that store."
-    )
+    raise IdentityError(_other_content(target, name))
 
 
 def _send(
