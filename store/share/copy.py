@@ -28,7 +28,7 @@ from caskd.store.format import (
     canonical_json,
     identity_differences,
 )
-from caskd.store.io import Progress, progress, value_text
+from caskd.store.io import Progress, files, progress, value_text
 from caskd.store.read import READ_ATTEMPTS, Manifest, read_checked, read_manifest
 from caskd.store.storage import (
     DirectoryStorage,
@@ -95,10 +95,12 @@ def copy_store(
     """Copy a sealed store between any two storages."""
     policy = policy or RetryPolicy()
     manifest = read_manifest(source, policy)
-    _claim(target, manifest, policy)
     work = [
         (unit, item) for unit, record in manifest.records.items() for item in record.file_records
     ]
+    if isinstance(source, DirectoryStorage):
+        _check_source(source, manifest, work)
+    _claim(target, manifest, policy)
     total = sum(item.size for _, item in work)
     with progress(label, total, "bytes", quiet=quiet) as bar:
         num_sent = _send(source, target, work, policy, bar)
@@ -107,12 +109,25 @@ def copy_store(
     }
     card = _read_card(source, policy)
     _put_small(target, contents if card is None else {**contents, README: card}, policy)
-    for storage in (source, target):
-        if isinstance(storage, DirectoryStorage):
-            _check_totals(storage, manifest)
+    if isinstance(target, DirectoryStorage):
+        _check_totals(target, manifest)
     _create(target, SEAL, manifest.seal_bytes, policy)
     retry(target.flush, target.url, policy)
     return CopyReport(len(work), total, num_sent, manifest.digest)
+
+
+def _check_source(source: DirectoryStorage, manifest: Manifest, work: list[UnitFile]) -> None:
+    """Refuse a damaged source before anything is written, as far as that costs no second reading.
+
+    Raises:
+        CorruptError: a file is missing or has a wrong size, or the totals differ from the records.
+        UnreadableError: a file cannot be opened.
+    """
+    _check_totals(source, manifest)
+    for unit, item in work:
+        commit_record.check_size(source.root, unit, item)
+        with files.open_inside(source.root, item.name):
+            pass
 
 
 def _claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:

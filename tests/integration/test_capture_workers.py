@@ -126,7 +126,7 @@ def test_a_failing_shard_is_named_and_all_others_are_committed(
     info = store_info(config.store)
     assert info["failed_shards"] == [1]
     assert info["num_committed_shards"] == whole[1] - 1
-    assert "failed    1; caskd precompute tries again" in info_text(info)
+    assert "failed    1; caskd precompute retries them" in info_text(info)
     (attempt,) = attempts(config)
     assert attempt["failed_shards"] == {"1": "RuntimeError"}  # and no path
     assert precompute(config).sealed

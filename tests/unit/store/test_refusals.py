@@ -1,5 +1,6 @@
 """A refusal leaves what it refused exactly as it was: files, folders, modes and links."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from helpers.stores import VOCAB, examples, fill, identity, make_store
 from caskd.cli.main import main
 from caskd.store import verify_store
 from caskd.store.errors import CaskdError, IdentityError, StoreWriteError, UsageError
+from caskd.store.format import canonical_json
 from caskd.store.io import faults
 from caskd.store.share import push_store
 from caskd.store.storage import DirectoryStorage
@@ -47,6 +49,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "planning" / "commits").mkdir(parents=True)
     shutil.copy(top / "open" / "commits" / "plan.json", top / "planning" / "commits")
     (top / "empty").mkdir()
+    cut = shutil.copytree(top / "sealed", top / "truncated") / "data.zarr" / "argmax" / "c" / "1"
+    cut.write_bytes(cut.read_bytes()[:-1])
+    totals = json.loads((top / "sealed" / "seal.json").read_bytes())
+    wrong = shutil.copytree(top / "sealed", top / "wrong-totals") / "seal.json"
+    wrong.write_bytes(canonical_json({**totals, "num_rows": totals["num_rows"] + 1}))
     return top
 
 
@@ -63,6 +70,9 @@ REFUSALS = [
     ("store pull open new/folder", 2),
     ("store pull nothing new/folder", 2),
     ("store push other-seal empty", 1),
+    ("store push truncated new/folder", 1),
+    ("store pull truncated empty", 1),
+    ("store push wrong-totals new/folder", 1),
     ("store seal open", 2),
     ("store seal foreign", 2),
     ("store seal empty", 2),
