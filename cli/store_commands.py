@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import IncompleteError, UsageError
 from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
 from caskd.store.io import bytes_text
 from caskd.store.read import TeacherStore
@@ -131,10 +131,12 @@ def verify_command(config: VerifyConfig) -> int:
         print(json.dumps({"ok": report.ok, **vars(report)}, indent=1))
     else:
         for problem in report.problems:
-            print(f"wrong: {problem}")
+            print(f"{'unreadable' if problem in report.unreadable else 'wrong'}: {problem}")
         checked = f"{report.num_files:,} files, {bytes_text(report.num_bytes)}"
         rows = f", {report.num_rows:,} rows" if config.full else ""
         verdict = "ok" if report.ok else f"{len(report.problems)} problems"
+        if report.unreadable:
+            verdict += f", {len(report.unreadable)} of them unreadable, which is not damage"
         print(f"{config.store}: {verdict} ({checked}{rows})")
     return 0 if report.ok else 1
 
@@ -158,6 +160,13 @@ def repair_command(config: RepairConfig) -> None:
 
 def seal_command(config: SealConfig) -> None:
     """Run `caskd store seal`."""
+    store = TeacherStore.open(config.store, allow_unsealed=True)
+    missing = store.spec.num_shards - store.num_committed_shards()
+    if missing:  # refused before a writer tries whether it may write
+        raise IncompleteError(
+            f"{config.store}: {missing} of {store.spec.num_shards} shards are not committed. "
+            "Run caskd precompute again to fill them."
+        )
     totals = StoreWriter(config.store).seal()
     print(f"{config.store}: sealed, digest {totals['commits_digest']}")
 

@@ -53,6 +53,15 @@ class CorruptError(StoreError):
     exit_code = 1
 
 
+class UnreadableError(StoreError):
+    """A file exists but cannot be read now, so whether it is damaged is unknown.
+
+    Permissions, a limit of the process, the disk or the network are the causes.
+    """
+
+    exit_code = 1
+
+
 class StoreWriteError(StoreError):
     """A write failed: the disk is full, read-only or failing."""
 

@@ -48,9 +48,11 @@ def fill_on_ray(config: PrecomputeConfig, writer: StoreWriter) -> WorkerStats:
             pool.managed(),
             progress("capture", num_rows, "rows", done=pending.rows_done) as bar,
         ):
+            if not pending.shards and writer.needs_pilot:
+                pool.start_for_pilot()
             while True:
                 pool.assign_shards()
-                if pool.computing or pending.shards:
+                if pool.computing or pending.shards or (pool.calls and writer.needs_pilot):
                     for call in ray.wait(list(pool.calls), num_returns=1)[0]:
                         pool.handle_result(call, bar)
                 else:
@@ -143,6 +145,10 @@ class ActorPool:
             elif slot.actor is not None and slot.rank not in busy:
                 slot.shard = self.pending.take()
                 self.calls[slot.actor.fill.remote(slot.shard)] = slot
+
+    def start_for_pilot(self) -> None:
+        """Start one actor, which restores the pilot of a store whose shards are all committed."""
+        self._start_actor(self.slots[0])
 
     def _start_actor(self, slot: WorkerSlot) -> None:
         info = WorkerInfo(slot.rank, self.config.num_workers)

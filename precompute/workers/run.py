@@ -59,7 +59,7 @@ def _capture(config: PrecomputeConfig, info: WorkerInfo, stop: StopSignals) -> T
             print(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
         return TeacherStore.open(config.store)
     begin, stats = time.monotonic(), WorkerStats()
-    if writer.missing_shards():
+    if writer.missing_shards() or writer.needs_pilot:
         if config.executor == "ray":
             stats = fill_on_ray(config, writer)
         else:

@@ -24,7 +24,7 @@ from caskd.precompute.teacher import Teacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
-from caskd.store.errors import CaskdError, reason
+from caskd.store.errors import CaskdError, CorruptError, reason
 from caskd.store.io import progress
 from caskd.store.write import ShardWork, StoreWriter
 
@@ -79,7 +79,11 @@ class Worker:
         """Compute and commit the pilot rows, if the encoding needs them to find frequent ids.
 
         Workers that start together all compute them; the first commit counts, the others are
-        dropped.
+        dropped. Whoever is overtaken moves the winner's files before anything reads them. A pilot
+        whose files are lost is restored.
+
+        Raises:
+            CorruptError: the lost files were others than those that this run computes.
         """
         work = self.writer.pilot()
         if work is None:
@@ -88,6 +92,13 @@ class Worker:
         with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
             if self._fill(work, rows, commit_record.PILOT, bar.advance) is not None:
                 self.writer.commit_pilot(rows)
+        if self.writer.needs_pilot:
+            raise CorruptError(
+                f"{self.config.store}: files of its pilot are lost, and this run computes others; "
+                "expected equal bytes: run it where the pilot was made, with the same flags. Or "
+                f"remove {commit_record.record_name(commit_record.PILOT)} and run caskd store "
+                "repair, which discards every shard, then run this command again"
+            )
 
     def fill(self, shard: int, report: Report) -> bool:
         """Compute a shard and write it in the background.
@@ -122,14 +133,18 @@ class Worker:
         return True
 
     def _fill(self, work: ShardWork, rows: Fields, unit: str, report: Report) -> list[int] | None:
-        """Run `fill_shard`; end early and return None when another worker commits the unit."""
+        """Run `fill_shard`; end early and return None when another worker commits the unit.
+
+        The files of that commit are then at their final names. A unit that is committed without
+        its files is computed, to restore them.
+        """
         done = 0
 
         def after_batch(num_rows: int) -> None:
             nonlocal done
             done += num_rows
             report(num_rows)
-            if commit_record.is_committed(self.writer.root, unit):
+            if self.writer.is_complete(unit):
                 raise _OvertakenError
 
         try:

@@ -6,7 +6,6 @@ name, so equal work gives equal records.
 """
 
 import hashlib
-import os
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -116,15 +115,19 @@ def record_name(unit: str) -> str:
     return f"{COMMITS}/{unit}.json"
 
 
+def read_bytes(root: Path, unit: str) -> bytes:
+    """Read the commit record of `unit` as bytes."""
+    return files.read_small(root, record_name(unit), RECORD_LIMIT)
+
+
 def read_record(root: Path, unit: str) -> CommitRecord:
     """Read the commit record of `unit`."""
-    return CommitRecord.from_json(files.read_small(root, record_name(unit), RECORD_LIMIT), unit)
+    return CommitRecord.from_json(read_bytes(root, unit), unit)
 
 
 def committed_units(root: Path) -> set[str]:
     """Units that have a record, from one listing; the records themselves are not checked."""
-    folder = root / COMMITS
-    names = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else []
+    names = files.entries(root / COMMITS)
     return {name.removesuffix(".json") for name in names if name.endswith(".json")}
 
 

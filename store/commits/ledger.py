@@ -78,6 +78,11 @@ def _whole(array: layout.ArrayLayout, length: int) -> list[str]:
     return [array.metadata_key, *(array.key(shard) for shard in shards)]
 
 
+def _check_sizes_once(root: Path, record: CommitRecord) -> None:
+    for item in record.file_records:
+        commit_record.check_size(root, record.unit, item)
+
+
 def read_seal(root: Path) -> dict[str, Any]:
     """Read `seal.json` and check its fields and types.
 
@@ -147,9 +152,7 @@ class Ledger:
                     f"{self.name}/{commit_record.record_name(unit)}: missing from a sealed store."
                 )
             raise IncompleteError(f"{self.name}: {unit} is not committed yet.")
-        data = files.read_small(
-            self.root, commit_record.record_name(unit), commit_record.RECORD_LIMIT
-        )
+        data = commit_record.read_bytes(self.root, unit)
         if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[unit]:
             raise CorruptError(
                 f"{self.name}/{commit_record.record_name(unit)}: its sha256 differs from "
@@ -177,15 +180,15 @@ class Ledger:
 
     def _check_sizes(self, record: CommitRecord) -> None:
         try:
-            for item in record.file_records:
-                commit_record.check_size(self.root, record.unit, item)
+            _check_sizes_once(self.root, record)
         except CorruptError:
-            if self.sealed or not (self.root / STAGING / record.digest).is_dir():
-                raise
-            raise IncompleteError(
-                f"{self.name}: {record.unit} is committed, but its files are still in staging. "
-                "Run caskd precompute again to finish it."
-            ) from None
+            if not self.sealed and files.is_folder(self.root / STAGING / record.digest):
+                raise IncompleteError(
+                    f"{self.name}: {record.unit} is committed, but its files are still in staging. "
+                    "Run caskd precompute again to finish it."
+                ) from None
+            # Another process may have moved the last file between the two looks.
+            _check_sizes_once(self.root, record)
 
     def check_file(self, unit: str, name: str) -> None:
         """Compare a file with its record, unless this file was compared before.
@@ -194,7 +197,8 @@ class Ledger:
             CorruptError: its bytes differ from those that were committed.
         """
         item = self.item(unit, name)
-        status = os.lstat(self.root / name)
+        with files.reading(f"{self.name}/{name}"):
+            status = os.lstat(self.root / name)
         # Any change of inode or change time means another file, even if the clock was wrong.
         identity = (status.st_ino, status.st_size, status.st_ctime_ns)
         if self._checked.get(name) == identity:

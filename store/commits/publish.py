@@ -79,9 +79,10 @@ def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[
     described = tuple(FileRecord.of(name, data) for name, data in contents.items())
     record = CommitRecord(unit, described, facts)
     if is_committed(root, unit):
+        complete = is_complete(root, unit)  # moves the winner's files, which the caller may read
         if read_record(root, unit).digest != record.digest:
             return False
-        if is_complete(root, unit):
+        if complete:
             return True
     folder = new_folder(root)
     try:
@@ -90,6 +91,7 @@ def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[
         return publish(root, folder, record)
     except FileNotFoundError:
         check_overtaken(root, unit)
+        is_complete(root, unit)
         return read_record(root, unit).digest == record.digest
     finally:
         files.remove_tree(folder)
@@ -98,6 +100,9 @@ def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[
 
 def publish(root: Path, folder: Path, record: CommitRecord) -> bool:
     """Commit the files staged in `folder` and move them.
+
+    If another worker committed first, this one moves the winner's files: the winner may be slow or
+    dead, and whoever was overtaken reads them next.
 
     Returns:
         False if another worker committed this unit with other content.
@@ -111,6 +116,7 @@ def publish(root: Path, folder: Path, record: CommitRecord) -> bool:
     faults.point(f"{kind}.won" if won else f"{kind}.lost")
     if not won and read_record(root, record.unit).digest != record.digest:
         files.remove_tree(root / STAGING / record.digest)
+        is_complete(root, record.unit)
         return False
     roll_forward(root, record)
     return True
@@ -161,7 +167,7 @@ def roll_forward(root: Path, record: CommitRecord) -> None:
     """
     staged = root / STAGING / record.digest
     kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
-    if not staged.is_dir() or (root / STAGING).is_symlink():
+    if not files.is_folder(staged) or files.is_link(root / STAGING):
         for item in record.file_records:
             check_size(root, record.unit, item)
         return
@@ -199,6 +205,6 @@ def _move(root: Path, staged: Path, unit: str, item: FileRecord) -> None:
 
 def sweep(root: Path) -> None:
     """Remove staging from a sealed store; files still in it came too late."""
-    if files.size_inside(root, SEAL) is not None and (root / STAGING).is_dir():
+    if files.size_inside(root, SEAL) is not None and files.is_folder(root / STAGING):
         files.remove_tree(root / STAGING)
         files.fsync_directory(root)

@@ -24,8 +24,15 @@ from caskd.store.io import faults, files
 Readme = Callable[[StoreSpec, Mapping[str, Any]], str]
 
 
-def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
+def seal_content(
+    root: Path, spec: StoreSpec, rebuilt: Mapping[str, bytes] | None = None
+) -> tuple[dict[str, Any], bytes]:
     """The required content of `seal.json` and `commits/commits.sha256`.
+
+    Args:
+        root: of the store.
+        spec: of the store.
+        rebuilt: records, by unit, that count in place of those on disk.
 
     Raises:
         CorruptError: a record is missing, or the counts do not add up to those of store.json.
@@ -34,7 +41,7 @@ def seal_content(root: Path, spec: StoreSpec) -> tuple[dict[str, Any], bytes]:
     statuses: Counter[str] = Counter()
     num_rows, digests = 0, {}
     for unit in all_units(spec):
-        data = files.read_small(root, commit_record.record_name(unit), commit_record.RECORD_LIMIT)
+        data = (rebuilt or {}).get(unit) or commit_record.read_bytes(root, unit)
         digests[unit] = hashlib.sha256(data).hexdigest()
         record = commit_record.CommitRecord.from_json(data, unit)
         statuses.update(record.facts["statuses"])

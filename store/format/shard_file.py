@@ -16,6 +16,7 @@ import numpy as np
 from caskd.store.errors import CorruptError
 from caskd.store.format.codecs import Array, decode_chunk, encode_chunk
 from caskd.store.format.layout import ArrayLayout, as_stored
+from caskd.store.io import files
 
 _ABSENT = np.uint64(2**64 - 1)
 _SLACK_BYTES = 1 << 16
@@ -90,7 +91,7 @@ class ShardFile:
         return [(offset, count) for offset, count in entries]
 
     def _read(self, offset: int, count: int) -> bytes:
-        return os.pread(self._fd, count, offset)
+        return files.read_at(self._fd, offset, count)
 
     def chunk(self, number: int) -> Array:
         """Decode chunk `number` of this shard, [chunk] or [chunk, cells].

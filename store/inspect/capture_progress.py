@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from caskd.store.commits import all_units, commit_record
-from caskd.store.errors import StoreError
+from caskd.store.errors import StoreError, UnreadableError
 from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
 from caskd.store.io import escape_control, files, progress
 from caskd.store.read import TeacherStore
@@ -58,11 +58,12 @@ class CaptureStatus:
 
 def _recorded_failures(root: Path) -> set[str]:
     """Shards that the attempt records under environment/ list as failed."""
-    folder, shards = root / ENVIRONMENT, set[str]()
-    if not folder.is_dir() or folder.is_symlink():
+    shards = set[str]()
+    try:
+        names = [name for name in files.entries(root / ENVIRONMENT) if name.endswith(".json")]
+    except UnreadableError:
         return shards
-    for path in sorted(folder.glob("*.json"))[:MAX_ATTEMPTS_READ]:
-        name = f"{ENVIRONMENT}/{path.name}"
+    for name in (f"{ENVIRONMENT}/{entry}" for entry in names[:MAX_ATTEMPTS_READ]):
         try:
             facts = untrusted_json.parse_json(files.read_small(root, name), name)
         except StoreError:

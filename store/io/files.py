@@ -2,7 +2,7 @@
 
 A file exists whole or not at all, also after a power cut. Every change of a store uses these
 functions, each of which has a fault point. Reads use `open_inside`: regular files below the root,
-through real folders.
+through real folders. A missing file is damage; any other failure to read is an UnreadableError.
 """
 
 import contextlib
@@ -11,11 +11,17 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from errno import EACCES, EDQUOT, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import EACCES, EDQUOT, ELOOP, EMFILE, ENFILE, ENOSPC, ENOTEMPTY, EPERM, EROFS
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISDIR, S_ISLNK, S_ISREG
 
-from caskd.store.errors import CorruptError, StoreWriteError, UnsafeError
+from caskd.store.errors import (
+    CorruptError,
+    StoreError,
+    StoreWriteError,
+    UnreadableError,
+    UnsafeError,
+)
 from caskd.store.io import faults
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
@@ -39,6 +45,8 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
             advice = "Free disk space"
         elif error.errno in (EROFS, EACCES, EPERM):
             advice = "Pass a writable --store"
+        elif error.errno in (EMFILE, ENFILE):
+            advice = "Raise the limit of open files (ulimit -n)"
         else:
             advice = "Check the disk"
         amount = f" ({size:,} bytes)" if size else ""
@@ -171,16 +179,91 @@ def sync_ancestors(root: Path, names: Iterable[str]) -> None:
         fsync_directory(folder)
 
 
-def regular_size(path: Path) -> int | None:
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn an OSError of a read into an error of the store that has `name`, cause and advice.
+
+    Raises:
+        CorruptError: the file does not exist.
+        UnsafeError: it is a link.
+        UnreadableError: every other cause; the file may be intact.
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise CorruptError(f"{name}: missing.") from None
+    except OSError as error:
+        if error.errno == ELOOP:
+            raise UnsafeError(f"{name}: a link; links are not followed.") from None
+        if error.errno in (EACCES, EPERM):
+            advice = "Get permission to read it"
+        elif error.errno in (EMFILE, ENFILE):
+            advice = "Raise the limit of open files (ulimit -n)"
+        else:
+            advice = "Check the disk and its connection"
+        raise UnreadableError(
+            f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
+            f"expected a file that this process can read. {advice}, then run the same command "
+            "again."
+        ) from None
+
+
+def mode_of(path: Path, name: str | None = None) -> int | None:
+    """File type and permissions of `path`, links not followed; None if it does not exist.
+
+    Raises:
+        UnreadableError: the system cannot tell; the message has `name`, by default that of `path`.
+    """
+    with reading(name or path.name):
+        try:
+            return os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+
+def exists(path: Path) -> bool:
+    """Whether `path` exists, be it a broken link; unreadable is an error, not an absence."""
+    return mode_of(path) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder and no link; unreadable is an error, not an absence."""
+    mode = mode_of(path)
+    return mode is not None and S_ISDIR(mode)
+
+
+def is_link(path: Path) -> bool:
+    """Whether `path` is a link; unreadable is an error."""
+    mode = mode_of(path)
+    return mode is not None and S_ISLNK(mode)
+
+
+def entries(folder: Path) -> list[str]:
+    """Sorted names of a folder's entries; none if it is missing, or is no folder.
+
+    Raises:
+        UnreadableError: it cannot be listed.
+    """
+    if not is_folder(folder):
+        return []
+    with reading(folder.name):
+        return sorted(os.listdir(folder))
+
+
+def regular_size(path: Path, name: str | None = None) -> int | None:
     """Size of a regular file, None if it does not exist.
 
     Raises:
         UnsafeError: `path` is a link, pipe, device or folder.
+        UnreadableError: the system cannot tell; the message has `name`, by default that of `path`.
     """
-    try:
-        status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    with reading(name or path.name):
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     if not S_ISREG(status.st_mode):
         raise UnsafeError(f"{path.name}: not a regular file; remove it from the store.")
     return status.st_size
@@ -191,16 +274,16 @@ def size_inside(root: Path, name: str) -> int | None:
 
     Raises:
         UnsafeError: the file or a folder of its path is a link, pipe or device.
+        UnreadableError: a folder of its path cannot be searched.
     """
     parts = name.split("/")
     for depth in range(1, len(parts)):
-        try:
-            mode = os.lstat(root.joinpath(*parts[:depth])).st_mode
-        except (FileNotFoundError, NotADirectoryError):
+        mode = mode_of(root.joinpath(*parts[:depth]), name)
+        if mode is None:
             return None
         if not S_ISDIR(mode):
             raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
-    return regular_size(root / name)
+    return regular_size(root / name, name)
 
 
 @contextlib.contextmanager
@@ -208,10 +291,11 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     """A file descriptor for reading the regular file `name` below `root`.
 
     Raises:
-        CorruptError: the file is missing or unreadable.
+        CorruptError: the file is missing.
+        UnreadableError: the file exists but cannot be read; it may be intact.
         UnsafeError: the file or a folder of its path is a link, pipe or device.
     """
-    try:
+    with reading(name):
         if size_inside(root, name) is None:
             raise CorruptError(f"{name}: missing.")
         handle = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -219,8 +303,6 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
             yield handle
         finally:
             os.close(handle)
-    except OSError as error:
-        raise CorruptError(f"{name}: cannot be read ({error.strerror}).") from None
 
 
 def read_small(root: Path, name: str, limit: int = MAX_METADATA_BYTES) -> bytes:
@@ -228,12 +310,21 @@ def read_small(root: Path, name: str, limit: int = MAX_METADATA_BYTES) -> bytes:
 
     Raises:
         CorruptError: the file is missing or larger than `limit`.
+        UnreadableError: it exists but cannot be read.
     """
     with open_inside(root, name) as handle:
         size = os.fstat(handle).st_size
         if size > limit:
             raise CorruptError(f"{name}: {size:,} bytes; expected at most {limit:,}.")
-        return os.read(handle, size)
+        return read_at(handle, 0, size)
+
+
+def read_at(handle: int, start: int, count: int) -> bytes:
+    """`count` bytes from `start` on, fewer only at the file's end: one read may return a part."""
+    data = os.pread(handle, count, start)
+    while len(data) < count and (more := os.pread(handle, count - len(data), start + len(data))):
+        data += more
+    return data
 
 
 def blocks(handle: int) -> Iterator[bytes]:

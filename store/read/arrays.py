@@ -128,16 +128,17 @@ class StoreArrays:
         per_shard = -(-array.shard // array.chunk)
         shard, number = divmod(chunk, per_shard)
         self._admit(array, shard)
-        try:
-            values = self._shard_file(array, shard).chunk(number)
-            array_checks.check_values(array.name, values, self._limits)
-            return values
-        except (CorruptError, OSError) as error:
-            first = shard * array.shard + number * array.chunk
-            raise CorruptError(
-                f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost. "
-                "Run caskd store verify to see what else is damaged."
-            ) from None
+        with files.reading(f"{self.name}/{array.key(shard)}"):
+            try:
+                values = self._shard_file(array, shard).chunk(number)
+                array_checks.check_values(array.name, values, self._limits)
+            except (CorruptError, FileNotFoundError) as error:
+                first = shard * array.shard + number * array.chunk
+                raise CorruptError(
+                    f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost. "
+                    "Run caskd store verify to see what else is damaged."
+                ) from None
+        return values
 
     def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
         """Compare a file with its commit record before it is opened."""

@@ -27,6 +27,7 @@ from caskd.store.format import (
     StoreSpec,
     layout,
 )
+from caskd.store.io import files
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.manifest import (
     SealedHead,
@@ -93,19 +94,27 @@ class RemoteSource:
             STORE_JSON: store_json,
         }
         for name, data in contents.items():
-            path = self.root / name
-            if not (path.is_file() and path.read_bytes() == data):
+            if self._kept(name) != data:
                 self._cache.put(f"{self.head.digest}/{name}", data)
 
     def fetch_record(self, unit: str) -> CommitRecord:
         """Fetch the commit record of `unit` and keep it."""
         name = commit_record.record_name(unit)
-        path = self.root / name
-        data = path.read_bytes() if path.is_file() else b""
+        data = self._kept(name)
         if hashlib.sha256(data).hexdigest() != self.head.digests.get(unit):
             data = read_record_bytes(self.storage, self.head, unit, self._policy)
             self._cache.put(f"{self.head.digest}/{name}", data)
         return parse_record(data, unit)
+
+    def _kept(self, name: str) -> bytes:
+        """A file of the store's folder in the cache; empty if it is missing.
+
+        Raises:
+            UnreadableError: it exists but cannot be read.
+        """
+        path = self.root / name
+        with files.reading(str(path)):
+            return path.read_bytes() if path.is_file() else b""
 
     def fetch(self, unit: str, item: FileRecord) -> Path:
         """Fetch a file of a commit; the cache may evict it at any later time."""

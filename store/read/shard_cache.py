@@ -15,6 +15,7 @@ from pathlib import Path
 
 from caskd.store.errors import StoreWriteError, UsageError
 from caskd.store.format import DATA
+from caskd.store.io import files
 
 DIRECTORY_VARIABLE, LIMIT_VARIABLE = "CASKD_CACHE", "CASKD_CACHE_GB"
 DEFAULT_GB = 100.0
@@ -99,19 +100,22 @@ class ShardCache:
 
     def _touch(self, path: Path, size: int) -> bool:
         """Whether the cache holds the file; marks it as used now."""
-        try:
-            if os.lstat(path).st_size != size:
+        with files.reading(str(path)):
+            try:
+                if os.lstat(path).st_size != size:
+                    return False
+                os.utime(path)
+            except FileNotFoundError:
                 return False
-            os.utime(path)
-        except FileNotFoundError:
-            return False
         return True
 
     @contextmanager
     def _only_one(self, name: str) -> Iterator[None]:
         """Keep others from fetching the same file; without file locks, they fetch it too."""
         number = zlib.crc32(name.encode()) % _LOCKS
-        handle = os.open(self.root / "locks" / f"{number:03d}", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = self.root / "locks" / f"{number:03d}"
+        with files.reading(str(lock)):
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)

@@ -46,7 +46,7 @@ class TeacherStore:
         if is_remote(url):
             return cls.open_remote(str(url))
         root = Path(url)
-        if files.regular_size(root / STORE_JSON) is None:
+        if files.regular_size(root / STORE_JSON, f"{url}/{STORE_JSON}") is None:
             hint = "" if root.is_dir() else " (no such directory)"
             raise StoreNotFoundError(
                 f"{url}: no {STORE_JSON}{hint}; expected a store. "

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.commits import FileRecord, commit_record, seal_content
-from caskd.store.errors import CorruptError, IdentityError, UsageError
+from caskd.store.commits import PLAN, FileRecord, commit_record, seal_content
+from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
 from caskd.store.format import (
     COMMITS,
     DIGEST_LIST,
@@ -28,7 +28,7 @@ from caskd.store.format import (
     canonical_json,
     identity_differences,
 )
-from caskd.store.io import Progress, progress, value_text
+from caskd.store.io import Progress, files, progress, value_text
 from caskd.store.read import READ_ATTEMPTS, Manifest, read_checked, read_manifest
 from caskd.store.storage import (
     DirectoryStorage,
@@ -95,10 +95,12 @@ def copy_store(
     """Copy a sealed store between any two storages."""
     policy = policy or RetryPolicy()
     manifest = read_manifest(source, policy)
-    _claim(target, manifest, policy)
     work = [
         (unit, item) for unit, record in manifest.records.items() for item in record.file_records
     ]
+    if isinstance(source, DirectoryStorage):
+        _check_source(source, manifest, work)
+    _claim(target, manifest, policy)
     total = sum(item.size for _, item in work)
     with progress(label, total, "bytes", quiet=quiet) as bar:
         num_sent = _send(source, target, work, policy, bar)
@@ -107,33 +109,83 @@ def copy_store(
     }
     card = _read_card(source, policy)
     _put_small(target, contents if card is None else {**contents, README: card}, policy)
-    for storage in (source, target):
-        if isinstance(storage, DirectoryStorage):
-            _check_totals(storage, manifest)
+    if isinstance(target, DirectoryStorage):
+        _check_totals(target, manifest)
     _create(target, SEAL, manifest.seal_bytes, policy)
     retry(target.flush, target.url, policy)
     return CopyReport(len(work), total, num_sent, manifest.digest)
 
 
+def _check_source(source: DirectoryStorage, manifest: Manifest, work: list[UnitFile]) -> None:
+    """Refuse a damaged source before anything is written, as far as that costs no second reading.
+
+    Raises:
+        CorruptError: a file is missing or has a wrong size, or the totals differ from the records.
+        UnreadableError: a file cannot be opened.
+    """
+    _check_totals(source, manifest)
+    for unit, item in work:
+        commit_record.check_size(source.root, unit, item)
+        with files.open_inside(source.root, item.name):
+            pass
+
+
 def _claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
     """Claim the target for this store by create-if-absent, or find an earlier claim of it.
+
+    Every refusal that reading can decide comes before the first write.
 
     Raises:
         IdentityError: the target holds another store, or a capture in progress.
         UsageError: the target holds other files.
     """
-    if read_whole(target, DIGEST_LIST, policy) is None:
-        store_json = read_whole(target, STORE_JSON, policy)
-        if store_json is not None:
-            raise IdentityError(_other_store(target.url, manifest, store_json))
-        found = retry(target.children, target.url, policy)
-        foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
-        if foreign:
-            raise UsageError(
-                f"{target.url}: holds {value_text(foreign[0])} but no store; expected a new or "
-                "empty location. Pass another one."
-            )
+    if not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy):
+        refusal = _refusal(target, manifest, policy)
+        # Another copy of this store may have begun meanwhile; its claim comes before its files.
+        if refusal and not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy):
+            raise refusal
+    _agrees(target, SEAL, manifest.seal_bytes, policy)
     _create(target, DIGEST_LIST, manifest.digests_bytes, policy)
+
+
+def _agrees(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> bool:
+    """Whether the target has this file, with this content.
+
+    Raises:
+        IdentityError: the file has other content, however often it is read.
+    """
+    for _ in range(READ_ATTEMPTS):
+        found = read_whole(target, name, policy)
+        if found is None or found == data:
+            return found is not None
+    raise IdentityError(_other_content(target, name))
+
+
+def _other_content(target: Storage, name: str) -> str:
+    return (
+        f"{target.url}: holds another store (its {name} differs from ours). "
+        "Pass another location, or remove that store."
+    )
+
+
+def _refusal(target: Storage, manifest: Manifest, policy: RetryPolicy) -> CaskdError | None:
+    """Why a target that no copy has claimed cannot be used; None for an empty one."""
+    store_json = read_whole(target, STORE_JSON, policy)
+    if store_json is not None:
+        return IdentityError(_other_store(target.url, manifest, store_json))
+    if read_whole(target, commit_record.record_name(PLAN), policy) is not None:
+        return IdentityError(
+            f"{target.url}: holds the plan of a capture; expected a new or empty location. "
+            "Pass another one."
+        )
+    found = retry(target.children, target.url, policy)
+    foreign = [name for name in found if name.rstrip("/") not in _OWN_NAMES]
+    if not foreign:
+        return None
+    return UsageError(
+        f"{target.url}: holds {value_text(foreign[0])} but no store; expected a new or "
+        "empty location. Pass another one."
+    )
 
 
 def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
@@ -160,15 +212,14 @@ def _create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> Non
         CorruptError: our file arrived damaged.
     """
     where = f"{target.url}/{name}"
+    if _agrees(target, name, data, policy):
+        return
     created = retry(lambda: target.create(name, data), where, policy)
     if any(read_whole(target, name, policy) == data for _ in range(READ_ATTEMPTS)):
         return
     if created:
         raise CorruptError(f"{where}: arrived damaged. Remove it, then run the same command again.")
-    raise IdentityError(
-        f"{target.url}: holds another store (its {name} differs from ours). "
-        "Pass another location, or remove that store."
-    )
+    raise IdentityError(_other_content(target, name))
 
 
 def _send(

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.errors import CaskdError, StoreNotFoundError
+from caskd.store.errors import CaskdError, StoreNotFoundError, UnreadableError
 from caskd.store.format import DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
 from caskd.store.io import bytes_text, escape_control
 from caskd.store.storage import RetryPolicy, Storage, open_storage, read_whole, retry
@@ -20,7 +20,7 @@ class StoreEntry:
 
     url: str
     state: str
-    """`sealed`, `not sealed`, or `unreadable` (another format version, or damaged)."""
+    """`sealed`, `not sealed`, or `unreadable` (no permission, another version, damaged)."""
     teacher: str = ""
     num_rows: int = 0
     num_bytes: int = 0
@@ -51,7 +51,10 @@ def list_stores(url: str | Path, *, policy: RetryPolicy | None = None) -> list[S
 
 def _entry(storage: Storage, policy: RetryPolicy) -> StoreEntry | None:
     """The entry of the store at `storage`; None if it holds no store."""
-    store_json = read_whole(storage, STORE_JSON, policy)
+    try:
+        store_json = read_whole(storage, STORE_JSON, policy)
+    except UnreadableError:
+        return StoreEntry(storage.url, "unreadable")
     if store_json is None:
         claimed = read_whole(storage, DIGEST_LIST, policy) is not None
         return StoreEntry(storage.url, "not sealed") if claimed else None

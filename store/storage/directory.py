@@ -1,6 +1,5 @@
 """Storage in a directory: a local disk or a network file system."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ class DirectoryStorage:
     def read(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop`; a shorter file is damaged."""
         with files.open_inside(self.root, name) as handle:
-            data = os.pread(handle, stop - start, start)
+            data = files.read_at(handle, start, stop - start)
         if len(data) != stop - start:
             raise CorruptError(f"{self.url}/{name}: the file ends before byte {stop:,}.")
         return data
@@ -38,14 +37,18 @@ class DirectoryStorage:
     def write(self, name: str, data: bytes) -> None:
         """Write a draft, sync it, rename it, sync the folder."""
         files.size_inside(self.root, name)  # refuses a path through links
-        with _retry_if_swept():
+        with _retry_if_swept(), self._unchanged_on_failure():
             files.replace_file(self.root / name, data, self._drafts)
 
     def create(self, name: str, data: bytes) -> bool:
         """Like `write` with a hard link in place of the rename: one of all racing callers wins."""
-        files.size_inside(self.root, name)
-        with _retry_if_swept():
-            return files.create_exclusive(self.root / name, data, self._drafts)
+        if files.size_inside(self.root, name) is not None:
+            return False
+        with _retry_if_swept(), self._unchanged_on_failure():
+            created = files.create_exclusive(self.root / name, data, self._drafts)
+        if not created:
+            self._remove_empty_drafts()
+        return created
 
     def sha256(self, name: str) -> str | None:
         """None: a file system keeps no digest."""
@@ -54,16 +57,29 @@ class DirectoryStorage:
     def flush(self) -> None:
         """Remove drafts of interrupted copies."""
         files.remove_tree(self._drafts)
-        with suppress(OSError):  # it holds a capture's drafts, or does not exist
-            (self.root / STAGING).rmdir()
+        self._remove_empty_drafts()
+
+    @contextmanager
+    def _unchanged_on_failure(self) -> Iterator[None]:
+        """Leave no empty folder of drafts behind a write that failed."""
+        try:
+            yield
+        except BaseException:
+            self._remove_empty_drafts()
+            raise
+
+    def _remove_empty_drafts(self) -> None:
+        for folder in (self._drafts, self.root / STAGING):
+            with suppress(OSError):  # it holds drafts of others, or does not exist
+                folder.rmdir()
 
     def children(self) -> list[str]:
         """Names of files and folders directly inside."""
-        if not self.root.is_dir():
-            return []
-        return sorted(
-            f"{entry.name}/" if entry.is_dir() else entry.name for entry in self.root.iterdir()
-        )
+        with files.reading(self.url):
+            if not self.root.is_dir():
+                return []
+            found = list(self.root.iterdir())
+            return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in found)
 
     def inside(self, name: str) -> "DirectoryStorage":
         """The storage of a subfolder."""

@@ -4,41 +4,43 @@ A damaged shard is removed as a whole, because its record is useless without one
 plan and the pilot are different, since every shard depends on them. Their records stay, and the
 capture may only restore the files that these records name, byte for byte. If such a record is
 damaged itself, it is rebuilt from its files, and the seal proves that it equals the original.
+
+A file is removed only if its bytes were read and fail verification, or if a file beside it that its
+record names does not exist. A file that cannot be read may be intact: it stops the repair.
 """
 
 import hashlib
 import os
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from caskd.store.commits import (
     CommitRecord,
-    FileRecord,
     all_units,
     commit_record,
     read_seal,
     seal_content,
     unit_files,
 )
-from caskd.store.errors import CaskdError, StoreError, StoreNotFoundError
+from caskd.store.errors import (
+    StoreError,
+    StoreNotFoundError,
+    StoreWriteError,
+    UnreadableError,
+    UnsafeError,
+)
 from caskd.store.format import (
     COMMITS,
     DIGEST_LIST,
     SEAL,
     STAGING,
-    STATUSES,
     STORE_JSON,
-    Array,
-    ShardFile,
     StoreSpec,
     canonical_json,
-    layout,
 )
 from caskd.store.io import files, value_text
+from caskd.store.verify.rebuild import rebuilt_record
 from caskd.store.verify.unit_check import check_unit, named_record, strays
 from caskd.store.write import read_spec
 
@@ -63,30 +65,73 @@ class RepairReport:
 def repair_store(url: str | Path) -> RepairReport:
     """Remove all files that fail verification; no other process may write to the store meanwhile.
 
+    Every file is read, and every change decided, before the first change.
+
     Raises:
         StoreNotFoundError: `url` holds no store.
+        UnreadableError: a file could not be read; nothing was changed.
+        UnsafeError: another version of caskd wrote the store; nothing was changed.
+        StoreWriteError: a folder is not writable; nothing was changed.
         CorruptError: the damage is so large that no file can be verified.
     """
-    root, report = Path(url), RepairReport()
-    if not (
-        os.path.lexists(root / STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)
-    ):
+    root = Path(url)
+    try:
+        found = _survey(root, url)
+        targets = [_target(root, name) for name in found.report.removed]
+    except UnreadableError as error:
+        raise UnreadableError(f"{url}: not repaired, nothing was changed. {error}") from None
+    _check_writable(root, [path.parent for path in targets])
+    for unit, record in found.rebuilt.items():
+        name = commit_record.record_name(unit)
+        _remove(_target(root, name))
+        files.replace_file(root / name, record.to_json(), root / STAGING)
+        files.remove_tree(root / STAGING)
+    for path in targets:
+        _remove(path)
+    return found.report
+
+
+@dataclass
+class _Survey:
+    """What a store's files say, and what is to be changed."""
+
+    root: Path
+    digests: dict[str, str] | None
+    """The sealed sha256 of each record, by unit; None if the seal is missing or damaged."""
+    report: RepairReport = field(default_factory=RepairReport)
+    rebuilt: dict[str, CommitRecord] = field(default_factory=dict)
+    """Records, by unit, that replace damaged ones."""
+    unreadable: list[str] = field(default_factory=list)
+
+
+def _survey(root: Path, url: str | Path) -> _Survey:
+    """Read every file and decide on every change."""
+    if not (_present(root, STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)):
         raise StoreNotFoundError(f"{url}: no store; expected a directory with a {STORE_JSON}.")
-    digests = _proven_digests(root)
-    spec = _readable_spec(root, report)
+    found = _Survey(root, _proven_digests(root))
+    spec = _readable_spec(root, found.report)
     if spec is None:
-        for unit in sorted(commit_record.committed_units(root) - {commit_record.PILOT}):
-            _check(root, spec, unit, digests, report)
-        _remove_noted(root, report, seal_too=True)
-        return report
-    for unit in all_units(spec):
-        _check(root, spec, unit, digests, report)
-    named = _named(root, spec, report)
-    report.removed += strays(root, {*all_units(spec)}, named)
-    broken_seal = not _seal_is_right(root, spec)
-    lost = any(name in named or name.startswith(f"{COMMITS}/") for name in report.removed)
-    _remove_noted(root, report, seal_too=broken_seal or lost)
-    return report
+        units = sorted(commit_record.committed_units(root) - {commit_record.PILOT})
+    else:
+        units = all_units(spec)
+    for unit in units:
+        _check(found, spec, unit)
+    if found.unreadable:
+        more = f" ({len(found.unreadable)} files are unreadable)" if found.unreadable[1:] else ""
+        raise UnreadableError(f"{found.unreadable[0]}{more}")
+    if spec is None:
+        _note_removals(found, seal_too=True)
+        return found
+    named = _named(found, spec)
+    found.report.removed += strays(root, {*units}, named)
+    broken_seal = not _seal_is_right(found, spec)
+    lost = any(name in named or name.startswith(f"{COMMITS}/") for name in found.report.removed)
+    _note_removals(found, seal_too=broken_seal or lost)
+    return found
+
+
+def _present(root: Path, name: str) -> bool:
+    return files.mode_of(root / name, name) is not None
 
 
 def _proven_digests(root: Path) -> dict[str, str] | None:
@@ -95,163 +140,174 @@ def _proven_digests(root: Path) -> dict[str, str] | None:
         data = files.read_small(root, DIGEST_LIST, commit_record.LIST_LIMIT)
         if hashlib.sha256(data).hexdigest() != read_seal(root)["commits_digest"]:
             return None
+    except UnreadableError:
+        raise
     except StoreError:
         return None
     lines = [line.split("  ") for line in data.decode("latin-1").splitlines()]
     return {name.removesuffix(".json"): digest for digest, name in lines}
 
 
-def _seal_is_right(root: Path, spec: StoreSpec) -> bool:
+def _seal_is_right(found: _Survey, spec: StoreSpec) -> bool:
     """Whether the seal, if there is one, equals the totals of the commit records."""
-    if not any(os.path.lexists(root / name) for name in (SEAL, DIGEST_LIST)):
+    if not any(_present(found.root, name) for name in (SEAL, DIGEST_LIST)):
         return True
     try:
-        totals, digest_list = seal_content(root, spec)
-        listed = files.read_small(root, DIGEST_LIST, len(digest_list))
-        seal = files.read_small(root, SEAL)
+        rebuilt = {unit: record.to_json() for unit, record in found.rebuilt.items()}
+        totals, digest_list = seal_content(found.root, spec, rebuilt)
+        listed = files.read_small(found.root, DIGEST_LIST, len(digest_list))
+        seal = files.read_small(found.root, SEAL)
         return listed == digest_list and seal == canonical_json(totals)
+    except UnreadableError:
+        raise
     except StoreError:
         return False
 
 
 def _readable_spec(root: Path, report: RepairReport) -> StoreSpec | None:
-    """The spec; None if store.json fails verification, which notes the file for removal."""
+    """The spec; None if store.json fails verification, which notes the file for removal.
+
+    Raises:
+        UnsafeError: its bytes are those of the plan, but this version cannot read them.
+    """
     try:
         plan = commit_record.read_record(root, commit_record.PLAN)
+    except UnreadableError:
+        raise
     except StoreError:
         # The plan's record is damaged; _check handles that.
         return read_spec(root, str(root))
     item = next((item for item in plan.file_records if item.name == STORE_JSON), None)
     try:
         data = files.read_small(root, STORE_JSON)
-        if item is not None and commit_record.crc32_hex(data) == item.crc32:
-            return StoreSpec.from_json(data, str(root))
+    except UnreadableError:
+        raise
     except StoreError:
-        pass
+        data = None
+    if data is not None and item is not None and commit_record.crc32_hex(data) == item.crc32:
+        return StoreSpec.from_json(data, str(root))
     report.removed.append(STORE_JSON)
     return None
 
 
-def _check(
-    root: Path,
-    spec: StoreSpec | None,
-    unit: str,
-    digests: dict[str, str] | None,
-    report: RepairReport,
-) -> None:
+def _check(found: _Survey, spec: StoreSpec | None, unit: str) -> None:
     """Check one unit and note the files to remove."""
-    if not os.path.lexists(root / commit_record.record_name(unit)) and digests is None:
+    root, digests, report = found.root, found.digests, found.report
+    if digests is None and not _present(root, commit_record.record_name(unit)):
         return
     proven = None if digests is None else digests.get(unit)
-    found = check_unit(root, spec, unit, full=True)
-    good = found.record_problem is None and (proven is None or proven == _digest(root, unit))
-    if unit.isdigit():
-        if not good or found.bad:
-            report.shards.append(int(unit))
-            report.removed += [commit_record.record_name(unit), *sorted(found.names)]
+    checked = check_unit(root, spec, unit, full=True)
+    found.unreadable += checked.unreadable.values()
+    if checked.unreadable:
         return
-    if spec is None:
-        report.removed += sorted(found.bad)
-    elif not good and not _restore(root, spec, unit, proven):
-        report.removed.append(commit_record.record_name(unit))
-        if unit == commit_record.PILOT:
-            # The orders of ids that the shards were encoded with are lost.
-            report.removed += sorted(found.names)
-            report.shards += range(spec.num_shards)
-            report.removed += [
-                name
-                for shard in map(commit_record.shard_unit, range(spec.num_shards))
-                for name in (commit_record.record_name(shard), *unit_files(spec, shard))
-            ]
-    elif not good:
-        report.restored.append(commit_record.record_name(unit))
+    good = _record_is_good(root, unit, checked.record_problem, proven)
+    if unit.isdigit():
+        if not good or checked.bad:
+            report.shards.append(int(unit))
+            report.removed += [commit_record.record_name(unit), *sorted(checked.names)]
+    elif good or spec is None:
+        report.removed += sorted(checked.bad)
     else:
-        report.removed += sorted(found.bad)
+        _replace(found, spec, unit, checked.names, proven)
 
 
-def _digest(root: Path, unit: str) -> str:
-    data = files.read_small(root, commit_record.record_name(unit), commit_record.RECORD_LIMIT)
-    return hashlib.sha256(data).hexdigest()
+def _record_is_good(root: Path, unit: str, problem: str | None, proven: str | None) -> bool:
+    """Whether a record can be parsed and is the sealed one.
 
-
-def _restore(root: Path, spec: StoreSpec, unit: str, proven: str | None) -> bool:
-    """Rebuild the record of the plan or the pilot; False if it differs from the sealed one."""
+    Raises:
+        UnsafeError: it is the sealed one, but this version cannot read it.
+    """
     if proven is None:
-        return False
+        return problem is None
     try:
-        names = unit_files(spec, unit)
-        if unit == commit_record.PLAN:
-            vocab = root / layout.VOCAB_LAYOUTS[0].key(0)
-            names += [f"{vocab.parent.relative_to(root)}/{n}" for n in os.listdir(vocab.parent)]
-        described = tuple(FileRecord.of(name, _read(root, name)) for name in names)
-        record = CommitRecord(unit, described, _facts(root, spec, unit))
-    except (CaskdError, OSError):
+        sealed = hashlib.sha256(commit_record.read_bytes(root, unit)).hexdigest() == proven
+    except UnreadableError:
+        raise
+    except StoreError:
         return False
-    if record.digest != proven:
-        return False
-    _remove(root, commit_record.record_name(unit))
-    files.replace_file(root / commit_record.record_name(unit), record.to_json(), root / STAGING)
-    files.remove_tree(root / STAGING)
-    return True
+    if sealed and problem is not None:
+        raise UnsafeError(
+            f"{problem} Its bytes are those that were sealed, so this version of caskd cannot read "
+            "it; nothing was changed. Use the version that wrote the store."
+        )
+    return sealed
 
 
-def _read(root: Path, name: str) -> bytes:
-    with files.open_inside(root, name) as handle:
-        return b"".join(files.blocks(handle))
+def _replace(
+    found: _Survey, spec: StoreSpec, unit: str, names: set[str], proven: str | None
+) -> None:
+    """Rebuild the damaged record of the plan or the pilot, or note what is lost with it."""
+    record = rebuilt_record(found.root, spec, unit, proven)
+    if record is not None:
+        found.rebuilt[unit] = record
+        found.report.restored.append(commit_record.record_name(unit))
+        return
+    found.report.removed.append(commit_record.record_name(unit))
+    if unit == commit_record.PILOT:
+        # The orders of ids that the shards were encoded with are lost.
+        found.report.removed += sorted(names)
+        found.report.shards += range(spec.num_shards)
+        found.report.removed += [
+            name
+            for shard in map(commit_record.shard_unit, range(spec.num_shards))
+            for name in (commit_record.record_name(shard), *unit_files(spec, shard))
+        ]
 
 
-def _facts(root: Path, spec: StoreSpec, unit: str) -> dict[str, Any]:
-    """The counts in the record of the plan or the pilot."""
-    statuses: Counter[str] = Counter()
-    if unit == commit_record.PLAN:
-        status, rows = (_example_array(root, spec, name) for name in ("status", "row_count"))
-        statuses.update(STATUSES[value] for value in status[rows == 0])
-    return {"num_rows": 0, "statuses": dict(statuses)}
-
-
-def _example_array(root: Path, spec: StoreSpec, name: str) -> Array:
-    array = next(a for a in layout.EXAMPLE_LAYOUTS if a.name == name)
-    parts = []
-    for shard in range(-(-spec.num_examples // array.shard)):
-        left = spec.num_examples - shard * array.shard
-        opened = ShardFile(root / array.key(shard), array)
-        parts += [opened.chunk(i) for i in range(-(-min(left, array.shard) // array.chunk))]
-    return np.concatenate(parts)[: spec.num_examples]
-
-
-def _named(root: Path, spec: StoreSpec, report: RepairReport) -> set[str]:
+def _named(found: _Survey, spec: StoreSpec) -> set[str]:
     """Files of every unit, damaged or not; any other file is a stray."""
-    named: set[str] = {STORE_JSON, *report.removed}
+    named: set[str] = {STORE_JSON, *found.report.removed}
     for unit in all_units(spec):
         try:
-            named |= {item.name for item in named_record(root, spec, unit).file_records}
+            record = found.rebuilt.get(unit) or named_record(found.root, spec, unit)
+            named |= {item.name for item in record.file_records}
+        except UnreadableError:
+            raise
         except StoreError:
             named |= {*unit_files(spec, unit)}
     return named
 
 
-def _remove_noted(root: Path, report: RepairReport, *, seal_too: bool) -> None:
-    """Remove the noted files: the seal first, then records, then arrays."""
+def _note_removals(found: _Survey, *, seal_too: bool) -> None:
+    """Put the existing ones of the noted files in order: the seal, then records, then arrays."""
+    report = found.report
     if seal_too:
-        report.unsealed = any(os.path.lexists(root / name) for name in (SEAL, DIGEST_LIST))
+        report.unsealed = any(_present(found.root, name) for name in (SEAL, DIGEST_LIST))
         report.removed += [SEAL, DIGEST_LIST]
     order = {SEAL: 0, DIGEST_LIST: 1}
     report.removed = sorted(
-        {name for name in report.removed if os.path.lexists(root / name)},
+        {name for name in report.removed if _present(found.root, name)},
         key=lambda name: (order.get(name, 2), not name.startswith(f"{COMMITS}/"), name),
     )
-    for name in report.removed:
-        _remove(root, name)
 
 
-def _remove(root: Path, name: str) -> None:
-    """Remove `name`; if a folder of its path is a link, remove the link, never its target."""
+def _target(root: Path, name: str) -> Path:
+    """The path to remove for `name`: if a folder of its path is a link, the link."""
     parts = name.split("/")
-    for depth in range(1, len(parts) + 1):
+    for depth in range(1, len(parts)):
         path = root.joinpath(*parts[:depth])
-        if path.is_symlink() or depth == len(parts) or not path.is_dir():
-            break
-    if path.is_dir() and not path.is_symlink():
+        if not files.is_folder(path):
+            return path
+    return root / name
+
+
+def _check_writable(root: Path, folders: Iterable[Path]) -> None:
+    """Check that entries of all folders can be removed, before the first one is.
+
+    Raises:
+        StoreWriteError: names the first folder where they cannot.
+    """
+    for folder in folders:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise StoreWriteError(
+                f"cannot write {folder}: expected a folder whose files this process may remove. "
+                f"Nothing was changed in {root}; get permission to write there, then run the same "
+                "command again."
+            )
+
+
+def _remove(path: Path) -> None:
+    if files.is_folder(path):
         files.remove_tree(path)
     else:
         files.unlink(path)

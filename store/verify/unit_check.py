@@ -1,9 +1,9 @@
 """Checks of the files of one commit, and the search for files that belong to no commit."""
 
 import hashlib
-import os
 import zlib
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from caskd.store.commits import (
     FileRecord,
     check_named_files,
     commit_record,
+    publish,
     unit_files,
 )
-from caskd.store.errors import StoreError
+from caskd.store.errors import StoreError, UnreadableError, UnsafeError
 from caskd.store.format import COMMITS, DATA, DIGEST_LIST, SEAL, STAGING, StoreSpec
 from caskd.store.io import files
 
@@ -29,6 +30,9 @@ class UnitCheck:
         names: files of the unit, as its record names them (or, if it is damaged, as it should).
         record_problem: what is wrong with the record; its files are not checked then.
         bad: what is wrong with each damaged file, by name.
+        staged: files that are intact, but still in staging: the commit of an unsealed store whose
+            writer died. Any capture moves them.
+        unreadable: why a file, or the record, could not be read, by name; nothing is known of it.
         num_files: files read.
         num_bytes: bytes read.
     """
@@ -36,13 +40,21 @@ class UnitCheck:
     names: set[str]
     record_problem: str | None = None
     bad: dict[str, str] = field(default_factory=dict)
+    staged: set[str] = field(default_factory=set)
+    unreadable: dict[str, str] = field(default_factory=dict)
     num_files: int = 0
     num_bytes: int = 0
 
     @property
     def problems(self) -> list[str]:
-        """One line per problem."""
-        return [*([self.record_problem] if self.record_problem else []), *self.bad.values()]
+        """One line per problem, without those of unreadable files."""
+        waiting = f"not sealed: {len(self.staged)} committed files, the first {{}}, are still in "
+        waiting += "staging. Run caskd precompute again to finish."
+        return [
+            *([self.record_problem] if self.record_problem else []),
+            *([waiting.format(min(self.staged))] if self.staged else []),
+            *self.bad.values(),
+        ]
 
 
 def check_unit(root: Path, spec: StoreSpec | None, unit: str, *, full: bool) -> UnitCheck:
@@ -52,13 +64,23 @@ def check_unit(root: Path, spec: StoreSpec | None, unit: str, *, full: bool) -> 
     """
     try:
         record = named_record(root, spec, unit)
+    except UnreadableError as error:
+        names = {*unit_files(spec, unit)} if spec else set()
+        return UnitCheck(names, unreadable={commit_record.record_name(unit): str(error)})
     except StoreError as error:
         return UnitCheck({*unit_files(spec, unit)} if spec else set(), str(error))
     found = UnitCheck({item.name for item in record.file_records})
     for item in record.file_records:
-        problem = _file_problem(root, unit, item, full, found)
+        try:
+            name = _where(root, record, item)
+            problem = _file_problem(root, unit, item, name, full, found)
+        except UnreadableError as error:
+            found.unreadable[item.name] = str(error)
+            continue
         if problem:
             found.bad[item.name] = problem
+        elif name != item.name:
+            found.staged.add(item.name)
     return found
 
 
@@ -74,19 +96,32 @@ def named_record(root: Path, spec: StoreSpec | None, unit: str) -> CommitRecord:
     return record
 
 
+def _where(root: Path, record: CommitRecord, item: FileRecord) -> str:
+    """Where a committed file is: under its own name, or still in the staging of an open store."""
+    with suppress(UnsafeError):
+        if files.size_inside(root, item.name) is None and not files.exists(root / SEAL):
+            staged = f"{STAGING}/{record.digest}/{publish.staged_name(item.name)}"
+            if files.size_inside(root, staged) == item.size:
+                return staged
+    return item.name
+
+
 def _file_problem(
-    root: Path, unit: str, item: FileRecord, full: bool, found: UnitCheck
+    root: Path, unit: str, item: FileRecord, name: str, full: bool, found: UnitCheck
 ) -> str | None:
-    """Read a file, count it in `found`, and return what is wrong with it."""
+    """Read a file at `name`, count it in `found`, and return what is wrong with it."""
     crc32 = crc32c = 0
     digest = hashlib.sha256()
     try:
-        commit_record.check_size(root, unit, item)
-        with files.open_inside(root, item.name) as handle:
+        if name == item.name:
+            commit_record.check_size(root, unit, item)
+        with files.open_inside(root, name) as handle:
             for block in files.blocks(handle):
                 crc32, crc32c = zlib.crc32(block, crc32), google_crc32c.extend(crc32c, block)
                 if full:
                     digest.update(block)
+    except UnreadableError:
+        raise
     except StoreError as error:
         return str(error)
     found.num_files += 1
@@ -99,17 +134,22 @@ def _file_problem(
 
 
 def strays(root: Path, units: Collection[str], named: Collection[str]) -> Iterator[str]:
-    """Files and links of data.zarr and commits that no record names; staging of a sealed store."""
-    for folder, folders, names in os.walk(root / DATA):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        for name in sorted([*names, *links]):
-            relative = Path(folder, name).relative_to(root).as_posix()
-            if relative not in named:
-                yield relative
+    """Files and links of data.zarr and commits that no record names; staging of a sealed store.
+
+    Raises:
+        UnreadableError: a folder cannot be listed.
+    """
+    folders = [DATA]
+    while folders:
+        folder = folders.pop()
+        for name in (f"{folder}/{entry}" for entry in files.entries(root / folder)):
+            if files.is_folder(root / name):
+                folders.append(name)
+            elif name not in named:
+                yield name
     expected = {DIGEST_LIST, *map(commit_record.record_name, units)}
-    if (root / COMMITS).is_dir():
-        for entry in sorted(os.listdir(root / COMMITS)):
-            if f"{COMMITS}/{entry}" not in expected:
-                yield f"{COMMITS}/{entry}"
-    if os.path.lexists(root / SEAL) and os.path.lexists(root / STAGING):
+    for entry in files.entries(root / COMMITS):
+        if f"{COMMITS}/{entry}" not in expected:
+            yield f"{COMMITS}/{entry}"
+    if files.exists(root / SEAL) and files.exists(root / STAGING):
         yield STAGING

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from caskd.store.commits import all_units, commit_record, seal_content
-from caskd.store.errors import CorruptError, IncompleteError, StoreError, UnsafeError, UsageError
+from caskd.store.errors import (
+    CorruptError,
+    IncompleteError,
+    StoreError,
+    UnreadableError,
+    UnsafeError,
+    UsageError,
+)
 from caskd.store.format import DIGEST_LIST, SEAL, canonical_json
 from caskd.store.io import files, progress
 from caskd.store.read import StoreArrays, TeacherStore
@@ -20,17 +27,32 @@ from caskd.store.write import read_spec
 
 @dataclass
 class VerifyReport:
-    """Counts of what was checked, and the problems that were found (one line each)."""
+    """Counts of what was checked, and what was found (one line each).
+
+    Attributes:
+        num_files: files read.
+        num_bytes: bytes read.
+        num_rows: rows whose values were checked.
+        problems: everything that is wrong, unreadable files included.
+        unreadable: those of the problems that are no damage: a file could not be read.
+    """
 
     num_files: int = 0
     num_bytes: int = 0
     num_rows: int = 0
     problems: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether the store is complete and has no problem."""
         return not self.problems
+
+    def add(self, error: StoreError) -> None:
+        """Add the problem that an error describes."""
+        self.problems.append(str(error))
+        if isinstance(error, UnreadableError):
+            self.unreadable.append(str(error))
 
 
 def verify_store(
@@ -51,10 +73,12 @@ def verify_store(
         quiet: show no progress.
 
     Returns:
-        A report. `report.ok` is also false for an unsealed store, since rows may be missing.
+        A report. `report.ok` is also false for an unsealed store, since rows may be missing, and
+        where a file could not be read.
 
     Raises:
         StoreNotFoundError: `url` holds no store.
+        UnreadableError: store.json or the folder of the records cannot be read.
         UnsafeError: store.json is invalid.
         UsageError: `sample` is not a fraction.
     """
@@ -71,9 +95,8 @@ def verify_store(
     with progress("verify", len(chosen), "commits", quiet=quiet) as bar:
         named = _check_units(store, chosen, full, report, bar.advance)
     named |= _named(store, {*present} - {*chosen}, report)
-    report.problems += [
-        f"{name}: no commit record names it." for name in strays(store.root, {*units}, named)
-    ]
+    if not report.unreadable:  # a record that was not read names files too
+        _check_strays(store.root, {*units}, named, report)
     if len(present) == len(units):
         _check_seal(store, report)
     if full and report.ok:
@@ -85,8 +108,8 @@ def _open(url: str | Path, report: VerifyReport) -> TeacherStore:
     """Open the store; damage that opening finds goes into the report."""
     try:
         return TeacherStore.open(url, allow_unsealed=True)
-    except (CorruptError, IncompleteError, UnsafeError) as error:
-        report.problems.append(str(error))
+    except (CorruptError, IncompleteError, UnreadableError, UnsafeError) as error:
+        report.add(error)
         return TeacherStore(StoreArrays(Path(url), read_spec(Path(url), str(url))))
 
 
@@ -120,7 +143,8 @@ def _check_units(
         found = check_unit(store.root, store.spec, unit, full=full)
         report.num_files += found.num_files
         report.num_bytes += found.num_bytes
-        report.problems += found.problems
+        report.problems += [*found.problems, *found.unreadable.values()]
+        report.unreadable += found.unreadable.values()
         named |= found.names
         advance()
     return named
@@ -133,24 +157,35 @@ def _named(store: TeacherStore, units: Iterable[str], report: VerifyReport) -> s
         try:
             listed = named_record(store.root, store.spec, unit).file_records
         except StoreError as error:
-            report.problems.append(str(error))
+            report.add(error)
             continue
         named |= {item.name for item in listed}
     return named
 
 
-def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
-    if not store.sealed:
-        report.problems.append("not sealed: every shard is committed. Run caskd store seal.")
-        return
+def _check_strays(
+    root: Path, units: Collection[str], named: Collection[str], report: VerifyReport
+) -> None:
     try:
+        for name in strays(root, units, named):
+            report.problems.append(f"{name}: no commit record names it.")
+    except UnreadableError as error:
+        report.add(error)
+
+
+def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
+    try:
+        if not store.sealed:
+            report.problems.append("not sealed: every shard is committed. Run caskd store seal.")
+            return
         totals, digests = seal_content(store.root, store.spec)
         if files.read_small(store.root, DIGEST_LIST, len(digests)) != digests:
             report.problems.append(f"{DIGEST_LIST}: differs from the commit records.")
         if files.read_small(store.root, SEAL) != canonical_json(totals):
             report.problems.append(f"{SEAL}: differs from the totals of the commit records.")
     except StoreError as error:
-        report.problems.append(str(error))
+        if str(error) not in report.problems:
+            report.add(error)
 
 
 def _check_rows(store: TeacherStore, units: Collection[str], report: VerifyReport) -> None:
@@ -163,7 +198,7 @@ def _check_rows(store: TeacherStore, units: Collection[str], report: VerifyRepor
         try:
             batch = store.read(examples)
         except StoreError as error:
-            report.problems.append(str(error))
+            report.add(error)
             continue
         report.num_rows += batch.num_rows
         problems = row_problems(batch, store.spec)

@@ -6,6 +6,7 @@ order, next-fit: no example straddles two shards, and the rest of a shard stays 
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,13 @@ def find_store(path: str | Path) -> StoreSpec | None:
             "caskd store push."
         )
     root = Path(path)
-    if not root.exists():
-        return None
-    if not root.is_dir():
-        raise UsageError(f"{path} is a file; expected a directory. Pass another --store.")
-    # Listed before the record is read: another process adds files only after its record.
-    foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _BEFORE_A_PLAN)
+    with files.reading(str(path)):
+        if not root.exists():
+            return None
+        if not root.is_dir():
+            raise UsageError(f"{path} is a file; expected a directory. Pass another --store.")
+        # Listed before the record is read: another process adds files only after its record.
+        foreign = sorted({*os.listdir(root)} - _BEFORE_A_PLAN)
     sealed = files.size_inside(root, SEAL) is not None
     if sealed or publish.is_complete(root, commit_record.PLAN):
         return read_spec(root, str(path))
@@ -100,7 +102,7 @@ def plan_store(
     """
     root = Path(path)
     layout.chunk_rows_for(shard_rows)
-    existed = root.exists()
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
     found = find_store(root)
     if found is None:
         shard_rows = _survivor_rows(root, identity, shard_rows)
@@ -114,13 +116,14 @@ def plan_store(
             publish.check_overtaken(root, commit_record.PLAN)
         except CaskdError:
             files.remove_tree(staged)
-            _remove_empty([root / STAGING, root / COMMITS, *([] if existed else [root])])
+            _remove_empty([root / STAGING, root / COMMITS, *created])
             raise
         finally:
             files.remove_tree(staged)
             publish.sweep(root)
         found = find_store(root)
         if found is None:
+            _remove_empty([root / STAGING])
             raise CorruptError(
                 f"{path}: files of its plan are lost, and these inputs give a different plan. "
                 "Pass the inputs that the store was planned with, or another --store."

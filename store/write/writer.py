@@ -96,6 +96,16 @@ class StoreWriter:
         shards = range(self.spec.num_shards)
         return [shard for shard in shards if not self._complete(commit_record.shard_unit(shard))]
 
+    def is_complete(self, unit: str) -> bool:
+        """Whether `unit` is committed and all its files exist; moves those still in staging."""
+        return publish.is_complete(self.root, unit)
+
+    @property
+    def needs_pilot(self) -> bool:
+        """Whether the encoding uses a pilot that is not committed, or whose files are lost."""
+        encoding = self.spec.row_encoding
+        return encoding.uses_id_orders and not self.is_complete(commit_record.PILOT)
+
     def _complete(self, unit: str) -> bool:
         if not commit_record.is_committed(self.root, unit):
             return False
@@ -110,11 +120,9 @@ class StoreWriter:
         """A few examples, spread over the corpus, whose rows the orders of ids are fitted to.
 
         Returns:
-            None if the encoding uses no orders, or the pilot is committed already.
+            None if the encoding uses no orders, or the pilot is complete already.
         """
-        if not self.spec.row_encoding.uses_id_orders:
-            return None
-        if publish.is_complete(self.root, commit_record.PILOT):
+        if not self.needs_pilot:
             return None
         counts = self._index.row_count
         chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
@@ -208,7 +216,7 @@ class StoreWriter:
         """Write the totals and the digest over all commits; a second call changes nothing.
 
         Raises:
-            IncompleteError: a shard is not committed yet.
+            IncompleteError: a shard is not committed yet, or the pilot's files are lost.
             CorruptError: a committed file is missing or differs from its record.
         """
         missing = self.missing_shards()
@@ -216,6 +224,11 @@ class StoreWriter:
             raise IncompleteError(
                 f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
                 "Run caskd precompute again to fill them."
+            )
+        if self.needs_pilot:
+            raise IncompleteError(
+                f"{self.root}: the pilot, which every shard depends on, is not complete. "
+                "Run caskd precompute again to restore it."
             )
         return write_seal(self.root, self.spec, card)
 

@@ -24,6 +24,7 @@ from caskd.store.errors import (
 from caskd.store.read.shard_cache import ShardCache
 from caskd.store.share import list_stores
 from caskd.store.storage import RetryPolicy, open_storage
+from caskd.store.storage.object_store import ObjectStorage
 
 QUICK = RetryPolicy(attempts=4, first_pause=0.001)
 URL = f"s3://{BUCKET}/casks/toy"
@@ -84,10 +85,33 @@ def test_the_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert tree(tmp_path / "copy") == tree(source)
 
 
+def objects() -> list[tuple[str, object, object]]:
+    """Every object of the bucket: its key, its ETag and the time of its last PUT."""
+    import obstore
+
+    listed = obstore.list(ObjectStorage.open("s3", BUCKET, "")._store)
+    return [
+        (meta["path"], meta["e_tag"], meta["last_modified"]) for part in listed for meta in part
+    ]
+
+
+def test_a_target_that_is_used_is_left_as_it_is(source: Path) -> None:
+    for name in ("notes.txt", "commits/plan.json"):
+        open_storage(f"s3://{BUCKET}/used-{name[:5]}").write(name, b"{}")
+    before = objects()
+    with pytest.raises(UsageError, match=r"holds 'notes\.txt' but no store"):
+        push_store(source, f"s3://{BUCKET}/used-notes")
+    with pytest.raises(IdentityError, match="holds the plan of a capture"):
+        push_store(source, f"s3://{BUCKET}/used-commi")
+    assert objects() == before
+
+
 def test_another_store_is_refused(pushed: str, tmp_path: Path) -> None:
     make_store(tmp_path / "other", seed=5)
+    before = objects()
     with pytest.raises(IdentityError, match="another store"):
         push_store(tmp_path / "other", pushed)
+    assert objects() == before
     assert list_stores(f"s3://{BUCKET}/casks")[0].state == "sealed"
 
 

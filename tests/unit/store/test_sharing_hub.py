@@ -63,8 +63,10 @@ def test_a_folder_of_a_repository(hub: Hub, store: Path, tmp_path: Path) -> None
     push_store(tmp_path / "other", f"{URL}/v2", policy=QUICK)
     listed = list_stores(URL, policy=QUICK)
     assert [(e.url, e.state) for e in listed] == [(f"{URL}/v1", "sealed"), (f"{URL}/v2", "sealed")]
+    before = (hub.uploads, len(hub.commits), dict(hub.repositories["team/cask"]))
     with pytest.raises(IdentityError, match="another store"):
         push_store(store, f"{URL}/v2", policy=QUICK)
+    assert (hub.uploads, len(hub.commits), hub.repositories["team/cask"]) == before
 
 
 def test_reading_from_the_hub(
