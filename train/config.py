@@ -88,7 +88,8 @@ class TrainConfig:
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the modules that get adapters. Default: all linear modules but the head."""
     resume: bool = False
-    """Continue from the newest complete checkpoint in --out."""
+    """Continue from the newest complete checkpoint in --out. If none was ever completed, start
+    anew."""
     normalise: Normalise = "rows"
     """Divide the loss of a step by its response tokens (rows) or, as the paper, by its examples."""
     deepspeed_config: Path | None = None
@@ -246,3 +247,5 @@ class ExportConfig:
     """Export the run's checkpoint with the best --best-metric, not its newest."""
     adapter: bool = False
     """Export only the adapter of a LoRA run, for peft. Default: merge it into the weights."""
+    allow_unfinished: bool = False
+    """Export also from a run that has not taken all its --steps; the model card says so."""
