@@ -169,6 +169,21 @@ def test_a_save_never_takes_a_folder_that_it_did_not_make(
     assert tree(target) == expected
 
 
+# -- a run that is rarely meant --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "warns"), [(500, False), (505, True)])
+def test_more_than_a_hundred_epochs_are_warned_of(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int, warns: bool
+) -> None:
+    """40 examples in batches of 8: five steps an epoch."""
+    train(config_for(root, out=str(tmp_path / "run"), steps=steps, dry_run=True))
+    errors = capsys.readouterr().err
+    text = f"--steps {steps} x --global-batch-size 8 = 101 epochs of the 40 examples of store"
+    assert (text in errors) is warns
+    assert ("warning" in errors) is warns
+
+
 # -- resume where nothing was saved ---------------------------------------------------------------
 
 

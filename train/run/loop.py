@@ -1,6 +1,7 @@
 """The training loop; it reads from top to bottom."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def train(config: TrainConfig) -> Path:
     """
     if config.dry_run:
         plan = plan_run(config)
+        _warn(plan)
         print("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
@@ -96,10 +98,16 @@ def train(config: TrainConfig) -> Path:
     return last
 
 
+def _warn(plan: RunPlan) -> None:
+    for line in plan.warnings():
+        print(f"caskd: {line}", file=sys.stderr, flush=True)
+
+
 def _prepare_out(plan: RunPlan, ranks: Ranks) -> None:
     """Print the plan, and make --out ready for the files of this run."""
     config = plan.config
     print("\n".join(plan.summary()), flush=True)
+    _warn(plan)
     if config.resume:
         anew = plan.checkpoint is None
         message = clear_for_resume(config.out, plan.first_step, anew=anew)
