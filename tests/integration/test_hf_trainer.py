@@ -186,7 +186,7 @@ def test_an_evaluation_is_the_same_for_every_batch_size(
     for metrics in found:
         assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
         assert metrics["eval_keep_fraction"] == pytest.approx(
-            float(sums.num_kept / sums.num_rows), rel=1e-9
+            float(sums.num_kept) / float(sums.num_rows), rel=1e-6
         )
 
 

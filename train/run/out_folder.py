@@ -18,7 +18,6 @@ from caskd.train.checkpoint import (
     CHECKPOINTS,
     check_same_options,
     checkpoint_path,
-    is_complete,
     newest_complete,
     unfinished_saves,
 )
@@ -91,20 +90,20 @@ def checkpoint_to_resume(out: Path) -> Path | None:
     A run starts anew only if its configuration is there and no checkpoint was ever completed.
 
     Raises:
-        UsageError: there is no run, or its checkpoints are gone.
-        CorruptError: the newest checkpoint was completed, and is not complete any more.
+        UsageError: there is no run.
+        CorruptError: a checkpoint was completed, and none is complete any more.
     """
-    last = _last_save(out)
-    newest = None if last is None else checkpoint_path(out, last)
-    if newest is not None and newest.is_dir() and not is_complete(newest):
-        raise CorruptError(
-            f"{newest}: was completed, but its COMPLETE record is missing; restore that file, or "
-            "remove the directory to continue from an older checkpoint"
-        )
     try:
         return newest_complete(out)
     except UsageError:
-        if last is not None or recorded_run(out) is None:
+        last = _last_save(out)
+        if last is not None:
+            raise CorruptError(
+                f"{checkpoint_path(out, last)}: was completed, but it or its COMPLETE record is "
+                "missing, and no other checkpoint is complete; restore it, or train again with a "
+                "new --out"
+            ) from None
+        if recorded_run(out) is None:
             raise
         return None
 
