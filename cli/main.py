@@ -1,6 +1,7 @@
 """The `caskd` command: one flat table of subcommands, each imported only when it runs."""
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,15 @@ from typing import Any
 
 from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
 from caskd.store.errors import CaskdError, UsageError
+from caskd.store.io import first_signal
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+TERMINATED = 143  # 128 + SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived in a command that has no handler of its own."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after `caskd`; by default those of the process.
 
     Returns:
-        The exit code: 0 ok, 1 a check failed, 2 usage, 3 an identity mismatch.
+        The exit code: 0 ok, 1 a check failed, 2 usage, 3 an identity mismatch; 128 + the number of
+        a signal that stopped the command.
 
     Raises:
         SystemExit: a subcommand's `--help` (0) or usage error (2).
@@ -135,19 +143,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Progress bars of loading weights are noise in a log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        code = _dispatch(words)
-        sys.stdout.flush()
+        with first_signal([signal.SIGTERM], _terminate):
+            code = _dispatch(words)
+            sys.stdout.flush()
     except CaskdError as error:
         print(f"caskd: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("caskd: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except _Terminated:
+        print("caskd: stopped by SIGTERM before it finished; run it again", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:
         # The reader closed the pipe (`| head`); without this Python prints an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return code
+
+
+def _terminate(_number: int) -> None:
+    """End the command as an error would, so that it removes what it wrote halfway.
+
+    Raises:
+        _Terminated: always.
+    """
+    raise _Terminated
 
 
 def _dispatch(words: list[str]) -> int:

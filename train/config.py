@@ -7,7 +7,13 @@ from typing import Any, Literal
 import tyro
 
 from caskd.store.errors import UsageError
-from caskd.train.objectives import OBJECTIVES, ObjectiveName, Tail, resolve_objective
+from caskd.train.objectives import (
+    OBJECTIVES,
+    ObjectiveName,
+    Tail,
+    resolve_objective,
+    weight_contradiction,
+)
 
 Normalise = Literal["rows", "examples"]
 Dtype = Literal["float32", "bfloat16"]
@@ -36,7 +42,8 @@ class TrainConfig:
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
-    """Weight of the label term; the teacher term has 1 - w. Default: 1 (xent) or 0.5 (dist)."""
+    """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
+    dist."""
     tail: Tail | None = None
     """How to treat teacher mass outside the top-k. Default: bucket; for sampled stores: none."""
     global_batch_size: int = 32
@@ -88,7 +95,8 @@ class TrainConfig:
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the modules that get adapters. Default: all linear modules but the head."""
     resume: bool = False
-    """Continue from the newest complete checkpoint in --out."""
+    """Continue from the newest complete checkpoint in --out. If none was ever completed, start
+    anew."""
     normalise: Normalise = "rows"
     """Divide the loss of a step by its response tokens (rows) or, as the paper, by its examples."""
     deepspeed_config: Path | None = None
@@ -117,7 +125,6 @@ class TrainConfig:
             ("--warmup-steps", self.warmup_steps, 0),
             ("--weight-decay", self.weight_decay, 0),
             ("--clip-grad-norm", self.clip_grad_norm, 0),
-            ("--lr", self.lr, 0),
             ("--seed", self.seed, 0),
             ("--mask-from-step", self.mask_from_step, 0),
             ("--timeout-minutes", self.timeout_minutes, 0.01),
@@ -133,7 +140,12 @@ class TrainConfig:
         for flag, weight in (("--w", self.w), ("--final-w", self.final_w)):
             if weight is not None and not 0 <= weight <= 1:
                 raise UsageError(f"{flag} is {weight}; expected 0 (teacher only) to 1 (label only)")
+        # 0 would train nothing; these also refuse nan.
+        for flag, number in (("--lr", self.lr), ("--lora-alpha", self.lora_alpha)):
+            if number is not None and not 0 < number < float("inf"):
+                raise UsageError(f"{flag} is {number}; expected more than 0")
         _check_together(self)
+        _check_weights(self)
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -206,6 +218,21 @@ def _check_together(config: TrainConfig) -> None:
             raise UsageError(message)
 
 
+def _check_weights(config: TrainConfig) -> None:
+    """Refuse a label weight, of the first or the last step, that contradicts the objective."""
+    name = config.objective
+    for flag, w in (("--w", config.w), ("--final-w", config.final_w)):
+        contradiction = weight_contradiction(name, w, flag, "--objective")
+        if contradiction is not None:
+            raise UsageError(contradiction)
+    never_masks = config.mask_from_step >= config.steps
+    if never_masks and config.mask_from_step and OBJECTIVES[name].rule != "all":
+        raise UsageError(
+            f"--mask-from-step is {config.mask_from_step}, but --steps is {config.steps}, so that "
+            f"--objective {name} would never apply its mask; expected fewer than --steps"
+        )
+
+
 RESUMABLE_CHANGES = frozenset(
     {
         "store",
@@ -246,3 +273,5 @@ class ExportConfig:
     """Export the run's checkpoint with the best --best-metric, not its newest."""
     adapter: bool = False
     """Export only the adapter of a LoRA run, for peft. Default: merge it into the weights."""
+    allow_unfinished: bool = False
+    """Export also from a run that has not taken all its --steps; the model card says so."""

@@ -46,11 +46,12 @@ class MetricsFile:
     Args:
         path: of the file.
         done_steps: steps that the run has finished. It drops the lines of later steps, which a
-            resumed run repeats, and a last line that a crash left incomplete.
+            resumed run repeats, and a last line that a crash left incomplete. A resumed run is not
+            stopped any more: it drops `stopped` from the line before.
     """
 
     def __init__(self, path: Path, done_steps: int) -> None:
-        kept = lines_up_to(path, done_steps)
+        kept = map(_without_stop, lines_up_to(path, done_steps))
         replace_file(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
@@ -66,6 +67,11 @@ class MetricsFile:
         """Sync the lines to disk."""
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def _without_stop(line: str) -> str:
+    values = json.loads(line)
+    return json.dumps(values) if values.pop("stopped", None) else line
 
 
 def lines_up_to(path: Path, done_steps: int) -> list[str]:

@@ -93,6 +93,26 @@ def resolve_objective(objective: str | Objective, w: float | None = None) -> Obj
     return Objective(objective.rule, w)
 
 
+def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: str) -> str | None:
+    """What is wrong with a label weight below 1 of an objective that is the label term alone.
+
+    Args:
+        flag: how the user names the weight.
+        objective_flag: how the user names the objective.
+
+    Returns:
+        None if the weight is not given or fits the name.
+    """
+    if w is None or w >= 1 or OBJECTIVES[name].needs_distribution:
+        return None
+    rule = OBJECTIVES[name].rule
+    other = next(n for n, o in OBJECTIVES.items() if o.rule == rule and o.needs_distribution)
+    return (
+        f"{flag} is {w:g}, but {objective_flag} {name} is the label term alone, whose weight is 1; "
+        f"omit {flag}, or pass {objective_flag} {other}, which adds the teacher term"
+    )
+
+
 def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
     """`resolve_objective`, for a caller that passes no mask to the loss.
 
@@ -100,9 +120,13 @@ def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
         user: the caller's name, for the error.
 
     Raises:
-        UsageError: as `resolve_objective`, or the objective needs a mask from the caller.
+        UsageError: as `resolve_objective`, the objective needs a mask from the caller, or the
+            weight contradicts its name.
     """
     objective = resolve_objective(name, w)
+    contradiction = weight_contradiction(name, w, "w", "objective")
+    if contradiction is not None:
+        raise UsageError(f"{user}: {contradiction}")
     if objective.needs_keep:
         raise UsageError(
             f"{user}: objective {name!r} keeps as many rows as another run, and only caskd train "

@@ -18,6 +18,7 @@ from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
+from caskd.store.io import CLAIM, claimed
 
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
@@ -55,10 +56,20 @@ def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
         steps: optimizer steps of each student.
 
     Raises:
-        UsageError: `out` is not an empty folder.
+        UsageError: `out` is not an empty folder, or another process holds it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    _check_empty(out)
+    with claimed(out, "--out"):
+        _check_empty(out)  # again: another demo may have filled it before this one held it
+        _run_all(out, seed, num_train=num_train, num_test=num_test, steps=steps)
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
         raise UsageError(f"--out {out} is not an empty folder; pass a new or empty one")
+
+
+def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 

@@ -6,7 +6,7 @@ from caskd.eval.report.differences import (
     contrast_table,
     difference_row,
 )
-from caskd.eval.report.folder import CASCADE, FORMAT, check_folder, write_files
+from caskd.eval.report.folder import CASCADE, FORMAT, check_folder, check_not_a_file, write_files
 from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
 from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
 from caskd.eval.report.plot_style import (
@@ -38,6 +38,7 @@ __all__ = [
     "build_files",
     "cascade_report",
     "check_folder",
+    "check_not_a_file",
     "contrast_fields",
     "contrast_table",
     "csv_bytes",

@@ -5,10 +5,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from caskd.store.errors import UsageError
-from caskd.store.io import replace_file
+from caskd.store.io import CLAIM, replace_file
 
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"
+
+
+def check_not_a_file(out: Path) -> None:
+    """Stop if `out` exists and is no folder.
+
+    Raises:
+        UsageError: it is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file, expected a folder; choose another --out")
 
 
 def check_folder(out: Path) -> None:
@@ -19,9 +29,8 @@ def check_folder(out: Path) -> None:
     """
     if not out.exists():
         return
-    if not out.is_dir():
-        raise UsageError(f"--out {out} is a file, expected a folder; choose another --out")
-    if not any(out.iterdir()):
+    check_not_a_file(out)
+    if {path.name for path in out.iterdir()} <= {CLAIM}:
         return
     try:
         known = json.loads((out / SUMMARY).read_bytes())["format"] == FORMAT

@@ -45,9 +45,11 @@ def claimed(folder: Path, flag: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while still locked: whoever waits for the old file sees that it is gone.
+        # Removed while still locked: whoever waits for the old file sees that it is gone. A caller
+        # that replaced the folder has removed it already, and it may be another's by now.
         with suppress(OSError):
-            path.unlink()
+            if _is_at(handle, path):
+                path.unlink()
         os.close(handle)
         if is_new:
             with suppress(OSError):  # not empty: something was written

@@ -1,5 +1,6 @@
 """If a rank gets SIGTERM, dies or hangs, the other ranks end, and the run can be resumed."""
 
+import json
 import os
 import signal
 import socket
@@ -25,8 +26,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
-    """Two ranks that will train for a long time, as soon as both have taken two steps."""
+def launch(root: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks that will train for a long time."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
@@ -45,6 +46,12 @@ def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
         processes.append(
             subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
         )
+    return processes
+
+
+def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Two ranks that have taken four steps."""
+    processes = launch(root, out)
     metrics = out / "metrics.jsonl"
     for _ in range(1800):
         assert all(process.poll() is None for process in processes)
@@ -70,10 +77,12 @@ def test_sigterm_on_one_rank_saves_and_ends_all(root: Path, tmp_path: Path) -> N
     processes = start(root, tmp_path / "run")
     try:
         processes[1].send_signal(signal.SIGTERM)
-        assert [finish(process)[0] for process in processes] == [0, 0]
+        assert [finish(process)[0] for process in processes] == [143, 143]
     finally:
         end(processes)
-    steps = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["stopped"] is True
+    steps = len(lines)
     assert newest_complete(tmp_path / "run").name == f"step-{steps:08d}"
 
 
@@ -91,3 +100,21 @@ def test_a_rank_that_is_lost_ends_the_other_one(
     assert "did not respond within --timeout-minutes 0.5" in errors
     assert "Traceback" not in errors
     newest_complete(tmp_path / "run")
+
+
+def test_all_ranks_of_a_second_run_learn_that_it_is_refused(root: Path, tmp_path: Path) -> None:
+    """Only rank 0 tries to hold --out; rank 1 must not wait for it."""
+    out = tmp_path / "run"
+    first = start(root, out)
+    second = launch(root, out)
+    try:
+        ends = [finish(process) for process in second]
+        assert all(process.poll() is None for process in first)
+        first[0].send_signal(signal.SIGTERM)
+        assert [finish(process)[0] for process in first] == [143, 143]
+    finally:
+        end([*first, *second])
+    assert [code for code, _ in ends] == [2, 2]
+    assert "in use by another caskd process" in ends[0][1]
+    assert "rank 0 refused to start" in ends[1][1]
+    assert all(errors.count("caskd:") == 1 for _, errors in ends)

@@ -1,5 +1,6 @@
 """CascadeTrainer computes the same numbers as `caskd train`, and resumes exactly."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from caskd.store.errors import UsageError
-from caskd.train import CascadeTrainer, StoreDataset, train
+from caskd.train import CascadeTrainer, StoreDataset, cascade_aware_loss, train
+from caskd.train.loss import TeacherRows
 from caskd.train.run.exporter import export
 from caskd.train.run.schedule import lr_at
 
@@ -168,3 +170,71 @@ def test_a_model_that_sees_later_tokens_is_refused(root: Path, tmp_path: Path) -
     model = architectures.build("gemma3-bidirectional")
     with pytest.raises(UsageError, match="CascadeTrainer: Gemma3ForCausalLM is not causal"):
         trainer_for(root, tmp_path / "out", model=model)
+
+
+@pytest.mark.parametrize("objective", ["cat-dist", "xent"])
+def test_an_evaluation_is_the_same_for_every_batch_size(
+    root: Path, tmp_path: Path, objective: str
+) -> None:
+    """Sum / rows of the whole set; a mean of batch means would differ by percents."""
+    model = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
+    found = []
+    for size in (1, 3, 7, 16, 64):
+        held_out = StoreDataset(str(root / "store"), objective=objective, batch_size=size)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), per_device_eval_batch_size=size, use_cpu=True,
+            report_to="none", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = CascadeTrainer(model, arguments, eval_dataset=held_out, objective=objective)
+        found.append(trainer.evaluate())
+    batch = StoreDataset.collate(list(StoreDataset(str(root / "store"), objective=objective)))
+    with torch.no_grad():
+        hidden = model.base_model(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+    rows = {n: batch.get(f"teacher_{n}") for n in [f.name for f in fields(TeacherRows)]}
+    sums = cascade_aware_loss(
+        hidden.flatten(0, 1)[batch["gather_index"]],
+        model.get_output_embeddings().weight,
+        batch["labels"].flatten()[batch["gather_index"] + 1],
+        TeacherRows(**rows),
+        objective=objective,
+    )
+    expected = float(sums.loss.detach() / sums.num_rows)
+    for metrics in found:
+        assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert metrics["eval_keep_fraction"] == pytest.approx(
+            float(sums.num_kept) / float(sums.num_rows), rel=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        {"label_smoothing_factor": 0.1},
+        {"data_seed": 3},
+        {"dataloader_drop_last": True},
+        {"average_tokens_across_devices": False},
+        {"label_names": ["labels"]},
+        {"eval_accumulation_steps": 2},
+        {"accelerator_config": {"even_batches": False}},
+    ],
+)
+def test_an_argument_that_would_be_ignored_is_refused_by_name(
+    root: Path, tmp_path: Path, argument: dict[str, Any]
+) -> None:
+    (name,) = argument
+    with pytest.raises(UsageError, match=f"CascadeTrainer: {name}") as caught:
+        trainer_for(root, tmp_path, **argument)
+    assert "\n" not in str(caught.value)
+
+
+def test_hooks_on_logits_and_endless_evaluations_are_refused(root: Path, tmp_path: Path) -> None:
+    trainer = trainer_for(root, tmp_path)
+    with pytest.raises(UsageError, match=r"compute_loss_func, compute_metrics would be ignored"):
+        CascadeTrainer(
+            trainer.model, trainer.args, train_dataset=trainer.train_dataset,
+            compute_metrics=lambda _: {}, compute_loss_func=lambda *_: None,
+        )  # fmt: skip
+    with pytest.raises(UsageError, match=r"endless .*num_epochs=1"):
+        trainer.evaluate(StoreDataset(str(root / "store"), batch_size=8, num_epochs=None))
+    with pytest.raises(UsageError, match="caskd predict"):
+        trainer.predict(StoreDataset(str(root / "store"), batch_size=8))

@@ -229,7 +229,7 @@ def test_a_micro_batch_of_another_size_may_go_on(root: Path, half_way: Path) -> 
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_well(root: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_143(root: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "caskd.cli", "train", "--store", str(root / "store"),
         "--student", str(root / "student"), "--out", str(tmp_path / "run"), "--steps", "100000",
@@ -244,8 +244,14 @@ def test_sigterm_saves_and_exits_well(root: Path, tmp_path: Path) -> None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    step = read_metrics(tmp_path / "run")[-1]["step"]
+    assert process.returncode == 143, errors
+    last = read_metrics(tmp_path / "run")[-1]
+    step = last["step"]
+    assert last["stopped"] is True
+    message = errors.splitlines()[-1]
+    assert message.startswith(f"caskd: stopped by SIGTERM after step {step:,} of 100,000, saved in")
+    assert message.endswith("--resume")
+    assert not (tmp_path / "run" / ".claim").exists()
     saved = [path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir()]
     assert saved == [f"step-{step:08d}"]
     assert is_complete(checkpoint_path(tmp_path / "run", step))

@@ -2,21 +2,24 @@
 
 from caskd.train.checkpoint.manifest import (
     CHECKPOINTS,
+    STATE,
+    STUDENT,
+    WEIGHTS,
     checkpoint_path,
     find_checkpoint,
     is_complete,
     newest_complete,
     prune,
+    step_of,
+    unfinished_saves,
     verify,
 )
 from caskd.train.checkpoint.rng import repeat_bit_for_bit, seed_everything
 from caskd.train.checkpoint.save import (
-    STATE,
-    STUDENT,
-    WEIGHTS,
     NonFiniteError,
     RunState,
     check_resumable,
+    check_same_options,
     load_checkpoint,
     load_weights,
     read_state,
@@ -32,6 +35,7 @@ __all__ = [
     "NonFiniteError",
     "RunState",
     "check_resumable",
+    "check_same_options",
     "checkpoint_path",
     "find_checkpoint",
     "is_complete",
@@ -43,6 +47,8 @@ __all__ = [
     "repeat_bit_for_bit",
     "save_checkpoint",
     "seed_everything",
+    "step_of",
+    "unfinished_saves",
     "verify",
     "versions",
 ]

@@ -17,6 +17,9 @@ from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
 CHECKPOINTS = "checkpoints"
+STATE = "state.json"
+WEIGHTS, OPTIMIZER, STUDENT, RNG = "weights", "optimizer", "student", "rng"
+_PARTS = frozenset({WEIGHTS, OPTIMIZER, STUDENT, RNG, STATE})
 _PREFIX = "step-"
 
 
@@ -79,9 +82,34 @@ def prune(run: Path, keep: int, protected: Collection[int]) -> None:
     """Remove all complete checkpoints but the newest `keep` and those of the protected steps."""
     found = sorted(path for path in (run / CHECKPOINTS).glob(f"{_PREFIX}*") if is_complete(path))
     for checkpoint in found[:-keep]:
-        if int(checkpoint.name.removeprefix(_PREFIX)) not in protected:
+        if step_of(checkpoint) not in protected:
             (checkpoint / COMPLETE).unlink()  # first: half a checkpoint must not look complete
             shutil.rmtree(checkpoint)
+
+
+def unfinished_saves(run: Path, after: int) -> list[Path]:
+    """Directories of saves later than step `after` that were interrupted.
+
+    Raises:
+        UsageError: one holds something else than parts of a checkpoint.
+    """
+    found = [path for path in (run / CHECKPOINTS).glob(f"{_PREFIX}*") if not is_complete(path)]
+    later = [path for path in found if step_of(path) > after]
+    for checkpoint in later:
+        for part in checkpoint.iterdir() if checkpoint.is_dir() else [checkpoint]:
+            is_draft = part.name.startswith(f".{COMPLETE}.")
+            if part.name not in _PARTS and not is_draft:
+                raise UsageError(
+                    f"{checkpoint}: holds {part.name}, expected only what an interrupted save "
+                    "leaves; move the directory elsewhere, then run the same command again"
+                )
+    return later
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 if it has none."""
+    digits = checkpoint.name.removeprefix(_PREFIX)
+    return int(digits) if digits.isdecimal() else -1
 
 
 def newest_complete(run: Path) -> Path:

@@ -13,7 +13,6 @@ any stage. Nothing in it is ever unpickled.
 
 import json
 import platform
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,17 +21,19 @@ from typing import Any
 
 import torch
 
-from caskd.store.errors import CaskdError, CorruptError, IdentityError
-from caskd.train.checkpoint.manifest import complete, is_complete
+from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
+from caskd.train.checkpoint.manifest import (
+    OPTIMIZER,
+    RNG,
+    STATE,
+    STUDENT,
+    WEIGHTS,
+    complete,
+)
 from caskd.train.checkpoint.rng import load_rng, save_rng
 from caskd.train.checkpoint.tensor_files import REMEDY, SavedTensors, write_tensors
 from caskd.train.config import RESUMABLE_CHANGES
 from caskd.train.engine import TrainEngine
-
-WEIGHTS = "weights"
-OPTIMIZER = "optimizer"
-STUDENT = "student"
-STATE = "state.json"
 
 
 class NonFiniteError(CaskdError):
@@ -70,17 +71,18 @@ def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state:
     """Write a checkpoint, complete or not at all. Every rank must call it.
 
     Raises:
+        UsageError: `directory` exists; whatever it holds stays as it is.
         NonFiniteError: a weight is nan or infinite; such weights are never saved.
     """
-    if is_complete(directory):
-        return
     first = engine.ranks.rank == 0
-    if first:
-        shutil.rmtree(directory, ignore_errors=True)  # left by an interrupted save
-        for name in ("rng", STUDENT):
-            (directory / name).mkdir(parents=True)
-    engine.barrier()
-    save_rng(directory / "rng" / f"{engine.ranks.rank:05d}.npz")
+    is_taken = first and not _make(directory)
+    # All ranks learn of it; this is also the barrier before they write.
+    if engine.sum_over_ranks(torch.tensor([float(is_taken)], device=engine.ranks.device)) > 0:
+        raise UsageError(
+            f"{directory}: exists and was not made by this save, expected a new directory; nothing "
+            "was saved: move it elsewhere, or train into another --out"
+        )
+    save_rng(directory / RNG / f"{engine.ranks.rank:05d}.npz")
     for name, tensors in (
         (WEIGHTS, _finite(directory, engine.state.weights())),
         (OPTIMIZER, engine.state.optimizer()),
@@ -97,6 +99,18 @@ def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state:
     if first:
         complete(directory)
     engine.barrier()
+
+
+def _make(directory: Path) -> bool:
+    """Create the directory and the parts that several ranks fill; False if it exists."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        return False
+    for name in (RNG, STUDENT):
+        (directory / name).mkdir()
+    return True
 
 
 def _finite(
@@ -150,7 +164,7 @@ def load_checkpoint(directory: Path, engine: TrainEngine) -> None:
     moments = SavedTensors(directory / OPTIMIZER)
     if moments:
         engine.state.restore_optimizer(moments)
-    saved_ranks = sorted((directory / "rng").glob("*.npz"))
+    saved_ranks = sorted((directory / RNG).glob("*.npz"))
     if len(saved_ranks) == engine.ranks.world_size:
         load_rng(saved_ranks[engine.ranks.rank])
 
@@ -181,8 +195,17 @@ def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest:
             f"from {state.store_digest[:12]}; pass the same stores with the same weights, or start "
             "a new run with another --out"
         )
+    check_same_options(state.config, config)
+
+
+def check_same_options(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse options that would change the result of the run that recorded others.
+
+    Raises:
+        IdentityError: the value of an option outside `RESUMABLE_CHANGES` differs.
+    """
     for name, value in config.items():
-        before = state.config.get(name)
+        before = recorded.get(name)
         if name == "student":  # the weights come from the checkpoint; the folder may have moved
             value, before = Path(value).name, Path(str(before)).name
         if name not in RESUMABLE_CHANGES and before != value:

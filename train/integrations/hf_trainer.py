@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from caskd.models import SplitModel, check_causal, forget_lengths, head_form, masked_groups
 from caskd.store.errors import UsageError
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
+from caskd.train.integrations.trainer_checks import check_settings
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
 from caskd.train.model import SUM_NAMES
@@ -30,8 +32,9 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
     Its datasets are `StoreDataset`s, with `batch_size` equal to the per-device batch size. The
     training set must be endless (`num_epochs=None`), and `max_steps` ends the training. The loss of
     an optimizer step is the sum over its rows divided by their number, over all micro-batches and
-    ranks. Logs contain the metrics of the cascade besides the Trainer's. Parameters must be whole
-    outside the forward; for ZeRO-3, use `caskd train`.
+    ranks; so is that of an evaluation. Logs contain the metrics of the cascade besides the
+    Trainer's. Settings of the Trainer that would be ignored are refused by name. Parameters must be
+    whole outside the forward; for ZeRO-3, use `caskd train`.
 
     Args:
         objective: name of the objective; see `cascade_aware_loss`.
@@ -53,6 +56,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         resolve_unmasked(objective, w, "CascadeTrainer")  # checked here, not at the first step
         kwargs.setdefault("data_collator", StoreDataset.collate)
         super().__init__(*args, **kwargs)
+        check_settings(self)
         self.objective, self.w = objective, w
         kind = getattr(self.train_dataset or self.eval_dataset, "kind", "topk")
         self.tail = resolve_tail(tail, kind)
@@ -82,10 +86,20 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         return self._loader(self.train_dataset, self._train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Batches of the evaluation set, which divides itself among ranks and workers."""
+        """Batches of the evaluation set, which divides itself among ranks and workers.
+
+        Raises:
+            UsageError: the evaluation set never ends.
+        """
         named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
         dataset = self.eval_dataset if named is None else named
-        return self._loader(dataset, self.args.eval_batch_size)
+        loader = self._loader(dataset, self.args.eval_batch_size)
+        if dataset.num_epochs is None:
+            raise UsageError(
+                "CascadeTrainer: the evaluation set is endless (num_epochs=None), expected one "
+                "that ends; pass StoreDataset(..., num_epochs=1)"
+            )
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -103,24 +117,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss per row: of the whole step if its row count is given, else of this batch."""
-        hidden = self._hidden(model, inputs)  # [B, T, H]
-        plain = _plain_model(self.accelerator.unwrap_model(model))
-        head = plain.get_output_embeddings()
-        form = head_form(plain.config)
-        index = inputs["gather_index"]  # [N]
-        names = [field.name for field in fields(TeacherRows)]
-        sums = cascade_aware_loss(
-            hidden.flatten(0, 1)[index],
-            head.weight,
-            inputs["labels"].flatten()[index + 1],
-            TeacherRows(**{name: inputs.get(TEACHER + name) for name in names}),  # type: ignore[arg-type]
-            objective=self.objective,
-            w=self.w,
-            tail=self.tail,
-            bias=getattr(head, "bias", None),
-            logit_softcap=form.softcap,
-            logit_scale=form.scale,
-        )
+        sums = self._loss_sums(self._hidden(model, inputs), inputs)
         if num_items_in_batch is None:
             loss = sums.loss / sums.num_rows
         else:  # ranks average their gradients
@@ -128,6 +125,55 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         if model.training:
             self._sums = sums.detach() if self._sums is None else self._sums + sums.detach()
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The loss per row and the cascade's metrics, from sums over all batches and ranks.
+
+        So they do not depend on batch sizes or ranks. Ranks may have unequal numbers of batches:
+        they wait for each other after the last one only. So this runs the model without a wrapper,
+        because DDP would exchange its buffers in every forward.
+        """
+        for wanted, dtype in (
+            (self.args.fp16_full_eval, torch.float16),
+            (self.args.bf16_full_eval, torch.bfloat16),
+        ):
+            if wanted and not self.is_in_train:
+                self.model.to(dtype=dtype)
+        self.model.to(self.args.device).eval()
+        self.callback_handler.eval_dataloader = dataloader
+        totals = torch.zeros(1 + len(SUM_NAMES), dtype=torch.float64, device=self.args.device)
+        for batch in dataloader:
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad():
+                with self.accelerator.autocast():
+                    hidden = self._hidden(self.model, inputs)
+                sums = self._loss_sums(hidden, inputs)
+            totals[0] += len(inputs["input_ids"])
+            totals[1:] += torch.stack([value.double() for value in sums.tensors()])
+            control = self.control  # type: ignore[has-type]
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, control)
+        num_examples, *values = self.accelerator.reduce(totals).tolist()
+        metrics = step_metrics(dict(zip(SUM_NAMES, values, strict=True)))
+        named = {f"{metric_key_prefix}_{n}": x for n, x in metrics.items() if x is not None}
+        return EvalLoopOutput(None, None, named, int(num_examples))
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """Refused: whole logits are never computed.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "CascadeTrainer: predict needs whole logits, which are never computed; call evaluate, "
+            "or save the model and run caskd predict"
+        )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with keep_fraction, accuracies and KL of the training rows since the last log."""
@@ -139,6 +185,26 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
             logs = {**logs, **{name: x for name, x in metrics.items() if x is not None}}
             self._sums = None
         super().log(logs, *args, **kwargs)
+
+    def _loss_sums(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> LossSums:
+        """The loss of a batch and its counts, from the last hidden states [B, T, H]."""
+        plain = _plain_model(self.accelerator.unwrap_model(self.model))
+        head = plain.get_output_embeddings()
+        form = head_form(plain.config)
+        index = inputs["gather_index"]  # [N]
+        names = [field.name for field in fields(TeacherRows)]
+        return cascade_aware_loss(
+            hidden.flatten(0, 1)[index],
+            head.weight,
+            inputs["labels"].flatten()[index + 1],
+            TeacherRows(**{name: inputs.get(TEACHER + name) for name in names}),  # type: ignore[arg-type]
+            objective=self.objective,
+            w=self.w,
+            tail=self.tail,
+            bias=getattr(head, "bias", None),
+            logit_softcap=form.softcap,
+            logit_scale=form.scale,
+        )
 
     def _hidden(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Last hidden states [B, T, H], caught in the whole model's forward.

@@ -72,6 +72,11 @@ class StoreDataset(IterableDataset[Example]):
         self.num_epochs = num_epochs
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
         self._epoch = self._yielded = 0
+        # Persistent workers keep their copy of this dataset, but share this tensor: the epoch, and
+        # how often it was set.
+        shared: Any = torch.zeros(2, dtype=torch.int64)
+        self._shared = shared.share_memory_()
+        self._calls_seen = 0
         self._resumed = False
         self._opened: tuple[int, StoreMix, MixedOrder] | None = None
         chosen = resolve_unmasked(objective, w, "StoreDataset")
@@ -86,13 +91,23 @@ class StoreDataset(IterableDataset[Example]):
         return int(mix.token_counts().max())
 
     def set_epoch(self, epoch: int) -> None:
-        """Start the next pass with this epoch, unless it continues from a loaded state."""
+        """Start the next pass with this epoch, unless it continues from a loaded state.
+
+        It also reaches the persistent workers of a DataLoader.
+        """
         if not self._resumed:
             self._epoch = epoch
+            self._shared[0] = epoch
+            self._shared[1] += 1
+            self._calls_seen = int(self._shared[1])
 
     def __iter__(self) -> Iterator[Example]:
+        epoch, calls = self._shared.tolist()
         if not self._resumed:
             self._yielded = 0
+            if calls != self._calls_seen:  # set_epoch in the process that owns this worker
+                self._epoch = epoch
+        self._calls_seen = calls
         self._resumed = False  # now: the consumer may never take the first example
         return self._examples(self._yielded)
 

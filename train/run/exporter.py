@@ -11,7 +11,9 @@ import torch
 
 from caskd.models import build_model, open_adapter, open_config, open_model, open_tokenizer
 from caskd.store.errors import CorruptError, UsageError
+from caskd.store.io import CLAIM, claimed
 from caskd.train.checkpoint import (
+    CHECKPOINTS,
     STATE,
     STUDENT,
     WEIGHTS,
@@ -20,7 +22,9 @@ from caskd.train.checkpoint import (
     find_checkpoint,
     is_complete,
     load_weights,
+    newest_complete,
     read_state,
+    step_of,
     verify,
 )
 from caskd.train.config import ExportConfig
@@ -36,11 +40,19 @@ _CARD_METRICS = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accu
 def export_command(config: ExportConfig) -> int:
     """`caskd export CHECKPOINT OUT`."""
     checkpoint = best_checkpoint(config.checkpoint) if config.best else config.checkpoint
-    print(f"wrote {export(checkpoint, config.out, adapter=config.adapter)}")
+    out = export(
+        checkpoint,
+        config.out,
+        adapter=config.adapter,
+        allow_unfinished=config.allow_unfinished,
+    )
+    print(f"wrote {out}")
     return 0
 
 
-def export(checkpoint: Path, out: Path, *, adapter: bool = False) -> Path:
+def export(
+    checkpoint: Path, out: Path, *, adapter: bool = False, allow_unfinished: bool = False
+) -> Path:
     """Write a checkpoint's float32 weights as safetensors, with tokenizer and model card.
 
     `out` appears only when everything is written and reloads to the same logits.
@@ -49,29 +61,58 @@ def export(checkpoint: Path, out: Path, *, adapter: bool = False) -> Path:
         checkpoint: a run's directory (its newest complete checkpoint) or one checkpoint.
         out: new or empty directory.
         adapter: write only the adapters of a LoRA run, not the merged weights.
+        allow_unfinished: export also from a run that has not taken all its steps.
 
     Returns:
         `out`.
 
     Raises:
-        UsageError: there is no complete checkpoint, it has no adapters, or `out` is not empty.
+        UsageError: there is no complete checkpoint, the run is not finished, the checkpoint has no
+            adapters, or `out` is not empty or in use.
         CorruptError: the checkpoint is damaged, or the exported model's logits differ.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    _check_empty(out)
+    with claimed(out, "OUT"):
+        _check_empty(out)  # again: another export may have written it before this one held it
+        source = find_checkpoint(checkpoint)
+        verify(source, only=(f"{WEIGHTS}/", f"{STUDENT}/", STATE))
+        state = read_state(source)
+        if not allow_unfinished:
+            _check_finished(source, state)
+        if adapter and state.config["lora_rank"] is None:
+            raise UsageError(
+                f"--adapter: {source} was trained without --lora-rank; run without --adapter"
+            )
+        _write(source, state, out, adapter=adapter)
+    return out
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
         raise UsageError(
             f"{out}: found a file or a directory with files, expected a new or empty directory; "
             "pass another OUT"
         )
-    source = find_checkpoint(checkpoint)
-    verify(source, only=(f"{WEIGHTS}/", f"{STUDENT}/", STATE))
-    state = read_state(source)
-    if adapter and state.config["lora_rank"] is None:
+
+
+def _check_finished(source: Path, state: RunState) -> None:
+    """Refuse a checkpoint of a run whose newest checkpoint is not its last step."""
+    newest, total = source, state.config["steps"]
+    if source.parent.name == CHECKPOINTS:
+        newest = newest_complete(source.parent.parent)
+    step = max(step_of(newest), state.step)
+    if step < total:
         raise UsageError(
-            f"--adapter: {source} was trained without --lora-rank; run without --adapter"
+            f"{newest}: the run is not finished (step {step:,} of {total:,}); continue it with "
+            "caskd train --resume, or pass --allow-unfinished"
         )
+
+
+def _write(source: Path, state: RunState, out: Path, *, adapter: bool) -> None:
+    """Write the model beside `out`, which this process holds, and move it there."""
     model, wrapped = consolidated_model(source, state)
     written = out.with_name(f".{out.name}.exporting")
-    shutil.rmtree(written, ignore_errors=True)
+    shutil.rmtree(written, ignore_errors=True)  # of an export to `out` that was killed
     written.mkdir(parents=True)
     try:
         if adapter:
@@ -83,12 +124,16 @@ def export(checkpoint: Path, out: Path, *, adapter: bool = False) -> Path:
         card = model_card(state, num_parameters=model.num_parameters(), run=source.parent.parent)
         (written / "README.md").write_text(card, encoding="utf-8")
         check_reload(model, written, base=str(state.config["student"]) if adapter else None)
-        if out.exists():
-            out.rmdir()
-        os.replace(written, out)
+        (out / CLAIM).unlink()  # only an empty directory can be replaced
+        try:
+            os.replace(written, out)
+        except OSError as error:
+            raise UsageError(
+                f"{out}: {os.strerror(error.errno or 0)}: another process wrote to it meanwhile; "
+                "expected a new or empty directory: pass another OUT"
+            ) from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    return out
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -176,14 +221,22 @@ def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
             f"- objective: {config['objective']}, label weight "
             f"{'by default' if config['w'] is None else config['w']}, tail {config['tail']}",
             f"- started from: {Path(config['student']).name} ({num_parameters:,} parameters)",
-            f"- steps: {state.step:,} of {config['global_batch_size']} examples, "
-            f"peak learning rate {config['lr']:g}, {config['optimizer']}",
+            *_unfinished_lines(state),
+            f"- steps: {state.step:,} of {config['steps']:,}, each of "
+            f"{config['global_batch_size']} examples, peak "
+            f"learning rate {config['lr']:g}, {config['optimizer']}",
             *([f"- adapters: LoRA of rank {config['lora_rank']}"] if config["lora_rank"] else []),
             f"- store: seal {state.store_digest}",
             *_card_lines(run, state.step),
             "",
         ]
     )
+
+
+def _unfinished_lines(state: RunState) -> Iterator[str]:
+    steps = state.config["steps"]
+    if state.step < steps:
+        yield f"- **not fully trained**: exported at step {state.step:,} of {steps:,}"
 
 
 def _card_lines(run: Path, step: int) -> Iterator[str]:

@@ -1,13 +1,17 @@
-"""One-line errors for running out of memory and for a lost rank."""
+"""One-line errors on every rank: a refused start, no memory left, a lost rank."""
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 
 from caskd.store.errors import CaskdError
+from caskd.train.config import TrainConfig
+from caskd.train.engine import Ranks, init_distributed
 from caskd.train.run.memory_forecast import remedies, size_of
-from caskd.train.run.plan import RunPlan
+from caskd.train.run.out_folder import held_by_first_rank
+from caskd.train.run.plan import RunPlan, plan_run
 
 
 class OutOfMemoryError(CaskdError):
@@ -20,6 +24,68 @@ class RankLostError(CaskdError):
     """Another rank died or did not respond in time."""
 
     exit_code = 1
+
+
+class RankRefusedError(CaskdError):
+    """Another rank refused to start, and printed why."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def planned_by_all_ranks(config: TrainConfig) -> Iterator[RunPlan]:
+    """Plan the run, hold --out on rank 0 until the block ends, and tell all ranks of a refusal.
+
+    The block must call `agree` once, after the ranks are connected.
+
+    Raises:
+        CaskdError: an option is wrong, or another process holds --out.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held_by_first_rank(config.out, resume=config.resume))
+            plan = plan_run(config)
+        except CaskdError as error:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                # Ranks that had nothing to refuse wait for this one.
+                with suppress(RuntimeError), init_distributed(config.timeout_minutes) as ranks:
+                    _codes_and_steps(ranks, error.exit_code, 0)
+            raise
+        yield plan
+
+
+def agree(ranks: Ranks, plan: RunPlan) -> None:
+    """Stop on every rank if one refused to start, or would resume from another step.
+
+    Raises:
+        RankRefusedError: another rank refused; with its exit code.
+        RankLostError: the ranks see different checkpoints.
+    """
+    both = _codes_and_steps(ranks, 0, plan.first_step)
+    for rank, (code, _) in enumerate(both):
+        if code:
+            raise RankRefusedError(
+                f"rank {ranks.rank} stopped, because rank {rank} refused to start; see the message "
+                f"of rank {rank}",
+                code,
+            )
+    steps = sorted({step for _, step in both})
+    if len(steps) > 1:
+        raise RankLostError(
+            f"--out {plan.config.out}: ranks found checkpoints of different steps "
+            f"({', '.join(map(str, steps))}), expected the same one: --out must be a directory "
+            "that all machines share; run the same command again"
+        )
+
+
+def _codes_and_steps(ranks: Ranks, code: int, step: int) -> list[list[int]]:
+    """The exit code (0: none) and the first step of every rank."""
+    mine = torch.tensor([code, step], device=ranks.device)
+    gathered = [torch.empty_like(mine) for _ in range(ranks.world_size)]
+    torch.distributed.all_gather(gathered, mine)
+    return [values.tolist() for values in gathered]
 
 
 @contextmanager

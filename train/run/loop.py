@@ -1,6 +1,7 @@
 """The training loop; it reads from top to bottom."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from caskd.store.errors import StoppedError
 from caskd.store.io import first_signal
 from caskd.train.checkpoint import (
     NonFiniteError,
@@ -20,6 +22,7 @@ from caskd.train.checkpoint import (
     repeat_bit_for_bit,
     save_checkpoint,
     seed_everything,
+    step_of,
 )
 from caskd.train.config import TrainConfig
 from caskd.train.data import (
@@ -41,8 +44,9 @@ from caskd.train.model import (
     student_groups,
 )
 from caskd.train.objectives import Objective
-from caskd.train.run.failures import user_errors
+from caskd.train.run.failures import agree, planned_by_all_ranks, user_errors
 from caskd.train.run.memory_forecast import size_of, table
+from caskd.train.run.out_folder import clear_for_resume, record_save
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.run_log import RunLog, describe_run
 from caskd.train.run.schedule import lr_at, objective_at, widest_read
@@ -58,35 +62,69 @@ def train(config: TrainConfig) -> Path:
         The directory of the last checkpoint; of the run, after --dry-run.
 
     Raises:
-        CaskdError: an option is wrong (checked before any weight is loaded), the loss stays
-            non-finite, memory runs out, or a rank is lost.
+        StoppedError: SIGTERM stopped the run; it is saved, and exit code 143 says that it is not
+            finished.
+        CaskdError: an option is wrong (checked before any weight is loaded), another process
+            writes to --out, the loss stays non-finite, memory runs out, or a rank is lost.
     """
-    plan = plan_run(config)
     if config.dry_run:
+        plan = plan_run(config)
+        _warn(plan)
         print("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
-    with user_errors(plan), init_distributed(config.timeout_minutes) as ranks:
+    with (
+        planned_by_all_ranks(config) as plan,
+        user_errors(plan),
+        init_distributed(config.timeout_minutes) as ranks,
+    ):
+        agree(ranks, plan)
         if ranks.rank == 0:
-            print("\n".join(plan.summary()), flush=True)
-            describe_run(plan, ranks)
+            _prepare_out(plan, ranks)
         engine = start_engine(plan, ranks)
         if ranks.rank == 0 and config.token_budget is not None:
             print(_packing(bool(engine.module.packs)), flush=True)
-        last = _fit(plan, engine)
+        with _termination_flag() as terminated:
+            last = _fit(plan, engine, terminated)
+            # Rank 0 has closed its files. A launcher kills the other ranks when the first one ends
+            # with an error code, so no rank may end before this.
+            engine.barrier()
         engine.close()
+    step = step_of(last)
+    if step < config.steps:
+        raise StoppedError(_stopped(config, ranks, step, last), signal.SIGTERM)
+    if ranks.rank == 0:
+        print(f"trained {step:,} steps, saved in {last}")
+        print(f"next: caskd export {config.out} MODEL", flush=True)
     return last
 
 
-def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
+def _warn(plan: RunPlan) -> None:
+    for line in plan.warnings():
+        print(f"caskd: {line}", file=sys.stderr, flush=True)
+
+
+def _prepare_out(plan: RunPlan, ranks: Ranks) -> None:
+    """Print the plan, and make --out ready for the files of this run."""
+    config = plan.config
+    print("\n".join(plan.summary()), flush=True)
+    _warn(plan)
+    if config.resume:
+        anew = plan.checkpoint is None
+        message = clear_for_resume(config.out, plan.first_step, anew=anew)
+        if message is not None:
+            print(message, flush=True)
+    describe_run(plan, ranks)
+
+
+def _fit(plan: RunPlan, engine: TrainEngine, terminated: threading.Event) -> Path:
     """Run the remaining steps, evaluations and saves; return the last checkpoint."""
-    config, step = plan.config, plan.first_step
+    config, step, saved = plan.config, plan.first_step, plan.checkpoint
     skipped = plan.done.skipped_steps if plan.done else 0
-    in_a_row, any_terminated = 0, False
+    in_a_row = 0
     reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs))
 
     with (
-        _termination_flag() as terminated,
         Prefetcher(reader.steps(step, config.steps), " ".join(config.store)) as batches,
         RunLog(plan, engine.ranks) as log,
     ):
@@ -104,6 +142,9 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
             metrics["skipped_steps"] = skipped
             if len(batch.examples_per_store) > 1:
                 metrics["examples_per_store"] = batch.examples_per_store
+            stops = any_terminated and step < config.steps
+            if stops:
+                metrics["stopped"] = True
             log.step(metrics, num_rows=batch.num_rows, data_seconds=batches.seconds_waited)
             batches.seconds_waited = 0.0
             if in_a_row == MAX_SKIPPED_IN_A_ROW:
@@ -114,18 +155,16 @@ def _fit(plan: RunPlan, engine: TrainEngine) -> Path:
                 )
 
             # -- stop, evaluate, save ----------------------------------------------------------
-            if any_terminated:
+            if stops:
                 break
             is_best = _evaluate_if_due(plan, engine, log, step)
             is_due = config.save_every is not None and step % config.save_every == 0
             if is_best or is_due:
-                _save(plan, engine, log, step, skipped)
+                saved = _save(plan, engine, log, step, skipped)
             log.start_clock()
-        last = _save(plan, engine, log, step, skipped)
-
-    if engine.ranks.rank == 0:
-        print("\n".join(_closing(config, step, last)), flush=True)
-    return last
+        if saved is None or step_of(saved) != step:
+            saved = _save(plan, engine, log, step, skipped)
+    return saved
 
 
 def train_step(
@@ -263,6 +302,8 @@ def _save(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int, skipped: i
     config = plan.config
     directory = checkpoint_path(config.out, step)
     save_checkpoint(directory, engine, plan.tokenizer, plan.state_after(step, skipped))
+    if engine.ranks.rank == 0:
+        record_save(config.out, step)
     if config.keep_checkpoints is not None and engine.ranks.rank == 0:
         best = log.evaluations.best(config.best_metric) if config.best_metric else None
         prune(config.out, config.keep_checkpoints, () if best is None else (best,))
@@ -275,14 +316,14 @@ def _packing(packs: bool) -> str:
     return "packing      off: the student's attention mixes packed examples; rows are padded"
 
 
-def _closing(config: TrainConfig, step: int, last: Path) -> list[str]:
-    """Last lines of a run: the step, the checkpoint and the next command."""
-    if step < config.steps:
-        return [
-            f"stopped by SIGTERM after step {step:,} of {config.steps:,}, saved in {last}",
-            "next: run the same command with --resume",
-        ]
-    return [f"trained {step:,} steps, saved in {last}", f"next: caskd export {config.out} MODEL"]
+def _stopped(config: TrainConfig, ranks: Ranks, step: int, last: Path) -> str:
+    """The message of a run that SIGTERM stopped; rank 0 tells where it is saved."""
+    if ranks.rank != 0:
+        return f"rank {ranks.rank} stopped by SIGTERM with all ranks"
+    return (
+        f"stopped by SIGTERM after step {step:,} of {config.steps:,}, saved in {last}; run the "
+        "same command with --resume"
+    )
 
 
 @contextmanager

@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from caskd.store import TeacherStore
-from caskd.store.errors import UsageError
 from caskd.train.checkpoint import (
-    CHECKPOINTS,
     STATE,
     RunState,
     check_resumable,
-    newest_complete,
     read_state,
+    unfinished_saves,
     verify,
 )
 from caskd.train.config import TrainConfig
@@ -31,11 +29,19 @@ from caskd.train.data import (
     shares,
 )
 from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
-from caskd.train.metrics import METRICS_FILE
 from caskd.train.model import LoraOptions, check_config, load_tokenizer, lora_options
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.run.out_folder import (
+    check_starts_anew,
+    check_unused,
+    checkpoint_to_resume,
+    is_first_rank,
+)
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
+
+MANY_EPOCHS = 100
+"""A run of more passes over a store than this is warned of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +60,7 @@ class RunPlan:
         split: how a step is split into micro-batches.
         eval_store: to evaluate on.
         lora: adapters to train in place of the weights.
-        checkpoint: to resume from.
+        checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
     """
 
@@ -86,6 +92,11 @@ class RunPlan:
     def options(self) -> dict[str, Any]:
         """The options as the run's files record them."""
         return _recorded(self.config, self.mask)
+
+    @property
+    def store_records(self) -> list[dict[str, Any]]:
+        """The stores as config.json records them."""
+        return _store_records(self.store)
 
     def state_after(self, step: int, skipped_steps: int) -> RunState:
         """Position and identity of a checkpoint after `step` steps."""
@@ -132,6 +143,23 @@ class RunPlan:
         if self.eval_store is not None:
             yield f"evaluation   {self.eval_store.spec.num_rows:,} response tokens"
 
+    def warnings(self) -> Iterator[str]:
+        """What is allowed and rarely meant, one line each."""
+        config = self.config
+        num_examples = config.steps * config.global_batch_size
+        each = zip(self.store.stores, self.order.orders, shares(self.store.weights), strict=True)
+        for store, order, share in each:
+            epochs = num_examples * share / order.num_examples
+            if epochs > MANY_EPOCHS:
+                yield (
+                    f"warning: --steps {config.steps:,} x --global-batch-size "
+                    f"{config.global_batch_size:,}"
+                    + (f" x {share:.1%}" if share < 1 else "")
+                    + f" = {epochs:,.0f} epochs of the {order.num_examples:,} examples of "
+                    f"{store.name}; expected at most {MANY_EPOCHS}: --steps "
+                    f"{max(1, round(config.steps / epochs)):,} is one epoch"
+                )
+
     def _store_lines(self) -> Iterator[str]:
         num_examples = self.config.steps * self.config.global_batch_size
         each = zip(self.store.stores, self.order.orders, shares(self.store.weights), strict=True)
@@ -166,7 +194,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     objective = resolve_objective(config.objective, config.w)
     settings = _settings(config, world_size)
     check_trackers(config)
-    if not config.resume:
+    if not config.resume and is_first_rank():  # the other ranks learn of a refusal
         check_unused(config.out)
     mask = None
     if config.keep_fraction_from is not None:
@@ -179,12 +207,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     checkpoint = done = None
     if config.resume:
-        checkpoint = newest_complete(config.out)
-        verify(checkpoint, only=(STATE,))
-        done = read_state(checkpoint)
-        check_resumable(done, config=_recorded(config, mask), store_digest=store.digest)
-        if os.environ.get("RANK", "0") == "0":  # the other ranks wait for this one
-            verify(checkpoint)
+        checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
     tokenizer = load_tokenizer(config.student, store.spec)
     check_config(config.student, store.spec.vocab_size)
     return RunPlan(
@@ -206,6 +229,31 @@ def plan_run(config: TrainConfig) -> RunPlan:
         checkpoint=checkpoint,
         done=done,
     )
+
+
+def _resumed(
+    out: Path, options: dict[str, Any], store: StoreMix
+) -> tuple[Path | None, RunState | None]:
+    """The checkpoint to resume from and its position; None twice if the run starts anew."""
+    checkpoint = checkpoint_to_resume(out)
+    if checkpoint is None:
+        check_starts_anew(out, options, _store_records(store))
+        unfinished_saves(out, 0)
+        return None, None
+    verify(checkpoint, only=(STATE,))
+    done = read_state(checkpoint)
+    check_resumable(done, config=options, store_digest=store.digest)
+    if is_first_rank():  # the other ranks wait for this one
+        verify(checkpoint)
+    unfinished_saves(out, done.step)
+    return checkpoint, done
+
+
+def _store_records(store: StoreMix) -> list[dict[str, Any]]:
+    return [
+        {"teacher": one.spec.teacher, "seal": one.digest, "share": share}
+        for one, share in zip(store.stores, shares(store.weights), strict=True)
+    ]
 
 
 def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
@@ -234,19 +282,3 @@ def _settings(config: TrainConfig, world_size: int) -> Settings:
     )
     path = config.deepspeed_config
     return settings if path is None else merge_settings(settings, read_settings(path), str(path))
-
-
-def check_unused(out: Path) -> None:
-    """Refuse an --out that is a file or already contains a run.
-
-    Raises:
-        UsageError: it is a file, or it contains a run.
-    """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: found a file, expected a directory; pass another --out")
-    for name in (METRICS_FILE, CHECKPOINTS):
-        if (out / name).exists():
-            raise UsageError(
-                f"--out {out}: already contains a run ({name}); pass --resume to continue it, "
-                "or another --out"
-            )

@@ -11,9 +11,9 @@ import torch
 
 from caskd.store.io import Progress, progress, replace_file
 from caskd.train.checkpoint import versions
-from caskd.train.data import shares
 from caskd.train.engine import Ranks
 from caskd.train.metrics import METRICS_FILE, MetricsFile, show_step
+from caskd.train.run.out_folder import RUN_CONFIG
 from caskd.train.run.plan import RunPlan
 from caskd.train.run.trackers import Track, trackers
 from caskd.train.run.validation import EVAL_FILE, EvalFile
@@ -87,17 +87,14 @@ def describe_run(plan: RunPlan, ranks: Ranks) -> None:
     content = {
         "config": plan.options,
         "deepspeed": plan.settings,
-        "stores": [
-            {"teacher": store.spec.teacher, "seal": store.digest, "share": share}
-            for store, share in zip(plan.store.stores, shares(plan.store.weights), strict=True)
-        ],
+        "stores": plan.store_records,
         "eval_store": plan.eval_store and {"seal": plan.eval_store.digest},
         "ranks": ranks.world_size,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "git": git_state(),
         "versions": versions(),
     }
-    replace_file(config.out / "config.json", json.dumps(content, indent=1).encode())
+    replace_file(config.out / RUN_CONFIG, json.dumps(content, indent=1).encode())
 
 
 def git_state() -> dict[str, Any] | None:

@@ -99,3 +99,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     ):
         pytest.fail("no folder")
     assert Path(tmp_path / "file").read_text() == ""
+
+
+def test_the_claim_of_the_next_process_stays(tmp_path):
+    """A holder may replace the folder by a finished one; the claim there is not its own."""
+    out = tmp_path / "out"
+    with claimed(out, "--out"):
+        (out / CLAIM).unlink()
+        (out / CLAIM).write_bytes(b"")
+    assert (out / CLAIM).exists()

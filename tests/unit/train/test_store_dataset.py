@@ -171,6 +171,21 @@ def test_ranks_share_an_epoch(url: str) -> None:
     assert len(batches) == 1, "no rank waits for another at the end"
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_persistent_workers_see_each_new_epoch(url: str, context: str) -> None:
+    def batches(dataset: StoreDataset, **options: Any) -> list[list[int]]:
+        loader = DataLoader(dataset, batch_size=4, collate_fn=StoreDataset.collate, **options)
+        return [ids(loader) for epoch in (0, 1, 4, 4, 2) if dataset.set_epoch(epoch) is None]
+
+    def ids(loader: Any) -> list[int]:
+        return [int(token) for batch in loader for token in batch["input_ids"].flatten()]
+
+    expected = batches(StoreDataset(url, batch_size=4))
+    assert expected[0] != expected[1] != expected[2] == expected[3]
+    kept = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": context}
+    assert batches(StoreDataset(url, batch_size=4), **kept) == expected
+
+
 def test_an_endless_stream_goes_on_with_the_next_epoch(url: str) -> None:
     first, second = tokens_in_order(url, 0), tokens_in_order(url, 0, epoch=1)
     stream = itertools.islice(StoreDataset(url, num_epochs=None), len(first) + len(second))

@@ -10,7 +10,7 @@ import pytest
 
 from caskd.store.errors import UsageError
 from caskd.train.config import RESUMABLE_CHANGES, TrainConfig
-from caskd.train.objectives import OBJECTIVES, TAILS
+from caskd.train.objectives import OBJECTIVES, TAILS, resolve_unmasked
 
 REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
 
@@ -27,12 +27,39 @@ REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
         ({"save_every": 0}, "--save-every is 0"),
         ({"w": 1.5}, "--w is 1.5"),
         ({"warmup_steps": 4}, "--warmup-steps is 4"),
+        ({"lr": 0.0}, r"--lr is 0.0; expected more than 0"),
+        ({"lr": -1e-3}, r"--lr is -0.001; expected more than 0"),
+        ({"lora_rank": 4, "lora_alpha": 0.0}, r"--lora-alpha is 0.0; expected more than 0"),
+        ({"mask_from_step": 3}, r"--mask-from-step is 3, but --steps is 3"),
     ],
 )
 def test_values_out_of_range_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         TrainConfig(**{**REQUIRED, **option})
     assert "\n" not in str(caught.value)
+
+
+LABEL_ONLY = ("xent", "cat-xent", "cat-xent-l", "cat-xent-s", "random-xent")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("flag", ["w", "final_w"])
+def test_a_weight_below_1_contradicts_an_objective_of_the_label_alone(name: str, flag: str) -> None:
+    options: dict[str, Any] = {**REQUIRED, "objective": name}
+    if name.startswith("random-"):
+        options["keep_fraction_from"] = Path("run")
+    TrainConfig(**options, **{flag: 1.0})
+    if name not in LABEL_ONLY:
+        TrainConfig(**options, **{flag: 0.3})
+        return
+    other = name.replace("xent", "dist")
+    with pytest.raises(
+        UsageError, match=rf"{flag.replace('_', '-')} is 0\.3.*--objective {other},"
+    ):
+        TrainConfig(**options, **{flag: 0.3})
+    if name != "random-xent":
+        with pytest.raises(UsageError, match=rf"StoreDataset: w is 0\.3.*objective {other},"):
+            resolve_unmasked(name, 0.3, "StoreDataset")
 
 
 def test_the_flag_lists_the_table_of_objectives_in_its_order() -> None:
