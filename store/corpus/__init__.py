@@ -2,7 +2,7 @@
 
 from caskd.store.corpus import alignment
 from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
-from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, template_text
+from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, read_chat_options, template_text
 from caskd.store.corpus.columns import (
     Columns,
     Record,
@@ -48,6 +48,7 @@ __all__ = [
     "logit_positions",
     "num_rows",
     "prompt_ids",
+    "read_chat_options",
     "read_records",
     "record_task",
     "reference_text",

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from caskd.store.errors import UsageError, reason
@@ -16,6 +17,18 @@ Span = tuple[int, int]
 """Characters of a text, as start and stop."""
 # Private-use characters, absent from real text.
 _START, _END = "\ue000caskd-start\ue001", "\ue000caskd-end\ue001"
+_OWN_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "messages",
+        "tokenize",
+        "tools",
+    }
+)
 _OPEN_TAG = re.compile(r"(\{%-?\s*generation\s*)(-?)(%\})(\n?)")
 _CLOSE_TAG = re.compile(r"(^[ \t]*)?(\{%)(-?)(\s*endgeneration\s*-?%\})", re.MULTILINE)
 
@@ -36,6 +49,42 @@ class ChatOptions:
     """Replies whose tokens are rows."""
     template_tokens: bool = False
     """Whether text that the template writes at the start of a reply is part of the reply."""
+
+
+def read_chat_options(
+    template_file: str | None,
+    arguments: str | None,
+    turns: Literal["all", "last"] = "all",
+    template_tokens: bool = False,
+) -> ChatOptions:
+    """Options from the values of the flags --chat-template and --template-arguments.
+
+    Raises:
+        UsageError: the file cannot be read, or the arguments are no JSON object.
+    """
+    template = None
+    if template_file is not None:
+        try:
+            template = Path(template_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--chat-template {template_file}: {reason(error)}; expected a readable text file "
+                "with a Jinja template; pass another file"
+            ) from error
+    try:
+        given = json.loads(arguments or "{}")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict) or given.keys() & _OWN_ARGUMENTS:
+        raise UsageError(
+            f"--template-arguments {arguments}: expected a JSON object of arguments of the chat "
+            f"template, none of {', '.join(sorted(_OWN_ARGUMENTS))}; pass for instance "
+            "--template-arguments '{\"enable_thinking\": false}'"
+        )
+    text = json.dumps(given, sort_keys=True)
+    return ChatOptions(
+        template=template, arguments=text, turns=turns, template_tokens=template_tokens
+    )
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,20 @@ def canonical_record(record: Record, columns: Columns) -> bytes:
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode()
 
 
-def corpus_digest(records: Iterator[Record], columns: Columns) -> tuple[str, int]:
-    """sha256 over the canonical bytes of all records in order, and the number of records."""
+def corpus_digest(
+    records: Iterator[Record], columns: Columns, ignored: dict[str, None] | None = None
+) -> tuple[str, int]:
+    """sha256 over the canonical bytes of all records in order, and the number of records.
+
+    Args:
+        records: of the corpus.
+        columns: names of the text columns.
+        ignored: filled with the columns of conversations that nothing reads.
+    """
     digest, count = hashlib.sha256(), 0
     for record in records:
+        if ignored is not None:
+            ignored |= dict.fromkeys(ignored_columns(record, columns))
         content = canonical_record(record, columns)
         digest.update(len(content).to_bytes(8, "little") + content)
         count += 1

@@ -57,9 +57,10 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def template_digest(tokenizer: Any) -> str:
-    """sha256 of the chat template."""
-    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+def template_digest(tokenizer: Any, override: str | None = None) -> str:
+    """sha256 of the chat template: the tokenizer's, or another in its place."""
+    template = tokenizer.chat_template if override is None else override
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer_pipeline(tokenizer: Any) -> dict[str, Any] | None:

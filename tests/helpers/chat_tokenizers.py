@@ -1,8 +1,7 @@
 """Tokenizers of every family and chat templates of every style, built in code."""
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers import pre_tokenizers as pre
-from tokenizers import trainers
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
