@@ -137,7 +137,7 @@ def render_chat(
     replies = [n for n, m in enumerate(conversation.messages) if m["role"] == "assistant"]
     if not conversation.messages:
         return RenderedChat("", [])
-    text = chat.render(conversation.messages)
+    text = chat.render(chat.messages)
     if not replies:
         return RenderedChat(text, [])
     if _OPEN_TAG.search(chat.template):
@@ -209,11 +209,12 @@ class _Chat:
         special: Sequence[str],
     ) -> None:
         self._tokenizer, self._options = tokenizer, options
-        self._messages = [_without_nulls(message) for message in conversation.messages]
+        self.messages = [_without_nulls(message) for message in conversation.messages]
         self._given = dict(conversation.given)
         self._arguments = json.loads(options.arguments)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self.template = template_text(tokenizer, options.template, self._given.get("tools"))
+        self.messages = self._supported(self.messages)
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """The rendered messages.
@@ -235,6 +236,28 @@ class _Chat:
                 "--chat-template FILE"
             ) from error
 
+    def _supported(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages, with text in place of contents that the template would print as values.
+
+        A template without support of them prints a list of parts as Python, and null as `None`.
+        """
+        lists = [m["content"] for m in messages if isinstance(m.get("content"), list)]
+        if lists:
+            text = self._try_render(messages)
+            if text is None or any(str(content) in text for content in lists):
+                messages = [
+                    {**m, "content": content_text(m)} if isinstance(m.get("content"), list) else m
+                    for m in messages
+                ]
+        if any(m.get("content") is None for m in messages):
+            empty = [{**m, "content": ""} if m.get("content") is None else m for m in messages]
+            with_null, without = self._try_render(messages), self._try_render(empty)
+            if with_null is None or (
+                without is not None and with_null.count("None") > without.count("None")
+            ):
+                return empty
+        return messages
+
     def _try_render(self, messages: Sequence[Message], **options: Any) -> str | None:
         try:
             return self.render(messages, **options)
@@ -249,7 +272,7 @@ class _Chat:
         rendering without the marks equals the unmarked rendering.
         """
         marked = _CLOSE_TAG.sub(_closed, _OPEN_TAG.sub(_opened, self.template))
-        rendered = self._try_render(self._messages, chat_template=marked)
+        rendered = self._try_render(self.messages, chat_template=marked)
         if rendered is None or rendered.replace(_START, "").replace(_END, "") != full:
             return None
         spans, position = [], 0
@@ -258,7 +281,7 @@ class _Chat:
             if piece.startswith(_START) and text:
                 spans.append((position, position + len(text)))
             position += len(text)
-        contents = [content_text(self._messages[turn]) for turn in replies]
+        contents = [content_text(self.messages[turn]) for turn in replies]
         if len(spans) != len(contents):
             contents = [""] * len(spans)
         trimmed = (self._trim(full, *both) for both in zip(spans, contents, strict=True))
@@ -276,7 +299,7 @@ class _Chat:
 
     def earlier_span(self, full: str, turn: int) -> Span | None:
         """Span of a reply before the last; None if its prefix renders differently in the whole."""
-        prefix = self._messages[: turn + 1]
+        prefix = self.messages[: turn + 1]
         through = self._try_render(prefix)
         before = self._try_render(prefix[:-1], add_generation_prompt=True)
         if through is None or before is None:
@@ -292,9 +315,9 @@ class _Chat:
         Raises:
             ChatRefusedError: the reply has no place in the text.
         """
-        prefix = self._messages[: turn + 1]
+        prefix = self.messages[: turn + 1]
         before = self._try_render(prefix[:-1], add_generation_prompt=True)
-        found = self._locate(full, before, prefix, self._messages[turn + 1 :])
+        found = self._locate(full, before, prefix, self.messages[turn + 1 :])
         if found is None:
             raise ChatRefusedError(
                 f"the chat template does not show where message {turn + 1}, the last reply, "
