@@ -89,7 +89,7 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
         UsageError: the record lacks the column, or the value has another type.
     """
     name = getattr(columns, role)
-    expected: type = list if role == "messages" else str
+    expected: type[Any] = list if role == "messages" else str
     if name not in record:
         raise UsageError(
             f"a record has no column {name!r}, only {', '.join(map(repr, record))}; "
@@ -102,7 +102,7 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
             f"column {name!r} holds {type(value).__name__}, expected {kind} in every record; "
             f"pass --{role}-column NAME or fix that record"
         )
-    return [_message(item) for item in value] if role == "messages" else value
+    return list(map(_message, value)) if isinstance(value, list) else value
 
 
 def _message(item: Any) -> Any:

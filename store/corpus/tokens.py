@@ -12,14 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.store.corpus.alignment import num_rows
-from caskd.store.corpus.chat import (
-    ChatOptions,
-    ChatRefusedError,
-    Conversation,
-    RenderedChat,
-    last_reply,
-    render_chat,
-)
+from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, Conversation, last_reply
 from caskd.store.corpus.columns import (
     Columns,
     Record,
@@ -28,6 +21,7 @@ from caskd.store.corpus.columns import (
     record_task,
     template_values,
 )
+from caskd.store.corpus.reply_spans import RenderedChat, render_chat
 from caskd.store.corpus.text_tokens import TextTokens, text_tokens
 from caskd.store.errors import UsageError
 

@@ -128,7 +128,7 @@ def read_text_counts(data: bytes) -> dict[str, int]:
     """
     value = untrusted_json.parse_json(data, PLAN_COUNTS)
     counts = value.get("text") if isinstance(value, dict) else None
-    return dict(counts) if untrusted_json.is_counts(counts) else {}
+    return dict(counts) if counts and untrusted_json.is_counts(counts) else {}
 
 
 def _origin(spec: StoreSpec) -> dict[str, str]:

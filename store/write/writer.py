@@ -218,7 +218,9 @@ class StoreWriter:
                 "Run caskd precompute again to fill them."
             )
         counted = text_counts(self.root)
-        return write_seal(self.root, self.spec, lambda *given: card(*given, text_counts=counted))
+        return write_seal(
+            self.root, self.spec, lambda spec, totals: card(spec, totals, text_counts=counted)
+        )
 
 
 def record_text_counts(root: Path, counts: Mapping[str, int]) -> None:
