@@ -5,8 +5,14 @@ from dataclasses import dataclass
 import tyro
 
 from caskd.store.errors import UsageError
-from caskd.store.format import README
-from caskd.store.inspect import card, license_note, measure_quality
+from caskd.store.format import ENVIRONMENT, README
+from caskd.store.inspect import (
+    PLAN_COUNTS,
+    card,
+    license_note,
+    measure_quality,
+    read_text_counts,
+)
 from caskd.store.io import bytes_text, escape_control
 from caskd.store.read import TeacherStore
 from caskd.store.share import CopyReport, list_stores, listing_lines, pull_store, push_store
@@ -96,7 +102,9 @@ def card_command(config: CardConfig) -> None:
     storage = open_storage(config.store)
     existing = (read_whole(storage, README, policy) or b"").decode(errors="replace")
     quality = measure_quality(store, quiet=False)
-    text = card(store.spec, store.seal, quality, license_note(existing))
+    recorded = read_whole(storage, f"{ENVIRONMENT}/{PLAN_COUNTS}", policy)
+    counted = read_text_counts(recorded) if recorded else {}
+    text = card(store.spec, store.seal, quality, license_note(existing), counted)
     print("\n".join(escape_control(line) for line in text.splitlines()))
     if config.write:
         retry(lambda: storage.write(README, text.encode()), f"{storage.url}/{README}", policy)

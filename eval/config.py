@@ -26,6 +26,13 @@ class PredictConfig:
     write them (A, B, C, D). Their probabilities are stored."""
     messages_column: str = "messages"
     """Column with a chat; its last assistant turn is the expected answer."""
+    chat_template: str | None = None
+    """File with a chat template (Jinja) to use instead of the model's own."""
+    template_arguments: str | None = None
+    """Arguments of the chat template, a JSON object such as {"enable_thinking": false}."""
+    train_template_tokens: bool = False
+    """As in the capture: the model writes itself what the template writes at the start of a
+    reply, such as an empty think block."""
     task_column: str = "task"
     """Column with the task name, for results per task."""
     task_metric: tuple[str, ...] = ()

@@ -63,6 +63,19 @@ class PrecomputeConfig:
     eos: bool = True
     """Append EOS to every response, as a row. Without it a student never learns to stop."""
 
+    chat_turns: Literal["all", "last"] = "all"
+    """Replies of a conversation that become rows: all, or the last one."""
+
+    chat_template: str | None = None
+    """File with a chat template (Jinja) to use instead of the teacher's own."""
+
+    template_arguments: str | None = None
+    """Arguments of the chat template, a JSON object such as {"enable_thinking": false}."""
+
+    train_template_tokens: bool = False
+    """Make rows of what the template itself writes at the start of a reply, such as an empty think
+    block; by default it is context."""
+
     max_length: int | None = None
     """Maximum tokens per example, prompt and response together; by default the teacher's limit."""
 
@@ -71,6 +84,10 @@ class PrecomputeConfig:
 
     on_empty: Literal["error", "skip"] = "skip"
     """Policy for examples without a response token: stop, or count them as empty."""
+
+    on_bad_chat: Literal["error", "skip"] = "error"
+    """Policy for conversations that the chat template cannot place: stop after counting all, or
+    skip and count them as chat_refused."""
 
     on_duplicate: Literal["keep", "skip"] = "keep"
     """Policy for exact repeats of earlier examples: keep their rows, or skip and count them."""

@@ -13,7 +13,13 @@ import numpy as np
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.parts import Parts, check_out
-from caskd.eval.inference.requests import EvalExample, build_requests, check_requests
+from caskd.eval.inference.requests import (
+    EvalExample,
+    build_requests,
+    chat_options,
+    check_requests,
+    text_identity,
+)
 from caskd.eval.metrics import check_references
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
 from caskd.models import longest_first
@@ -190,6 +196,7 @@ def _metadata(
             for name, task in tasks.items()
         },
         "quality": describe(tasks),
+        "text": text_identity(chat_options(config)),
         "data_digest": digest(json.dumps([request.content for request in requests]).encode()),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }

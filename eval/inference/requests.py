@@ -1,7 +1,7 @@
 """Turn records into requests to a model, and refuse invalid ones before decoding."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,14 +10,19 @@ import pyarrow as pa
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.store.corpus import (
+    TEXT_RULE,
+    ChatOptions,
     Columns,
     Record,
+    answer_ids,
     column_value,
     decide_columns,
     prompt_ids,
+    read_chat_options,
     read_records,
     record_task,
     reference_text,
+    template_values,
 )
 from caskd.store.errors import IdentityError, UsageError
 
@@ -55,17 +60,46 @@ def build_requests(
     _check_named(config, records)
     records = [_with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
+    chat = chat_options(config)
     requests = []
     for index, record in enumerate(records):
         try:
-            requests.append(build_request(tokenizer, record, columns, index, config))
+            requests.append(build_request(tokenizer, record, columns, index, config, chat))
         except UsageError as error:
             raise UsageError(f"record {index}: {error}") from None
     return requests
 
 
+def chat_options(config: PredictConfig) -> ChatOptions:
+    """How conversations are rendered.
+
+    Raises:
+        UsageError: a flag of the chat template is invalid.
+    """
+    return read_chat_options(
+        config.chat_template,
+        config.template_arguments,
+        template_tokens=config.train_template_tokens,
+    )
+
+
+def text_identity(chat: ChatOptions) -> dict[str, Any]:
+    """The rule by which prompts become tokens, for requests and predictions."""
+    return {
+        "rule": TEXT_RULE,
+        "template": chat.template,
+        "template_arguments": json.loads(chat.arguments),
+        "template_tokens": chat.template_tokens,
+    }
+
+
 def build_request(
-    tokenizer: Any, record: Record, columns: Columns, index: int, config: PredictConfig
+    tokenizer: Any,
+    record: Record,
+    columns: Columns,
+    index: int,
+    config: PredictConfig,
+    chat: ChatOptions,
 ) -> EvalExample:
     """Turn one record into a request.
 
@@ -80,9 +114,11 @@ def build_request(
         references=_texts(record, config.references_column, "--references-column")
         or [reference_text(record, columns)],
         question_digest=digest(question_text(record, columns).encode()),
-        prompt=prompt_ids(tokenizer, record, columns),
+        prompt=prompt_ids(tokenizer, record, columns, chat),
         options=options,
-        option_ids=_first_tokens(tokenizer, options),
+        option_ids=_first_tokens(
+            options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
+        ),
     )
 
 
@@ -118,11 +154,11 @@ def _texts(record: Record, column: str, flag: str) -> list[str]:
     return value
 
 
-def _first_tokens(tokenizer: Any, options: Sequence[str]) -> list[int]:
-    """First token of each option, tokenised like a response; they must differ."""
+def _first_tokens(options: Sequence[str], encode: Callable[[str], list[int]]) -> list[int]:
+    """First token of each option, tokenised as the response; they must differ."""
     firsts: dict[int, str] = {}
     for option in options:
-        ids = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = encode(option)
         if not ids:
             raise UsageError("an option is empty, expected text; fix the data")
         if int(ids[0]) in firsts:
@@ -140,7 +176,8 @@ def question_text(record: Record, columns: Columns) -> str:
         return str(column_value(record, columns, "prompt"))
     turns = column_value(record, columns, "messages")
     replies = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-    return json.dumps(turns[: replies[-1]], sort_keys=True)
+    asked, given = turns[: replies[-1]], template_values(record, columns)
+    return json.dumps({"messages": asked, **given} if given else asked, sort_keys=True)
 
 
 def choose_columns(config: PredictConfig, record: Record) -> Columns:
@@ -199,10 +236,17 @@ def read_questions(files: Sequence[str], columns: Columns) -> dict[str, str]:
     questions: dict[str, str] = {}
     for number, record in enumerate(read_records(files)):
         if number == 0:
-            columns = replace(columns, kind="messages" if columns.messages in record else "prompt")
+            columns = _question_columns(record, columns)
         text = question_text(record, columns)
         questions[digest(text.encode())] = text
     return questions
+
+
+def _question_columns(record: Record, columns: Columns) -> Columns:
+    """Columns of the question, decided without one of the answer."""
+    if columns.messages in record or columns.prompt not in record:
+        return decide_columns(record, columns)
+    return replace(columns, kind="prompt")
 
 
 def with_questions(predictions: Predictions, questions: dict[str, str]) -> Predictions:

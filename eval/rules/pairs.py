@@ -123,6 +123,12 @@ def _check_questions(small: Predictions, large: Predictions) -> None:
             f"{small.source} measures {small.metadata['quality']}, {large.source} measures "
             f"{large.metadata['quality']}, expected one metric; rerun caskd predict for one of them"
         )
+    rules = [model.metadata.get("text", {}).get("rule", 1) for model in (small, large)]
+    if rules[0] != rules[1]:
+        raise IdentityError(
+            f"{small.source} has text rule {rules[0]}, {large.source} has {rules[1]}: prompts "
+            "became tokens in different ways, expected one rule; rerun caskd predict for both"
+        )
     columns = ["question_digest", "reference", "task"]
     same_tokenizer = small.metadata["model"].get("tokenizer_digest") == large.metadata["model"].get(
         "tokenizer_digest"

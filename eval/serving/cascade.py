@@ -3,6 +3,7 @@
 Legend: E prompts.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from caskd.eval.answers import Ragged
 from caskd.eval.rules import deferral_scores, fixed_rule
 from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
-from caskd.store.corpus import Columns
+from caskd.store.corpus import TEXT_RULE, ChatOptions, Columns
 from caskd.store.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ class Cascade:
     """
 
     def __init__(
-        self, settings: CascadeFile, small: "LoadedModel", large: AnswerPrompts, batch_size: int
+        self,
+        settings: CascadeFile,
+        small: "LoadedModel",
+        large: AnswerPrompts,
+        batch_size: int,
+        chat: ChatOptions | None = None,
     ) -> None:
         """Join the parts that `load` opened."""
         self.rule = settings.rule
@@ -58,6 +64,7 @@ class Cascade:
         self._small = small
         self._large = large
         self._batch_size = batch_size
+        self._chat = chat
         self._decoding = settings.decoding
 
     @classmethod
@@ -86,6 +93,7 @@ class Cascade:
             IdentityError: a model differs from the measured one.
         """
         settings = read_cascade(file)
+        chats = {name: _chat_options(settings, name, file) for name in ("small", "large")}
 
         def open_model(name: str, measured: Mapping[str, Any]) -> "LoadedModel":
             from caskd.models.decoding import load_for_decoding
@@ -100,10 +108,10 @@ class Cascade:
             decoding = {**settings.decoding, "hidden_layer": None}
 
             def large(prompts: list[Prompt]) -> list[str]:
-                answers = _decode(opened, prompts, decoding, batch_size)
+                answers = _decode(opened, prompts, decoding, batch_size, chats["large"])
                 return [answer.text for answer in answers]
 
-        return cls(settings, ours, large, batch_size)
+        return cls(settings, ours, large, batch_size, chats["small"])
 
     def answer(self, prompts: Sequence[Prompt]) -> list[CascadeAnswer]:
         """Answer every prompt, in order.
@@ -138,7 +146,7 @@ class Cascade:
         ]
 
     def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
-        return _decode(self._small, prompts, self._decoding, self._batch_size)
+        return _decode(self._small, prompts, self._decoding, self._batch_size, self._chat)
 
     def _scores(self, prompts: list[Prompt], answers: "list[Answer]") -> FloatArray:
         stored = _Answered(prompts, answers)
@@ -190,8 +198,31 @@ def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
     return {"messages": [*map(dict, prompt), reply]}, Columns(kind="messages")
 
 
+def _chat_options(settings: CascadeFile, name: str, file: str) -> ChatOptions:
+    """How the prompts of a model were rendered when the cascade was measured.
+
+    Raises:
+        IdentityError: they became tokens by another rule.
+    """
+    text = settings.text.get(name, {})
+    if text.get("rule", 1) != TEXT_RULE:
+        raise IdentityError(
+            f"{file} was measured with text rule {text.get('rule', 1)}, but this caskd makes "
+            f"prompts by rule {TEXT_RULE}; run caskd predict and caskd eval --operating-point again"
+        )
+    return ChatOptions(
+        template=text.get("template"),
+        arguments=json.dumps(text.get("template_arguments") or {}, sort_keys=True),
+        template_tokens=bool(text.get("template_tokens")),
+    )
+
+
 def _decode(
-    loaded: "LoadedModel", prompts: Sequence[Prompt], decoding: Mapping[str, Any], batch_size: int
+    loaded: "LoadedModel",
+    prompts: Sequence[Prompt],
+    decoding: Mapping[str, Any],
+    batch_size: int,
+    chat: ChatOptions | None = None,
 ) -> "list[Answer]":
     """Answers decoded as `caskd predict` does, with its stop texts and hidden states."""
     from caskd.eval.inference import batches
@@ -199,7 +230,7 @@ def _decode(
     from caskd.store.corpus import prompt_ids
 
     check_stop_texts(loaded.tokenizer, decoding.get("stop", ()))
-    ids = [prompt_ids(loaded.tokenizer, *_record(prompt)) for prompt in prompts]
+    ids = [prompt_ids(loaded.tokenizer, *_record(prompt), chat) for prompt in prompts]
     empty = next((index for index, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:
         raise UsageError(f"prompt {empty} is empty, expected a question; remove it")

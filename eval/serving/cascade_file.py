@@ -28,6 +28,8 @@ class CascadeFile:
     """Identity of the small model."""
     large: Mapping[str, Any]
     decoding: Mapping[str, Any]
+    text: Mapping[str, Mapping[str, Any]]
+    """Text rule and chat template of `small` and `large`."""
     expected: Mapping[str, Any]
     """Measured mean and interval of quality, deferral_rate and cost."""
 
@@ -47,6 +49,10 @@ def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
         "small": _identity(pair.small.metadata["model"]),
         "large": _identity(pair.large.metadata["model"]),
         "decoding": pair.small.metadata.get("decoding", {}),
+        "text": {
+            "small": pair.small.metadata.get("text", {}),
+            "large": pair.large.metadata.get("text", {}),
+        },
         "chosen_on": point.chosen_on,
         "expected": {
             "num_examples": len(pair),
@@ -100,6 +106,7 @@ def _parse(fields: Mapping[str, Any]) -> CascadeFile:
         small=dict(fields["small"]),
         large=dict(fields["large"]),
         decoding=_decoding(fields["decoding"]),
+        text={name: dict(part) for name, part in fields.get("text", {}).items()},
         expected=dict(fields["expected"]),
     )
 

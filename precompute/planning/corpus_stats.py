@@ -33,6 +33,8 @@ class CorpusStats:
         self.first: dict[str, int] = {}
         self.longest_over_limit: int = 0
         self.num_duplicates = self.duplicate_rows = 0
+        self.text_counts: Counter[str] = Counter()
+        self.first_refusal = ""
         self._prompt, self._response, self._total = array("q"), array("q"), array("q")
         self._seen: set[bytes] = set()
         self._label_counts = np.zeros(vocab_size, np.int64)
@@ -80,6 +82,10 @@ class CorpusStats:
     def _count(self, example: TokenizedExample) -> None:
         self.statuses[example.status] += 1
         self._note_first(example.status, example)
+        self.text_counts["own_borders"] += example.own_border
+        self.text_counts["rendered_bos"] += example.rendered_bos
+        self.text_counts["context_turns"] += example.num_context_turns
+        self.first_refusal = self.first_refusal or example.reason
         if example.status == "duplicate":  # an existing store skipped it when it was planned
             self.num_duplicates += 1
         full_length = max(example.full_length, len(example.token_ids))
@@ -112,6 +118,7 @@ class CorpusStats:
             "examples": dict(self.statuses),
             "first": dict(self.first),
             "longest_over_limit": self.longest_over_limit,
+            "text": {**self.text_counts, "first_refusal": self.first_refusal},
             "duplicates": {"examples": self.num_duplicates, "rows": self.duplicate_rows},
             "labels": {
                 "distinct": used,

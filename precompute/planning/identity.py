@@ -1,23 +1,28 @@
 """Check a capture and build the identity of its store, before weights are loaded."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig, check_numbers
 from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.corpus import (
+    TEXT_RULE,
+    ChatOptions,
     Columns,
     TextOptions,
     corpus_digest,
     decide_columns,
+    read_chat_options,
     read_records,
     template_digest,
+    text_tokens,
     token_bytes,
     tokenizer_digest,
     vocab_digest,
 )
-from caskd.store.errors import UsageError
-from caskd.store.format import check_identity
+from caskd.store.errors import IdentityError, UsageError
+from caskd.store.format import StoreSpec, check_identity
 from caskd.store.write import find_store
 
 
@@ -31,6 +36,8 @@ class Job:
     vocab: list[bytes]
     num_records: int
     identity: dict[str, Any]
+    ignored_columns: tuple[str, ...] = ()
+    """Columns of a corpus of messages that nothing reads."""
 
 
 def check_job(config: PrecomputeConfig) -> Job:
@@ -46,7 +53,10 @@ def check_job(config: PrecomputeConfig) -> Job:
     vocab = token_bytes(source.tokenizer)
     options = text_options(config, source, columns, len(vocab))
     existing = find_store(config.store)
-    digest, num_records = corpus_digest(read_records(config.data), columns)
+    if existing is not None:
+        _check_rule(existing, config.store)
+    ignored: dict[str, None] = {}
+    digest, num_records = corpus_digest(read_records(config.data), columns, ignored)
     identity = {
         "teacher": source.identity(),
         "vocabulary": {
@@ -60,9 +70,8 @@ def check_job(config: PrecomputeConfig) -> Job:
             "max_length": options.max_length,
             "on_long": options.on_long,
             "on_duplicate": config.on_duplicate,
-            "template_digest": template_digest(source.tokenizer)
-            if columns.kind == "messages"
-            else None,
+            "rule": TEXT_RULE,
+            **_template_identity(source.tokenizer, columns, options.chat),
         },
         "corpus": {"digest": digest, "num_records": num_records},
         "capture": {**targets(config), **source.capture()},
@@ -70,7 +79,36 @@ def check_job(config: PrecomputeConfig) -> Job:
     }
     if existing is not None:
         check_identity(existing, identity, config.store)
-    return Job(source, columns, options, vocab, num_records, identity)
+    return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
+
+
+def _template_identity(tokenizer: Any, columns: Columns, chat: ChatOptions) -> dict[str, Any]:
+    """Fields of `identity.text` about the chat template."""
+    if columns.kind != "messages":
+        return {"template_digest": None}
+    template = tokenizer.chat_template if chat.template is None else chat.template
+    return {
+        "template_digest": template_digest(tokenizer, chat.template),
+        "template": template,
+        "template_arguments": json.loads(chat.arguments),
+        "chat_turns": chat.turns,
+        "template_tokens": chat.template_tokens,
+    }
+
+
+def _check_rule(existing: StoreSpec, where: str) -> None:
+    """Refuse to continue a store whose text became tokens by another rule.
+
+    Raises:
+        IdentityError: names both rules.
+    """
+    rule = existing.text_rule
+    if rule != TEXT_RULE:
+        raise IdentityError(
+            f"{where} was planned by another text rule: identity.text.rule is {rule} there, but "
+            f"this caskd captures by rule {TEXT_RULE}; it stays readable: pass another --store for "
+            "a new capture, or complete it with the caskd that planned it"
+        )
 
 
 def text_options(
@@ -93,6 +131,8 @@ def text_options(
             "--no-eos: the data has messages, whose chat template ends each turn; expected prompt "
             "and response, or text; omit --no-eos"
         )
+    chat = _chat_options(config, columns)
+    text_tokens(source.tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
     max_length = config.max_length or source.max_length
     if max_length is None:
         raise UsageError(
@@ -105,7 +145,37 @@ def text_options(
             "--on-long skip for longer examples"
         )
     return TextOptions(
-        eos=config.eos, max_length=max_length, on_long=config.on_long, vocab_size=num_columns
+        eos=config.eos,
+        max_length=max_length,
+        on_long=config.on_long,
+        vocab_size=num_columns,
+        chat=chat,
+    )
+
+
+def _chat_options(config: PrecomputeConfig, columns: Columns) -> ChatOptions:
+    """How conversations are rendered.
+
+    Raises:
+        UsageError: an option of conversations was given without conversations, or is invalid.
+    """
+    given = {
+        "--chat-template": config.chat_template is not None,
+        "--template-arguments": config.template_arguments is not None,
+        "--chat-turns": config.chat_turns != "all",
+        "--train-template-tokens": config.train_template_tokens,
+    }
+    flag = next((flag for flag, was_given in given.items() if was_given), None)
+    if columns.kind != "messages" and flag is not None:
+        raise UsageError(
+            f"{flag}: the data has {columns.kind} records, which no chat template renders; "
+            f"expected messages; omit {flag}, or pass --messages-column NAME"
+        )
+    return read_chat_options(
+        config.chat_template,
+        config.template_arguments,
+        config.chat_turns,
+        config.train_template_tokens,
     )
 
 

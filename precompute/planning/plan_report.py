@@ -13,7 +13,14 @@ _SKIPPED = {
     "truncated": "cut at the limit",
     "too_long": "too long",
     "empty": "without a response token",
-    "out_of_vocabulary": "with a token outside the vocabulary",
+    "out_of_vocabulary": "with a token or a text outside the vocabulary",
+    "chat_refused": "refused by the chat template",
+}
+_TEXT_COUNTS = {
+    "own_borders": "examples keep the given part's own tokens, where the whole text would merge "
+    "across its border",
+    "rendered_bos": "records came rendered with BOS; no second one is added",
+    "context_turns": "replies are context: they render differently in the whole conversation",
 }
 _TEXT = {
     "prompt": "prompt and response",
@@ -65,6 +72,11 @@ def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
         f"{_TEXT[text['kind']]}; {ending}at most {text['max_length']:,} tokens "
         f"(--on-long {text['on_long']})",
     )
+    for name, meaning in _TEXT_COUNTS.items():
+        if facts["text"].get(name):
+            yield "", f"{facts['text'][name]:,} {meaning} ({name})"
+    if facts["ignored_columns"]:
+        yield "ignored", f"columns {', '.join(map(repr, facts['ignored_columns']))} of the data"
     yield "examples", f"{geometry['num_examples']:,} with {geometry['num_tokens']:,} tokens"
     for status, problem in _SKIPPED.items():
         count = facts["examples"].get(status, 0)

@@ -18,8 +18,9 @@ from caskd.precompute.planning.tokenization import tokenize_corpus
 from caskd.store.commits import commit_record
 from caskd.store.corpus import TokenizedExample, read_records
 from caskd.store.format import StoreSpec
+from caskd.store.inspect import text_counts
 from caskd.store.io import progress
-from caskd.store.write import find_store, plan_store
+from caskd.store.write import find_store, plan_store, record_text_counts
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def _planned(config: PrecomputeConfig, job: Job) -> Iterator[Plan]:
         root = Path(config.store)
         for _ in stats.observe(planned_examples(root), skip_duplicates=False):
             pass
+        stats.text_counts.update(text_counts(root))
         yield Plan(root, existing, stats.facts(), reused=True)
     elif config.dry_run:
         # The same planner in a temporary directory, so that all numbers are those of the real plan.
@@ -128,9 +130,11 @@ def plan_facts(config: PrecomputeConfig, job: Job, planned: Plan) -> dict[str, A
             "filler_share": 1 - spec.num_rows / (spec.num_shards * spec.shard_rows),
         },
         **planned.corpus,
+        "ignored_columns": list(job.ignored_columns),
         "policies": {
             "on_long": config.on_long,
             "on_empty": config.on_empty,
+            "on_bad_chat": config.on_bad_chat,
             "on_duplicate": config.on_duplicate,
             "on_out_of_vocabulary": config.on_out_of_vocabulary,
             "max_non_finite": config.max_non_finite,
@@ -143,13 +147,17 @@ def plan_facts(config: PrecomputeConfig, job: Job, planned: Plan) -> dict[str, A
 def _write_plan(
     path: str | Path, config: PrecomputeConfig, job: Job, stats: CorpusStats
 ) -> StoreSpec:
-    return plan_store(
+    spec = plan_store(
         path,
         job.identity,
         _examples(config, job, stats),
         shard_rows=config.shard_rows,
         vocab=job.vocab,
     )
+    counted = {name: count for name, count in stats.text_counts.items() if count}
+    if counted:
+        record_text_counts(Path(path), counted)
+    return spec
 
 
 def _examples(config: PrecomputeConfig, job: Job, stats: CorpusStats) -> Iterator[TokenizedExample]:

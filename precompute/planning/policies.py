@@ -31,8 +31,13 @@ def check_examples(config: PrecomputeConfig, facts: Mapping[str, Any], max_lengt
         ),
         "out_of_vocabulary": (
             config.on_out_of_vocabulary,
-            "with a token outside the teacher's vocabulary",
+            "with a token or a text outside the teacher's vocabulary",
             "pass --on-out-of-vocabulary skip, or save the teacher with its own tokenizer",
+        ),
+        "chat_refused": (
+            config.on_bad_chat,
+            "refused by the chat template",
+            f"the first one: {facts['text']['first_refusal']}",
         ),
     }
     total = sum(facts["examples"].values())

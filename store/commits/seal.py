@@ -39,12 +39,14 @@ def seal_content(
     """
     num_bytes: Counter[str] = Counter()
     statuses: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     num_rows, digests = 0, {}
     for unit in all_units(spec):
         data = (rebuilt or {}).get(unit) or commit_record.read_bytes(root, unit)
         digests[unit] = hashlib.sha256(data).hexdigest()
         record = commit_record.CommitRecord.from_json(data, unit)
         statuses.update(record.facts["statuses"])
+        counts.update(record.facts.get("counts", {}))
         num_rows += record.facts["num_rows"]
         num_bytes.update(record.bytes_by_array())
     if num_rows != spec.num_rows or statuses.total() != spec.num_examples:
@@ -61,6 +63,8 @@ def seal_content(
         "bytes": dict(num_bytes),
         "commits_digest": hashlib.sha256(digest_list).hexdigest(),
     }
+    if spec.format_version > 1:
+        totals["counts"] = dict(counts)
     return totals, digest_list
 
 

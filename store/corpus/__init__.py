@@ -2,18 +2,24 @@
 
 from caskd.store.corpus import alignment
 from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
+from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, read_chat_options, template_text
 from caskd.store.corpus.columns import (
     Columns,
     Record,
     column_value,
     corpus_digest,
     decide_columns,
+    ignored_columns,
     record_task,
+    template_values,
 )
 from caskd.store.corpus.files import read_records
+from caskd.store.corpus.text_tokens import text_tokens
 from caskd.store.corpus.tokens import (
+    TEXT_RULE,
     TextOptions,
     TokenizedExample,
+    answer_ids,
     prompt_ids,
     reference_text,
     tokenize_examples,
@@ -26,22 +32,31 @@ from caskd.store.corpus.vocabulary import (
 )
 
 __all__ = [
+    "TEXT_RULE",
+    "ChatOptions",
+    "ChatRefusedError",
     "Columns",
     "Record",
     "TextOptions",
     "TokenizedExample",
     "alignment",
+    "answer_ids",
     "column_value",
     "corpus_digest",
     "decide_columns",
+    "ignored_columns",
     "logit_positions",
     "num_rows",
     "prompt_ids",
+    "read_chat_options",
     "read_records",
     "record_task",
     "reference_text",
     "row_labels",
     "template_digest",
+    "template_text",
+    "template_values",
+    "text_tokens",
     "token_bytes",
     "tokenize_examples",
     "tokenizer_digest",

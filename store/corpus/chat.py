@@ -1,42 +1,92 @@
-"""Splits a rendered conversation into the assistant's replies and the rest.
+"""Conversations of a corpus, and the chat template that renders them.
 
 The caller passes a transformers tokenizer, which renders its chat template.
 """
 
-import re
+import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 from caskd.store.errors import UsageError, reason
 
 Message = Mapping[str, Any]
-# Private-use characters, absent from real text.
-_START, _END = "\ue000caskd-start\ue001", "\ue000caskd-end\ue001"
-_OPEN_TAG = re.compile(r"(\{%-?\s*generation\s*)(-?)(%\})(\n?)")
-_CLOSE_TAG = re.compile(r"(^[ \t]*)?(\{%)(-?)(\s*endgeneration\s*-?%\})", re.MULTILINE)
+_OWN_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "messages",
+        "tokenize",
+        "tools",
+    }
+)
 
 
-def conversation_segments(tokenizer: Any, messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """The rendered conversation in order as (text, whether it is an assistant's reply).
+class ChatRefusedError(UsageError):
+    """The chat template cannot place a conversation."""
 
-    The template's `{% generation %}` marks delimit the replies if it has them; otherwise the
-    differences between rendered prefixes, each with the generation prompt.
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """How conversations are rendered, and which tokens of them are rows."""
+
+    template: str | None = None
+    """Text of a chat template instead of the tokenizer's own."""
+    arguments: str = "{}"
+    """Arguments of the template, a JSON object."""
+    turns: Literal["all", "last"] = "all"
+    """Replies whose tokens are rows."""
+    template_tokens: bool = False
+    """Whether text that the template writes at the start of a reply is part of the reply."""
+
+
+def read_chat_options(
+    template_file: str | None,
+    arguments: str | None,
+    turns: Literal["all", "last"] = "all",
+    template_tokens: bool = False,
+) -> ChatOptions:
+    """Options from the values of the flags --chat-template and --template-arguments.
 
     Raises:
-        UsageError: no chat template, a message without role and content, or a template without
-            marks that is not prefix-stable.
+        UsageError: the file cannot be read, or the arguments are no JSON object.
     """
-    _check_messages(messages)
-    template = _template(tokenizer)
-    full = _render(tokenizer, messages)
-    spans = None
-    if _OPEN_TAG.search(template):
-        spans = _marked_spans(tokenizer, messages, template, full)
-    if spans is None:
-        spans = _prefix_spans(tokenizer, messages, full)
-    cuts = [0, *(edge for span in spans for edge in span), len(full)]
-    return [(full[a:b], n % 2 == 1) for n, (a, b) in enumerate(pairwise(cuts)) if a < b]
+    template = None
+    if template_file is not None:
+        try:
+            template = Path(template_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--chat-template {template_file}: {reason(error)}; expected a readable text file "
+                "with a Jinja template; pass another file"
+            ) from error
+    try:
+        given = json.loads(arguments or "{}")
+    except ValueError:
+        given = None
+    if not isinstance(given, dict) or given.keys() & _OWN_ARGUMENTS:
+        raise UsageError(
+            f"--template-arguments {arguments}: expected a JSON object of arguments of the chat "
+            f"template, none of {', '.join(sorted(_OWN_ARGUMENTS))}; pass for instance "
+            "--template-arguments '{\"enable_thinking\": false}'"
+        )
+    text = json.dumps(given, sort_keys=True)
+    return ChatOptions(
+        template=template, arguments=text, turns=turns, template_tokens=template_tokens
+    )
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a record gives to the chat template."""
+
+    messages: Sequence[Message]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """`tools` and `documents`, where the record has them."""
 
 
 def last_reply(messages: Sequence[Message]) -> str:
@@ -45,92 +95,137 @@ def last_reply(messages: Sequence[Message]) -> str:
     Raises:
         UsageError: the conversation has no assistant turn.
     """
-    _check_messages(messages)
+    check_messages(messages)
     for message in reversed(messages):
         if message["role"] == "assistant":
-            return str(message["content"])
+            return content_text(message)
     raise UsageError(
         "a conversation has no assistant turn; expected one as reference: remove that record"
     )
 
 
-def _check_messages(messages: Sequence[Message]) -> None:
+def content_text(message: Message) -> str:
+    """Text of a message: its content, or the text parts of it; "" if it has none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(str(part["text"]) for part in content)
+    return "" if content is None else str(content)
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Check roles and contents.
+
+    Raises:
+        UsageError: a message has no role, or no text, list of text parts or tool calls.
+    """
     for message in messages:
         given = message if isinstance(message, Mapping) else {}
-        if not (isinstance(given.get("role"), str) and isinstance(given.get("content"), str)):
+        if not (isinstance(given.get("role"), str) and _has_content(given)):
             raise UsageError(
                 f"a message is {str(message)[:80]!r}; expected an object with text in 'role' and "
-                "'content': fix that record, or pass --messages-column NAME of another column"
+                "'content' (text, a list of text parts, or null beside 'tool_calls'): fix that "
+                "record, or pass --messages-column NAME of another column"
             )
 
 
-def _template(tokenizer: Any) -> str:
+def _has_content(message: Message) -> bool:
+    content = message.get("content")
+    if isinstance(content, list):
+        return all(
+            isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+        )
+    return isinstance(content, str) or (content is None and bool(message.get("tool_calls")))
+
+
+class Chat:
+    """One conversation with the template that renders it."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        conversation: Conversation,
+        options: ChatOptions,
+    ) -> None:
+        """Check the messages, and find the template.
+
+        Raises:
+            UsageError: no chat template, or a message without role and content.
+        """
+        check_messages(conversation.messages)
+        self._tokenizer, self.options = tokenizer, options
+        self.messages = [_without_nulls(message) for message in conversation.messages]
+        self._given = dict(conversation.given)
+        self._arguments = json.loads(options.arguments)
+        self.template = template_text(tokenizer, options.template, self._given.get("tools"))
+        self.messages = self._supported(self.messages)
+
+    def render(self, messages: Sequence[Message], **options: Any) -> str:
+        """The rendered messages.
+
+        Raises:
+            ChatRefusedError: the template rejects them.
+        """
+        from jinja2 import TemplateError
+
+        options = {"chat_template": self.template, **self._given, **self._arguments, **options}
+        clean = [_without_nulls(message) for message in messages]
+        try:
+            # In a list, because transformers looks at the first message.
+            return str(self._tokenizer.apply_chat_template([clean], tokenize=False, **options)[0])
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+            raise ChatRefusedError(
+                f"the chat template rejects a conversation ({reason(error)}); expected one that it "
+                "supports: fix or remove that record, pass --on-bad-chat skip, or another "
+                "--chat-template FILE"
+            ) from error
+
+    def _supported(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages, with text in place of contents that the template would print as values.
+
+        A template without support of them prints a list of parts as Python, and null as `None`.
+        """
+        lists = [m["content"] for m in messages if isinstance(m.get("content"), list)]
+        if lists:
+            text = self.try_render(messages)
+            if text is None or any(str(content) in text for content in lists):
+                messages = [
+                    {**m, "content": content_text(m)} if isinstance(m.get("content"), list) else m
+                    for m in messages
+                ]
+        if any(m.get("content") is None for m in messages):
+            empty = [{**m, "content": ""} if m.get("content") is None else m for m in messages]
+            with_null, without = self.try_render(messages), self.try_render(empty)
+            if with_null is None or (
+                without is not None and with_null.count("None") > without.count("None")
+            ):
+                return empty
+        return messages
+
+    def try_render(self, messages: Sequence[Message], **options: Any) -> str | None:
+        """The rendered messages; None if the template rejects them."""
+        try:
+            return self.render(messages, **options)
+        except ChatRefusedError:
+            return None
+
+
+def template_text(tokenizer: Any, override: str | None = None, tools: Any = None) -> str:
+    """Text of the chat template.
+
+    Raises:
+        UsageError: the tokenizer has none.
+    """
+    if override is not None:
+        return override
     if not tokenizer.chat_template:
         raise UsageError(
-            "the data has messages but the tokenizer has no chat template; expected a teacher with "
-            "one: pass a chat model to --teacher, or data with prompt and response columns"
+            "the data has messages but the tokenizer has no chat template; expected a model with "
+            "one: pass --chat-template FILE, a chat model to --teacher, or data with prompt and "
+            "response columns"
         )
-    return str(tokenizer.get_chat_template())
+    return str(tokenizer.get_chat_template(tools=tools))
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    if not messages:
-        return ""
-    from jinja2 import TemplateError
-
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-    except TemplateError as error:  # such as roles that the template does not support
-        raise UsageError(
-            f"the chat template rejects a conversation ({reason(error)}); expected one that it "
-            "supports: fix or remove that record, or pass a --teacher with another template"
-        ) from error
-
-
-def _marked_spans(
-    tokenizer: Any, messages: Sequence[Message], template: str, full: str
-) -> list[tuple[int, int]] | None:
-    """Spans between the template's generation tags; None if they cannot be located.
-
-    Each tag gets a printed mark beside it that trims the same white space as the tag (transformers
-    renders with trim_blocks and lstrip_blocks). The spans are valid only if the rendering without
-    the marks equals the unmarked rendering.
-    """
-
-    def opened(tag: re.Match[str]) -> str:
-        head, dash, close, _newline = tag.groups()
-        return f"{head}{dash}{close}{{{{ '{_START}' {dash}}}}}"
-
-    def closed(tag: re.Match[str]) -> str:
-        _indent, head, dash, close = tag.groups()
-        return f"{{{{{dash} '{_END}' }}}}{head}{dash}{close}"
-
-    marked = _CLOSE_TAG.sub(closed, _OPEN_TAG.sub(opened, template))
-    rendered = _render(tokenizer, messages, chat_template=marked)
-    spans, position = [], 0
-    for piece in re.split(f"({_START}.*?{_END})", rendered, flags=re.DOTALL):
-        text = piece.replace(_START, "").replace(_END, "")
-        if piece.startswith(_START):
-            spans.append((position, position + len(text)))
-        position += len(text)
-    same = rendered.replace(_START, "").replace(_END, "") == full
-    return spans if same else None
-
-
-def _prefix_spans(tokenizer: Any, messages: Sequence[Message], full: str) -> list[tuple[int, int]]:
-    """Spans of the replies, from the renderings of all prefixes that end in one."""
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-        through = _render(tokenizer, messages[: turn + 1])
-        if not before or not through.startswith(before) or not full.startswith(through):
-            raise UsageError(
-                f"the chat template is not prefix-stable at message {turn + 1}: the first "
-                f"{turn + 1} messages render differently alone, so the reply cannot be separated "
-                "from its prompt; expected a template with {% generation %} marks, or "
-                "conversations of one assistant turn"
-            )
-        spans.append((len(before), len(through)))
-    return spans
+def _without_nulls(message: Message) -> dict[str, Any]:
+    """A message without the empty columns that table files add to every message."""
+    return {k: v for k, v in message.items() if v is not None or k == "content"}

@@ -14,6 +14,10 @@ Record = dict[str, Any]
 Kind = Literal["messages", "prompt", "text"]
 KINDS: tuple[Kind, ...] = ("messages", "prompt", "text")
 """Kinds of corpus in the order in which `decide_columns` tries them."""
+TEMPLATE_COLUMNS = ("tools", "documents")
+"""Columns beside the messages that reach the chat template."""
+_SHAREGPT = "conversations"
+_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ def decide_columns(record: Record, columns: Columns) -> Columns:
     for kind in named or KINDS:
         if all(name in record for name in columns.of(kind).values()):
             return replace(columns, kind=kind)
+    if not named and isinstance(record.get(_SHAREGPT), list):
+        return replace(columns, kind="messages", messages=_SHAREGPT)
+    if not named and {"instruction", "output"} <= record.keys():
+        raise UsageError(_alpaca_cure(record))
     partial = [k for k in KINDS if any(name in record for name in columns.of(k).values())]
     nearest = (named or partial or ["prompt"])[0]
     missing = {r: name for r, name in columns.of(nearest).items() if name not in record}
@@ -62,6 +70,18 @@ def decide_columns(record: Record, columns: Columns) -> Columns:
     )
 
 
+def _alpaca_cure(record: Record) -> str:
+    """Error for data of the columns instruction, input and output."""
+    found = f"the data has the columns {', '.join(map(repr, record))}; expected prompt and response"
+    if "input" not in record:
+        return f"{found}; pass --prompt-column instruction --response-column output"
+    return (
+        f"{found}, since nothing says how instruction and input are joined; run jq -c '{{prompt: "
+        '([.instruction, .input] | map(select(. != null and . != "")) | join("\\n\\n")), '
+        "response: .output}' FILE.jsonl > prompts.jsonl, and pass --data prompts.jsonl"
+    )
+
+
 def column_value(record: Record, columns: Columns, role: str) -> Any:
     """Value of the column with this role: a list for messages, text for every other role.
 
@@ -69,7 +89,7 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
         UsageError: the record lacks the column, or the value has another type.
     """
     name = getattr(columns, role)
-    expected: type = list if role == "messages" else str
+    expected: type[Any] = list if role == "messages" else str
     if name not in record:
         raise UsageError(
             f"a record has no column {name!r}, only {', '.join(map(repr, record))}; "
@@ -82,7 +102,53 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
             f"column {name!r} holds {type(value).__name__}, expected {kind} in every record; "
             f"pass --{role}-column NAME or fix that record"
         )
-    return value
+    return list(map(_message, value)) if isinstance(value, list) else value
+
+
+def _message(item: Any) -> Any:
+    """A message with `role` and `content`, of ShareGPT's `from` and `value` too."""
+    if not isinstance(item, dict):
+        return item
+    if "role" not in item and {"from", "value"} <= item.keys():
+        rest = {key: value for key, value in item.items() if key not in ("from", "value")}
+        item = {"role": item["from"], "content": item["value"], **rest}
+    role = item.get("role")
+    return {**item, "role": _ROLES[role]} if isinstance(role, str) and role in _ROLES else item
+
+
+def template_values(record: Record, columns: Columns) -> dict[str, Any]:
+    """What a record of messages gives to the template beside them: its tools and documents.
+
+    Raises:
+        UsageError: a value is no list, nor the JSON text of one.
+    """
+    if columns.kind != "messages":
+        return {}
+    found = {}
+    for name in TEMPLATE_COLUMNS:
+        value = record.get(name)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value) if value.strip() else None
+            except ValueError:
+                value = record[name]
+        if value is None or value == []:
+            continue
+        if not isinstance(value, list):
+            raise UsageError(
+                f"column {name!r} holds {type(record[name]).__name__}, expected a list for the "
+                "chat template, or the JSON text of one: fix that record, or rename the column"
+            )
+        found[name] = value
+    return found
+
+
+def ignored_columns(record: Record, columns: Columns) -> list[str]:
+    """Columns of a record of messages that nothing reads."""
+    if columns.kind != "messages":
+        return []
+    known = {columns.messages, columns.task, *TEMPLATE_COLUMNS}
+    return [name for name, value in record.items() if name not in known and value is not None]
 
 
 def record_task(record: Record, columns: Columns) -> str:
@@ -98,14 +164,25 @@ def canonical_record(record: Record, columns: Columns) -> bytes:
     content: dict[str, Any] = {
         role: column_value(record, columns, role) for role in columns.of(columns.kind)
     }
+    content |= template_values(record, columns)
     content["task"] = record_task(record, columns)
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode()
 
 
-def corpus_digest(records: Iterator[Record], columns: Columns) -> tuple[str, int]:
-    """sha256 over the canonical bytes of all records in order, and the number of records."""
+def corpus_digest(
+    records: Iterator[Record], columns: Columns, ignored: dict[str, None] | None = None
+) -> tuple[str, int]:
+    """sha256 over the canonical bytes of all records in order, and the number of records.
+
+    Args:
+        records: of the corpus.
+        columns: names of the text columns.
+        ignored: filled with the columns of conversations that nothing reads.
+    """
     digest, count = hashlib.sha256(), 0
     for record in records:
+        if ignored is not None:
+            ignored |= dict.fromkeys(ignored_columns(record, columns))
         content = canonical_record(record, columns)
         digest.update(len(content).to_bytes(8, "little") + content)
         count += 1

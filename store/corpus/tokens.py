@@ -5,21 +5,29 @@ Legend: T tokens of one example, V vocabulary. The caller passes a transformers 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from caskd.store.corpus.alignment import num_rows
-from caskd.store.corpus.chat import conversation_segments, last_reply
-from caskd.store.corpus.columns import Columns, Record, column_value, decide_columns, record_task
+from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, Conversation, last_reply
+from caskd.store.corpus.columns import (
+    Columns,
+    Record,
+    column_value,
+    decide_columns,
+    record_task,
+    template_values,
+)
+from caskd.store.corpus.reply_spans import RenderedChat, render_chat
+from caskd.store.corpus.text_tokens import TextTokens, text_tokens
 from caskd.store.errors import UsageError
 
+TEXT_RULE = 2
+"""Rule by which text becomes tokens; stores without a rule follow rule 1."""
 OnLong = Literal["error", "truncate", "skip"]
-Segment = tuple[list[int], bool]
-"""Token ids, and whether they belong to the response."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +40,16 @@ class TextOptions:
     """Treatment of an example longer than `max_length`; "error" marks it too_long."""
     vocab_size: int | None = None
     """Size of the teacher's vocabulary; an example with a larger id gets no rows."""
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    """How conversations are rendered."""
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
     """One example: `token_ids` and `is_response` [T]; examples without rows have T = 0.
 
-    `status` is ok, truncated, too_long, empty, out_of_vocabulary or duplicate; the last four have
-    no rows. `full_length` is the number of tokens before truncation or rejection.
+    `status` is ok, truncated, too_long, empty, out_of_vocabulary, duplicate or chat_refused; the
+    last five have no rows. `full_length` is the number of tokens before truncation or rejection.
     """
 
     token_ids: npt.NDArray[np.uint32]
@@ -48,6 +58,28 @@ class TokenizedExample:
     source_index: int
     task: str
     full_length: int = 0
+    own_border: bool = False
+    """The given part keeps its own tokenisation, where the whole text merges across its border."""
+    rendered_bos: bool = False
+    """The text came rendered with BOS, so that no second one was added."""
+    num_context_turns: int = 0
+    """Replies that are context, because their prefix renders differently in the whole."""
+    reason: str = ""
+    """Why the chat template cannot place the conversation."""
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A record's text, its replies in it, and whether EOS and BOS are added."""
+
+    text: str
+    replies: Sequence[tuple[int, int]]
+    chat: RenderedChat | None = None
+
+    @property
+    def borders(self) -> list[int]:
+        """Starts and ends of the replies, in order."""
+        return sorted({edge for span in self.replies for edge in span})
 
 
 def tokenize_examples(
@@ -68,34 +100,141 @@ def tokenize_examples(
 
     Raises:
         UsageError: a column is missing or not text; the tokenizer lacks the EOS token that
-            `options.eos` needs; the chat template rejects the record or is not prefix-stable.
-            The message has the record's index.
+            `options.eos` needs, or its bytes do not reproduce a text. The message has the record's
+            index.
     """
-    pieces, columns_of = [], []
+    codec = text_tokens(tokenizer)
+    texts: list[_Text | ChatRefusedError] = []
     for index, record in enumerate(records, start=first_index):
         with _name_record(index):
-            columns_of.append(decide_columns(record, columns))
-            pieces.append(_pieces(tokenizer, record, columns_of[-1]))
-    encoded = iter(_encode_all(tokenizer, [text for part in pieces for text, _ in part]))
+            decided = decide_columns(record, columns)
+            try:
+                texts.append(_text(tokenizer, record, decided, options.chat))
+            except ChatRefusedError as refused:
+                texts.append(refused)
+    codec.prime(part for text in texts if isinstance(text, _Text) for part in _parts(codec, text))
     examples = []
-    parts = zip(records, pieces, columns_of, strict=True)
-    for index, (record, part, decided) in enumerate(parts, start=first_index):
-        ids = [next(encoded) for _ in part]
-        segments = _segments(tokenizer, part, ids, decided, options.eos)
-        examples.append(_example(segments, options, index, record_task(record, decided)))
+    for index, (record, text) in enumerate(zip(records, texts, strict=True), start=first_index):
+        task = record_task(record, columns)
+        if isinstance(text, ChatRefusedError):
+            none = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
+            examples.append(TokenizedExample(*none, "chat_refused", index, task, reason=str(text)))
+        else:
+            examples.append(_example(tokenizer, codec, text, options, (index, task)))
     return examples
 
 
+def _text(tokenizer: Any, record: Record, columns: Columns, chat: ChatOptions) -> _Text:
+    """Text of an example and its replies."""
+    if columns.kind == "messages":
+        messages = column_value(record, columns, "messages")
+        conversation = Conversation(messages, template_values(record, columns))
+        special = text_tokens(tokenizer).special
+        rendered = render_chat(tokenizer, conversation, chat, special)
+        return _Text(rendered.text, rendered.replies, rendered)
+    prompt = column_value(record, columns, "prompt") if columns.kind == "prompt" else ""
+    response = column_value(record, columns, "response" if columns.kind == "prompt" else "text")
+    return _Text(prompt + response, [(len(prompt), len(prompt) + len(response))])
+
+
+def _parts(codec: TextTokens, text: _Text) -> list[str]:
+    if text.chat is not None:
+        return codec.texts_of(_answered(text), text.borders) if text.replies else []
+    return [text.text, text.text[: text.replies[0][0]]]
+
+
+def _answered(text: _Text) -> str:
+    """The text up to the last reply's end: no model reads what follows."""
+    return text.text[: text.replies[-1][1]]
+
+
 def _example(
-    segments: Sequence[Segment], options: TextOptions, source_index: int, task: str
+    tokenizer: Any, codec: TextTokens, text: _Text, options: TextOptions, where: tuple[int, str]
 ) -> TokenizedExample:
-    ids = np.array([id_ for part, _ in segments for id_ in part], dtype=np.uint32)
-    mask = np.array([flag for part, flag in segments for _ in part], dtype=np.uint8)
-    last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
-    ids, mask = ids[:last], mask[:last]  # no model reads tokens after the last response token
-    status = _status(ids, mask, options)
+    if text.chat is not None:
+        example = _chat_example(codec, text, options, where)
+    else:
+        example = _plain_example(tokenizer, codec, text, options, where)
+    if example.status == "out_of_vocabulary":
+        return replace(
+            example, token_ids=example.token_ids[:0], is_response=example.is_response[:0]
+        )
+    status = _status(example.token_ids, example.is_response, options)
+    last = len(example.token_ids)
     length = {"ok": last, "truncated": options.max_length}.get(status, 0)
-    return TokenizedExample(ids[:length], mask[:length], status, source_index, task, last)
+    return replace(
+        example,
+        token_ids=example.token_ids[:length],
+        is_response=example.is_response[:length],
+        status=status,
+        full_length=last,
+    )
+
+
+def _chat_example(
+    codec: TextTokens, text: _Text, options: TextOptions, where: tuple[int, str]
+) -> TokenizedExample:
+    assert text.chat is not None
+    ids: list[int] = []
+    mask = np.zeros(0, np.uint8)
+    own, exact = False, True
+    if text.replies:
+        found = codec.cut(_answered(text), text.borders)
+        ids, own, exact = found.ids, found.own, found.exact
+        cut_of = dict(zip(text.borders, found.cuts, strict=True))
+        mask = np.zeros(len(ids), np.uint8)
+        for start, stop in text.replies if options.chat.turns == "all" else text.replies[-1:]:
+            mask[cut_of[start] : cut_of[stop]] = 1
+    rows = [id_ for id_, flag in zip(ids, mask, strict=True) if flag]
+    bad = not exact or codec.has_unknown(rows)
+    return TokenizedExample(
+        np.array(ids, np.uint32),
+        mask,
+        "out_of_vocabulary" if bad else "ok",
+        *where,
+        full_length=len(ids),
+        own_border=own,
+        num_context_turns=text.chat.num_context_turns,
+    )
+
+
+def _plain_example(
+    tokenizer: Any, codec: TextTokens, text: _Text, options: TextOptions, where: tuple[int, str]
+) -> TokenizedExample:
+    border = text.replies[0][0]
+    whole, prompt = codec.encode(text.text), codec.encode(text.text[:border])
+    response, own = whole[len(prompt) :], False
+    if whole[: len(prompt)] != prompt:
+        response, own = codec.continuation(text.text[border:]), True
+    exact = codec.reproduces(text.text, prompt + response, [(border, len(prompt))])
+    bad = not exact or codec.has_unknown(response)
+    if response and options.eos and response[-1] != _eos_id(tokenizer):
+        response = [*response, _eos_id(tokenizer)]
+    before, rendered = _with_leading(codec, prompt, response)
+    ids = [*before, *response]
+    mask = np.zeros(len(ids), np.uint8)
+    mask[len(before) :] = 1
+    if not response:
+        ids, mask = [], mask[:0]
+    return TokenizedExample(
+        np.array(ids, np.uint32),
+        mask,
+        "out_of_vocabulary" if bad else "ok",
+        *where,
+        full_length=len(ids),
+        own_border=own,
+        rendered_bos=rendered,
+    )
+
+
+def _with_leading(
+    codec: TextTokens, prompt: list[int], response: list[int]
+) -> tuple[list[int], bool]:
+    """The prompt behind the tokenizer's leading tokens, and whether it came with them."""
+    leading = codec.leading
+    if leading and [*prompt, *response][: len(leading)] == leading:
+        return prompt, True
+    return [*leading, *prompt], False
 
 
 @contextmanager
@@ -103,22 +242,52 @@ def _name_record(index: int) -> Iterator[None]:
     """Prefix errors with the record's index."""
     try:
         yield
+    except ChatRefusedError:
+        raise
     except UsageError as error:
         raise UsageError(f"record {index}: {error}") from error
 
 
-def prompt_ids(tokenizer: Any, record: Record, columns: Columns) -> list[int]:
+def prompt_ids(
+    tokenizer: Any, record: Record, columns: Columns, chat: ChatOptions | None = None
+) -> list[int]:
     """The prompt's tokens, exactly as capture puts them before the (last) response.
 
     For messages: all turns before the last assistant turn, with the generation prompt.
+
+    Raises:
+        UsageError: a column is missing, or the chat template cannot place the conversation.
     """
+    codec = text_tokens(tokenizer)
     columns = decide_columns(record, columns)
-    pieces = _pieces(tokenizer, record, columns)
-    ids = _encode_all(tokenizer, [text for text, _ in pieces])
-    segments = _segments(tokenizer, pieces, ids, columns, eos=False)
-    replies = [n for n, (part, is_response) in enumerate(segments) if is_response]
-    before = segments[: replies[-1]] if replies else segments
-    return [id_ for part, _ in before for id_ in part]
+    text = _text(tokenizer, record, columns, chat or ChatOptions())
+    if text.chat is None:
+        border = text.replies[0][0]
+        prompt = codec.encode(text.text[:border])
+        response = [] if prompt else codec.encode(text.text)
+        return _with_leading(codec, prompt, response)[0]
+    if not text.replies:
+        return codec.encode(text.text)
+    found = codec.cut(_answered(text), text.borders)
+    return found.ids[: found.cuts[text.borders.index(text.replies[-1][0])]]
+
+
+def answer_ids(
+    tokenizer: Any,
+    record: Record,
+    columns: Columns,
+    answer: str,
+    chat: ChatOptions | None = None,
+) -> list[int]:
+    """Tokens of another answer in place of the (last) response, as a model would write it."""
+    codec = text_tokens(tokenizer)
+    columns = decide_columns(record, columns)
+    text = _text(tokenizer, record, columns, chat or ChatOptions())
+    given, lead = "", "" if text.chat is None else text.chat.lead
+    if text.replies:
+        given = text.text[: text.replies[-1][0]]
+    found = codec.cut(given + lead + answer, [len(given)])
+    return found.ids[found.cuts[0] :]
 
 
 def reference_text(record: Record, columns: Columns) -> str:
@@ -130,80 +299,10 @@ def reference_text(record: Record, columns: Columns) -> str:
     return str(column_value(record, columns, role))
 
 
-def _pieces(tokenizer: Any, record: Record, columns: Columns) -> list[tuple[str, bool]]:
-    """The text of an example in order: pieces, and whether each belongs to the response."""
-    if columns.kind == "messages":
-        return conversation_segments(tokenizer, column_value(record, columns, "messages"))
-    prompt = column_value(record, columns, "prompt") if columns.kind == "prompt" else ""
-    response = column_value(record, columns, "response" if columns.kind == "prompt" else "text")
-    return [(prompt, False), (response, True)]
-
-
-def _segments(
-    tokenizer: Any,
-    pieces: Sequence[tuple[str, bool]],
-    encoded: Sequence[list[int]],
-    columns: Columns,
-    eos: bool,
-) -> list[Segment]:
-    """The tokens of all pieces, with the tokenizer's leading special tokens and EOS."""
-    if columns.kind == "messages":
-        both = zip(pieces, encoded, strict=True)
-        return [s for (_, flag), ids in both for s in _chat_segment(tokenizer, ids, flag)]
-    prompt, response = encoded
-    if response and eos and response[-1] != _eos_id(tokenizer):
-        response = [*response, _eos_id(tokenizer)]
-    return [(_leading_special(tokenizer) + prompt, False), (response, True)]
-
-
-def _chat_segment(tokenizer: Any, ids: list[int], is_response: bool) -> list[Segment]:
-    """Segments of one rendered piece; template text after a reply's end is not response."""
-    end = _end_of_turn(tokenizer, ids) if is_response else len(ids)
-    return [(ids[:end], is_response), (ids[end:], False)]
-
-
-def _end_of_turn(tokenizer: Any, ids: list[int]) -> int:
-    """End of a reply: after its last EOS, or after a special token that only white space follows.
-
-    The second rule serves templates that end a turn with another token than EOS (<end_of_turn>).
-    """
-    eos = tokenizer.eos_token_id
-    if eos is not None and eos in ids:
-        return len(ids) - ids[::-1].index(eos)
-    special = _special_ids(tokenizer)
-    ends = [n + 1 for n, id_ in enumerate(ids) if id_ in special]
-    if ends and not tokenizer.decode(ids[ends[-1] :]).strip():
-        return ends[-1]
-    return len(ids)
-
-
-@lru_cache(maxsize=4)
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    added = tokenizer.added_tokens_decoder.items()
-    return frozenset(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
-
-
-def _encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of each text; one call for all texts takes a quarter of the time of one call each."""
-    nonempty = [text for text in texts if text]
-    if not nonempty:
-        return [[] for _ in texts]
-    encoded = iter(tokenizer(nonempty, add_special_tokens=False, verbose=False)["input_ids"])
-    return [list(next(encoded)) if text else [] for text in texts]
-
-
 def _eos_id(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
         raise UsageError("the tokenizer has no EOS token, expected one; pass --no-eos")
     return int(tokenizer.eos_token_id)
-
-
-@lru_cache(maxsize=4)
-def _leading_special(tokenizer: Any) -> list[int]:
-    """Ids that the tokenizer adds before a text: BOS, or nothing."""
-    bare, full = _encode_all(tokenizer, ["a"])[0], list(tokenizer("a")["input_ids"])
-    starts = [n for n in range(len(full)) if full[n : n + len(bare)] == bare]
-    return full[: starts[0]] if starts else []
 
 
 def _status(ids: npt.NDArray[np.uint32], mask: npt.NDArray[np.uint8], options: TextOptions) -> str:

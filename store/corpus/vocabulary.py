@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -47,7 +48,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     Truncation and padding are excluded: they are the caller's state, not the tokenizer's.
     """
     content: dict[str, Any] = {
-        "pipeline": _pipeline(tokenizer),
+        "pipeline": tokenizer_pipeline(tokenizer),
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": tokenizer.chat_template,
     }
@@ -56,13 +57,14 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def template_digest(tokenizer: Any) -> str:
-    """sha256 of the chat template."""
-    return hashlib.sha256(json.dumps(tokenizer.chat_template, sort_keys=True).encode()).hexdigest()
+def template_digest(tokenizer: Any, override: str | None = None) -> str:
+    """sha256 of the chat template: the tokenizer's, or another in its place."""
+    template = tokenizer.chat_template if override is None else override
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
 
 
-def _pipeline(tokenizer: Any) -> dict[str, Any] | None:
-    """The fast tokenizer's JSON description; None for a tokenizer written in Python."""
+def tokenizer_pipeline(tokenizer: Any) -> dict[str, Any] | None:
+    """The fast tokenizer's description as JSON; None for a tokenizer written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
@@ -71,21 +73,53 @@ def _pipeline(tokenizer: Any) -> dict[str, Any] | None:
     return pipeline
 
 
+def text_bytes(tokenizer: Any, backend: Any, text: str) -> bytes:
+    """Bytes of a text as the tokens spell it: after the normaliser of `backend`, if there is one.
+
+    Args:
+        tokenizer: whose tokens `token_bytes` describes.
+        backend: a fast tokenizer whose normaliser inserts no prefix, or None.
+        text: without added tokens.
+    """
+    if backend is not None and backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    return _text_decoder(tokenizer)(text)
+
+
+@lru_cache(maxsize=4)
+def _text_decoder(tokenizer: Any) -> Callable[[str], bytes]:
+    pipeline = tokenizer_pipeline(tokenizer) or {}
+    if "ByteLevel" in _stages(pipeline.get("normalizer")):
+        return _token_decoder(tokenizer, tokenizer.get_vocab())
+    if _token_decoder(tokenizer, tokenizer.get_vocab()) is _from_sentencepiece:
+        return lambda text: text.replace(_SPACE_MARK, " ").encode()
+    return str.encode
+
+
 def _token_decoder(tokenizer: Any, vocab: dict[str, int]) -> Callable[[str], bytes]:
-    stages = _decoder_stages((_pipeline(tokenizer) or {}).get("decoder"))
+    pipeline = tokenizer_pipeline(tokenizer) or {}
+    stages = _stages(pipeline.get("decoder"))
+    if pipeline.get("decoder") is None:  # the other stages tell how tokens spell bytes
+        stages = (_stages(pipeline.get("pre_tokenizer")) | _stages(pipeline.get("normalizer"))) & {
+            "ByteLevel",
+            "Metaspace",
+            "Prepend",
+        }
     if "ByteLevel" in stages or "\u0120the" in vocab:
         table = _byte_level_table()
         return lambda token: _from_byte_level(token, table)
-    if stages & {"Metaspace", "ByteFallback", "Replace"} or "<0x0A>" in vocab:
+    if stages & {"Metaspace", "ByteFallback", "Replace", "Prepend"} or "<0x0A>" in vocab:
         return _from_sentencepiece
     return str.encode
 
 
-def _decoder_stages(decoder: dict[str, Any] | None) -> set[str]:
-    if decoder is None:
+def _stages(stage: dict[str, Any] | None) -> set[str]:
+    """Types of a stage and of the stages inside it."""
+    if stage is None:
         return set()
-    nested = [_decoder_stages(part) for part in decoder.get("decoders", [])]
-    return {decoder["type"]}.union(*nested)
+    inside = [*stage.get("decoders", []), *stage.get("normalizers", [])]
+    nested = [_stages(part) for part in [*inside, *stage.get("pretokenizers", [])]]
+    return {stage["type"]}.union(*nested)
 
 
 def _byte_level_table() -> dict[str, int]:

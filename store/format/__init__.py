@@ -28,6 +28,7 @@ from caskd.store.format.rows import (
 )
 from caskd.store.format.shard_file import ShardFile, encode_shards, encode_whole
 from caskd.store.format.spec import StoreSpec, check_identity, identity_differences
+from caskd.store.format.versions import needed_version
 
 __all__ = [
     "COMMITS",
@@ -61,5 +62,6 @@ __all__ = [
     "identity_differences",
     "kept_cells",
     "layout",
+    "needed_version",
     "untrusted_json",
 ]

@@ -21,7 +21,7 @@ def value_limits(spec: StoreSpec) -> dict[str, int]:
     return {
         "token_ids": spec.vocab_size - 1,
         "is_response": 1,
-        "status": len(layout.STATUSES) - 1,
+        "status": layout.NUM_STATUSES[spec.format_version] - 1,
         layout.ID_ORDER.name: spec.vocab_size - 1,
         **spec.row_encoding.limits(
             vocab_size=spec.vocab_size,

@@ -28,8 +28,11 @@ STATUSES = (
     "out_of_vocabulary",
     "non_finite",
     "duplicate",
+    "chat_refused",
 )
 """Names of the values of the `status` array."""
+NUM_STATUSES = {1: 7, 2: 8}
+"""Number of them that a format version knows."""
 GROUP_METADATA = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
 
 

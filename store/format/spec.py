@@ -10,10 +10,10 @@ from caskd.store.format.layout import ArrayLayout
 from caskd.store.format.names import STORE_JSON, canonical_json
 from caskd.store.format.row_encodings import ROW_ENCODINGS
 from caskd.store.format.rows import ROW_KINDS, RowEncoding, RowKind
+from caskd.store.format.versions import VERSIONS, capture_fields, version_problem
 from caskd.store.io import value_text
 
 FORMAT = "caskd-store"
-FORMAT_VERSION = 1
 
 Identity = Mapping[str, Any]
 
@@ -32,6 +32,8 @@ class StoreSpec:
         shard_rows: rows of one shard, filler included.
         chunk_rows: rows of a chunk of cells.
         tasks: task names; the `task` array holds indices into them.
+        format_version: 1, or 2 for a store that a reader of version 1 would misread.
+        optional_arrays: arrays beyond those of the encoding; format 2 only.
     """
 
     identity: Identity
@@ -42,6 +44,8 @@ class StoreSpec:
     shard_rows: int
     chunk_rows: int
     tasks: tuple[str, ...]
+    format_version: int = 1
+    optional_arrays: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -84,6 +88,16 @@ class StoreSpec:
         return str(self.identity["vocabulary"]["tokenizer_digest"])
 
     @property
+    def text_rule(self) -> int:
+        """Rule by which text became tokens; 1 in stores that name none."""
+        return int(self.identity["text"].get("rule", 1))
+
+    @property
+    def capture_fields(self) -> dict[str, str]:
+        """Meaning of the values: engine, values, label, rank, argmax and tail."""
+        return capture_fields(self.identity["capture"])
+
+    @property
     def teacher(self) -> str:
         """The teacher's name: a hub repository or the last folder name."""
         return str(self.identity["teacher"]["name"])
@@ -117,15 +131,16 @@ class StoreSpec:
             "shard_rows": self.shard_rows,
             "chunk_rows": self.chunk_rows,
         }
-        return canonical_json(
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "identity": self.identity,
-                "geometry": geometry,
-                "tasks": list(self.tasks),
-            }
-        )
+        content = {
+            "format": FORMAT,
+            "format_version": self.format_version,
+            "identity": self.identity,
+            "geometry": geometry,
+            "tasks": list(self.tasks),
+        }
+        if self.format_version > 1:
+            content["optional_arrays"] = list(self.optional_arrays)
+        return canonical_json(content)
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> "StoreSpec":
@@ -140,17 +155,34 @@ class StoreSpec:
                 raise UnsafeError(
                     f"{where}: format is {value_text(value['format'])}, expected {FORMAT!r}."
                 )
-            if value["format_version"] != FORMAT_VERSION:
+            version = value["format_version"]
+            if type(version) is not int or version not in VERSIONS:
                 raise UnsafeError(
-                    f"{where}: format version is {value_text(value['format_version'])}, but this "
-                    f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
+                    f"{where}: format version is {value_text(version)}, but this caskd "
+                    f"reads version {' and '.join(map(str, VERSIONS))}. Install a caskd that reads "
+                    "it."
                 )
+            if version > 1 and "optional_arrays" not in value:
+                raise UnsafeError(
+                    f"{where}: format version is {version} without optional_arrays, but this caskd "
+                    "reads version 1, and version 2 with them. Copy the store again."
+                )
+            optional = value["optional_arrays"] if version > 1 else []
         except (KeyError, TypeError) as error:
             raise UnsafeError(
                 f"{where}: not a valid {STORE_JSON} ({type(error).__name__})."
             ) from None
         untrusted_json.check_store_json(value, where)
-        return cls(identity=value["identity"], tasks=tuple(value["tasks"]), **value["geometry"])
+        problem = version_problem(version, value["identity"], optional)
+        if problem:
+            raise UnsafeError(f"{where}: format version {version}, but {problem}.")
+        return cls(
+            identity=value["identity"],
+            tasks=tuple(value["tasks"]),
+            format_version=version,
+            optional_arrays=tuple(optional),
+            **value["geometry"],
+        )
 
 
 def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str, Any, Any]]:
@@ -171,7 +203,9 @@ def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
         IdentityError: names the first differing field, both values, and the number of further
             differences.
     """
-    differences = list(identity_differences(spec.identity, identity))
+    every = list(identity_differences(spec.identity, identity))
+    # The template's digest differs too and fits in a line.
+    differences = [item for item in every if item[0] != "text.template"]
     if differences:
         field, theirs, ours = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

@@ -31,6 +31,7 @@ LIMITS = {
     "size": 1 << 21,
 }
 """Largest value of each count in store.json; `num_cells` and `size` stand in the identity."""
+_OPTIONAL_FACTS = ("non_finite_examples", "counts")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*")
 _HEX = re.compile(r"[0-9a-f]+")
 
@@ -90,10 +91,11 @@ def is_record(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and {"unit", "files", "num_rows", "statuses"} <= value.keys()
-        and value.keys() <= {"unit", "files", "num_rows", "statuses", "non_finite_examples"}
+        and value.keys() <= {"unit", "files", "num_rows", "statuses", *_OPTIONAL_FACTS}
         and is_count(value["num_rows"])
         and is_counts(value["statuses"])
         and _is_list_of(value.get("non_finite_examples", []), is_count)
+        and is_counts(value.get("counts", {}))
         and _is_list_of(value["files"], _is_file_record)
     )
 
@@ -123,7 +125,8 @@ def is_seal(value: Any) -> bool:
     counts = ("num_examples", "num_rows", "num_shards")
     return (
         isinstance(value, dict)
-        and value.keys() == {*counts, "statuses", "bytes", "commits_digest"}
+        and value.keys() - {"counts"} == {*counts, "statuses", "bytes", "commits_digest"}
+        and is_counts(value.get("counts", {}))
         and all(is_count(value[name]) for name in counts)
         and is_counts(value["statuses"])
         and is_counts(value["bytes"])
@@ -202,6 +205,7 @@ def _has_types(identity: Mapping[str, Any]) -> bool:
         and "size" in identity["vocabulary"]
         and {"revision"} <= identity["teacher"].keys()
         and {"eos"} <= identity["text"].keys()
+        and type(identity["text"].get("rule", 1)) is int
     )
 
 

@@ -5,9 +5,16 @@ from caskd.store.inspect.diff import diff_lines, diff_stores
 from caskd.store.inspect.info import info_text, store_info
 from caskd.store.inspect.quality import measure_quality
 from caskd.store.inspect.show import example_html, example_json, example_view
-from caskd.store.inspect.store_card import card, license_note
+from caskd.store.inspect.store_card import (
+    PLAN_COUNTS,
+    card,
+    license_note,
+    read_text_counts,
+    text_counts,
+)
 
 __all__ = [
+    "PLAN_COUNTS",
     "CaptureStatus",
     "card",
     "diff_lines",
@@ -18,6 +25,8 @@ __all__ = [
     "info_text",
     "license_note",
     "measure_quality",
+    "read_text_counts",
     "store_info",
+    "text_counts",
     "watch",
 ]

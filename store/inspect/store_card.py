@@ -5,14 +5,18 @@ A store's metadata is untrusted: it is escaped for terminals and Markdown.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caskd.store.format import StoreSpec
-from caskd.store.io import escape_markdown
+from caskd.store.errors import StoreError
+from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
+from caskd.store.io import escape_markdown, files
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
 
+PLAN_COUNTS = "plan.json"
+"""File under environment/ with what a plan counted of its text."""
 LICENSE_HEADING = "## License"
 NO_LICENSE = """\
 Not stated yet. State here the terms of use of the corpus and of the teacher's outputs. The
@@ -32,6 +36,7 @@ def card(
     totals: Mapping[str, Any],
     quality: "TeacherQuality | None" = None,
     license_note: str = NO_LICENSE,
+    text_counts: Mapping[str, int] | None = None,
 ) -> str:
     """The card as Markdown: contents, origin, teacher quality, license and use.
 
@@ -40,13 +45,15 @@ def card(
         totals: the content of `seal.json`.
         quality: teacher quality on the labels; its section is omitted if None.
         license_note: text of the license section, which users edit.
+        text_counts: what the plan counted of the text, by name.
     """
+    text_counts = totals.get("counts") or text_counts or {}
     sections = [
         f"# Teacher store: {escape_markdown(spec.teacher)}",
         _INTRODUCTION,
         _WARNING,
         "## Contents",
-        _table(_contents(spec, totals)),
+        _table(_contents(spec, totals) | _text_rows(spec, text_counts)),
         "## Origin",
         _table(_origin(spec)),
     ]
@@ -84,6 +91,44 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
         "size": f"{size / 1e6:,.1f} MB, {size / max(num_rows, 1):,.1f} bytes per row",
         "digest": str(totals["commits_digest"]),
     }
+
+
+_TEXT_COUNTS = {
+    "own_borders": "examples whose given part keeps its own tokens, where the whole text merges "
+    "across its border",
+    "rendered_bos": "records that came rendered with BOS",
+    "context_turns": "replies that are context, because they render differently in the whole",
+}
+
+
+def _text_rows(spec: StoreSpec, counts: Mapping[str, int]) -> dict[str, str]:
+    """The rule of the text, and what was counted by it."""
+    counted = [
+        f"{counts[name]:,} {text}" for name, text in _TEXT_COUNTS.items() if counts.get(name)
+    ]
+    return {"text rule": "; ".join([str(spec.text_rule), *counted])}
+
+
+def text_counts(root: Path) -> dict[str, int]:
+    """What the plan of a local store counted of its text; empty if it counted nothing."""
+    name = f"{ENVIRONMENT}/{PLAN_COUNTS}"
+    if files.size_inside(root, name) is None:
+        return {}
+    try:
+        return read_text_counts(files.read_small(root, name))
+    except (StoreError, OSError):
+        return {}  # environment/ is outside the seal; an unreadable file is no damage
+
+
+def read_text_counts(data: bytes) -> dict[str, int]:
+    """The counts in the bytes of `environment/plan.json`; empty if it is not one.
+
+    Raises:
+        UnsafeError: not JSON.
+    """
+    value = untrusted_json.parse_json(data, PLAN_COUNTS)
+    counts = value.get("text") if isinstance(value, dict) else None
+    return dict(counts) if counts and untrusted_json.is_counts(counts) else {}
 
 
 def _origin(spec: StoreSpec) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from caskd.store.commits import CommitRecord, FileRecord, commit_record, unit_files
 from caskd.store.errors import CaskdError, UnreadableError
-from caskd.store.format import STATUSES, Array, ShardFile, StoreSpec, layout
+from caskd.store.format import SEAL, STATUSES, Array, ShardFile, StoreSpec, layout, untrusted_json
 from caskd.store.io import files
 
 
@@ -59,7 +59,16 @@ def _facts(root: Path, spec: StoreSpec, unit: str) -> dict[str, Any]:
     if unit == commit_record.PLAN:
         status, rows = (_example_array(root, spec, name) for name in ("status", "row_count"))
         statuses.update(STATUSES[value] for value in status[rows == 0])
-    return {"num_rows": 0, "statuses": dict(statuses)}
+    facts: dict[str, Any] = {"num_rows": 0, "statuses": dict(statuses)}
+    if unit == commit_record.PLAN and spec.format_version > 1:
+        facts["counts"] = _sealed_counts(root)
+    return facts
+
+
+def _sealed_counts(root: Path) -> dict[str, int]:
+    """The counts of the plan, which the seal repeats; empty if it cannot be parsed."""
+    value = untrusted_json.parse_json(_read(root, SEAL), SEAL)
+    return dict(value["counts"]) if untrusted_json.is_seal(value) and "counts" in value else {}
 
 
 def _example_array(root: Path, spec: StoreSpec, name: str) -> Array:

@@ -1,7 +1,13 @@
 """Plan an empty store and write its shards."""
 
 from caskd.store.write.planner import find_store, plan_store, read_spec
-from caskd.store.write.writer import ShardExample, ShardWork, StoreWriter, pilot_rows
+from caskd.store.write.writer import (
+    ShardExample,
+    ShardWork,
+    StoreWriter,
+    pilot_rows,
+    record_text_counts,
+)
 
 __all__ = [
     "ShardExample",
@@ -11,4 +17,5 @@ __all__ = [
     "pilot_rows",
     "plan_store",
     "read_spec",
+    "record_text_counts",
 ]

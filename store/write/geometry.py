@@ -10,6 +10,9 @@ from caskd.store.corpus import TokenizedExample, alignment
 from caskd.store.errors import UsageError
 from caskd.store.format import STATUSES, Array, encode_shards, layout
 
+TEXT_COUNTS = ("own_borders", "rendered_bos", "context_turns")
+"""What the plan of a store of format 2 counts of its text."""
+
 
 class Axis:
     """Streams one token array into staged shard files, with one shard in memory."""
@@ -52,6 +55,7 @@ class Geometry:
         self.columns: dict[str, list[int]] = {a.name: [] for a in layout.EXAMPLE_LAYOUTS}
         self.tasks: dict[str, int] = {}
         self.statuses: Counter[str] = Counter()
+        self.text_counts = Counter(dict.fromkeys(TEXT_COUNTS, 0))
         self.num_tokens = self.next_row = self.num_rows = 0
 
     def append(self, example: TokenizedExample) -> None:
@@ -68,6 +72,11 @@ class Geometry:
             )
         if self.next_row % self.shard_rows + rows > self.shard_rows:
             self.next_row += self.shard_rows - self.next_row % self.shard_rows
+        self.text_counts.update(
+            own_borders=int(example.own_border),
+            rendered_bos=int(example.rendered_bos),
+            context_turns=example.num_context_turns,
+        )
         values = {
             "token_start": self.num_tokens,
             "token_count": len(example.token_ids),

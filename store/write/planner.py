@@ -26,6 +26,7 @@ from caskd.store.format import (
     check_identity,
     encode_whole,
     layout,
+    needed_version,
     untrusted_json,
 )
 from caskd.store.io import files
@@ -172,6 +173,7 @@ def _decide_plan(
         shard_rows=shard_rows,
         chunk_rows=chunk_rows,
         tasks=tuple(geometry.tasks),
+        format_version=needed_version(identity, geometry.statuses),
     )
     problem = untrusted_json.geometry_problem({**vars(spec), "num_cells": spec.num_cells})
     if problem:
@@ -183,7 +185,9 @@ def _decide_plan(
     contents = _plan_contents(spec, geometry, vocab)
     listed = [publish.stage(staged, name, data) for name, data in contents.items()]
     listed += token_ids.close() + is_response.close()
-    facts = {"num_rows": 0, "statuses": dict(geometry.statuses)}
+    facts: dict[str, Any] = {"num_rows": 0, "statuses": dict(geometry.statuses)}
+    if spec.format_version > 1:
+        facts["counts"] = dict(geometry.text_counts)
     publish.publish(root, staged, CommitRecord(commit_record.PLAN, tuple(listed), facts))
 
 

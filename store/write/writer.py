@@ -34,7 +34,7 @@ from caskd.store.format import (
     fit_orders,
     layout,
 )
-from caskd.store.inspect import card
+from caskd.store.inspect import PLAN_COUNTS, card, text_counts
 from caskd.store.io import files
 from caskd.store.read import StoreArrays, TeacherStore
 from caskd.store.write.planner import find_store
@@ -230,7 +230,17 @@ class StoreWriter:
                 f"{self.root}: the pilot, which every shard depends on, is not complete. "
                 "Run caskd precompute again to restore it."
             )
-        return write_seal(self.root, self.spec, card)
+        counted = text_counts(self.root)
+        return write_seal(
+            self.root, self.spec, lambda spec, totals: card(spec, totals, text_counts=counted)
+        )
+
+
+def record_text_counts(root: Path, counts: Mapping[str, int]) -> None:
+    """Record what a plan counted of its text in `environment/plan.json`, outside the seal."""
+    path = root / ENVIRONMENT / PLAN_COUNTS
+    files.replace_file(path, canonical_json({"text": dict(counts)}), root / STAGING)
+    publish.sweep(root)
 
 
 PILOT_SHARE, MAX_PILOT_ROWS = 1 / 128, 1 << 15

@@ -1,6 +1,7 @@
 """From predictions to a cascade at work: it answers as it was measured to."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,5 +123,11 @@ def test_another_model_is_refused(measured, evaluated):
     swapped = {"small": str(measured / "large"), "large": str(measured / "small"), "device": "cpu"}
     with pytest.raises(IdentityError, match=r"weights_digest.*the cascade was measured with"):
         Cascade.load(file, **swapped)
+    fields = json.loads(Path(file).read_text())
+    assert fields["text"]["small"]["rule"] == fields["text"]["large"]["rule"] == 2
+    older = Path(file).with_name("older.json")
+    older.write_text(json.dumps({key: fields[key] for key in fields if key != "text"}))
+    with pytest.raises(IdentityError, match=r"measured with text rule 1.* rule 2"):
+        Cascade.load(str(older), **models(measured))
     with pytest.raises(UsageError, match="prompt 1 is empty"):
         Cascade.load(file, **models(measured)).answer(["a", ""])

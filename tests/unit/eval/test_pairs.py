@@ -41,6 +41,7 @@ def test_the_score_is_that_of_the_small_models_answers(predictions_file):
         ({"reference": ["x", "y", "y", "x"]}, r"2 examples \(first 'e1'\).*reference"),
         ({"prompt_digest": ["p0", "p1", "p2", "other"]}, "another prompt_digest"),
         ({"metadata": {"quality": "bleu"}}, "measures bleu"),
+        ({"metadata": {"text": {"rule": 2}}}, r"s\.parquet has text rule 2, .* has 1"),
     ],
 )
 def test_predictions_that_do_not_belong_together(predictions_file, changes, message):

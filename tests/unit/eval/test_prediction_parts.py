@@ -113,6 +113,12 @@ def test_another_request_is_refused_with_the_difference(tmp_path):
         opened(tmp_path, request=other)
 
 
+def test_parts_of_another_text_rule_are_refused(tmp_path):
+    fill(opened(tmp_path), [0])
+    with pytest.raises(IdentityError, match=r"another request: text"):
+        opened(tmp_path, request={**REQUEST, "text": {"rule": 2}})
+
+
 def described(digest, **others):
     model = {**REQUEST["model"], "config_digest": digest, "weights_digest": "w", **others}
     return {**REQUEST, "model": model}

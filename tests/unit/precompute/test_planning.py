@@ -42,7 +42,7 @@ def test_identity_says_what_the_numbers_depend_on_and_no_path(config_of, tmp_pat
     assert spec.identity["teacher"]["name"] == "big"
     assert spec.identity["text"] == {
         "kind": "prompt", "eos": True, "max_length": 256, "on_long": "error",
-        "on_duplicate": "keep", "template_digest": None,
+        "on_duplicate": "keep", "template_digest": None, "rule": 2,
     }  # fmt: skip
     assert spec.identity["capture"]["load_dtype"] == "float32"
     assert spec.num_examples == spec.identity["corpus"]["num_records"] == 12

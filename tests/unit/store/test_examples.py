@@ -130,9 +130,10 @@ def test_several_assistant_turns():
     assert marked == "yes</s>no.</s>"
 
 
-def test_a_template_whose_prefixes_do_not_match_is_refused():
-    with pytest.raises(UsageError, match="generation %} marks"):
-        run(with_template(FORGETFUL_TEMPLATE), {"messages": CHAT})
+def test_a_turn_whose_prefix_renders_differently_is_context_and_counted():
+    example, text, marked = run(with_template(FORGETFUL_TEMPLATE), {"messages": CHAT[:4]})
+    assert text == "user:h</s>\nassistant:y</s>\nuser:s</s>\nassistant:no.</s>"
+    assert (marked, example.num_context_turns) == ("no.</s>", 1)
 
 
 def test_the_template_s_own_marks_need_no_matching_prefixes():
@@ -162,20 +163,28 @@ def test_a_system_prompt_and_the_answer_of_a_tool_are_context(template):
     assert marked == "yes</s>no.</s>"
 
 
-def test_a_call_of_a_tool_without_text_is_refused():
+def test_a_call_of_a_tool_without_text_reaches_the_template():
+    template = PLAIN_TEMPLATE.replace("m['content']", "(m['content'] or m['tool_calls'][0].name)")
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather"}]}
+    _, text, marked = run(with_template(template), {"messages": [CHAT[0], call, TOOL, CHAT[3]]})
+    assert text.startswith("user:hi</s>\nassistant:weather</s>\ntool:12 degrees")
+    assert marked == "weather</s>no.</s>"
+
+
+def test_a_message_without_content_and_calls_is_refused():
     with pytest.raises(UsageError, match=r"record 3: a message is .*text in 'role' and"):
-        run(with_template(PLAIN_TEMPLATE), {"messages": [CHAT[0], call, TOOL, CHAT[3]]})
+        run(with_template(PLAIN_TEMPLATE), {"messages": [{"role": "user", "content": None}]})
 
 
-def test_a_rejected_conversation_is_one_line_that_names_the_record():
+def test_a_rejected_conversation_has_a_status_and_a_reason():
     strict = (
         "{% for m in messages %}{% if m['role'] == 'tool' %}"
         "{{ raise_exception('no tools here') }}{% endif %}{% endfor %}" + PLAIN_TEMPLATE
     )
-    with pytest.raises(UsageError, match=r"record 3: .*\(no tools here\)") as caught:
-        run(with_template(strict), {"messages": [CHAT[0], CHAT[1], TOOL, CHAT[3]]})
-    assert "\n" not in str(caught.value)
+    example, text, _ = run(with_template(strict), {"messages": [CHAT[0], CHAT[1], TOOL, CHAT[3]]})
+    assert (example.status, text) == ("chat_refused", "")
+    assert "(no tools here)" in example.reason
+    assert "\n" not in example.reason
     assert run(with_template(strict), {"messages": CHAT})[2] == "yes</s>no.</s>"
 
 

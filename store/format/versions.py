@@ -1,0 +1,60 @@
+"""Which format version a store needs, and the fields that only format 2 has.
+
+A store that an older reader would misread is never written as format 1.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from caskd.store.format.layout import NUM_STATUSES, STATUSES
+
+VERSIONS = (1, 2)
+OPTIONAL_ARRAYS: frozenset[str] = frozenset()
+"""Names that `optional_arrays` may list; none is defined yet."""
+CAPTURE_VALUES: Mapping[str, tuple[str, ...]] = {
+    "engine": ("transformers", "vllm", "server"),
+    "values": ("logits", "log-probs"),
+    "label": ("exact", "within_topk"),
+    "rank": ("exact", "capped"),
+    "argmax": ("exact", "unknown"),
+    "tail": ("exact", "complement", "unknown"),
+}
+"""Fields of `identity.capture` and their values; the first one is meant where a field is absent."""
+_ONLY_IN_2 = ("engine_version", "imported_from")
+
+
+def capture_fields(capture: Mapping[str, Any]) -> dict[str, str]:
+    """Every field of `CAPTURE_VALUES` with the value that a store has."""
+    return {name: str(capture.get(name, known[0])) for name, known in CAPTURE_VALUES.items()}
+
+
+def needed_version(identity: Mapping[str, Any], statuses: Iterable[str]) -> int:
+    """The lowest format version whose readers understand such a store."""
+    capture = identity["capture"]
+    ordinary = all(
+        value == CAPTURE_VALUES[name][0] for name, value in capture_fields(capture).items()
+    )
+    imported = capture.get("imported_from") is not None
+    later = any(STATUSES.index(status) >= NUM_STATUSES[1] for status in statuses)
+    return 1 if ordinary and not imported and not later else 2
+
+
+def version_problem(version: int, identity: Mapping[str, Any], optional_arrays: Any) -> str | None:
+    """The first field of a store.json that its format version does not allow, in words."""
+    capture = identity["capture"]
+    for name, known in CAPTURE_VALUES.items():
+        if name in capture and capture[name] not in known:
+            return f"capture.{name} is not one of {', '.join(known)}"
+    for name in _ONLY_IN_2:
+        if not isinstance(capture.get(name), str | None):
+            return f"capture.{name} is no text"
+    if version == 1 and needed_version(identity, ()) != 1:
+        return "its capture needs format version 2"
+    if not isinstance(optional_arrays, list) or not all(
+        isinstance(name, str) for name in optional_arrays
+    ):
+        return "optional_arrays is not a list of names"
+    unknown = sorted({*optional_arrays} - OPTIONAL_ARRAYS)
+    if unknown:
+        return f"optional_arrays has {unknown[0][:40]!r}, which this caskd does not know"
+    return None
