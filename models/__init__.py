@@ -18,11 +18,12 @@ from caskd.models.opening import (
     locate,
     open_adapter,
     open_config,
+    open_generation_config,
     open_model,
     open_tokenizer,
 )
 from caskd.models.split_model import SplitModel, check_split, is_same_together
-from caskd.models.vocabulary import check_vocabulary
+from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
 __all__ = [
     "ADAPTER_WEIGHTS",
@@ -32,6 +33,7 @@ __all__ = [
     "SplitModel",
     "build_model",
     "check_split",
+    "check_template",
     "check_vocabulary",
     "config_digest",
     "fixed_kernels",
@@ -44,11 +46,13 @@ __all__ = [
     "num_in_batch",
     "open_adapter",
     "open_config",
+    "open_generation_config",
     "open_model",
     "open_tokenizer",
     "pack",
     "pad",
     "padded_batches",
     "pick_device",
+    "stop_ids",
     "weights_digest",
 ]

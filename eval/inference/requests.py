@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
+from caskd.models import check_template
 from caskd.store.corpus import (
     Columns,
     Record,
@@ -55,6 +56,8 @@ def build_requests(
     _check_named(config, records)
     records = [_with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
+    if columns.kind == "messages":
+        check_template(tokenizer, f"--model {config.model}")
     requests = []
     for index, record in enumerate(records):
         try:

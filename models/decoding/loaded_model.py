@@ -6,7 +6,13 @@ from typing import Any
 
 from caskd.models.devices import memory_errors, pick_device
 from caskd.models.digests import config_digest, weights_digest
-from caskd.models.opening import config_folder, open_model, open_tokenizer
+from caskd.models.opening import (
+    config_folder,
+    open_generation_config,
+    open_model,
+    open_tokenizer,
+)
+from caskd.models.vocabulary import stop_ids
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
 
@@ -58,22 +64,17 @@ def load_for_decoding(
             f"{flag} {source}: the weights do not fit on {chosen} ({error}); expected a device "
             "with more memory: pass another --device, or --dtype bfloat16"
         ) from error
-    stop_ids = _stop_ids(model, tokenizer)
+    # transformers opens an adapter with the generation config of its base model, which lacks the
+    # ids that the adapter's own folder names.
+    ends = stop_ids(tokenizer, model.generation_config, open_generation_config(source))
     # Greedy decoding only: generate() would take a repetition penalty, a temperature and every
     # other setting that it is not given from the model's own generation config.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*stop_ids, 0)[0]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*ends, 0)[0]
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=pad
+        do_sample=False, eos_token_id=list(ends) or None, pad_token_id=pad
     )
     identity = _identity(source, model, tokenizer)
-    return LoadedModel(model, tokenizer, stop_ids, identity)
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    found = model.generation_config.eos_token_id
-    ids = list(found) if isinstance(found, list | tuple) else [found]
-    ids.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+    return LoadedModel(model, tokenizer, ends, identity)
 
 
 def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:

@@ -19,10 +19,12 @@ from caskd.store.corpus.tokens import (
     tokenize_examples,
 )
 from caskd.store.corpus.vocabulary import (
+    special_tokens,
     template_digest,
     token_bytes,
     tokenizer_digest,
     vocab_digest,
+    vocabulary_identity,
 )
 
 __all__ = [
@@ -41,9 +43,11 @@ __all__ = [
     "record_task",
     "reference_text",
     "row_labels",
+    "special_tokens",
     "template_digest",
     "token_bytes",
     "tokenize_examples",
     "tokenizer_digest",
     "vocab_digest",
+    "vocabulary_identity",
 ]

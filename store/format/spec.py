@@ -16,6 +16,8 @@ FORMAT = "caskd-store"
 FORMAT_VERSION = 1
 
 Identity = Mapping[str, Any]
+SPECIAL_TOKEN_FIELDS = frozenset({"eos_id", "bos_id", "special_ids"})
+"""Fields of `identity.vocabulary` that stores of older versions lack; absent means unknown."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,15 @@ class StoreSpec:
     def tokenizer_digest(self) -> str:
         """Digest of the whole tokenizer; every worker must have the same digest."""
         return str(self.identity["vocabulary"]["tokenizer_digest"])
+
+    @property
+    def special_tokens(self) -> Mapping[str, Any] | None:
+        """`eos_id`, `bos_id` (null: the teacher has none) and `special_ids` of the teacher's
+        tokenizer; None in stores of versions that did not record them."""
+        vocabulary = self.identity["vocabulary"]
+        if not vocabulary.keys() >= SPECIAL_TOKEN_FIELDS:
+            return None
+        return {field: vocabulary[field] for field in sorted(SPECIAL_TOKEN_FIELDS)}
 
     @property
     def teacher(self) -> str:

@@ -10,12 +10,14 @@ from caskd.train.model.student import (
     load_tokenizer,
     recompute_activations,
 )
+from caskd.train.model.teacher_text import TeacherText, teacher_text, write_teacher_text
 
 __all__ = [
     "SUM_NAMES",
     "LoraOptions",
     "LossOptions",
     "StudentWithLoss",
+    "TeacherText",
     "add_adapters",
     "check_config",
     "load_student",
@@ -24,4 +26,6 @@ __all__ = [
     "merged",
     "recompute_activations",
     "save_adapter",
+    "teacher_text",
+    "write_teacher_text",
 ]
