@@ -22,6 +22,7 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
 )
+from caskd.models.parameters import ParameterCount, count_parameters, quantization_of
 from caskd.models.split_model import SplitModel, check_split, is_same_together
 from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
@@ -30,12 +31,14 @@ __all__ = [
     "Arrange",
     "Checkpoint",
     "HeadForm",
+    "ParameterCount",
     "SplitModel",
     "build_model",
     "check_split",
     "check_template",
     "check_vocabulary",
     "config_digest",
+    "count_parameters",
     "fixed_kernels",
     "head_form",
     "is_same_together",
@@ -53,6 +56,7 @@ __all__ = [
     "pad",
     "padded_batches",
     "pick_device",
+    "quantization_of",
     "stop_ids",
     "weights_digest",
 ]

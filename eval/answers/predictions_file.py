@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caskd.store.errors import UsageError
+from caskd.store.io import value_text
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
@@ -76,6 +77,14 @@ class Predictions:
     def num_parameters(self) -> int:
         """Parameters of the model, embeddings included."""
         return int(self.metadata["model"]["num_parameters"])
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses: all, but of a mixture of experts the chosen ones only.
+
+        All of them, too, where the file does not name the number.
+        """
+        return int(self.metadata["model"].get("num_active_parameters") or self.num_parameters)
 
     def strings(self, name: str) -> list[str]:
         """A text column."""
@@ -171,9 +180,14 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
     try:
         header = json.loads((table.schema.metadata or {})[b"caskd"])
         known = header["format"] == FORMAT and header["model"]["name"] and header["quality"]
-        number, _ = header["version"], int(header["model"]["num_parameters"])
+        number, total = header["version"], int(header["model"]["num_parameters"])
+        active = header["model"].get("num_active_parameters")
     except (KeyError, TypeError, ValueError):
         raise _not_predictions(file, "no caskd metadata") from None
+    if active is not None and not (type(active) is int and 0 < active <= total):
+        raise _not_predictions(
+            file, f"num_active_parameters is {value_text(active)}, expected 1 to {total:,}"
+        )
     if not known:
         raise _not_predictions(file, "no caskd metadata")
     if number != FORMAT_VERSION:

@@ -12,6 +12,7 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
 )
+from caskd.models.parameters import count_parameters, quantization_of
 from caskd.models.vocabulary import stop_ids
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
@@ -82,21 +83,20 @@ def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     configured = config_folder(source)
     # A folder that holds only an adapter has no config.json: the base model's is meant.
     described = configured or config_folder(model.config._name_or_path)
-    total = sum(p.numel() for p in model.parameters())
-    embedding = {
-        parameter
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        if module
-        for parameter in module.parameters()
-    }
-    return {
+    count = count_parameters(model)
+    identity: dict[str, Any] = {
         "name": folder.resolve().name if folder.exists() else source,
         "revision": None if folder.is_dir() or configured is None else configured.name,
         "weights_digest": weights_digest(folder) if folder.is_dir() else None,
         "config_digest": None if described is None else config_digest(described),
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "template_digest": template_digest(tokenizer) if tokenizer.chat_template else None,
-        "num_parameters": total,
-        "num_non_embedding_parameters": total - sum(p.numel() for p in embedding),
+        "num_parameters": count.total,
+        "num_non_embedding_parameters": count.total - count.embedding,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    if count.routed:
+        identity["num_active_parameters"] = count.active
+    if quantization := quantization_of(model.config):
+        identity["quantization"] = quantization
+    return identity

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny import save_tiny, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from caskd.eval import PredictConfig, predict
@@ -15,7 +16,6 @@ from caskd.store.errors import IdentityError, UsageError
 from caskd.train import TrainConfig, train
 from caskd.train.model import teacher_text
 from caskd.train.run.exporter import export
-from helpers.tiny import save_tiny, write_jsonl
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
@@ -90,7 +90,9 @@ def answers_of(root: Path, model: Path) -> list[tuple[str, list[int]]]:
         PredictConfig(model=str(model), data=(str(root / "ask.jsonl"),), out=str(out), **options)
     )
     assert found is not None
-    return list(zip(found.strings("text"), found.columns.column("token_ids").to_pylist(), strict=True))
+    return list(
+        zip(found.strings("text"), found.columns.column("token_ids").to_pylist(), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
