@@ -103,7 +103,7 @@ def open_generation_config(source: str | Path) -> Any:
     from transformers import AutoConfig, GenerationConfig
 
     try:
-        return GenerationConfig.from_pretrained(source)
+        return GenerationConfig.from_pretrained(source, trust_remote_code=False)
     except OSError:
         pass
     try:

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
-from caskd.models import check_template
 from caskd.store.corpus import (
     Columns,
     Record,
@@ -53,6 +52,8 @@ def build_requests(
     Raises:
         UsageError: a column is missing or has values of another type.
     """
+    from caskd.models import check_template  # here: reading predictions needs no torch
+
     _check_named(config, records)
     records = [_with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
