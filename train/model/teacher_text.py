@@ -136,14 +136,20 @@ def _check_tokenizer(spec: StoreSpec, teacher: Any, source: str) -> None:
 
 
 def _response_ends(store: TeacherStore, special: set[int]) -> tuple[int, ...]:
-    """Special tokens that end stored responses, in a sample of short runs of examples."""
-    index = store.index
+    """Special tokens that end a tenth or more of a sample of stored responses.
+
+    The sample is a few short runs of examples: a remote store fetches few files for it.
+    """
+    text, index = store.spec.identity["text"], store.index
     whole = np.flatnonzero((index.status == STATUSES.index("ok")) & (index.row_count > 0))
+    if not len(whole) or not (text["eos"] or text["kind"] == "messages"):
+        return ()
     starts = np.linspace(0, max(0, len(whole) - _RUN_EXAMPLES), _RUNS).astype(np.int64)
     chosen = np.unique(starts[:, None] + np.arange(_RUN_EXAMPLES))
     batch = store.read(whole[chosen[chosen < len(whole)]], ())
     last, counts = np.unique(batch.labels[batch.row_offsets[1:] - 1], return_counts=True)
-    frequent = last[np.argsort(-counts, kind="stable")].tolist()
+    order = np.argsort(-counts, kind="stable")
+    frequent = last[order][counts[order] * 10 >= counts.sum()].tolist()
     return tuple(id_ for id_ in frequent if id_ in special)
 
 
