@@ -27,11 +27,13 @@ from caskd.models.opening import (
     locate,
     open_adapter,
     open_config,
+    open_generation_config,
     open_model,
     open_tokenizer,
 )
+from caskd.models.parameters import ParameterCount, count_parameters, quantization_of
 from caskd.models.split_model import SplitModel, check_split
-from caskd.models.vocabulary import check_vocabulary
+from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
 __all__ = [
     "ADAPTER_WEIGHTS",
@@ -40,13 +42,16 @@ __all__ = [
     "Checkpoint",
     "HeadForm",
     "LengthBorders",
+    "ParameterCount",
     "SplitModel",
     "arranged_groups",
     "build_model",
     "check_causal",
     "check_split",
+    "check_template",
     "check_vocabulary",
     "config_digest",
+    "count_parameters",
     "fixed_kernels",
     "forget_lengths",
     "head_form",
@@ -60,6 +65,7 @@ __all__ = [
     "num_in_batch",
     "open_adapter",
     "open_config",
+    "open_generation_config",
     "open_model",
     "open_tokenizer",
     "pack",
@@ -67,5 +73,7 @@ __all__ = [
     "padded_batches",
     "pick_device",
     "probe_tokens",
+    "quantization_of",
+    "stop_ids",
     "weights_digest",
 ]

@@ -97,6 +97,22 @@ def open_tokenizer(source: str | Path, flag: str) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
+def open_generation_config(source: str | Path) -> Any:
+    """The model's generation config; without such a file the one that its config implies; None
+    for a folder that holds neither, such as an adapter."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError:
+        pass
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError):
+        return None
+    return GenerationConfig.from_model_config(config)
+
+
 def build_model(
     config: Any, flag: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> Any:

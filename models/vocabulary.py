@@ -1,10 +1,10 @@
-"""The check that a model reads the token ids of a store as the store means them."""
+"""Whether a model reads the token ids of a store as the store means them, and where it stops."""
 
 from typing import Any
 
 from caskd.store import StoreSpec
 from caskd.store.corpus import token_bytes, vocab_digest
-from caskd.store.errors import IdentityError
+from caskd.store.errors import IdentityError, UsageError
 
 
 def check_vocabulary(tokenizer: Any, spec: StoreSpec, flag: str) -> None:
@@ -26,4 +26,34 @@ def check_vocabulary(tokenizer: Any, spec: StoreSpec, flag: str) -> None:
             f"store's ({spec.vocab_size} tokens, digest {spec.vocab_digest[:12]}, teacher "
             f"{spec.teacher}), so that token ids would be misread; expected a student with the "
             "teacher's tokenizer: pass another model, or precompute a store for this one"
+        )
+
+
+def stop_ids(tokenizer: Any, *generation_configs: Any) -> tuple[int, ...]:
+    """Ids that end an answer: those of the generation configs (None is skipped), then the
+    tokenizer's EOS."""
+    ids: list[Any] = []
+    for config in generation_configs:
+        found = getattr(config, "eos_token_id", None)
+        ids += found if isinstance(found, list | tuple) else [found]
+    ids.append(tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+
+
+def check_template(tokenizer: Any, flag: str) -> None:
+    """Refuse a model without a chat template, which data with messages needs.
+
+    Args:
+        tokenizer: of the model.
+        flag: the option that named the model and its value.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not tokenizer.chat_template:
+        raise UsageError(
+            f"{flag}: the data has messages, but the model has no chat template; expected that of "
+            "its teacher: export the model again from a run whose start names the template "
+            "(caskd train --teacher-tokenizer FOLDER, then caskd export), or copy the teacher's "
+            "chat_template.jinja into the model's folder"
         )

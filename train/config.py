@@ -33,6 +33,8 @@ class TrainConfig:
     """Sealed teacher stores to train on: URL or URL=weight each; weights set shares of examples."""
     student: str
     """Model to train: a transformers directory or hub id with the teacher's tokenizer."""
+    teacher_tokenizer: str | None = None
+    """Folder or hub id of the teacher's tokenizer, for stores that lack its EOS or template."""
     out: Path
     """Directory of the run; it gets metrics.jsonl and checkpoints/."""
     steps: int
@@ -236,6 +238,7 @@ def _check_weights(config: TrainConfig) -> None:
 RESUMABLE_CHANGES = frozenset(
     {
         "store",
+        "teacher_tokenizer",
         "out",
         "resume",
         "dry_run",

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from caskd.eval.answers.checks import check_values, num_parameters
 from caskd.store.errors import UsageError
+from caskd.store.io import value_text
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
@@ -77,6 +78,14 @@ class Predictions:
     def num_parameters(self) -> int:
         """Parameters of the model, embeddings included."""
         return int(self.metadata["model"]["num_parameters"])
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses: all, but of a mixture of experts the chosen ones only.
+
+        All of them, too, where the file does not name the number.
+        """
+        return int(self.metadata["model"].get("num_active_parameters") or self.num_parameters)
 
     def strings(self, name: str) -> list[str]:
         """A text column."""
@@ -179,6 +188,7 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
         header = json.loads((table.schema.metadata or {})[b"caskd"])
         known = header["format"] == FORMAT and header["model"]["name"] and header["quality"]
         number, parameters = header["version"], header["model"]["num_parameters"]
+        active = header["model"].get("num_active_parameters")
     except (KeyError, TypeError, ValueError):
         raise _not_predictions(file, "no caskd metadata") from None
     if not known:
@@ -191,6 +201,10 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
         raise UsageError(
             f"{file}: metadata model.num_parameters is {parameters!r}, expected a whole number "
             "above 0; rerun caskd predict"
+        )
+    if active is not None and not (type(active) is int and 0 < active <= parameters):
+        raise _not_predictions(
+            file, f"num_active_parameters is {value_text(active)}, expected 1 to {parameters:,}"
         )
     return dict(header)
 

@@ -1,8 +1,9 @@
 """Cost of a cascade: floating-point operations, money, seconds.
 
-A forward pass costs 2 FLOPs per parameter and token. The small model always answers, and the large
-model answers the deferred examples: cost = C_small + deferral_rate * C_large. A rule that decides
-before generation saves the small model's answers to deferred examples. All examples weigh the same.
+A forward pass costs 2 FLOPs per token and parameter that the token uses. The small model always
+answers, and the large model answers the deferred examples: cost = C_small + deferral_rate *
+C_large. A rule that decides before generation saves the small model's answers to deferred examples.
+All examples weigh the same.
 
 Legend: E examples, P points of a curve.
 """
@@ -85,7 +86,7 @@ def token_cost(
 
 def flops(predictions: Predictions) -> tuple[FloatArray, FloatArray]:
     """FLOPs [E] of each prompt, and of each answer."""
-    each = flops_per_token(predictions.num_parameters)
+    each = flops_per_token(predictions.num_active_parameters)
     return each * predictions.numbers("prompt_tokens"), each * predictions.numbers("output_tokens")
 
 

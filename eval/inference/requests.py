@@ -57,10 +57,14 @@ def build_requests(
     Raises:
         UsageError: a column is missing or has values of another type.
     """
+    from caskd.models import check_template  # here: reading predictions needs no torch
+
     _check_named(config, records)
     records = [_with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
     chat = chat_options(config)
+    if columns.kind == "messages" and chat.template is None:
+        check_template(tokenizer, f"--model {config.model}")
     requests = []
     for index, record in enumerate(records):
         try:

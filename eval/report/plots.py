@@ -35,7 +35,7 @@ def curve_figure(analysis: Analysis) -> Figure:
     figure, (by_rate, by_cost) = panels(2, sharey=True)
     for result, color, label in _colored(results):
         curve, sizes = result.curve, (result.pair.small, result.pair.large)
-        oracle_cost = token_cost(curve.oracle_rate, *(p.num_parameters for p in sizes))
+        oracle_cost = token_cost(curve.oracle_rate, *(p.num_active_parameters for p in sizes))
         for axes, x, oracle_x in (
             (by_rate, curve.deferral_rate, curve.oracle_rate),
             (by_cost, result.token_flops, oracle_cost),
@@ -45,7 +45,7 @@ def curve_figure(analysis: Analysis) -> Figure:
             _line(axes, x, curve.quality, color=color, lw=1.5, label=label)
     large = results[0].pair.large
     by_cost.plot(
-        [flops_per_token(large.num_parameters)],
+        [flops_per_token(large.num_active_parameters)],
         [results[0].curve.quality_large],
         marker="*",
         ms=9,

@@ -149,6 +149,7 @@ def _model(predictions: Predictions) -> dict[str, Any]:
         "name": strip_control(predictions.model_name),
         "file": strip_control(predictions.source),
         "num_parameters": predictions.num_parameters,
+        "num_active_parameters": predictions.num_active_parameters,
         "data_digest": predictions.metadata.get("data_digest"),
         "num_empty_answers": predictions.num_empty(),
     }

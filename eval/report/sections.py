@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from caskd.eval.answers import Predictions
 from caskd.eval.curves import thin
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines, questions_line
 from caskd.eval.report.tables import rule_rows, summary_rows
 from caskd.eval.study import ALL_TASKS, Analysis
+from caskd.store.io import strip_control
 
 _SUMMARY: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"), "num_examples": ("examples", ",d"),
@@ -153,14 +155,34 @@ def rules(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
     )
 
 
-def cost(_: Analysis, pictures: Mapping[str, Picture]) -> Section:
+def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
     """Computation, time and money."""
+    models = [model for one in analysis.results for model in (one.pair.small, one.pair.large)]
+    notes = list(dict.fromkeys(note for model in models for note in _experts(model)))
     text = (
         "Computation counts prompts and answers at their own lengths, 2 FLOPs per parameter and "
         "token. Seconds are those of caskd predict, the two models one after the other; the dotted "
         "line is the 95th percentile."
     )
-    return Section("Cost per example", texts=[text], pictures=[pictures["cost"]])
+    return Section("Cost per example", texts=[text], pictures=[pictures["cost"]], notes=notes)
+
+
+def _experts(model: Predictions) -> Iterator[str]:
+    """How the cost counts a mixture of experts; nothing for other models."""
+    described = model.metadata["model"]
+    if "num_active_parameters" not in described:
+        return
+    name = strip_control(model.model_name)
+    if described["num_active_parameters"] is None:
+        yield (
+            f"{name} is a mixture of experts whose config does not name the number that a token "
+            f"uses: its cost counts all {model.num_parameters:,} parameters, which is too high."
+        )
+    else:
+        yield (
+            f"{name} is a mixture of experts: its cost counts the {model.num_active_parameters:,} "
+            f"of its {model.num_parameters:,} parameters that one token uses."
+        )
 
 
 def corpus_bleu(_: Analysis, pictures: Mapping[str, Picture]) -> Section | None:

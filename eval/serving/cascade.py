@@ -226,10 +226,14 @@ def _decode(
 ) -> "list[Answer]":
     """Answers decoded as `caskd predict` does, with its stop texts and hidden states."""
     from caskd.eval.inference import batches
+    from caskd.models import check_template
     from caskd.models.decoding import check_stop_texts, decode_batch
     from caskd.store.corpus import prompt_ids
 
     check_stop_texts(loaded.tokenizer, decoding.get("stop", ()))
+    own_template = chat is None or chat.template is None
+    if own_template and not all(isinstance(prompt, str) for prompt in prompts):
+        check_template(loaded.tokenizer, f"model {loaded.identity['name']}")
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt), chat) for prompt in prompts]
     empty = next((index for index, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:

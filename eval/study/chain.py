@@ -136,7 +136,7 @@ def _links(
 
 def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
     if prices is None:
-        return np.full(len(predictions), flops_per_token(predictions.num_parameters))
+        return np.full(len(predictions), flops_per_token(predictions.num_active_parameters))
     read, written = money(predictions, price_of(prices, predictions.model_name))
     return read + written
 

@@ -223,7 +223,7 @@ def _cost(result: CascadeResult, rate: FloatArray) -> FloatArray:
     """FLOPs per token at these deferral rates."""
     return token_cost(
         rate,
-        result.pair.small.num_parameters,
-        result.pair.large.num_parameters,
+        result.pair.small.num_active_parameters,
+        result.pair.large.num_active_parameters,
         before_generation=result.main.scores.before_generation,
     )

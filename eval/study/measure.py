@@ -161,8 +161,8 @@ def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
         figures={**curve_figures(curve), **rest},
         token_flops=token_cost(
             thinned.deferral_rate,
-            pair.small.num_parameters,
-            pair.large.num_parameters,
+            pair.small.num_active_parameters,
+            pair.large.num_active_parameters,
             before_generation=scores.before_generation,
         ),
     )

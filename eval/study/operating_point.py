@@ -165,7 +165,7 @@ def _cost(pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | None) ->
     if prices is not None:
         return cost_shares(pair, scores, prices)["money"]
     small, large = (
-        np.full(len(pair), flops_per_token(model.num_parameters))
+        np.full(len(pair), flops_per_token(model.num_active_parameters))
         for model in (pair.small, pair.large)
     )
     return shares(small, large, saved=small if scores.before_generation else None)

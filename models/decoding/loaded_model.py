@@ -9,7 +9,14 @@ from caskd.models.decoding.left_padding import decoding_groups
 from caskd.models.devices import memory_errors, pick_device
 from caskd.models.digests import config_digest, weights_digest
 from caskd.models.forward_probe import check_causal
-from caskd.models.opening import config_folder, open_model, open_tokenizer
+from caskd.models.opening import (
+    config_folder,
+    open_generation_config,
+    open_model,
+    open_tokenizer,
+)
+from caskd.models.parameters import count_parameters, quantization_of
+from caskd.models.vocabulary import stop_ids
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
 
@@ -64,24 +71,19 @@ def load_for_decoding(
             "with more memory: pass another --device, or --dtype bfloat16"
         ) from error
     check_causal(model, f"{flag} {source}")
-    stop_ids = _stop_ids(model, tokenizer)
+    # transformers opens an adapter with the generation config of its base model, which lacks the
+    # ids that the adapter's own folder names.
+    ends = stop_ids(tokenizer, model.generation_config, open_generation_config(source))
     # Greedy decoding only: generate() would take a repetition penalty, a temperature and every
     # other setting that it is not given from the model's own generation config.
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*stop_ids, 0)[0]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*ends, 0)[0]
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=list(stop_ids) or None, pad_token_id=pad
+        do_sample=False, eos_token_id=list(ends) or None, pad_token_id=pad
     )
     identity = _identity(source, model, tokenizer)
     name = f"{identity['name']} ({type(model).__name__})"
-    groups = decoding_groups(model, stop_ids, f"{flag} {source}", name)
-    return LoadedModel(model, tokenizer, stop_ids, identity, groups)
-
-
-def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    found = model.generation_config.eos_token_id
-    ids = list(found) if isinstance(found, list | tuple) else [found]
-    ids.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+    groups = decoding_groups(model, ends, f"{flag} {source}", name)
+    return LoadedModel(model, tokenizer, ends, identity, groups)
 
 
 def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -89,21 +91,20 @@ def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     configured = config_folder(source)
     # A folder that holds only an adapter has no config.json: the base model's is meant.
     described = configured or config_folder(model.config._name_or_path)
-    total = sum(p.numel() for p in model.parameters())
-    embedding = {
-        parameter
-        for module in (model.get_input_embeddings(), model.get_output_embeddings())
-        if module
-        for parameter in module.parameters()
-    }
-    return {
+    count = count_parameters(model)
+    identity: dict[str, Any] = {
         "name": folder.resolve().name if folder.exists() else source,
         "revision": None if folder.is_dir() or configured is None else configured.name,
         "weights_digest": weights_digest(folder) if folder.is_dir() else None,
         "config_digest": None if described is None else config_digest(described),
         "tokenizer_digest": tokenizer_digest(tokenizer),
         "template_digest": template_digest(tokenizer) if tokenizer.chat_template else None,
-        "num_parameters": total,
-        "num_non_embedding_parameters": total - sum(p.numel() for p in embedding),
+        "num_parameters": count.total,
+        "num_non_embedding_parameters": count.total - count.embedding,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
+    if count.routed:
+        identity["num_active_parameters"] = count.active
+    if quantization := quantization_of(model.config):
+        identity["quantization"] = quantization
+    return identity

@@ -18,11 +18,10 @@ from caskd.store.corpus import (
     template_digest,
     text_tokens,
     token_bytes,
-    tokenizer_digest,
-    vocab_digest,
+    vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import StoreSpec, check_identity
+from caskd.store.format import SPECIAL_TOKEN_FIELDS, StoreSpec, check_identity
 from caskd.store.write import find_store
 
 
@@ -57,13 +56,9 @@ def check_job(config: PrecomputeConfig) -> Job:
         _check_rule(existing, config.store)
     ignored: dict[str, None] = {}
     digest, num_records = corpus_digest(read_records(config.data), columns, ignored)
-    identity = {
+    identity: dict[str, Any] = {
         "teacher": source.identity(),
-        "vocabulary": {
-            "size": len(vocab),
-            "digest": vocab_digest(vocab),
-            "tokenizer_digest": tokenizer_digest(source.tokenizer),
-        },
+        "vocabulary": vocabulary_identity(source.tokenizer, vocab),
         "text": {
             "kind": columns.kind,
             "eos": options.eos,
@@ -78,6 +73,10 @@ def check_job(config: PrecomputeConfig) -> Job:
         "encoding": config.encoding,
     }
     if existing is not None:
+        # Stores of older versions lack these ids, which their tokenizer digest covers.
+        absent = SPECIAL_TOKEN_FIELDS - existing.identity["vocabulary"].keys()
+        for field in absent:
+            del identity["vocabulary"][field]
         check_identity(existing, identity, config.store)
     return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
 

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models import SplitModel, build_model, locate, open_config, open_tokenizer
+from caskd.models import (
+    SplitModel,
+    build_model,
+    locate,
+    open_config,
+    open_tokenizer,
+    quantization_of,
+)
 from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
 
@@ -26,6 +33,8 @@ class TransformersCheckpoint:
     load_dtype: str
     attention: str
     max_length: int | None
+    quantization: dict[str, Any] | None = None
+    """Method and bits of quantised weights."""
     adapter: AdapterSource | None = None
     device_map: str | dict[str, str | int] | None = None
     """How transformers lays the model out over several devices; None for one device."""
@@ -69,6 +78,7 @@ def find_checkpoint(
         load_dtype=str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype,
         attention=own_attention if attention == "auto" else attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
+        quantization=quantization_of(config),
         adapter=None if adapter is None else find_adapter(adapter),
         device_map=device_map,
     )

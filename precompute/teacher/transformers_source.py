@@ -76,7 +76,7 @@ class TransformersSource:
             # The head multiplies in the model's own dtype; only the result is widened to float32.
             "logits_dtype": self.checkpoint.load_dtype,
             "attention": self.checkpoint.attention,
-            "quantization": None,
+            "quantization": self.checkpoint.quantization,
             "temperature": 1.0,
         }
 

@@ -25,10 +25,12 @@ from caskd.store.corpus.tokens import (
     tokenize_examples,
 )
 from caskd.store.corpus.vocabulary import (
+    special_tokens,
     template_digest,
     token_bytes,
     tokenizer_digest,
     vocab_digest,
+    vocabulary_identity,
 )
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "record_task",
     "reference_text",
     "row_labels",
+    "special_tokens",
     "template_digest",
     "template_text",
     "template_values",
@@ -61,4 +64,5 @@ __all__ = [
     "tokenize_examples",
     "tokenizer_digest",
     "vocab_digest",
+    "vocabulary_identity",
 ]

@@ -57,6 +57,34 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def vocabulary_identity(tokenizer: Any, tokens: list[bytes]) -> dict[str, Any]:
+    """Fields of `identity.vocabulary` in store.json; `tokens` are the tokenizer's `token_bytes`.
+
+    `eos_id` and `bos_id` are null where the tokenizer has no such token.
+    """
+    return {
+        "size": len(tokens),
+        "digest": vocab_digest(tokens),
+        "tokenizer_digest": tokenizer_digest(tokenizer),
+        **special_tokens(tokenizer),
+    }
+
+
+def special_tokens(tokenizer: Any) -> dict[str, Any]:
+    """`eos_id`, `bos_id`, and `special_ids`: all ids that are markup and never text, ascending."""
+    added = tokenizer.added_tokens_decoder.items()
+    special = {*tokenizer.all_special_ids, *(id_ for id_, token in added if token.special)}
+    return {
+        "eos_id": _id_or_none(tokenizer.eos_token_id),
+        "bos_id": _id_or_none(tokenizer.bos_token_id),
+        "special_ids": sorted(int(id_) for id_ in special if id_ is not None),
+    }
+
+
+def _id_or_none(id_: int | None) -> int | None:
+    return None if id_ is None else int(id_)
+
+
 def template_digest(tokenizer: Any, override: str | None = None) -> str:
     """sha256 of the chat template: the tokenizer's, or another in its place."""
     template = tokenizer.chat_template if override is None else override

@@ -27,7 +27,12 @@ from caskd.store.format.rows import (
     RowKind,
 )
 from caskd.store.format.shard_file import ShardFile, encode_shards, encode_whole
-from caskd.store.format.spec import StoreSpec, check_identity, identity_differences
+from caskd.store.format.spec import (
+    SPECIAL_TOKEN_FIELDS,
+    StoreSpec,
+    check_identity,
+    identity_differences,
+)
 from caskd.store.format.versions import needed_version
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "ROW_KINDS",
     "SAMPLED",
     "SEAL",
+    "SPECIAL_TOKEN_FIELDS",
     "STAGING",
     "STATUSES",
     "STORE_JSON",

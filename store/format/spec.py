@@ -16,6 +16,8 @@ from caskd.store.io import value_text
 FORMAT = "caskd-store"
 
 Identity = Mapping[str, Any]
+SPECIAL_TOKEN_FIELDS = frozenset({"eos_id", "bos_id", "special_ids"})
+"""Fields of `identity.vocabulary` that stores of older versions lack; absent means unknown."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class StoreSpec:
     def capture_fields(self) -> dict[str, str]:
         """Meaning of the values: engine, values, label, rank, argmax and tail."""
         return capture_fields(self.identity["capture"])
+
+    @property
+    def special_tokens(self) -> Mapping[str, Any] | None:
+        """`eos_id`, `bos_id` (null: the teacher has none) and `special_ids` of the teacher's
+        tokenizer; None in stores of versions that did not record them."""
+        vocabulary = self.identity["vocabulary"]
+        if not vocabulary.keys() >= SPECIAL_TOKEN_FIELDS:
+            return None
+        return {field: vocabulary[field] for field in sorted(SPECIAL_TOKEN_FIELDS)}
 
     @property
     def teacher(self) -> str:

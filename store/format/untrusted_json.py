@@ -179,6 +179,8 @@ def check_store_json(value: Any, where: str) -> None:
     problem = geometry_problem(counts)
     if problem:
         raise UnsafeError(f"{where}: {problem}.")
+    if not _are_special_tokens(identity["vocabulary"]):
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (eos_id, bos_id or special_ids).")
 
 
 _STRINGS = {
@@ -206,6 +208,16 @@ def _has_types(identity: Mapping[str, Any]) -> bool:
         and {"revision"} <= identity["teacher"].keys()
         and {"eos"} <= identity["text"].keys()
         and type(identity["text"].get("rule", 1)) is int
+    )
+
+
+def _are_special_tokens(vocabulary: Mapping[str, Any]) -> bool:
+    """Whether the special tokens of a vocabulary, where it has such fields, are ids in it."""
+    last = vocabulary["size"] - 1
+    single = (vocabulary.get(name) for name in ("eos_id", "bos_id"))
+    several = vocabulary.get("special_ids", [])
+    return all(id_ is None or is_count(id_, last) for id_ in single) and _is_list_of(
+        several, lambda id_: is_count(id_, last)
     )
 
 

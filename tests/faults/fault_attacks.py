@@ -99,6 +99,8 @@ def _identity() -> dict[str, Attack]:
         "sampled: said to be a top-k": _set(STORE, "identity", "capture", "kind", value="topk"),
         "sampled: kind a list": _set(STORE, "identity", "capture", "kind", value=["sampled"]),
         "a vocabulary of 10**12": _set(STORE, "identity", "vocabulary", "size", value=10**12),
+        "EOS outside the vocabulary": _set(STORE, "identity", "vocabulary", "eos_id", value=10**9),
+        "negative special ids": _set(STORE, "identity", "vocabulary", "special_ids", value=[-1]),
         "no vocabulary": _drop(STORE, "identity", "vocabulary"),
         "an unknown encoding": _set(STORE, "identity", "encoding", value="evil"),
         "an unknown kind": _set(STORE, "identity", "capture", "kind", value="pickle"),

@@ -241,7 +241,7 @@ def one_more_token(folder):
         (in_tokenizer(lower_case), "vocabulary.tokenizer_digest"),
         (in_tokenizer(split_at_spaces), "vocabulary.tokenizer_digest"),
         (starts_with_bos, "vocabulary.tokenizer_digest"),
-        (in_json("tokenizer_config.json", eos_token="<pad>"), "vocabulary.tokenizer_digest"),
+        (in_json("tokenizer_config.json", eos_token="<pad>"), "vocabulary.eos_id"),
         (one_more_token, "vocabulary."),
     ],
 )  # fmt: skip

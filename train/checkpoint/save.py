@@ -55,6 +55,8 @@ class RunState:
         store_digest: of the store's seal.
         teacher: name, for the model card.
         config: the resolved options.
+        text: EOS, BOS, template of the stores, for the export (`TeacherText`); None in checkpoints
+            of older versions.
     """
 
     step: int
@@ -65,6 +67,7 @@ class RunState:
     store_digest: str
     teacher: str
     config: Mapping[str, Any]
+    text: Mapping[str, Any] | None = None
 
 
 def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state: RunState) -> None:

@@ -11,12 +11,14 @@ from caskd.train.model.student import (
     recompute_activations,
     student_groups,
 )
+from caskd.train.model.teacher_text import TeacherText, teacher_text, write_teacher_text
 
 __all__ = [
     "SUM_NAMES",
     "LoraOptions",
     "LossOptions",
     "StudentWithLoss",
+    "TeacherText",
     "add_adapters",
     "check_config",
     "load_student",
@@ -26,4 +28,6 @@ __all__ = [
     "recompute_activations",
     "save_adapter",
     "student_groups",
+    "teacher_text",
+    "write_teacher_text",
 ]

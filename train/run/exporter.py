@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from caskd.models import build_model, open_adapter, open_config, open_model, open_tokenizer
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import CLAIM, claimed
+from caskd.store.io import CLAIM, claimed, escape_markdown
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     STATE,
@@ -29,10 +29,18 @@ from caskd.train.checkpoint import (
 )
 from caskd.train.config import ExportConfig
 from caskd.train.metrics import METRICS_FILE, lines_up_to
-from caskd.train.model import add_adapters, lora_options, merged, save_adapter
+from caskd.train.model import (
+    TeacherText,
+    add_adapters,
+    lora_options,
+    merged,
+    save_adapter,
+    write_teacher_text,
+)
 from caskd.train.run.validation import EVAL_FILE, best_step_of
 
 PROBE_TOKENS = 16
+GENERATION_CONFIG = "generation_config.json"
 
 _CARD_METRICS = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece")
 
@@ -121,7 +129,11 @@ def _write(source: Path, state: RunState, out: Path, *, adapter: bool) -> None:
             model = model if wrapped is None else merged(wrapped).eval()
             model.save_pretrained(written)
         _copy_tokenizer(source / STUDENT, written)
-        card = model_card(state, num_parameters=model.num_parameters(), run=source.parent.parent)
+        text = TeacherText.from_json(state.text)
+        notes = [] if text is None else write_teacher_text(text, written)
+        card = model_card(
+            state, num_parameters=model.num_parameters(), run=source.parent.parent, notes=notes
+        )
         (written / "README.md").write_text(card, encoding="utf-8")
         check_reload(model, written, base=str(state.config["student"]) if adapter else None)
         (out / CLAIM).unlink()  # only an empty directory can be replaced
@@ -198,13 +210,19 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the files of the student directory that `save_pretrained` did not write."""
+    """Copy the files of the student directory that `save_pretrained` did not write.
+
+    The generation config is the student's own: `save_pretrained` derives one from the model's
+    config, which lacks settings such as further end tokens.
+    """
     for path in source.iterdir():
-        if not (target / path.name).exists():
+        if path.name == GENERATION_CONFIG or not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
 
 
-def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
+def model_card(
+    state: RunState, *, num_parameters: int, run: Path, notes: Sequence[str] = ()
+) -> str:
     """README.md of an exported student, with the last metrics in the directory `run`."""
     config = state.config
     return "\n".join(
@@ -227,6 +245,7 @@ def model_card(state: RunState, *, num_parameters: int, run: Path) -> str:
             f"learning rate {config['lr']:g}, {config['optimizer']}",
             *([f"- adapters: LoRA of rank {config['lora_rank']}"] if config["lora_rank"] else []),
             f"- store: seal {state.store_digest}",
+            *(f"- text: {escape_markdown(note)}" for note in notes),
             *_card_lines(run, state.step),
             "",
         ]

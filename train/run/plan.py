@@ -29,7 +29,14 @@ from caskd.train.data import (
     shares,
 )
 from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
-from caskd.train.model import LoraOptions, check_config, load_tokenizer, lora_options
+from caskd.train.model import (
+    LoraOptions,
+    TeacherText,
+    check_config,
+    load_tokenizer,
+    lora_options,
+    teacher_text,
+)
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.run.out_folder import (
     check_starts_anew,
@@ -56,6 +63,7 @@ class RunPlan:
         objective: mask rule and label weight.
         mask: of a random-* objective; None where the loss computes the mask.
         tokenizer: the student's.
+        text: what the student takes over from its teacher's tokenizer.
         settings: DeepSpeed's configuration.
         split: how a step is split into micro-batches.
         eval_store: to evaluate on.
@@ -71,6 +79,7 @@ class RunPlan:
     objective: Objective
     mask: RandomMask | None
     tokenizer: Any
+    text: TeacherText
     settings: Settings
     split: MicroBatchSplit
     eval_store: TeacherStore | None
@@ -110,6 +119,7 @@ class RunPlan:
             store_digest=self.store.digest,
             teacher=self.store.teacher,
             config=self.options,
+            text=self.text.to_json(),
         )
 
     def summary(self) -> Iterator[str]:
@@ -140,6 +150,8 @@ class RunPlan:
         )
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
+        for note in self.text.notes:
+            yield f"text         {note}"
         if self.eval_store is not None:
             yield f"evaluation   {self.eval_store.spec.num_rows:,} response tokens"
 
@@ -218,6 +230,12 @@ def plan_run(config: TrainConfig) -> RunPlan:
         objective=objective,
         mask=mask,
         tokenizer=tokenizer,
+        text=teacher_text(
+            store.stores,
+            config.student,
+            tokenizer,
+            teacher_tokenizer=config.teacher_tokenizer,
+        ),
         settings=settings,
         split=MicroBatchSplit(
             world_size=world_size,

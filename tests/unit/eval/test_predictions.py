@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caskd.eval.answers import read_predictions
+from caskd.eval.curves.cost import flops
 from caskd.store.errors import UsageError
 
 
@@ -75,3 +76,21 @@ def test_a_missing_column_is_refused(tmp_path, predictions_file):
     pq.write_table(table, tmp_path / "b.parquet")
     with pytest.raises(UsageError, match="columns are missing"):
         read_predictions(str(tmp_path / "b.parquet"))
+
+
+def test_a_mixture_costs_what_a_token_uses(predictions_file):
+    model = {"name": "m", "num_parameters": 100, "num_active_parameters": 30}
+    read = read_predictions(predictions_file("a", [1, 0], metadata={"model": model}))
+    assert (read.num_parameters, read.num_active_parameters) == (100, 30)
+    prompt, answer = flops(read)
+    assert (prompt[0], answer[0]) == (60 * 3, 60 * 2)
+    unknown = {**model, "num_active_parameters": None}
+    read = read_predictions(predictions_file("b", [1, 0], metadata={"model": unknown}))
+    assert read.num_active_parameters == 100
+
+
+@pytest.mark.parametrize("active", [-5, 0, True, 101, "30", 2.5])
+def test_nonsense_active_parameters_are_refused(predictions_file, active):
+    model = {"name": "m", "num_parameters": 100, "num_active_parameters": active}
+    with pytest.raises(UsageError, match="num_active_parameters"):
+        read_predictions(predictions_file("a", [1, 0], metadata={"model": model}))

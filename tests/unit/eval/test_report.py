@@ -174,3 +174,26 @@ def test_importing_the_configuration_loads_no_model_library():
         "assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
+
+
+def test_the_page_says_how_a_mixture_is_counted(tmp_path, predictions_file):
+    models = {
+        "small": {"name": "sparse", "num_parameters": 90, "num_active_parameters": 20},
+        "large": {"name": "unnamed", "num_parameters": 400, "num_active_parameters": None},
+    }
+    files = {
+        name: predictions_file(name, outcomes(4, 0.5), metadata={"model": model})
+        for name, model in models.items()
+    }
+    out = tmp_path / "report"
+    config = EvalConfig(small=(files["small"],), large=files["large"], out=str(out))
+    summary = evaluate(config)
+    page = (out / "index.html").read_text()
+    assert "sparse is a mixture of experts: its cost counts the 20 of its 90 parameters" in page
+    assert "unnamed is a mixture of experts whose config does not name" in page
+    assert "counts all 400 parameters" in page
+    assert summary["smalls"][0]["num_parameters"] == 90
+    assert summary["smalls"][0]["num_active_parameters"] == 20
+    curve = read_csv(out / "curve.csv")
+    costs = [float(row["flops_per_token"]) for row in curve]
+    assert (min(costs), max(costs)) == (2 * 20, 2 * 20 + 2 * 400)

@@ -173,3 +173,14 @@ def test_the_identity_of_a_folder(folder, loaded, tmp_path):
     assert (half.identity["dtype"], half.model.dtype) == ("bfloat16", torch.bfloat16)
     assert half.identity["config_digest"] == identity["config_digest"]
     assert loaded.max_positions == 256
+
+
+def test_end_tokens_of_an_adapter_folder_count(folder, tmp_path):
+    adapted = get_peft_model(
+        open_model(str(folder), "--model"), LoraConfig(target_modules=["q_proj"])
+    )
+    adapted.peft_config["default"].base_model_name_or_path = str(folder)
+    adapted.save_pretrained(tmp_path / "tuned")
+    tiny_tokenizer().save_pretrained(tmp_path / "tuned")
+    GenerationConfig(eos_token_id=[2, 3]).save_pretrained(tmp_path / "tuned")
+    assert load_for_decoding(str(tmp_path / "tuned"), "--model", device="cpu").stop_ids == (2, 3)
