@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from caskd.models import head_form
 from caskd.store.errors import UsageError
+from caskd.store.format import TOPK
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
@@ -52,7 +53,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         kwargs.setdefault("data_collator", StoreDataset.collate)
         super().__init__(*args, **kwargs)
         self.objective, self.w = objective, w
-        kind = getattr(self.train_dataset or self.eval_dataset, "kind", "topk")
+        kind = getattr(self.train_dataset or self.eval_dataset, "kind", TOPK.name)
         self.tail = resolve_tail(tail, kind)
         self.model_accepts_loss_kwargs = True  # the loss is divided once, by rows, in compute_loss
         self._sums: LossSums | None = None  # of the rows since the last log
