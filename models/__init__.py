@@ -8,12 +8,11 @@ from caskd.models.batching import (
     pad,
     padded_batches,
 )
-from caskd.models.devices import fixed_kernels, memory_errors, pick_device
+from caskd.models.devices import default_device, fixed_kernels, memory_errors, pick_device
 from caskd.models.digests import config_digest, may_be_same_config, weights_digest
-from caskd.models.head_forms import HeadForm, head_form
+from caskd.models.head_forms import head_form
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
-    Checkpoint,
     build_model,
     locate,
     open_adapter,
@@ -27,13 +26,12 @@ from caskd.models.vocabulary import check_vocabulary
 __all__ = [
     "ADAPTER_WEIGHTS",
     "Arrange",
-    "Checkpoint",
-    "HeadForm",
     "SplitModel",
     "build_model",
     "check_split",
     "check_vocabulary",
     "config_digest",
+    "default_device",
     "fixed_kernels",
     "head_form",
     "is_same_together",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
-from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, RowKind, chunk_rows_for
+from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, RowKind, layout
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64
@@ -205,7 +205,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
             f"--device-map {config.device_map} and --device {config.device} were both given; "
             "expected one of them; omit --device to use all GPUs"
         )
-    chunk_rows_for(config.shard_rows)
+    layout.chunk_rows_for(config.shard_rows)
 
 
 def _check_encoding(config: PrecomputeConfig) -> None:

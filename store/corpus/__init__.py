@@ -1,7 +1,6 @@
 """Records of a corpus to tokens: files, columns, chat templates, tokenisation, alignment."""
 
-from caskd.store.corpus import alignment
-from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
+from caskd.store.corpus.alignment import joined_row_positions, logit_positions, num_rows, row_labels
 from caskd.store.corpus.columns import (
     Columns,
     Record,
@@ -30,10 +29,10 @@ __all__ = [
     "Record",
     "TextOptions",
     "TokenizedExample",
-    "alignment",
     "column_value",
     "corpus_digest",
     "decide_columns",
+    "joined_row_positions",
     "logit_positions",
     "num_rows",
     "prompt_ids",

@@ -1,7 +1,7 @@
 """Plan an empty store and write its shards."""
 
 from caskd.store.write.planner import find_store, plan_store, read_spec
-from caskd.store.write.writer import ShardExample, ShardWork, StoreWriter, pilot_rows
+from caskd.store.write.writer import ShardExample, ShardWork, StoreWriter, pilot_rows, spread_evenly
 
 __all__ = [
     "ShardExample",
@@ -11,4 +11,5 @@ __all__ = [
     "pilot_rows",
     "plan_store",
     "read_spec",
+    "spread_evenly",
 ]

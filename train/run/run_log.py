@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from caskd.store.io import Progress, progress, replace_file
+from caskd.store.io import Progress, files, progress
 from caskd.train.checkpoint import versions
 from caskd.train.data import shares
 from caskd.train.engine import Ranks
@@ -97,7 +97,7 @@ def describe_run(plan: RunPlan, ranks: Ranks) -> None:
         "git": git_state(),
         "versions": versions(),
     }
-    replace_file(config.out / "config.json", json.dumps(content, indent=1).encode())
+    files.replace_file(config.out / "config.json", json.dumps(content, indent=1).encode())
 
 
 def git_state() -> dict[str, Any] | None:
