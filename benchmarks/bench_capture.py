@@ -14,6 +14,9 @@ starts once the model is loaded. The pilot, which a store has once (1/128 of its
 beforehand. Arms see the same examples in the same batches. The text is this repository's
 documentation. Writes benchmarks/results/capture.csv.
 
+The capture runs through the interface of teacher backends; the bare arms and the parts of a batch
+need the model itself, and use the transformers backend's own modules.
+
 Legend: B examples of a batch, L padded length, N rows of a tile, H hidden, V vocabulary.
 """
 
@@ -44,10 +47,10 @@ from caskd.models import SplitModel, pad, padded_batches, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
 from caskd.precompute.planning.identity import check_job
 from caskd.precompute.planning.probe import encoded_bytes
-from caskd.precompute.rows import targets_of
+from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import find_checkpoint
-from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
+from caskd.precompute.teacher.transformers_source import TransformersSource
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.precompute.workers.worker import Worker
 from caskd.store.corpus import logit_positions
@@ -296,14 +299,8 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
 
     Where `profile` is given, that file gets the kernels of the batch.
     """
-    source = find_checkpoint(config.teacher, config.dtype, attention=config.attention)
     writer = StoreWriter(config.store)
-    teacher = TransformersTeacher(
-        source,
-        vocab_size=writer.spec.vocab_size,
-        targets=targets_of(writer.spec),
-        device=config.device,
-    )
+    teacher = TransformersSource.find(config).load(writer.spec)
     all_batches = list(batches(Path(config.store), config.token_budget))
     examples = all_batches[len(all_batches) // 2]
     places = [logit_positions(example.is_response) for example in examples]
@@ -392,7 +389,11 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(args.threads)
-    source = find_checkpoint(args.teacher, args.dtype, attention=args.attention)
+    some = PrecomputeConfig(
+        teacher=args.teacher, data=(), store="", dtype=args.dtype, device=args.device,
+        attention=args.attention,
+    )  # fmt: skip
+    source = find_teacher(some)
     with tempfile.TemporaryDirectory(prefix="caskd-bench-") as folder:
         configs = {}
         for kind in LENGTHS:
@@ -404,7 +405,8 @@ def main() -> None:
                 attention=args.attention, token_budget=args.token_budget,
             )  # fmt: skip
         columns = {
-            "model": source.name, "load_dtype": source.load_dtype, "attention": source.attention,
+            "model": source.name, "load_dtype": source.capture()["load_dtype"],
+            "attention": source.capture()["attention"],
             "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
             "threads": args.threads, "token_budget": args.token_budget, "rounds": args.rounds,
             "k": TOP_K, "shard_rows": args.shard_rows, "torch": torch.__version__,

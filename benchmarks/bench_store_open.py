@@ -21,7 +21,14 @@ from typing import Any
 import numpy as np
 from store_rows import setting, write_table
 
-from caskd.store.commits import all_units, commit_record, seal_content, unit_files
+from caskd.store.commits import (
+    CommitRecord,
+    FileRecord,
+    all_units,
+    commit_record,
+    seal_content,
+    unit_files,
+)
 from caskd.store.format import DIGEST_LIST, StoreSpec, canonical_json, encode_whole, layout
 from caskd.store.inspect import store_info
 from caskd.store.read import TeacherStore
@@ -97,24 +104,24 @@ def write_synthetic(root: Path, spec: StoreSpec) -> None:
             facts["non_finite_examples"] = []
         names, there = unit_files(spec, unit), unit == commit_record.PLAN
         listed = [_file(root, name, contents.get(name), there) for name in names]
-        record = commit_record.CommitRecord(unit, tuple(listed), facts)
+        record = CommitRecord(unit, tuple(listed), facts)
         _write(root / commit_record.record_name(unit), record.to_json())
     totals, digest_list = seal_content(root, spec)
     _write(root / DIGEST_LIST, digest_list)
     _write(root / "seal.json", canonical_json(totals))
 
 
-def _file(root: Path, name: str, data: bytes | None, there: bool) -> commit_record.FileRecord:
+def _file(root: Path, name: str, data: bytes | None, there: bool) -> FileRecord:
     """Record of a file: written from `data`, as zeros if it is `there`, else only listed."""
     if data is not None:
         _write(root / name, data)
-        return commit_record.FileRecord.of(name, data)
+        return FileRecord.of(name, data)
     if there:
         _write(root / name, b"")
         with (root / name).open("r+b") as file:
             file.truncate(FILE_BYTES)
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return commit_record.FileRecord(name, FILE_BYTES, "00000000", digest, "00000000")
+    return FileRecord(name, FILE_BYTES, "00000000", digest, "00000000")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -44,8 +44,8 @@ RIVALS = ("liger-kernel", "cut-cross-entropy", "flash-attn")
 PACKAGES = ("torch", "triton", "transformers", "deepspeed", "pytest", *RIVALS)
 CELLS = ("16384x4096x128256", "16384x2048x248320", "16384x576x49152")
 CHAIN = (
-    "from pathlib import Path; from caskd.cli.demo import story; "
-    "story(Path({out!r}), 0, num_train={train}, num_test={test}, steps={steps})"
+    "from pathlib import Path; from caskd.cli.demo import run_demo; "
+    "run_demo(Path({out!r}), 0, num_train={train}, num_test={test}, steps={steps})"
 )
 
 

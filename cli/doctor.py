@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from caskd.store.errors import reason
+from caskd.store.io import bytes_text
 
 Verdict = Literal["ok", "note", "broken"]
 
@@ -118,7 +119,7 @@ def check_device() -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA"
+        found = f"{properties.name}, {bytes_text(properties.total_memory)}, CUDA"
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         fix = "" if bf16 else "no bfloat16: pass --dtype float32"
         verdict: Verdict = "ok" if bf16 else "note"
@@ -160,10 +161,10 @@ def check_host() -> Iterator[Finding]:
     """Check memory, disk, and the host name that ranks use to connect."""
     pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("host", "ok", f"{cores} cores, {pages * page_size / 2**30:.0f} GiB of memory")
-    free = shutil.disk_usage(".").free / 2**30
-    fix = "free disk space: a checkpoint takes 12 bytes per parameter" if free < 5 else ""
-    yield Finding("disk here", "note" if fix else "ok", f"{free:.0f} GiB free", fix)
+    yield Finding("host", "ok", f"{cores} cores, {bytes_text(pages * page_size)} of memory")
+    free = shutil.disk_usage(".").free
+    fix = "free disk space: a checkpoint takes 12 bytes per parameter" if free < 5 << 30 else ""
+    yield Finding("disk here", "note" if fix else "ok", f"{bytes_text(free)} free", fix)
     name = socket.gethostname()
     try:
         socket.gethostbyname(name)

@@ -61,24 +61,21 @@ class CardConfig:
 
 def push_command(config: PushConfig) -> None:
     """Run `caskd store push`."""
-    if is_remote(config.store):
-        raise UsageError(
-            f"{clean_url(config.store)} is a URL; expected a directory. To copy from a URL, run "
-            "caskd store pull URL DIRECTORY"
-        )
+    _check_directory(config.store, "from a URL, run caskd store pull URL DIRECTORY")
     report = push_store(config.store, config.url, quiet=False)
     print_copy_report(config.store, config.url, report)
 
 
 def pull_command(config: PullConfig) -> None:
     """Run `caskd store pull`."""
-    if is_remote(config.directory):
-        raise UsageError(
-            f"{clean_url(config.directory)} is a URL; expected a directory. To copy to a URL, run "
-            "caskd store push DIRECTORY URL"
-        )
+    _check_directory(config.directory, "to a URL, run caskd store push DIRECTORY URL")
     report = pull_store(config.url, config.directory, quiet=False)
     print_copy_report(config.url, config.directory, report)
+
+
+def _check_directory(path: str, instead: str) -> None:
+    if is_remote(path):
+        raise UsageError(f"{clean_url(path)} is a URL; expected a directory. To copy {instead}")
 
 
 def print_copy_report(source: str, target: str, report: CopyReport) -> None:

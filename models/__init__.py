@@ -9,7 +9,7 @@ from caskd.models.batching import (
     pad,
     padded_batches,
 )
-from caskd.models.devices import fixed_kernels, memory_errors, pick_device
+from caskd.models.devices import default_device, fixed_kernels, memory_errors, pick_device
 from caskd.models.digests import config_digest, may_be_same_config, weights_digest
 from caskd.models.forward_probe import (
     arranged_groups,
@@ -18,11 +18,10 @@ from caskd.models.forward_probe import (
     masked_groups,
     probe_tokens,
 )
-from caskd.models.head_forms import HeadForm, head_form
+from caskd.models.head_forms import head_form
 from caskd.models.length_borders import LengthBorders, forget_lengths, length_borders
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
-    Checkpoint,
     build_model,
     locate,
     open_adapter,
@@ -39,8 +38,6 @@ __all__ = [
     "ADAPTER_WEIGHTS",
     "Arrange",
     "BatchGroups",
-    "Checkpoint",
-    "HeadForm",
     "LengthBorders",
     "ParameterCount",
     "SplitModel",
@@ -52,6 +49,7 @@ __all__ = [
     "check_vocabulary",
     "config_digest",
     "count_parameters",
+    "default_device",
     "fixed_kernels",
     "forget_lengths",
     "head_form",

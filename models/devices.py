@@ -12,6 +12,11 @@ from caskd.store.errors import UsageError, reason
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def pick_device(name: str) -> torch.device:
     """The device of a --device flag: `auto` is the GPU if there is one, else the CPU.
 
@@ -19,7 +24,7 @@ def pick_device(name: str) -> torch.device:
         UsageError: the device is not one of auto, cpu, cuda and cuda:N, or is not present.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     kind, _, number = name.partition(":")
     if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
         raise UsageError(f"got --device {name}; expected auto, cpu, cuda or cuda:N")

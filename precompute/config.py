@@ -1,15 +1,22 @@
 """Options of a capture: the one source of its flags, defaults, help and validation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
-from caskd.store.format import chunk_rows_for
+from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, RowKind, layout
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64
 MAX_SAMPLES = 8_192  # a chunk of 512 rows then has 4 million cells
+
+# A Literal made from the table is unknown to a type checker, which sees plain text instead.
+if TYPE_CHECKING:
+    EncodingName = str
+else:
+    EncodingName = Literal[tuple(dict.fromkeys(name for _, name in ROW_ENCODINGS))]
+    """Names of the table, as `--encoding` lists them; not every one is for both kinds of rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,7 @@ class PrecomputeConfig:
     sample_seed: int = 0
     """Seed of the samples. They depend on the seed and the row only, not on batches or workers."""
 
-    encoding: Literal["compact", "exact"] = "compact"
+    encoding: EncodingName = "compact"
     """Row encoding: compact rounds logits (mean KL at most 1e-5); exact keeps every bit."""
 
     shard_rows: int = 65_536
@@ -145,6 +152,11 @@ class PrecomputeConfig:
         return DEFAULT_TOP_K if self.top_k is None else self.top_k
 
     @property
+    def row_kind(self) -> RowKind:
+        """The kind of rows to store."""
+        return TOPK if self.sample is None else SAMPLED
+
+    @property
     def columns(self) -> Columns:
         """All column names."""
         return Columns(
@@ -189,6 +201,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
                 f"--{name.replace('_', '-')} {value}: expected {expected}; pass another number"
             )
     _check_kind(config)
+    _check_encoding(config)
     if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
             f"--min-mass {config.min_mass}: expected a probability above 0 and at most 1; "
@@ -209,7 +222,22 @@ def check_numbers(config: PrecomputeConfig) -> None:
             f"--device-map {config.device_map} and --device {config.device} were both given; "
             "expected one of them; omit --device to use all GPUs"
         )
-    chunk_rows_for(config.shard_rows)
+    layout.chunk_rows_for(config.shard_rows)
+
+
+def _check_encoding(config: PrecomputeConfig) -> None:
+    """Refuse an encoding that the kind of rows does not have.
+
+    Raises:
+        UsageError: there is no such encoding for these rows.
+    """
+    kind = config.row_kind.name
+    if (kind, config.encoding) not in ROW_ENCODINGS:
+        names = [name for of, name in ROW_ENCODINGS if of == kind]
+        raise UsageError(
+            f"--encoding {config.encoding}: not an encoding of {kind} rows; expected "
+            f"{' or '.join(names)}; pass --encoding {names[0]}"
+        )
 
 
 def _check_kind(config: PrecomputeConfig) -> None:

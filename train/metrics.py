@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.io import Progress, replace_file
+from caskd.store.io import Progress, files
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -52,7 +52,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, done_steps: int) -> None:
         kept = map(_without_stop, lines_up_to(path, done_steps))
-        replace_file(path, "".join(f"{line}\n" for line in kept).encode())
+        files.replace_file(path, "".join(f"{line}\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, Any]) -> None:

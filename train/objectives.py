@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from caskd.store.errors import UsageError
+from caskd.store.format import ROW_KINDS
 
 MaskRule = Literal["all", "either", "teacher", "student"]
 """Rules that `caskd.train.loss.keep_mask` applies."""
@@ -22,7 +23,9 @@ AnyRule = MaskRule | Literal["random"]
 Tail = Literal["bucket", "renormalise", "drop", "none"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
 
-TAILS_OF_KIND = MappingProxyType({"topk": TAILS[:3], "sampled": TAILS[3:]})
+TAILS_OF_KIND = MappingProxyType(
+    {kind.name: TAILS[:3] if kind.has_tail else TAILS[3:] for kind in ROW_KINDS.values()}
+)
 """Store kind -> the tail modes that fit it, the default first. Samples of the whole distribution
 have no tail; a top-k always has one."""
 
@@ -147,9 +150,9 @@ def resolve_tail(tail: Tail | None, kind: str) -> Tail:
         return fitting[0]
     if tail not in fitting:
         holds = (
-            "samples of the teacher's whole distribution, which have no tail"
-            if kind == "sampled"
-            else "a top-k, which has a tail"
+            "a top-k, which has a tail"
+            if ROW_KINDS[kind].has_tail
+            else "samples of the teacher's whole distribution, which have no tail"
         )
         raise UsageError(
             f"--tail {tail}: the store holds {holds}; expected {' or '.join(fitting)}; "

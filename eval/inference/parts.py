@@ -17,7 +17,7 @@ from caskd.eval.answers import WHOLE, Predictions, predictions_bytes, read_predi
 from caskd.models import may_be_same_config
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import identity_differences
-from caskd.store.io import create_exclusive, make_directories, remove_tree
+from caskd.store.io import files
 
 REQUEST = "request.json"
 CONFIG_DIGEST = "model.config_digest"
@@ -61,9 +61,9 @@ class Parts:
         self._request: Mapping[str, Any] = json.loads(json.dumps(request))
         if self.finished() is not None:
             return
-        make_directories(self.folder)
+        files.make_directories(self.folder)
         content = json.dumps(request, indent=1, sort_keys=True).encode()
-        if not create_exclusive(self.folder / REQUEST, content):
+        if not files.create_exclusive(self.folder / REQUEST, content):
             self._check_same()
 
     def _check_same(self) -> None:
@@ -113,7 +113,9 @@ class Parts:
     def write(self, part: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a finished part, unless another process has written it already."""
         try:
-            create_exclusive(self._path(part), predictions_bytes(table_of(rows), self._request))
+            files.create_exclusive(
+                self._path(part), predictions_bytes(table_of(rows), self._request)
+            )
         except FileNotFoundError:
             if not self.out.exists():  # else another worker has joined all parts meanwhile
                 raise
@@ -136,8 +138,8 @@ class Parts:
                 return self.finished()  # another worker was faster
             table = pa.concat_tables(tables).sort_by("source_index")
             content = predictions_bytes(table, self._request)
-            create_exclusive(self.out, content, scratch=self.folder)
-        remove_tree(self.folder)
+            files.create_exclusive(self.out, content, scratch=self.folder)
+        files.remove_tree(self.folder)
         return self.finished()
 
     def _path(self, part: int) -> Path:

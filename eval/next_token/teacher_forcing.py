@@ -26,6 +26,7 @@ from caskd.models import (
 from caskd.models.decoding import LoadedModel
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
+from caskd.store.format import TOPK
 from caskd.store.io import progress
 
 FloatArray = npt.NDArray[np.float64]
@@ -77,10 +78,10 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
         UsageError: the store holds sampled tokens, from which the teacher's most likely token is
             not known, or it holds no row.
     """
-    if store.spec.kind != "topk":
+    if store.spec.kind != TOPK.name:
         raise UsageError(
             f"--next-token {store.name}: a store of kind {store.spec.kind!r} does not hold the "
-            "teacher's most likely token; expected kind 'topk'"
+            f"teacher's most likely token; expected kind {TOPK.name!r}"
         )
     chosen = _with_rows(store, limit)
     if not chosen.size:

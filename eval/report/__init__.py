@@ -8,7 +8,7 @@ from caskd.eval.report.differences import (
 )
 from caskd.eval.report.folder import CASCADE, FORMAT, check_folder, check_not_a_file, write_files
 from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
-from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
+from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -20,7 +20,6 @@ from caskd.eval.report.plot_style import (
 )
 from caskd.eval.report.report import CASCADE_FILES, cascade_report
 from caskd.eval.report.sentences import difference_line, questions_line
-from caskd.eval.report.tables import csv_bytes
 
 __all__ = [
     "CASCADE",
@@ -41,12 +40,10 @@ __all__ = [
     "check_not_a_file",
     "contrast_fields",
     "contrast_table",
-    "csv_bytes",
     "difference_line",
     "difference_row",
     "dress",
     "file_names",
-    "html_bytes",
     "in_percent",
     "legend_below",
     "panels",

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, replace_file
+from caskd.store.io import CLAIM, files
 
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"
@@ -40,16 +40,16 @@ def check_folder(out: Path) -> None:
         raise UsageError(f"--out {out} is not empty and not a report; choose another --out")
 
 
-def write_files(out: Path, files: Mapping[str, bytes], report_files: Collection[str]) -> None:
+def write_files(out: Path, contents: Mapping[str, bytes], report_files: Collection[str]) -> None:
     """Write each file atomically, and remove files of an earlier report.
 
     Args:
         out: the folder.
-        files: content by name.
+        contents: of the files, by name.
         report_files: every name that a report of any kind may have; no other file is removed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        replace_file(out / name, content)
-    for name in sorted(set(report_files) - files.keys()):
+    for name, content in contents.items():
+        files.replace_file(out / name, content)
+    for name in sorted(set(report_files) - contents.keys()):
         (out / name).unlink(missing_ok=True)

@@ -61,6 +61,13 @@ class RouterKind:
     """Decides before the small model answers; a deferred example then costs no small answer."""
     gated: bool = False
     """Defers answers whose first token is less probable than `SURE` before all others."""
+    quantiles: bool = False
+    """Reads quantiles of the column, not one probability per token."""
+
+    @property
+    def has_confidence(self) -> bool:
+        """Whether 1 - score is the probability that the small model is right."""
+        return self.own_quality and not self.gated
 
 
 _LOGPROBS = "token_logprobs"
@@ -68,7 +75,7 @@ ROUTERS: Mapping[str, RouterKind] = {
     kind.name: kind
     for kind in (
         RouterKind("edge-inference", _LOGPROBS, (32,)),
-        RouterKind("post-hoc-mlp", _LOGPROBS, (32, 32)),
+        RouterKind("post-hoc-mlp", _LOGPROBS, (32, 32), quantiles=True),
         RouterKind("p-ik", "hidden", (64,), own_quality=True),
         RouterKind("p-ik-and-p-t", "hidden", (64,), own_quality=True, gated=True),
         RouterKind("hidden-router", "hidden", (64,), before_generation=True),
@@ -224,7 +231,7 @@ def features(kind: RouterKind, stored: Stored, width: int | None) -> Features:
     rows = Ragged(np.where(np.isneginf(rows.values), LEAST, rows.values), rows.offsets)
     if kind.column == "hidden":
         return Features(len(rows), lambda where: rows.part(where).padded(rows.width()))
-    if kind.name == "post-hoc-mlp":
+    if kind.quantiles:
         return Features(len(rows), lambda where: _quantile_features(rows.part(where)))
     length = width or min(MAX_TOKENS, rows.width())
 

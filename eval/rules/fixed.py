@@ -58,17 +58,10 @@ RULES: Mapping[str, Rule] = {
         Rule("margin", "token_margins", lambda margins: -margins.mean(), is_logprob=False),
     )
 }
-DEFAULT_RULES = (
-    "average",
-    "sum",
-    "min",
-    "max",
-    "quantile-0.4",
-    "first-token",
-    "option",
-    "entropy",
-    "margin",
+DEFAULT_RULES = tuple(
+    name for rule in RULES for name in ((rule, f"{QUANTILE}0.4") if rule == "max" else (rule,))
 )
+"""Every rule, and one quantile after `max`; a report shows them in this order."""
 
 
 def fixed_rule(name: str) -> Rule | None:

@@ -98,4 +98,4 @@ def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
     kind = ROUTERS[name]
     router = fit_router(kind, fit, fit.small_quality, fit.large_quality)
     score = router.score(test)
-    return RuleScores(name, score, 1.0 - score if name == "p-ik" else None, router)
+    return RuleScores(name, score, 1.0 - score if kind.has_confidence else None, router)

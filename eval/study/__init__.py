@@ -1,7 +1,6 @@
 """What a study measures: cascades, contrasts, operating points, samples."""
 
 from caskd.eval.study.analysis import Analysis, analyze
-from caskd.eval.study.chain import ChainResult
 from caskd.eval.study.compare import FIXED_RATE
 from caskd.eval.study.contrast import (
     AUDC,
@@ -32,7 +31,6 @@ __all__ = [
     "WITHIN_TASK",
     "Analysis",
     "CascadeResult",
-    "ChainResult",
     "Contrast",
     "FigureReplicates",
     "OperatingPoint",

@@ -21,7 +21,7 @@ from caskd.store.corpus import (
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import SPECIAL_TOKEN_FIELDS, StoreSpec, check_identity
+from caskd.store.format import SAMPLED, SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
 from caskd.store.write import find_store
 
 
@@ -182,9 +182,9 @@ def targets(config: PrecomputeConfig) -> dict[str, Any]:
     """Fields of `identity.capture` that name what a row keeps of the teacher's distribution."""
     if config.sample is not None:
         return {
-            "kind": "sampled",
+            "kind": SAMPLED.name,
             "num_samples": config.sample,
             "sample_seed": config.sample_seed,
         }
     min_mass = 1.0 if config.min_mass is None else config.min_mass
-    return {"kind": "topk", "top_k": config.kept_logits, "min_mass": min_mass}
+    return {"kind": TOPK.name, "top_k": config.kept_logits, "min_mass": min_mass}

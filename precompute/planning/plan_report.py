@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from caskd.precompute.planning.corpus_stats import bars
+from caskd.store.format import SAMPLED
 from caskd.store.io import bytes_text, duration_text
 
 Facts = Mapping[str, Any]
@@ -110,7 +111,7 @@ def _duplicates(facts: Facts) -> str:
 
 
 def _targets(capture: Mapping[str, Any]) -> str:
-    if capture["kind"] == "sampled":
+    if capture["kind"] == SAMPLED.name:
         return f"{capture['num_samples']:,} samples per row, seed {capture['sample_seed']}"
     min_mass = capture["min_mass"]
     fewer = f", fewer where they reach probability {min_mass:g}" if min_mass < 1 else ""

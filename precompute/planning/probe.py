@@ -3,7 +3,6 @@
 Legend: R rows, k cells per row, C orders of ids, V vocabulary.
 """
 
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from caskd.models import num_in_batch
 from caskd.precompute.config import PrecomputeConfig
@@ -113,7 +111,7 @@ def _measure(
                     num_rows += len(rows["num_kept"])
                     shown = _advance(bar, shown, time.monotonic() - began)
                 rounds += 1
-        memory = _memory(teacher)
+        memory = teacher.peak_memory()
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return ProbeResult(load_seconds, list(seconds / tokens), limit, memory, rows)
 
@@ -184,15 +182,6 @@ def _shard_examples(store: TeacherStore, batch: PlannedBatch) -> list[ShardExamp
         ShardExample(int(n), read.token_ids[part], read.is_response[part], 0, int(counts[n]))
         for n, part in zip(batch.examples, parts, strict=True)
     ]
-
-
-def _memory(teacher: Teacher) -> tuple[str, int]:
-    """Peak bytes so far: of the fullest GPU, or of this process."""
-    if teacher.describe()["device"].startswith("cuda"):
-        peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
-        return "gpu", max(peaks)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return "process", peak if sys.platform == "darwin" else 1024 * peak
 
 
 def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], float]:

@@ -30,6 +30,12 @@ class Teacher(Protocol):
             `num_threads`.
         """
 
+    def peak_memory(self) -> tuple[str, int]:
+        """Whose memory is the fullest (`gpu` or `process`), and the most bytes held in it so far.
+
+        It is that of the process which runs the model, not always that of the caller.
+        """
+
     def close(self) -> None:
         """Release what the teacher holds; its process goes back to the state before loading."""
 

@@ -4,6 +4,8 @@ Legend: N rows of a batch, H hidden, V vocabulary, k cells kept per row.
 """
 
 import platform
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -87,6 +89,14 @@ class TransformersTeacher:
             "device": f"{self.device.type} {name}",
             "num_threads": torch.get_num_threads(),
         }
+
+    def peak_memory(self) -> tuple[str, int]:
+        """Peak bytes so far: of the fullest GPU, or of this process."""
+        if self.device.type == "cuda":
+            peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
+            return "gpu", max(peaks)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return "process", peak if sys.platform == "darwin" else 1024 * peak
 
     def close(self) -> None:
         """Restore the kernels that torch used before."""

@@ -1,7 +1,6 @@
 """Records of a corpus to tokens: files, columns, chat templates, tokenisation, alignment."""
 
-from caskd.store.corpus import alignment
-from caskd.store.corpus.alignment import logit_positions, num_rows, row_labels
+from caskd.store.corpus.alignment import joined_row_positions, logit_positions, num_rows, row_labels
 from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, read_chat_options, template_text
 from caskd.store.corpus.columns import (
     Columns,
@@ -41,12 +40,12 @@ __all__ = [
     "Record",
     "TextOptions",
     "TokenizedExample",
-    "alignment",
     "answer_ids",
     "column_value",
     "corpus_digest",
     "decide_columns",
     "ignored_columns",
+    "joined_row_positions",
     "logit_positions",
     "num_rows",
     "prompt_ids",

@@ -4,7 +4,7 @@ from caskd.store.format import array_checks, layout, untrusted_json
 from caskd.store.format.codecs import Array
 from caskd.store.format.example_index import ExampleIndex
 from caskd.store.format.id_orders import fit_orders, kept_cells
-from caskd.store.format.layout import STATUSES, chunk_rows_for
+from caskd.store.format.layout import STATUSES
 from caskd.store.format.names import (
     COMMITS,
     DATA,
@@ -61,7 +61,6 @@ __all__ = [
     "array_checks",
     "canonical_json",
     "check_identity",
-    "chunk_rows_for",
     "encode_shards",
     "encode_whole",
     "fit_orders",

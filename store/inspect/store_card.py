@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import StoreError
 from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
-from caskd.store.io import escape_markdown, files
+from caskd.store.io import bytes_text, escape_markdown, files
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
@@ -88,7 +88,7 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
         "tokens": f"{spec.num_tokens:,}",
         "rows (predicted response tokens)": f"{num_rows:,} in {spec.num_shards:,} shards",
         "kept per row": f"{kept}, the label's logit and rank ({spec.encoding} encoding)",
-        "size": f"{size / 1e6:,.1f} MB, {size / max(num_rows, 1):,.1f} bytes per row",
+        "size": f"{bytes_text(size)}, {size / max(num_rows, 1):,.1f} bytes per row",
         "digest": str(totals["commits_digest"]),
     }
 

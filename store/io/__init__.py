@@ -3,13 +3,6 @@
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
-from caskd.store.io.files import (
-    create_exclusive,
-    fsync_directory,
-    make_directories,
-    remove_tree,
-    replace_file,
-)
 from caskd.store.io.printable import (
     bytes_text,
     csv_cell,
@@ -28,7 +21,6 @@ __all__ = [
     "Progress",
     "bytes_text",
     "claimed",
-    "create_exclusive",
     "csv_cell",
     "duration_text",
     "escape_control",
@@ -36,12 +28,8 @@ __all__ = [
     "faults",
     "files",
     "first_signal",
-    "fsync_directory",
-    "make_directories",
     "plot_label",
     "progress",
-    "remove_tree",
-    "replace_file",
     "strip_control",
     "value_text",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.corpus import alignment
+from caskd.store.corpus import joined_row_positions
 from caskd.store.errors import CorruptError, UsageError
 from caskd.store.format import Array, ExampleIndex
 
@@ -72,7 +72,7 @@ def assemble(
     """
     token_offsets = _offsets(index.token_count[chosen])
     row_offsets = _offsets(index.row_count[chosen])
-    positions = alignment.joined_row_positions(is_response, token_offsets)
+    positions = joined_row_positions(is_response, token_offsets)
     found = np.diff(np.searchsorted(positions, token_offsets))
     wrong = np.flatnonzero(found != index.row_count[chosen])
     if len(wrong):

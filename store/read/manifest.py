@@ -12,12 +12,13 @@ from typing import Any
 
 import google_crc32c
 
-from caskd.store.commits import PLAN, CommitRecord, FileRecord, all_units, commit_record
+from caskd.store.commits import CommitRecord, FileRecord, all_units, commit_record
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
 from caskd.store.format import DATA, DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
 from caskd.store.io import value_text
 from caskd.store.storage import RetryPolicy, Storage, read_file, read_whole
 
+PLAN = commit_record.PLAN
 READ_ATTEMPTS = 3
 _LINE = re.compile(r"([0-9a-f]{64})  (plan|pilot|[0-9]{5,7})\.json")
 _THREADS = 8

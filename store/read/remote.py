@@ -49,18 +49,7 @@ _EVICTIONS = 8
 def open_remote_arrays(
     url: str, *, cache: ShardCache | None = None, policy: RetryPolicy | None = None
 ) -> "RemoteArrays":
-    """Open the arrays of the sealed store at a remote URL.
-
-    Args:
-        url: `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `hf://datasets/USER/NAME`.
-        cache: keeps fetched files; by default the cache that the environment configures.
-        policy: how requests are retried.
-
-    Raises:
-        StoreNotFoundError: `url` holds no store.
-        IncompleteError: the store is not sealed.
-        StoreError: the storage does not respond, or refuses the request.
-    """
+    """The arrays of the sealed store at a remote URL; as `TeacherStore.open_remote`."""
     storage, policy = open_storage(url), policy or RetryPolicy()
     head = read_head(storage, policy)
     source = RemoteSource(storage, head, cache or ShardCache.from_environment(), policy)

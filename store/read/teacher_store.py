@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import commit_record, ledger
+from caskd.store.commits import commit_record, read_seal
 from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
 from caskd.store.format import STORE_JSON, Array, ExampleIndex, StoreSpec, array_checks, layout
 from caskd.store.io import files
@@ -94,7 +94,7 @@ class TeacherStore:
     @cached_property
     def seal(self) -> dict[str, Any]:
         """Totals and digest of a sealed store."""
-        return ledger.read_seal(self.root)
+        return read_seal(self.root)
 
     @property
     def digest(self) -> str:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.store.commits import PLAN, FileRecord, commit_record, seal_content
+from caskd.store.commits import FileRecord, commit_record, seal_content
 from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
 from caskd.store.format import (
     COMMITS,
@@ -173,7 +173,7 @@ def _refusal(target: Storage, manifest: Manifest, policy: RetryPolicy) -> CaskdE
     store_json = read_whole(target, STORE_JSON, policy)
     if store_json is not None:
         return IdentityError(_other_store(target.url, manifest, store_json))
-    if read_whole(target, commit_record.record_name(PLAN), policy) is not None:
+    if read_whole(target, commit_record.record_name(commit_record.PLAN), policy) is not None:
         return IdentityError(
             f"{target.url}: holds the plan of a capture; expected a new or empty location. "
             "Pass another one."

@@ -7,6 +7,7 @@ from caskd.store.write.writer import (
     StoreWriter,
     pilot_rows,
     record_text_counts,
+    spread_evenly,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "plan_store",
     "read_spec",
     "record_text_counts",
+    "spread_evenly",
 ]

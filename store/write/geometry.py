@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from caskd.store.commits import FileRecord, publish
-from caskd.store.corpus import TokenizedExample, alignment
+from caskd.store.corpus import TokenizedExample, num_rows
 from caskd.store.errors import UsageError
 from caskd.store.format import STATUSES, Array, encode_shards, layout
 
@@ -64,7 +64,7 @@ class Geometry:
         Raises:
             UsageError: its response has more rows than a shard.
         """
-        rows = alignment.num_rows(example.is_response)
+        rows = num_rows(example.is_response)
         if rows > self.shard_rows:
             raise UsageError(
                 f"example {example.source_index}: its response has {rows:,} rows, expected at "

@@ -259,5 +259,9 @@ def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArra
     with_rows = np.flatnonzero(row_counts)
     mean = row_counts[with_rows].mean()
     amount = int(np.clip(np.ceil(target / mean), 1, len(with_rows)))
-    positions = np.linspace(0, len(with_rows) - 1, amount).round().astype(np.int64)
-    return with_rows[np.unique(positions)]
+    return with_rows[spread_evenly(len(with_rows), amount)]
+
+
+def spread_evenly(count: int, amount: int) -> npt.NDArray[np.int64]:
+    """At most `amount` indices spread evenly over `count`, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, amount).round().astype(np.int64))

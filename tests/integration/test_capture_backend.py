@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from helpers.tiny import tiny_tokenizer
 
 from caskd.cli.main import main
 from caskd.precompute import precompute
+from caskd.precompute.planning import identity
 from caskd.precompute.rows import targets_of
-from caskd.precompute.teacher import factory
+from caskd.precompute.teacher import factory, find_teacher
 from caskd.store.corpus import row_labels
-from caskd.store.errors import IdentityError
+from caskd.store.errors import IdentityError, UsageError
 from caskd.store.verify import verify_store
 
 NUM_IDS = 50
@@ -35,6 +37,9 @@ class Bigram:
 
     def describe(self):
         return {"packages": {"bigram": "1.0"}, "device": "cpu toy", "num_threads": 1}
+
+    def peak_memory(self):
+        return "process", 12_345_678
 
     def close(self):
         self.calls.append("close")
@@ -67,10 +72,13 @@ class BigramSource:
 
 @pytest.fixture
 def use(monkeypatch):
-    """Makes the factory return this source."""
-    return lambda source: monkeypatch.setitem(
-        factory._BACKENDS, "transformers", lambda config: source
-    )
+    """Adds a second backend that has this source, and lets captures use it."""
+
+    def add(source):
+        monkeypatch.setitem(factory._BACKENDS, "bigram", lambda config: source)
+        monkeypatch.setattr(identity, "find_teacher", partial(find_teacher, backend="bigram"))
+
+    return add
 
 
 def test_a_capture_asks_its_backend_alone(use, tmp_path):
@@ -107,6 +115,12 @@ def test_a_probe_closes_the_teacher(use, tmp_path, capsys):
     config = config_for(tmp_path, tmp_path)
     words = ["plan", "--teacher", "bigram", "--data", *config.data, "--store", config.store]
     assert main([*words, "--top-k", "8", "--device", "cpu", "--probe", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["forecast"]["memory_of"] == "process"
+    forecast = json.loads(capsys.readouterr().out)["forecast"]
+    assert (forecast["memory_of"], forecast["memory_bytes"]) == ("process", 12_345_678)
     assert (source.calls[0], source.calls[-1]) == ("load", "close")
     assert source.calls.count("rows") > 1
+
+
+def test_an_unknown_backend_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"'echo' is unknown; choose one of transformers"):
+        find_teacher(config_for(tmp_path, tmp_path), backend="echo")

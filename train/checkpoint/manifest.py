@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import fsync_directory, replace_file
+from caskd.store.io import files
 from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
@@ -44,8 +44,8 @@ def complete(checkpoint: Path) -> None:
         }
         directories.add(path.parent)
     for directory in directories:
-        fsync_directory(directory)
-    replace_file(checkpoint / COMPLETE, json.dumps({"files": record}, indent=1).encode())
+        files.fsync_directory(directory)
+    files.replace_file(checkpoint / COMPLETE, json.dumps({"files": record}, indent=1).encode())
 
 
 def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from caskd.store import StoreBatch
-from caskd.store.format import ROW_KINDS
+from caskd.store.format import ROW_KINDS, TOPK
 from caskd.train.data.micro_steps import MicroBatchSplit
 from caskd.train.data.mixture import MixedOrder
 from caskd.train.data.order import IntArray
@@ -90,7 +90,7 @@ class StepBatch:
     examples_per_store: tuple[int, ...]
 
 
-def fields_to_read(objective: Objective, kind: str = "topk") -> tuple[str, ...]:
+def fields_to_read(objective: Objective, kind: str = TOPK.name) -> tuple[str, ...]:
     """The row fields that an objective reads from a store of this kind.
 
     `argmax` is always among them, for the teacher's accuracy.

@@ -19,7 +19,9 @@ from typing import Any
 # Before the import: otherwise DeepSpeed guesses the accelerator and prints a warning.
 import torch
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+from caskd.models import default_device
+
+os.environ.setdefault("DS_ACCELERATOR", default_device().type)
 
 import deepspeed
 from deepspeed.utils import logger as deepspeed_logger
@@ -71,7 +73,7 @@ def init_distributed(timeout_minutes: float = 30) -> Iterator[Ranks]:
 def _connect(timeout: timedelta) -> Ranks:
     check_attributes(deepspeed, "deepspeed", MODULE_ATTRIBUTES, deepspeed.__version__)
     _quiet_logger(int(os.environ["RANK"]))
-    on_gpu = torch.cuda.is_available()
+    on_gpu = default_device().type == "cuda"
     device = torch.device("cpu")
     if on_gpu:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from caskd.models import SplitModel, check_causal, forget_lengths, head_form, masked_groups
 from caskd.store.errors import UsageError
+from caskd.store.format import TOPK
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
 from caskd.train.integrations.trainer_checks import check_settings
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
@@ -58,7 +59,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         check_settings(self)
         self.objective, self.w = objective, w
-        kind = getattr(self.train_dataset or self.eval_dataset, "kind", "topk")
+        kind = getattr(self.train_dataset or self.eval_dataset, "kind", TOPK.name)
         self.tail = resolve_tail(tail, kind)
         self.model_accepts_loss_kwargs = True  # the loss is divided once, by rows, in compute_loss
         self._sums: LossSums | None = None  # of the rows since the last log

@@ -24,7 +24,7 @@ from caskd.store.corpus import (
 )
 from caskd.store.errors import IdentityError
 from caskd.store.format import STATUSES
-from caskd.store.io import replace_file, value_text
+from caskd.store.io import files, value_text
 
 FLAG = "--teacher-tokenizer"
 TEXT_FILE = "caskd_text.json"
@@ -240,7 +240,7 @@ def write_teacher_text(text: TeacherText, folder: Path) -> list[str]:
         "template_arguments": text.template_arguments or {},
         "chat_turns": text.chat_turns,
     }
-    replace_file(folder / TEXT_FILE, json.dumps(content, indent=1, sort_keys=True).encode())
+    files.replace_file(folder / TEXT_FILE, json.dumps(content, indent=1, sort_keys=True).encode())
     return [*text.notes, *refused]
 
 
@@ -252,7 +252,7 @@ def _add_ends(path: Path, ends: Sequence[int]) -> None:
     if ids != own:
         values.pop("_from_model_config", None)  # generate() would read the model's config instead
         content = {**values, "eos_token_id": ids if len(ids) > 1 else ids[0]}
-        replace_file(path, json.dumps(content, indent=2).encode())
+        files.replace_file(path, json.dumps(content, indent=2).encode())
 
 
 def _write_tokenizer(folder: Path, text: TeacherText) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from caskd.models import build_model, open_config
+from caskd.models import build_model, default_device, open_config
 from caskd.train.loss import tile_bytes
 from caskd.train.model import add_adapters
 from caskd.train.run.plan import RunPlan
@@ -135,7 +135,7 @@ def size_of(plan: RunPlan) -> RunSize:
     text_config = model_config.get_text_config()
     longest = int(plan.store.token_counts().max())
     tokens = config.token_budget or config.micro_batch_size * longest
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     tile = min(tile_bytes(device), 4 * tokens * text_config.vocab_size)
     return RunSize(
         num_parameters=sum(counts.values()),

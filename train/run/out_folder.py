@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.io import claimed, replace_file
+from caskd.store.io import claimed, files
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     check_same_options,
@@ -156,7 +156,7 @@ def _move_aside(path: Path) -> str | None:
 
 def record_save(out: Path, step: int) -> None:
     """Record that the checkpoint after `step` steps is complete."""
-    replace_file(out / LAST_SAVE, json.dumps({"step": step}).encode())
+    files.replace_file(out / LAST_SAVE, json.dumps({"step": step}).encode())
 
 
 def _last_save(out: Path) -> int | None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from caskd.models import default_device
 from caskd.store import TeacherStore
 from caskd.train.checkpoint import (
     STATE,
@@ -201,7 +200,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         CaskdError: an option is wrong, in one line.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    dtype = config.dtype or ("bfloat16" if torch.cuda.is_available() else "float32")
+    dtype = config.dtype or ("bfloat16" if default_device().type == "cuda" else "float32")
     config = replace(config, dtype=dtype)
     objective = resolve_objective(config.objective, config.w)
     settings = _settings(config, world_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from caskd.store.io import Progress, progress, replace_file
+from caskd.store.io import Progress, files, progress
 from caskd.train.checkpoint import versions
 from caskd.train.engine import Ranks
 from caskd.train.metrics import METRICS_FILE, MetricsFile, show_step
@@ -94,7 +94,7 @@ def describe_run(plan: RunPlan, ranks: Ranks) -> None:
         "git": git_state(),
         "versions": versions(),
     }
-    replace_file(config.out / RUN_CONFIG, json.dumps(content, indent=1).encode())
+    files.replace_file(config.out / RUN_CONFIG, json.dumps(content, indent=1).encode())
 
 
 def git_state() -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from caskd.store.imports import require
-from caskd.store.io import replace_file
+from caskd.store.io import files
 from caskd.train.config import TrainConfig
 
 Track = Callable[[int, Mapping[str, Any]], None]
@@ -75,7 +75,7 @@ def _open_wandb(
     wandb: Any = require("wandb", extra="wandb", needed_by="--wandb")
     path = config.out / "wandb-run-id"  # a resumed run continues the same curve
     if not path.exists():
-        replace_file(path, uuid4().hex[:12].encode())
+        files.replace_file(path, uuid4().hex[:12].encode())
     run = wandb.init(
         project=config.wandb,
         id=path.read_text(encoding="utf-8"),

@@ -15,7 +15,7 @@ import torch
 from caskd.models import longest_first
 from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError
-from caskd.store.io import Progress, replace_file
+from caskd.store.io import Progress, files
 from caskd.train.data import collate, fields_to_read
 from caskd.train.engine import TrainEngine
 from caskd.train.loss import ROW_STATS, best_step, eval_metrics, sum_row_stats
@@ -90,7 +90,9 @@ class EvalFile:
         """Append the metrics after `step` steps."""
         self._lines.append({"step": step, **metrics})
         if self._write:
-            replace_file(self._path, "".join(f"{json.dumps(x)}\n" for x in self._lines).encode())
+            files.replace_file(
+                self._path, "".join(f"{json.dumps(x)}\n" for x in self._lines).encode()
+            )
 
     def best(self, metric: str) -> int | None:
         """The step with the best value of `metric` so far."""

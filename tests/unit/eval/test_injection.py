@@ -13,8 +13,9 @@ import pytest
 
 from caskd.eval.config import EvalConfig
 from caskd.eval.evaluate import evaluate
-from caskd.eval.report import Picture, Section, csv_bytes, html_bytes
-from caskd.eval.report.page import Cell, Row, Table
+from caskd.eval.report import Picture, Section
+from caskd.eval.report.page import Cell, Row, Table, html_bytes
+from caskd.eval.report.tables import csv_bytes
 from caskd.store.io import strip_control
 
 MARKUP = [

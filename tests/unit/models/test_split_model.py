@@ -5,8 +5,8 @@ import torch
 from helpers.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caskd.models import HeadForm, SplitModel, check_split, head_form
-from caskd.models.head_forms import BY_MODEL_TYPE, GENERAL
+from caskd.models import SplitModel, check_split, head_form
+from caskd.models.head_forms import BY_MODEL_TYPE, GENERAL, HeadForm
 from caskd.store.errors import UsageError
 
 SMALL = {

@@ -11,7 +11,8 @@ from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.store.corpus import alignment
+from caskd.store.corpus import joined_row_positions, logit_positions, row_labels
+from caskd.store.corpus.alignment import row_positions
 from caskd.store.errors import CorruptError
 from caskd.store.format import TOPK, topk_encoding
 from caskd.store.read import TeacherStore, arrays
@@ -71,8 +72,8 @@ def test_positions_and_labels_are_those_of_each_example_alone(store: TeacherStor
         tokens = slice(*batch.token_offsets[i : i + 2])
         rows = slice(*batch.row_offsets[i : i + 2])
         ids, mask = batch.token_ids[tokens], batch.is_response[tokens]
-        np.testing.assert_array_equal(batch.logit_positions[rows], alignment.logit_positions(mask))
-        np.testing.assert_array_equal(batch.labels[rows], alignment.row_labels(ids, mask))
+        np.testing.assert_array_equal(batch.logit_positions[rows], logit_positions(mask))
+        np.testing.assert_array_equal(batch.labels[rows], row_labels(ids, mask))
 
 
 @settings(max_examples=200)
@@ -80,8 +81,8 @@ def test_positions_and_labels_are_those_of_each_example_alone(store: TeacherStor
 def test_joined_positions_are_those_of_each_example(lengths: list[int], masks: bytes) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     mask = np.frombuffer(masks, np.uint8)[: offsets[-1]] % 2
-    wanted = [alignment.row_positions(mask[a:b]) + a for a, b in pairwise(offsets)]
-    found = alignment.joined_row_positions(mask, offsets)
+    wanted = [row_positions(mask[a:b]) + a for a, b in pairwise(offsets)]
+    found = joined_row_positions(mask, offsets)
     np.testing.assert_array_equal(found, np.concatenate([np.zeros(0, np.int64), *wanted]))
 
 

@@ -11,7 +11,8 @@ from helpers import stores
 
 from caskd.cli.store_commands import ShowConfig, show_command
 from caskd.store import TeacherStore
-from caskd.store.corpus import alignment
+from caskd.store.corpus import logit_positions, num_rows, row_labels
+from caskd.store.corpus.alignment import row_positions
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import STAGING, layout
 from caskd.store.inspect import example_html, store_info
@@ -61,11 +62,11 @@ def test_a_shift_of_rows_labels_or_mask_by_one_is_noticed(store: TeacherStore) -
 def test_alignment_of_the_first_token_several_turns_and_none() -> None:
     mask = np.array([1, 1, 0, 1, 0, 0, 1], np.uint8)
     tokens = np.arange(10, 17, dtype=np.uint32)
-    assert alignment.row_positions(mask).tolist() == [1, 3, 6]
-    assert alignment.logit_positions(mask).tolist() == [0, 2, 5]
-    assert alignment.row_labels(tokens, mask).tolist() == [11, 13, 16]
-    assert alignment.num_rows(mask) == 3
-    assert alignment.num_rows(np.zeros(0, np.uint8)) == 0
+    assert row_positions(mask).tolist() == [1, 3, 6]
+    assert logit_positions(mask).tolist() == [0, 2, 5]
+    assert row_labels(tokens, mask).tolist() == [11, 13, 16]
+    assert num_rows(mask) == 3
+    assert num_rows(np.zeros(0, np.uint8)) == 0
 
 
 def test_no_example_straddles_a_shard_and_filler_has_no_teacher_row(store: TeacherStore) -> None:

@@ -8,7 +8,7 @@ import pytest
 from helpers import stores
 
 from caskd.store import TeacherStore, verify_store
-from caskd.store.commits import commit_record, publish
+from caskd.store.commits import CommitRecord, commit_record, publish
 from caskd.store.errors import (
     CaskdError,
     CorruptError,
@@ -32,7 +32,7 @@ def test_a_shard_interrupted_at_any_step_is_finished_by_a_rerun(tmp_path: Path, 
     whole = stores.tree(stores.make_store(tmp_path / "whole").root)
     path = tmp_path / "s"
     plan_store(path, stores.identity(), stores.examples(), shard_rows=32, vocab=stores.VOCAB)
-    record = commit_record.CommitRecord.from_json(whole["commits/00001.json"], "00001")
+    record = CommitRecord.from_json(whole["commits/00001.json"], "00001")
     staged = path / STAGING / record.digest
     for item in record.file_records:
         target = staged / publish.staged_name(item.name)

@@ -1,4 +1,8 @@
-"""Tokens as bytes for three families of tokenizers, and the digests over them."""
+"""Tokens as bytes for three families of tokenizers, and the digests over them.
+
+It tests `store/corpus/vocabulary.py`, and stands here because a real tokenizer comes from
+transformers, which imports torch: no test of `tests/unit/store` does.
+"""
 
 import pytest
 from helpers.tiny import tiny_tokenizer

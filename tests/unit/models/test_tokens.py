@@ -1,4 +1,8 @@
-"""From records to tokens: rows, prompts and every status."""
+"""From records to tokens: rows, prompts and every status.
+
+It tests `store/corpus/tokens.py`, and stands here because a real tokenizer comes from transformers,
+which imports torch: no test of `tests/unit/store` does.
+"""
 
 import numpy as np
 import pytest
