@@ -57,7 +57,7 @@ def push_command(config: PushConfig) -> None:
     """Run `caskd store push`."""
     if is_remote(config.store):
         raise UsageError(
-            f"{clean_url(config.store)} is a URL; expected a directory. To copy from a URL, run "
+            f"{clean_url(config.store)}: is a URL; expected a directory; to copy from a URL, run "
             "caskd store pull URL DIRECTORY"
         )
     report = push_store(config.store, config.url, quiet=False)
@@ -68,7 +68,7 @@ def pull_command(config: PullConfig) -> None:
     """Run `caskd store pull`."""
     if is_remote(config.directory):
         raise UsageError(
-            f"{clean_url(config.directory)} is a URL; expected a directory. To copy to a URL, run "
+            f"{clean_url(config.directory)}: is a URL; expected a directory; to copy to a URL, run "
             "caskd store push DIRECTORY URL"
         )
     report = pull_store(config.url, config.directory, quiet=False)

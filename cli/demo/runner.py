@@ -58,7 +58,9 @@ def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
         UsageError: `out` is not an empty folder.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is not an empty folder; pass a new or empty one")
+        raise UsageError(
+            f"--out {out}: not an empty folder; expected a new or empty one; pass another --out"
+        )
     import torch
     from transformers.utils.logging import disable_progress_bar
 

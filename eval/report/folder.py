@@ -20,7 +20,7 @@ def check_folder(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise UsageError(f"--out {out} is a file, expected a folder; choose another --out")
+        raise UsageError(f"--out {out}: is a file; expected a folder; choose another --out")
     if not any(out.iterdir()):
         return
     try:
@@ -28,7 +28,10 @@ def check_folder(out: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise UsageError(f"--out {out} is not empty and not a report; choose another --out")
+        raise UsageError(
+            f"--out {out}: is not empty and not a report; expected a new or empty folder or an "
+            "earlier report; choose another --out"
+        )
 
 
 def write_files(out: Path, files: Mapping[str, bytes], report_files: Collection[str]) -> None:

@@ -56,7 +56,7 @@ def load_for_decoding(
     except MemoryError as error:
         raise UsageError(
             f"{flag} {source}: the weights do not fit on {chosen} ({error}); expected a device "
-            "with more memory: pass another --device, or --dtype bfloat16"
+            "with more memory; pass another --device, or --dtype bfloat16"
         ) from error
     stop_ids = _stop_ids(model, tokenizer)
     # Greedy decoding only: generate() would take a repetition penalty, a temperature and every

@@ -73,8 +73,8 @@ class TransformersTeacher:
             return pack
         if not self._keeps_apart(pad):
             raise UsageError(
-                f"teacher architecture {architecture} produces different hidden states in a batch "
-                "than one example at a time; expected padding to have no effect; use another "
+                f"--teacher: architecture {architecture} produces different hidden states in a "
+                "batch than one example at a time; expected padding to have no effect; use another "
                 "--teacher"
             )
         return pad

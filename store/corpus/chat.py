@@ -50,7 +50,7 @@ def last_reply(messages: Sequence[Message]) -> str:
         if message["role"] == "assistant":
             return str(message["content"])
     raise UsageError(
-        "a conversation has no assistant turn; expected one as reference: remove that record"
+        "conversation: has no assistant turn; expected one as reference; remove that record"
     )
 
 
@@ -59,16 +59,16 @@ def _check_messages(messages: Sequence[Message]) -> None:
         given = message if isinstance(message, Mapping) else {}
         if not (isinstance(given.get("role"), str) and isinstance(given.get("content"), str)):
             raise UsageError(
-                f"a message is {str(message)[:80]!r}; expected an object with text in 'role' and "
-                "'content': fix that record, or pass --messages-column NAME of another column"
+                f"message {str(message)[:80]!r}: expected an object with text in 'role' and "
+                "'content'; fix that record, or pass --messages-column NAME of another column"
             )
 
 
 def _template(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         raise UsageError(
-            "the data has messages but the tokenizer has no chat template; expected a teacher with "
-            "one: pass a chat model to --teacher, or data with prompt and response columns"
+            "--data: has messages, but the tokenizer has no chat template; expected a teacher with "
+            "one; pass a chat model to --teacher, or data with prompt and response columns"
         )
     return str(tokenizer.get_chat_template())
 
@@ -82,8 +82,8 @@ def _render(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
     except TemplateError as error:  # such as roles that the template does not support
         raise UsageError(
-            f"the chat template rejects a conversation ({reason(error)}); expected one that it "
-            "supports: fix or remove that record, or pass a --teacher with another template"
+            f"conversation: the chat template rejects it ({reason(error)}); expected one that it "
+            "supports; fix or remove that record, or pass a --teacher with another template"
         ) from error
 
 
@@ -127,10 +127,10 @@ def _prefix_spans(tokenizer: Any, messages: Sequence[Message], full: str) -> lis
         through = _render(tokenizer, messages[: turn + 1])
         if not before or not through.startswith(before) or not full.startswith(through):
             raise UsageError(
-                f"the chat template is not prefix-stable at message {turn + 1}: the first "
-                f"{turn + 1} messages render differently alone, so the reply cannot be separated "
-                "from its prompt; expected a template with {% generation %} marks, or "
-                "conversations of one assistant turn"
+                f"chat template: not prefix-stable at message {turn + 1}: the first {turn + 1} "
+                "messages render differently alone, so the reply cannot be separated from its "
+                "prompt; expected a template with {% generation %} marks, or conversations of one "
+                "assistant turn; pass another --teacher, or shorten the conversations"
             )
         spans.append((len(before), len(through)))
     return spans

@@ -194,7 +194,7 @@ def _encode_all(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _eos_id(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise UsageError("the tokenizer has no EOS token, expected one; pass --no-eos")
+        raise UsageError("tokenizer: has no EOS token; expected one; pass --no-eos")
     return int(tokenizer.eos_token_id)
 
 

@@ -138,16 +138,16 @@ class StoreSpec:
             value = untrusted_json.parse_json(data, where)
             if value["format"] != FORMAT:
                 raise UnsafeError(
-                    f"{where}: format is {value_text(value['format'])}, expected {FORMAT!r}."
+                    f"{where}: format is {value_text(value['format'])}; expected {FORMAT!r}"
                 )
             if value["format_version"] != FORMAT_VERSION:
                 raise UnsafeError(
                     f"{where}: format version is {value_text(value['format_version'])}, but this "
-                    f"caskd reads version {FORMAT_VERSION}. Install a caskd that reads it."
+                    f"caskd reads version {FORMAT_VERSION}; install a caskd that reads it"
                 )
         except (KeyError, TypeError) as error:
             raise UnsafeError(
-                f"{where}: not a valid {STORE_JSON} ({type(error).__name__})."
+                f"{where}: not a valid {STORE_JSON} ({type(error).__name__})"
             ) from None
         untrusted_json.check_store_json(value, where)
         return cls(identity=value["identity"], tasks=tuple(value["tasks"]), **value["geometry"])
@@ -176,6 +176,6 @@ def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
         field, theirs, ours = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise IdentityError(
-            f"{where} holds another capture: {field} is {theirs!r} there, but {ours!r} here{more}. "
-            "Pass the same inputs, or another --store."
+            f"{where}: holds another capture; {field} is {theirs!r} there, but {ours!r} "
+            f"here{more}; pass the same inputs, or another --store"
         )

@@ -36,15 +36,15 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
         if error.errno in (ENOSPC, EDQUOT):
-            advice = "Free disk space"
+            advice = "free disk space"
         elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "Pass a writable --store"
+            advice = "pass a writable --store"
         else:
-            advice = "Check the disk"
+            advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
-            f"cannot write {path}{amount}: {error.strerror}. {advice} and run the same command "
-            "again; committed shards are kept."
+            f"cannot write {path}{amount}: {error.strerror}; {advice} and run the same command "
+            "again; committed shards are kept"
         ) from None
 
 
@@ -182,7 +182,7 @@ def regular_size(path: Path) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store.")
+        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store")
     return status.st_size
 
 
@@ -199,7 +199,7 @@ def size_inside(root: Path, name: str) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         if not S_ISDIR(mode):
-            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
+            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed)")
     return regular_size(root / name)
 
 
@@ -213,14 +213,14 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     """
     try:
         if size_inside(root, name) is None:
-            raise CorruptError(f"{name}: missing.")
+            raise CorruptError(f"{name}: missing")
         handle = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield handle
         finally:
             os.close(handle)
     except OSError as error:
-        raise CorruptError(f"{name}: cannot be read ({error.strerror}).") from None
+        raise CorruptError(f"{name}: cannot be read ({error.strerror})") from None
 
 
 def read_small(root: Path, name: str, limit: int = MAX_METADATA_BYTES) -> bytes:
@@ -232,7 +232,7 @@ def read_small(root: Path, name: str, limit: int = MAX_METADATA_BYTES) -> bytes:
     with open_inside(root, name) as handle:
         size = os.fstat(handle).st_size
         if size > limit:
-            raise CorruptError(f"{name}: {size:,} bytes; expected at most {limit:,}.")
+            raise CorruptError(f"{name}: {size:,} bytes; expected at most {limit:,}")
         return os.read(handle, size)
 
 

@@ -135,8 +135,8 @@ class StoreArrays:
         except (CorruptError, OSError) as error:
             first = shard * array.shard + number * array.chunk
             raise CorruptError(
-                f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost. "
-                "Run caskd store verify to see what else is damaged."
+                f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost; "
+                "run caskd store verify to see what else is damaged"
             ) from None
 
     def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
@@ -190,9 +190,9 @@ class StoreArrays:
             if not untrusted_json.is_count(
                 length, array_checks.MAX_TOKEN_BYTES * self.spec.vocab_size
             ):
-                raise CorruptError(f"{where}: not the metadata of vocab_bytes.")
+                raise CorruptError(f"{where}: not the metadata of vocab_bytes")
         if found != array.metadata(length):
-            raise UnsafeError(f"{where}: differs from the metadata that format version 1 defines.")
+            raise UnsafeError(f"{where}: differs from the metadata that format version 1 defines")
         self._known_metadata[array.name] = length
 
     def whole(self, name: str) -> Array:

@@ -131,7 +131,7 @@ def _claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
         if foreign:
             raise UsageError(
                 f"{target.url}: holds {value_text(foreign[0])} but no store; expected a new or "
-                "empty location. Pass another one."
+                "empty location; pass another one"
             )
     _create(target, DIGEST_LIST, manifest.digests_bytes, policy)
 
@@ -142,13 +142,13 @@ def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
     differences = list(identity_differences(existing.identity, manifest.spec.identity))
     if not differences:
         return (
-            f"{where}: holds an unsealed store of the same capture. "
-            "Finish it with caskd precompute, or pass another location."
+            f"{where}: holds an unsealed store of the same capture; expected a sealed one; "
+            "finish it with caskd precompute, or pass another location"
         )
     field, there, here = differences[0]
     return (
         f"{where}: holds another store ({field} is {value_text(there)} there, {value_text(here)} "
-        "here). Pass another location, or remove that store."
+        "here); pass another location, or remove that store"
     )
 
 
@@ -164,10 +164,10 @@ def _create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> Non
     if any(read_whole(target, name, policy) == data for _ in range(READ_ATTEMPTS)):
         return
     if created:
-        raise CorruptError(f"{where}: arrived damaged. Remove it, then run the same command again.")
+        raise CorruptError(f"{where}: arrived damaged; remove it, then run the same command again")
     raise IdentityError(
-        f"{target.url}: holds another store (its {name} differs from ours). "
-        "Pass another location, or remove that store."
+        f"{target.url}: holds another store (its {name} differs from ours); "
+        "pass another location, or remove that store"
     )
 
 
@@ -193,8 +193,8 @@ def _send(
     absent = _in_threads(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
     if absent:
         raise CorruptError(
-            f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times. "
-            "Check the network and the disk, then run the same command again."
+            f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times; "
+            "check the network and the disk, then run the same command again"
         )
     return num_sent
 
@@ -255,7 +255,7 @@ def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy)
             retry(target.flush, target.url, policy)
             if not pending:
                 return
-    raise CorruptError(f"{target.url}/{pending[0]}: arrived damaged. Run the same command again.")
+    raise CorruptError(f"{target.url}/{pending[0]}: arrived damaged; run the same command again")
 
 
 def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
@@ -266,11 +266,11 @@ def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
         if again == data:
             return data
         data = again
-    raise CorruptError(f"{source.url}/{README}: reads differently each time. Check the network.")
+    raise CorruptError(f"{source.url}/{README}: reads differently each time; check the network")
 
 
 def _check_totals(storage: DirectoryStorage, manifest: Manifest) -> None:
     """Check that the totals in the seal are the sums over the commit records."""
     totals, _ = seal_content(storage.root, manifest.spec)
     if canonical_json(totals) != manifest.seal_bytes:
-        raise CorruptError(f"{storage.url}/{SEAL}: differs from the totals of the commit records.")
+        raise CorruptError(f"{storage.url}/{SEAL}: differs from the totals of the commit records")

@@ -71,7 +71,7 @@ def repair_store(url: str | Path) -> RepairReport:
     if not (
         os.path.lexists(root / STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)
     ):
-        raise StoreNotFoundError(f"{url}: no store; expected a directory with a {STORE_JSON}.")
+        raise StoreNotFoundError(f"{url}: no store; expected a directory with a {STORE_JSON}")
     digests = _proven_digests(root)
     spec = _readable_spec(root, report)
     if spec is None:

@@ -100,7 +100,7 @@ def sampled_units(units: Sequence[str], sample: float | None, seed: int) -> list
         return [*units]
     if not 0 < sample <= 1:
         raise UsageError(
-            f"--sample {sample:.4%}: expected more than 0 % and at most 100 %; pass 5%, say."
+            f"--sample {sample:.4%}: expected more than 0 % and at most 100 %; pass 5%, say"
         )
     shards = [unit for unit in units if unit.isdigit()]
     chosen = {*random.Random(seed).sample(shards, math.ceil(sample * len(shards)))}
@@ -141,14 +141,14 @@ def _named(store: TeacherStore, units: Iterable[str], report: VerifyReport) -> s
 
 def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
     if not store.sealed:
-        report.problems.append("not sealed: every shard is committed. Run caskd store seal.")
+        report.problems.append("not sealed: every shard is committed; run caskd store seal")
         return
     try:
         totals, digests = seal_content(store.root, store.spec)
         if files.read_small(store.root, DIGEST_LIST, len(digests)) != digests:
-            report.problems.append(f"{DIGEST_LIST}: differs from the commit records.")
+            report.problems.append(f"{DIGEST_LIST}: differs from the commit records")
         if files.read_small(store.root, SEAL) != canonical_json(totals):
-            report.problems.append(f"{SEAL}: differs from the totals of the commit records.")
+            report.problems.append(f"{SEAL}: differs from the totals of the commit records")
     except StoreError as error:
         report.problems.append(str(error))
 

@@ -45,14 +45,14 @@ def find_store(path: str | Path) -> StoreSpec | None:
     """
     if "://" in str(path):
         raise UsageError(
-            f"{path}: expected a local directory. Write the store to one, then copy it with "
-            "caskd store push."
+            f"{path}: expected a local directory; write the store to one, then copy it with "
+            "caskd store push"
         )
     root = Path(path)
     if not root.exists():
         return None
     if not root.is_dir():
-        raise UsageError(f"{path} is a file; expected a directory. Pass another --store.")
+        raise UsageError(f"--store {path}: is a file; expected a directory; pass another --store")
     # Listed before the record is read: another process adds files only after its record.
     foreign = sorted(entry.name for entry in root.iterdir() if entry.name not in _BEFORE_A_PLAN)
     sealed = files.size_inside(root, SEAL) is not None
@@ -61,8 +61,8 @@ def find_store(path: str | Path) -> StoreSpec | None:
     damaged = STORE_JSON in foreign or commit_record.is_committed(root, commit_record.PLAN)
     if foreign and not damaged:
         raise UsageError(
-            f"{path}: holds {foreign[0]!r} but no store; expected an empty or new directory. "
-            "Pass another --store."
+            f"{path}: holds {foreign[0]!r} but no store; expected an empty or new directory; "
+            "pass another --store"
         )
     return None
 
@@ -122,8 +122,8 @@ def plan_store(
         found = find_store(root)
         if found is None:
             raise CorruptError(
-                f"{path}: files of its plan are lost, and these inputs give a different plan. "
-                "Pass the inputs that the store was planned with, or another --store."
+                f"{path}: files of its plan are lost, and these inputs give a different plan; "
+                "pass the inputs that the store was planned with, or another --store"
             )
     check_identity(found, identity, str(path))
     return found
@@ -157,8 +157,8 @@ def _decide_plan(
     if geometry.num_rows == 0:
         counts = ", ".join(f"{n} {status}" for status, n in geometry.statuses.items()) or "none"
         raise UsageError(
-            f"no example has a response token to predict (examples: {counts}); expected at least "
-            "one. Check --data."
+            f"--data: no example has a response token to predict (examples: {counts}); expected at "
+            "least one; check --data"
         )
     spec = StoreSpec(
         identity=json.loads(json.dumps(identity)),
@@ -174,8 +174,8 @@ def _decide_plan(
     if problem:
         cells = f"{spec.row_kind.cells_key} {spec.num_cells}"
         raise UsageError(
-            f"--shard-rows {shard_rows} is not possible with {cells}: {problem}. "
-            "Pass another --shard-rows."
+            f"--shard-rows {shard_rows}: not possible with {cells} ({problem}); expected a value "
+            "within these limits; pass another --shard-rows"
         )
     contents = _plan_contents(spec, geometry, vocab)
     listed = [publish.stage(staged, name, data) for name, data in contents.items()]

@@ -77,7 +77,7 @@ class StoreWriter:
         spec = find_store(self.root)
         if spec is None:
             raise StoreNotFoundError(
-                f"{path}: no store; expected a planned one. Run caskd plan first."
+                f"{path}: no store; expected a planned one; run caskd plan first"
             )
         self.spec: StoreSpec = spec
         self.layouts = spec.row_layouts()
@@ -214,8 +214,8 @@ class StoreWriter:
         missing = self.missing_shards()
         if missing:
             raise IncompleteError(
-                f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
-                "Run caskd precompute again to fill them."
+                f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed; "
+                "run caskd precompute again to fill them"
             )
         return write_seal(self.root, self.spec, card)
 

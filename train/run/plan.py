@@ -243,10 +243,10 @@ def check_unused(out: Path) -> None:
         UsageError: it is a file, or it contains a run.
     """
     if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: found a file, expected a directory; pass another --out")
+        raise UsageError(f"--out {out}: is a file; expected a directory; pass another --out")
     for name in (METRICS_FILE, CHECKPOINTS):
         if (out / name).exists():
             raise UsageError(
-                f"--out {out}: already contains a run ({name}); pass --resume to continue it, "
-                "or another --out"
+                f"--out {out}: already contains a run ({name}); expected a new directory; pass "
+                "--resume to continue it, or another --out"
             )
