@@ -106,7 +106,10 @@ def show_command(config: ShowConfig) -> None:
     if config.html is not None:
         page = Path(config.html)
         if page.exists():
-            raise UsageError(f"--html {page}: file already exists; pass another one or remove it.")
+            raise UsageError(
+                f"--html {page}: file already exists; expected a new file; pass another one or "
+                "remove it"
+            )
         page.write_text(example_html(store, config.example), encoding="utf-8")
         print(f"wrote {page}")
         return
@@ -120,7 +123,7 @@ def verify_command(config: VerifyConfig) -> int:
     if is_remote(config.store):
         url = clean_url(config.store)
         raise UsageError(
-            f"{url} is a URL; expected a directory. To copy the store and check every byte, run "
+            f"{url}: is a URL; expected a directory; to copy the store and check every byte, run "
             f"caskd store pull {url} DIRECTORY"
         )
     fraction = None if config.sample is None else _fraction(config.sample)
@@ -146,7 +149,9 @@ def _fraction(text: str) -> float:
     try:
         return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
-        raise UsageError(f"--sample is {text!r}; expected a fraction such as 5% or 0.05.") from None
+        raise UsageError(
+            f"--sample {text!r}: expected a fraction such as 5% or 0.05; pass one of these forms"
+        ) from None
 
 
 def repair_command(config: RepairConfig) -> None:

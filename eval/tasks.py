@@ -72,7 +72,9 @@ def choose_tasks(
         find_metric(line.metric)
         if line.normalize is not None and line.normalize not in NORMALIZE:
             known = ", ".join(NORMALIZE)
-            raise UsageError(f"got normalize {line.normalize!r}, expected one of {known}")
+            raise UsageError(
+                f"normalize {line.normalize!r}: unknown; expected one of {known}; pass one of them"
+            )
         chosen[name] = line
     return chosen
 
@@ -92,8 +94,8 @@ def named_metrics(
     if unknown:
         known = ", ".join(repr(name) for name in sorted(names))
         raise UsageError(
-            f"--task-metric names task {unknown[0]!r}, expected one of {known}; "
-            "fix the name or --task-column"
+            f"--task-metric: unknown task {unknown[0]!r}; expected one of {known}; fix the name or "
+            "--task-column"
         )
     return named, alone[-1] if alone else None
 

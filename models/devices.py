@@ -27,12 +27,14 @@ def pick_device(name: str) -> torch.device:
         return default_device()
     kind, _, number = name.partition(":")
     if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
-        raise UsageError(f"got --device {name}; expected auto, cpu, cuda or cuda:N")
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N; pass one of these")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"got --device {name}, but no CUDA device was found; use --device cpu")
+        raise UsageError(
+            f"--device {name}: no CUDA device was found; expected one; pass --device cpu"
+        )
     if number and int(number) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise UsageError(f"got --device {name}; expected cuda:0 to cuda:{last}")
+        raise UsageError(f"--device {name}: expected cuda:0 to cuda:{last}; pass one of these")
     return torch.device(name)
 
 

@@ -51,7 +51,7 @@ def locate(source: str, flag: str) -> Checkpoint:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
             f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "
-            f"a folder or a hub id: check {flag} and the connection"
+            f"a folder or a hub id; check {flag} and the connection"
         ) from error
     return Checkpoint(snapshot, source, snapshot.name)  # the cache names a snapshot by its commit
 
@@ -60,13 +60,13 @@ def check_source(source: str | Path, flag: str) -> None:
     """Refuse a path without a folder before the hub is queried for it.
 
     Raises:
-        UsageError: it is one.
+        UsageError: `source` is a path without a folder.
     """
     text = str(source)
     looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))
     if looks_like_a_path and not Path(source).is_dir():
         raise UsageError(
-            f"{flag} {text}: no such folder; expected a folder or a hub id: check {flag}"
+            f"{flag} {text}: no such folder; expected a folder or a hub id; check {flag}"
         )
 
 
@@ -179,7 +179,7 @@ def open_model(
     if missing:
         raise UsageError(
             f"{flag} {shown}: lacks {len(missing)} weights, the first {min(missing)!r}; expected "
-            "a whole checkpoint: copy or download it again"
+            "a whole checkpoint; copy or download it again"
         )
     return model
 
@@ -236,7 +236,7 @@ def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None
 def _does_not_fit(shown: str | Path, flag: str, text: str) -> UsageError:
     return UsageError(
         f"{flag} {shown}: the adapter does not fit the model ({text}); expected the model that it "
-        f"was trained on: pass another {flag} or another model"
+        f"was trained on; pass another {flag} or another model"
     )
 
 

@@ -36,7 +36,7 @@ class SplitModel:
         if body is None or body is model or head is None:
             raise UsageError(
                 f"{flag}: {type(model).__name__} has no separate body and head; expected a causal "
-                f"language model: pass another model"
+                f"language model; pass another model"
             )
         self.flag = flag
         self.body: nn.Module = body
@@ -126,7 +126,7 @@ def check_split(model: Any, split: SplitModel, num_columns: int | None = None) -
         raise UsageError(
             f"{split.flag}: the logits that caskd computes from the hidden states of "
             f"{type(model).__name__} differ from the model's own by {error:.3g}; expected a head "
-            "of one matrix with at most a bias, a scale and a soft cap: pass another model"
+            "of one matrix with at most a bias, a scale and a soft cap; pass another model"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether a model reads the token ids of a store as the store means them, and where it stops."""
+"""Check that a model and a store share one vocabulary, and which tokens end its answers."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def check_vocabulary(tokenizer: Any, spec: StoreSpec, flag: str) -> None:
             f"{flag}: its vocabulary ({len(tokens)} tokens, digest {own[:12]}) differs from the "
             f"store's ({spec.vocab_size} tokens, digest {spec.vocab_digest[:12]}, teacher "
             f"{spec.teacher}), so that token ids would be misread; expected a student with the "
-            "teacher's tokenizer: pass another model, or precompute a store for this one"
+            "teacher's tokenizer; pass another model, or precompute a store for this one"
         )
 
 

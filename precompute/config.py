@@ -124,7 +124,7 @@ class PrecomputeConfig:
     """Device of the teacher: cpu, cuda or cuda:1; auto uses a GPU if there is one."""
 
     device_map: Literal["auto", "balanced", "sequential"] | None = None
-    """Spread the layers over all GPUs in this way, for a teacher larger than one GPU."""
+    """How to place layers on several GPUs (accelerate's device map)."""
 
     token_budget: int = 8192
     """Tokens per forward pass, padding included; halved when memory runs out."""
@@ -219,7 +219,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
         )
     if config.device_map is not None and config.device != "auto":
         raise UsageError(
-            f"--device-map {config.device_map} and --device {config.device} were both given; "
+            f"--device-map {config.device_map} and --device {config.device}: both were given; "
             "expected one of them; omit --device to use all GPUs"
         )
     layout.chunk_rows_for(config.shard_rows)
@@ -249,11 +249,11 @@ def _check_kind(config: PrecomputeConfig) -> None:
     for flag, value in (("--top-k", config.top_k), ("--min-mass", config.min_mass)):
         if config.sample is not None and value is not None:
             raise UsageError(
-                f"--sample {config.sample} and {flag} {value} were both given; expected one of "
+                f"--sample {config.sample} and {flag} {value}: both were given; expected one of "
                 f"them, a store holds samples or a top-k; omit {flag} or --sample"
             )
     if config.sample is None and config.sample_seed:
         raise UsageError(
-            f"--sample-seed {config.sample_seed} was given without --sample; expected both or "
+            f"--sample-seed {config.sample_seed}: was given without --sample; expected both or "
             "neither; add --sample 50"
         )

@@ -138,14 +138,17 @@ class TrainConfig:
         ):
             # Also refuses nan.
             if value is not None and not least <= value < float("inf"):
-                raise UsageError(f"{flag} is {value}; expected at least {least}")
+                raise UsageError(f"{flag} {value}: expected at least {least}; pass a larger value")
         for flag, weight in (("--w", self.w), ("--final-w", self.final_w)):
             if weight is not None and not 0 <= weight <= 1:
-                raise UsageError(f"{flag} is {weight}; expected 0 (teacher only) to 1 (label only)")
+                raise UsageError(
+                    f"{flag} {weight}: expected 0 (teacher only) to 1 (label only); pass a weight "
+                    "in this range"
+                )
         # 0 would train nothing; these also refuse nan.
         for flag, number in (("--lr", self.lr), ("--lora-alpha", self.lora_alpha)):
             if number is not None and not 0 < number < float("inf"):
-                raise UsageError(f"{flag} is {number}; expected more than 0")
+                raise UsageError(f"{flag} {number}: expected more than 0; pass another number")
         _check_together(self)
         _check_weights(self)
 

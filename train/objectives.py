@@ -85,13 +85,15 @@ def resolve_objective(objective: str | Objective, w: float | None = None) -> Obj
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
             raise UsageError(
-                f"objective {objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}"
+                f"objective {objective!r}: unknown; expected one of {', '.join(OBJECTIVES)}; "
+                "choose one of these"
             )
         objective = OBJECTIVES[objective]
     w = objective.w if w is None else float(w)
     if not 0 <= w <= 1:
         raise UsageError(
-            f"w is {w}; expected a label weight from 0 (teacher only) to 1 (label only)"
+            f"w {w}: expected a label weight from 0 (teacher only) to 1 (label only); pass a "
+            "weight in this range"
         )
     return Objective(objective.rule, w)
 
@@ -132,9 +134,10 @@ def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
         raise UsageError(f"{user}: {contradiction}")
     if objective.needs_keep:
         raise UsageError(
-            f"{user}: objective {name!r} keeps as many rows as another run, and only caskd train "
-            "reads that run (--keep-fraction-from); choose another objective here. In your own "
-            f"loop, pass {name.removeprefix('random-')!r} and keep=MASK to cascade_aware_loss"
+            f"{user}: objective {name!r} keeps as many rows as another run; expected caskd train, "
+            "which alone reads that run (--keep-fraction-from); choose another objective here, or "
+            f"in your own loop pass {name.removeprefix('random-')!r} and keep=MASK to "
+            "cascade_aware_loss"
         )
     return objective
 

@@ -66,7 +66,9 @@ def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
 
 def _check_empty(out: Path) -> None:
     if out.exists() and not (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
-        raise UsageError(f"--out {out} is not an empty folder; pass a new or empty one")
+        raise UsageError(
+            f"--out {out}: not an empty folder; expected a new or empty one; pass another --out"
+        )
 
 
 def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:

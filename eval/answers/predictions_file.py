@@ -161,7 +161,8 @@ def read_predictions(file: str) -> Predictions:
     path = Path(file)
     if not path.is_file():
         raise UsageError(
-            f"{file} does not exist; write it with caskd predict --model M --data D --out {file}"
+            f"{file}: does not exist; expected a predictions file; write it with "
+            f"caskd predict --model M --data D --out {file}"
         )
     try:
         table = pq.read_table(path, partitioning=None)
@@ -176,7 +177,7 @@ def read_predictions(file: str) -> Predictions:
         raise _not_predictions(file, "columns are missing or of another type") from None
     if not table.num_rows:
         raise UsageError(
-            f"{file} holds no example, expected at least one; rerun caskd predict with more data"
+            f"{file}: holds no example; expected at least one; rerun caskd predict with more data"
         )
     _check_rows(file, own)
     check_values(file, own, metadata)
@@ -195,7 +196,7 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
         raise _not_predictions(file, "no caskd metadata")
     if number != FORMAT_VERSION:
         raise UsageError(
-            f"{file} has format version {number}, expected {FORMAT_VERSION}; install a newer caskd"
+            f"{file}: format version is {number}; expected {FORMAT_VERSION}; install a newer caskd"
         )
     if num_parameters(parameters) is None:
         raise UsageError(
@@ -227,12 +228,12 @@ def _check_rows(file: str, table: pa.Table) -> None:
     twice = next((name for name, after in pairwise(names) if name == after), None)
     if twice is not None:
         raise UsageError(
-            f"{file}: duplicate example id {twice!r}, expected unique ids; rerun caskd predict"
+            f"{file}: duplicate example id {twice!r}; expected unique ids; rerun caskd predict"
         )
 
 
 def _not_predictions(file: str, why: str) -> UsageError:
     return UsageError(
-        f"{file}: {why}, expected a predictions file; "
+        f"{file}: {why}; expected a predictions file; "
         "write it with caskd predict --model M --data D --out F"
     )

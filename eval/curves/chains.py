@@ -1,4 +1,6 @@
-"""Chains of three or more models: each but the last defers what its own rule is unsure of.
+"""Chains of three or more models.
+
+Every model except the last defers examples whose score reaches its threshold.
 
 Every model that answers costs. With one threshold per model there is no single curve but a cloud of
 settings. The frontier is its upper left edge: the settings that no other beats in both quality and
@@ -78,7 +80,7 @@ def chain_frontier(
     """
     if not 2 <= len(links) <= 6:
         raise UsageError(
-            f"got a chain of {len(links) + 1} models, expected 3 to 7; for two models pass --small"
+            f"--chain: has {len(links) + 1} models; expected 3 to 7; for two models pass --small"
         )
     steps = round(MAX_SETTINGS ** (1.0 / len(links))) - 1
     grids = [_thresholds(link.score, steps) for link in links]

@@ -129,8 +129,8 @@ def price_of(prices: Mapping[str, Price], model: str) -> Price:
     """
     if model not in prices:
         raise UsageError(
-            f"--prices has no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
-            "add one with prompt and output, the prices of a million tokens each"
+            f"--prices: no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
+            "expected prompt and output, the prices of a million tokens each; add them"
         )
     return prices[model]
 
@@ -144,7 +144,7 @@ def read_prices(file: str) -> Mapping[str, Price]:
     path = Path(file)
     if not path.is_file():
         raise UsageError(
-            f"--prices {file} does not exist, expected a JSON or TOML price list; fix the path"
+            f"--prices {file}: does not exist; expected a JSON or TOML price list; fix the path"
         )
     try:
         text = path.read_text(encoding="utf-8")
@@ -154,7 +154,7 @@ def read_prices(file: str) -> Mapping[str, Price]:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"--prices {file} is not a price list in JSON or TOML ({reason(error)}), expected the "
+            f"--prices {file}: not a price list in JSON or TOML ({reason(error)}); expected the "
             "prices of each model name; fix the file"
         ) from None
 
@@ -168,7 +168,7 @@ def _price(file: str, name: str, entry: object) -> Price:
         for n in numbers
     ):
         raise UsageError(
-            f"--prices {file}: got {entry!r} for {name!r}, expected prompt and output, "
+            f"--prices {file}: got {entry!r} for {name!r}; expected prompt and output, "
             "the prices of a million tokens each; fix the entry"
         )
     prompt, output = numbers

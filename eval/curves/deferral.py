@@ -86,7 +86,9 @@ class DeferralCurve:
             UsageError: the rate is not in [0, 1].
         """
         if not 0.0 <= rate <= 1.0:
-            raise UsageError(f"got deferral rate {rate}, expected a number from 0 to 1")
+            raise UsageError(
+                f"deferral rate {rate}: expected a number from 0 to 1; pass another rate"
+            )
         return float(np.interp(rate, self.deferral_rate, self.quality))
 
     def rate_for(self, quality: float) -> float | None:
@@ -96,7 +98,7 @@ class DeferralCurve:
             UsageError: the quality is not a number.
         """
         if math.isnan(quality):
-            raise UsageError("got quality NaN, expected a number such as 0.86")
+            raise UsageError("quality nan: expected a number such as 0.86; pass another quality")
         reached = np.flatnonzero(self.quality >= quality)
         if not reached.size:
             return None
@@ -143,8 +145,8 @@ def deferral_curve(
     if not score.size == small.size == large.size:
         sizes = f"{score.size}, {small.size} and {large.size}"
         raise UsageError(
-            f"got {sizes} values of score, small_quality and large_quality, "
-            "expected one of each per example"
+            f"score, small_quality and large_quality: got {sizes} values; expected one of each "
+            "per example; pass arrays of one length"
         )
     rate, quality, threshold, a1, a2 = _points(score, small, large)
     oracle_rate, oracle_quality, *_ = _points(large - small, small, large)
@@ -222,16 +224,19 @@ def _vector(name: str, values: npt.ArrayLike, *, finite: bool = True) -> FloatAr
     array: npt.NDArray[Any] = np.asarray(values)
     if array.ndim != 1 or array.size == 0:
         raise UsageError(
-            f"got {name} of shape {array.shape}, expected one number per example and at least one"
+            f"{name}: shape is {array.shape}; expected one number per example and at least one; "
+            "pass a vector"
         )
     try:
         vector = array.astype(np.float64)
     except (TypeError, ValueError):
-        raise UsageError(f"got {name} of type {array.dtype}, expected numbers") from None
+        raise UsageError(
+            f"{name}: type is {array.dtype}; expected numbers; convert it to float"
+        ) from None
     bad = np.flatnonzero(~np.isfinite(vector) if finite else np.isnan(vector))
     if bad.size:
         raise UsageError(
-            f"got {name}[{bad[0]}] = {vector[bad[0]]} ({bad.size:,} such values), "
-            f"expected {'finite numbers' if finite else 'numbers'}"
+            f"{name}[{bad[0]}] = {vector[bad[0]]} ({bad.size:,} such values); expected "
+            f"{'finite numbers' if finite else 'numbers'}; remove these examples or fix them"
         )
     return vector

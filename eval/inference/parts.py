@@ -36,7 +36,8 @@ def check_out(out: Path) -> None:
             read_predictions(str(out))
         except UsageError:
             raise UsageError(
-                f"--out {out} exists and is not a predictions file; remove it, or choose another"
+                f"--out {out}: exists and is not a predictions file; expected a new file or an "
+                "earlier predictions file; remove it, or choose another --out"
             ) from None
 
 
@@ -71,13 +72,15 @@ class Parts:
             theirs = json.loads((self.folder / REQUEST).read_bytes())
         except (OSError, ValueError):
             raise UsageError(
-                f"{self.folder} holds no parts of caskd predict; remove it or choose another --out"
+                f"{self.folder}: holds no parts of caskd predict; expected such parts or no "
+                "folder; remove it or choose another --out"
             ) from None
         difference = next(_differences(theirs, self._request), None)
         if difference is not None:
             raise IdentityError(
-                f"{self.folder} holds parts of another request: {_text(difference)}; rerun that "
-                "command to resume it, or remove the folder to start again"
+                f"{self.folder}: holds parts of another request, {_text(difference)}; expected "
+                "parts of this one; rerun that command to resume it, or remove the folder to start "
+                "again"
             )
 
     def finished(self) -> Predictions | None:
@@ -95,8 +98,8 @@ class Parts:
             scoring = difference[0].partition(".")[0] in ("quality", "tasks")
             other = ", or rescore it with caskd eval --task-metric" if scoring else ""
             raise UsageError(
-                f"{self.out} exists and belongs to another request: {_text(difference)}; "
-                f"remove it or choose another --out{other}"
+                f"--out {self.out}: belongs to another request, {_text(difference)}; expected a "
+                f"new file; remove it or choose another --out{other}"
             )
         return whole
 
@@ -150,7 +153,9 @@ class Parts:
         try:
             table = pq.read_table(path, partitioning=None)
         except pa.ArrowException:
-            raise UsageError(f"{path} is damaged; remove it and rerun the command") from None
+            raise UsageError(
+                f"{path}: is damaged; expected a complete part; remove it and rerun the command"
+            ) from None
         columns = [
             table.column(name) if name in table.column_names else pa.nulls(len(table), kind)
             for name, kind in zip(WHOLE.names, WHOLE.types, strict=True)
@@ -161,7 +166,7 @@ class Parts:
 def _differences(
     theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Fields in which two requests differ; an older file's config_digest compares with nothing."""
+    """Fields in which two requests differ; an older config_digest is not compared."""
     for field, first, second in identity_differences(theirs, ours):
         if field != CONFIG_DIGEST or not may_be_same_config(first, second):
             yield field, first, second

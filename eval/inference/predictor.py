@@ -206,14 +206,15 @@ def _check_numbers(config: PredictConfig) -> None:
     for name in ("max_new_tokens", "batch_size", "num_workers", "limit"):
         value = getattr(config, name)
         if value is not None and value < 1:
-            raise UsageError(f"got --{name.replace('_', '-')} {value}, expected 1 or more")
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: expected 1 or more; pass another number"
+            )
     if "" in config.stop:
         raise UsageError(
-            "got --stop '', which would empty every answer, expected a text; omit it, or pass "
-            "--stop '\\n'"
+            "--stop '': would empty every answer; expected a text; omit it, or pass --stop '\\n'"
         )
     if not 0 <= config.worker < config.num_workers:
         raise UsageError(
-            f"got --worker {config.worker} of --num-workers {config.num_workers}, expected "
-            f"0 to {config.num_workers - 1}"
+            f"--worker {config.worker} with --num-workers {config.num_workers}: expected 0 to "
+            f"{config.num_workers - 1}; pass another number"
         )

@@ -132,8 +132,8 @@ def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
         name = getattr(config, field)
         if name != getattr(PredictConfig, field) and not any(name in record for record in records):
             raise UsageError(
-                f"no column {name!r} in the data, expected one of "
-                f"{', '.join(map(repr, records[0]))}; fix --{field.replace('_', '-')}"
+                f"--{field.replace('_', '-')}: no column {name!r} in the data; expected one of "
+                f"{', '.join(map(repr, records[0]))}; pass one of them"
             )
 
 
@@ -152,8 +152,8 @@ def _texts(record: Record, column: str, flag: str) -> list[str]:
         return []
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise UsageError(
-            f"column {column!r} holds {type(value).__name__}, expected a list of "
-            f"texts; fix the data, or pass {flag} NAME of another column"
+            f"column {column!r}: holds {type(value).__name__}; expected a list of texts; "
+            f"fix the data, or pass {flag} NAME of another column"
         )
     return value
 
@@ -164,10 +164,10 @@ def _first_tokens(options: Sequence[str], encode: Callable[[str], list[int]]) ->
     for option in options:
         ids = encode(option)
         if not ids:
-            raise UsageError("an option is empty, expected text; fix the data")
+            raise UsageError("an option is empty; expected text; fix that record")
         if int(ids[0]) in firsts:
             raise UsageError(
-                f"options {firsts[int(ids[0])]!r} and {option!r} start with the same token, "
+                f"options {firsts[int(ids[0])]!r} and {option!r} start with the same token; "
                 "expected different ones; use options such as A and B, or remove the column"
             )
         firsts[int(ids[0])] = option
@@ -197,7 +197,7 @@ def choose_columns(config: PredictConfig, record: Record) -> Columns:
     )
     if columns.kind == "text":
         raise UsageError(
-            f"the data has only column {columns.text!r}, expected questions and answers; "
+            f"--data: has only column {columns.text!r}; expected questions and answers; "
             "pass --prompt-column and --response-column"
         )
     return columns
@@ -217,17 +217,17 @@ def check_requests(
         first = seen.setdefault(request.example_id, index)
         if first != index:
             raise UsageError(
-                f"records {first} and {index} both have id {request.example_id!r}; "
-                "set a unique id for each"
+                f"records {first} and {index}: both have id {request.example_id!r}; expected "
+                "unique ids; set a unique id for each"
             )
         length = len(request.prompt)
         if not length:
-            raise UsageError(f"record {index} has an empty prompt, expected a question; remove it")
+            raise UsageError(f"record {index}: has an empty prompt; expected a question; remove it")
         if max_positions is not None and length + max_new_tokens > max_positions:
             raise UsageError(
-                f"record {index} has {length:,} prompt tokens and --max-new-tokens is "
-                f"{max_new_tokens:,}, but the model supports {max_positions:,} in total; "
-                "lower --max-new-tokens or shorten the prompt"
+                f"record {index}: {length:,} prompt tokens and --max-new-tokens "
+                f"{max_new_tokens:,}; expected at most the {max_positions:,} tokens that the model "
+                "supports; lower --max-new-tokens or shorten the prompt"
             )
 
 
@@ -263,8 +263,8 @@ def with_questions(predictions: Predictions, questions: dict[str, str]) -> Predi
     missing = sum(value not in questions for value in digests)
     if missing:
         raise IdentityError(
-            f"--data holds {len(digests) - missing:,} of the {len(digests):,} questions of "
-            f"{predictions.source}, expected all of them; pass the files that caskd predict read"
+            f"--data: holds {len(digests) - missing:,} of the {len(digests):,} questions of "
+            f"{predictions.source}; expected all of them; pass the files that caskd predict read"
         )
     column = pa.array([questions[value] for value in digests], pa.string())
     table = predictions.columns.append_column("prompt", column)

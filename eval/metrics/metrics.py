@@ -165,7 +165,7 @@ def find_metric(name: str) -> Metric:
         return Metric(partial(_bleu, tokenizer), "none")
     if name not in METRICS:
         known = ", ".join([*METRICS, f"{BLEU}-TOKENIZER (13a, zh, ja-mecab, ...)"])
-        raise UsageError(f"got metric {name!r}, expected one of {known}")
+        raise UsageError(f"metric {name!r}: unknown; expected one of {known}; pass one of them")
     return METRICS[name]
 
 
@@ -256,12 +256,15 @@ def bleu_scorer(tokenizer: str, needed_by: str = "--bleu ", **options: bool) -> 
 
     if tokenizer not in BLEU.TOKENIZERS:
         known = ", ".join(sorted(BLEU.TOKENIZERS))
-        raise UsageError(f"got {needed_by}{tokenizer}, expected a tokenizer of sacrebleu: {known}")
+        raise UsageError(
+            f"{needed_by}{tokenizer}: unknown; expected a tokenizer of sacrebleu, one of {known}; "
+            "pass one of them"
+        )
     try:
         return BLEU(tokenize=tokenizer, force=True, **options)
     except (ImportError, RuntimeError, OSError) as error:
         extra = tokenizer.removesuffix("-mecab")
         how = f"; run pip install 'sacrebleu[{extra}]'" if extra != tokenizer else ""
         raise UsageError(
-            f"{needed_by}{tokenizer} is not installed ({reason(error)}){how}"
+            f"{needed_by}{tokenizer} needs its sacrebleu files ({reason(error)}){how}"
         ) from None

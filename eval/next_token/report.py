@@ -100,14 +100,16 @@ def next_token_report(config: EvalConfig) -> Report:
 
 def _check_flags(config: EvalConfig) -> None:
     if not config.student:
-        raise UsageError("--next-token needs a student; pass --student DIR, once for each")
+        raise UsageError(
+            "--next-token: no student; expected at least one; pass --student DIR, once for each"
+        )
     if config.small or config.large:
         raise UsageError(
-            "got --next-token with --small or --large, expected one of the two; omit --next-token, "
-            "or pass --student instead"
+            "--next-token: was given with --small or --large; expected one of the two; omit "
+            "--next-token, or pass --student instead"
         )
     if config.limit is not None and config.limit < 1:
-        raise UsageError(f"got --limit {config.limit}, expected 1 or more")
+        raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")
 
 
 def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -81,11 +81,15 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
     if store.spec.kind != TOPK.name:
         raise UsageError(
             f"--next-token {store.name}: a store of kind {store.spec.kind!r} does not hold the "
-            f"teacher's most likely token; expected kind {TOPK.name!r}"
+            f"teacher's most likely token; expected kind {TOPK.name!r}; pass a store that was "
+            "precomputed without --sample"
         )
     chosen = _with_rows(store, limit)
     if not chosen.size:
-        raise UsageError(f"--next-token {store.name}: no example has a row; expected at least one")
+        raise UsageError(
+            f"--next-token {store.name}: no example has a row; expected at least one; pass a "
+            "store with responses"
+        )
     batch = store.read(chosen, fields=_FIELDS)
     known = batch.column("num_kept") > 0  # 0: the teacher was not finite
     counts = np.diff(batch.row_offsets)
@@ -129,7 +133,8 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
     if most is not None and lengths.max() > most:
         raise UsageError(
             f"{flag}: takes at most {most:,} tokens, but example {chosen[lengths.argmax()]} has "
-            f"{lengths.max():,}; expected a student that takes the store's longest example"
+            f"{lengths.max():,}; expected a student that takes the store's longest example; pass "
+            "another student, or another store"
         )
     split = SplitModel(loaded.model, flag)
     check_split(loaded.model, split)

@@ -37,7 +37,10 @@ def check_folder(out: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
-        raise UsageError(f"--out {out} is not empty and not a report; choose another --out")
+        raise UsageError(
+            f"--out {out}: is not empty and not a report; expected a new or empty folder or an "
+            "earlier report; choose another --out"
+        )
 
 
 def write_files(out: Path, contents: Mapping[str, bytes], report_files: Collection[str]) -> None:

@@ -116,7 +116,7 @@ class Router:
     def _forward(self, inputs: FloatArray) -> FloatArray:
         if inputs.shape[1] != self.mean.size:
             raise UsageError(
-                f"got {self.kind.column} of width {inputs.shape[1]}, expected {self.mean.size}, on "
+                f"{self.kind.column}: width is {inputs.shape[1]}; expected {self.mean.size}, on "
                 f"which {self.kind.name} was fitted; use predictions of the same model"
             )
         values = (inputs - self.mean) / self.scale
@@ -164,9 +164,9 @@ def fit_router(
     rarer = int(min(label.sum(), (~label).sum()))
     if label.size < MIN_EXAMPLES or rarer < MIN_RARER:
         raise UsageError(
-            f"cannot fit {kind.name} on {label.size:,} calibration examples, {rarer:,} of them "
-            f"with the rarer label, expected at least {MIN_EXAMPLES} and {MIN_RARER}; use more "
-            "examples or a larger --calibration"
+            f"{kind.name}: got {label.size:,} calibration examples, {rarer:,} of them with the "
+            f"rarer label; expected at least {MIN_EXAMPLES} and {MIN_RARER}; use more examples or "
+            "a larger --calibration"
         )
     make = features(kind, stored, None)
     inputs = make(slice(None))

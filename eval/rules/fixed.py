@@ -86,7 +86,8 @@ def fixed_rule(name: str) -> Rule | None:
         share = -1.0
     if not 0.0 <= share <= 1.0:
         raise UsageError(
-            f"got rule {name!r}, expected {QUANTILE}Q with Q from 0 to 1, such as quantile-0.4"
+            f"rule {name!r}: expected {QUANTILE}Q with Q from 0 to 1; pass a name such as "
+            "quantile-0.4"
         )
     return Rule(name, _LOGPROBS, lambda tokens: -tokens.quantiles([share])[:, 0])
 
@@ -94,7 +95,7 @@ def fixed_rule(name: str) -> Rule | None:
 def unknown_rule(name: str, others: Collection[str] = ()) -> UsageError:
     """The error for a name that no rule has."""
     known = ", ".join(sorted({*RULES, f"{QUANTILE}Q", *others}))
-    return UsageError(f"got rule {name!r}, expected one of {known}")
+    return UsageError(f"rule {name!r}: unknown; expected one of {known}; pass one of them")
 
 
 def deferral_scores(column: Ragged, rule: Rule) -> FloatArray:
@@ -111,16 +112,21 @@ def deferral_scores(column: Ragged, rule: Rule) -> FloatArray:
         UsageError: there is no example, an answer has no tokens, or a score is NaN.
     """
     if not len(column):
-        raise UsageError(f"got no example, expected the {rule.column} of at least one answer")
+        raise UsageError(
+            f"{rule.column}: got no example; expected the values of at least one answer; pass "
+            "predictions with examples"
+        )
     empty = np.flatnonzero(column.lengths == 0)
     if empty.size:
         raise UsageError(
-            f"got an answer without {rule.column} (example {empty[0]}), expected at least one value"
+            f"example {empty[0]}: its answer has no {rule.column}; expected at least one value; "
+            "remove that example, or rerun caskd predict"
         )
     scores = rule.statistic(column)
     bad = np.flatnonzero(np.isnan(scores))
     if bad.size:
         raise UsageError(
-            f"got score {scores[bad[0]]} (example {bad[0]}), expected numbers in {rule.column}"
+            f"example {bad[0]}: score is {scores[bad[0]]}; expected numbers in {rule.column}; "
+            "remove that example, or rerun caskd predict with --dtype float32"
         )
     return finite_scores(scores)

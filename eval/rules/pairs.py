@@ -95,7 +95,7 @@ class Pair:
                 "hidden": "rerun caskd predict with --hidden",
             }
             raise UsageError(
-                f"{self.small.source} holds no {name}; "
+                f"{self.small.source}: holds no {name}; expected one value per example; "
                 f"{how.get(name, 'rerun caskd predict')}, or omit the rule that reads it"
             )
 
@@ -110,8 +110,8 @@ def _indices_in(small: Predictions, large: Predictions) -> npt.NDArray[np.int64]
         found = [f"{len(surplus):,} only in {small.source}{_first(surplus)}"] if surplus else []
         found += [f"{len(missing):,} only in {large.source}{_first(missing)}"] if missing else []
         raise IdentityError(
-            f"different examples: {', '.join(found)}; expected the same in both; "
-            "run caskd predict for both models with the same --data and --limit"
+            f"{small.source} and {large.source}: different examples, {', '.join(found)}; expected "
+            "the same in both; run caskd predict for both models with the same --data and --limit"
         )
     return np.array([index[name] for name in wanted], dtype=np.int64)
 
@@ -120,8 +120,8 @@ def _check_questions(small: Predictions, large: Predictions) -> None:
     """Examples of the same id must have the same question, references and metric."""
     if small.metadata["quality"] != large.metadata["quality"]:
         raise IdentityError(
-            f"{small.source} measures {small.metadata['quality']}, {large.source} measures "
-            f"{large.metadata['quality']}, expected one metric; rerun caskd predict for one of them"
+            f"{small.source} and {large.source}: metrics are {small.metadata['quality']} and "
+            f"{large.metadata['quality']}; expected one metric; rerun caskd predict for one of them"
         )
     rules = [model.metadata.get("text", {}).get("rule", 1) for model in (small, large)]
     if rules[0] != rules[1]:
@@ -144,9 +144,9 @@ def _check_questions(small: Predictions, large: Predictions) -> None:
         if unlike:
             name = large.strings("example_id")[unlike[0]]
             raise IdentityError(
-                f"{len(unlike):,} examples (first {name!r}) have another {column} in "
-                f"{small.source} than in {large.source}, expected the same; "
-                "run caskd predict for both models with the same --data and columns"
+                f"{small.source} and {large.source}: {len(unlike):,} examples (first {name!r}) "
+                f"differ in {column}; expected the same; run caskd predict for both models with "
+                "the same --data and columns"
             )
 
 

@@ -92,8 +92,8 @@ def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
         raise unknown_rule(name, ROUTERS)
     if fit is None:
         raise UsageError(
-            f"--rule {name} must be fitted on other examples than those that measure it; pass "
-            "--calibration 0.2, or --calibration-small and --calibration-large"
+            f"--rule {name}: needs examples to fit on; expected others than those that measure it; "
+            "pass --calibration 0.2, or --calibration-small and --calibration-large"
         )
     kind = ROUTERS[name]
     router = fit_router(kind, fit, fit.small_quality, fit.large_quality)

@@ -160,8 +160,8 @@ class Cascade:
         texts = list(self._large(prompts)) if prompts else []
         if len(texts) != len(prompts):
             raise UsageError(
-                f"the large model returned {len(texts)} answers to {len(prompts)} prompts, "
-                "expected one each; fix the function passed as large"
+                f"large model: returned {len(texts)} answers to {len(prompts)} prompts; expected "
+                "one each; fix the function passed as large"
             )
         return texts
 
@@ -179,7 +179,8 @@ class _Answered:
     def lists(self, name: str) -> Ragged:
         if not self.has(name):
             raise UsageError(
-                f"serving computes no {name}; choose an operating point with another rule"
+                f"rule that reads {name}: serving does not compute {name}; expected a rule of the "
+                "small model's own answer; choose an operating point with another rule"
             )
         return Ragged.of([getattr(answer, name) for answer in self._answers])
 
@@ -237,7 +238,7 @@ def _decode(
     ids = [prompt_ids(loaded.tokenizer, *_record(prompt), chat) for prompt in prompts]
     empty = next((index for index, tokens in enumerate(ids) if not tokens), None)
     if empty is not None:
-        raise UsageError(f"prompt {empty} is empty, expected a question; remove it")
+        raise UsageError(f"prompt {empty}: is empty; expected a question; remove it")
     answers: dict[int, Answer] = {}
     for batch in batches([len(tokens) for tokens in ids], batch_size):
         found = decode_batch(
@@ -256,6 +257,6 @@ def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, An
         ours, theirs = got.get(field), measured.get(field)
         if ours is not None and theirs is not None and ours != theirs:
             raise IdentityError(
-                f"{name} has {field} {ours}, but the cascade was measured with {theirs}; load that "
-                "model, or measure this one with caskd predict and caskd eval"
+                f"{name}: {field} is {ours}; expected {theirs}, with which the cascade was "
+                "measured; load that model, or measure this one with caskd predict and caskd eval"
             )

@@ -73,7 +73,8 @@ def read_cascade(file: str) -> CascadeFile:
     path = Path(file)
     if not path.is_file():
         raise UsageError(
-            f"{file} does not exist; write it with caskd eval ... --operating-point 'quality>=0.86'"
+            f"{file}: does not exist; expected a cascade.json; write it with "
+            "caskd eval ... --operating-point 'quality>=0.86'"
         )
     try:
         fields = json.loads(path.read_bytes())
@@ -81,7 +82,7 @@ def read_cascade(file: str) -> CascadeFile:
             raise ValueError
         if fields["version"] != FORMAT_VERSION:
             raise UsageError(
-                f"{file} has format version {fields['version']}, expected {FORMAT_VERSION}; "
+                f"{file}: format version is {fields['version']}; expected {FORMAT_VERSION}; "
                 "install a newer caskd"
             )
         return _parse(fields)
@@ -89,7 +90,8 @@ def read_cascade(file: str) -> CascadeFile:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"{file} is not a cascade.json of caskd eval; rerun caskd eval --operating-point"
+            f"{file}: not readable; expected a cascade.json of caskd eval; rerun caskd eval "
+            "--operating-point"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Paired bootstrap: does a difference exceed the choice of test examples and training seeds?
+"""Paired bootstrap: is a difference larger than the variation over test examples and seeds?
 
 Legend: E examples, P points of a curve, B bootstrap replicates, R seeds, S series (a score with the
 small model's quality).
@@ -135,8 +135,8 @@ def area_replicates(
     for score, small in series:
         if not score.size == small.size == count:
             raise UsageError(
-                f"got {score.size} and {count} examples, "
-                "expected the same examples in both cascades"
+                f"scores: got {score.size} and {count} examples; expected the same examples in "
+                "both cascades; pass the same examples to both"
             )
     if exact is None:
         exact = count <= EXACT_UP_TO

@@ -113,13 +113,13 @@ def analyze(config: EvalConfig) -> Analysis:
 def _check_chain(config: EvalConfig) -> None:
     if config.chain and len(config.chain) < 2:
         raise UsageError(
-            "got one --chain, expected two or more besides --large; for one small model pass "
-            "--small FILE instead"
+            "--chain: was given once; expected two or more besides --large; for one small model "
+            "pass --small FILE instead"
         )
     if config.chain and config.small and config.calibration_small:
         raise UsageError(
-            "--calibration-small calibrates the models of --small, but --chain has its own; pass "
-            "--calibration 0.2 instead, or omit --small"
+            "--calibration-small: was given with --chain; expected it only with --small; pass "
+            "--calibration 0.2 instead, or omit --chain"
         )
 
 

@@ -110,25 +110,35 @@ def _names(predictions: Predictions) -> list[str]:
 
 def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
     if not small:
-        raise UsageError("no small model, expected one or more; pass --small FILE, once for each")
+        raise UsageError(
+            "--small: no small model; expected one or more; pass --small FILE, once for each"
+        )
     if not config.large:
-        raise UsageError("no large model, expected one; pass --large FILE")
+        raise UsageError("--large: no large model; expected one; pass --large FILE")
     if config.student or config.limit is not None:
-        raise UsageError("--student and --limit need --next-token STORE; pass it too, or omit them")
+        raise UsageError(
+            "--student and --limit: were given without --next-token; expected both or neither; "
+            "pass --next-token STORE too, or omit them"
+        )
     if config.target_quality is not None and not 0.0 <= config.target_quality <= 1.0:
         raise UsageError(
-            f"got --target-quality {config.target_quality}, expected a number from 0 to 1"
+            f"--target-quality {config.target_quality}: expected a number from 0 to 1; pass "
+            "another number"
         )
     if bool(config.calibration_small) != (config.calibration_large is not None):
-        raise UsageError("--calibration-small and --calibration-large need each other; pass both")
+        raise UsageError(
+            "--calibration-small and --calibration-large: only one was given; expected both or "
+            "neither; pass both"
+        )
     if config.calibration_small and config.calibration is not None:
         raise UsageError(
-            "got --calibration and --calibration-small, expected one of them; omit the other"
+            "--calibration and --calibration-small: both were given; expected one of them; omit "
+            "the other"
         )
     if config.calibration_small and len(config.calibration_small) != len(small):
         raise UsageError(
-            f"got {len(config.calibration_small)} --calibration-small for {len(small)} small "
-            "models, expected one each; pass them in the same order"
+            f"--calibration-small: got {len(config.calibration_small)} for {len(small)} small "
+            "models; expected one each; pass them in the same order"
         )
 
 
@@ -137,8 +147,8 @@ def _check_apart(test: Pair, calibration: Pair) -> None:
     shared = (known[0] & known[1]) - {""}
     if shared:
         raise UsageError(
-            f"{len(shared):,} questions are in both --large and --calibration-large, "
-            "expected none; use other questions, or split one set with --calibration 0.2"
+            f"--large and --calibration-large: {len(shared):,} questions are in both; expected "
+            "none; use other questions, or split one set with --calibration 0.2"
         )
 
 
@@ -158,14 +168,15 @@ def calibration_mask(names: Sequence[str], share: float, seed: int) -> npt.NDArr
     """
     if not 0.0 < share < 1.0:
         raise UsageError(
-            f"--calibration {share:g} is out of range, expected a fraction between 0 and 1"
+            f"--calibration {share:g}: expected a fraction between 0 and 1; pass one such as 0.2"
         )
     limit = int(share * 2**64)
     marked = np.array([_hash(name, seed) < limit for name in names])
     if marked.all() or not marked.any():
         raise UsageError(
-            f"--calibration {share:g} leaves one side of {len(names):,} examples empty; "
-            "change the fraction or --calibration-seed, or use more examples"
+            f"--calibration {share:g}: leaves one side of {len(names):,} examples empty; expected "
+            "examples on both sides; change the fraction or --calibration-seed, or use more "
+            "examples"
         )
     return marked
 

@@ -90,8 +90,8 @@ def parse_constraint(text: str) -> Constraint:
         or not np.isfinite(constraint.bound)
     ):
         raise UsageError(
-            f"got --operating-point {text!r}, expected quality>=0.86, cost<=5e8 "
-            "or deferral_rate<=0.3, in quotes"
+            f"--operating-point {text!r}: expected quality>=0.86, cost<=5e8 or deferral_rate<=0.3, "
+            "in quotes; pass one of these forms"
         )
     return constraint
 
@@ -128,8 +128,9 @@ def choose(
             best = rank, result, scores, float(curve.threshold[point])
     if best is None:
         raise UsageError(
-            f"no cascade meets --operating-point '{constraint}': the nearest {constraint.quantity} "
-            f"is {_extreme(constraint, np.array(nearest)):.6g}; set a looser bound"
+            f"--operating-point '{constraint}': no cascade meets it; expected at best "
+            f"{constraint.quantity} {_extreme(constraint, np.array(nearest)):.6g}, the nearest; "
+            "set a looser bound"
         )
     _, result, scores, threshold = best
     return _estimate(

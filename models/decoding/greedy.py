@@ -195,8 +195,8 @@ def hidden_index(model: Any, layer: int) -> int:
     count = int(model.config.get_text_config().num_hidden_layers)
     if not -count - 1 <= layer <= count:
         raise UsageError(
-            f"got --hidden {layer}, but the model has {count} layers; expected {-count - 1} to "
-            f"{count} (0 is the embedding, -1 the last layer)"
+            f"--hidden {layer}: the model has {count} layers; expected {-count - 1} to {count} "
+            "(0 is the embedding, -1 the last layer); pass another layer"
         )
     return layer % (count + 1)
 
@@ -238,5 +238,6 @@ def _layers(body: torch.nn.Module, count: int) -> torch.nn.ModuleList:
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
     raise UsageError(
-        f"got --hidden, but {type(body).__name__} has no list of {count} layers; omit --hidden"
+        f"--hidden: {type(body).__name__} has no list of {count} layers; expected a model with "
+        "one; omit --hidden"
     )

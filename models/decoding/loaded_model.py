@@ -68,7 +68,7 @@ def load_for_decoding(
     except MemoryError as error:
         raise UsageError(
             f"{flag} {source}: the weights do not fit on {chosen} ({error}); expected a device "
-            "with more memory: pass another --device, or --dtype bfloat16"
+            "with more memory; pass another --device, or --dtype bfloat16"
         ) from error
     check_causal(model, f"{flag} {source}")
     # transformers opens an adapter with the generation config of its base model, which lacks the

@@ -135,7 +135,7 @@ def text_options(
     max_length = config.max_length or source.max_length
     if max_length is None:
         raise UsageError(
-            "the teacher's configuration has no length limit; expected one; pass --max-length N"
+            "--teacher: its configuration has no length limit; expected one; pass --max-length N"
         )
     if source.max_length is not None and max_length > source.max_length:
         raise UsageError(

@@ -168,7 +168,7 @@ def _timed(teacher: Teacher, store: TeacherStore, batch: PlannedBatch) -> tuple[
         rows = teacher.rows(examples)
     except MemoryError as error:
         raise UsageError(
-            f"out of memory on {len(examples)} examples of up to {batch.longest:,} tokens "
+            f"--probe: out of memory on {len(examples)} examples of up to {batch.longest:,} tokens "
             f"({error}); expected a batch that fits; pass a smaller --token-budget (the capture "
             "halves such batches)"
         ) from error

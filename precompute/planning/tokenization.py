@@ -117,7 +117,7 @@ def _in_processes(
             yield from waiting.popleft().result()
     except BrokenProcessPool as error:
         raise UsageError(
-            "a tokenising process ended (out of memory, or its script has no "
+            "--tokenize-processes: a process ended (out of memory, or its script has no "
             "`if __name__ == '__main__':`); expected it to finish; fix that, or pass "
             "--tokenize-processes 1"
         ) from error

@@ -18,8 +18,8 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
     """
     if source.attention.startswith("flash") and source.load_dtype == "float32":
         raise UsageError(
-            f"--attention {source.attention} does not support a teacher in float32; expected half "
-            "precision: pass --dtype bfloat16, or --attention sdpa"
+            f"--attention {source.attention}: does not support a teacher in float32; expected half "
+            "precision; pass --dtype bfloat16, or --attention sdpa"
         )
     try:
         with memory_errors():
@@ -39,7 +39,7 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
     except MemoryError as error:
         raise UsageError(
             f"{FLAG} {source.name}: the weights in {source.load_dtype} do not fit on {device} "
-            f"({error}); expected a device with more memory: pass --device-map auto to use all "
+            f"({error}); expected a device with more memory; pass --device-map auto to use all "
             "devices, or --dtype bfloat16"
         ) from error
     return model.requires_grad_(False).eval()

@@ -37,7 +37,7 @@ def describe_adapter(folder: Path, name: str) -> AdapterSource:
     for file in (ADAPTER_WEIGHTS, _SETTINGS):
         if not (folder / file).is_file():
             raise UsageError(
-                f"--adapter {name}: no {file}; expected a peft adapter in safetensors: save it "
+                f"--adapter {name}: no {file}; expected a peft adapter in safetensors; save it "
                 "with save_pretrained, or pass another --adapter"
             )
     settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
@@ -45,7 +45,7 @@ def describe_adapter(folder: Path, name: str) -> AdapterSource:
     if settings.get("num_virtual_tokens") is not None:
         raise UsageError(
             f"--adapter {name}: its type {settings.get('peft_type')} adds tokens to the input; "
-            "expected an adapter that changes layers, such as LORA: pass another --adapter"
+            "expected an adapter that changes layers, such as LORA; pass another --adapter"
         )
     parts = weights_digest(folder).encode() + b"\n" + canonical_json(settings)
     return AdapterSource(folder, name, hashlib.sha256(parts).hexdigest())

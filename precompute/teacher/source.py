@@ -57,7 +57,7 @@ def find_checkpoint(
     if not list(found.folder.glob("*.safetensors")):
         raise UsageError(
             f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
-            f"safetensors: convert it with save_pretrained, or pass another {FLAG}"
+            f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
         )
     config = open_config(found.folder, FLAG)
     tokenizer = open_tokenizer(found.folder, FLAG)

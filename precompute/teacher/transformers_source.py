@@ -90,7 +90,7 @@ class TransformersSource:
         if gpu is not None and num_gpus:
             if gpu >= num_gpus:
                 raise UsageError(
-                    f"torchrun started a worker for GPU {gpu}, but this machine has {num_gpus} "
+                    f"torchrun: started a worker for GPU {gpu}, but this machine has {num_gpus} "
                     f"GPUs; expected one worker per GPU; pass --nproc-per-node {num_gpus}"
                 )
             torch.cuda.set_device(gpu)

@@ -54,7 +54,7 @@ def ray_session() -> Iterator[Any]:
             ray.init(address=address or "local", logging_level=logging.ERROR, **local_only)
     except ConnectionError:
         raise UsageError(
-            f"no Ray cluster at RAY_ADDRESS={address!r}; expected the address of a running "
+            f"RAY_ADDRESS={address!r}: no Ray cluster there; expected the address of a running "
             "cluster; run ray start, or unset RAY_ADDRESS to use this machine alone"
         ) from None
     try:

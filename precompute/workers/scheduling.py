@@ -53,8 +53,8 @@ def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerI
         )
     if config.executor != "torchrun" and many:
         raise UsageError(
-            f"torchrun started {environ['WORLD_SIZE']} processes, but --executor is "
-            f"{config.executor}; expected one worker per process; add --executor torchrun"
+            f"--executor {config.executor}: torchrun started {environ['WORLD_SIZE']} processes; "
+            "expected one worker per process; add --executor torchrun"
         )
     if config.executor != "local":
         _check_device_flags(config)
@@ -63,8 +63,8 @@ def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerI
     if config.executor == "ray":
         if config.worker is not None:
             raise UsageError(
-                f"--worker {config.worker}: --executor ray numbers the workers itself; omit "
-                "--worker"
+                f"--worker {config.worker}: --executor ray numbers the workers itself; expected no "
+                "--worker; omit it"
             )
         return WorkerInfo()
     return _numbered_worker(config)
@@ -75,8 +75,8 @@ def _check_device_flags(config: PrecomputeConfig) -> None:
     if config.device.startswith("cuda:") or config.device_map is not None:
         flag = "--device" if config.device.startswith("cuda:") else "--device-map"
         raise UsageError(
-            f"{flag}: --executor {config.executor} assigns a GPU to each worker; "
-            f"omit {flag}, or start the workers with --worker and --num-workers"
+            f"{flag}: --executor {config.executor} assigns a GPU to each worker; expected no "
+            f"{flag}; omit {flag}, or start the workers with --worker and --num-workers"
         )
 
 
@@ -85,13 +85,14 @@ def _torchrun_worker(
 ) -> WorkerInfo:
     if not launched:
         raise UsageError(
-            "--executor torchrun: torchrun did not start this process; run "
-            "torchrun --nproc-per-node GPUS -m caskd.cli precompute ... --executor torchrun"
+            "--executor torchrun: torchrun did not start this process; expected one process per "
+            "GPU from torchrun; run torchrun --nproc-per-node GPUS -m caskd.cli precompute ... "
+            "--executor torchrun"
         )
     if config.worker is not None or config.num_workers != 1:
         raise UsageError(
-            "--worker or --num-workers was given, but torchrun numbers the workers itself; omit "
-            "both"
+            "--worker or --num-workers: torchrun numbers the workers itself; expected neither; "
+            "omit both"
         )
     rank, world_size, gpu = (int(environ[name]) for name in _TORCHRUN)
     return WorkerInfo(rank, world_size, gpu)
@@ -101,7 +102,7 @@ def _numbered_worker(config: PrecomputeConfig) -> WorkerInfo:
     world_size, rank = config.num_workers, config.worker
     if rank is None and world_size > 1:
         raise UsageError(
-            f"--num-workers {world_size} was given without --worker; expected the number of this "
+            f"--num-workers {world_size}: was given without --worker; expected the number of this "
             f"process; add --worker 0 (to {world_size - 1}), or --executor ray to start them all"
         )
     if rank is not None and not 0 <= rank < world_size:

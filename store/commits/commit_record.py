@@ -84,13 +84,11 @@ class CommitRecord:
         where = record_name(unit)
         value = untrusted_json.parse_json(data, where)
         if not untrusted_json.is_record(value):
-            raise CorruptError(f"{where}: not a commit record.")
+            raise CorruptError(f"{where}: not a commit record")
         listed = tuple(FileRecord(**entry) for entry in value.pop("files"))
         found = value.pop("unit")
         if found != unit:
-            raise CorruptError(
-                f"{where}: holds the record of {value_text(found)}, expected {unit}."
-            )
+            raise CorruptError(f"{where}: holds the record of {value_text(found)}; expected {unit}")
         untrusted_json.check_names([record.name for record in listed], where)
         return cls(unit, listed, value)
 
@@ -146,8 +144,8 @@ def check_size(root: Path, unit: str, item: FileRecord) -> None:
     if size != item.size:
         got = "missing" if size is None else f"{size:,} bytes"
         raise CorruptError(
-            f"{item.name}: {got}, but commit {unit} records {item.size:,} bytes. "
-            "Run caskd store verify to see what else is damaged."
+            f"{item.name}: {got}, but commit {unit} records {item.size:,} bytes; "
+            "run caskd store verify to see what else is damaged"
         )
 
 

@@ -69,7 +69,7 @@ def check_named_files(record: CommitRecord, spec: StoreSpec) -> None:
     if rest or wanted - named:
         verb = "names" if rest else "does not name"
         raise CorruptError(
-            f"{commit_record.record_name(record.unit)}: {verb} {min(rest or wanted - named)}."
+            f"{commit_record.record_name(record.unit)}: {verb} {min(rest or wanted - named)}"
         )
 
 
@@ -91,7 +91,7 @@ def read_seal(root: Path) -> dict[str, Any]:
     """
     value = untrusted_json.parse_json(files.read_small(root, SEAL), f"{root.name}/{SEAL}")
     if not untrusted_json.is_seal(value):
-        raise CorruptError(f"{root.name}/{SEAL}: not a seal.")
+        raise CorruptError(f"{root.name}/{SEAL}: not a seal")
     return dict(value)
 
 
@@ -105,7 +105,7 @@ def sealed_digests(root: Path, units: Sequence[str]) -> dict[str, str]:
     lines = data.decode("latin-1").split("\n")
     digests = dict(zip(units, (line[:64] for line in lines), strict=False))
     if len(digests) < len(units) or commit_record.digest_list(digests) != data:
-        raise CorruptError(f"{root.name}/{DIGEST_LIST}: does not list this store's commits.")
+        raise CorruptError(f"{root.name}/{DIGEST_LIST}: does not list this store's commits")
     return digests
 
 
@@ -135,7 +135,7 @@ class Ledger:
         found = hashlib.sha256(commit_record.digest_list(digests)).hexdigest()
         if found != read_seal(self.root)["commits_digest"]:
             raise CorruptError(
-                f"{self.name}/{SEAL}: commits_digest differs from the sha256 of {DIGEST_LIST}."
+                f"{self.name}/{SEAL}: commits_digest differs from the sha256 of {DIGEST_LIST}"
             )
         return digests
 
@@ -149,14 +149,17 @@ class Ledger:
         if not commit_record.is_committed(self.root, unit):
             if self.sealed:
                 raise CorruptError(
-                    f"{self.name}/{commit_record.record_name(unit)}: missing from a sealed store."
+                    f"{self.name}/{commit_record.record_name(unit)}: missing from a sealed store"
                 )
-            raise IncompleteError(f"{self.name}: {unit} is not committed yet.")
+            raise IncompleteError(
+                f"{self.name}: {unit} is not committed yet; expected a committed shard; run caskd "
+                "precompute to fill the store"
+            )
         data = commit_record.read_bytes(self.root, unit)
         if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[unit]:
             raise CorruptError(
                 f"{self.name}/{commit_record.record_name(unit)}: its sha256 differs from "
-                f"{DIGEST_LIST}."
+                f"{DIGEST_LIST}"
             )
         record = CommitRecord.from_json(data, unit)
         check_named_files(record, self.spec)
@@ -174,7 +177,7 @@ class Ledger:
             self._records[unit] = {item.name: item for item in record.file_records}
         if name not in self._records[unit]:
             raise CorruptError(
-                f"{self.name}/{commit_record.record_name(unit)}: does not name {name}."
+                f"{self.name}/{commit_record.record_name(unit)}: does not name {name}"
             )
         return self._records[unit][name]
 
@@ -184,8 +187,8 @@ class Ledger:
         except CorruptError:
             if not self.sealed and files.is_folder(self.root / STAGING / record.digest):
                 raise IncompleteError(
-                    f"{self.name}: {record.unit} is committed, but its files are still in staging. "
-                    "Run caskd precompute again to finish it."
+                    f"{self.name}: {record.unit} is committed, but its files are still in staging; "
+                    "run caskd precompute again to finish it"
                 ) from None
             # Another process may have moved the last file between the two looks.
             _check_sizes_once(self.root, record)
@@ -204,7 +207,7 @@ class Ledger:
         if self._checked.get(name) == identity:
             return
         if f"{files.crc32_inside(self.root, name):08x}" != item.crc32:
-            raise CorruptError(f"{self.name}/{name}: its crc32 differs from commit {unit}.")
+            raise CorruptError(f"{self.name}/{name}: its crc32 differs from commit {unit}")
         self._checked[name] = identity
 
     def check_spec(self, data: bytes) -> None:
@@ -215,4 +218,4 @@ class Ledger:
         """
         named = {item.name: item for item in self.record(commit_record.PLAN).file_records}
         if commit_record.crc32_hex(data) != named[STORE_JSON].crc32:
-            raise CorruptError(f"{self.name}/{STORE_JSON}: its crc32 differs from commit plan.")
+            raise CorruptError(f"{self.name}/{STORE_JSON}: its crc32 differs from commit plan")

@@ -130,8 +130,8 @@ def check_overtaken(root: Path, unit: str) -> None:
     """
     if not is_committed(root, unit):
         raise StoreWriteError(
-            f"{root}: another process removed {STAGING} while this one wrote to it. "
-            "Run the same command again."
+            f"{root}: another process removed {STAGING} while this one wrote to it; "
+            "run the same command again"
         ) from None
 
 
@@ -149,8 +149,8 @@ def _rename_to_digest(root: Path, folder: Path, record: CommitRecord) -> None:
                 break
             if not attempts_left:
                 raise StoreWriteError(
-                    f"cannot write {shared}: another process keeps creating and removing it. "
-                    "Run the same command again."
+                    f"cannot write {shared}: another process keeps creating and removing it; "
+                    "run the same command again"
                 ) from None
     files.fsync_directory(root / STAGING)
     files.fsync_directory(root)

@@ -52,7 +52,7 @@ def seal_content(
     if num_rows != spec.num_rows or statuses.total() != spec.num_examples:
         raise CorruptError(
             f"{root.name}: commits hold {num_rows:,} rows and {statuses.total():,} examples, "
-            f"but {STORE_JSON} has {spec.num_rows:,} and {spec.num_examples:,}."
+            f"but {STORE_JSON} has {spec.num_rows:,} and {spec.num_examples:,}"
         )
     digest_list = commit_record.digest_list(digests)
     totals = {
@@ -92,7 +92,7 @@ def write_seal(root: Path, spec: StoreSpec, readme: Readme) -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError):
             _write(root, totals, digest_list, readme(spec, totals))
     if files.read_small(root, SEAL) != canonical_json(totals):
-        raise CorruptError(f"{root}/{SEAL}: differs from the totals of the commit records.")
+        raise CorruptError(f"{root}/{SEAL}: differs from the totals of the commit records")
     publish.sweep(root)
     return totals
 
@@ -107,8 +107,8 @@ def _check_files(root: Path, spec: StoreSpec) -> None:
                     digest.update(block)
             if digest.hexdigest() != item.sha256:
                 raise CorruptError(
-                    f"{root}/{item.name}: its sha256 differs from commit {unit}. "
-                    f"Run caskd store repair {root}, then the capture again."
+                    f"{root}/{item.name}: its sha256 differs from commit {unit}; "
+                    f"run caskd store repair {root}, then the capture again"
                 )
 
 

@@ -100,7 +100,7 @@ def last_reply(messages: Sequence[Message]) -> str:
         if message["role"] == "assistant":
             return content_text(message)
     raise UsageError(
-        "a conversation has no assistant turn; expected one as reference: remove that record"
+        "conversation: has no assistant turn; expected one as reference; remove that record"
     )
 
 

@@ -64,7 +64,7 @@ def decide_columns(record: Record, columns: Columns) -> Columns:
     nearest = (named or partial or ["prompt"])[0]
     missing = {r: name for r, name in columns.of(nearest).items() if name not in record}
     raise UsageError(
-        f"no column {' and '.join(map(repr, missing.values()))} in the data, which has "
+        f"--data: no column {' and '.join(map(repr, missing.values()))} among "
         f"{', '.join(map(repr, record))}; expected prompt and response, or messages, or text; "
         f"pass {' '.join(f'--{role}-column NAME' for role in missing)}"
     )
@@ -92,14 +92,14 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
     expected: type[Any] = list if role == "messages" else str
     if name not in record:
         raise UsageError(
-            f"a record has no column {name!r}, only {', '.join(map(repr, record))}; "
-            f"every record needs it: pass --{role}-column NAME or fix that record"
+            f"record: no column {name!r}, only {', '.join(map(repr, record))}; expected it in "
+            f"every record; pass --{role}-column NAME or fix that record"
         )
     value = record[name]
     if not isinstance(value, expected):
         kind = "a list of messages" if role == "messages" else "text"
         raise UsageError(
-            f"column {name!r} holds {type(value).__name__}, expected {kind} in every record; "
+            f"column {name!r}: holds {type(value).__name__}; expected {kind} in every record; "
             f"pass --{role}-column NAME or fix that record"
         )
     return list(map(_message, value)) if isinstance(value, list) else value

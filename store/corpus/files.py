@@ -25,15 +25,19 @@ def read_records(files: Sequence[str]) -> Iterator[Record]:
         UsageError: no files, a missing file, an unknown file type, or no record at all.
     """
     if not files:
-        raise UsageError("no data files given; pass --data FILE [FILE ...]")
+        raise UsageError(
+            "--data: no file given; expected at least one; pass --data FILE [FILE ...]"
+        )
     files = [_hub_file(file) if file.startswith(HUB_SCHEME) else file for file in files]
     for file in files:
         if not Path(file).is_file():
-            raise UsageError(f"no data file {file!r}; expected an existing file, check --data")
+            raise UsageError(
+                f"--data {file}: no such file; expected an existing file; check --data"
+            )
         if Path(file).suffix.lower() not in _READERS:
             raise UsageError(
-                f"data file {file!r} ends in {Path(file).suffix!r}; expected one of "
-                f"{', '.join(_READERS)}: convert it, or pass another file to --data"
+                f"--data {file}: ends in {Path(file).suffix!r}; expected one of "
+                f"{', '.join(_READERS)}; convert it, or pass another file"
             )
     return _stream(files)
 
@@ -47,8 +51,8 @@ def _hub_file(url: str) -> str:
     match = _HUB_URL.fullmatch(url)
     if match is None:
         raise UsageError(
-            f"data file {url!r} is not a file of a dataset; expected "
-            "hf://datasets/USER/NAME/PATH, such as .../data/train-00000-of-00001.parquet"
+            f"--data {url}: not a file of a dataset; expected hf://datasets/USER/NAME/PATH; pass "
+            "one such as .../data/train-00000-of-00001.parquet"
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -58,8 +62,8 @@ def _hub_file(url: str) -> str:
         return hf_hub_download(repository, path, repo_type="dataset", revision=revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UsageError(
-            f"no data file {url!r}: download failed with {type(error).__name__}; expected an "
-            "existing file: check --data, the connection, and HF_TOKEN for a private dataset"
+            f"--data {url}: download failed with {type(error).__name__}; expected an existing "
+            "file; check --data, the connection, and HF_TOKEN for a private dataset"
         ) from error
 
 
@@ -71,7 +75,7 @@ def _stream(files: Sequence[str]) -> Iterator[Record]:
             yield record
     if count == 0:
         names = ", ".join(map(repr, files))
-        raise UsageError(f"no records in {names}; expected one or more, check --data")
+        raise UsageError(f"--data {names}: no records; expected one or more; check the files")
 
 
 def _read_jsonl(file: str) -> Iterator[Record]:
@@ -85,15 +89,15 @@ def _read_jsonl(file: str) -> Iterator[Record]:
             undecoded = isinstance(error, UnicodeDecodeError)  # raised before `number` counts it
             raise UsageError(
                 f"{file}, line {number + 1 if undecoded else number}: {error}; expected one JSON "
-                "object a line in UTF-8: fix that line"
+                "object a line in UTF-8; fix that line"
             ) from error
 
 
 def _as_record(value: Any, file: str, number: int) -> Record:
     if not isinstance(value, dict):
         raise UsageError(
-            f"{file}, line {number}: got a {type(value).__name__}, expected one JSON object a line "
-            f"such as {{'prompt': ..., 'response': ...}}: fix that line"
+            f"{file}, line {number}: got a {type(value).__name__}; expected one JSON object a line "
+            f"such as {{'prompt': ..., 'response': ...}}; fix that line"
         )
     return value
 
@@ -147,7 +151,7 @@ def _translate_errors(file: str, file_type: str) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         raise UsageError(
             f"{file}: not readable as {file_type} ({reason(error)}); "
-            f"expected a complete {file_type} file: write it again"
+            f"expected a complete {file_type} file; write it again"
         ) from error
 
 

@@ -301,7 +301,7 @@ def reference_text(record: Record, columns: Columns) -> str:
 
 def _eos_id(tokenizer: Any) -> int:
     if tokenizer.eos_token_id is None:
-        raise UsageError("the tokenizer has no EOS token, expected one; pass --no-eos")
+        raise UsageError("tokenizer: has no EOS token; expected one; pass --no-eos")
     return int(tokenizer.eos_token_id)
 
 

@@ -87,7 +87,7 @@ def decode_chunk(chain: Chain, data: bytes, dtype: str, shape: tuple[int, ...]) 
             raise CorruptError("its payload is too short for a header")
         *_, num_bytes, _block, packed = _BLOSC_HEADER.unpack_from(payload)
         if num_bytes != values.nbytes or packed != len(payload):
-            raise CorruptError(f"its header states {num_bytes:,} bytes, expected {values.nbytes:,}")
+            raise CorruptError(f"its header states {num_bytes:,} bytes; expected {values.nbytes:,}")
         try:
             blosc.decompress(payload, values)
         except (RuntimeError, ValueError):

@@ -109,8 +109,8 @@ def decode_draws(
     positions[~cells] = 0
     if positions.size and int(positions.max()) >= vocab_size:
         raise CorruptError(
-            f"sampled_place_steps lead to {int(positions.max()):,}, expected at most "
-            f"{vocab_size - 1:,}. Run caskd store verify."
+            f"sampled_place_steps lead to {int(positions.max()):,}; expected at most "
+            f"{vocab_size - 1:,}; run caskd store verify"
         )
     ids = orders.reshape(-1).take(positions + chosen.astype(np.int64)[:, None] * vocab_size)
     counts = _from_front(packed_counts, cells, np.uint64)

@@ -103,14 +103,14 @@ def chunk_rows_for(shard_rows: int) -> int:
         UsageError: names `--shard-rows` and the nearest value that works.
     """
     if shard_rows < 1:
-        raise UsageError(f"--shard-rows is {shard_rows}; expected at least 1. Pass a larger value.")
+        raise UsageError(f"--shard-rows {shard_rows}: expected at least 1; pass a larger value")
     if shard_rows <= CELL_CHUNK:
         return shard_rows
     if shard_rows % CELL_CHUNK:
         nearest = math.ceil(shard_rows / CELL_CHUNK) * CELL_CHUNK
         raise UsageError(
-            f"--shard-rows is {shard_rows}; expected a multiple of {CELL_CHUNK}, or at most "
-            f"{CELL_CHUNK}. Pass --shard-rows {nearest}."
+            f"--shard-rows {shard_rows}: expected a multiple of {CELL_CHUNK}, or at most "
+            f"{CELL_CHUNK}; pass --shard-rows {nearest}"
         )
     return CELL_CHUNK
 

@@ -164,7 +164,7 @@ class StoreSpec:
             value = untrusted_json.parse_json(data, where)
             if value["format"] != FORMAT:
                 raise UnsafeError(
-                    f"{where}: format is {value_text(value['format'])}, expected {FORMAT!r}."
+                    f"{where}: format is {value_text(value['format'])}; expected {FORMAT!r}"
                 )
             version = value["format_version"]
             if type(version) is not int or version not in VERSIONS:
@@ -181,7 +181,7 @@ class StoreSpec:
             optional = value["optional_arrays"] if version > 1 else []
         except (KeyError, TypeError) as error:
             raise UnsafeError(
-                f"{where}: not a valid {STORE_JSON} ({type(error).__name__})."
+                f"{where}: not a valid {STORE_JSON} ({type(error).__name__})"
             ) from None
         untrusted_json.check_store_json(value, where)
         problem = version_problem(version, value["identity"], optional)
@@ -221,6 +221,6 @@ def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
         field, theirs, ours = differences[0]
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         raise IdentityError(
-            f"{where} holds another capture: {field} is {theirs!r} there, but {ours!r} here{more}. "
-            "Pass the same inputs, or another --store."
+            f"{where}: holds another capture; {field} is {theirs!r} there, but {ours!r} "
+            f"here{more}; pass the same inputs, or another --store"
         )

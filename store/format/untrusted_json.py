@@ -47,14 +47,14 @@ def parse_json(data: bytes, where: str) -> Any:
     marks = data.count(b",") + 4 * (data.count(b"{") + data.count(b"["))
     if len(data) > MAX_PLAIN_JSON and marks > len(data) // 16:
         raise UnsafeError(
-            f"{where}: {len(data):,} bytes of JSON with {marks:,} separators; no store needs that."
+            f"{where}: {len(data):,} bytes of JSON with {marks:,} separators; no store needs that"
         )
     try:
         value = json.loads(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        raise UnsafeError(f"{where}: not valid JSON.") from None
+        raise UnsafeError(f"{where}: not valid JSON") from None
     if _depth_exceeds(value, MAX_DEPTH):
-        raise UnsafeError(f"{where}: nested deeper than {MAX_DEPTH} levels.")
+        raise UnsafeError(f"{where}: nested deeper than {MAX_DEPTH} levels")
     return value
 
 
@@ -143,10 +143,10 @@ def check_names(names: Sequence[str], where: str) -> None:
     for name in names:
         if len(name) > 200 or not _NAME.fullmatch(name):
             raise UnsafeError(
-                f"{where}: {value_text(name)} is not a valid name of a file in a store."
+                f"{where}: {value_text(name)} is not a valid name of a file in a store"
             )
     if len({*names}) < len(names):
-        raise UnsafeError(f"{where}: lists the same file twice.")
+        raise UnsafeError(f"{where}: lists the same file twice")
 
 
 def check_store_json(value: Any, where: str) -> None:
@@ -156,12 +156,12 @@ def check_store_json(value: Any, where: str) -> None:
         UnsafeError: names the first invalid field.
     """
     if not isinstance(value, dict) or not isinstance(value.get("geometry"), dict):
-        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (no geometry).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (no geometry)")
     identity, geometry, tasks = value.get("identity"), value["geometry"], value.get("tasks")
     if not isinstance(identity, dict) or not _has_types(identity):
-        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (identity).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (identity)")
     if not _is_list_of(tasks, _is_string) or len(value["tasks"]) > MAX_TASKS:
-        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (tasks).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (tasks)")
     capture = identity["capture"]
     counts = {
         **geometry,
@@ -169,12 +169,12 @@ def check_store_json(value: Any, where: str) -> None:
         "size": identity["vocabulary"]["size"],
     }
     if counts.keys() != LIMITS.keys():
-        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (geometry).")
+        raise UnsafeError(f"{where}: not a valid {STORE_JSON} (geometry)")
     for name, limit in LIMITS.items():
         if not is_count(counts[name], limit) or counts[name] == 0:
             raise UnsafeError(
-                f"{where}: {name} is {value_text(counts[name])}, expected an integer "
-                f"from 1 to {limit:,}."
+                f"{where}: {name} is {value_text(counts[name])}; expected an integer "
+                f"from 1 to {limit:,}"
             )
     problem = geometry_problem(counts)
     if problem:

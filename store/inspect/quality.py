@@ -119,7 +119,8 @@ def _total(parts: Sequence[TeacherQuality]) -> TeacherQuality:
     num_rows = sum(part.num_rows for part in parts)
     if not num_rows:
         raise UsageError(
-            "no row of the store has finite teacher logits; expected one or more. Capture again."
+            "store: no row has finite teacher logits; expected one or more; run caskd precompute "
+            "with a new --store"
         )
     tails = [part.tail_mass for part in parts]
     ranks = np.zeros(max(len(part.ranks) for part in parts), np.int64)

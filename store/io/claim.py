@@ -1,7 +1,7 @@
 """An exclusive claim of an output folder, held while a process lives.
 
 Two commands that write one folder would mix their files. An advisory lock on `.claim` decides, and
-the system releases it when the process ends, however it ends: a free lock is a dead claim.
+the system releases it when the process ends, even after a crash; an unlocked claim file is stale.
 """
 
 import errno
@@ -39,8 +39,8 @@ def claimed(folder: Path, flag: str) -> Iterator[None]:
         handle = _lock(path, flag)
     except OSError as error:
         raise UsageError(
-            f"{flag} {folder} cannot be written ({os.strerror(error.errno or 0)}); "
-            f"expected a folder that this process may write: pass another {flag}"
+            f"{flag} {folder}: cannot be written ({os.strerror(error.errno or 0)}); "
+            f"expected a folder that this process may write; pass another {flag}"
         ) from error
     try:
         yield
@@ -68,15 +68,16 @@ def _lock(path: Path, flag: str) -> int:
             os.close(handle)
             if error.errno in _HELD:
                 raise UsageError(
-                    f"{flag} {path.parent} is in use by another caskd process; expected a folder "
-                    f"of this command's own: wait for that process, or pass another {flag}"
+                    f"{flag} {path.parent}: is in use by another caskd process; expected a folder "
+                    f"of this command's own; wait for that process, or pass another {flag}"
                 ) from None
             if error.errno not in _NO_LOCKS:
                 raise
             raise UsageError(
-                f"{flag} {path.parent} has the claim of another caskd process, and this file "
-                "system has no locks to tell whether that process lives; expected no claim: "
-                f"remove {path} if no other process writes there, or pass another {flag}"
+                f"{flag} {path.parent}: has the claim of another caskd process, and this file "
+                "system has no locks, so caskd cannot check whether that process is alive; "
+                f"expected no claim; remove {path} if no other process writes there, or pass "
+                f"another {flag}"
             ) from None
         if _is_at(handle, path):
             return handle

@@ -63,7 +63,10 @@ class Fault:
     def __init__(self, text: str) -> None:
         match = re.fullmatch(r"([a-z.]+|\*):(\d+)(\+?):(kill|stop|delay|E[A-Z0-9]+)", text)
         if match is None or match[1] not in (*POINTS, "*"):
-            raise UsageError(f"{VARIABLE}={text!r}: expected point:number:action, see faults.py.")
+            raise UsageError(
+                f"{VARIABLE}={text!r}: expected point:number:action, with kill, stop, delay or an "
+                "error such as ENOSPC or EIO as action; set one of the points of store/io/faults.py"
+            )
         self.point, self.action = match[1], match[4]
         self.number, self.persists = int(match[2]), bool(match[3])
         self.count, self.reached = 0, False

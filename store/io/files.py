@@ -42,17 +42,17 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
         if error.errno in (ENOSPC, EDQUOT):
-            advice = "Free disk space"
+            advice = "free disk space"
         elif error.errno in (EROFS, EACCES, EPERM):
             advice = "Pass a writable --store"
         elif error.errno in (EMFILE, ENFILE):
             advice = "Raise the limit of open files (ulimit -n)"
         else:
-            advice = "Check the disk"
+            advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
-            f"cannot write {path}{amount}: {error.strerror}. {advice} and run the same command "
-            "again; committed shards are kept."
+            f"cannot write {path}{amount}: {error.strerror}; {advice} and run the same command "
+            "again; committed shards are kept"
         ) from None
 
 
@@ -265,7 +265,7 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store.")
+        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store")
     return status.st_size
 
 
@@ -297,7 +297,7 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     """
     with reading(name):
         if size_inside(root, name) is None:
-            raise CorruptError(f"{name}: missing.")
+            raise CorruptError(f"{name}: missing")
         handle = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield handle

@@ -191,9 +191,9 @@ class StoreArrays:
             if not untrusted_json.is_count(
                 length, array_checks.MAX_TOKEN_BYTES * self.spec.vocab_size
             ):
-                raise CorruptError(f"{where}: not the metadata of vocab_bytes.")
+                raise CorruptError(f"{where}: not the metadata of vocab_bytes")
         if found != array.metadata(length):
-            raise UnsafeError(f"{where}: differs from the metadata that format version 1 defines.")
+            raise UnsafeError(f"{where}: differs from the metadata that format version 1 defines")
         self._known_metadata[array.name] = length
 
     def whole(self, name: str) -> Array:

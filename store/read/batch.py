@@ -54,7 +54,10 @@ class StoreBatch:
         """
         values: Array | None = getattr(self, name)
         if values is None:
-            raise UsageError(f"field {name!r} was not read; add it to read(fields=...).")
+            raise UsageError(
+                f"field {name!r}: was not read; expected a field of the batch; add it to "
+                "read(fields=...)"
+            )
         return values
 
 
@@ -79,7 +82,7 @@ def assemble(
         example = chosen[wrong[0]]
         raise CorruptError(
             f"example {example}: {found[wrong[0]]} response tokens, but "
-            f"{index.row_count[example]} rows. Run caskd store verify."
+            f"{index.row_count[example]} rows; run caskd store verify"
         )
     return StoreBatch(
         example_indices=chosen,

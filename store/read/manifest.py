@@ -71,22 +71,22 @@ def _read_head(storage: Storage, policy: RetryPolicy) -> SealedHead:
     if seal_bytes is None:
         if read_whole(storage, DIGEST_LIST, policy) or read_whole(storage, STORE_JSON, policy):
             raise IncompleteError(
-                f"{storage.url}: the store is not sealed; expected a sealed one. Finish it with "
-                "caskd precompute, or rerun the caskd store push or pull that was copying it."
+                f"{storage.url}: the store is not sealed; expected a sealed one; finish it with "
+                "caskd precompute, or rerun the caskd store push or pull that was copying it"
             )
         raise StoreNotFoundError(
-            f"{storage.url}: no {SEAL}; expected a sealed store. Check the URL, or list the stores "
-            "near it with caskd store ls."
+            f"{storage.url}: no {SEAL}; expected a sealed store; check the URL, or list the stores "
+            "near it with caskd store ls"
         )
     seal = untrusted_json.parse_json(seal_bytes, SEAL)
     if not untrusted_json.is_seal(seal):
-        raise CorruptError(f"{storage.url}/{SEAL}: not a seal.")
+        raise CorruptError(f"{storage.url}/{SEAL}: not a seal")
     digests_bytes = read_whole(storage, DIGEST_LIST, policy) or b""
     if hashlib.sha256(digests_bytes).hexdigest() != seal["commits_digest"]:
-        raise CorruptError(f"{storage.url}/{DIGEST_LIST}: its sha256 differs from {SEAL}.")
+        raise CorruptError(f"{storage.url}/{DIGEST_LIST}: its sha256 differs from {SEAL}")
     matches = [_LINE.fullmatch(line) for line in digests_bytes.decode().splitlines()]
     if not all(matches):
-        raise CorruptError(f"{storage.url}/{DIGEST_LIST}: not a list of digests.")
+        raise CorruptError(f"{storage.url}/{DIGEST_LIST}: not a list of digests")
     digests = {match[2]: match[1] for match in matches if match}
     return SealedHead(seal, seal_bytes, digests, digests_bytes)
 
@@ -101,10 +101,10 @@ def read_record_bytes(storage: Storage, head: SealedHead, unit: str, policy: Ret
     for _ in range(READ_ATTEMPTS):
         data = read_whole(storage, name, policy)
         if data is None:
-            raise CorruptError(f"{storage.url}/{name}: missing from a sealed store.")
+            raise CorruptError(f"{storage.url}/{name}: missing from a sealed store")
         if hashlib.sha256(data).hexdigest() == head.digests.get(unit):
             return data
-    raise CorruptError(f"{storage.url}/{name}: its sha256 differs from {DIGEST_LIST}.")
+    raise CorruptError(f"{storage.url}/{name}: its sha256 differs from {DIGEST_LIST}")
 
 
 def parse_record(data: bytes, unit: str) -> CommitRecord:
@@ -118,7 +118,7 @@ def parse_record(data: bytes, unit: str) -> CommitRecord:
         if not item.name.startswith(f"{DATA}/") and (unit, item.name) != (PLAN, STORE_JSON):
             raise UnsafeError(
                 f"{commit_record.record_name(unit)}: names {value_text(item.name)}; "
-                f"expected only files of {DATA}."
+                f"expected only files of {DATA}"
             )
     return record
 
@@ -134,14 +134,14 @@ def read_checked(storage: Storage, unit: str, item: FileRecord, policy: RetryPol
             data = read_file(storage, item.name, item.size, policy)
         except FileNotFoundError:
             raise CorruptError(
-                f"{storage.url}/{item.name}: missing, but commit {unit} names it."
+                f"{storage.url}/{item.name}: missing, but commit {unit} names it"
             ) from None
         right = f"{google_crc32c.value(data):08x}" == item.crc32c
         if right and hashlib.sha256(data).hexdigest() == item.sha256:
             return data
     raise CorruptError(
         f"{storage.url}/{item.name}: its bytes differ from commit {unit} in {READ_ATTEMPTS} "
-        "attempts. Check the source with caskd store verify, then push it again."
+        "attempts; check the source with caskd store verify, then push it again"
     )
 
 
@@ -152,7 +152,7 @@ def read_spec(storage: Storage, plan: CommitRecord, policy: RetryPolicy) -> tupl
             data = read_checked(storage, PLAN, item, policy)
             return StoreSpec.from_json(data, f"{storage.url}/{STORE_JSON}"), data
     raise CorruptError(
-        f"{storage.url}/{commit_record.record_name(PLAN)}: does not name {STORE_JSON}."
+        f"{storage.url}/{commit_record.record_name(PLAN)}: does not name {STORE_JSON}"
     )
 
 
@@ -163,7 +163,7 @@ def check_units(where: str, head: SealedHead, spec: StoreSpec) -> None:
         CorruptError: it names others.
     """
     if len(head.digests) > spec.num_shards + 2 or [*head.digests] != all_units(spec):
-        raise CorruptError(f"{where}/{DIGEST_LIST}: its commits are not those of {STORE_JSON}.")
+        raise CorruptError(f"{where}/{DIGEST_LIST}: its commits are not those of {STORE_JSON}")
 
 
 def read_manifest(storage: Storage, policy: RetryPolicy) -> Manifest:

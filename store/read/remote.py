@@ -145,7 +145,7 @@ class RemoteLedger(Ledger):
                     record = self.record(unit)
                     self._records[unit] = {item.name: item for item in record.file_records}
         if name not in self._records[unit]:
-            raise CorruptError(f"{self.name}/commits/{unit}.json: does not name {name}.")
+            raise CorruptError(f"{self.name}/commits/{unit}.json: does not name {name}")
         return self._records[unit][name]
 
     def check_file(self, unit: str, name: str) -> None:

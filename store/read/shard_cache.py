@@ -38,8 +38,8 @@ class ShardCache:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StoreWriteError(
-                f"{root}: cannot be used as the cache of remote stores ({error.strerror}). "
-                f"Set {DIRECTORY_VARIABLE} to a directory on a local disk."
+                f"{root}: cannot be used as the cache of remote stores ({error.strerror}); "
+                f"set {DIRECTORY_VARIABLE} to a directory on a local disk"
             ) from None
 
     @classmethod
@@ -56,7 +56,7 @@ class ShardCache:
         except (ValueError, OverflowError):
             limit = 0
         if limit <= 0:
-            raise UsageError(f"{LIMIT_VARIABLE}={text}: expected gigabytes; set 200 or 0.5, say.")
+            raise UsageError(f"{LIMIT_VARIABLE}={text}: expected gigabytes; set 200 or 0.5, say")
         return cls(Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "caskd"), limit)
 
     def keep(self, name: str, size: int, fetch: Callable[[], bytes]) -> Path:
@@ -86,8 +86,8 @@ class ShardCache:
                 # With a very small limit, another process may have evicted even the draft.
                 if not isinstance(error, FileNotFoundError) or attempt == _EVICTIONS - 1:
                     raise StoreWriteError(
-                        f"{path}: cannot be written ({error.strerror}). Free some space, or set "
-                        f"{DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk."
+                        f"{path}: cannot be written ({error.strerror}); free some space, or set "
+                        f"{DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk"
                     ) from None
         self._unseen += len(data)
         if self._unseen * _SCANS_PER_LIMIT >= self.limit:

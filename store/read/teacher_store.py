@@ -49,8 +49,8 @@ class TeacherStore:
         if files.regular_size(root / STORE_JSON, f"{url}/{STORE_JSON}") is None:
             hint = "" if root.is_dir() else " (no such directory)"
             raise StoreNotFoundError(
-                f"{url}: no {STORE_JSON}{hint}; expected a store. "
-                "Check the path, or write a store with caskd precompute."
+                f"{url}: no {STORE_JSON}{hint}; expected a store; "
+                "check the path, or write a store with caskd precompute"
             )
         data = files.read_small(root, STORE_JSON)
         store = cls(StoreArrays(root, StoreSpec.from_json(data, f"{url}/{STORE_JSON}")))
@@ -58,8 +58,8 @@ class TeacherStore:
         if not (store.sealed or allow_unsealed):
             raise IncompleteError(
                 f"{url}: the store is not sealed ({store.num_committed_shards()} of "
-                f"{store.spec.num_shards} shards are committed). "
-                "Run caskd precompute again to finish it."
+                f"{store.spec.num_shards} shards are committed); "
+                "run caskd precompute again to finish it"
             )
         return store
 
@@ -166,14 +166,14 @@ class TeacherStore:
         chosen = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
             raise UsageError(
-                f"example {int(chosen.max() if chosen.min() >= 0 else chosen.min())}: "
-                f"expected 0 to {len(self) - 1}."
+                f"example {int(chosen.max() if chosen.min() >= 0 else chosen.min())}: expected 0 "
+                f"to {len(self) - 1}; pass an index in this range"
             )
         unknown = sorted({*(fields or ())} - {*self.row_fields})
         if unknown:
             raise UsageError(
-                f"field {unknown[0]!r}: expected some of {', '.join(self.row_fields)} "
-                f"(a {self.spec.kind} store)."
+                f"field {unknown[0]!r}: not in a {self.spec.kind} store; expected some of "
+                f"{', '.join(self.row_fields)}; pass these"
             )
         index = self.index
         tokens = self._arrays.gather_fields(

@@ -194,13 +194,13 @@ def _other_store(where: str, manifest: Manifest, store_json: bytes) -> str:
     differences = list(identity_differences(existing.identity, manifest.spec.identity))
     if not differences:
         return (
-            f"{where}: holds an unsealed store of the same capture. "
-            "Finish it with caskd precompute, or pass another location."
+            f"{where}: holds an unsealed store of the same capture; expected a sealed one; "
+            "finish it with caskd precompute, or pass another location"
         )
     field, there, here = differences[0]
     return (
         f"{where}: holds another store ({field} is {value_text(there)} there, {value_text(here)} "
-        "here). Pass another location, or remove that store."
+        "here); pass another location, or remove that store"
     )
 
 
@@ -244,8 +244,8 @@ def _send(
     absent = _in_threads(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
     if absent:
         raise CorruptError(
-            f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times. "
-            "Check the network and the disk, then run the same command again."
+            f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times; "
+            "check the network and the disk, then run the same command again"
         )
     return num_sent
 
@@ -306,7 +306,7 @@ def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy)
             retry(target.flush, target.url, policy)
             if not pending:
                 return
-    raise CorruptError(f"{target.url}/{pending[0]}: arrived damaged. Run the same command again.")
+    raise CorruptError(f"{target.url}/{pending[0]}: arrived damaged; run the same command again")
 
 
 def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
@@ -317,11 +317,11 @@ def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
         if again == data:
             return data
         data = again
-    raise CorruptError(f"{source.url}/{README}: reads differently each time. Check the network.")
+    raise CorruptError(f"{source.url}/{README}: reads differently each time; check the network")
 
 
 def _check_totals(storage: DirectoryStorage, manifest: Manifest) -> None:
     """Check that the totals in the seal are the sums over the commit records."""
     totals, _ = seal_content(storage.root, manifest.spec)
     if canonical_json(totals) != manifest.seal_bytes:
-        raise CorruptError(f"{storage.url}/{SEAL}: differs from the totals of the commit records.")
+        raise CorruptError(f"{storage.url}/{SEAL}: differs from the totals of the commit records")

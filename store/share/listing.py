@@ -44,7 +44,7 @@ def list_stores(url: str | Path, *, policy: RetryPolicy | None = None) -> list[S
         found = [entry for entry in pool.map(lambda p: _entry(p, policy), inside) if entry]
     if not found:
         raise StoreNotFoundError(
-            f"{storage.url}: no store found. Push one with caskd store push, or check the path."
+            f"{storage.url}: no store found; push one with caskd store push, or check the path"
         )
     return found
 

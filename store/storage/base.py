@@ -58,8 +58,8 @@ def retry(call: Callable[[], T], where: str, policy: RetryPolicy) -> T:
         return call()
     except TransientError as error:
         raise StoreError(
-            f"{where}: {error}, {policy.attempts} times in a row. "
-            "Run the same command again later; it resumes where it stopped."
+            f"{where}: {error}, {policy.attempts} times in a row; "
+            "run the same command again later; it resumes where it stopped"
         ) from None
 
 
@@ -136,7 +136,7 @@ def read_sized(storage: Storage, name: str, limit: int) -> bytes | None:
     if size is None:
         return None
     if size > limit:
-        raise CorruptError(f"{storage.url}/{name}: {size:,} bytes; expected at most {limit:,}.")
+        raise CorruptError(f"{storage.url}/{name}: {size:,} bytes; expected at most {limit:,}")
     try:
         return storage.read(name, 0, size)
     except FileNotFoundError:  # removed between the two requests

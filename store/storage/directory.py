@@ -27,7 +27,7 @@ class DirectoryStorage:
         with files.open_inside(self.root, name) as handle:
             data = files.read_at(handle, start, stop - start)
         if len(data) != stop - start:
-            raise CorruptError(f"{self.url}/{name}: the file ends before byte {stop:,}.")
+            raise CorruptError(f"{self.url}/{name}: the file ends before byte {stop:,}")
         return data
 
     def read_small(self, name: str, limit: int) -> bytes | None:

@@ -45,7 +45,8 @@ class HubStorage:
         match = _URL.fullmatch(path)
         if match is None:
             raise UsageError(
-                f"hf://{path}: not a dataset; expected hf://datasets/USER/NAME or a folder in it."
+                f"hf://{path}: not a dataset; expected hf://datasets/USER/NAME or a folder in it; "
+                "pass such a URL"
             )
         from huggingface_hub import HfApi, logging
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
@@ -186,7 +187,7 @@ def translate_errors(where: str) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled:
         raise StoreError(
-            f"{where}: HF_HUB_OFFLINE is set; unset it and run the same command again."
+            f"{where}: HF_HUB_OFFLINE is set; unset it and run the same command again"
         ) from None
     except (EntryNotFoundError, RepositoryNotFoundError):
         raise FileNotFoundError(where) from None
@@ -196,7 +197,7 @@ def translate_errors(where: str) -> Iterator[None]:
         raise
     except ValueError:
         raise StoreError(
-            f"{where}: the Hub rejects this repository name or card; check both."
+            f"{where}: the Hub rejects this repository name or card; check both"
         ) from None
     except (OSError, RuntimeError, HTTPError):
         raise TransientError("request failed (no connection)") from None
@@ -206,6 +207,6 @@ def _error(status: int, where: str) -> Exception:
     if status >= 500 or status in _RETRIED_STATUSES:
         return TransientError(f"request failed ({status})")
     return StoreError(
-        f"{where}: refused ({status}). Run hf auth login or set HF_TOKEN to a token with this "
-        "permission, then run the same command again; it resumes where it stopped."
+        f"{where}: refused ({status}); run hf auth login or set HF_TOKEN to a token with this "
+        "permission, then run the same command again; it resumes where it stopped"
     )

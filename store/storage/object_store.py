@@ -38,7 +38,9 @@ class ObjectStorage:
         """
         url = f"{scheme}://{bucket}/{prefix}".rstrip("/")
         if not bucket:
-            raise UsageError(f"{url}: no bucket in the URL; expected {scheme}://BUCKET/PATH.")
+            raise UsageError(
+                f"{url}: no bucket in the URL; expected {scheme}://BUCKET/PATH; add the bucket"
+            )
         stores = require("obstore.store", extra="s3", needed_by=f"{scheme}://")
         options: dict[str, Any] = {
             "client_options": {
@@ -87,7 +89,7 @@ class ObjectStorage:
                 size = int(response.meta["size"])
                 if size > limit:
                     raise CorruptError(
-                        f"{self.url}/{name}: {size:,} bytes; expected at most {limit:,}."
+                        f"{self.url}/{name}: {size:,} bytes; expected at most {limit:,}"
                     )
                 data = bytes(response.bytes())
             except FileNotFoundError:
@@ -170,6 +172,6 @@ def _error(kind: str, text: str, where: str) -> Exception:
     if kind == "GenericError" and (number is None or number >= 500 or number in _RETRIED_STATUSES):
         return TransientError(f"request failed ({summary or 'no connection'})")
     return StoreError(
-        f"{where}: refused ({summary or kind}). Check the credentials in the environment and the "
-        "bucket's name, then run the same command again; it resumes where it stopped."
+        f"{where}: refused ({summary or kind}); check the credentials in the environment and the "
+        "bucket's name, then run the same command again; it resumes where it stopped"
     )

@@ -20,7 +20,7 @@ def open_storage(url: str | Path) -> Storage:
     if "@" in parts.netloc + parts.path or parts.query or parts.fragment:
         raise UsageError(
             f"{safe_url}: the URL has a user, a query or a fragment; expected only a bucket and a "
-            "path. Set credentials in the environment (see docs/sharing.md)."
+            "path; set credentials in the environment (see docs/sharing.md)"
         )
     if parts.scheme in ("s3", "gs"):
         from caskd.store.storage.object_store import ObjectStorage
@@ -31,6 +31,6 @@ def open_storage(url: str | Path) -> Storage:
 
         return HubStorage.open(f"{parts.netloc}{parts.path}".strip("/"))
     raise UsageError(
-        f"{safe_url}: unknown URL scheme; expected a directory, s3://BUCKET/PATH, gs://BUCKET/PATH "
-        "or hf://datasets/USER/NAME."
+        f"{safe_url}: unknown URL scheme; expected a directory, s3://BUCKET/PATH, "
+        "gs://BUCKET/PATH or hf://datasets/USER/NAME; pass one of these"
     )

@@ -123,7 +123,7 @@ def sampled_units(units: Sequence[str], sample: float | None, seed: int) -> list
         return [*units]
     if not 0 < sample <= 1:
         raise UsageError(
-            f"--sample {sample:.4%}: expected more than 0 % and at most 100 %; pass 5%, say."
+            f"--sample {sample:.4%}: expected more than 0 % and at most 100 %; pass 5%, say"
         )
     shards = [unit for unit in units if unit.isdigit()]
     chosen = {*random.Random(seed).sample(shards, math.ceil(sample * len(shards)))}
@@ -180,9 +180,9 @@ def _check_seal(store: TeacherStore, report: VerifyReport) -> None:
             return
         totals, digests = seal_content(store.root, store.spec)
         if files.read_small(store.root, DIGEST_LIST, len(digests)) != digests:
-            report.problems.append(f"{DIGEST_LIST}: differs from the commit records.")
+            report.problems.append(f"{DIGEST_LIST}: differs from the commit records")
         if files.read_small(store.root, SEAL) != canonical_json(totals):
-            report.problems.append(f"{SEAL}: differs from the totals of the commit records.")
+            report.problems.append(f"{SEAL}: differs from the totals of the commit records")
     except StoreError as error:
         if str(error) not in report.problems:
             report.add(error)

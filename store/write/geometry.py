@@ -67,8 +67,8 @@ class Geometry:
         rows = num_rows(example.is_response)
         if rows > self.shard_rows:
             raise UsageError(
-                f"example {example.source_index}: its response has {rows:,} rows, expected at "
-                f"most the {self.shard_rows:,} of a shard. Raise --shard-rows, or set --max-length."
+                f"example {example.source_index}: its response has {rows:,} rows; expected at "
+                f"most the {self.shard_rows:,} of a shard; raise --shard-rows, or set --max-length"
             )
         if self.next_row % self.shard_rows + rows > self.shard_rows:
             self.next_row += self.shard_rows - self.next_row % self.shard_rows

@@ -47,8 +47,8 @@ def find_store(path: str | Path) -> StoreSpec | None:
     """
     if "://" in str(path):
         raise UsageError(
-            f"{path}: expected a local directory. Write the store to one, then copy it with "
-            "caskd store push."
+            f"{path}: expected a local directory; write the store to one, then copy it with "
+            "caskd store push"
         )
     root = Path(path)
     with files.reading(str(path)):
@@ -64,8 +64,8 @@ def find_store(path: str | Path) -> StoreSpec | None:
     damaged = STORE_JSON in foreign or commit_record.is_committed(root, commit_record.PLAN)
     if foreign and not damaged:
         raise UsageError(
-            f"{path}: holds {foreign[0]!r} but no store; expected an empty or new directory. "
-            "Pass another --store."
+            f"{path}: holds {foreign[0]!r} but no store; expected an empty or new directory; "
+            "pass another --store"
         )
     return None
 
@@ -126,8 +126,8 @@ def plan_store(
         if found is None:
             _remove_empty([root / STAGING])
             raise CorruptError(
-                f"{path}: files of its plan are lost, and these inputs give a different plan. "
-                "Pass the inputs that the store was planned with, or another --store."
+                f"{path}: files of its plan are lost, and these inputs give a different plan; "
+                "pass the inputs that the store was planned with, or another --store"
             )
     check_identity(found, identity, str(path))
     return found
@@ -161,8 +161,8 @@ def _decide_plan(
     if geometry.num_rows == 0:
         counts = ", ".join(f"{n} {status}" for status, n in geometry.statuses.items()) or "none"
         raise UsageError(
-            f"no example has a response token to predict (examples: {counts}); expected at least "
-            "one. Check --data."
+            f"--data: no example has a response token to predict (examples: {counts}); expected at "
+            "least one; check --data"
         )
     spec = StoreSpec(
         identity=json.loads(json.dumps(identity)),
@@ -179,8 +179,8 @@ def _decide_plan(
     if problem:
         cells = f"{spec.row_kind.cells_key} {spec.num_cells}"
         raise UsageError(
-            f"--shard-rows {shard_rows} is not possible with {cells}: {problem}. "
-            "Pass another --shard-rows."
+            f"--shard-rows {shard_rows}: not possible with {cells} ({problem}); expected a value "
+            "within these limits; pass another --shard-rows"
         )
     contents = _plan_contents(spec, geometry, vocab)
     listed = [publish.stage(staged, name, data) for name, data in contents.items()]

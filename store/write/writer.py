@@ -77,7 +77,7 @@ class StoreWriter:
         spec = find_store(self.root)
         if spec is None:
             raise StoreNotFoundError(
-                f"{path}: no store; expected a planned one. Run caskd plan first."
+                f"{path}: no store; expected a planned one; run caskd plan first"
             )
         self.spec: StoreSpec = spec
         self.layouts = spec.row_layouts()
@@ -222,8 +222,8 @@ class StoreWriter:
         missing = self.missing_shards()
         if missing:
             raise IncompleteError(
-                f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed. "
-                "Run caskd precompute again to fill them."
+                f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed; "
+                "run caskd precompute again to fill them"
             )
         if self.needs_pilot:
             raise IncompleteError(

@@ -125,7 +125,7 @@ def newest_complete(run: Path) -> Path:
         if os.environ.get("RANK", "0") == "0":
             print(message, file=sys.stderr)
     raise UsageError(
-        f"{run}: found no complete checkpoint in {CHECKPOINTS}/, expected at least one; check the "
+        f"{run}: no complete checkpoint in {CHECKPOINTS}/; expected at least one; check the "
         "path, or run without --resume and with a new --out"
     )
 
@@ -144,7 +144,7 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir():
         found = "an unfinished checkpoint" if path.name.startswith(_PREFIX) else "neither"
     raise UsageError(
-        f"{path}: found {found}, expected a run's directory or a complete checkpoint; "
+        f"{path}: found {found}; expected a run's directory or a complete checkpoint; "
         f"pass RUN or RUN/{CHECKPOINTS}/{_PREFIX}N"
     )
 

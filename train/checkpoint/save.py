@@ -194,9 +194,9 @@ def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest:
     """
     if state.store_digest != store_digest:
         raise IdentityError(
-            f"--store: seals and weights have digest {store_digest[:12]}, but the run was trained "
-            f"from {state.store_digest[:12]}; pass the same stores with the same weights, or start "
-            "a new run with another --out"
+            f"--store: seals and weights have digest {store_digest[:12]}; expected "
+            f"{state.store_digest[:12]}, from which the run was trained; pass the same stores with "
+            "the same weights, or start a new run with another --out"
         )
     check_same_options(state.config, config)
 
@@ -213,8 +213,8 @@ def check_same_options(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
             value, before = Path(value).name, Path(str(before)).name
         if name not in RESUMABLE_CHANGES and before != value:
             raise IdentityError(
-                f"--{name.replace('_', '-')} is {value}, but the run was started with {before}; "
-                "pass the same value, or start a new run with another --out"
+                f"--{name.replace('_', '-')} {value}: expected {before}, with which the run was "
+                "started; pass the same value, or start a new run with another --out"
             )
 
 

@@ -94,7 +94,7 @@ def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size
     if global_batch_size % per_forward:
         nearest = -(-global_batch_size // per_forward) * per_forward
         raise UsageError(
-            f"--global-batch-size is {global_batch_size}; expected a multiple of "
+            f"--global-batch-size {global_batch_size}: expected a multiple of "
             f"--micro-batch-size {micro_batch_size} x {world_size} ranks; "
             f"pass --global-batch-size {nearest}, or another --micro-batch-size"
         )
@@ -109,12 +109,12 @@ def check_budget(token_budget: int, global_batch_size: int, world_size: int, lon
     """
     if longest > token_budget:
         raise UsageError(
-            f"--token-budget is {token_budget}, but the longest example has {longest} tokens; "
-            f"pass --token-budget {longest} or more"
+            f"--token-budget {token_budget}: the longest example has {longest} tokens; expected "
+            f"at least as many; pass --token-budget {longest} or more"
         )
     if global_batch_size % world_size:
         nearest = -(-global_batch_size // world_size) * world_size
         raise UsageError(
-            f"--global-batch-size is {global_batch_size}; expected a multiple of {world_size} "
+            f"--global-batch-size {global_batch_size}: expected a multiple of {world_size} "
             f"ranks; pass --global-batch-size {nearest}"
         )

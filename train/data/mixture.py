@@ -120,7 +120,10 @@ def parse_store(text: str) -> tuple[str, float]:
     if weight is None:
         return text, 1.0
     if not 0 < weight < math.inf:
-        raise UsageError(f"--store {text}: the weight is {tail}; expected a number above 0")
+        raise UsageError(
+            f"--store {text}: the weight is {tail}; expected a number above 0; pass STORE=WEIGHT "
+            "with such a weight"
+        )
     return url, weight
 
 

@@ -79,19 +79,21 @@ def read_fractions(path: Path, steps: int) -> npt.NDArray[np.float64]:
     except OSError:
         raise UsageError(
             f"{FLAG} {path}: could not read {METRICS_FILE}; expected the directory of a trained "
-            f"run, or its {METRICS_FILE}"
+            f"run, or its {METRICS_FILE}; pass one of these"
         ) from None
     fractions = [_fraction(line, step) for step, line in enumerate(lines[:steps], start=1)]
     for step, fraction in enumerate(fractions, start=1):
         if fraction is None:
             raise UsageError(
                 f"{FLAG} {file}: line {step} is not the record of step {step} with a keep_fraction "
-                f"from 0 to 1; expected the unchanged {METRICS_FILE} of a caskd train run"
+                f"from 0 to 1; expected the unchanged {METRICS_FILE} of a caskd train run; pass "
+                "that file"
             )
     if len(fractions) < steps:
         raise UsageError(
-            f"{FLAG} {file}: {len(fractions):,} steps are recorded, but --steps is {steps:,}; "
-            "finish that run with --resume, choose a run with as many steps, or lower --steps"
+            f"{FLAG} {file}: {len(fractions):,} steps are recorded; expected the {steps:,} of "
+            "--steps; finish that run with --resume, choose a run with as many steps, or lower "
+            "--steps"
         )
     return np.array(fractions, np.float64)
 

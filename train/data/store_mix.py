@@ -42,7 +42,7 @@ class StoreMix:
                 cannot be mixed.
         """
         if not names:
-            raise UsageError("--store: got no store, expected at least one; pass --store URL")
+            raise UsageError("--store: got no store; expected at least one; pass --store URL")
         parsed = [parse_store(name) for name in names]
         return cls([TeacherStore.open(url) for url, _ in parsed], [w for _, w in parsed])
 
@@ -78,7 +78,8 @@ class StoreMix:
             blocks = blocks_of(index.row_count, index.row_start, store.spec.shard_rows)
             if not blocks:
                 raise UsageError(
-                    f"--store {store.name}: no example has a response token; remove this store"
+                    f"--store {store.name}: no example has a response token; expected at least "
+                    "one; remove this store"
                 )
             orders.append(ExampleOrder(blocks=blocks, seed=seed, store=number))
         return MixedOrder(tuple(orders), tuple(map(len, self.stores)), self.weights, seed)
@@ -133,21 +134,21 @@ def _check_agreement(stores: Sequence[TeacherStore]) -> None:
     for other in stores[1:]:
         if other.spec.vocab_digest != first.spec.vocab_digest:
             raise IdentityError(
-                f"--store: the vocabulary of {other.name} (digest {other.spec.vocab_digest[:12]}) "
-                f"differs from that of {first.name} (digest {first.spec.vocab_digest[:12]}); "
-                "mix stores of one vocabulary only"
+                f"--store {other.name}: vocabulary digest is {other.spec.vocab_digest[:12]}; "
+                f"expected {first.spec.vocab_digest[:12]}, that of {first.name}; mix stores of one "
+                "vocabulary only"
             )
         if other.spec.kind != first.spec.kind:
             raise UsageError(
-                f"--store: {other.name} holds {other.spec.kind} rows, but {first.name} holds "
-                f"{first.spec.kind} rows; mix stores of one kind only, because their losses differ"
+                f"--store {other.name}: holds {other.spec.kind} rows; expected {first.spec.kind} "
+                f"rows as in {first.name}, because their losses differ; mix stores of one kind only"
             )
     digests = [store.digest for store in stores]
     for number, digest in enumerate(digests):
         if digest in digests[:number]:
             raise UsageError(
-                f"--store: {stores[number].name} is listed twice (seal {digest[:12]}); "
-                "pass it once, with the sum of the weights"
+                f"--store {stores[number].name}: is listed twice (seal {digest[:12]}); expected "
+                "each store once; pass it once, with the sum of the weights"
             )
 
 

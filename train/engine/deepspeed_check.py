@@ -81,7 +81,7 @@ def check_attributes(owner: Any, name: str, paths: Iterable[str], version: str) 
             attrgetter(path)(owner)
         except AttributeError:
             raise UsageError(
-                f"deepspeed {version} has no attribute {name}.{path}, which caskd needs; caskd is "
-                f"tested with deepspeed {TESTED_VERSION}; "
+                f"deepspeed {version}: has no attribute {name}.{path}, which caskd needs; expected "
+                f"deepspeed {TESTED_VERSION}, with which caskd is tested; "
                 f"run pip install 'deepspeed=={TESTED_VERSION}'"
             ) from None

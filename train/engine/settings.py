@@ -66,16 +66,17 @@ def read_settings(path: Path) -> Settings:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
-            f"--deepspeed-config {path}: could not read it ({error.strerror or error}); "
-            "pass the path of a DeepSpeed JSON file"
+            f"--deepspeed-config {path}: could not read it ({error.strerror or error}); expected a "
+            "DeepSpeed JSON file; pass its path"
         ) from None
     except ValueError as error:
         raise UsageError(
-            f"--deepspeed-config {path}: not JSON ({reason(error)}); fix the file"
+            f"--deepspeed-config {path}: not JSON ({reason(error)}); expected one JSON object; fix "
+            "the file"
         ) from None
     if not isinstance(value, dict):
         raise UsageError(
-            f"--deepspeed-config {path}: got a JSON {type(value).__name__}, expected an object; "
+            f"--deepspeed-config {path}: got a JSON {type(value).__name__}; expected an object; "
             "fix the file"
         )
     return value
@@ -93,15 +94,15 @@ def merge_settings(ours: Settings, theirs: Mapping[str, Any], where: str) -> Set
     for key in ("optimizer", "scheduler"):
         if key in theirs:
             raise UsageError(
-                f"{where}: key {key!r} is not supported, because caskd sets it from --lr, "
-                "--warmup-steps and --weight-decay; remove the key"
+                f"{where}: key {key!r} is not supported; expected no such key, because caskd sets "
+                "it from --lr, --warmup-steps and --weight-decay; remove the key"
             )
     for path, value in _leaves(theirs, ()):
         expected = _at(ours, path)
         if path in _FLAGS and value not in ("auto", expected):
             raise UsageError(
-                f"{where}: {'.'.join(path)} is {value!r}, but {_FLAGS[path]} gives {expected!r}; "
-                "remove the key, or change the flag"
+                f"{where}: {'.'.join(path)} is {value!r}; expected {expected!r}, which "
+                f"{_FLAGS[path]} gives; remove the key, or change the flag"
             )
     return _merged(ours, theirs)
 

@@ -65,7 +65,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         self._sums: LossSums | None = None  # of the rows since the last log
         if self.is_fsdp_enabled or _stage_of(self) == 3:
             raise UsageError(
-                "CascadeTrainer: the head is sharded among ranks (FSDP or ZeRO-3), expected a "
+                "CascadeTrainer: the head is sharded among ranks (FSDP or ZeRO-3); expected a "
                 "whole one; use ZeRO 0 to 2 here, or caskd train"
             )
         split = SplitModel(_plain_model(self.accelerator.unwrap_model(self.model)), FLAG)
@@ -81,7 +81,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         """
         if getattr(self.train_dataset, "num_epochs", None) is not None:
             raise UsageError(
-                "CascadeTrainer: the training set has a number of epochs, expected an endless "
+                "CascadeTrainer: the training set has a number of epochs; expected an endless "
                 "one; pass StoreDataset(..., num_epochs=None), and max_steps in TrainingArguments"
             )
         return self._loader(self.train_dataset, self._train_batch_size)
@@ -236,7 +236,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         if not isinstance(dataset, StoreDataset) or dataset.batch_size != batch_size:
             got = getattr(dataset, "batch_size", type(dataset).__name__)
             raise UsageError(
-                f"CascadeTrainer: got a dataset with batch size {got}, expected the Trainer's "
+                f"CascadeTrainer: got a dataset with batch size {got}; expected the Trainer's "
                 f"per-device batch size; pass StoreDataset(..., batch_size={batch_size})"
             )
         args = self.args
@@ -262,7 +262,7 @@ def _plain_model(model: Any) -> Any:
     head = plain.get_output_embeddings()
     if hasattr(head, "base_layer") or hasattr(head, "original_module"):
         raise UsageError(
-            "CascadeTrainer: the head has an adapter, expected a plain matrix; remove lm_head from "
+            "CascadeTrainer: the head has an adapter; expected a plain matrix; remove lm_head from "
             "target_modules and modules_to_save"
         )
     return plain

@@ -66,7 +66,8 @@ class StoreDataset(IterableDataset[Example]):
     ) -> None:
         if (rank is None) != (world_size is None):
             raise UsageError(
-                f"rank is {rank} and world_size is {world_size}; pass both, or neither"
+                f"StoreDataset: rank is {rank} and world_size is {world_size}; expected both or "
+                "neither; pass both, or neither"
             )
         self.stores, self.seed, self.batch_size = stores, seed, batch_size
         self.num_epochs = num_epochs
@@ -148,9 +149,8 @@ class StoreDataset(IterableDataset[Example]):
         for name, value in self.state_dict().items():
             if name not in ("epoch", "yielded") and state[name] != value:
                 raise UsageError(
-                    f"StoreDataset: the state was saved with {name} {state[name]}, but this "
-                    f"reader has {name} {value}; load it with the same value, or start an epoch "
-                    "with set_epoch"
+                    f"StoreDataset: {name} is {value}; expected {state[name]}, with which the "
+                    "state was saved; load it with the same value, or start an epoch with set_epoch"
                 )
         self._epoch, self._yielded = state["epoch"], state["yielded"]
         self._resumed = True
@@ -209,8 +209,9 @@ class StoreDataset(IterableDataset[Example]):
         if self._opened is None or self._opened[0] != os.getpid():
             if self._opened is not None and any(map(is_remote, self.stores)):
                 raise UsageError(
-                    "StoreDataset: forked workers cannot read remote stores; pass "
-                    "DataLoader(..., multiprocessing_context='spawn'), or num_workers=0"
+                    "StoreDataset: forked workers cannot read remote stores; expected spawned "
+                    "workers; pass DataLoader(..., multiprocessing_context='spawn'), or "
+                    "num_workers=0"
                 )
             mix = StoreMix.open(self.stores)
             self._opened = os.getpid(), mix, mix.order(self.seed)

@@ -126,8 +126,8 @@ def _own_rule(given: str | Objective, objective: Objective, keep: Tensor | None)
         return "all"
     if objective.rule == "random":
         raise UsageError(
-            f"objective {given!r} needs keep, got None; pass the mask, [N] bool, or choose an "
-            "objective that computes its own"
+            f"objective {given!r}: keep is None; expected a mask; pass the mask, [N] bool, or "
+            "choose an objective that computes its own"
         )
     return objective.rule
 
@@ -177,8 +177,9 @@ def _uses_triton(impl: str, device: torch.device) -> bool:
         return is_installed and device.type == "cuda" and kernels_agree(device)
     if impl == "triton" and not (is_installed and (device.type == "cuda" or interpreted)):
         raise UsageError(
-            f"impl='triton' needs the triton package and a CUDA device, got {device.type} tensors "
-            f"and triton {'' if is_installed else 'not '}installed; use impl='auto'"
+            f"impl='triton': got {device.type} tensors and triton "
+            f"{'' if is_installed else 'not '}installed; expected the triton package and a CUDA "
+            "device; use impl='auto'"
         )
     return impl == "triton"
 
@@ -199,10 +200,13 @@ def tile_bytes(device: torch.device) -> int:
 
 def _check_choices(tail: str, impl: str, tile_rows: int | None) -> None:
     if tail not in TAILS:
-        raise UsageError(f"tail {tail!r} is unknown; choose one of {', '.join(TAILS)}")
-    if impl not in get_args(Impl):
-        raise UsageError(f"impl {impl!r} is unknown; choose one of {', '.join(get_args(Impl))}")
-    if tile_rows is not None and tile_rows < 1:
         raise UsageError(
-            f"tile_rows is {tile_rows}, expected at least 1; omit it to fit the device"
+            f"tail {tail!r}: unknown; expected one of {', '.join(TAILS)}; choose one of these"
         )
+    if impl not in get_args(Impl):
+        raise UsageError(
+            f"impl {impl!r}: unknown; expected one of {', '.join(get_args(Impl))}; choose one of "
+            "these"
+        )
+    if tile_rows is not None and tile_rows < 1:
+        raise UsageError(f"tile_rows {tile_rows}: expected at least 1; omit it to fit the device")

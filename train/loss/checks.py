@@ -28,11 +28,14 @@ def check_columns(
     """Check the shapes: hidden [N, H], weight [V, H], bias [V], and N rows of all the rest."""
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise UsageError(
-            f"hidden is {list(hidden.shape)} and lm_head_weight {list(weight.shape)}, expected "
-            "[N, H] and [V, H]; flatten batch and time to N rows"
+            f"hidden and lm_head_weight: shapes are {list(hidden.shape)} and {list(weight.shape)}; "
+            "expected [N, H] and [V, H]; flatten batch and time to N rows"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise UsageError(f"bias is {list(bias.shape)}, expected [{len(weight)}] as the head's rows")
+        raise UsageError(
+            f"bias: shape is {list(bias.shape)}; expected [{len(weight)}] as the head's rows; pass "
+            "the bias of that head"
+        )
     columns = {"labels": rows.labels, "row_weights": rows.weights, "keep": keep}
     if rows.teacher is not None:
         columns |= {f"teacher.{name}": value for name, value in vars(rows.teacher).items()}
@@ -44,10 +47,13 @@ def check_columns(
         if column.ndim != expected_ndim or len(column) != len(hidden):
             shape = f"[{len(hidden)}, k]" if has_cells else f"[{len(hidden)}]"
             raise UsageError(
-                f"{name} is {list(column.shape)}, expected {shape}: one per row of hidden"
+                f"{name}: shape is {list(column.shape)}; expected {shape}; pass one per row of "
+                "hidden"
             )
     if keep is not None and keep.dtype != torch.bool:
-        raise UsageError(f"keep is {keep.dtype}, expected torch.bool; use row_weights for weights")
+        raise UsageError(
+            f"keep: dtype is {keep.dtype}; expected torch.bool; use row_weights for weights"
+        )
 
 
 def check_teacher(
@@ -59,13 +65,15 @@ def check_teacher(
         given: the objective as the caller passed it, for the errors.
     """
     if objective.needs_teacher and teacher is None:
-        raise UsageError(f"objective {given!r} needs teacher rows, got None; pass TeacherRows")
+        raise UsageError(
+            f"objective {given!r}: teacher rows are None; expected TeacherRows; pass them"
+        )
     if teacher is None or not objective.needs_distribution or teacher.has_distribution:
         return
     missing = [field for field, value in vars(teacher).items() if value is None]
     raise UsageError(
-        f"objective {given!r} with w={objective.w:g} needs the teacher's {', '.join(missing)}, "
-        "got None; read these fields from the store"
+        f"objective {given!r} with w={objective.w:g}: {', '.join(missing)} of the teacher rows "
+        "is None; expected values; read these fields from the store"
     )
 
 
@@ -82,7 +90,7 @@ def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
     under, high, *teacher_extremes = torch.cat(extremes).tolist()
     if under > 0 or high >= vocab_size:
         raise UsageError(
-            f"labels run from {-under} to {high}, expected 0 to {vocab_size - 1} (the student's "
+            f"labels: run from {-under} to {high}; expected 0 to {vocab_size - 1} (the student's "
             f"head) or {IGNORE_LABEL}; use a student with the teacher's vocabulary"
         )
     if parts:
@@ -94,21 +102,21 @@ def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:
 def _check_cells(under: int, high: int, is_repeated: int, *, vocab_size: int) -> None:
     if under > 0 or high >= vocab_size:
         raise UsageError(
-            f"teacher ids run from {-under} to {high}, expected 0 to {vocab_size - 1} (the "
+            f"teacher ids: run from {-under} to {high}; expected 0 to {vocab_size - 1} (the "
             "student's head); use a student with the teacher's vocabulary"
         )
     if is_repeated:
         raise UsageError(
-            "a teacher row has the same id twice, expected distinct ids; merge repeated draws into "
-            "one id with their summed count"
+            "teacher ids: a row has the same id twice; expected distinct ids; merge repeated draws "
+            "into one id with their summed count"
         )
 
 
 def _check_sampled(left_out: float, excess: float) -> None:
     if left_out > 0 or excess > _SAMPLED_ROUNDING:
         raise UsageError(
-            f"tail='none' expects targets that sum to 1, got a tail mass up to {left_out:.3g} and "
-            f"a sum off by {excess:.3g}; use tail='bucket', or the counts of a sampled store"
+            f"tail='none': got a tail mass up to {left_out:.3g} and a sum off by {excess:.3g}; "
+            "expected targets that sum to 1; use tail='bucket', or the counts of a sampled store"
         )
 
 

@@ -73,12 +73,12 @@ class _FusedLoss(torch.autograd.Function):
             return None, None, None, None
         if torch.is_grad_enabled():
             raise UsageError(
-                "the fused loss has no second derivative, got backward(create_graph=True); "
+                "fused loss: got backward(create_graph=True); expected a first derivative only; "
                 "use impl='dense'"
             )
         if ctx.gradients is None:
             raise UsageError(
-                "the fused loss was backpropagated twice, expected once (its gradient is scaled in "
+                "fused loss: was backpropagated twice; expected once (its gradient is scaled in "
                 "place); call cascade_aware_loss again, or use impl='dense'"
             )
         gradients, ctx.gradients = ctx.gradients, None

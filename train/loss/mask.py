@@ -35,14 +35,21 @@ def keep_mask(
         UsageError: the rule is unknown, or an argmax that it needs is None.
     """
     if rule not in get_args(MaskRule):
-        raise UsageError(f"mask rule {rule!r} is unknown; choose one of {get_args(MaskRule)}")
+        raise UsageError(
+            f"mask rule {rule!r}: unknown; expected one of {', '.join(get_args(MaskRule))}; choose "
+            "one of these"
+        )
     counted = label != IGNORE_LABEL
     if rule == "all":
         return counted
     if rule != "teacher" and student_argmax is None:
-        raise UsageError(f"mask rule {rule!r} needs student_argmax, got None; pass it")
+        raise UsageError(
+            f"mask rule {rule!r}: student_argmax is None; expected [N] token ids; pass them"
+        )
     if rule != "student" and teacher_argmax is None:
-        raise UsageError(f"mask rule {rule!r} needs teacher_argmax, got None; pass it")
+        raise UsageError(
+            f"mask rule {rule!r}: teacher_argmax is None; expected [N] token ids; pass them"
+        )
     if rule == "teacher":
         return counted & (teacher_argmax == label)
     if rule == "student":

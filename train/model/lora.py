@@ -68,12 +68,12 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
     except ValueError as error:
         raise UsageError(
             f"--lora-targets {' '.join(options.targets)}: {reason(error)}; expected names of the "
-            "model's linear layers, or all-linear"
+            "model's linear layers, or all-linear; pass one of these"
         ) from None
     if model.get_output_embeddings() is not head:
         raise UsageError(
             f"--lora-targets {' '.join(options.targets)}: includes the output head, whose weight "
-            "the loss reads directly; expected layers of the body: omit the head"
+            "the loss reads directly; expected layers of the body; omit the head"
         )
     return wrapped
 

@@ -196,7 +196,7 @@ def _check_num_embeddings(name: str, num_embeddings: int, vocab_size: int) -> No
     if num_embeddings < vocab_size:
         raise UsageError(
             f"{FLAG} {name}: its embedding has {num_embeddings} rows, but the store's vocabulary "
-            f"has {vocab_size} tokens; expected at least as many: resize the model with "
+            f"has {vocab_size} tokens; expected at least as many; resize the model with "
             "transformers' resize_token_embeddings"
         )
 

@@ -98,7 +98,7 @@ def export(
 def _check_empty(out: Path) -> None:
     if out.exists() and not (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
         raise UsageError(
-            f"{out}: found a file or a directory with files, expected a new or empty directory; "
+            f"{out}: is a file or a directory with files; expected a new or empty directory; "
             "pass another OUT"
         )
 
@@ -158,14 +158,14 @@ def best_checkpoint(run: Path) -> Path:
     step = best_step_of(run, metric) if metric else None
     if step is None:
         raise UsageError(
-            f"--best: {run} has no evaluations by a --best-metric; run without --best, or train "
-            "with --eval-store and --best-metric"
+            f"--best: {run} has no evaluations by a --best-metric; expected at least one; run "
+            "without --best, or train with --eval-store and --best-metric"
         )
     checkpoint = checkpoint_path(run, step)
     if not is_complete(checkpoint):
         raise UsageError(
-            f"--best: the best {metric} was at step {step}, but {checkpoint} is missing; run "
-            "without --best for the newest checkpoint"
+            f"--best: the best {metric} was at step {step}; expected {checkpoint}, which is "
+            "missing; run without --best for the newest checkpoint"
         )
     return checkpoint
 
@@ -205,7 +205,7 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
     if not torch.equal(ours, theirs):
         raise CorruptError(
             f"{directory}: the exported model's logits differ from the checkpoint's by "
-            f"{float((ours - theirs).abs().max()):.3g}, expected none; nothing was written"
+            f"{float((ours - theirs).abs().max()):.3g}; expected none; nothing was written"
         )
 
 

@@ -34,8 +34,8 @@ def open_eval_store(url: str, trained: StoreSpec) -> TeacherStore:
     store = TeacherStore.open(url)
     if store.spec.vocab_digest != trained.vocab_digest:
         raise IdentityError(
-            f"--eval-store {url}: its vocabulary ({store.spec.vocab_digest[:12]}) differs from "
-            f"that of --store ({trained.vocab_digest[:12]}); precompute one with the same tokenizer"
+            f"--eval-store {url}: its vocabulary is {store.spec.vocab_digest[:12]}; expected that "
+            f"of --store, {trained.vocab_digest[:12]}; precompute one with the same tokenizer"
         )
     return store
 

@@ -31,5 +31,5 @@ def test_the_same_file_twice_is_no_second_seed(predictions_file):
 
 
 def test_a_named_file_that_is_missing():
-    with pytest.raises(UsageError, match=r"no/cat\.parquet does not exist"):
+    with pytest.raises(UsageError, match=r"no/cat\.parquet: does not exist"):
         read_runs(["cat=no/cat.parquet"])

@@ -91,5 +91,5 @@ def test_the_order_of_the_examples_changes_nothing():
 
 @pytest.mark.parametrize("models", [2, 9])
 def test_too_short_or_too_long(models):
-    with pytest.raises(UsageError, match=f"got a chain of {models} models, expected 3 to 7"):
+    with pytest.raises(UsageError, match=f"{models} models; expected 3 to 7"):
         chain_frontier(*chain(0, 5, models))

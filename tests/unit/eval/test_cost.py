@@ -83,7 +83,7 @@ def test_a_price_list(tmp_path, name):
         ('{"m": {"prompt": -1, "output": 1}}', "expected prompt and output"),
         ('{"m": {"prompt": true, "output": 1}}', "expected prompt and output"),
         ('{"m": {"prompt": NaN, "output": 1}}', "expected prompt and output"),
-        ('{"m": 3}', "got 3 for 'm', expected prompt and output"),
+        ('{"m": 3}', "got 3 for 'm'; expected prompt and output"),
     ],
 )
 def test_other_price_lists(tmp_path, text, message):
@@ -147,5 +147,5 @@ def test_corpus_bleu_is_sacrebleus_at_every_threshold(tokenizer):
 
 
 def test_a_tokenizer_that_sacrebleu_lacks():
-    with pytest.raises(UsageError, match="got --bleu klingon, expected a tokenizer of sacrebleu"):
+    with pytest.raises(UsageError, match=r"--bleu klingon: .*sacrebleu"):
         ngram_counts(["a"], [["a"]], "klingon")

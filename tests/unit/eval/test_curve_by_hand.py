@@ -96,17 +96,17 @@ def test_quality_at_a_rate_and_the_rate_for_a_quality():
     assert curve.rate_for(0.75) == 0.25
     assert curve.rate_for(0.1) == 0.0
     assert curve.rate_for(0.76) is None
-    with pytest.raises(UsageError, match=r"got deferral rate 1\.5"):
+    with pytest.raises(UsageError, match=r"deferral rate 1\.5"):
         curve.quality_at(1.5)
-    with pytest.raises(UsageError, match="NaN"):
+    with pytest.raises(UsageError, match="quality nan"):
         curve.rate_for(float("nan"))
 
 
 @pytest.mark.parametrize(
     ("score", "small", "large", "message"),
     [
-        ([], [], [], r"score of shape \(0,\)"),
-        ([[1.0]], [1.0], [1.0], r"score of shape \(1, 1\)"),
+        ([], [], [], r"score: shape is \(0,\)"),
+        ([[1.0]], [1.0], [1.0], r"score: shape is \(1, 1\)"),
         ([1.0, 2.0], [1.0], [1.0, 0.0], "2, 1 and 2 values"),
         ([1.0, float("nan")], [1, 1], [1, 1], r"score\[1\] = nan"),
         ([1.0, 2.0], [1, float("inf")], [1, 1], r"small_quality\[1\] = inf"),

@@ -91,14 +91,14 @@ def test_a_router_of_another_model_is_refused(halves):
     fit, test = halves
     router = fitted("p-ik", fit)
     wide = dataclasses.replace(router, mean=np.zeros(7), scale=np.ones(7))
-    with pytest.raises(UsageError, match="got hidden of width 4, expected 7"):
+    with pytest.raises(UsageError, match="width is 4; expected 7"):
         wide.score(test)
 
 
 def test_examples_that_teach_nothing(halves):
     fit, _ = halves
     few = fit.take(np.arange(10))
-    with pytest.raises(UsageError, match="cannot fit p-ik on 10 calibration examples"):
+    with pytest.raises(UsageError, match="p-ik: got 10 calibration examples"):
         fitted("p-ik", few)
     fit.small_quality = np.ones(len(fit))
     with pytest.raises(UsageError, match="0 of them with the rarer"):
@@ -118,11 +118,11 @@ def test_rules_that_nobody_asked_for_are_left_out_with_a_line(predictions_file):
     assert list(scored[0])[:3] == ["average", "sum", "min"]
     assert "p-ik" not in scored[0]
     assert {line.split(":")[0] for line in left_out} >= {"entropy", "margin", "option", "p-ik"}
-    with pytest.raises(UsageError, match=r"s\.parquet holds no token_entropies"):
+    with pytest.raises(UsageError, match=r"s\.parquet: holds no token_entropies"):
         score_pairs([pair], None, ["entropy"])
-    with pytest.raises(UsageError, match="--rule p-ik must be fitted"):
+    with pytest.raises(UsageError, match=r"--rule p-ik: .*--calibration"):
         score_pairs([pair], None, ["p-ik"])
-    with pytest.raises(UsageError, match="got rule 'mean', expected one of average"):
+    with pytest.raises(UsageError, match=r"rule 'mean': .*average"):
         score_pairs([pair], None, ["mean"])
     with pytest.raises(UsageError, match="questions with --data"):
         score_pairs([pair], [pair], ["prompt-router"])

@@ -75,8 +75,8 @@ def test_a_quantile_that_is_none(name):
     ("answers", "message"),
     [
         ([], "got no example"),
-        ([[-1.0], []], r"without token_logprobs \(example 1\)"),
-        ([[-1.0, float("nan")]], r"score nan \(example 0\)"),
+        ([[-1.0], []], r"example 1: .*token_logprobs"),
+        ([[-1.0, float("nan")]], r"example 0: score is nan"),
     ],
 )
 def test_refused(answers, message):

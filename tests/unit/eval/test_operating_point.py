@@ -101,9 +101,7 @@ def test_of_two_models_that_reach_the_quality_the_cheaper_one_is_chosen(predicti
 
 def test_a_constraint_that_nothing_meets_says_what_comes_nearest(files, tmp_path):
     config = EvalConfig(**files, out=str(tmp_path / "r"), operating_point="cost<=3")
-    with pytest.raises(
-        UsageError, match="no cascade meets --operating-point 'cost<=3': the nearest cost is 20"
-    ):
+    with pytest.raises(UsageError, match=r"--operating-point 'cost<=3': .* cost 20"):
         analyze(config)
 
 
@@ -146,13 +144,13 @@ def test_the_file_is_read_as_it_was_written(files, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "x"}, "not a cascade.json"),
-        ({"version": 2}, "version 2, expected 1"),
-        ({"rule": "mean"}, "not a cascade.json"),
-        ({"rule": "p-ik"}, "not a cascade.json"),
-        ({"router": {"kind": "__import__"}}, "not a cascade.json"),
-        ({"threshold": "high"}, "not a cascade.json"),
-        ({"small": None}, "not a cascade.json"),
+        ({"format": "x"}, "expected a cascade.json"),
+        ({"version": 2}, "version is 2; expected 1"),
+        ({"rule": "mean"}, "expected a cascade.json"),
+        ({"rule": "p-ik"}, "expected a cascade.json"),
+        ({"router": {"kind": "__import__"}}, "expected a cascade.json"),
+        ({"threshold": "high"}, "expected a cascade.json"),
+        ({"small": None}, "expected a cascade.json"),
     ],
 )
 def test_other_files_are_refused(files, tmp_path, change, message):
@@ -165,7 +163,7 @@ def test_other_files_are_refused(files, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
         read_cascade(str(path))
     path.write_text("[]")
-    with pytest.raises(UsageError, match=r"not a cascade\.json"):
+    with pytest.raises(UsageError, match=r"expected a cascade\.json"):
         read_cascade(str(path))
-    with pytest.raises(UsageError, match="does not exist; write it with caskd eval"):
+    with pytest.raises(UsageError, match=r"does not exist; .*caskd eval"):
         read_cascade(str(tmp_path / "no.json"))

@@ -27,7 +27,7 @@ def test_the_score_is_that_of_the_small_models_answers(predictions_file):
     joined = join_files(predictions_file("s", SMALL), predictions_file("l", LARGE))
     logprobs = joined.small.columns.column("token_logprobs").to_pylist()
     assert joined.score("average").tolist() == [-np.mean(row) for row in logprobs]
-    with pytest.raises(UsageError, match="got rule 'mean'"):
+    with pytest.raises(UsageError, match="rule 'mean'"):
         joined.score("mean")
 
 

@@ -105,11 +105,11 @@ def test_a_draft_that_a_kill_left_is_no_part(tmp_path):
 def test_another_request_is_refused_with_the_difference(tmp_path):
     fill(opened(tmp_path), [0])
     other = {**REQUEST, "decoding": {"max_new_tokens": 5}}
-    with pytest.raises(IdentityError, match=r"max_new_tokens is 4 there but 5 now; rerun"):
+    with pytest.raises(IdentityError, match=r"max_new_tokens is 4 there but 5 now; .*rerun"):
         opened(tmp_path, request=other)
     fill(opened(tmp_path))
     opened(tmp_path).join()
-    with pytest.raises(UsageError, match=r"another request: decoding\.max_new_tokens is 4"):
+    with pytest.raises(UsageError, match=r"another request, decoding\.max_new_tokens is 4"):
         opened(tmp_path, request=other)
 
 
@@ -154,20 +154,20 @@ def test_a_damaged_part_is_named(tmp_path):
     parts = opened(tmp_path)
     fill(parts)
     (parts.folder / "00002.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UsageError, match=r"00002\.parquet is damaged; remove it and rerun"):
+    with pytest.raises(UsageError, match=r"00002\.parquet is damaged; .*remove it and rerun"):
         parts.join()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "a.parquet.parts").mkdir()
     (tmp_path / "a.parquet.parts" / "request.json").write_text("mine")
-    with pytest.raises(UsageError, match="holds no parts of caskd predict; remove it"):
+    with pytest.raises(UsageError, match=r"caskd predict; .*remove it"):
         opened(tmp_path)
 
 
 def test_a_file_that_is_no_predictions_file_is_left_alone(tmp_path, predictions_file):
     (tmp_path / "b.parquet").write_text("mine")
-    with pytest.raises(UsageError, match="is not a predictions file; remove it"):
+    with pytest.raises(UsageError, match=r"not a predictions file; .*remove it"):
         check_out(tmp_path / "b.parquet")
     with pytest.raises(UsageError, match=r"ends in \.parquet"):
         check_out(tmp_path / "out.csv")

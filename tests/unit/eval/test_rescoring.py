@@ -57,8 +57,8 @@ def test_every_file_of_an_experiment_is_scored_anew(predictions_file):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("rouge", "got metric 'rouge'"),
-        ("product=chrf", "'product', expected one of 'sort', 'sum'"),
+        ("rouge", "metric 'rouge'"),
+        ("product=chrf", "'product'; expected one of 'sort', 'sum'"),
     ],
 )
 def test_mistakes_of_users(stored, flag, message):

@@ -137,7 +137,7 @@ def test_the_data_must_hold_every_question(files, tmp_path):
     config = EvalConfig(
         small=(files["cat"][0],), large=files["large"], out=str(tmp_path / "r"), data=(str(short),)
     )
-    with pytest.raises(IdentityError, match=r"of the 240 questions of cat1\.parquet, expected"):
+    with pytest.raises(IdentityError, match=r"of the 240 questions of cat1\.parquet; expected"):
         analyze(config)
 
 

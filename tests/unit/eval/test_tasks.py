@@ -114,9 +114,9 @@ def test_flags_come_before_the_table():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["a=rouge"], "got metric 'rouge', expected one of exact_match, accuracy"),
-        (["b=chrf"], "--task-metric names task 'b', expected one of 'a'"),
-        (["bleu-klingon"], "got metric bleu-klingon, expected a tokenizer of sacrebleu"),
+        (["a=rouge"], "metric 'rouge': unknown; expected one of exact_match, accuracy"),
+        (["b=chrf"], "--task-metric: unknown task 'b'; expected one of 'a'"),
+        (["bleu-klingon"], "bleu-klingon: unknown; expected a tokenizer of sacrebleu"),
     ],
 )
 def test_mistakes_of_users(flags, message):
@@ -126,5 +126,5 @@ def test_mistakes_of_users(flags, message):
 
 def test_a_normalisation_that_there_is_not(monkeypatch):
     monkeypatch.setitem(TASKS, "mine", Task(normalize="loud"))
-    with pytest.raises(UsageError, match="got normalize 'loud', expected one of none, spaces"):
+    with pytest.raises(UsageError, match=r"normalize 'loud': .*none, spaces"):
         choose_tasks(["mine"])

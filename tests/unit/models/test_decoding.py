@@ -123,7 +123,7 @@ def test_layers_are_counted_from_either_end(loaded, layer, index):
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_that_the_model_lacks_is_refused(loaded, layer):
-    with pytest.raises(UsageError, match=f"--hidden {layer}, but the model has 2 layers.* -3 to 2"):
+    with pytest.raises(UsageError, match=f"--hidden {layer}: .*2 layers.* -3 to 2"):
         decode_batch(loaded, PROMPTS, 2, hidden_layer=layer)
 
 

@@ -21,7 +21,7 @@ from caskd.store.errors import UsageError
     ],
 )
 def test_devices_that_are_not_present_are_refused(name, said):
-    with pytest.raises(UsageError, match=f"got --device {name}.*({said})"):
+    with pytest.raises(UsageError, match=f"--device {name}: .*({said})"):
         pick_device(name)
 
 

@@ -101,7 +101,7 @@ def test_other_weights_are_another_teacher(config_of, teacher, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": ("gone.jsonl",)}, "no data file 'gone.jsonl'"),
+        ({"data": ("gone.jsonl",)}, "--data gone.jsonl"),
         ({"data": ()}, "--data"),
         ({"response_column": "target"}, "'target'.*--response-column"),
         ({"top_k": 51}, "--top-k 50"),

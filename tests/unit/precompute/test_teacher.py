@@ -109,7 +109,7 @@ def test_a_layout_over_several_devices_changes_nothing(tmp_path, device_map):
 
 def test_a_layout_and_a_device_exclude_each_other(tmp_path):
     folder = save_tiny(tmp_path / "big")
-    with pytest.raises(UsageError, match="--device-map auto and --device cpu were both given"):
+    with pytest.raises(UsageError, match="--device-map auto and --device cpu: both were given"):
         plan(config_for(folder, tmp_path, device="cpu", device_map="auto"))
 
 

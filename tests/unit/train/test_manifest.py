@@ -73,7 +73,7 @@ def test_the_newest_complete_one_is_taken(
 
 def test_none_complete_is_a_usage_error(tmp_path: Path) -> None:
     make(tmp_path, 1, whole=False)
-    with pytest.raises(UsageError, match="found no complete checkpoint"):
+    with pytest.raises(UsageError, match="no complete checkpoint"):
         newest_complete(tmp_path)
 
 

@@ -172,8 +172,8 @@ def test_the_fractions_of_the_first_steps_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([line(1), line(2)], r"2 steps are recorded, but --steps is 3"),
-        ([], r"0 steps are recorded, but --steps is 3"),
+        ([line(1), line(2)], r"2 steps are recorded; expected the 3"),
+        ([], r"0 steps are recorded; expected the 3"),
         ([line(1), line(3), line(4)], "line 2 is not .* step 2"),
         ([line(1), line(2), line(3, None)], "line 3 is not .* step 3"),
         ([line(1, 1.5), line(2), line(3)], "line 1 is not .* step 1"),

@@ -18,14 +18,14 @@ REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"steps": 0}, "--steps is 0"),
-        ({"global_batch_size": 0}, "--global-batch-size is 0"),
-        ({"micro_batch_size": -1}, "--micro-batch-size is -1"),
-        ({"lr": float("nan")}, "--lr is nan"),
-        ({"lr": float("inf")}, "--lr is inf"),
-        ({"clip_grad_norm": -1.0}, "--clip-grad-norm is -1.0"),
-        ({"save_every": 0}, "--save-every is 0"),
-        ({"w": 1.5}, "--w is 1.5"),
+        ({"steps": 0}, "--steps 0"),
+        ({"global_batch_size": 0}, "--global-batch-size 0"),
+        ({"micro_batch_size": -1}, "--micro-batch-size -1"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"lr": float("inf")}, "--lr inf"),
+        ({"clip_grad_norm": -1.0}, "--clip-grad-norm -1.0"),
+        ({"save_every": 0}, "--save-every 0"),
+        ({"w": 1.5}, "--w 1.5"),
         ({"warmup_steps": 4}, "--warmup-steps is 4"),
         ({"lr": 0.0}, r"--lr is 0.0; expected more than 0"),
         ({"lr": -1e-3}, r"--lr is -0.001; expected more than 0"),
@@ -69,7 +69,7 @@ def test_the_flag_lists_the_table_of_objectives_in_its_order() -> None:
 
 
 def test_an_unknown_objective_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'cat-dost' is unknown.*cat-dist"):
+    with pytest.raises(UsageError, match=r"'cat-dost': unknown.*cat-dist"):
         TrainConfig(**{**REQUIRED, "objective": "cat-dost"})
 
 
