@@ -68,6 +68,7 @@ TOP_K, TILE_ROWS = 64, 1024
 def write_corpus(path: Path, kind: str, num_tokens: int, tokenizer: Any) -> None:
     """JSONL of ragged examples: the documentation, cut and, where it ends, begun again."""
     text = "\n".join(file.read_text() for file in sorted(ROOT.glob("*.md")) + docs())
+    text = known_text(text, tokenizer)
     source, place, total = random.Random(0), 0, 0
     with path.open("w") as file:
         while total < num_tokens:
@@ -89,6 +90,19 @@ def quiet() -> Iterator[None]:
         contextlib.redirect_stderr(nothing),
     ):
         yield
+
+
+def known_text(text: str, tokenizer: Any) -> str:
+    """The text without the characters that the tokenizer maps to its unknown token."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return text
+    known = {
+        character
+        for character in set(text)
+        if unknown not in tokenizer(character, add_special_tokens=False)["input_ids"]
+    }
+    return "".join(character for character in text if character in known)
 
 
 def docs() -> list[Path]:

@@ -105,8 +105,8 @@ def _check_flags(config: EvalConfig) -> None:
         )
     if config.small or config.large:
         raise UsageError(
-            "--next-token: was given with --small or --large; expected one of the two; omit "
-            "--next-token, or pass --student instead"
+            "--next-token: was given with --small or --large; expected --student only; omit "
+            "--small and --large, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")

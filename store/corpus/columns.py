@@ -92,7 +92,7 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
     expected: type[Any] = list if role == "messages" else str
     if name not in record:
         raise UsageError(
-            f"record: no column {name!r}, only {', '.join(map(repr, record))}; expected it in "
+            f"no column {name!r}, only {', '.join(map(repr, record))}; expected it in "
             f"every record; pass --{role}-column NAME or fix that record"
         )
     value = record[name]

@@ -53,7 +53,7 @@ class BigramSource:
     tokenizer: object = field(default_factory=tiny_tokenizer)
     num_ids: int = NUM_IDS
     max_length: int = 100
-    engine: str = "1.0"
+    version: str = "1.0"
     calls: list = field(default_factory=list)
 
     def identity(self):
@@ -63,7 +63,7 @@ class BigramSource:
         }  # fmt: skip
 
     def capture(self):
-        return {"load_dtype": "float32", "attention": None, "engine": self.engine}
+        return {"load_dtype": "float32", "attention": None, "bigram_version": self.version}
 
     def load(self, spec, *, gpu=None):
         self.calls.append("load")
@@ -87,7 +87,7 @@ def test_a_capture_asks_its_backend_alone(use, tmp_path):
     store = precompute(config_for(tmp_path / "no-such-folder", tmp_path))
     assert verify_store(store.root, full=True).ok
     assert store.spec.identity["teacher"] == source.identity()
-    assert store.spec.identity["capture"]["engine"] == "1.0"
+    assert store.spec.identity["capture"]["bigram_version"] == "1.0"
     assert store.spec.identity["text"]["max_length"] == 100
     assert source.calls[0] == "load"
     assert source.calls[-1] == "close"
@@ -104,8 +104,10 @@ def test_a_capture_asks_its_backend_alone(use, tmp_path):
 def test_another_version_of_a_backend_is_another_capture(use, tmp_path):
     use(BigramSource())
     precompute(config_for(tmp_path, tmp_path))
-    use(BigramSource(engine="2.0"))
-    with pytest.raises(IdentityError, match=r"capture\.engine is '1.0' there, but '2.0' here"):
+    use(BigramSource(version="2.0"))
+    with pytest.raises(
+        IdentityError, match=r"capture\.bigram_version is '1.0' there, but '2.0' here"
+    ):
         precompute(config_for(tmp_path, tmp_path))
 
 

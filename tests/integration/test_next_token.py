@@ -203,15 +203,21 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--next-token", "STORE"], "--next-token needs a student; pass --student DIR"),
+        (
+            ["--next-token", "STORE"],
+            "--next-token: no student; expected at least one; pass --student DIR",
+        ),
         (
             ["--next-token", "STORE", "--student", "S", "--large", "x"],
-            "got --next-token with --small or --large",
+            "--next-token: was given with --small or --large",
         ),
-        (["--next-token", "STORE", "--student", "S", "--limit", "0"], "got --limit 0"),
+        (
+            ["--next-token", "STORE", "--student", "S", "--limit", "0"],
+            "--limit 0: expected 1 or more",
+        ),
         (["--next-token", "nowhere", "--student", "S"], "nowhere: no store.json"),
         (["--small", "x.parquet"], "pass --large FILE"),
-        (["--small", "x", "--large", "y", "--student", "S"], "need --next-token STORE"),
+        (["--small", "x", "--large", "y", "--student", "S"], "pass --next-token STORE"),
     ],
 )
 def test_mistakes_of_users(root, tmp_path, capsys, words, message):

@@ -116,7 +116,7 @@ def test_other_references_are_other_examples(small, data, tmp_path):
     changed = [dict(record) for record in RECORDS]
     changed[4]["references"] = [changed[4]["response"], "another"]
     theirs = run(small, write_jsonl(tmp_path / "e.jsonl", changed), tmp_path / "b.parquet")
-    with pytest.raises(IdentityError, match="1 examples \\(first '4'\\) have another reference"):
+    with pytest.raises(IdentityError, match=r"1 examples \(first '4'\) differ in reference"):
         Pair(ours, theirs)
 
 
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
             with pytest.raises(Killed):
                 run(small, data, killed, hidden=1)
     assert len(list(tmp_path.glob("killed.parquet.parts/0*.parquet"))) == 4
-    with pytest.raises(IdentityError, match=r"decoding\.batch_size is 4 there but 5 now; rerun"):
+    with pytest.raises(IdentityError, match=r"decoding\.batch_size is 4 there but 5 now;.* rerun"):
         run(small, data, killed, hidden=1, batch_size=5)
     with monkeypatch.context() as patch:
         kill_after(patch, 1)  # the last batch, and no other one, is still to be answered

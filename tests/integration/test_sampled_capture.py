@@ -162,11 +162,14 @@ def test_a_teacher_with_nan_leaves_rows_without_draws(teacher, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--sample", "50", "--top-k", "64"], "--sample 50 and --top-k 64 were both given"),
-        (["--sample", "50", "--min-mass", "0.9"], "--sample 50 and --min-mass 0.9 were both"),
+        (["--sample", "50", "--top-k", "64"], "--sample 50 and --top-k 64: both were given"),
+        (
+            ["--sample", "50", "--min-mass", "0.9"],
+            "--sample 50 and --min-mass 0.9: both were given",
+        ),
         (["--sample", "0"], "--sample 0: expected 1 to 8,192"),
         (["--sample", "9000"], "--sample 9000: expected 1 to 8,192"),
-        (["--sample-seed", "3"], "--sample-seed 3 was given without --sample"),
+        (["--sample-seed", "3"], "--sample-seed 3: was given without --sample"),
         (["--sample", "5", "--sample-seed", "-1"], "--sample-seed -1"),
     ],
 )

@@ -143,7 +143,7 @@ def test_the_card_and_the_arguments_are_beside_the_export(exported: Path) -> Non
     assert "responses end with" in card
     assert "no chat template; caskd export writes" in card
     assert json.loads((exported / "caskd_text.json").read_text()) == {
-        "rule": 1, "template_arguments": {}, "chat_turns": None
+        "rule": 2, "template_arguments": {}, "chat_turns": "all"
     }  # fmt: skip
 
 
@@ -202,9 +202,9 @@ def test_the_stores_own_template_text_goes_first(root: Path) -> None:
 
 
 def test_a_turn_that_ends_with_another_token_than_eos(tmp_path: Path) -> None:
-    capture(tmp_path, end="<unk>")
+    capture(tmp_path, end="<s>")
     save_base(tmp_path / "base", eos="</s>")
     exported = run(tmp_path, teacher_tokenizer=str(tmp_path / "teacher"))
     config = json.loads((exported / "generation_config.json").read_text())
-    assert config["eos_token_id"] == [EOS, UNK]
-    assert [ids[-1] for _, ids in answers_of(tmp_path, exported)] == [UNK, UNK]
+    assert config["eos_token_id"] == [EOS, BOS]
+    assert [ids[-1] for _, ids in answers_of(tmp_path, exported)] == [BOS, BOS]

@@ -86,7 +86,9 @@ def test_stores_on_the_command_line(root: Path, capsys: pytest.CaptureFixture[st
     assert main([*words, "--store", f"{root / 'store'}=0"]) == 2
     assert "expected a number above 0" in capsys.readouterr().err
     assert main([*words, "--store", first, "--token-budget", "20"]) == 2
-    assert "--token-budget is 20, but the longest example has" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--token-budget 20: the longest example has 43 tokens" in error
+    assert "pass --token-budget 43" in error
 
 
 def test_a_chunk_that_turns_corrupt_stops_the_run_with_one_line(

@@ -21,6 +21,7 @@ from caskd.store.io import CLAIM
 from caskd.train import train
 from caskd.train.checkpoint import checkpoint_path, read_state
 from caskd.train.engine import TrainEngine
+from caskd.train.run import exporter
 from caskd.train.run.exporter import export
 
 HOLD = """
@@ -127,6 +128,16 @@ def test_a_second_export_and_a_second_eval_are_refused(whole: Path, tmp_path: Pa
     export(whole, out)
     assert (out / "model.safetensors").exists()
     assert not (out / CLAIM).exists()
+
+
+def test_an_export_appears_only_when_it_is_complete(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, seen = tmp_path / "out", []
+    monkeypatch.setattr(exporter, "check_reload", lambda *_, **__: seen.append(out.exists()))
+    export(whole, out)
+    assert seen == [False]
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_mistake_leaves_no_folder(root: Path, tmp_path: Path) -> None:
@@ -237,7 +248,7 @@ def test_a_start_anew_is_refused_where_it_would_lose_or_mix_something(
     died = tmp_path / "died"
     die_in_step(root, died, 2, monkeypatch)
     before = tree(died)
-    with pytest.raises(IdentityError, match=r"--lr is 0\.5"):
+    with pytest.raises(IdentityError, match=r"--lr 0\.5: expected 0\.001"):
         train(config_for(root, out=str(died), save_every=3, resume=True, lr=0.5))
     recorded = json.loads((died / "config.json").read_text())
     recorded["stores"][0]["seal"] = "0" * 64

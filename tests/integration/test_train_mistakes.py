@@ -125,7 +125,9 @@ def test_a_deepspeed_file_that_contradicts_a_flag(
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     command = words(root, tmp_path / "run", **{"deepspeed-config": str(path)})
-    check_refused(capsys, command, 2, "zero_optimization.stage is 3, but --zero-stage gives 1")
+    check_refused(
+        capsys, command, 2, "zero_optimization.stage is 3; expected 1, which --zero-stage gives"
+    )
 
 
 def test_export_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,8 +243,8 @@ def test_running_out_of_memory_ends_with_advice(
         ({"decay_steps": 2}, "--decay-steps .*--schedule wsd; got .*cosine"),
         ({"eval_every": 2}, "need --eval-store"),
         ({"lora_alpha": 8.0}, "--lora-alpha .*--lora-rank"),
-        ({"final_w": 1.5}, "--final-w is 1.5; expected 0"),
-        ({"keep_checkpoints": 0}, "--keep-checkpoints is 0; expected at least 1"),
+        ({"final_w": 1.5}, "--final-w 1.5: expected 0 .*to 1"),
+        ({"keep_checkpoints": 0}, "--keep-checkpoints 0: expected at least 1"),
     ],
 )
 def test_options_that_contradict(root: Path, changes: dict[str, Any], message: str) -> None:

@@ -152,7 +152,7 @@ def test_reuse_and_double_backward_are_refused(case):
     with pytest.raises(UsageError, match="backpropagated twice"):
         loss.backward()
     loss = cascade_aware_loss(hidden, case.weight, case.labels, case.teacher, objective="dist").loss
-    with pytest.raises(UsageError, match="no second derivative"):
+    with pytest.raises(UsageError, match=r"create_graph=True.*first derivative.*impl='dense'"):
         torch.autograd.grad(2 * loss, hidden, create_graph=True)
 
 
@@ -182,11 +182,11 @@ def test_keep_mask():
     for rule, mask in expected.items():
         assert keep_mask(student, teacher, label, rule).tolist() == mask
     assert keep_mask(None, teacher, label, "teacher").tolist() == expected["teacher"]
-    with pytest.raises(UsageError, match="needs student_argmax"):
+    with pytest.raises(UsageError, match=r"'either'.*student_argmax.*None"):
         keep_mask(None, teacher, label, "either")
-    with pytest.raises(UsageError, match="needs teacher_argmax"):
+    with pytest.raises(UsageError, match=r"'either'.*teacher_argmax.*None"):
         keep_mask(student, None, label, "either")
-    with pytest.raises(UsageError, match="'both' is unknown"):
+    with pytest.raises(UsageError, match=r"'both'.*unknown"):
         keep_mask(student, teacher, label, "both")
 
 
@@ -195,22 +195,26 @@ def _with(case, **fields):
 
 
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "objective": (None, {"objective": "kd"}, "objective 'kd' is unknown"),
-    "w": (None, {"w": 1.5}, "w is 1.5"),
-    "tail": (None, {"tail": "ghost"}, "tail 'ghost' is unknown"),
-    "impl": (None, {"impl": "fast"}, "impl 'fast' is unknown"),
-    "tile": (None, {"tile_rows": 0}, "tile_rows is 0"),
-    "no teacher": (lambda c: replace(c, teacher=None), {}, "needs teacher rows"),
+    "objective": (None, {"objective": "kd"}, "objective 'kd'.*unknown.*cat-dist"),
+    "w": (None, {"w": 1.5}, r"\bw\b.*1\.5.*from 0 .*to 1 "),
+    "tail": (None, {"tail": "ghost"}, "tail 'ghost'.*unknown.*bucket"),
+    "impl": (None, {"impl": "fast"}, "impl 'fast'.*unknown.*dense"),
+    "tile": (None, {"tile_rows": 0}, r"tile_rows\b.*\b0\b.*at least 1"),
+    "no teacher": (lambda c: replace(c, teacher=None), {}, "'cat-dist'.*teacher rows.*None"),
     "argmax only": (
         lambda c: replace(c, teacher=TeacherRows(c.teacher.argmax)),
         {},
-        "needs the teacher's topk_ids, topk_logits, num_kept, logsumexp, tail_mass",
+        "'cat-dist'.*: topk_ids, topk_logits, num_kept, logsumexp, tail_mass of the teacher",
     ),
-    "one field": (lambda c: _with(c, tail_mass=None), {}, "needs the teacher's tail_mass"),
+    "one field": (
+        lambda c: _with(c, tail_mass=None),
+        {},
+        r"'cat-dist' with w=0\.5: tail_mass of the teacher",
+    ),
     "teacher id": (
         lambda c: _with(c, topk_ids=c.teacher.topk_ids + 60),
         {},
-        r"teacher ids run from \d+ to \d+, expected 0 to 89",
+        r"teacher ids.* from \d+ to \d+.*expected 0 to 89",
     ),
     "repeated id": (
         lambda c: _with(c, topk_ids=c.teacher.topk_ids[:, [0, 1, 2, 3, 4, 1]]),
@@ -220,25 +224,29 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a tail of sampled targets": (
         lambda c: c,
         {"tail": "none"},
-        "targets that sum to 1, got a tail mass up to 0.",
+        r"tail mass up to 0\.\d.*targets that sum to 1.*tail='bucket'",
     ),
     "sampled targets of half a mass": (
         lambda c: _with(for_tail(c, "none"), logsumexp=sampled(c.teacher).logsumexp + 0.7),
         {"tail": "none"},
         r"got a tail mass up to 0 and a sum off by 0\.503",
     ),
-    "label": (lambda c: replace(c, labels=c.labels + 90), {}, "labels run from"),
-    "negative label": (lambda c: replace(c, labels=c.labels - 99), {}, "labels run from"),
+    "label": (lambda c: replace(c, labels=c.labels + 90), {}, r"labels.* from \d+ to \d+.*0 to 89"),
+    "negative label": (
+        lambda c: replace(c, labels=c.labels - 99),
+        {},
+        r"labels.* from -\d+ to -\d+.*0 to 89",
+    ),
     "hidden": (lambda c: replace(c, hidden=c.hidden[None]), {}, "flatten batch and time"),
-    "rows": (lambda c: replace(c, labels=c.labels[1:]), {}, r"labels is \[39\], expected \[40\]"),
+    "rows": (lambda c: replace(c, labels=c.labels[1:]), {}, r"labels.*\[39\].*expected \[40\]"),
     "teacher rows": (
         lambda c: _with(c, topk_ids=c.teacher.topk_ids[:, 0]),
         {},
-        r"teacher.topk_ids is \[40\], expected \[40, k\]",
+        r"teacher\.topk_ids.*\[40\].*expected \[40, k\]",
     ),
-    "bias": (None, {"bias": torch.zeros(3)}, r"bias is \[3\], expected \[90\]"),
-    "keep": (None, {"keep": torch.ones(40)}, "keep is torch.float32"),
-    "no mask": (None, {"objective": "random-xent"}, "'random-xent' needs keep, got None"),
+    "bias": (None, {"bias": torch.zeros(3)}, r"bias.*\[3\].*expected \[90\]"),
+    "keep": (None, {"keep": torch.ones(40)}, r"keep.*torch\.float32.*torch\.bool"),
+    "no mask": (None, {"objective": "random-xent"}, "'random-xent'.*keep.*None"),
 }
 
 
@@ -257,7 +265,7 @@ def test_what_is_refused(case, name, impl):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels can run here")
 def test_kernels_are_refused_where_they_cannot_run(case, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(UsageError, match="needs the triton package and a CUDA device, got cpu"):
+    with pytest.raises(UsageError, match=r"triton.*got cpu.*the triton package and a CUDA device"):
         cascade_aware_loss(
             case.hidden, case.weight, case.labels, None, objective="xent", impl="triton"
         )
@@ -284,9 +292,9 @@ def test_an_objective_and_its_name_are_the_same(case, name):
 def test_an_objective_outside_the_table_is_checked_too(case):
     arguments = (case.hidden, case.weight, case.labels)
     for objective, message in (
-        (Objective("all", 1.5), r"w is 1\.5.*0.*1"),
-        (Objective("either", 0.5), r"rule='either', w=0\.5.* needs teacher rows"),
-        (Objective("random", 1.0), r"rule='random', w=1\.0.* needs keep"),
+        (Objective("all", 1.5), r"\bw\b.*1\.5.*from 0 .*to 1 "),
+        (Objective("either", 0.5), r"rule='either', w=0\.5.*teacher rows.*None"),
+        (Objective("random", 1.0), r"rule='random', w=1\.0.*\bkeep\b.*None"),
     ):
         with pytest.raises(UsageError, match=message):
             cascade_aware_loss(*arguments, None, objective=objective)

@@ -72,8 +72,8 @@ def check_teacher(
         return
     missing = [field for field, value in vars(teacher).items() if value is None]
     raise UsageError(
-        f"objective {given!r} with w={objective.w:g}: {', '.join(missing)} of the teacher rows "
-        "is None; expected values; read these fields from the store"
+        f"objective {given!r} with w={objective.w:g}: no {', '.join(missing)} in the teacher "
+        "rows; expected values, got None; read these fields from the store"
     )
 
 

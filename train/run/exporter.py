@@ -80,7 +80,9 @@ def export(
         CorruptError: the checkpoint is damaged, or the exported model's logits differ.
     """
     _check_empty(out)
-    with claimed(out, "OUT"):
+    # Beside `out`, which would exist before it is complete if the claim were in it.
+    work = out.with_name(f".{out.name}.exporting")
+    with claimed(work, "OUT"):
         _check_empty(out)  # again: another export may have written it before this one held it
         source = find_checkpoint(checkpoint)
         verify(source, only=(f"{WEIGHTS}/", f"{STUDENT}/", STATE))
@@ -91,12 +93,15 @@ def export(
             raise UsageError(
                 f"--adapter: {source} was trained without --lora-rank; run without --adapter"
             )
-        _write(source, state, out, adapter=adapter)
+        _write(source, state, work, out, adapter=adapter)
     return out
 
 
 def _check_empty(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
+    if (out / CLAIM).exists():
+        with claimed(out, "OUT"):  # refused if another command holds it, else a stale claim goes
+            pass
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(
             f"{out}: is a file or a directory with files; expected a new or empty directory; "
             "pass another OUT"
@@ -116,10 +121,10 @@ def _check_finished(source: Path, state: RunState) -> None:
         )
 
 
-def _write(source: Path, state: RunState, out: Path, *, adapter: bool) -> None:
-    """Write the model beside `out`, which this process holds, and move it there."""
+def _write(source: Path, state: RunState, work: Path, out: Path, *, adapter: bool) -> None:
+    """Write the model in `work`, which this process holds, and move it to `out`."""
     model, wrapped = consolidated_model(source, state)
-    written = out.with_name(f".{out.name}.exporting")
+    written = work / "model"
     shutil.rmtree(written, ignore_errors=True)  # of an export to `out` that was killed
     written.mkdir(parents=True)
     try:
@@ -136,7 +141,6 @@ def _write(source: Path, state: RunState, out: Path, *, adapter: bool) -> None:
         )
         (written / "README.md").write_text(card, encoding="utf-8")
         check_reload(model, written, base=str(state.config["student"]) if adapter else None)
-        (out / CLAIM).unlink()  # only an empty directory can be replaced
         try:
             os.replace(written, out)
         except OSError as error:
@@ -145,7 +149,7 @@ def _write(source: Path, state: RunState, out: Path, *, adapter: bool) -> None:
                 "expected a new or empty directory: pass another OUT"
             ) from None
     finally:
-        shutil.rmtree(written, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def best_checkpoint(run: Path) -> Path:

@@ -167,7 +167,8 @@ def test_a_threshold_that_is_none(tmp_path, study, value):
     fields = json.loads((out / "cascade.json").read_text())
     (out / "cascade.json").write_text(json.dumps({**fields, "threshold": value}))
     with pytest.raises(
-        UsageError, match=r"threshold is .*, expected a finite number|is not a cascade"
+        UsageError,
+        match=r"threshold.*expected a finite number|cascade\.json: not readable.*of caskd eval",
     ):
         read_cascade(str(out / "cascade.json"))
 
@@ -176,8 +177,8 @@ def test_an_empty_stop_text_is_refused(monkeypatch, tmp_path):
     config = PredictConfig(
         model="no-such", data=("no-such.jsonl",), out=str(tmp_path / "p.parquet"), stop=("",)
     )
-    with pytest.raises(UsageError, match="got --stop '', which would empty every answer"):
+    with pytest.raises(UsageError, match=r"--stop ''.*would empty every answer"):
         predict(config)
     monkeypatch.setitem(TASKS, "mine", Task(stop=("",)))
-    with pytest.raises(UsageError, match="task 'mine' has an empty stop text"):
+    with pytest.raises(UsageError, match=r"task 'mine'.*empty stop text"):
         choose_tasks(["mine"])

@@ -39,8 +39,14 @@ def test_the_score_is_that_of_the_small_models_answers(predictions_file):
         ({"example_id": ["e0", "e1", "e2", "z"]}, r"1 only in s.*'z'.*1 only in l.*'e3'"),
         ({"question_digest": ["q0", "q1", "other", "q3"]}, r"1 examples \(first 'e2'\).*question"),
         ({"reference": ["x", "y", "y", "x"]}, r"2 examples \(first 'e1'\).*reference"),
-        ({"prompt_digest": ["p0", "p1", "p2", "other"]}, "another prompt_digest"),
-        ({"metadata": {"quality": "bleu"}}, "measures bleu"),
+        (
+            {"prompt_digest": ["p0", "p1", "p2", "other"]},
+            r"1 examples \(first 'e3'\).*prompt_digest.*--data",
+        ),
+        (
+            {"metadata": {"quality": "bleu"}},
+            "s.parquet and l.parquet.*bleu.*exact_match.*rerun caskd predict",
+        ),
         ({"metadata": {"text": {"rule": 2}}}, r"s\.parquet has text rule 2, .* has 1"),
     ],
 )

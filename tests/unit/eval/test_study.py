@@ -112,7 +112,7 @@ def test_files_may_calibrate(study, files, tmp_path):
         ({"calibration_small": (other["small"],)}, "--calibration-small and --calibration-large"),
         (
             {"calibration_small": (other["small"],) * 2, "calibration_large": other["large"]},
-            "got 2 --c",
+            "--calibration-small.*got 2 .*1 small",
         ),
         (
             {"calibration_small": (files["cat"][0],), "calibration_large": files["large"]},
@@ -126,7 +126,7 @@ def test_files_may_calibrate(study, files, tmp_path):
             },
             "expected one of them",
         ),
-        ({"chain": (files["medium"],)}, "got one --chain, expected two or more"),
+        ({"chain": (files["medium"],)}, "--chain.* once.*expected two or more"),
     ]:
         with pytest.raises(UsageError, match=message):
             analyze(EvalConfig(**config, **extra))

@@ -40,7 +40,7 @@ def test_flags_and_launcher_decide_which_worker_it_is(flags, environ, info):
         ({"executor": "torchrun"}, {}, "torchrun --nproc-per-node"),
         ({"executor": "torchrun", "worker": 0}, TORCHRUN, "omit both"),
         ({"executor": "torchrun", "num_workers": 4}, TORCHRUN, "omit both"),
-        ({"executor": "ray", "worker": 0}, {}, "omit --worker"),
+        ({"executor": "ray", "worker": 0}, {}, "--worker 0.*expected no --worker.*omit it"),
         ({"num_workers": 4}, {}, r"add --worker 0 \(to 3\)"),
         ({"num_workers": 4, "worker": 4}, {}, "expected 0 to 3"),
         ({"worker": -1}, {}, "expected 0 to 0"),

@@ -98,7 +98,7 @@ def test_a_wrong_column_names_the_columns_and_the_flag(record, columns, said):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("none.jsonl", None, "no data file"),
+        ("none.jsonl", None, r"--data .*none\.jsonl.*no such file"),
         ("a.txt", b"x", "expected one of .jsonl"),
         ("empty.jsonl", b"\n\n", "no records"),
         ("empty.csv", b"", "no records"),
@@ -128,7 +128,9 @@ def test_missing_files_are_found_before_the_first_is_read(files):
 @pytest.mark.parametrize("value", [None, 3, ["a"]])
 def test_text_that_is_no_text_is_refused(value):
     records = [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": value}]
-    with pytest.raises(UsageError, match="'response' holds"):
+    with pytest.raises(
+        UsageError, match=f"'response'.* holds {type(value).__name__}.*--response-column"
+    ):
         corpus_digest(iter(records), Columns())
 
 

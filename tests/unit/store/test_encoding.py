@@ -149,7 +149,7 @@ def test_shard_rows_that_do_not_divide_are_refused_with_one_that_does() -> None:
     assert layout.chunk_rows_for(65_536) == 512
     assert layout.chunk_rows_for(100) == 100
     with pytest.raises(
-        ValueError, match=r"--shard-rows is 1000; .*multiple of 512.*--shard-rows 1024"
+        ValueError, match=r"--shard-rows\b.* 1000\b.*multiple of 512.*--shard-rows 1024"
     ):
         layout.chunk_rows_for(1000)
 
