@@ -20,7 +20,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def config_digest(folder: Path) -> str:
-    """sha256 of what config.json says of the model: it changes what equal weights compute."""
+    """sha256 of config.json without the keys that do not affect the forward pass."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
@@ -29,8 +29,8 @@ def config_digest(folder: Path) -> str:
 def may_be_same_config(first: str | None, second: str | None) -> bool:
     """Whether two values of the field `config_digest` can belong to the same model.
 
-    Older predictions files hold 32 digits over another selection of keys, which compare with
-    nothing: such a value is accepted.
+    Older predictions files hold 32 digits over another selection of keys: such a value is accepted
+    without comparing.
     """
     old = any(value is not None and len(value) == _OLD_DIGITS for value in (first, second))
     return old or first == second

@@ -60,7 +60,7 @@ def check_source(source: str | Path, flag: str) -> None:
     """Refuse a path without a folder before the hub is queried for it.
 
     Raises:
-        UsageError: it is one.
+        UsageError: `source` is a path without a folder.
     """
     text = str(source)
     looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))

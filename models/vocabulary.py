@@ -1,4 +1,4 @@
-"""The check that a model reads the token ids of a store as the store means them."""
+"""Check that a model and a store share one vocabulary."""
 
 from typing import Any
 

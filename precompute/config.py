@@ -100,7 +100,7 @@ class PrecomputeConfig:
     """Device of the teacher: cpu, cuda or cuda:1; auto uses a GPU if there is one."""
 
     device_map: Literal["auto", "balanced", "sequential"] | None = None
-    """Spread the layers over all GPUs in this way, for a teacher larger than one GPU."""
+    """How to place layers on several GPUs (accelerate's device map)."""
 
     token_budget: int = 8192
     """Tokens per forward pass, padding included; halved when memory runs out."""

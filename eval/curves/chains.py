@@ -1,4 +1,6 @@
-"""Chains of three or more models: each but the last defers what its own rule is unsure of.
+"""Chains of three or more models.
+
+Every model except the last defers examples whose score reaches its threshold.
 
 Every model that answers costs. With one threshold per model there is no single curve but a cloud of
 settings. The frontier is its upper left edge: the settings that no other beats in both quality and

@@ -159,7 +159,7 @@ class Parts:
 def _differences(
     theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Fields in which two requests differ; an older file's config_digest compares with nothing."""
+    """Fields in which two requests differ; an older config_digest is not compared."""
     for field, first, second in identity_differences(theirs, ours):
         if field != CONFIG_DIGEST or not may_be_same_config(first, second):
             yield field, first, second

@@ -141,7 +141,7 @@ def rules(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
         pictures=[pictures["rules"]],
         tables=[
             table(_RULES, rows),
-            table(_CONFIDENCE, rows, "How well the score tells wrong answers from right ones"),
+            table(_CONFIDENCE, rows, "How well the score separates wrong from right answers"),
         ],
         notes=[
             f"The figure is of {analysis.results[0].label}; the first rule is "

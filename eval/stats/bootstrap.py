@@ -1,4 +1,4 @@
-"""Paired bootstrap: does a difference exceed the choice of test examples and training seeds?
+"""Paired bootstrap: is a difference larger than the variation over test examples and seeds?
 
 Legend: E examples, P points of a curve, B bootstrap replicates, R seeds, S series (a score with the
 small model's quality).

@@ -1,7 +1,7 @@
 """An exclusive claim of an output folder, held while a process lives.
 
 Two commands that write one folder would mix their files. An advisory lock on `.claim` decides, and
-the system releases it when the process ends, however it ends: a free lock is a dead claim.
+the system releases it when the process ends, even after a crash; an unlocked claim file is stale.
 """
 
 import errno

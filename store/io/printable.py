@@ -1,4 +1,4 @@
-"""Text for people: untrusted text made safe for where it is printed, and amounts with a unit.
+"""Sanitise untrusted text for a terminal, CSV or HTML; format amounts with their unit.
 
 Names and texts come from models and from stores of other people. Which function to use:
 
