@@ -117,8 +117,8 @@ def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
         raise UsageError("--large: no large model; expected one; pass --large FILE")
     if config.student or config.limit is not None:
         raise UsageError(
-            "--student or --limit: was given without --next-token; expected --next-token STORE "
-            "with it; pass it too, or omit --student and --limit"
+            "--student or --limit: was given without --next-token; expected both; "
+            "pass --next-token STORE, or omit --student and --limit"
         )
     if config.target_quality is not None and not 0.0 <= config.target_quality <= 1.0:
         raise UsageError(

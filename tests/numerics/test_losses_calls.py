@@ -204,12 +204,12 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "argmax only": (
         lambda c: replace(c, teacher=TeacherRows(c.teacher.argmax)),
         {},
-        "'cat-dist'.*: topk_ids, topk_logits, num_kept, logsumexp, tail_mass of the teacher",
+        "'cat-dist'.*: no topk_ids, topk_logits, num_kept, logsumexp, tail_mass in the teacher",
     ),
     "one field": (
         lambda c: _with(c, tail_mass=None),
         {},
-        r"'cat-dist' with w=0\.5: tail_mass of the teacher",
+        r"'cat-dist' with w=0\.5: no tail_mass in the teacher",
     ),
     "teacher id": (
         lambda c: _with(c, topk_ids=c.teacher.topk_ids + 60),
