@@ -297,6 +297,7 @@ def test_student_equal_to_teacher_has_no_divergence_and_one_row_off_has():
 
 
 @pytest.mark.parametrize("fast", FAST)
+@pytest.mark.slow
 def test_training_follows_the_dense_twin(fast):
     curves = {}
     for impl in (fast, "dense"):

@@ -67,6 +67,7 @@ def test_a_body_that_is_compiled(case):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_a_step_that_is_compiled_whole_breaks_its_graph_at_the_loss(case):
     weight = case.weight.clone().requires_grad_()
     body = Body()

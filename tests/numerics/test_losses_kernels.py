@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is missing")
+@pytest.mark.slow
 def test_kernels_compile(tmp_path: Path) -> None:
     script = Path(__file__).with_name("compile_kernels.py")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}

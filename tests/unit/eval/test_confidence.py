@@ -62,6 +62,7 @@ def naive_p_value(fewer, trials):
 @pytest.mark.parametrize(
     ("only_first", "only_second"), [(0, 0), (5, 0), (3, 17), (10, 10), (40, 61), (4700, 5300)]
 )
+@pytest.mark.slow
 def test_mcnemar_is_the_exact_binomial_test(only_first, only_second):
     first = np.repeat([1.0, 0.0, 1.0, 0.0], [only_first, only_second, 7, 3])
     second = np.repeat([0.0, 1.0, 1.0, 0.0], [only_first, only_second, 7, 3])

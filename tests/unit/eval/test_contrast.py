@@ -57,6 +57,7 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_difference_is_that_of_the_curves(arms, tmp_path):
     summary = report(arms, tmp_path / "report")
     found = by_measure(summary)
@@ -168,6 +169,7 @@ def test_the_tables_hold_the_same(arms, tmp_path):
     assert "AUDC over random, within tasks" in page
 
 
+@pytest.mark.slow
 def test_an_arm_against_its_twin_is_exactly_nothing(arms, tmp_path):
     twins = {**arms, "twin": arms["cat"]}
     for seeds in (1, 3):
@@ -179,6 +181,7 @@ def test_an_arm_against_its_twin_is_exactly_nothing(arms, tmp_path):
             assert one["verdict"] == "no difference shown"
 
 
+@pytest.mark.slow
 def test_exchanged_arms_exchange_the_sign(arms, tmp_path):
     target = {"target_quality": 0.5}
     ours = by_measure(report(arms, tmp_path / "report", **target))
@@ -195,6 +198,7 @@ def shuffled(file, order):
     pq.write_table(table.take(order), file)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_examples_changes_no_difference(arms, tmp_path):
     before = report(arms, tmp_path / "report")
     orders = np.random.default_rng(0)

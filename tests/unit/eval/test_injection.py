@@ -118,6 +118,7 @@ def test_in_a_table_it_is_one_cell_and_no_formula(payload):
         assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\0"))
 
 
+@pytest.mark.slow
 def test_in_a_whole_report(tmp_path, predictions_file, capsys):
     count = len(PAYLOADS)
     right = np.arange(count) % 3 == 0

@@ -73,6 +73,7 @@ def test_the_numbers_are_those_of_the_curves(tmp_path, three):
     assert float(rows[0]["audc"]) == audc[0]
 
 
+@pytest.mark.slow
 def test_every_point_is_in_the_csv(tmp_path, three):
     first, _, large = three
     evaluate(EvalConfig(small=(first,), large=large, out=str(tmp_path / "report")))
@@ -86,6 +87,7 @@ def test_every_point_is_in_the_csv(tmp_path, three):
     assert float(rows[-1]["flops_per_example"]) == pytest.approx(34.5 * 220.0)
 
 
+@pytest.mark.slow
 def test_a_report_replaces_a_report_and_is_the_same_byte_for_byte(tmp_path, three):
     first, second, large = three
     config = EvalConfig(small=(first, second), large=large, out=str(tmp_path / "report"))
@@ -95,6 +97,7 @@ def test_a_report_replaces_a_report_and_is_the_same_byte_for_byte(tmp_path, thre
     assert {p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_files_of_an_earlier_report_are_removed_and_no_others(tmp_path, three):
     first, _, large = three
     out = tmp_path / "report"
@@ -140,6 +143,7 @@ def test_a_large_model_that_does_not_lead_is_said_in_words(tmp_path, predictions
     assert escape(warning) in (tmp_path / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_models_of_one_name_are_told_apart_by_their_files(tmp_path, predictions_file):
     files = [predictions_file(name, outcomes(7, 0.5)) for name in ("xent", "cat")]
     large = predictions_file("large", outcomes(8, 0.9))

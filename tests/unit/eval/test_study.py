@@ -46,6 +46,7 @@ def arms(files):
     return tuple(f"{arm}={file}" for arm in ("cat", "xent") for file in files[arm])
 
 
+@pytest.mark.slow
 def test_everything_at_once(files, tmp_path, capsys):
     out = tmp_path / "report"
     words = [word for small in arms(files) for word in ("--small", small)]
@@ -80,6 +81,7 @@ def test_everything_at_once(files, tmp_path, capsys):
     assert "Chain of 3 models" in page
 
 
+@pytest.mark.slow
 def test_an_earlier_report_leaves_nothing_behind(files, tmp_path):
     out = tmp_path / "report"
     plain = EvalConfig(

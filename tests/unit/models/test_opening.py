@@ -190,6 +190,7 @@ def test_commands_name_their_flag_and_end_with_2(command, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_hub_id_has_the_commit_as_its_revision(sound, tmp_path):
     """From the cache of the hub, which names snapshots by commit."""
     commit, root = "0123456789" * 4, tmp_path / "hub" / "models--team--sound"

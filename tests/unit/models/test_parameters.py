@@ -60,6 +60,7 @@ def ternary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_ternary(tmp_path_factory.mktemp("models") / "ternary")
 
 
+@pytest.mark.slow
 def test_packed_weights_count_as_the_weights_they_stand_for(ternary: Path, tmp_path: Path) -> None:
     loaded = load_for_decoding(str(ternary), "--model", device="cpu")
     whole = load_for_decoding(str(save_tiny(tmp_path / "whole")), "--model", device="cpu")

@@ -41,6 +41,7 @@ def test_long_documents_make_small_blocks(monkeypatch):
     assert blocks == [(0, 2), (2, 1)]
 
 
+@pytest.mark.slow
 def test_other_processes_give_the_same_store(monkeypatch, tmp_path):
     """Few records a block, so that several processes have several each."""
     monkeypatch.setattr(tokenization, "BLOCK_RECORDS", 8)
@@ -75,6 +76,7 @@ def test_a_small_corpus_starts_no_process(monkeypatch):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_a_record_that_is_refused_is_named(monkeypatch, processes):
     monkeypatch.setattr(tokenization, "BLOCK_RECORDS", 4)
     monkeypatch.setattr(tokenization, "SMALL_CORPUS", 1)

@@ -31,6 +31,7 @@ def pick(rows, **where):
     return [row for row in rows if where.items() <= row.items()]
 
 
+@pytest.mark.slow
 def test_differences_are_the_first_arm_minus_the_second(table):
     clean = pick(table("runs"), condition="clean")
     areas = {arm: [row["audc"] for row in pick(clean, arm=arm)] for arm in ("xent", "cat-xent")}

@@ -49,6 +49,7 @@ def test_the_reader_on_the_page_reads_a_store(
 
 
 @pytest.mark.parametrize("shard_rows", [32, 1024])
+@pytest.mark.slow
 def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_rows: int) -> None:
     store = sampled_stores.make_store(tmp_path / "s", num=120, shard_rows=shard_rows)
     read_draws = reader("read_draws")

@@ -137,6 +137,7 @@ def test_a_storage_with_other_files_is_refused(store: Path, tmp_path: Path) -> N
     assert [p.name for p in (tmp_path / "home").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_two_stores_at_once_do_not_mix(tmp_path: Path) -> None:
     for race in range(10):
         sources = [tmp_path / f"{race}-{seed}" for seed in (0, 1)]

@@ -120,6 +120,7 @@ def test_an_unsealed_store_opens_only_on_request(tmp_path: Path) -> None:
     assert store_info(path)["num_committed_shards"] == 1
 
 
+@pytest.mark.slow
 def test_every_missing_truncated_or_changed_file_is_noticed(store: TeacherStore) -> None:
     for name, data in stores.tree(store.root).items():
         if name == "README.md":

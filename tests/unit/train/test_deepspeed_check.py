@@ -48,6 +48,7 @@ def test_the_tested_version_is_the_one_of_the_constraints() -> None:
     assert f"deepspeed=={TESTED_VERSION}" in lines
 
 
+@pytest.mark.slow
 def test_the_installed_version_has_every_attribute() -> None:
     for stage, dtype in CASES:
         start(stage, dtype)

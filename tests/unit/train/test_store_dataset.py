@@ -131,6 +131,7 @@ def test_collated_rows_stand_before_their_labels(url: str) -> None:
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (1, "fork"), (2, "fork"), (1, "spawn")])
+@pytest.mark.slow
 def test_a_plain_dataloader(url: str, workers: int, start: str | None) -> None:
     dataset = StoreDataset(url, seed=1, batch_size=4)
     loader = DataLoader(
@@ -144,6 +145,7 @@ def test_a_plain_dataloader(url: str, workers: int, start: str | None) -> None:
 
 
 @pytest.mark.parametrize("workers", READERS)
+@pytest.mark.slow
 def test_a_stateful_dataloader_resumes_exactly(url: str, workers: int) -> None:
     def loader() -> StatefulDataLoader:
         dataset = StoreDataset(url, seed=4, batch_size=4)
