@@ -160,7 +160,7 @@ class Chat:
         self.messages = self._supported(self.messages)
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
-        """The rendered messages.
+        """The rendered messages: those of `self.messages`, or changed copies of them.
 
         Raises:
             ChatRefusedError: the template rejects them.
@@ -168,10 +168,11 @@ class Chat:
         from jinja2 import TemplateError
 
         options = {"chat_template": self.template, **self._given, **self._arguments, **options}
-        clean = [_without_nulls(message) for message in messages]
         try:
             # In a list, because transformers looks at the first message.
-            return str(self._tokenizer.apply_chat_template([clean], tokenize=False, **options)[0])
+            return str(
+                self._tokenizer.apply_chat_template([list(messages)], tokenize=False, **options)[0]
+            )
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
             raise ChatRefusedError(
                 f"the chat template rejects a conversation ({reason(error)}); expected one that it "

@@ -177,13 +177,14 @@ class _Replies:
 
     def _closing(self, marked: Sequence[Message], mark: str, tail: str) -> str | None:
         """What the template writes behind a reply with further messages behind it."""
-        if self._special is not None and (match := self._special.search(tail)):
-            alone = self._chat.try_render(marked)
-            ending = None if alone is None else self._special.search(alone.rpartition(mark)[2])
-            if ending is not None:
-                return tail[: match.end()]
         alone = self._chat.try_render(marked)
-        return None if alone is None else tail[: _common(alone.rpartition(mark)[2], tail)]
+        if alone is None:
+            return None
+        ending = alone.rpartition(mark)[2]
+        match = None if self._special is None else self._special.search(tail)
+        if match is not None and match.re.search(ending) is not None:
+            return tail[: match.end()]
+        return tail[: _common(ending, tail)]
 
     def _turn_end(self, closing: str) -> int:
         """Length of the closing text up to the first special token, or all of it."""
