@@ -23,7 +23,6 @@ from caskd.eval.curves.deferral import (
     finite_scores,
 )
 from caskd.eval.curves.figures import RATES, curve_figures
-from caskd.eval.curves.thinning import thin
 
 __all__ = [
     "MIN_GAP",
@@ -51,6 +50,5 @@ __all__ = [
     "read_prices",
     "shares",
     "tail_seconds",
-    "thin",
     "token_cost",
 ]

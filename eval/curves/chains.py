@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves.deferral import finite_scores
-from caskd.eval.curves.thinning import thin
 from caskd.store.errors import UsageError
+from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.curves.deferral import defer_order
-from caskd.eval.curves.thinning import thin
 from caskd.eval.metrics import bleu_scorer
+from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

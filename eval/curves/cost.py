@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from caskd.eval.answers import Predictions
 from caskd.eval.curves.deferral import defer_order, deferred_mean
-from caskd.eval.curves.thinning import thin
 from caskd.store.errors import UsageError, reason
+from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
 

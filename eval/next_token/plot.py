@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves import thin
 from caskd.eval.next_token.measure import TOKEN_RULES, StudentResult
 from caskd.eval.report import PAPER, arm_lines, dress, in_percent, legend_below, panels
+from caskd.store.spacing import thin
 
 MAX_POINTS = 1001
 _DASHES = ("-", "--", "-.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from caskd.eval.answers import label_seeds, split_name
 from caskd.eval.config import EvalConfig
-from caskd.eval.curves import curve_figures, thin
+from caskd.eval.curves import curve_figures
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
     TOKEN_RULES,
@@ -43,6 +43,7 @@ from caskd.eval.study import ALL_TASKS, Contrast, seed_warnings
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
+from caskd.store.spacing import thin
 
 if TYPE_CHECKING:
     from caskd.eval.next_token.teacher_forcing import StoreRows

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves import flops_per_token, thin, token_cost
+from caskd.eval.curves import flops_per_token, token_cost
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -19,6 +19,7 @@ from caskd.eval.report.plot_style import (
 )
 from caskd.eval.study import Analysis, CascadeResult
 from caskd.store.io import plot_label
+from caskd.store.spacing import thin
 
 DRAWN_POINTS = 600
 QUALITY = "mean quality"

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from caskd.eval.answers import Predictions
-from caskd.eval.curves import thin
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines, questions_line
 from caskd.eval.report.tables import rule_rows, summary_rows
 from caskd.eval.study import ALL_TASKS, Analysis
 from caskd.store.io import strip_control
+from caskd.store.spacing import thin
 
 _SUMMARY: Heads = {
     "small": ("small model", "text"), "task": ("task", "text"), "num_examples": ("examples", ",d"),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.eval.answers import Units
-from caskd.eval.curves import defer_order, thin
+from caskd.eval.curves import defer_order
 from caskd.eval.stats.bootstrap import (
     EXACT_UP_TO,
     NUM_REPLICATES,
@@ -23,6 +23,7 @@ from caskd.eval.stats.bootstrap import (
     area_influence,
     example_weights,
 )
+from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -20,10 +20,10 @@ from caskd.eval.curves import (
     flops_per_token,
     money,
     price_of,
-    thin,
 )
 from caskd.eval.rules import Pair, RuleScores
 from caskd.store.io import strip_control
+from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -24,11 +24,11 @@ from caskd.eval.curves import (
     price_of,
     shares,
     tail_seconds,
-    thin,
     token_cost,
 )
 from caskd.eval.rules import Pair, RuleScores
 from caskd.store.io import strip_control
+from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
 

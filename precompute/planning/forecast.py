@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from caskd.models import padded_batches
 from caskd.store.format import StoreSpec, layout
-from caskd.store.write import pilot_rows, spread_evenly
+from caskd.store.spacing import thin
+from caskd.store.write import pilot_rows
 
 # Measured bytes, lowest and highest over corpora, vocabularies and teacher dtypes
 # (benchmarks/results/store_encoding.csv), with a margin: per row beside the cells. The
@@ -72,7 +73,7 @@ def strata_of(
     with_rows = np.flatnonzero(row_counts)
     shard_of = row_starts[with_rows] // shard_rows
     num_shards = int(shard_of.max()) + 1
-    sampled = spread_evenly(num_shards, MAX_SHARDS)
+    sampled = thin(num_shards, MAX_SHARDS)
     batches = [
         batch
         for shard in sampled

@@ -30,6 +30,7 @@ from caskd.store.format import (
 )
 from caskd.store.io import Progress, progress
 from caskd.store.read import TeacherStore
+from caskd.store.spacing import thin
 from caskd.store.write import ShardExample, pilot_rows
 
 PROBE_SECONDS = 60.0
@@ -195,7 +196,7 @@ def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], floa
     pilot = np.zeros(num_rows, np.bool_)
     if encoding.uses_id_orders:
         amount = max(1, min(pilot_rows(spec.num_rows), num_rows // 2))
-        pilot[np.linspace(0, num_rows - 1, amount).astype(np.int64)] = True
+        pilot[thin(num_rows, amount, rounding="down")] = True
         orders = fit_orders(
             rows[ids][pilot], rows["num_kept"][pilot], spec.vocab_size,
             layout.num_orders(spec.num_rows),

@@ -7,7 +7,6 @@ from caskd.store.write.writer import (
     StoreWriter,
     pilot_rows,
     record_text_counts,
-    spread_evenly,
 )
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "plan_store",
     "read_spec",
     "record_text_counts",
-    "spread_evenly",
 ]

@@ -37,6 +37,7 @@ from caskd.store.format import (
 from caskd.store.inspect import PLAN_COUNTS, card, text_counts
 from caskd.store.io import files
 from caskd.store.read import StoreArrays, TeacherStore
+from caskd.store.spacing import thin
 from caskd.store.write.planner import find_store
 
 
@@ -259,9 +260,4 @@ def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArra
     with_rows = np.flatnonzero(row_counts)
     mean = row_counts[with_rows].mean()
     amount = int(np.clip(np.ceil(target / mean), 1, len(with_rows)))
-    return with_rows[spread_evenly(len(with_rows), amount)]
-
-
-def spread_evenly(count: int, amount: int) -> npt.NDArray[np.int64]:
-    """At most `amount` indices spread evenly over `count`, the first and the last included."""
-    return np.unique(np.linspace(0, count - 1, amount).round().astype(np.int64))
+    return with_rows[thin(len(with_rows), amount)]

@@ -25,6 +25,7 @@ from caskd.store.corpus import (
 from caskd.store.errors import IdentityError
 from caskd.store.format import STATUSES
 from caskd.store.io import files, value_text
+from caskd.store.spacing import thin
 
 FLAG = "--teacher-tokenizer"
 TEXT_FILE = "caskd_text.json"
@@ -111,7 +112,7 @@ def _of_store(store: TeacherStore, student: Any, teacher: Any, source: str) -> T
     if known is None:
         known = {} if teacher is None else special_tokens(teacher)
     template = text.get("template")
-    if template is None and spec.identity["text"]["kind"] == "messages" and teacher is not None:
+    if template is None and text["kind"] == "messages" and teacher is not None:
         template = _own_template(teacher)
     return TeacherText(
         eos_id=known.get("eos_id"),
@@ -144,7 +145,7 @@ def _response_ends(store: TeacherStore, special: set[int]) -> tuple[int, ...]:
     whole = np.flatnonzero((index.status == STATUSES.index("ok")) & (index.row_count > 0))
     if not len(whole) or not (text["eos"] or text["kind"] == "messages"):
         return ()
-    starts = np.linspace(0, max(0, len(whole) - _RUN_EXAMPLES), _RUNS).astype(np.int64)
+    starts = thin(max(0, len(whole) - _RUN_EXAMPLES) + 1, _RUNS, rounding="down")
     chosen = np.unique(starts[:, None] + np.arange(_RUN_EXAMPLES))
     batch = store.read(whole[chosen[chosen < len(whole)]], ())
     last, counts = np.unique(batch.labels[batch.row_offsets[1:] - 1], return_counts=True)

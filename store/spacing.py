@@ -1,4 +1,4 @@
-"""Evenly spaced points of a long curve, for files and figures."""
+"""Evenly spaced indices: a sample of shards or rows, or the points of a long curve."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ def thin(
     """Rising indices of at most `most` of `num_points` points, evenly spaced, both ends included.
 
     Args:
-        num_points: points of the curve.
+        num_points: points to choose from.
         most: points to keep; all of them if there are no more.
         rounding: how a position between two points becomes an index.
     """
