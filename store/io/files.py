@@ -44,9 +44,9 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
         if error.errno in (ENOSPC, EDQUOT):
             advice = "free disk space"
         elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "Pass a writable --store"
+            advice = "pass a writable --store"
         elif error.errno in (EMFILE, ENFILE):
-            advice = "Raise the limit of open files (ulimit -n)"
+            advice = "raise the limit of open files (ulimit -n)"
         else:
             advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
@@ -200,7 +200,7 @@ def reading(name: str) -> Iterator[None]:
         if error.errno in (EACCES, EPERM):
             advice = "Get permission to read it"
         elif error.errno in (EMFILE, ENFILE):
-            advice = "Raise the limit of open files (ulimit -n)"
+            advice = "raise the limit of open files (ulimit -n)"
         else:
             advice = "Check the disk and its connection"
         raise UnreadableError(

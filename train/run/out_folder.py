@@ -35,8 +35,7 @@ def held_by_first_rank(out: Path, *, resume: bool) -> Iterator[None]:
     Raises:
         UsageError: another process holds it, it is a file, or there is nothing to resume.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: found a file, expected a directory; pass another --out")
+    _check_not_a_file(out)
     if resume and not out.exists():
         raise UsageError(
             f"--resume: --out {out} does not exist, expected the directory of a run; check the "
@@ -46,6 +45,11 @@ def held_by_first_rank(out: Path, *, resume: bool) -> Iterator[None]:
         if is_first_rank():
             stack.enter_context(claimed(out, "--out"))
         yield
+
+
+def _check_not_a_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: found a file, expected a directory; pass another --out")
 
 
 def is_first_rank() -> bool:
@@ -59,8 +63,7 @@ def check_unused(out: Path) -> None:
     Raises:
         UsageError: it is a file, or it contains a run or another program's config.json.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: found a file, expected a directory; pass another --out")
+    _check_not_a_file(out)
     for name in (METRICS_FILE, CHECKPOINTS):
         if (out / name).exists():
             raise UsageError(
