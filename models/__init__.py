@@ -9,7 +9,13 @@ from caskd.models.batching import (
     pad,
     padded_batches,
 )
-from caskd.models.devices import default_device, fixed_kernels, memory_errors, pick_device
+from caskd.models.devices import (
+    default_device,
+    fixed_kernels,
+    memory_errors,
+    pick_device,
+    to_device,
+)
 from caskd.models.digests import config_digest, may_be_same_config, weights_digest
 from caskd.models.forward_probe import (
     arranged_groups,
@@ -73,5 +79,6 @@ __all__ = [
     "probe_tokens",
     "quantization_of",
     "stop_ids",
+    "to_device",
     "weights_digest",
 ]

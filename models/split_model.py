@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from caskd.models.batching import Batch
+from caskd.models.devices import to_device
 from caskd.models.head_forms import head_form
 from caskd.models.length_borders import forget_lengths, length_borders
 from caskd.store.errors import UsageError
@@ -92,15 +93,21 @@ class SplitModel:
         """Hidden states [N, H] at the given positions of each sequence, sequence by sequence."""
         device = self.device
         hidden = self.hidden(
-            torch.from_numpy(batch.input_ids).to(device),
-            position_ids=torch.from_numpy(batch.position_ids).to(device),
+            to_device(batch.input_ids, device),
+            position_ids=to_device(batch.position_ids, device),
         ).flatten(0, 1)
         flat = np.concatenate([s + own for s, own in zip(batch.starts, positions, strict=True)])
-        return hidden[torch.from_numpy(flat).to(hidden.device)]
+        return hidden[to_device(flat, hidden.device)]
 
     def logits(self, hidden: Tensor, num_columns: int | None = None) -> Tensor:
         """Logits [N, V] in float32 of hidden states [N, H], cut to the first `num_columns`."""
         return self.adjusted(self.head(hidden), num_columns)
+
+    def narrow_logits(self, product: Tensor, num_columns: int | None = None) -> Tensor:
+        """The logits [N, V] of `adjusted`, in the product's own dtype where that is exact."""
+        if self.form.is_identity:
+            return product[:, :num_columns]
+        return self.adjusted(product, num_columns)
 
     def adjusted(self, product: Tensor, num_columns: int | None = None) -> Tensor:
         """Logits [N, V] in float32 of the head's product, cut to the first `num_columns`."""
