@@ -327,10 +327,14 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
         for start in range(0, len(hidden), TILE_ROWS):
             teacher.split.head(hidden[start : start + TILE_ROWS])
         parts["head, ms"] = clock.lap()
+        rows = dict(teacher._fields(examples, hidden))
+        parts["head, row fields and copies, ms"] = clock.lap()
         rows = teacher.rows(examples)
+        parts["until the next batch can start, ms"] = clock.passed()
+        rows = dict(rows)
         parts["whole batch, ms"] = clock.lap()
     if profile is not None:
-        add_profile(profile, f"a batch of {config.store}", lambda: teacher.rows(examples))
+        add_profile(profile, f"a batch of {config.store}", lambda: dict(teacher.rows(examples)))
     parts["share of labels in the top-k"] = float((rows["label_rank"] < TOP_K).mean().round(3))
     rest = parts["whole batch, ms"] - parts["body, ms"] - parts["head, ms"]
     parts["all but body and head, ms"] = round(rest, 3)
@@ -351,10 +355,14 @@ class Clock:
         """Since the last lap."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        passed = self.passed()
+        self.last = time.perf_counter()
+        return passed
+
+    def passed(self) -> float:
+        """Since the last lap, whatever the device still does."""
         now = time.perf_counter()
-        passed = now - getattr(self, "last", now)
-        self.last = now
-        return round(passed * 1000, 3)
+        return round((now - getattr(self, "last", now)) * 1000, 3)
 
 
 def table_of(
@@ -374,6 +382,8 @@ def table_of(
             "tokens_per_s": round(num_tokens / median, 1),
         }  # fmt: skip
         for name, reference in (("over_bare", BARE), ("over_bare_rows_only", BARE_ROWS)):
+            if (kind, reference) not in seconds:
+                continue
             ratios = [a / b for a, b in zip(times, seconds[kind, reference], strict=True)]
             line[name] = round(statistics.median(ratios), 3)
         table.append(line | {"peak_mib": round(peaks[arm])})

@@ -77,24 +77,45 @@ def fill_shard(
     Returns:
         Indices of the examples for which the teacher produced NaN or Inf.
     """
+    return start_shard(work, teacher, rows, budget, report)()
+
+
+def start_shard(
+    work: ShardWork,
+    teacher: Teacher,
+    rows: Fields,
+    budget: TokenBudget,
+    report: Callable[[int], None],
+) -> Callable[[], list[int]]:
+    """`fill_shard` in two parts, so that a GPU has the next shard's batches meanwhile.
+
+    Returns:
+        Waits for the last batches and places them; returns what `fill_shard` returns.
+    """
     lengths = np.array([len(example.token_ids) for example in work.examples], np.int64)
     waiting = [work.examples[position] for position in longest_first(lengths)]
     running: deque[tuple[list[ShardExample], Mapping[str, NDArray[Any]]]] = deque()
     non_finite: list[int] = []
-    while waiting or running:
-        if waiting and len(running) < IN_FLIGHT:
-            batch = waiting[: num_in_batch(len(waiting[0].token_ids), budget.tokens)]
-            try:
-                running.append((batch, teacher.rows(batch)))
-            except MemoryError as error:
-                budget.shrink(batch, error)
-                continue
-            waiting = waiting[len(batch) :]
-        else:
+    while waiting:
+        if len(running) == IN_FLIGHT:
             batch, fields = running.popleft()
             non_finite += _place(batch, fields, rows)
             report(sum(example.row_count for example in batch))
-    return non_finite
+        batch = waiting[: num_in_batch(len(waiting[0].token_ids), budget.tokens)]
+        try:
+            running.append((batch, teacher.rows(batch)))
+        except MemoryError as error:
+            budget.shrink(batch, error)
+        else:
+            waiting = waiting[len(batch) :]
+    report(sum(example.row_count for batch, _ in running for example in batch))
+
+    def finish() -> list[int]:
+        for batch, fields in running:
+            non_finite.extend(_place(batch, fields, rows))
+        return non_finite
+
+    return finish
 
 
 def _place(
