@@ -47,7 +47,7 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     On the CPU it is the array's own memory.
     """
     tensor = torch.from_numpy(array)
-    if device.type != "cuda":
+    if device.type != "cuda" or not array.size:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

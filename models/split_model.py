@@ -16,6 +16,7 @@ from caskd.models.batching import Batch
 from caskd.models.devices import to_device
 from caskd.models.head_forms import head_form
 from caskd.models.length_borders import forget_lengths, length_borders
+from caskd.models.padded_positions import one_sequence_a_line
 from caskd.store.errors import UsageError
 
 Positions = npt.NDArray[np.integer[Any]]
@@ -92,10 +93,11 @@ class SplitModel:
     def hidden_rows(self, batch: Batch, positions: Sequence[Positions]) -> Tensor:
         """Hidden states [N, H] at the given positions of each sequence, sequence by sequence."""
         device = self.device
-        hidden = self.hidden(
-            to_device(batch.input_ids, device),
-            position_ids=to_device(batch.position_ids, device),
-        ).flatten(0, 1)
+        inputs, positions_there = (
+            to_device(array, device) for array in (batch.input_ids, batch.position_ids)
+        )
+        with one_sequence_a_line(batch.is_padded):
+            hidden = self.hidden(inputs, position_ids=positions_there).flatten(0, 1)
         flat = np.concatenate([s + own for s, own in zip(batch.starts, positions, strict=True)])
         return hidden[to_device(flat, hidden.device)]
 

@@ -59,8 +59,12 @@ class Passes(Protocol):
         """
 
 
+@dataclass(frozen=True)
 class TorchPasses:
     """On any device, without a compiler."""
+
+    may_wait: bool = True
+    """Whether the host may wait for results, as it does on a CPU anyway."""
 
     def prepared(self, logits: Tensor) -> Tensor:
         """In float32."""
@@ -80,15 +84,18 @@ class TorchPasses:
     def rest(
         self, logits: Tensor, values: Tensor, ids: Tensor, label_logit: Tensor, labels: Tensor
     ) -> Rest:
-        """A label among the k cells has its position there as rank; others are counted over V."""
+        """A label among the k cells has its position there as rank; others are counted over V.
+
+        To pick those others, the host waits.
+        """
         weights = (logits - values[:, :1]).exp_().scatter_(1, ids, 0.0)
         match = ids == labels[:, None]
         ranks = match.to(torch.int64).argmax(dim=1)
-        if logits.device.type == "cpu":
+        if self.may_wait:
             others = (~match.any(dim=1)).nonzero().squeeze(1)
             if len(others):
                 ranks[others] = _counted_ranks(logits[others], label_logit[others], labels[others])
-        else:  # to pick the rows that need it, the host would wait for the device
+        else:
             ranks = _counted_ranks(logits, label_logit, labels)
         return Rest(weights.sum(dim=1), ranks)
 
@@ -103,8 +110,10 @@ def _counted_ranks(logits: Tensor, label_logit: Tensor, labels: Tensor) -> Tenso
 @cache
 def passes_for(device: torch.device) -> Passes:
     """The fastest passes that work on a device; warns where a GPU has to do without Triton."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    if device.type != "cuda":
         return TorchPasses()
+    if find_spec("triton") is None:
+        return TorchPasses(may_wait=False)
     try:
         from caskd.precompute.rows.triton_passes import TritonPasses
 
@@ -119,7 +128,7 @@ def passes_for(device: torch.device) -> Passes:
         RuntimeWarning,
         stacklevel=2,
     )
-    return TorchPasses()
+    return TorchPasses(may_wait=False)
 
 
 def _difference(passes: Passes, device: torch.device) -> str | None:
