@@ -45,8 +45,9 @@ from store_rows import RESULTS, setting, write_table
 
 from caskd.models import SplitModel, pad, padded_batches, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
+from caskd.precompute.planning import probe
 from caskd.precompute.planning.identity import check_job
-from caskd.precompute.planning.probe import encoded_bytes
+from caskd.precompute.planning.probe import encoded_bytes, run_probe
 from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import find_checkpoint
@@ -344,6 +345,14 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
     return parts
 
 
+def probed_mib(config: PrecomputeConfig) -> float:
+    """Peak memory by the probe of `caskd plan`, which has five seconds here."""
+    forget_peak(pick_device(config.device))
+    with quiet(), mock.patch.object(probe, "PROBE_SECONDS", 5.0):
+        found = run_probe(config, find_teacher(config), Path(config.store), 0)
+    return round(found["memory_bytes"] / 2**20)
+
+
 class Clock:
     """Milliseconds between points at which the device has nothing left to do."""
 
@@ -444,8 +453,13 @@ def main() -> None:
                     write_table("capture", table, columns, args.out)
                 for kind, config in configs.items():
                     profile = args.out / "profile.txt" if args.profile else None
-                    parts = parts_of(config, profile).items()
-                    table += [{"corpus": kind, "arm": f"part: {p}", "value": v} for p, v in parts]
+                    parts = parts_of(config, profile)
+                    parts["plan --probe, peak MiB"] = probed_mib(config)
+                    table += [
+                        {"corpus": kind, "arm": f"part: {name}", "value": value}
+                        for name, value in parts.items()
+                    ]
+                    write_table("capture", table, columns, args.out)
         else:
             sizes = prepare(configs)
             table = table_of(*measure(configs, args.rounds, args.threads), sizes)
