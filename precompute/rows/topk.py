@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.precompute.rows.passes import BLOCK, Passes, passes_for
+from caskd.precompute.rows.pass_check import passes_for
+from caskd.precompute.rows.passes import BLOCK, Passes
 from caskd.store.format import FIELD_DTYPES, TOPK
 
 Fields = dict[str, npt.NDArray[Any]]

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from caskd.precompute.rows.passes import TorchPasses, _difference
+from caskd.precompute.rows.pass_check import _difference
+from caskd.precompute.rows.passes import TorchPasses
 from caskd.precompute.rows.topk import row_columns
 
 pytestmark = pytest.mark.skipif(
