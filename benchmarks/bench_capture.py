@@ -263,7 +263,10 @@ def measure(
 def measure_together(
     configs: dict[str, PrecomputeConfig], rounds: int, skip: Sequence[str]
 ) -> Iterator[tuple[dict[tuple[str, str], list[float]], dict[str, float]]]:
-    """The same with one copy of the weights in one process; what there is after each round."""
+    """The same with one copy of the weights in one process; what there is after each round.
+
+    On a GPU one more round comes first and is not counted: it warms up.
+    """
     some = next(iter(configs.values()))
     device = pick_device(some.device)
     arms: dict[str, Callable[[PrecomputeConfig], float]] = {
@@ -272,7 +275,9 @@ def measure_together(
     arms |= {CAPTURE: capture, NAIVE: Bare(NAIVE, some)}
     seconds: dict[tuple[str, str], list[float]] = {}
     peaks: dict[str, float] = {}
-    for turn in range(rounds):
+    for turn in range(-1 if device.type == "cuda" else 0, rounds):
+        if turn == 0:
+            seconds, peaks = {}, {}
         for kind, config in configs.items():
             for arm, timed in arms.items():
                 if arm in skip:

@@ -14,7 +14,7 @@ from caskd.precompute.rows import Columns, Fields
 class CopiedFields(Mapping[str, NDArray[Any]]):
     """A batch's row fields; the first one that is read waits until all of them are on the host.
 
-    The copies go into pinned memory, behind the kernels that compute the columns: 0.6 kB a row at
+    The copies go into pinned memory, behind the kernels that compute the columns: 0.8 kB a row at
     k = 64, so that a stream of their own would save nothing.
 
     Args:
