@@ -22,6 +22,8 @@ from caskd.models import build_model, count_parameters, quantization_of
 from caskd.models.decoding import load_for_decoding
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
+from caskd.store.errors import UsageError
+from caskd.train.model import check_config
 
 SMALL = {
     "hidden_size": 32,
@@ -83,6 +85,39 @@ def test_a_store_records_that_its_teacher_is_quantised(ternary: Path, tmp_path: 
             PrecomputeConfig(teacher=str(teacher), data=data, store=store, top_k=4, device="cpu")
         )
         assert TeacherStore.open(store).spec.identity["capture"]["quantization"] == expected
+
+
+def test_predictions_record_quantised_weights_that_are_dequantised_when_opened(
+    tmp_path: Path,
+) -> None:
+    folder = save_tiny(tmp_path, tie=False)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in [*weights.items()]:
+        if name.endswith("proj.weight"):
+            blocks = weight.view(weight.shape[0] // 16, 16, weight.shape[1] // 16, 16)
+            scale = blocks.abs().amax((1, 3)) / 448
+            packed = (blocks / scale[:, None, :, None]).reshape(weight.shape)
+            weights[name] = packed.to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = scale
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [16, 16],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load_for_decoding(str(folder), "--model", device="cpu")
+    assert loaded.identity["quantization"] == {"method": "fp8", "bits": 8}
+    whole = load_for_decoding(str(save_tiny(tmp_path / "w", tie=False)), "--model", device="cpu")
+    assert loaded.identity["num_parameters"] == whole.identity["num_parameters"]
+
+
+def test_a_quantised_student_is_refused_before_training(ternary: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_config(str(ternary), 50)
+    for fact in (f"--student {ternary}", "bitnet, 2 bits", "bfloat16", "before quantisation"):
+        assert fact in str(caught.value)
 
 
 @pytest.mark.parametrize(
