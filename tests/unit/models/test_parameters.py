@@ -10,6 +10,7 @@ from helpers.records import write_jsonl
 from helpers.tiny import save_tiny, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     DeepseekV2Config,
     LlamaConfig,
     MixtralConfig,
@@ -175,6 +176,48 @@ def test_a_mixture_counts_the_experts_that_a_token_uses(tmp_path: Path) -> None:
     identity = load_for_decoding(str(tmp_path), "--model", device="cpu").identity
     assert identity["num_active_parameters"] == count.active
     assert identity["num_parameters"] == count.total
+
+
+GATED = 3 * 32 * 16  # gate, up and down
+IDLE = {
+    "qwen3_moe": (
+        {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+         "mlp_only_layers": [1]},
+        2 * 6 * GATED,
+    ),
+    "deepseek_v3": (
+        {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+         "first_k_dense_replace": 2, "n_group": 2, "topk_group": 1, "q_lora_rank": 8,
+         "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        1 * 6 * GATED,
+    ),
+    "llama4_text": (
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16,
+         "intermediate_size_mlp": 64, "interleave_moe_layer_step": 3, "head_dim": 8},
+        1 * 3 * GATED,
+    ),
+    "gpt_oss": (
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16, "head_dim": 8},
+        3 * 3 * (GATED + 2 * 16 + 32),  # with biases
+    ),
+    "olmoe": ({"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 16}, 3 * 5 * GATED),
+    "granitemoe": (
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 16}, 3 * 2 * GATED,
+    ),
+    "jamba": (
+        {"num_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16,
+         "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False},
+        1 * 3 * GATED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", IDLE)
+def test_idle_experts_equal_a_sum_by_hand(model_type: str) -> None:
+    settings, idle = IDLE[model_type]
+    config = AutoConfig.for_model(model_type, **{**SMALL, "num_hidden_layers": 3, **settings})
+    count = count_parameters(build_model(config, "model", device="meta"))
+    assert count.total - count.active == idle
 
 
 def test_shared_experts_are_always_active() -> None:
