@@ -53,7 +53,7 @@ def describe_quantization(config: Any) -> str | None:
         return None
     bits = found["bits"]
     shown = bits if isinstance(bits, list) else [bits]
-    return found["method"] + (f", {' and '.join(map(str, shown))} bits" if bits else "")
+    return str(found["method"]) + (f", {' and '.join(map(str, shown))} bits" if bits else "")
 
 
 def check_quantization(config: Any, subject: str) -> None:
