@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from caskd.store.errors import UsageError, reason
@@ -72,7 +73,7 @@ def check_quantization(config: Any, subject: str) -> None:
     values = _settings(config)
     if values is None:
         return
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.quantizers.auto import AutoHfQuantizer, get_hf_quantizer
 
     described = describe_quantization(config)
     try:
@@ -85,7 +86,9 @@ def check_quantization(config: Any, subject: str) -> None:
             "expected a method of transformers.quantizers; pass the model before quantisation"
         )
     try:
-        AutoHfQuantizer.from_config(dict(values)).validate_environment(device_map=None)
+        copied = deepcopy(config)  # it is changed
+        copied.quantization_config = dict(values)
+        get_hf_quantizer(copied, None, None, weights_only=True, user_agent={})
     except ImportError as error:
         method = str((quantization_of(config) or {})["method"])
         raise UsageError(
