@@ -218,7 +218,9 @@ def test_a_hub_id_has_the_commit_as_its_revision(sound, tmp_path):
     assert identity["config_digest"] == config_digest(sound)
 
 
-@pytest.mark.parametrize("opener", [open_model, lambda folder, _: find_checkpoint(str(folder), "auto")])
+@pytest.mark.parametrize(
+    "opener", [open_model, lambda folder, _: find_checkpoint(str(folder), "auto")]
+)
 @pytest.mark.parametrize(
     ("settings", "facts"),
     [
