@@ -15,6 +15,7 @@ from caskd.models import (
     check_causal,
     check_split,
     check_vocabulary,
+    describe_quantization,
     hidden_in_groups,
     masked_groups,
     open_config,
@@ -129,13 +130,20 @@ def load_tokenizer(name: str, spec: StoreSpec) -> Any:
 
 
 def check_config(name: str, vocab_size: int) -> None:
-    """Refuse a model whose config describes fewer embeddings than the vocabulary has tokens.
+    """Refuse a model that cannot be trained, as far as its config shows.
 
     Raises:
-        UsageError: the embedding is too narrow, or the config cannot be opened.
+        UsageError: its weights are quantised, its embedding has fewer rows than the vocabulary has
+            tokens, or the config cannot be opened.
     """
-    config = open_config(name, FLAG).get_text_config()
-    _check_num_embeddings(name, config.vocab_size, vocab_size)
+    config = open_config(name, FLAG)
+    if quantized := describe_quantization(config):
+        raise UsageError(
+            f"{FLAG} {name}: its weights are quantised ({quantized}), which can be neither trained "
+            "nor exported with adapters of --lora-rank; expected weights in float32, bfloat16 or "
+            "float16; pass the model before quantisation"
+        )
+    _check_num_embeddings(name, config.get_text_config().vocab_size, vocab_size)
 
 
 def load_student(name: str, spec: StoreSpec) -> Any:
