@@ -65,7 +65,7 @@ def test_an_adapter_of_the_head_or_the_embedding_is_part_of_the_logits(target, t
         for name, weight in model.named_parameters():
             if "lora_embedding_" in name:
                 weight.normal_()
-    model.save_pretrained(tmp_path / "tuned")
+    model.save_pretrained(tmp_path / "tuned", save_embedding_layers=True)
     config = config_for(teacher, tmp_path, RECORDS, adapter=str(tmp_path / "tuned"))
     batch = precompute(config).read([0])
     with torch.inference_mode():
