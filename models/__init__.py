@@ -3,6 +3,9 @@
 from caskd.models.batch_groups import BatchGroups
 from caskd.models.batching import (
     Arrange,
+    LengthBorders,
+    forget_lengths,
+    length_borders,
     longest_first,
     num_in_batch,
     pack,
@@ -24,14 +27,14 @@ from caskd.models.forward_probe import (
     masked_groups,
     probe_tokens,
 )
-from caskd.models.head_forms import head_form
-from caskd.models.length_borders import LengthBorders, forget_lengths, length_borders
+from caskd.models.model_parts import inputs_of, num_embeddings, run_model
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     build_model,
     locate,
     open_adapter,
     open_config,
+    open_empty,
     open_generation_config,
     open_model,
     open_tokenizer,
@@ -42,7 +45,8 @@ from caskd.models.quantization import (
     describe_quantization,
     quantization_of,
 )
-from caskd.models.split_model import SplitModel, check_split
+from caskd.models.small_copies import check_class
+from caskd.models.split_model import SplitModel, check_matrix, check_split
 from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
 __all__ = [
@@ -55,6 +59,8 @@ __all__ = [
     "arranged_groups",
     "build_model",
     "check_causal",
+    "check_class",
+    "check_matrix",
     "check_quantization",
     "check_split",
     "check_template",
@@ -65,17 +71,19 @@ __all__ = [
     "describe_quantization",
     "fixed_kernels",
     "forget_lengths",
-    "head_form",
     "hidden_in_groups",
+    "inputs_of",
     "length_borders",
     "locate",
     "longest_first",
     "masked_groups",
     "may_be_same_config",
     "memory_errors",
+    "num_embeddings",
     "num_in_batch",
     "open_adapter",
     "open_config",
+    "open_empty",
     "open_generation_config",
     "open_model",
     "open_tokenizer",
@@ -85,6 +93,7 @@ __all__ = [
     "pick_device",
     "probe_tokens",
     "quantization_of",
+    "run_model",
     "stop_ids",
     "to_device",
     "weights_digest",

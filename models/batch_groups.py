@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from caskd.models.length_borders import LengthBorders
+from caskd.models.batching import LengthBorders
 
 _FEW = 3
 _BASE = 8

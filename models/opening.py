@@ -4,9 +4,11 @@ Every `from_pretrained` and `from_config` of caskd is in this file. `source` is 
 id, `flag` the option that named it, such as `--teacher`: errors start with the two.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 
 from caskd.models.devices import memory_errors
 from caskd.models.quantization import check_quantization
-from caskd.store.errors import UsageError, reason
+from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -119,7 +121,12 @@ def open_generation_config(source: str | Path) -> Any:
 
 
 def build_model(
-    config: Any, flag: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    config: Any,
+    flag: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    attention: str | None = None,
 ) -> Any:
     """A causal LM of a config, with random weights; on device `meta` without any memory.
 
@@ -128,7 +135,9 @@ def build_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if attention is not None:
+        options["attn_implementation"] = attention
     name = getattr(config, "model_type", type(config).__name__)
     expected = f"the config of a causal LM: pass another {flag}"
     with _errors(name, flag, "model", expected), torch.device(device):
@@ -180,13 +189,21 @@ def open_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
             **options,
+        )
+    for key, stored, wanted in sorted(report["mismatched_keys"])[:1]:
+        raise UsageError(
+            f"{flag} {shown}: {len(report['mismatched_keys'])} weights have another shape than the "
+            f"config, the first {key!r}: {list(stored)}; expected {list(wanted)}; pass another "
+            f"{flag}, or correct its config.json"
         )
     missing = report["missing_keys"]
     if missing:
         raise UsageError(
             f"{flag} {shown}: lacks {len(missing)} weights, the first {min(missing)!r}; expected "
-            "a whole checkpoint; copy or download it again"
+            "a whole checkpoint, with the head of a causal LM; copy or download it again, or save "
+            "it again with AutoModelForCausalLM"
         )
     if getattr(model.config, "quantization_config", None) is not None:
         check_quantization(model.config, f"{flag} {shown}")
@@ -212,6 +229,32 @@ def _check_all_used(model: Any, left_over: Iterable[str], subject: str) -> None:
             "with quantization_config where weights are quantised; complete it, or pass the model "
             "before quantisation"
         )
+
+
+def open_empty(
+    source: Path, flag: str, *, attention: str | None = None, name: str | None = None
+) -> Any:
+    """A causal LM on device `meta`, after every check of its files but that of the numbers.
+
+    Names and shapes of the weights are compared with the config, and a quantiser is looked for, so
+    that what would not open later is refused before any work.
+
+    Args:
+        source: a folder.
+        flag: the option that named it.
+        attention: attention implementation; by default transformers chooses.
+        name: the checkpoint's name in errors; by default `source`.
+
+    Raises:
+        UsageError: the checkpoint would not open.
+    """
+    config = open_config(source, flag)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None and find_spec("accelerate") is not None:
+        return open_model(source, flag, attention=attention, device_map="meta", name=name)
+    if quantised is not None:
+        check_quantization(config, f"{flag} {source if name is None else name}")
+    return build_model(config, flag, device="meta", attention=attention)
 
 
 def config_folder(source: str | Path) -> Path | None:
@@ -249,14 +292,17 @@ def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None
 
     shown = folder if name is None else name
     try:
-        adapted = peft.PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+        with warnings.catch_warnings():  # on device `meta`, of every weight
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(model, folder, trust_remote_code=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise _does_not_fit(shown, flag, reason(error)) from error
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         stored = set(weights.keys())
     # peft skips weights that match no layer, and leaves layers without weights random.
     inside = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    differing = stored ^ set(inside)
+    # Layers in front of an embedding or a head are stored with a copy of what they adapt.
+    differing = {name for name in stored ^ set(inside) if ".base_layer." not in name}
     if differing:
         text = f"{len(differing)} weights differ, such as {min(differing)!r}"
         raise _does_not_fit(shown, flag, text)
@@ -273,12 +319,11 @@ def _does_not_fit(shown: str | Path, flag: str, text: str) -> UsageError:
 @contextmanager
 def _errors(shown: str | Path, flag: str, part: str, expected: str) -> Iterator[None]:
     """Turn every error of transformers about a checkpoint into one line."""
-    from safetensors import SafetensorError
-
-    known = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
     try:
         yield
-    except (*known, SafetensorError) as error:
+    except (CaskdError, MemoryError):
+        raise
+    except Exception as error:  # transformers and its quantisers raise every kind
         raise UsageError(
             f"{flag} {shown}: cannot open the {part} ({reason(error)}); expected {expected}"
         ) from error
