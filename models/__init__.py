@@ -20,6 +20,13 @@ from caskd.models.forward_probe import (
 )
 from caskd.models.head_forms import head_form
 from caskd.models.length_borders import LengthBorders, forget_lengths, length_borders
+from caskd.models.model_text import (
+    TEXT_FILE,
+    ModelText,
+    check_same_options,
+    check_template,
+    conversation_options,
+)
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     build_model,
@@ -32,22 +39,26 @@ from caskd.models.opening import (
 )
 from caskd.models.parameters import ParameterCount, count_parameters, quantization_of
 from caskd.models.split_model import SplitModel, check_split
-from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
+from caskd.models.vocabulary import check_vocabulary, stop_ids
 
 __all__ = [
     "ADAPTER_WEIGHTS",
+    "TEXT_FILE",
     "Arrange",
     "BatchGroups",
     "LengthBorders",
+    "ModelText",
     "ParameterCount",
     "SplitModel",
     "arranged_groups",
     "build_model",
     "check_causal",
+    "check_same_options",
     "check_split",
     "check_template",
     "check_vocabulary",
     "config_digest",
+    "conversation_options",
     "count_parameters",
     "default_device",
     "fixed_kernels",

@@ -1,7 +1,13 @@
 """Records of a corpus to tokens: files, columns, chat templates, tokenisation, alignment."""
 
 from caskd.store.corpus.alignment import joined_row_positions, logit_positions, num_rows, row_labels
-from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, read_chat_options, template_text
+from caskd.store.corpus.chat import (
+    CHAT_FLAGS,
+    ChatOptions,
+    ChatRefusedError,
+    check_chat_flags,
+    given_chat_options,
+)
 from caskd.store.corpus.columns import (
     Columns,
     Record,
@@ -33,6 +39,7 @@ from caskd.store.corpus.vocabulary import (
 )
 
 __all__ = [
+    "CHAT_FLAGS",
     "TEXT_RULE",
     "ChatOptions",
     "ChatRefusedError",
@@ -41,22 +48,22 @@ __all__ = [
     "TextOptions",
     "TokenizedExample",
     "answer_ids",
+    "check_chat_flags",
     "column_value",
     "corpus_digest",
     "decide_columns",
+    "given_chat_options",
     "ignored_columns",
     "joined_row_positions",
     "logit_positions",
     "num_rows",
     "prompt_ids",
-    "read_chat_options",
     "read_records",
     "record_task",
     "reference_text",
     "row_labels",
     "special_tokens",
     "template_digest",
-    "template_text",
     "template_values",
     "text_tokens",
     "token_bytes",

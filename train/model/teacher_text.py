@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from caskd.models import open_generation_config, open_tokenizer, stop_ids
+from caskd.models import TEXT_FILE, ModelText, open_generation_config, open_tokenizer, stop_ids
 from caskd.store import StoreSpec, TeacherStore
 from caskd.store.corpus import (
+    TEXT_RULE,
     special_tokens,
     template_digest,
     token_bytes,
@@ -28,8 +29,6 @@ from caskd.store.io import files, value_text
 from caskd.store.spacing import thin
 
 FLAG = "--teacher-tokenizer"
-TEXT_FILE = "caskd_text.json"
-"""Beside an exported student: rule, template arguments and chat turns of its store's text."""
 _GENERATION_CONFIG = "generation_config.json"
 _RUNS, _RUN_EXAMPLES = 8, 8
 
@@ -46,6 +45,7 @@ class TeacherText:
         template_arguments: that the template was rendered with.
         rule: number of the text rule.
         chat_turns: which assistant turns are responses.
+        template_tokens: whether text that the template writes at the start of a reply is response.
         notes: how the student differs, one sentence each.
     """
 
@@ -56,6 +56,7 @@ class TeacherText:
     template_arguments: Mapping[str, Any] | None = None
     rule: int = 1
     chat_turns: str | None = None
+    template_tokens: bool = False
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -124,6 +125,7 @@ def _of_store(store: TeacherStore, student: Any, teacher: Any, source: str) -> T
         template_arguments=text.get("template_arguments"),
         rule=int(text.get("rule", 1)),
         chat_turns=text.get("chat_turns"),
+        template_tokens=bool(text.get("template_tokens")),
     )
 
 
@@ -160,6 +162,11 @@ def _unknown(
     """A note for each store of an older version whose tokenizer is not the student's."""
     for store, text in zip(stores, texts, strict=True):
         spec = store.spec
+        if text.rule != TEXT_RULE:
+            yield (
+                f"{store.name} follows text rule {text.rule}, but caskd predict makes prompts by "
+                f"rule {TEXT_RULE}; capture it again if the tokenizer puts a prefix before a text"
+            )
         stored = spec.identity["text"].get("template_digest")
         if spec.special_tokens is None and text.eos_id is None:
             yield (
@@ -178,14 +185,19 @@ def _unknown(
 
 
 def _mixed(stores: Sequence[TeacherStore], texts: Sequence[TeacherText]) -> Iterator[str]:
-    templates = {text.template: store.name for store, text in zip(stores, texts, strict=True)}
-    templates.pop(None, None)
-    if len(templates) > 1:
-        first = next(iter(templates.values()))
-        yield (
-            f"the stores were captured with {len(templates)} chat templates; caskd export writes "
-            f"that of {first}"
-        )
+    """A note for each field of the conversations in which the stores differ."""
+    chats = [(s, t) for s, t in zip(stores, texts, strict=True) if t.template is not None]
+    for field, what in (
+        ("template", "chat templates"),
+        ("template_arguments", "arguments of the chat template"),
+        ("template_tokens", "values of --train-template-tokens"),
+    ):
+        values = [json.dumps(getattr(text, field) or None, sort_keys=True) for _, text in chats]
+        if len(set(values)) > 1:
+            yield (
+                f"the stores were captured with {len(set(values))} {what}; caskd export writes "
+                f"that of {chats[0][0].name}"
+            )
 
 
 def _differences(text: TeacherText, tokenizer: Any, stops: Sequence[int]) -> Iterator[str]:
@@ -236,12 +248,13 @@ def write_teacher_text(text: TeacherText, folder: Path) -> list[str]:
     """
     _add_ends(folder / _GENERATION_CONFIG, _ends_of(text))
     refused = _write_tokenizer(folder, text)
-    content = {
-        "rule": text.rule,
-        "template_arguments": text.template_arguments or {},
-        "chat_turns": text.chat_turns,
-    }
-    files.replace_file(folder / TEXT_FILE, json.dumps(content, indent=1, sort_keys=True).encode())
+    written = ModelText(
+        rule=text.rule,
+        template_arguments=text.template_arguments,
+        chat_turns=text.chat_turns,
+        template_tokens=text.template_tokens,
+    )
+    files.replace_file(folder / TEXT_FILE, written.to_bytes())
     return [*text.notes, *refused]
 
 

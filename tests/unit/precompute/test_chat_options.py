@@ -18,8 +18,8 @@ from caskd.store.corpus import (
     answer_ids,
     corpus_digest,
     decide_columns,
+    given_chat_options,
     prompt_ids,
-    read_chat_options,
     reference_text,
     tokenize_examples,
 )
@@ -111,6 +111,67 @@ def test_null_content_is_never_printed(tokenizer):
     assert "None" not in tokenize(tokenizer, record, TEMPLATES["chatml"])[1]
 
 
+def test_tool_calls_that_the_template_leaves_out_are_refused(tokenizer):
+    messages = [*ASKED, {**CALL, "content": "so"}]
+    for template in ("chatml", "gemma", "zephyr"):
+        example, _, _ = tokenize(tokenizer, {"messages": messages}, TEMPLATES[template])
+        assert example.status == "chat_refused"
+        assert "tool_calls" in example.reason
+    example, _, rows = tokenize(tokenizer, {"messages": messages}, TOOL_TEMPLATE)
+    assert rows.startswith("so<think>")
+
+
+@pytest.mark.parametrize("after", [[], [{"role": "tool", "content": "4"}]])
+def test_a_tool_call_that_ends_with_its_own_token(tokenizer, after):
+    template = (
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.tool_calls %}"
+        " to {{ m.tool_calls[0].name }}<|message|>{{ m.tool_calls[0].arguments | tojson }}<|end|>"
+        "{% else %}<|message|>{{ m.content }}<|return|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    example, text, rows = tokenize(tokenizer, {"messages": [*ASKED, CALL, *after]}, template)
+    assert (example.status, rows) == ("ok", " to f<|message|>{}<|end|>")
+    assert text.endswith(rows)
+    turns = [*ASKED, CALL, *after, {"role": "assistant", "content": "so"}]
+    _, _, rows = tokenize(tokenizer, {"messages": turns}, template)
+    assert rows == " to f<|message|>{}<|end|>so<|return|>"
+
+
+def test_an_empty_list_of_tool_calls_is_none(tokenizer):
+    template = (
+        "{% for m in messages %}{{ m.role }}:{% if m.tool_calls is defined %}"
+        "{{ raise_exception('one call, please') }}{% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    record = {"messages": [*ASKED, {"role": "assistant", "content": "so", "tool_calls": []}]}
+    assert tokenize(tokenizer, record, template)[2] == "so</s>"
+
+
+def test_a_reply_whose_end_merges_with_what_follows_keeps_its_own_tokens():
+    tokenizer = TOKENIZERS["gpt4-like"]()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '\n# ' + m.role + ':\n' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}\n# assistant:\n{% endif %}"
+    )
+    messages = [*chat("What", "so"), {"role": "user", "content": "It"}]
+    own = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    options = TextOptions(max_length=100)
+    [example] = tokenize_examples(tokenizer, [{"messages": messages}], Columns(), options, 0)
+    ids = example.token_ids.tolist()
+    assert own[: len(ids)] != ids
+    assert example.own_border
+    assert tokenizer.decode(example.token_ids[example.is_response == 1]) == "so\n"
+
+
+def test_a_reply_that_starts_is_a_row_where_its_prompt_alone_is_refused(tokenizer):
+    template = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nIt<|im_end|>\n{% endif %}"
+        + TEMPLATES["chatml"]
+    )
+    record = {"messages": chat("What", "so", "It", "is")[1:]}
+    example, _, rows = tokenize(tokenizer, record, template)
+    assert (rows, example.num_context_turns) == ("so<|im_end|>is<|im_end|>", 0)
+
+
 def test_only_the_last_turn(tokenizer):
     record = {"messages": chat("What", "It", "is", "so")}
     every, text, rows = tokenize(tokenizer, record, TEMPLATES["chatml"])
@@ -134,14 +195,14 @@ def test_an_empty_think_block_is_context_unless_asked_for(tokenizer):
 
 def test_template_arguments_reach_the_template(tokenizer):
     template = "{{ greeting }}" + TEMPLATES["chatml"]
-    chosen = read_chat_options(None, '{"greeting": "It is"}')
+    chosen = given_chat_options(None, '{"greeting": "It is"}', False)
     record = {"messages": chat("What", "so")}
-    assert tokenize(tokenizer, record, template, arguments=chosen.arguments)[1].startswith("It is<")
+    assert tokenize(tokenizer, record, template, **chosen)[1].startswith("It is<")
     for wrong in ("x", "[]", '{"tools": []}'):
         with pytest.raises(UsageError, match="--template-arguments"):
-            read_chat_options(None, wrong)
+            given_chat_options(None, wrong, False)
     with pytest.raises(UsageError, match="--chat-template /none"):
-        read_chat_options("/none", None)
+        given_chat_options("/none", None, False)
 
 
 def test_an_assistant_that_starts_and_a_template_that_needs_a_query(tokenizer):
