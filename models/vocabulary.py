@@ -36,5 +36,5 @@ def stop_ids(tokenizer: Any, *generation_configs: Any) -> tuple[int, ...]:
     for config in generation_configs:
         found = getattr(config, "eos_token_id", None)
         ids += found if isinstance(found, list | tuple) else [found]
-    ids.append(tokenizer.eos_token_id)
+    ids.append(getattr(tokenizer, "eos_token_id", None))
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))

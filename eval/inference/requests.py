@@ -24,6 +24,7 @@ from caskd.store.corpus import (
     read_records,
     record_task,
     reference_text,
+    rendered_bos,
     template_values,
 )
 from caskd.store.errors import IdentityError, UsageError
@@ -44,6 +45,8 @@ class EvalExample:
     """Options of a multiple-choice question; else empty."""
     option_ids: list[int]
     """First token of each option."""
+    rendered_bos: bool = False
+    """The prompt came rendered with BOS, so that no second one was added."""
 
     @property
     def content(self) -> list[Any]:
@@ -125,6 +128,7 @@ def build_request(
         option_ids=_first_tokens(
             options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
         ),
+        rendered_bos=rendered_bos(tokenizer, record, columns),
     )
 
 

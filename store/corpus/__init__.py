@@ -19,7 +19,7 @@ from caskd.store.corpus.columns import (
     template_values,
 )
 from caskd.store.corpus.files import read_records
-from caskd.store.corpus.text_tokens import text_tokens
+from caskd.store.corpus.text_tokens import leading_ids, text_tokens
 from caskd.store.corpus.tokens import (
     TEXT_RULE,
     TextOptions,
@@ -27,6 +27,7 @@ from caskd.store.corpus.tokens import (
     answer_ids,
     prompt_ids,
     reference_text,
+    rendered_bos,
     tokenize_examples,
 )
 from caskd.store.corpus.vocabulary import (
@@ -55,12 +56,14 @@ __all__ = [
     "given_chat_options",
     "ignored_columns",
     "joined_row_positions",
+    "leading_ids",
     "logit_positions",
     "num_rows",
     "prompt_ids",
     "read_records",
     "record_task",
     "reference_text",
+    "rendered_bos",
     "row_labels",
     "special_tokens",
     "template_digest",

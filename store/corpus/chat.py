@@ -179,16 +179,16 @@ class Chat:
         """Check the messages, and find the template, which the options or the tokenizer have.
 
         Raises:
-            UsageError: a message without role and content.
+            UsageError: a message without role and content, or no template to choose.
         """
         check_messages(conversation.messages)
         self._tokenizer, self.options = tokenizer, options
         self.messages = [_without_nulls(message) for message in conversation.messages]
         self._given = dict(conversation.given)
         self._arguments = json.loads(options.arguments)
-        own = options.template is None
+        template = options.template
         tools = self._given.get("tools")
-        self.template = str(tokenizer.get_chat_template(tools=tools) if own else options.template)
+        self.template = _own_template(tokenizer, tools) if template is None else template
         self.messages = self._supported(self.messages)
         self._check_calls()
 
@@ -260,6 +260,18 @@ class Chat:
             return self.render(messages, **options)
         except ChatRefusedError:
             return None
+
+
+def _own_template(tokenizer: Any, tools: Any) -> str:
+    """The tokenizer's template: of several, the one for tools or the default."""
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError as error:
+        names = ", ".join(map(ascii, tokenizer.chat_template or ()))
+        raise UsageError(
+            f"the tokenizer has the chat templates {names or 'none'}; expected one named "
+            "'default': pass --chat-template FILE"
+        ) from error
 
 
 def _without_nulls(message: Message) -> dict[str, Any]:

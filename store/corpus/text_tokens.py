@@ -46,6 +46,14 @@ def text_tokens(tokenizer: Any) -> "TextTokens":
     return made
 
 
+def leading_ids(tokenizer: Any) -> list[int]:
+    """Ids that a tokenizer adds before a text: BOS, or nothing."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a")["input_ids"])
+    starts = [n for n in range(len(full)) if full[n : n + len(bare)] == bare]
+    return full[: starts[0]] if starts else []
+
+
 class TextTokens:
     """A tokenizer with the bytes of its tokens, and its variant that inserts no prefix."""
 
@@ -68,7 +76,7 @@ class TextTokens:
         self._safe = re.compile("|".join(map(re.escape, safe))) if safe else None
         self._variant = _without_prefix(tokenizer)
         self._known: dict[str, list[int]] = {}
-        self.leading = self._leading()
+        self.leading = leading_ids(tokenizer)
 
     def check_bytes(self) -> None:
         """Refuse a tokenizer that drops or changes text without its normaliser.
@@ -211,12 +219,6 @@ class TextTokens:
 
     def _text_bytes(self, text: str) -> bytes:
         return text_bytes(self._tokenizer, self._variant, text)
-
-    def _leading(self) -> list[int]:
-        """Ids that the tokenizer adds before a text: BOS, or nothing."""
-        bare, full = self.encode("a"), list(self._tokenizer("a")["input_ids"])
-        starts = [n for n in range(len(full)) if full[n : n + len(bare)] == bare]
-        return full[: starts[0]] if starts else []
 
 
 def _without_prefix(tokenizer: Any) -> Any:

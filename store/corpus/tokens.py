@@ -268,6 +268,14 @@ def prompt_ids(
     return found.ids[: found.cuts[text.borders.index(text.replies[-1][0])]]
 
 
+def rendered_bos(tokenizer: Any, record: Record, columns: Columns) -> bool:
+    """Whether a record's prompt came rendered with BOS, so that no second one is added."""
+    if columns.kind != "prompt":
+        return False
+    codec = text_tokens(tokenizer)
+    return _with_leading(codec, codec.encode(column_value(record, columns, "prompt")), [])[1]
+
+
 def answer_ids(
     tokenizer: Any,
     record: Record,

@@ -21,6 +21,7 @@ from caskd.store.corpus import (
     given_chat_options,
     prompt_ids,
     reference_text,
+    rendered_bos,
     tokenize_examples,
 )
 from caskd.store.errors import IdentityError, UsageError
@@ -254,6 +255,7 @@ def test_one_bos_whether_or_not_the_prompt_has_it():
         options = TextOptions(max_length=50)
         [example] = tokenize_examples(tokenizer, [record], Columns(), options, 0)
         assert example.rendered_bos == prompt.startswith("<s>")
+        assert rendered_bos(tokenizer, record, Columns(kind="prompt")) == example.rendered_bos
         assert prompt_ids(tokenizer, record, Columns()) == example.token_ids[:3].tolist()
         ids[prompt] = example.token_ids.tolist()
     assert ids["ab"] == ids["<s>ab"]
