@@ -26,6 +26,7 @@ from caskd.store.corpus import (
     reference_text,
     rendered_bos,
     template_values,
+    text_tokens,
 )
 from caskd.store.errors import IdentityError, UsageError
 
@@ -64,6 +65,7 @@ def build_requests(
         IdentityError: a flag contradicts what the model was trained on.
     """
     _check_named(config, records)
+    text_tokens(tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
     records = [_with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
     chat = _chat_options(config, tokenizer, columns)

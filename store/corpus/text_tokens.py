@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from pathlib import PurePath
 from typing import Any
 
 from caskd.store.corpus.vocabulary import text_bytes, token_bytes, tokenizer_pipeline
@@ -90,10 +91,17 @@ class TextTokens:
                 continue
             joined = b"".join(self._bytes[id_] for id_ in ids)
             raise UsageError(
-                f"the tokenizer ({type(self._tokenizer).__name__}) turns {text!r} into tokens with "
-                f"the bytes {joined!r}; expected bytes that reproduce the text, as byte-level BPE "
-                "or SentencePiece have: pass a model with such a tokenizer"
+                f"the tokenizer{self._name()} turns {text!r} into tokens with the bytes "
+                f"{joined!r}; expected bytes that reproduce the text, as byte-level BPE or "
+                "SentencePiece have: pass a model with such a tokenizer"
             )
+
+    def _name(self) -> str:
+        """Model and kind of the tokenizer, for errors."""
+        source = PurePath(str(self._tokenizer.name_or_path)).name
+        pipeline = tokenizer_pipeline(self._tokenizer)
+        kind = type(self._tokenizer).__name__ if pipeline is None else pipeline["model"]["type"]
+        return (f" of {source}" if source else "") + f" ({kind})"
 
     def prime(self, texts: Iterable[str]) -> None:
         """Encode texts with one call of the tokenizer, a quarter of the time of one call each."""

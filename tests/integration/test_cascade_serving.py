@@ -147,6 +147,7 @@ TEMPLATE = (
 )
 
 
+@pytest.mark.slow
 def test_conversations_are_rendered_as_they_were_trained_and_measured(tmp_path):
     for name, seed in (("small", 4), ("large", 9)):
         tokenizer = tiny_tokenizer()

@@ -194,6 +194,7 @@ def test_a_turn_that_ends_with_another_token_than_eos(tmp_path: Path) -> None:
     assert [ids[-1] for _, ids in answers_of(tmp_path, exported)] == [BOS, BOS]
 
 
+@pytest.mark.slow
 def test_named_templates_of_a_teacher_reach_the_export(tmp_path: Path) -> None:
     named = {
         "default": TEMPLATE.replace("END", "{{ eos_token }}"),
