@@ -298,6 +298,11 @@ def test_refused_conversations_are_all_counted_before_the_plan_stops(config_of, 
     assert not (tmp_path / "store").exists()
 
 
+def test_a_teacher_without_a_template_is_refused_with_the_cure(config_of):
+    with pytest.raises(UsageError, match=r"--teacher .*big: .*--chat-template FILE"):
+        plan(config_of(chat_template=None))
+
+
 def test_a_store_with_refused_conversations_is_format_2(config_of, tmp_path, capsys):
     precompute(config_of(on_bad_chat="skip"))
     assert "'mood'" in capsys.readouterr().out
