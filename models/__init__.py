@@ -28,6 +28,13 @@ from caskd.models.forward_probe import (
     probe_tokens,
 )
 from caskd.models.model_parts import inputs_of, num_embeddings, run_model
+from caskd.models.model_text import (
+    TEXT_FILE,
+    ModelText,
+    check_same_options,
+    check_template,
+    conversation_options,
+)
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     build_model,
@@ -47,13 +54,15 @@ from caskd.models.quantization import (
 )
 from caskd.models.small_copies import check_class
 from caskd.models.split_model import SplitModel, check_matrix, check_split
-from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
+from caskd.models.vocabulary import check_vocabulary, stop_ids
 
 __all__ = [
     "ADAPTER_WEIGHTS",
+    "TEXT_FILE",
     "Arrange",
     "BatchGroups",
     "LengthBorders",
+    "ModelText",
     "ParameterCount",
     "SplitModel",
     "arranged_groups",
@@ -62,10 +71,12 @@ __all__ = [
     "check_class",
     "check_matrix",
     "check_quantization",
+    "check_same_options",
     "check_split",
     "check_template",
     "check_vocabulary",
     "config_digest",
+    "conversation_options",
     "count_parameters",
     "default_device",
     "describe_quantization",

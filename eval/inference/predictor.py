@@ -16,7 +16,6 @@ from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import (
     EvalExample,
     build_requests,
-    chat_options,
     check_requests,
     text_identity,
 )
@@ -31,7 +30,7 @@ from caskd.models.decoding import (
     hidden_index,
     load_for_decoding,
 )
-from caskd.store.corpus import read_records
+from caskd.store.corpus import ChatOptions, read_records
 from caskd.store.errors import UsageError
 from caskd.store.io import progress
 
@@ -57,14 +56,17 @@ def predict(config: PredictConfig) -> Predictions | None:
     check_out(out)
     records = list(itertools.islice(read_records(config.data), config.limit))
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
-    requests = build_requests(loaded.tokenizer, records, config)
+    requests, chat = build_requests(loaded.tokenizer, records, config)
+    rendered = sum(request.rendered_bos for request in requests)
+    if rendered:
+        print(f"{out}: {rendered:,} prompts came rendered with BOS; no second one is added")
     check_requests(requests, loaded.max_positions, config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
     tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)
     _check_references(requests, tasks)
     check_stop_texts(loaded.tokenizer, [text for task in tasks.values() for text in task.stop])
     plan = plan_parts([len(request.prompt) for request in requests], config.batch_size)
-    parts = Parts(out, _metadata(config, loaded, requests, tasks), len(plan))
+    parts = Parts(out, _metadata(config, loaded, requests, tasks, chat), len(plan))
     _answer_missing(config, loaded, requests, tasks, plan, parts)
     written = parts.join()
     if written is None:
@@ -176,6 +178,7 @@ def _metadata(
     loaded: LoadedModel,
     requests: Sequence[EvalExample],
     tasks: dict[str, Task],
+    chat: ChatOptions,
 ) -> dict[str, Any]:
     """Metadata of the predictions file; the parts of one file agree in all of it."""
     hidden = None if config.hidden is None else hidden_index(loaded.model, config.hidden)
@@ -196,7 +199,7 @@ def _metadata(
             for name, task in tasks.items()
         },
         "quality": describe(tasks),
-        "text": text_identity(chat_options(config)),
+        "text": text_identity(chat),
         "data_digest": digest(json.dumps([request.content for request in requests]).encode()),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from caskd.models import check_template
 from caskd.precompute.config import PrecomputeConfig, check_numbers
 from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.corpus import (
@@ -11,9 +12,10 @@ from caskd.store.corpus import (
     ChatOptions,
     Columns,
     TextOptions,
+    check_chat_flags,
     corpus_digest,
     decide_columns,
-    read_chat_options,
+    given_chat_options,
     read_records,
     template_digest,
     text_tokens,
@@ -130,7 +132,7 @@ def text_options(
             "--no-eos: the data has messages, whose chat template ends each turn; expected prompt "
             "and response, or text; omit --no-eos"
         )
-    chat = _chat_options(config, columns)
+    chat = _chat_options(config, columns, source.tokenizer)
     text_tokens(source.tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
     max_length = config.max_length or source.max_length
     if max_length is None:
@@ -152,30 +154,22 @@ def text_options(
     )
 
 
-def _chat_options(config: PrecomputeConfig, columns: Columns) -> ChatOptions:
+def _chat_options(config: PrecomputeConfig, columns: Columns, tokenizer: Any) -> ChatOptions:
     """How conversations are rendered.
 
     Raises:
-        UsageError: an option of conversations was given without conversations, or is invalid.
+        UsageError: an option of conversations was given without conversations, or is invalid, or
+            the teacher has no chat template.
     """
-    given = {
-        "--chat-template": config.chat_template is not None,
-        "--template-arguments": config.template_arguments is not None,
-        "--chat-turns": config.chat_turns != "all",
-        "--train-template-tokens": config.train_template_tokens,
-    }
-    flag = next((flag for flag, was_given in given.items() if was_given), None)
-    if columns.kind != "messages" and flag is not None:
-        raise UsageError(
-            f"{flag}: the data has {columns.kind} records, which no chat template renders; "
-            f"expected messages; omit {flag}, or pass --messages-column NAME"
-        )
-    return read_chat_options(
-        config.chat_template,
-        config.template_arguments,
-        config.chat_turns,
-        config.train_template_tokens,
+    given = given_chat_options(
+        config.chat_template, config.template_arguments, config.train_template_tokens
     )
+    if config.chat_turns != "all":
+        given["turns"] = config.chat_turns
+    check_chat_flags(str(columns.kind), given)
+    if columns.kind == "messages" and config.chat_template is None:
+        check_template(tokenizer, f"--teacher {config.teacher}")
+    return ChatOptions(**given)
 
 
 def targets(config: PrecomputeConfig) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def check_examples(config: PrecomputeConfig, facts: Mapping[str, Any], max_lengt
         "chat_refused": (
             config.on_bad_chat,
             "refused by the chat template",
-            f"the first one: {facts['text']['first_refusal']}",
+            f"pass --on-bad-chat skip; the first one: {facts['text']['first_refusal']}",
         ),
     }
     total = sum(facts["examples"].values())

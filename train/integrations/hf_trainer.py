@@ -29,7 +29,7 @@ from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
 from caskd.train.integrations.trainer_checks import check_settings
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
-from caskd.train.model import SUM_NAMES
+from caskd.train.model import SUM_NAMES, text_notes
 from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
 
 FLAG = "CascadeTrainer"
@@ -83,6 +83,8 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         check_causal(split, FLAG)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
             _check_batches(split, dataset)
+            if self.is_world_process_zero():
+                self._warn_of_text(dataset)
         self._warn_of_many_epochs()
 
     def _warn_of_many_epochs(self) -> None:
@@ -97,6 +99,13 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         )
         for line in lines:
             warnings.warn(f"{FLAG}: {line.removeprefix('warning: ')}", stacklevel=3)
+
+    def _warn_of_text(self, dataset: StoreDataset) -> None:
+        """Warn where the student's end tokens, BOS or template differ from the stores'."""
+        tokenizer = getattr(self, "processing_class", None)
+        plain = _plain_model(self.accelerator.unwrap_model(self.model))
+        for note in text_notes(dataset.opened, tokenizer, plain.generation_config):
+            warnings.warn(f"{FLAG}: {note}", stacklevel=3)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training set, which divides itself among ranks and workers.

@@ -4,6 +4,7 @@ Legend: T tokens and N rows of an example, B examples of a batch, k cells per ro
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from caskd.store import StoreBatch
+from caskd.models import check_vocabulary
+from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.storage import is_remote
 from caskd.train.data import (
@@ -24,6 +26,7 @@ from caskd.train.data import (
     teacher_rows,
 )
 from caskd.train.loss import IGNORE_LABEL
+from caskd.train.model import text_notes
 from caskd.train.objectives import resolve_unmasked
 
 Example = dict[str, Tensor]
@@ -55,9 +58,12 @@ class StoreDataset(IterableDataset[Example]):
         rank: of this process; by default torch.distributed's, or 0.
         world_size: number of processes that share the examples; by default torch.distributed's,
             or 1.
+        tokenizer: the student's. If it is given, another vocabulary than the stores' is refused,
+            and other end tokens, BOS or chat template are warned of.
 
     Raises:
-        CaskdError: a store cannot be opened, or cannot be mixed with the others.
+        CaskdError: a store cannot be opened, or cannot be mixed with the others, or the
+            vocabularies differ.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class StoreDataset(IterableDataset[Example]):
         num_epochs: int | None = 1,
         rank: int | None = None,
         world_size: int | None = None,
+        tokenizer: Any = None,
     ) -> None:
         if (rank is None) != (world_size is None):
             raise UsageError(
@@ -91,6 +98,15 @@ class StoreDataset(IterableDataset[Example]):
         mix, _ = self._open()  # checked here, not in a worker
         self.kind = mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)
+        if tokenizer is not None:
+            check_vocabulary(tokenizer, mix.spec, "StoreDataset(tokenizer=...)")
+            for note in text_notes(self.opened, tokenizer):
+                warnings.warn(f"StoreDataset: {note}", stacklevel=2)
+
+    @property
+    def opened(self) -> Sequence[TeacherStore]:
+        """The open stores."""
+        return self._open()[0].stores
 
     @property
     def longest(self) -> int:
