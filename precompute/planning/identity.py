@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig, check_numbers
+from caskd.precompute.planning.policies import check_planned_flags
 from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.corpus import (
     TEXT_RULE,
@@ -78,6 +79,7 @@ def check_job(config: PrecomputeConfig) -> Job:
         for field in absent:
             del identity["vocabulary"][field]
         check_identity(existing, identity, config.store)
+        check_planned_flags(config, existing)
     return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
 
 

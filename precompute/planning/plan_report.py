@@ -46,7 +46,10 @@ def _items(items: Iterator[tuple[str, str]]) -> list[str]:
 
 
 def _title(facts: Facts) -> str:
-    notes = " (already planned)" if facts["reused"] else ""
+    notes = ""
+    if facts["reused"]:
+        there = shards_there(facts["num_committed_shards"], facts["geometry"]["num_shards"])
+        notes = f" (already planned; {there})"
     if facts["dry_run"]:
         notes += " (dry run: nothing is written)"
     return f"plan of {facts['store']}{notes}"
@@ -106,7 +109,7 @@ def _duplicates(facts: Facts) -> str:
         return f"{count}; skipped"
     return (
         f"{count}; they take {duplicates['rows']:,} rows, {duplicates['rows'] / num_rows:.1%} "
-        "(--on-duplicate skip omits them)"
+        f"(--on-duplicate skip omits them{_for_another_plan(facts)})"
     )
 
 
@@ -134,6 +137,12 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
             f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes per row: "
             "estimated from other stores; run with --probe to measure",
         )
+
+
+def shards_there(num_committed: int, num_shards: int) -> str:
+    """How much of a planned store is captured."""
+    are = "is" if num_committed == 1 else "are"
+    return f"{num_committed:,} of {_shards(num_shards)} {are} there"
 
 
 def _shards(count: int) -> str:
@@ -194,8 +203,13 @@ def _shard_advice(facts: Facts) -> list[str]:
     rows = max(512, int(probe["rows_per_second"] * LONG_SHARD_SECONDS / 5) // 512 * 512)
     return [
         f"  note        a shard takes {duration_text(seconds)}, lost if the run stops inside it; "
-        f"--shard-rows {rows} loses less"
+        f"--shard-rows {rows} loses less{_for_another_plan(facts)}"
     ]
+
+
+def _for_another_plan(facts: Facts) -> str:
+    """Where a flag takes effect that a written plan no longer takes."""
+    return "" if facts["dry_run"] else " in a new plan: pass it with another --store"
 
 
 def _break_even(online: Facts) -> list[str]:

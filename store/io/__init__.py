@@ -3,8 +3,10 @@
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
+from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, mixup, refuse_mixup
 from caskd.store.io.printable import (
     bytes_text,
+    counted,
     csv_cell,
     duration_text,
     escape_control,
@@ -17,10 +19,12 @@ from caskd.store.io.signals import first_signal
 
 __all__ = [
     "CLAIM",
+    "DATA_ENDINGS",
     "SECONDS_BETWEEN_LINES",
     "Progress",
     "bytes_text",
     "claimed",
+    "counted",
     "csv_cell",
     "duration_text",
     "escape_control",
@@ -28,8 +32,11 @@ __all__ = [
     "faults",
     "files",
     "first_signal",
+    "is_predictions",
+    "mixup",
     "plot_label",
     "progress",
+    "refuse_mixup",
     "strip_control",
     "value_text",
 ]

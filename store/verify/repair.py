@@ -39,7 +39,7 @@ from caskd.store.format import (
     StoreSpec,
     canonical_json,
 )
-from caskd.store.io import files, value_text
+from caskd.store.io import files, refuse_mixup, value_text
 from caskd.store.verify.rebuild import rebuilt_record
 from caskd.store.verify.unit_check import check_unit, named_record, strays
 from caskd.store.write import read_spec
@@ -107,7 +107,10 @@ class _Survey:
 def _survey(root: Path, url: str | Path) -> _Survey:
     """Read every file and decide on every change."""
     if not (_present(root, STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)):
-        raise StoreNotFoundError(f"{url}: no store; expected a directory with a {STORE_JSON}.")
+        refuse_mixup(root, str(url), "store")
+        raise StoreNotFoundError(
+            f"{url}: no store; expected a directory with a {STORE_JSON}; check the path"
+        )
     found = _Survey(root, _proven_digests(root))
     spec = _readable_spec(root, found.report)
     if spec is None:
