@@ -23,6 +23,7 @@ from caskd.models.length_borders import LengthBorders, forget_lengths, length_bo
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     build_model,
+    check_openable,
     locate,
     open_adapter,
     open_config,
@@ -44,6 +45,7 @@ __all__ = [
     "arranged_groups",
     "build_model",
     "check_causal",
+    "check_openable",
     "check_split",
     "check_template",
     "check_vocabulary",

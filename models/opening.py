@@ -101,7 +101,7 @@ def check_reachable(source: str | Path, flag: str) -> None:
         _download(str(source), flag, ["config.json", _ADAPTER_CONFIG])
 
 
-def _check_openable(source: str | Path, flag: str) -> None:
+def check_openable(source: str | Path, flag: str) -> None:
     """`check_source` and `check_reachable` for what transformers opens: an adapter too."""
     check_source(source, flag, "adapter" if (Path(source) / _ADAPTER_CONFIG).exists() else "model")
     check_reachable(source, flag)
@@ -129,7 +129,7 @@ def open_tokenizer(source: str | Path, flag: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    _check_openable(source, flag)
+    check_openable(source, flag)
     expected = f"a transformers tokenizer that needs no remote code: pass another {flag}"
     with _errors(source, flag, "tokenizer", expected):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -194,7 +194,7 @@ def open_model(
     """
     from transformers import AutoModelForCausalLM
 
-    _check_openable(source, flag)
+    check_openable(source, flag)
     shown = source if name is None else name
     options, expected = {}, f"{_WHOLE}: pass another {flag}"
     if attention is not None:

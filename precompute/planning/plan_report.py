@@ -6,7 +6,7 @@ from typing import Any
 
 from caskd.precompute.planning.corpus_stats import bars
 from caskd.store.format import SAMPLED
-from caskd.store.io import bytes_text, duration_text
+from caskd.store.io import bytes_text, duration_text, rate_text
 
 Facts = Mapping[str, Any]
 LONG_SHARD_SECONDS = 600.0
@@ -134,8 +134,8 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
         yield (
             "size",
             f"{bytes_text(sizes['least'])} to {bytes_text(sizes['most'])}, "
-            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes per row: "
-            "estimated from other stores; run with --probe to measure",
+            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes per row without "
+            "its tokens: estimated from other stores; run with --probe to measure",
         )
 
 
@@ -170,7 +170,7 @@ def _forecast(facts: Facts) -> list[str]:
                 (
                     "time",
                     f"{duration_text(probe['seconds'])} on one device like this one "
-                    f"({probe['rows_per_second']:,.0f} rows/s{limit}), and "
+                    f"({rate_text(probe['rows_per_second'], 'rows')}{limit}), and "
                     f"{duration_text(probe['load_seconds'])} to load the teacher",
                 ),
                 (
@@ -181,7 +181,7 @@ def _forecast(facts: Facts) -> list[str]:
                 (
                     "size",
                     f"{bytes_text(probe['bytes'])}, "
-                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes per row, without the tokens",
+                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes per row without its tokens",
                 ),
                 (
                     "pays",

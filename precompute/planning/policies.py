@@ -96,6 +96,6 @@ def check_non_finite(num_non_finite: int, num_examples: int, max_share: float) -
     if num_non_finite > max_share * num_examples:
         raise TeacherError(
             f"--teacher: produced NaN or Inf in {num_non_finite:,} of {num_examples:,} examples; "
-            f"expected a share of {max_share:g} or less; pass --dtype bfloat16 or --dtype float32, "
-            "or --max-non-finite 1 to store those rows without teacher values"
+            f"expected a share of {max_share:g} or less; pass --max-non-finite 1 to store "
+            "those rows without teacher values, or --dtype bfloat16 or float32 with another --store"
         )

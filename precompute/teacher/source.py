@@ -69,19 +69,35 @@ def find_checkpoint(
     own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
     # XLNet has -1 for no limit.
     limits = [own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit]
+    load_dtype = str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    used_attention = own_attention if attention == "auto" else attention
+    _check_attention(used_attention, load_dtype)
     return TransformersCheckpoint(
         folder=found.folder,
         name=found.name,
         revision=found.revision,
         tokenizer=tokenizer,
         num_ids=SplitModel(model, FLAG).num_ids,
-        load_dtype=str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype,
-        attention=own_attention if attention == "auto" else attention,
+        load_dtype=load_dtype,
+        attention=used_attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
         quantization=quantization_of(config),
         adapter=None if adapter is None else find_adapter(adapter),
         device_map=device_map,
     )
+
+
+def _check_attention(attention: str, load_dtype: str) -> None:
+    """Refuse a dtype that an attention implementation does not support, before anything is planned.
+
+    Raises:
+        UsageError: flash attention in float32.
+    """
+    if attention.startswith("flash") and load_dtype == "float32":
+        raise UsageError(
+            f"--attention {attention}: does not support a teacher in float32; expected half "
+            "precision; pass --dtype bfloat16, or --attention sdpa"
+        )
 
 
 def find_adapter(adapter: str) -> AdapterSource:
@@ -90,5 +106,5 @@ def find_adapter(adapter: str) -> AdapterSource:
     Raises:
         UsageError: no such folder or hub id, or no adapter in safetensors.
     """
-    found = locate(adapter, "--adapter")
+    found = locate(adapter, "--adapter", "adapter")
     return describe_adapter(found.folder, found.name)

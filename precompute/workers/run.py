@@ -159,8 +159,8 @@ def _report(config: PrecomputeConfig, writer: StoreWriter, stats: WorkerStats) -
     if stats.num_non_finite:
         print(
             f"warning: the teacher produced NaN or Inf in {stats.num_non_finite:,} examples; those "
-            "rows are stored without teacher values (num_kept 0); try --dtype bfloat16 or "
-            "--dtype float32"
+            "rows are stored without teacher values (num_kept 0); to try --dtype bfloat16 or "
+            "--dtype float32, capture another --store"
         )
     missing = set(writer.missing_shards())
     failed = {shard: error for shard, error in sorted(stats.failed.items()) if shard in missing}
@@ -195,7 +195,8 @@ def _print_summary(config: PrecomputeConfig, totals: dict[str, Any], seconds: fl
     statuses = ", ".join(f"{count:,} {name}" for name, count in totals["statuses"].items())
     print(f"{config.store}: sealed, {num_rows:,} rows of {totals['num_examples']:,} examples")
     print(f"  examples    {statuses}")
-    print(f"  size        {num_bytes:,} bytes, {num_bytes / num_rows:.1f} per row")
+    per_row = num_bytes / num_rows
+    print(f"  size        {num_bytes:,} bytes, {per_row:.1f} bytes per row with its tokens")
     print(f"  time        {seconds:.1f} s in this run")
     print(f"next: {_next_command(config)}")
 

@@ -1,7 +1,6 @@
 """`store.json`: the identity and the geometry of a store."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -284,7 +283,8 @@ def _behind(field: str) -> str:
 def _excerpts(theirs: Any, ours: Any) -> tuple[str, str]:
     """Both values for an error; of two long texts the part from where they differ."""
     if isinstance(theirs, str) and isinstance(ours, str):
-        start = max(0, len(os.path.commonprefix([theirs, ours])) - 10)
+        pairs = enumerate(zip(theirs, ours, strict=False))
+        start = max(0, next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(ours))) - 10)
         if start and max(len(theirs), len(ours)) > 60:
             theirs, ours = (f"...{text[start : start + 40]}" for text in (theirs, ours))
     return _shown(theirs), _shown(ours)

@@ -63,7 +63,9 @@ def info_text(info: dict[str, Any]) -> str:
         committed = f"{info['num_committed_shards']} of {info['num_shards']} shards committed"
         state = f"NOT sealed: {committed}"
     per_row = info["bytes_per_row"]
-    size = bytes_text(info["bytes"]) + (f", {per_row:,.1f} bytes per row" if per_row else "")
+    size = bytes_text(info["bytes"])
+    if per_row:
+        size += f", {per_row:,.1f} bytes per row with its tokens"
     rows = [
         ("store", f"{info['name']} ({state})"),
         ("teacher", info["teacher"]),

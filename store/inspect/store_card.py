@@ -88,7 +88,7 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
         "tokens": f"{spec.num_tokens:,}",
         "rows (predicted response tokens)": f"{num_rows:,} in {spec.num_shards:,} shards",
         "kept per row": f"{kept}, the label's logit and rank ({spec.encoding} encoding)",
-        "size": f"{bytes_text(size)}, {size / max(num_rows, 1):,.1f} bytes per row",
+        "size": f"{bytes_text(size)}, {size / max(num_rows, 1):,.1f} bytes per row with its tokens",
         "digest": str(totals["commits_digest"]),
     }
 

@@ -2,7 +2,7 @@
 
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
-from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
+from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, rate_text
 from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, mixup, refuse_mixup
 from caskd.store.io.printable import (
     bytes_text,
@@ -36,6 +36,7 @@ __all__ = [
     "mixup",
     "plot_label",
     "progress",
+    "rate_text",
     "refuse_mixup",
     "strip_control",
     "value_text",

@@ -216,6 +216,8 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
         add_adapters(model, plan.lora, config.student)
     if plan.checkpoint is not None:
         load_weights(plan.checkpoint, model)
+    elif plan.initial is not None:
+        load_weights(plan.initial.checkpoint, model)
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), plan.tail)

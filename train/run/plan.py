@@ -37,6 +37,7 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.run.initial import InitialWeights, initial_weights
 from caskd.train.run.out_folder import (
     check_starts_anew,
     check_unused,
@@ -69,6 +70,7 @@ class RunPlan:
         lora: adapters to train in place of the weights.
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
+        initial: weights of another run to start with.
     """
 
     config: TrainConfig
@@ -85,6 +87,7 @@ class RunPlan:
     lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
+    initial: InitialWeights | None
 
     @property
     def first_step(self) -> int:
@@ -99,7 +102,7 @@ class RunPlan:
     @property
     def options(self) -> dict[str, Any]:
         """The options as the run's files record them."""
-        return _recorded(self.config, self.mask)
+        return _recorded(self.config, self.mask, self.initial)
 
     @property
     def store_records(self) -> list[dict[str, Any]]:
@@ -147,6 +150,8 @@ class RunPlan:
             f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
             f"lr {config.lr:g} {config.schedule}"
         )
+        if self.initial is not None:
+            yield f"start        from the weights of {self.initial.recorded[:-52]}"
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         for note in self.text.notes:
@@ -217,8 +222,9 @@ def plan_run(config: TrainConfig) -> RunPlan:
         longest = int(store.token_counts().max())
         check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     checkpoint = done = None
+    initial = initial_weights(config)
     if config.resume:
-        checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
+        checkpoint, done = _resumed(config.out, _recorded(config, mask, initial), store)
     tokenizer = load_tokenizer(config.student, store.spec)
     check_config(config.student, store.spec.vocab_size)
     return RunPlan(
@@ -245,6 +251,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
+        initial=initial,
     )
 
 
@@ -273,9 +280,13 @@ def _store_records(store: StoreMix) -> list[dict[str, Any]]:
     ]
 
 
-def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
-    """The options, with --keep-fraction-from as a digest: the other run may move or continue."""
+def _recorded(
+    config: TrainConfig, mask: RandomMask | None, initial: InitialWeights | None
+) -> dict[str, Any]:
+    """The options, with other runs as digests: they may move or continue."""
     options = config.to_shared_json()
+    if initial is not None:
+        options["init_from"] = initial.recorded
     if mask is not None:
         options["keep_fraction_from"] = f"sha256:{mask.digest}"
     return options
