@@ -33,7 +33,7 @@ def parse_config(config_class: type, args: Sequence[str], prog: str, description
     """
     merged = merge_repeated(args, multi_value_flags(config_class))
     if not any(word in _HELP for word in merged):
-        _check_words(config_class, merged, prog)
+        check_words(config_class, merged, prog)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -58,7 +58,7 @@ def _unboxed(box: str, prog: str) -> str:
     return f"{' '.join(text.split())}; run {prog} --help"
 
 
-def _check_words(config_class: type, words: Sequence[str], prog: str) -> None:
+def check_words(config_class: type, words: Sequence[str], prog: str) -> None:
     """Check flags, number of values and the form of each value, and that nothing is missing."""
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     hints = get_type_hints(config_class, include_extras=True)

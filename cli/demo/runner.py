@@ -182,7 +182,8 @@ def _train(stages: Stages, out: Path, seed: int, steps: int, objective: str) -> 
     stages.run(
         "train", "--store", str(out / "store"), "--student", str(out / "models" / "student"),
         "--out", str(run), "--objective", objective, "--steps", str(steps),
-        "--global-batch-size", "64", "--micro-batch-size", "64", "--lr", "6e-3", "--warmup-steps", str(steps // 6),
+        "--global-batch-size", "64", "--micro-batch-size", "64", "--lr", "6e-3",
+        "--warmup-steps", str(steps // 6),
         "--seed", str(seed), *resume, stage=f"train {objective}", own_process=True,
     )  # fmt: skip
     stages.run("export", str(run), str(model), stage=f"export {objective}")
