@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from caskd.cli.arguments import without_local_rank
-from caskd.store.errors import CaskdError, UsageError
+from caskd.store.errors import CaskdError, UsageError, error_line
 from caskd.store.io import first_signal
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _dispatch(words)
             sys.stdout.flush()
     except CaskdError as error:
-        print(f"caskd: {error}", file=sys.stderr)
+        print(f"caskd: {error_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("caskd: interrupted", file=sys.stderr)

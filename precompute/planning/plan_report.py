@@ -6,7 +6,7 @@ from typing import Any
 
 from caskd.precompute.planning.corpus_stats import bars
 from caskd.store.format import SAMPLED
-from caskd.store.io import bytes_text, duration_text, rate_text
+from caskd.store.io import bytes_text, counted, duration_text, rate_text
 
 Facts = Mapping[str, Any]
 LONG_SHARD_SECONDS = 600.0
@@ -125,7 +125,7 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
     geometry, capture, sizes = facts["geometry"], facts["identity"]["capture"], facts["bytes"]
     yield (
         "rows",
-        f"{geometry['num_rows']:,} in {_shards(geometry['num_shards'])} of "
+        f"{geometry['num_rows']:,} in {counted(geometry['num_shards'], 'shard')} of "
         f"{geometry['shard_rows']:,}",
     )
     yield "kept", f"{_targets(capture)}, {facts['identity']['encoding']}"
@@ -142,11 +142,7 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
 def shards_there(num_committed: int, num_shards: int) -> str:
     """How much of a planned store is captured."""
     are = "is" if num_committed == 1 else "are"
-    return f"{num_committed:,} of {_shards(num_shards)} {are} there"
-
-
-def _shards(count: int) -> str:
-    return "1 shard" if count == 1 else f"{count:,} shards"
+    return f"{num_committed:,} of {counted(num_shards, 'shard')} {are} there"
 
 
 def _lengths(facts: Facts) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from caskd.store.format import STATUSES, Array, RowKind
-from caskd.store.io import escape_control
+from caskd.store.io import counted, escape_control
 from caskd.store.read import StoreBatch, TeacherStore
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def example_view(store: TeacherStore, example: int) -> "Group":
     task = escape_control(value["task"]) or "-"
     heading = Text(
         f"example {example}: task {task}, status {value['status']}, "
-        f"source line {value['source_index']}, {len(value['rows'])} rows"
+        f"source line {value['source_index']}, {counted(len(value['rows']), 'row')}"
     )
     body = Text("text  ")
     for token in value["tokens"]:

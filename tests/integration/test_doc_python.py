@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the blocks name."""
     root = tmp_path_factory.mktemp("pages")
-    capture(root).rename(root / "my-store")
+    capture(root, num=50).rename(root / "my-store")
     data = str(write_jsonl(root / "code.jsonl", ragged_records(24, seed=8)))
     precompute(
         PrecomputeConfig(

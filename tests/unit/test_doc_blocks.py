@@ -5,6 +5,7 @@ The Python blocks run in `tests/integration/test_doc_python.py`.
 
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ def blocks(page: Path) -> list[str]:
     text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
     rest = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
-    indented = [block.replace("\n    ", "\n") for block in re.findall(r"(?:^    .*\n)+", rest, re.M)]
-    return [block.strip() for block in (*fenced, *indented)]
+    indented = re.findall(r"(?:^    .*\n)+", rest, re.M)
+    return [block.replace("\n    ", "\n").strip() for block in (*fenced, *indented)]
 
 
 def lines(block: str) -> list[str]:
@@ -85,11 +86,10 @@ def check_command(words: list[str]) -> None:
     name = " ".join(words[:size])
     assert name in COMMANDS
     shown = [word for word in words[size:] if word not in ("...", ">", "|")]
-    try:
+    shortened = "..." in words
+    missing = pytest.raises(UsageError, match=": missing; ") if shortened else nullcontext()
+    with missing:
         check_words(resolve(COMMANDS[name].config), shown, f"caskd {name}")
-    except UsageError as error:
-        shortened = len(shown) < len(words) - size
-        assert shortened and ": missing; " in str(error), error
 
 
 def check_script(words: list[str]) -> None:

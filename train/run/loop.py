@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import StoppedError
-from caskd.store.io import first_signal
+from caskd.store.io import counted, first_signal
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
@@ -94,7 +94,7 @@ def train(config: TrainConfig) -> Path:
     if step < config.steps:
         raise StoppedError(_stopped(config, ranks, step, last), signal.SIGTERM)
     if ranks.rank == 0:
-        print(f"trained {step:,} steps, saved in {last}")
+        print(f"trained {counted(step, 'step')}, saved in {last}")
         print(f"next: caskd export {config.out} MODEL", flush=True)
     return last
 

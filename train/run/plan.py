@@ -8,6 +8,7 @@ from typing import Any
 
 from caskd.models import default_device
 from caskd.store import TeacherStore
+from caskd.store.io import counted
 from caskd.train.checkpoint import (
     STATE,
     RunState,
@@ -130,7 +131,7 @@ class RunPlan:
         yield from self._store_lines()
         yield (
             f"examples     {order.num_examples:,} of {sum(order.sizes):,} have response tokens, "
-            f"in {order.num_blocks:,} shards"
+            f"in {counted(order.num_blocks, 'shard')}"
         )
         yield (
             f"objective    {config.objective}: mask {self.objective.rule}, label weight "
