@@ -3,7 +3,7 @@
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, rate_text
-from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, mixup, refuse_mixup
+from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, refuse_mixup, refuse_occupied
 from caskd.store.io.printable import (
     bytes_text,
     counted,
@@ -33,11 +33,11 @@ __all__ = [
     "files",
     "first_signal",
     "is_predictions",
-    "mixup",
     "plot_label",
     "progress",
     "rate_text",
     "refuse_mixup",
+    "refuse_occupied",
     "strip_control",
     "value_text",
 ]

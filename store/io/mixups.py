@@ -104,6 +104,19 @@ def mixup(path: str | Path, wanted: str) -> str | None:
     return f"is {_KINDS[kind].noun}; expected {_KINDS[wanted].noun}; {advice}"
 
 
+def refuse_occupied(path: str | Path, subject: str, *, reused: str) -> None:
+    """Refuse a folder for new results that holds something of another kind than `reused`.
+
+    Raises:
+        UsageError: says what it holds.
+    """
+    kind = kind_of(path)
+    if kind is not None and kind != reused:
+        raise UsageError(
+            f"{subject}: is {_KINDS[kind].noun}; expected a new or empty folder; pass another one"
+        )
+
+
 def refuse_mixup(path: str | Path, subject: str, wanted: str) -> None:
     """Refuse a folder or file of another kind.
 
