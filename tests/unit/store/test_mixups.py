@@ -38,9 +38,7 @@ def test_every_kind_is_recognised_and_refused_for_every_other(folders):
             if wanted == kind:
                 refuse_mixup(folders / kind, "--x", wanted)
                 continue
-            with pytest.raises(
-                UsageError, match=r"--x: is (an?|the) .*; expected (an?|the) .*; \w"
-            ):
+            with pytest.raises(UsageError, match=r"^--x: is .*; expected .*; \w"):
                 refuse_mixup(folders / kind, "--x", wanted)
 
 
