@@ -26,7 +26,8 @@ class LocatedRecord(Record):
 
 
 def _where(record: Record) -> str:
-    return record.where if isinstance(record, LocatedRecord) else "a record"
+    """Start of an error about a record: its file and line, where they are known."""
+    return f"{record.where}: " if isinstance(record, LocatedRecord) else ""
 
 
 Kind = Literal["messages", "prompt", "text"]
@@ -82,7 +83,7 @@ def decide_columns(record: Record, columns: Columns) -> Columns:
     nearest = (named or partial or ["prompt"])[0]
     missing = {r: name for r, name in columns.of(nearest).items() if name not in record}
     raise UsageError(
-        f"--data, {_where(record)}: no column {' and '.join(map(repr, missing.values()))} among "
+        f"--data: {_where(record)}no column {' and '.join(map(repr, missing.values()))} among "
         f"{', '.join(map(repr, record))}; expected prompt and response, or messages, or text; "
         f"pass {' '.join(f'--{role}-column NAME' for role in missing)}"
     )
@@ -109,13 +110,13 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
     name = getattr(columns, role)
     expected: type[Any] = list if role == "messages" else str
     if name not in record:
-        raise UsageError(f"{_where(record)}: {_missing_column(record, columns, role)}")
+        raise UsageError(f"{_where(record)}{_missing_column(record, columns, role)}")
     value = record[name]
     if not isinstance(value, expected):
         kind = "a list of messages" if role == "messages" else "text"
         found = "is null" if value is None else f"holds {type(value).__name__}"
         raise UsageError(
-            f"{_where(record)}: column {name!r} {found}; expected {kind} in every record; "
+            f"{_where(record)}column {name!r} {found}; expected {kind} in every record; "
             f"pass --{role}-column NAME or fix that record"
         )
     return list(map(_message, value)) if isinstance(value, list) else value
