@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
-from caskd.store.errors import CaskdError, UsageError
+from caskd.cli.arguments import without_local_rank
+from caskd.store.errors import CaskdError, UsageError, error_line
 from caskd.store.io import first_signal
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         a signal that stopped the command.
 
     Raises:
-        SystemExit: a subcommand's `--help` (0) or usage error (2).
+        SystemExit: a subcommand's `--help` (0).
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _dispatch(words)
             sys.stdout.flush()
     except CaskdError as error:
-        print(f"caskd: {error}", file=sys.stderr)
+        print(f"caskd: {error_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("caskd: interrupted", file=sys.stderr)
@@ -192,13 +192,12 @@ def _dispatch(words: list[str]) -> int:
 
 def run_command(name: str, args: Sequence[str]) -> int:
     """Parse the options of one subcommand and run it; return its exit code."""
-    import tyro
+    from caskd.cli.values import parse_config
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
-    merged = merge_repeated(args, multi_value_flags(config_class))
     description = f"{command.help[0].upper()}{command.help[1:]}."
-    config = tyro.cli(config_class, args=merged, prog=f"caskd {name}", description=description)
+    config = parse_config(config_class, args, f"caskd {name}", description)
     code = resolve(command.function)(config)
     return code if isinstance(code, int) else 0
 

@@ -13,7 +13,7 @@ from caskd.store.inspect import (
     measure_quality,
     read_text_counts,
 )
-from caskd.store.io import bytes_text, escape_control
+from caskd.store.io import bytes_text, counted, escape_control
 from caskd.store.read import TeacherStore
 from caskd.store.share import CopyReport, list_stores, listing_lines, pull_store, push_store
 from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage, read_whole, retry
@@ -82,7 +82,7 @@ def print_copy_report(source: str, target: str, report: CopyReport) -> None:
     """Print one line about a finished push or pull."""
     print(
         f"{escape_control(clean_url(source))} -> {escape_control(clean_url(target))}: sealed, "
-        f"{report.num_files:,} files ({report.num_sent:,} sent now), "
+        f"{counted(report.num_files, 'file')} ({report.num_sent:,} sent now), "
         f"{bytes_text(report.num_bytes)}, digest {report.digest[:12]}"
     )
 

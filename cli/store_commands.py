@@ -8,7 +8,7 @@ import tyro
 
 from caskd.store.errors import IncompleteError, UsageError
 from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
-from caskd.store.io import bytes_text
+from caskd.store.io import bytes_text, counted
 from caskd.store.read import TeacherStore
 from caskd.store.storage import clean_url, is_remote
 from caskd.store.verify import repair_lines, repair_store, verify_store
@@ -135,9 +135,9 @@ def verify_command(config: VerifyConfig) -> int:
     else:
         for problem in report.problems:
             print(f"{'unreadable' if problem in report.unreadable else 'wrong'}: {problem}")
-        checked = f"{report.num_files:,} files, {bytes_text(report.num_bytes)}"
-        rows = f", {report.num_rows:,} rows" if config.full else ""
-        verdict = "ok" if report.ok else f"{len(report.problems)} problems"
+        checked = f"{counted(report.num_files, 'file')}, {bytes_text(report.num_bytes)}"
+        rows = f", {counted(report.num_rows, 'row')}" if config.full else ""
+        verdict = "ok" if report.ok else counted(len(report.problems), "problem")
         if report.unreadable:
             verdict += f", {len(report.unreadable)} of them unreadable, which is not damage"
         print(f"{config.store}: {verdict} ({checked}{rows})")
@@ -169,8 +169,8 @@ def seal_command(config: SealConfig) -> None:
     missing = store.spec.num_shards - store.num_committed_shards()
     if missing:  # refused before a writer tries whether it may write
         raise IncompleteError(
-            f"{config.store}: {missing} of {store.spec.num_shards} shards are not committed. "
-            "Run caskd precompute again to fill them."
+            f"{config.store}: {missing:,} of {counted(store.spec.num_shards, 'shard')} not "
+            "committed; run caskd precompute again to fill what is missing"
         )
     totals = StoreWriter(config.store).seal()
     print(f"{config.store}: sealed, digest {totals['commits_digest']}")

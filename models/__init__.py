@@ -38,6 +38,7 @@ from caskd.models.model_text import (
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     build_model,
+    check_openable,
     locate,
     open_adapter,
     open_config,
@@ -70,6 +71,7 @@ __all__ = [
     "check_causal",
     "check_class",
     "check_matrix",
+    "check_openable",
     "check_quantization",
     "check_same_options",
     "check_split",

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from caskd.models.devices import memory_errors
 from caskd.models.quantization import check_quantization
 from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
+from caskd.store.io import refuse_mixup
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _WHOLE = "a transformers checkpoint of a causal LM in safetensors that needs no remote code"
@@ -40,21 +43,35 @@ class Checkpoint:
     """Commit on the hub; None for a folder."""
 
 
-def locate(source: str, flag: str) -> Checkpoint:
+def locate(source: str, flag: str, wanted: str = "model") -> Checkpoint:
     """Find a folder, or download a hub id.
+
+    Args:
+        source: a folder or a hub id.
+        flag: the option that named it.
+        wanted: `model` or `adapter`.
 
     Raises:
         UsageError: no such folder, or the hub does not provide it.
     """
-    check_source(source, flag)
+    check_source(source, flag, wanted)
     folder = Path(source)
     if folder.is_dir():
         return Checkpoint(folder, folder.resolve().name, None)
+    return _download(source, flag, _PATTERNS)
+
+
+def _download(source: str, flag: str, patterns: list[str]) -> Checkpoint:
+    """Files of a hub id, from the cache where there is no connection.
+
+    Raises:
+        UsageError: the hub does not provide it.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(source, allow_patterns=_PATTERNS))
+        snapshot = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
             f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "
@@ -63,18 +80,38 @@ def locate(source: str, flag: str) -> Checkpoint:
     return Checkpoint(snapshot, source, snapshot.name)  # the cache names a snapshot by its commit
 
 
-def check_source(source: str | Path, flag: str) -> None:
-    """Refuse a path without a folder before the hub is queried for it.
+def check_source(source: str | Path, flag: str, wanted: str = "model") -> None:
+    """Refuse a path without a folder, and a folder of another kind than a model or an adapter.
 
     Raises:
-        UsageError: `source` is a path without a folder.
+        UsageError: names what the folder is, and the command for it.
     """
     text = str(source)
+    refuse_mixup(source, f"{flag} {text}", wanted)
     looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))
     if looks_like_a_path and not Path(source).is_dir():
         raise UsageError(
             f"{flag} {text}: no such folder; expected a folder or a hub id; check {flag}"
         )
+
+
+@cache
+def check_reachable(source: str | Path, flag: str) -> None:
+    """Refuse a hub id that can neither be downloaded nor is in the cache.
+
+    transformers would try each of its files again for half a minute.
+
+    Raises:
+        UsageError: the hub does not provide it.
+    """
+    if not Path(source).is_dir():
+        _download(str(source), flag, ["config.json", _ADAPTER_CONFIG])
+
+
+def check_openable(source: str | Path, flag: str) -> None:
+    """`check_source` and `check_reachable` for what transformers opens: an adapter too."""
+    check_source(source, flag, "adapter" if (Path(source) / _ADAPTER_CONFIG).exists() else "model")
+    check_reachable(source, flag)
 
 
 def open_config(source: str | Path, flag: str) -> Any:
@@ -86,6 +123,7 @@ def open_config(source: str | Path, flag: str) -> Any:
     from transformers import AutoConfig
 
     check_source(source, flag)
+    check_reachable(source, flag)
     with _errors(source, flag, "config", f"{_WHOLE}: pass another {flag}"):
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
 
@@ -98,7 +136,7 @@ def open_tokenizer(source: str | Path, flag: str) -> Any:
     """
     from transformers import AutoTokenizer
 
-    check_source(source, flag)
+    check_openable(source, flag)
     expected = f"a transformers tokenizer that needs no remote code: pass another {flag}"
     with _errors(source, flag, "tokenizer", expected):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -170,7 +208,7 @@ def open_model(
     """
     from transformers import AutoModelForCausalLM
 
-    check_source(source, flag)
+    check_openable(source, flag)
     shown = source if name is None else name
     if config_folder(source) is not None:  # else an adapter
         check_quantization(open_config(source, flag), f"{flag} {shown}")

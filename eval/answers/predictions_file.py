@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from caskd.eval.answers.checks import check_values, num_parameters
 from caskd.store.errors import UsageError
-from caskd.store.io import value_text
+from caskd.store.io import refuse_mixup, value_text
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
@@ -159,6 +159,7 @@ def read_predictions(file: str) -> Predictions:
         UsageError: it is missing, empty, not written by `caskd predict`, or names an example twice.
     """
     path = Path(file)
+    refuse_mixup(path, file, "predictions")
     if not path.is_file():
         raise UsageError(
             f"{file}: does not exist; expected a predictions file; write it with "

@@ -21,7 +21,7 @@ from caskd.eval.inference.requests import (
 )
 from caskd.eval.metrics import check_references
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
-from caskd.models import longest_first
+from caskd.models import check_openable, longest_first, pick_device
 from caskd.models.decoding import (
     Answer,
     LoadedModel,
@@ -54,6 +54,8 @@ def predict(config: PredictConfig) -> Predictions | None:
     out = Path(config.out)
     _check_numbers(config)
     check_out(out)
+    pick_device(config.device)
+    check_openable(config.model, "--model")
     records = list(itertools.islice(read_records(config.data), config.limit))
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
     requests, chat = build_requests(loaded.tokenizer, records, config)

@@ -125,7 +125,7 @@ def show(analysis: Analysis) -> None:
     title = f"Cascades with {large} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
-    for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
+    for heading in ("n", "small", "large", "AUDC", "random", "oracle", "over random", "APGR"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary_rows(analysis):
         pooled = row["task"] == ALL_TASKS

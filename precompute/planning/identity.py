@@ -6,6 +6,7 @@ from typing import Any
 
 from caskd.models import check_template
 from caskd.precompute.config import PrecomputeConfig, check_numbers
+from caskd.precompute.planning.policies import check_planned_flags
 from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.corpus import (
     TEXT_RULE,
@@ -80,6 +81,7 @@ def check_job(config: PrecomputeConfig) -> Job:
         for field in absent:
             del identity["vocabulary"][field]
         check_identity(existing, identity, config.store)
+        check_planned_flags(config, existing)
     return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
 
 

@@ -34,6 +34,6 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
         raise UsageError(
             f"{FLAG} {source.name}: the weights in {source.load_dtype} do not fit on {device} "
             f"({error}); expected a device with more memory; pass --device-map auto to use all "
-            "devices, or --dtype bfloat16"
+            "devices, or --dtype bfloat16 with another --store"
         ) from error
     return model.requires_grad_(False).eval()

@@ -85,6 +85,8 @@ def find_checkpoint(
     own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
     # XLNet has -1 for no limit.
     limits = [own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit]
+    used_attention = own_attention if attention == "auto" else attention
+    _check_attention(used_attention, load_dtype)  # a config can name one, too
     return TransformersCheckpoint(
         folder=found.folder,
         name=found.name,
@@ -92,7 +94,7 @@ def find_checkpoint(
         tokenizer=tokenizer,
         num_ids=num_ids,
         load_dtype=load_dtype,
-        attention=own_attention if attention == "auto" else attention,
+        attention=used_attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
         quantization=quantization_of(config),
         adapter=found_adapter,
@@ -120,5 +122,5 @@ def find_adapter(adapter: str) -> AdapterSource:
         UsageError: no such folder or hub id, no adapter in safetensors, or peft is not installed.
     """
     require("peft", extra="lora", needed_by="--adapter")
-    found = locate(adapter, "--adapter")
+    found = locate(adapter, "--adapter", "adapter")
     return describe_adapter(found.folder, found.name)

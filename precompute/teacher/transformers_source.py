@@ -29,7 +29,8 @@ class TransformersSource:
         Raises:
             UsageError: there is no such checkpoint or device, or it cannot be a teacher.
         """
-        pick_device(config.device)
+        if config.executor != "ray":  # whose workers have the devices
+            pick_device(config.device)
         checkpoint = find_checkpoint(
             config.teacher,
             config.dtype,

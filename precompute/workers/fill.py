@@ -46,7 +46,7 @@ class TokenBudget:
             )
             raise UsageError(
                 f"{problem} ({error}), and {why}; expected a batch that fits; pass a smaller "
-                "--token-budget or --max-length"
+                "--token-budget, or a smaller --max-length with another --store"
             ) from error
         self.tokens = longest * len(batch) // 2
         if not self.warned:

@@ -15,7 +15,7 @@ from caskd.store.errors import FailedShardsError, StoppedError, UsageError
 from caskd.store.format import StoreSpec, check_identity
 from caskd.store.imports import require
 from caskd.store.inspect import CaptureStatus
-from caskd.store.io import SECONDS_BETWEEN_LINES, progress
+from caskd.store.io import SECONDS_BETWEEN_LINES, counted, progress
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, find_store
 
@@ -159,8 +159,8 @@ def _report(config: PrecomputeConfig, writer: StoreWriter, stats: WorkerStats) -
     if stats.num_non_finite:
         print(
             f"warning: the teacher produced NaN or Inf in {stats.num_non_finite:,} examples; those "
-            "rows are stored without teacher values (num_kept 0); try --dtype bfloat16 or "
-            "--dtype float32"
+            "rows are stored without teacher values (num_kept 0); to try --dtype bfloat16 or "
+            "--dtype float32, capture another --store"
         )
     missing = set(writer.missing_shards())
     failed = {shard: error for shard, error in sorted(stats.failed.items()) if shard in missing}
@@ -193,9 +193,11 @@ def _stopped_line(config: PrecomputeConfig, stopped: Stopped) -> str:
 def _print_summary(config: PrecomputeConfig, totals: dict[str, Any], seconds: float) -> None:
     num_rows, num_bytes = totals["num_rows"], sum(totals["bytes"].values())
     statuses = ", ".join(f"{count:,} {name}" for name, count in totals["statuses"].items())
-    print(f"{config.store}: sealed, {num_rows:,} rows of {totals['num_examples']:,} examples")
+    examples = counted(totals["num_examples"], "example")
+    print(f"{config.store}: sealed, {counted(num_rows, 'row')} of {examples}")
     print(f"  examples    {statuses}")
-    print(f"  size        {num_bytes:,} bytes, {num_bytes / num_rows:.1f} per row")
+    per_row = num_bytes / num_rows
+    print(f"  size        {num_bytes:,} bytes, {per_row:.1f} bytes per row with its tokens")
     print(f"  time        {seconds:.1f} s in this run")
     print(f"next: {_next_command(config)}")
 

@@ -1,5 +1,6 @@
 """Reads records from JSONL, Parquet, Arrow and CSV files, local or on the Hugging Face Hub."""
 
+import glob
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -7,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from caskd.store.corpus.columns import Record
+from caskd.store.corpus.columns import LocatedRecord, Record
 from caskd.store.errors import UsageError, reason
+from caskd.store.io import DATA_ENDINGS, refuse_mixup
 
 HUB_SCHEME = "hf://"
 _HUB_URL = re.compile(
@@ -19,7 +21,9 @@ _HUB_URL = re.compile(
 def read_records(files: Sequence[str]) -> Iterator[Record]:
     """Stream the records of all files in order, after checking that every file exists.
 
-    A file is a path, or `hf://datasets/USER/NAME[@REVISION]/PATH`.
+    A file is a path, a folder of data files, a pattern such as `data/*.jsonl`, or
+    `hf://datasets/USER/NAME[@REVISION]/PATH`. The files of a folder or a pattern are read in the
+    order of their names.
 
     Raises:
         UsageError: no files, a missing file, an unknown file type, or no record at all.
@@ -28,18 +32,69 @@ def read_records(files: Sequence[str]) -> Iterator[Record]:
         raise UsageError(
             "--data: no file given; expected at least one; pass --data FILE [FILE ...]"
         )
-    files = [_hub_file(file) if file.startswith(HUB_SCHEME) else file for file in files]
-    for file in files:
+    found = [one for file in files for one in _expanded(file)]
+    for file in found:
+        refuse_mixup(file, f"--data {file}", "data")
         if not Path(file).is_file():
-            raise UsageError(
-                f"--data {file}: no such file; expected an existing file; check --data"
-            )
+            raise UsageError(f"--data {file}: no such file; {_missing_cure(file)}")
         if Path(file).suffix.lower() not in _READERS:
             raise UsageError(
                 f"--data {file}: ends in {Path(file).suffix!r}; expected one of "
                 f"{', '.join(_READERS)}; convert it, or pass another file"
             )
-    return _stream(files)
+    return _stream(found)
+
+
+def _expanded(file: str) -> list[str]:
+    """The files that one value of --data names.
+
+    Raises:
+        UsageError: a folder without data files or with several types, or a pattern without a match.
+    """
+    if file.startswith(HUB_SCHEME):
+        return [_hub_file(file)]
+    if Path(file).is_dir():
+        return _files_of(file)
+    if Path(file).exists() or not glob.has_magic(file):
+        return [file]
+    matches = sorted(name for name in glob.glob(file) if Path(name).is_file())
+    if not matches:
+        raise UsageError(f"--data {file}: no file matches; expected one or more; check the pattern")
+    return matches
+
+
+def _files_of(folder: str) -> list[str]:
+    """The data files directly inside a folder, by name.
+
+    Raises:
+        UsageError: there are none, or files of several types.
+    """
+    refuse_mixup(folder, f"--data {folder}", "data")
+    names = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
+    names = [n for n in names if n.lower().endswith(DATA_ENDINGS) and not n.startswith((".", "_"))]
+    endings = sorted({Path(name).suffix.lower() for name in names})
+    if len(endings) != 1:
+        found = f"holds {' and '.join(endings)} files" if endings else "a folder without data files"
+        raise UsageError(
+            f"--data {folder}: {found}; expected files of one type, one of "
+            f"{', '.join(DATA_ENDINGS)}; pass the files, or a pattern such as "
+            f"'{Path(folder) / ('*' + (endings or DATA_ENDINGS)[0])}'"
+        )
+    return [str(Path(folder) / name) for name in names]
+
+
+def _missing_cure(file: str) -> str:
+    """What to pass instead of a file that does not exist."""
+    hub = _HUB_ID.fullmatch(file)
+    if hub is None or Path(file).suffix.lower() in DATA_ENDINGS:
+        return "expected an existing file; check --data"
+    return (
+        "expected an existing file, or a file of a data set on the hub; pass "
+        f"{HUB_SCHEME}datasets/{hub[1]}/PATH, such as .../data/train-00000-of-00001.parquet"
+    )
+
+
+_HUB_ID = re.compile(r"(?:https://huggingface\.co/datasets/)?([\w.-]+/[\w.-]+)")
 
 
 def _hub_file(url: str) -> str:
@@ -70,11 +125,12 @@ def _hub_file(url: str) -> str:
 def _stream(files: Sequence[str]) -> Iterator[Record]:
     count = 0
     for file in files:
-        for record in _READERS[Path(file).suffix.lower()](file):
+        is_lines = Path(file).suffix.lower() == ".jsonl"
+        for number, record in enumerate(_READERS[Path(file).suffix.lower()](file)):
             count += 1
-            yield record
+            yield record if is_lines else LocatedRecord(record, f"{file}, record {number}")
     if count == 0:
-        names = ", ".join(map(repr, files))
+        names = ", ".join(map(repr, files[:3])) + (", ..." if files[3:] else "")
         raise UsageError(f"--data {names}: no records; expected one or more; check the files")
 
 
@@ -99,7 +155,7 @@ def _as_record(value: Any, file: str, number: int) -> Record:
             f"{file}, line {number}: got a {type(value).__name__}; expected one JSON object a line "
             f"such as {{'prompt': ..., 'response': ...}}; fix that line"
         )
-    return value
+    return LocatedRecord(value, f"{file}, line {number}")
 
 
 def _read_parquet(file: str) -> Iterator[Record]:

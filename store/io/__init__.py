@@ -2,9 +2,11 @@
 
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
-from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
+from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, rate_text
+from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, refuse_mixup, refuse_occupied
 from caskd.store.io.printable import (
     bytes_text,
+    counted,
     csv_cell,
     duration_text,
     escape_control,
@@ -17,10 +19,12 @@ from caskd.store.io.signals import first_signal
 
 __all__ = [
     "CLAIM",
+    "DATA_ENDINGS",
     "SECONDS_BETWEEN_LINES",
     "Progress",
     "bytes_text",
     "claimed",
+    "counted",
     "csv_cell",
     "duration_text",
     "escape_control",
@@ -28,8 +32,12 @@ __all__ = [
     "faults",
     "files",
     "first_signal",
+    "is_predictions",
     "plot_label",
     "progress",
+    "rate_text",
+    "refuse_mixup",
+    "refuse_occupied",
     "strip_control",
     "value_text",
 ]

@@ -59,6 +59,11 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 shard, 2,000 shards."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def bytes_text(num_bytes: float) -> str:
     """A number of bytes with its unit: 12.3 MB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):

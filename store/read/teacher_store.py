@@ -17,7 +17,7 @@ import numpy.typing as npt
 from caskd.store.commits import commit_record, read_seal
 from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
 from caskd.store.format import STORE_JSON, Array, ExampleIndex, StoreSpec, array_checks, layout
-from caskd.store.io import files
+from caskd.store.io import files, refuse_mixup
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.batch import StoreBatch, assemble
 from caskd.store.read.shard_cache import ShardCache
@@ -47,6 +47,7 @@ class TeacherStore:
             return cls.open_remote(str(url))
         root = Path(url)
         if files.regular_size(root / STORE_JSON, f"{url}/{STORE_JSON}") is None:
+            refuse_mixup(root, str(url), "store")
             hint = "" if root.is_dir() else " (no such directory)"
             raise StoreNotFoundError(
                 f"{url}: no {STORE_JSON}{hint}; expected a store; "

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import files
+from caskd.store.io import files, refuse_mixup
 from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
@@ -140,6 +140,8 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if (path / CHECKPOINTS).is_dir():
         return newest_complete(path)
+    if not path.name.startswith(_PREFIX):
+        refuse_mixup(path, str(path), "run")
     found = "no such directory"
     if path.is_dir():
         found = "an unfinished checkpoint" if path.name.startswith(_PREFIX) else "neither"

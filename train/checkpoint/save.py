@@ -211,11 +211,20 @@ def check_same_options(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
         before = recorded.get(name)
         if name == "student":  # the weights come from the checkpoint; the folder may have moved
             value, before = Path(value).name, Path(str(before)).name
+        if name == "init_from" and value and before:  # the run may have been renamed
+            is_same = value.rpartition(" ")[2] == before.rpartition(" ")[2]
+            value = before if is_same else value
         if name not in RESUMABLE_CHANGES and before != value:
             raise IdentityError(
                 f"--{name.replace('_', '-')} {value}: expected {before}, with which the run was "
                 "started; pass the same value, or start a new run with another --out"
+                f"{_further(name)}"
             )
+
+
+def _further(option: str) -> str:
+    """How a finished run is trained for more steps."""
+    return ", from its weights with --init-from RUN" if option == "steps" else ""
 
 
 def versions() -> dict[str, str]:

@@ -45,6 +45,7 @@ from caskd.train.model import (
     save_adapter,
     write_teacher_text,
 )
+from caskd.train.objectives import resolve_objective
 from caskd.train.run.validation import EVAL_FILE, best_step_of
 
 PROBE_TOKENS = 16
@@ -296,8 +297,9 @@ def model_card(
             "The small model of a cascade, trained with caskd on the teacher's stored logits.",
             "",
             f"- objective: {config['objective']}, label weight "
-            f"{'by default' if config['w'] is None else config['w']}, tail {config['tail']}",
+            f"{resolve_objective(config['objective'], config['w']).w:g}, tail {config['tail']}",
             f"- started from: {Path(config['student']).name} ({num_parameters:,} parameters)",
+            *_initial_lines(config),
             *_unfinished_lines(state),
             f"- steps: {state.step:,} of {config['steps']:,}, each of "
             f"{config['global_batch_size']} examples, peak "
@@ -309,6 +311,12 @@ def model_card(
             "",
         ]
     )
+
+
+def _initial_lines(config: Mapping[str, Any]) -> Iterator[str]:
+    """The run whose weights this one began with; checkpoints of older versions name none."""
+    if config.get("init_from"):
+        yield f"- with the weights of: run {escape_markdown(config['init_from'])}"
 
 
 def _unfinished_lines(state: RunState) -> Iterator[str]:

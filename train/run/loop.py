@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import StoppedError
-from caskd.store.io import first_signal
+from caskd.store.io import counted, first_signal
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
@@ -94,7 +94,7 @@ def train(config: TrainConfig) -> Path:
     if step < config.steps:
         raise StoppedError(_stopped(config, ranks, step, last), signal.SIGTERM)
     if ranks.rank == 0:
-        print(f"trained {step:,} steps, saved in {last}")
+        print(f"trained {counted(step, 'step')}, saved in {last}")
         print(f"next: caskd export {config.out} MODEL", flush=True)
     return last
 
@@ -216,6 +216,8 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
         add_adapters(model, plan.lora, config.student)
     if plan.checkpoint is not None:
         load_weights(plan.checkpoint, model)
+    elif plan.initial is not None:
+        load_weights(plan.initial.checkpoint, model)
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), plan.tail)

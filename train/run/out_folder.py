@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.io import claimed, files
+from caskd.store.io import claimed, files, refuse_occupied
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     check_same_options,
@@ -64,6 +64,7 @@ def check_unused(out: Path) -> None:
         UsageError: it is a file, or it contains a run or another program's config.json.
     """
     _check_not_a_file(out)
+    refuse_occupied(out, f"--out {out}", reused="run")
     for name in (METRICS_FILE, CHECKPOINTS):
         if (out / name).exists():
             raise UsageError(
