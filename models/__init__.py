@@ -18,7 +18,6 @@ from caskd.models.forward_probe import (
     masked_groups,
     probe_tokens,
 )
-from caskd.models.head_forms import head_form
 from caskd.models.length_borders import LengthBorders, forget_lengths, length_borders
 from caskd.models.opening import (
     ADAPTER_WEIGHTS,
@@ -31,7 +30,7 @@ from caskd.models.opening import (
     open_tokenizer,
 )
 from caskd.models.parameters import ParameterCount, count_parameters, quantization_of
-from caskd.models.split_model import SplitModel, check_split
+from caskd.models.split_model import SplitModel, check_split, inputs_of
 from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
 __all__ = [
@@ -52,8 +51,8 @@ __all__ = [
     "default_device",
     "fixed_kernels",
     "forget_lengths",
-    "head_form",
     "hidden_in_groups",
+    "inputs_of",
     "length_borders",
     "locate",
     "longest_first",

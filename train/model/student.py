@@ -82,17 +82,16 @@ class StudentWithLoss(nn.Module):
         """
         hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
         hidden = hidden.flatten(0, 1)[batch.gather_index]  # [N, H]
-        head: Any = self.split.head
-        bias = getattr(head, "bias", None)
+        weight, bias = self.split.weight, self.split.bias
         softcap, scale = self.split.form.softcap, self.split.form.scale
         objective = self.options.objective
         if not self.training:
-            whole_head = Head(head.weight, bias, softcap, scale)
+            whole_head = Head(weight, bias, softcap, scale)
             rows = LossRows(batch.labels, batch.teacher, None)
             return row_stats(hidden, whole_head, rows, objective.rule)
         sums = cascade_aware_loss(
             hidden,
-            head.weight,
+            weight,
             batch.labels,
             batch.teacher,
             objective=objective,
