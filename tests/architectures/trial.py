@@ -10,73 +10,108 @@ import contextlib
 import inspect
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from helpers.tiny import ALPHABET, ragged_records, tiny_tokenizer, write_jsonl
+from helpers.tiny import ALPHABET, SPECIAL, ragged_records, write_jsonl
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from architectures.tiny_configs import tiny_config
 from caskd.eval import PredictConfig, predict
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
-from caskd.store.errors import CaskdError
+from caskd.store.errors import UsageError
 from caskd.train import TrainConfig, train
 from caskd.train.run.exporter import export
 
-from architectures.tiny_configs import tiny_config
-
 DOORS = ("capture", "training", "export", "prediction")
-EXACT = "exact"
+EXACT, REFUSED, NOT_BUILT, NOTHING = "exact", "refused", "not built", "-"
 RECORDS = ragged_records(8, seed=5)
 TOP_K = 8
 NEW_TOKENS = 4
+NUM_ANSWERS = 4
+FLOAT32, BFLOAT16 = 3e-5, 2e-2
+"""Largest difference of logits, relative to the largest logit, by the dtype of the weights."""
+LOSS = 1e-4
+"""Largest relative difference of a loss or of a gradient norm, both in float32."""
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """Largest differences, relative to the largest logit or to the value."""
-
-    logits: float
-    loss: float
-
-
-FLOAT32, BFLOAT16 = Tolerance(3e-5, 1e-4), Tolerance(2e-2, 5e-2)
+class NotBuiltError(Exception):
+    """transformers does not build or run a model of a type from its config and token ids."""
 
 
 class WrongError(AssertionError):
     """A number of caskd is not the model's own."""
 
 
-def build(model_type: str, folder: Path, *, dtype: str = "float32", **changes: Any) -> Any:
+def build(
+    model_type: str,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    prepare: Callable[[Any], None] | None = None,
+    **changes: Any,
+) -> Any:
     """Write a tiny model of a type with its tokenizer; weights are so large that any of them
-    that is left out shows."""
+    that is left out shows.
+
+    Raises:
+        NotBuiltError: transformers builds or runs no such model.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
+    try:
+        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
+        model(input_ids=torch.ones(1, 2, dtype=torch.long), **_no_cache(model))
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise NotBuiltError(" ".join(str(error).split()).split(":")[-1].strip()) from error
     randomise(model)
+    if prepare is not None:
+        prepare(model)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return type(model).from_pretrained(folder).eval()
+
+
+def _no_cache(model: Any) -> dict[str, Any]:
+    accepted = inspect.signature(model.forward).parameters
+    return {"use_cache": False} if "use_cache" in accepted else {}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each byte, as byte-level BPE: transformers opens every type with it."""
+    shown = [{" ": "Ġ", "\n": "Ċ"}.get(text, text) for text in [*SPECIAL, *ALPHABET]]
+    others = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(shown))
+    vocabulary = {text: index for index, text in enumerate([*shown, *others])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
 @torch.no_grad()
 def randomise(model: Any) -> None:
     """Give every weight, bias, norm and scalar of a model a value of its own."""
     stored = model.state_dict()
-    for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        if name not in stored or not value.is_floating_point():
-            continue
-        noise = torch.randn(value.shape) * 0.2
-        value.copy_(noise if value.dim() > 1 else value + noise)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape) * 0.2
+        parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
+    for name, buffer in model.named_buffers():
+        # Larger buffers are tables of the architecture, such as decays.
+        if name in stored and buffer.is_floating_point() and buffer.dim() <= 1:
+            buffer.add_(torch.randn(buffer.shape) * 0.2)
 
 
 def examples() -> list[tuple[list[int], int]]:
     """Token ids and prompt length of each record, with the end token; written by hand."""
-    ids = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *ALPHABET])}
+    ids = {token: index for index, token in enumerate([*SPECIAL, *ALPHABET])}
     return [
         ([ids[c] for c in record["prompt"] + record["response"]] + [2], len(record["prompt"]))
         for record in RECORDS
@@ -96,53 +131,67 @@ def capture(teacher: Path, store: Path) -> TeacherStore:
     return found
 
 
+def shared_store(folder: Path) -> Path:
+    """A store of a tiny Llama, to train every model on."""
+    build("llama", folder / "teacher")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        capture(folder / "teacher", folder / "store")
+    return folder / "store"
+
+
+def full_logits(model: Any) -> Tensor:
+    """Logits [N, V] that predict the responses of all examples, one example at a time."""
+    parts = []
+    for ids, start in examples():
+        logits = model(input_ids=torch.tensor([ids]), **_no_cache(model)).logits[0]
+        parts.append(logits[start - 1 : len(ids) - 1].float())
+    return torch.cat(parts)
+
+
+def all_labels() -> Tensor:
+    """[N] the response tokens of all examples."""
+    return torch.tensor([label for ids, start in examples() for label in ids[start:]])
+
+
 class Trial:
     """The four doors of one model in a folder; each method returns or raises.
 
     Args:
-        model: as `build` returned it.
+        model: as `build` returned it, in the dtype of its files.
         folder: of the model.
         store: of another teacher with the same tokenizer, to train on.
         work: empty; for what the doors write.
     """
 
-    def __init__(
-        self, model: Any, folder: Path, store: Path, work: Path, tolerance: Tolerance = FLOAT32
-    ) -> None:
+    def __init__(self, model: Any, folder: Path, store: Path, work: Path, tolerance: float) -> None:
         self.folder = folder
         self.store = store
         self.work = work
         self.tolerance = tolerance
         self.model = model
-        with torch.no_grad():
-            self.rows = [self._rows(ids, start) for ids, start in examples()]
-
-    def _rows(self, ids: Sequence[int], start: int) -> Tensor:
-        """Logits [N, V] that predict the response of one example, alone."""
-        accepted = inspect.signature(self.model.forward).parameters
-        options = {"use_cache": False} if "use_cache" in accepted else {}
-        logits = self.model(input_ids=torch.tensor([list(ids)]), **options).logits[0]
-        return logits[start - 1 : len(ids) - 1].float()
+        # A student computes in float32, whatever the dtype of its files.
+        self.student = model
+        if model.dtype != torch.float32:
+            self.student = type(model).from_pretrained(folder, dtype="float32").eval()
 
     def capture(self) -> None:
         """A capture has the fields of the model's own logits."""
         store = capture(self.folder, self.work / "store")
         batch = store.read(np.arange(len(store)))
-        whole = torch.cat(self.rows)[:, : store.spec.vocab_size]
-        labels = torch.tensor([label for ids, start in examples() for label in ids[start:]])
-        check_fields(batch, whole, labels, self.tolerance.logits)
+        with torch.no_grad():
+            whole = full_logits(self.model)[:, : store.spec.vocab_size]
+        check_fields(batch, whole, all_labels(), self.tolerance)
 
     def training(self) -> None:
         """The loss and gradient norm of a step are those of autograd over full logits."""
         ours = self._step()
         store = TeacherStore.open(self.store)
         loss = self._full_loss(store.read(np.arange(len(store))))
-        self.model.zero_grad()
         loss.backward()
-        grads = [p.grad.double() for p in self.model.parameters() if p.grad is not None]
+        grads = [p.grad.double() for p in self.student.parameters() if p.grad is not None]
         norm = torch.stack([grad.pow(2).sum() for grad in grads]).sum().sqrt()
         for name, theirs in (("loss", loss), ("grad_norm", norm)):
-            expect(ours[name], float(theirs.detach()), self.tolerance.loss, name)
+            expect(ours[name], float(theirs.detach()), LOSS, name)
 
     def _step(self) -> dict[str, Any]:
         run = self.work / "run"
@@ -159,10 +208,8 @@ class Trial:
 
     def _full_loss(self, batch: Any) -> Tensor:
         """Half the label's cross-entropy and half that of the stored teacher, per row."""
-        logits = torch.cat([self._rows(ids, start) for ids, start in examples()])
-        logprobs = logits.log_softmax(dim=-1)
-        labels = torch.tensor([label for ids, start in examples() for label in ids[start:]])
-        own = -logprobs.gather(1, labels[:, None])[:, 0]
+        logprobs = full_logits(self.student).log_softmax(dim=-1)
+        own = -logprobs.gather(1, all_labels()[:, None])[:, 0]
         masses = torch.tensor(np.exp(batch.topk_logits - batch.logsumexp[:, None]))
         chosen = logprobs.gather(1, torch.tensor(batch.topk_ids.astype(np.int64)))
         return (own / 2 - (masses * chosen).sum(1) / 2).mean()
@@ -171,17 +218,13 @@ class Trial:
         """The exported model has the logits of the model, which the tiny step did not change."""
         out = export(self.work / "run", self.work / "exported")
         exported = AutoModelForCausalLM.from_pretrained(out).eval()
-        trial, self.model = self.model, exported
-        try:
-            with torch.no_grad():
-                rows = [self._rows(ids, start) for ids, start in examples()]
-        finally:
-            self.model = trial
-        expect_close(torch.cat(rows), torch.cat(self.rows), self.tolerance.logits, "logits")
+        with torch.no_grad():
+            ours, theirs = full_logits(exported), full_logits(self.student)
+        expect_close(ours, theirs, FLOAT32, "logits")
 
     def prediction(self) -> None:
         """Answers in a batch are those of generate() on each prompt alone."""
-        data = write_jsonl(self.work / "prompts.jsonl", RECORDS[:4])
+        data = write_jsonl(self.work / "prompts.jsonl", RECORDS[:NUM_ANSWERS])
         answers = predict(
             PredictConfig(
                 model=str(self.folder), data=(str(data),), out=str(self.work / "answers.parquet"),
@@ -189,9 +232,8 @@ class Trial:
             )
         )  # fmt: skip
         assert answers is not None
-        found = answers.columns
-        pairs = zip(found["token_ids"].to_pylist(), found["token_logprobs"].to_pylist(), strict=True)
-        for (ids, logprobs), (prompt, start) in zip(pairs, examples()[:4], strict=True):
+        found = (answers.columns[name].to_pylist() for name in ("token_ids", "token_logprobs"))
+        for ids, logprobs, (prompt, start) in zip(*found, examples()[:NUM_ANSWERS], strict=True):
             self._check_answer(prompt[:start], ids, logprobs)
 
     @torch.no_grad()
@@ -199,7 +241,7 @@ class Trial:
         steps: list[Tensor] = []
 
         def record(_: Tensor, scores: Tensor) -> Tensor:
-            steps.append(scores[0].float())
+            steps.append(scores[0].float().log_softmax(dim=-1))
             return scores
 
         output = self.model.generate(
@@ -207,16 +249,13 @@ class Trial:
             eos_token_id=2, pad_token_id=0, logits_processor=[record],
         )  # fmt: skip
         alone = output[0, len(prompt) :].tolist()
-        limit = 20 * self.tolerance.logits
-        for step, (ours, theirs) in enumerate(zip(ids, alone, strict=False)):
-            own = steps[step].log_softmax(dim=-1)
-            scale = max(1.0, float(own.abs().max()))
-            expect(logprobs[step], float(own[ours]), limit * scale, f"log-probability {step}", 1.0)
-            if ours != theirs:
-                if float(own.max() - own[ours]) > limit * scale:
-                    raise WrongError(f"answer {ids} instead of {alone}")
-                return  # a tie: what follows differs
-        if len(ids) != len(alone):
+        for ours, theirs, logprob, own in zip(ids, alone, logprobs, steps, strict=False):
+            limit = self.tolerance * 20 * max(1.0, float(own.abs().max()))
+            if abs(logprob - float(own[ours])) > limit:
+                raise WrongError(f"log-probability {logprob:.4g} instead of {float(own[ours]):.4g}")
+            if ours != theirs and float(own.max() - own[ours]) <= limit:
+                return  # equally likely tokens: what follows differs
+        if ids != alone:
             raise WrongError(f"answer {ids} instead of {alone}")
 
 
@@ -236,9 +275,7 @@ def check_fields(batch: Any, whole: Tensor, labels: Tensor, limit: float) -> Non
     expect_close(torch.tensor(batch.label_logit), label[:, 0], limit, "label_logit")
     least, most = (whole > label + near).sum(1), (whole >= label - near).sum(1) - 1
     rank = torch.tensor(batch.label_rank.astype(np.int64))
-    # The rank counts from 1 or 0, as the store's format says; both ends allow for ties.
-    first = 0
-    if bool(((rank < least + first) | (rank > most + first)).any()):
+    if bool(((rank < least) | (rank > most)).any()):
         raise WrongError(f"label_rank {rank.tolist()[:8]} instead of {least.tolist()[:8]}")
     best = whole.gather(1, torch.tensor(batch.argmax.astype(np.int64))[:, None])[:, 0]
     expect_close(best, whole.max(1).values, limit, "argmax")
@@ -255,22 +292,67 @@ def expect_close(ours: Tensor, theirs: Tensor, limit: float, name: str) -> None:
         raise WrongError(f"{name} differs by {error:.3g} of {size:.3g}")
 
 
-def expect(
-    ours: float, theirs: float, limit: float, name: str, size: float | None = None
-) -> None:
-    """Raise unless a value is as close as the limit, relative to the larger one or to `size`."""
-    if not abs(ours - theirs) <= limit * (abs(theirs) if size is None else size):
+def expect(ours: float, theirs: float, limit: float, name: str) -> None:
+    """Raise unless a value is as close as the limit, relative to the other."""
+    if not abs(ours - theirs) <= limit * abs(theirs):
         raise WrongError(f"{name} is {ours:.6g}, not {theirs:.6g}")
 
 
-def outcomes(trial: Trial) -> Iterator[tuple[str, str]]:
-    """What each door did: `exact`, or `refused: ` and its line; what is wrong raises."""
+@dataclass(frozen=True)
+class Outcome:
+    """What one door did with a model."""
+
+    what: str
+    """`exact`, `refused`, `not built`, or a dash where an earlier door refused."""
+    reason: str = ""
+
+
+def outcomes(
+    model_type: str,
+    store: Path,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    prepare: Callable[[Any], None] | None = None,
+    **changes: Any,
+) -> list[Outcome]:
+    """What each of `DOORS` does with a model; a wrong number raises.
+
+    Args:
+        model_type: of the model.
+        store: to train on, of another teacher with the same tokenizer.
+        folder: new; for all files.
+        dtype: of the weights.
+        prepare: changes the model before it is written.
+        changes: of its config.
+    """
+    try:
+        model = build(model_type, folder / "model", dtype=dtype, prepare=prepare, **changes)
+    except NotBuiltError as error:
+        return [Outcome(NOT_BUILT, str(error))] * len(DOORS)
+    (folder / "work").mkdir()
+    tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
+    trial = Trial(model, folder / "model", store, folder / "work", tolerance)
+    found: list[Outcome] = []
     for door in DOORS:
-        method: Callable[[], None] = getattr(trial, door)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                method()
-        except CaskdError as error:
-            yield door, f"refused: {error}"
+        if door == "export" and found[-1].what != EXACT:
+            found.append(Outcome(NOTHING))
         else:
-            yield door, EXACT
+            found.append(_outcome(getattr(trial, door)))
+    return found
+
+
+def _outcome(door: Callable[[], None]) -> Outcome:
+    quiet = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            door()
+    except UsageError as error:
+        return Outcome(REFUSED, _problem(str(error)))
+    return Outcome(EXACT)
+
+
+def _problem(message: str) -> str:
+    """What a refusal says is wrong, without the option, the model's path and what to do."""
+    problem = message.split("; expected")[0]
+    return re.sub(r"^--\w+( [\w/.-]+)?( \(\w+\))?: ", "", problem)
