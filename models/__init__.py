@@ -25,12 +25,20 @@ from caskd.models.opening import (
     locate,
     open_adapter,
     open_config,
+    open_empty,
     open_generation_config,
     open_model,
     open_tokenizer,
 )
 from caskd.models.parameters import ParameterCount, count_parameters, quantization_of
-from caskd.models.split_model import SplitModel, check_split, inputs_of
+from caskd.models.small_copies import check_class
+from caskd.models.split_model import (
+    SplitModel,
+    check_split,
+    inputs_of,
+    num_embeddings,
+    run_model,
+)
 from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
 __all__ = [
@@ -43,6 +51,7 @@ __all__ = [
     "arranged_groups",
     "build_model",
     "check_causal",
+    "check_class",
     "check_split",
     "check_template",
     "check_vocabulary",
@@ -59,9 +68,11 @@ __all__ = [
     "masked_groups",
     "may_be_same_config",
     "memory_errors",
+    "num_embeddings",
     "num_in_batch",
     "open_adapter",
     "open_config",
+    "open_empty",
     "open_generation_config",
     "open_model",
     "open_tokenizer",
@@ -71,6 +82,7 @@ __all__ = [
     "pick_device",
     "probe_tokens",
     "quantization_of",
+    "run_model",
     "stop_ids",
     "weights_digest",
 ]

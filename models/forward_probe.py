@@ -4,7 +4,6 @@ Legend: B examples of a batch, L padded length, N tokens of all examples, H hidd
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -143,8 +142,7 @@ def _states(model: Any, ids: npt.NDArray[np.int64], device: torch.device) -> Ten
     if isinstance(model, SplitModel):
         positions = torch.arange(len(ids), device=device)[None]
         return model.hidden(tokens, position_ids=positions)[0].float()
-    head = output_head(model)
-    with nullcontext([]) if head is None else inputs_of(head) as caught:
+    with inputs_of(output_head(model)) as caught:
         output = run_model(model, tokens)
     states: Tensor = caught[0] if caught else output_logits(output)
     return states[0].float()

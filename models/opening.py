@@ -7,13 +7,14 @@ id, `flag` the option that named it, such as `--teacher`: errors start with the 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from caskd.models.devices import memory_errors
-from caskd.store.errors import UsageError, reason
+from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -114,7 +115,12 @@ def open_generation_config(source: str | Path) -> Any:
 
 
 def build_model(
-    config: Any, flag: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    config: Any,
+    flag: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    attention: str | None = None,
 ) -> Any:
     """A causal LM of a config, with random weights; on device `meta` without any memory.
 
@@ -123,7 +129,9 @@ def build_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if attention is not None:
+        options["attn_implementation"] = attention
     name = getattr(config, "model_type", type(config).__name__)
     expected = f"the config of a causal LM: pass another {flag}"
     with _errors(name, flag, "model", expected), torch.device(device):
@@ -179,9 +187,50 @@ def open_model(
     if missing:
         raise UsageError(
             f"{flag} {shown}: lacks {len(missing)} weights, the first {min(missing)!r}; expected "
-            "a whole checkpoint; copy or download it again"
+            "a whole checkpoint, with the head of a causal LM; copy or download it again, or save "
+            "it again with AutoModelForCausalLM"
         )
     return model
+
+
+def open_empty(
+    source: Path, flag: str, *, attention: str | None = None, name: str | None = None
+) -> Any:
+    """A causal LM on device `meta`, after every check of its files but that of the numbers.
+
+    Names and shapes of the weights are compared with the config, and a quantiser is looked for, so
+    that what would not open later is refused before any work.
+
+    Args:
+        source: a folder.
+        flag: the option that named it.
+        attention: attention implementation; by default transformers chooses.
+        name: the checkpoint's name in errors; by default `source`.
+
+    Raises:
+        UsageError: the checkpoint would not open.
+    """
+    config = open_config(source, flag)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None and find_spec("accelerate") is not None:
+        return open_model(source, flag, attention=attention, device_map="meta", name=name)
+    if quantised is not None:
+        _check_quantiser(quantised, source if name is None else name, flag)
+    return build_model(config, flag, device="meta", attention=attention)
+
+
+def _check_quantiser(quantised: Any, shown: str | Path, flag: str) -> None:
+    """Refuse a quantised checkpoint whose quantiser is not installed or not known.
+
+    Raises:
+        UsageError: it is not.
+    """
+    from transformers.quantizers import AutoHfQuantizer
+
+    expected = f"the quantiser of the checkpoint: install it, or pass another {flag}"
+    with _errors(shown, flag, "model", expected):
+        quantiser = AutoHfQuantizer.from_config(quantised, pre_quantized=True)
+        quantiser.validate_environment(device_map=None, weights_only=True)
 
 
 def config_folder(source: str | Path) -> Path | None:
@@ -243,12 +292,11 @@ def _does_not_fit(shown: str | Path, flag: str, text: str) -> UsageError:
 @contextmanager
 def _errors(shown: str | Path, flag: str, part: str, expected: str) -> Iterator[None]:
     """Turn every error of transformers about a checkpoint into one line."""
-    from safetensors import SafetensorError
-
-    known = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
     try:
         yield
-    except (*known, SafetensorError) as error:
+    except (CaskdError, MemoryError):
+        raise
+    except Exception as error:  # transformers and its quantisers raise every kind
         raise UsageError(
             f"{flag} {shown}: cannot open the {part} ({reason(error)}); expected {expected}"
         ) from error

@@ -133,9 +133,15 @@ def run_model(model: Any, input_ids: Tensor, **options: Tensor | None) -> Any:
 
 
 @contextmanager
-def inputs_of(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the states [B, L, H] that the head receives, and let it compute those of one token."""
+def inputs_of(head: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Keep the states [B, L, H] that the head receives, and let it compute those of one token.
+
+    Nothing is kept without a head.
+    """
     caught: list[Tensor] = []
+    if head is None:
+        yield caught
+        return
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         caught.append(inputs[0])

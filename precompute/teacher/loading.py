@@ -13,14 +13,8 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
     """Load the weights, for inference only.
 
     Raises:
-        UsageError: weights are missing or do not fit into memory, or the attention implementation
-            is not installed or does not support their dtype.
+        UsageError: weights are missing or do not fit into memory.
     """
-    if source.attention.startswith("flash") and source.load_dtype == "float32":
-        raise UsageError(
-            f"--attention {source.attention}: does not support a teacher in float32; expected half "
-            "precision; pass --dtype bfloat16, or --attention sdpa"
-        )
     try:
         with memory_errors():
             model = open_model(

@@ -6,14 +6,16 @@ from typing import Any
 
 from caskd.models import (
     SplitModel,
-    build_model,
+    check_class,
     locate,
     open_config,
+    open_empty,
     open_tokenizer,
     quantization_of,
 )
 from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
+from caskd.store.imports import require
 
 FLAG = "--teacher"
 _NO_LIMIT = 1_000_000_000  # transformers' value for a tokenizer without a limit is 10^30
@@ -51,7 +53,9 @@ def find_checkpoint(
     """Locate a teacher and read its config and tokenizer.
 
     Raises:
-        UsageError: no such folder or hub id, no causal LM, no tokenizer, or no safetensors.
+        UsageError: no such folder or hub id, no causal LM that caskd computes, no tokenizer, no
+            safetensors or other weights than the config's, or a quantiser or attention
+            implementation that is not installed.
     """
     found = locate(teacher, FLAG)
     if not list(found.folder.glob("*.safetensors")):
@@ -61,9 +65,15 @@ def find_checkpoint(
         )
     config = open_config(found.folder, FLAG)
     tokenizer = open_tokenizer(found.folder, FLAG)
-    model = build_model(config, FLAG, device="meta")
     text_config = config.get_text_config()
     own_dtype = getattr(text_config, "dtype", None) or "float32"
+    load_dtype = str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    _check_attention(attention, load_dtype)
+    model = open_empty(
+        found.folder, FLAG, attention=None if attention == "auto" else attention, name=found.name
+    )
+    num_ids = SplitModel(model, FLAG).num_ids
+    check_class(config, f"{FLAG} {found.name}")
     own_attention = str(getattr(model.config, "_attn_implementation", None))
     tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
     own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
@@ -74,8 +84,8 @@ def find_checkpoint(
         name=found.name,
         revision=found.revision,
         tokenizer=tokenizer,
-        num_ids=SplitModel(model, FLAG).num_ids,
-        load_dtype=str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype,
+        num_ids=num_ids,
+        load_dtype=load_dtype,
         attention=own_attention if attention == "auto" else attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
         quantization=quantization_of(config),
@@ -84,11 +94,25 @@ def find_checkpoint(
     )
 
 
+def _check_attention(attention: str, load_dtype: str) -> None:
+    """Refuse an attention implementation that does not support the weights' dtype.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if attention.startswith("flash") and load_dtype == "float32":
+        raise UsageError(
+            f"--attention {attention}: does not support a teacher in float32; expected half "
+            "precision; pass --dtype bfloat16, or --attention sdpa"
+        )
+
+
 def find_adapter(adapter: str) -> AdapterSource:
     """Locate a peft adapter and compute its digest.
 
     Raises:
-        UsageError: no such folder or hub id, or no adapter in safetensors.
+        UsageError: no such folder or hub id, no adapter in safetensors, or peft is not installed.
     """
+    require("peft", extra="lora", needed_by="--adapter")
     found = locate(adapter, "--adapter")
     return describe_adapter(found.folder, found.name)

@@ -4,6 +4,7 @@ Legend: B examples, T tokens, N rows, H hidden width, V vocabulary of the studen
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from caskd.models import (
     BatchGroups,
     SplitModel,
     check_causal,
+    check_class,
     check_split,
     check_vocabulary,
     hidden_in_groups,
     masked_groups,
     open_config,
+    open_empty,
     open_model,
     open_tokenizer,
 )
@@ -127,14 +130,26 @@ def load_tokenizer(name: str, spec: StoreSpec) -> Any:
     return tokenizer
 
 
-def check_config(name: str, vocab_size: int) -> None:
-    """Refuse a model whose config describes fewer embeddings than the vocabulary has tokens.
+def check_config(name: str, vocab_size: int, longest: int) -> None:
+    """Refuse a student that could not be trained on the store, before its weights are loaded.
+
+    Args:
+        name: of the student.
+        vocab_size: of the store.
+        longest: tokens of the longest example.
 
     Raises:
-        UsageError: the embedding is too narrow, or the config cannot be opened.
+        UsageError: too few embeddings or positions, a class that caskd does not compute, weights
+            that are not the config's, or a config that cannot be opened.
     """
-    config = open_config(name, FLAG).get_text_config()
-    _check_num_embeddings(name, config.vocab_size, vocab_size)
+    flag = f"{FLAG} {name}"
+    config = open_config(name, FLAG)
+    if Path(name).is_dir():  # the weights of a hub id are not downloaded for a plan
+        model = open_empty(Path(name), FLAG)
+        _check_num_embeddings(name, SplitModel(model, flag).num_ids, vocab_size)
+    else:
+        _check_num_embeddings(name, config.get_text_config().vocab_size, vocab_size)
+    check_class(config, flag, longest)
 
 
 def load_student(name: str, spec: StoreSpec) -> Any:
@@ -187,8 +202,7 @@ def check_width(name: str, model: Any, vocab_size: int) -> None:
     Raises:
         UsageError: the embedding or the head is too narrow.
     """
-    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-        _check_num_embeddings(name, embedding.weight.shape[0], vocab_size)
+    _check_num_embeddings(name, SplitModel(model, f"{FLAG} {name}").num_ids, vocab_size)
 
 
 def _check_num_embeddings(name: str, num_embeddings: int, vocab_size: int) -> None:

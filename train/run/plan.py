@@ -220,7 +220,10 @@ def plan_run(config: TrainConfig) -> RunPlan:
     if config.resume:
         checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
     tokenizer = load_tokenizer(config.student, store.spec)
-    check_config(config.student, store.spec.vocab_size)
+    eval_store = open_eval_store(config.eval_store, store.spec) if config.eval_store else None
+    counts = [part.token_counts() for part in (store, eval_store) if part is not None]
+    longest = max(int(part.max()) for part in counts)
+    check_config(config.student, store.spec.vocab_size, longest)
     return RunPlan(
         config=config,
         world_size=world_size,
@@ -241,7 +244,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
             micro_batch_size=config.micro_batch_size,
             token_budget=config.token_budget,
         ),
-        eval_store=open_eval_store(config.eval_store, store.spec) if config.eval_store else None,
+        eval_store=eval_store,
         lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,

@@ -201,8 +201,7 @@ def test_a_model_whose_head_is_not_called_once_per_token_is_refused():
     model = build("llama")
     model.get_output_embeddings = lambda: model.model.layers[0].mlp.gate_proj
     with pytest.raises(UsageError, match="--student: LlamaForCausalLM"):
-        split = SplitModel(model, "--student")
-        check_split(model, split)
+        SplitModel(model, "--student")
 
 
 class Caching(torch.nn.Module):

@@ -59,7 +59,7 @@ def test_no_tensor_of_all_positions_and_the_vocabulary(tmp_path, monkeypatch):
         fields = teacher.rows(batch)
     assert len(fields["argmax"]) == 900
     with Largest() as whole, torch.inference_mode():
-        teacher.split._model(input_ids=torch.zeros(6, 200, dtype=torch.int64))
+        teacher.split.model(input_ids=torch.zeros(6, 200, dtype=torch.int64))
     assert whole.numel >= 1200 * vocab_size  # the watch sees such a tensor
     # A tile, or the weights of the head, which its product turns around.
     assert ours.numel <= max(1 << 16, 32 * vocab_size)
@@ -78,7 +78,7 @@ def test_rows_do_not_depend_on_how_many_are_taken_at_a_time(tmp_path, monkeypatc
 
 def test_it_is_frozen_and_in_eval_mode(tmp_path):
     teacher = teacher_of(save_tiny(tmp_path / "big"))
-    model = teacher.split._model
+    model = teacher.split.model
     assert not any(module.training for module in model.modules())
     assert not any(weight.requires_grad for weight in model.parameters())
 
