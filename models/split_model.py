@@ -86,10 +86,10 @@ class SplitModel:
 
     def hidden_rows(self, batch: Batch, positions: Sequence[Positions]) -> Tensor:
         """Hidden states [N, H] at the given positions of each sequence, sequence by sequence."""
-        device = self.device
+        device, numbers = self.device, batch.position_ids
         hidden = self.hidden(
             torch.from_numpy(batch.input_ids).to(device),
-            position_ids=torch.from_numpy(batch.position_ids).to(device),
+            position_ids=None if numbers is None else torch.from_numpy(numbers).to(device),
         ).flatten(0, 1)
         flat = np.concatenate([s + own for s, own in zip(batch.starts, positions, strict=True)])
         return hidden[torch.from_numpy(flat).to(hidden.device)]
@@ -310,9 +310,8 @@ def check_split(model: Any, split: SplitModel, num_columns: int | None = None) -
     """
     num_ids = split.num_ids if num_columns is None else num_columns
     input_ids = (torch.arange(8, device=split.device) % num_ids)[None]
-    positions = torch.arange(8, device=split.device)[None]
     whole = output_logits(run_model(model, input_ids))[0, :, :num_columns].float()
-    hidden = split.hidden(input_ids, position_ids=positions)[0]
+    hidden = split.hidden(input_ids)[0]
     ours = split.logits(hidden, num_columns).to(whole.device)
     error, size = float((whole - ours).abs().max()), float(whole.abs().max())
     if error > (1e-4 if is_float32(model) else 5e-2) * max(size, 1.0):
