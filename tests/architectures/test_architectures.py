@@ -4,80 +4,50 @@ The classes that people use run always; all of them with CASKD_ARCHITECTURES=all
 `just nightly`.
 """
 
+import dataclasses
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from architectures.table import committed, row_of
 from architectures.tiny_configs import WINDOW
-from architectures.trial import EXACT, outcomes, shared_store
+from architectures.trial import (
+    EXACT,
+    FLOAT32,
+    WrongError,
+    all_labels,
+    check_fields,
+    full_logits,
+    outcomes,
+    shared_store,
+)
+from caskd.store import TeacherStore
 
-USED = [
-    "llama",
-    "mistral",
-    "mixtral",
-    "ministral",
-    "qwen2",
-    "qwen2_moe",
-    "qwen3",
-    "qwen3_moe",
-    "qwen3_next",
-    "qwen3_5_text",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gemma3n_text",
-    "gemma4_text",
-    "phi",
-    "phi3",
-    "phimoe",
-    "gpt2",
-    "gpt_neo",
-    "gpt_neox",
-    "gptj",
-    "gpt_bigcode",
-    "gpt_oss",
-    "opt",
-    "bloom",
-    "falcon",
-    "falcon_h1",
-    "mamba",
-    "mamba2",
-    "jamba",
-    "bamba",
-    "olmo",
-    "olmo2",
-    "olmo3",
-    "olmoe",
-    "granite",
-    "granitemoe",
-    "granitemoehybrid",
-    "cohere",
-    "cohere2",
-    "deepseek_v2",
-    "deepseek_v3",
-    "deepseek_v32",
-    "glm",
-    "glm4",
-    "glm4_moe",
-    "stablelm",
-    "starcoder2",
-    "smollm3",
-    "nemotron",
-    "exaone4",
-    "ernie4_5",
-    "hunyuan_v1_dense",
-    "lfm2",
-    "minimax",
-    "mpt",
-    "llama4_text",
-    "recurrent_gemma",
-    "bart",
-]
+USED = (
+    "bamba", "bart", "bloom", "cohere", "cohere2", "deepseek_v2", "deepseek_v3", "deepseek_v32",
+    "ernie4_5", "exaone4", "falcon", "falcon_h1", "gemma", "gemma2", "gemma3_text", "gemma3n_text",
+    "gemma4_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gpt_oss", "granite", "granitemoe", "granitemoehybrid", "hunyuan_v1_dense", "jamba", "lfm2",
+    "llama", "llama4_text", "mamba", "mamba2", "minimax", "ministral", "mistral", "mixtral", "mpt",
+    "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "phi", "phi3", "phimoe", "qwen2",
+    "qwen2_moe", "qwen3", "qwen3_5_text", "qwen3_moe", "qwen3_next", "recurrent_gemma", "roberta",
+    "smollm3", "stablelm", "starcoder2",
+)  # fmt: skip
 ALL = os.environ.get("CASKD_ARCHITECTURES") == "all"
+FIELDS = (
+    "topk_ids",
+    "topk_logits",
+    "logsumexp",
+    "label_logit",
+    "label_rank",
+    "argmax",
+    "tail_mass",
+)
 _ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": WINDOW}
 
 
@@ -135,4 +105,18 @@ def test_the_table_names_every_class():
     missing = dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() - rows.items())
     assert not missing, "run python tests/architectures/table.py"
     assert len(set(USED)) == 60
-    assert set(USED) <= set(rows)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_trial_finds_a_wrong_field(field, store):
+    teacher = AutoModelForCausalLM.from_pretrained(store.parent / "teacher")
+    with torch.no_grad():
+        whole = full_logits(teacher)
+    read = TeacherStore.open(store)
+    batch = read.read(np.arange(len(read)))
+    whole, labels = whole[:, : read.spec.vocab_size], all_labels()
+    check_fields(batch, whole, labels, FLOAT32)
+    values = getattr(batch, field).copy()
+    values[7] = values[7] + 1 if values.dtype.kind == "u" else values[7] + 0.01
+    with pytest.raises(WrongError, match=field):
+        check_fields(dataclasses.replace(batch, **{field: values}), whole, labels, FLOAT32)

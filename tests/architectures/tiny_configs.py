@@ -57,7 +57,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), NUM_IDS),
     **_SCALARS,
 }
-_OFF = ("dropout", "drop", "layerdrop", "jitter", "pdrop")
+_WINDOWED = {"sliding_window": WINDOW, "use_sliding_window": True, "max_window_layers": 1}
+"""Set also where a class has no window by default."""
+_OFF = ("drop", "jitter")
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -69,6 +71,8 @@ def small_fields(fields: dict[str, Any]) -> dict[str, Any]:
             small[name] = _IDS[name]
         elif name.endswith("_token_id") and type(value) is int:
             small[name] = 3
+        elif name in _WINDOWED and not isinstance(value, list | dict):
+            small[name] = _WINDOWED[name]
         elif name in SMALL and value is not None and not isinstance(value, list | dict):
             small[name] = SMALL[name]
         elif type(value) is float and any(part in name for part in _OFF):
