@@ -15,6 +15,7 @@ from caskd.models.batch_groups import BatchGroups
 from caskd.models.batching import Arrange, Tokens, pad
 from caskd.models.devices import memory_errors
 from caskd.models.split_model import (
+    FAILURES,
     SplitModel,
     inputs_of,
     is_float32,
@@ -23,14 +24,12 @@ from caskd.models.split_model import (
     output_logits,
     run_model,
 )
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
 _CAUSAL_LIMITS = (1e-5, 2e-3, 5e-2)
 """Largest mean difference, relative: in float32, in half precision, and there with experts, whose
 products depend on how many tokens each expert gets."""
 _FIRST_CHECK = 12
-NO_BATCH = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
-"""Errors of models that take no batch of unequal examples."""
 
 States = Callable[[Sequence[Tokens]], Tensor]
 """From examples in one batch to the states [N, H] of their tokens, example by example."""
@@ -68,7 +67,7 @@ class ForwardProbe:
             with memory_errors():
                 together = self._states(examples).float()
                 alone = torch.cat([self._states([one]).float() for one in examples])
-        except (MemoryError, *NO_BATCH):  # of the check; an error of one alone shows when it runs
+        except (MemoryError, *FAILURES):  # of the check; an error of one alone shows when it runs
             return False
         finally:
             model.train(training)
@@ -122,6 +121,11 @@ def check_causal(
         raise UsageError(
             f"{flag}: out of memory in a check on {length:,} tokens ({error}); expected room for "
             "the longest example: shorten the examples, or use a device with more memory"
+        ) from error
+    except FAILURES as error:
+        raise UsageError(
+            f"{flag}: {type(whole).__name__} does not compute {length:,} tokens ({reason(error)}); "
+            "expected a causal language model; pass another model"
         ) from error
     finally:
         whole.train(training)

@@ -181,7 +181,14 @@ def open_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
             **options,
+        )
+    for key, stored, wanted in sorted(report["mismatched_keys"])[:1]:
+        raise UsageError(
+            f"{flag} {shown}: {len(report['mismatched_keys'])} weights have another shape than the "
+            f"config, the first {key!r}: {list(stored)}; expected {list(wanted)}; pass another "
+            f"{flag}, or correct its config.json"
         )
     missing = report["missing_keys"]
     if missing:

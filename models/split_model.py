@@ -22,7 +22,7 @@ Positions = npt.NDArray[np.integer[Any]]
 
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError,
             NotImplementedError, AssertionError)  # fmt: skip
-"""Errors of a model that does not compute token ids alone."""
+"""Errors of a model that does not take such inputs."""
 _TRIAL_TOKENS = 8
 
 

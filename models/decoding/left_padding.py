@@ -11,8 +11,9 @@ from torch import Tensor
 
 from caskd.models.batch_groups import BatchGroups
 from caskd.models.devices import memory_errors
-from caskd.models.forward_probe import NO_BATCH, check_causal, probe_tokens
+from caskd.models.forward_probe import check_causal, probe_tokens
 from caskd.models.length_borders import forget_lengths, length_borders
+from caskd.models.split_model import FAILURES, num_embeddings
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ class _Probe:
     def __init__(self, model: Any, stop_ids: Sequence[int], flag: str) -> None:
         self._model = model
         self._flag = flag
-        num_ids = int(model.get_input_embeddings().weight.shape[0])
+        num_ids = num_embeddings(model, flag)
         special = {*stop_ids, model.generation_config.pad_token_id}
         self._ids = [token for token in range(num_ids) if token not in special]
 
@@ -51,7 +52,7 @@ class _Probe:
             with memory_errors():
                 together = self._logits(prompts, num_new)
                 alone = torch.cat([self._logits([prompt], num_new) for prompt in prompts])
-        except (MemoryError, *NO_BATCH):  # an error of one prompt alone shows when it is answered
+        except (MemoryError, *FAILURES):  # an error of one prompt alone shows when it is answered
             return False
         limit = 1e-4 if self._model.dtype == torch.float32 else 5e-2
         spread = (alone - alone.mean(dim=-1, keepdim=True)).abs().mean(dim=(1, 2))

@@ -73,12 +73,11 @@ def keeps_examples_apart(model: Any, longest: int = 0) -> bool:
 @torch.no_grad()
 def _keeps_apart(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """The test, with examples of these lengths in each row; all rows are equally long."""
-    device = model.get_input_embeddings().weight.device
-    num_ids = model.get_input_embeddings().weight.shape[0]
+    split, training = SplitModel(model, "--student"), model.training
+    device, num_ids = split.device, split.num_ids
     lengths = [length for row in rows for length in row]
     tokens = (torch.arange(sum(lengths), device=device) * 5 + 1) % num_ids
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    split, training = SplitModel(model, "--student"), model.training
     model.eval()
     packed = split.hidden(
         tokens.view(len(rows), -1), position_ids=positions.view(len(rows), -1)
