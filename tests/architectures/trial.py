@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from helpers.tiny import ALPHABET, SPECIAL, ragged_records, write_jsonl
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -33,6 +34,7 @@ from caskd.train.run.exporter import export
 
 DOORS = ("capture", "training", "export", "prediction")
 EXACT, REFUSED, NOT_BUILT, NOTHING = "exact", "refused", "not built", "-"
+NOT_BUILT_ERRORS = (AttributeError, ImportError, KeyError, TypeError, ValueError)
 RECORDS = ragged_records(8, seed=5)
 TOP_K = 8
 NEW_TOKENS = 4
@@ -69,8 +71,8 @@ def build(
     try:
         model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
         model(input_ids=torch.ones(1, 2, dtype=torch.long), **_no_cache(model))
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
-        raise NotBuiltError(" ".join(str(error).split()).split(":")[-1].strip()) from error
+    except (*NOT_BUILT_ERRORS, StrictDataclassError) as error:
+        raise NotBuiltError(str(error).split("ValueError: ")[-1]) from error
     randomise(model)
     if prepare is not None:
         prepare(model)
