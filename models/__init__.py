@@ -34,6 +34,7 @@ from caskd.models.parameters import ParameterCount, count_parameters, quantizati
 from caskd.models.small_copies import check_class
 from caskd.models.split_model import (
     SplitModel,
+    check_matrix,
     check_split,
     inputs_of,
     num_embeddings,
@@ -52,6 +53,7 @@ __all__ = [
     "build_model",
     "check_causal",
     "check_class",
+    "check_matrix",
     "check_split",
     "check_template",
     "check_vocabulary",

@@ -322,6 +322,21 @@ def check_split(model: Any, split: SplitModel, num_columns: int | None = None) -
         )
 
 
+@torch.no_grad()
+def check_matrix(split: SplitModel) -> None:
+    """Refuse a head that is more than a matrix and a bias, which a loss may read itself.
+
+    Raises:
+        UsageError: its product is another one.
+    """
+    states = torch.linspace(-1, 1, 8 * split.weight.shape[1], device=split.weight.device)
+    states = states.to(split.weight.dtype).reshape(8, -1)
+    theirs = split.head(states)[:, : split.width]
+    ours = nn.functional.linear(states, split.weight, split.bias)
+    if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max())):
+        raise _refusal(split.model, split.flag, "has a head that is more than a matrix and a bias")
+
+
 def is_float32(model: nn.Module) -> bool:
     """Whether a model computes in float32, so that two ways of computing agree closely."""
     return next(model.parameters()).dtype == torch.float32

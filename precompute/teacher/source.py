@@ -8,6 +8,7 @@ from caskd.models import (
     SplitModel,
     check_class,
     locate,
+    open_adapter,
     open_config,
     open_empty,
     open_tokenizer,
@@ -72,6 +73,9 @@ def find_checkpoint(
     model = open_empty(
         found.folder, FLAG, attention=None if attention == "auto" else attention, name=found.name
     )
+    found_adapter = None if adapter is None else find_adapter(adapter)
+    if found_adapter is not None:
+        model = open_adapter(model, found_adapter.folder, "--adapter", name=found_adapter.name)
     num_ids = SplitModel(model, FLAG).num_ids
     check_class(config, f"{FLAG} {found.name}")
     own_attention = str(getattr(model.config, "_attn_implementation", None))
@@ -89,7 +93,7 @@ def find_checkpoint(
         attention=own_attention if attention == "auto" else attention,
         max_length=min(limits) if min(limits) < _NO_LIMIT else None,
         quantization=quantization_of(config),
-        adapter=None if adapter is None else find_adapter(adapter),
+        adapter=found_adapter,
         device_map=device_map,
     )
 

@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from caskd.models import (
     SplitModel,
     check_causal,
+    check_matrix,
     check_split,
     forget_lengths,
     inputs_of,
@@ -77,6 +78,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         plain = _plain_model(self.accelerator.unwrap_model(self.model))
         self._split = split = SplitModel(plain, FLAG)
         check_split(plain, split)
+        check_matrix(split)
         check_causal(split, FLAG)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
             _check_batches(split, dataset)

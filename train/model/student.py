@@ -15,6 +15,7 @@ from caskd.models import (
     SplitModel,
     check_causal,
     check_class,
+    check_matrix,
     check_split,
     check_vocabulary,
     hidden_in_groups,
@@ -164,6 +165,7 @@ def load_student(name: str, spec: StoreSpec) -> Any:
     check_width(name, model, spec.vocab_size)
     split = SplitModel(model, f"{FLAG} {name}")
     check_split(model, split)
+    check_matrix(split)
     check_causal(split, split.flag)
     return model
 

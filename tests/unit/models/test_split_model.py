@@ -5,7 +5,7 @@ import torch
 from helpers.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caskd.models import SplitModel, check_split
+from caskd.models import SplitModel, check_matrix, check_split
 from caskd.models.head_forms import HeadForm
 from caskd.store.errors import UsageError
 
@@ -175,6 +175,23 @@ def test_a_head_that_does_something_else_is_refused(change):
     model.get_output_embeddings = lambda: head
     with pytest.raises(UsageError, match="--student x: LlamaForCausalLM changes the product"):
         SplitModel(model, "--student x")
+
+
+class Doubled(torch.nn.Linear):
+    """A head whose product is not that of its weight."""
+
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused_where_the_loss_reads_the_weight():
+    model = build("llama")
+    check_matrix(SplitModel(model, "--student"))
+    model.lm_head.__class__ = Doubled
+    split = SplitModel(model, "--student")
+    check_split(model, split)
+    with pytest.raises(UsageError, match=r"--student: LlamaForCausalLM .*more than a matrix"):
+        check_matrix(split)
 
 
 @pytest.mark.parametrize(
