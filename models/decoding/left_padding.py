@@ -13,8 +13,8 @@ from caskd.models.batch_groups import BatchGroups
 from caskd.models.devices import memory_errors
 from caskd.models.forward_probe import check_causal, probe_tokens
 from caskd.models.length_borders import forget_lengths, length_borders
-from caskd.store.errors import UsageError, reason
 from caskd.models.split_model import FAILURES, num_embeddings
+from caskd.store.errors import UsageError, reason
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
