@@ -7,7 +7,6 @@ Legend: N rows, V columns of the model, T tokens of an example.
 """
 
 import contextlib
-import inspect
 import io
 import json
 import re
@@ -19,12 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from helpers.tiny import ALPHABET, SPECIAL, ragged_records, write_jsonl
-from huggingface_hub.errors import StrictDataclassError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from architectures.tiny_configs import tiny_config
+from architectures.tiny_models import NotBuiltError, build, no_cache
 from caskd.eval import PredictConfig, predict
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
@@ -34,7 +31,6 @@ from caskd.train.run.exporter import export
 
 DOORS = ("capture", "training", "export", "prediction")
 EXACT, REFUSED, NOT_BUILT, NOTHING = "exact", "refused", "not built", "-"
-NOT_BUILT_ERRORS = (AttributeError, ImportError, KeyError, TypeError, ValueError)
 RECORDS = ragged_records(8, seed=5)
 TOP_K = 8
 NEW_TOKENS = 4
@@ -45,70 +41,8 @@ LOSS = 1e-4
 """Largest relative difference of a loss or of a gradient norm, both in float32."""
 
 
-class NotBuiltError(Exception):
-    """transformers does not build or run a model of a type from its config and token ids."""
-
-
 class WrongError(AssertionError):
     """A number of caskd is not the model's own."""
-
-
-def build(
-    model_type: str,
-    folder: Path,
-    *,
-    dtype: str = "float32",
-    prepare: Callable[[Any], None] | None = None,
-    **changes: Any,
-) -> Any:
-    """Write a tiny model of a type with its tokenizer; weights are so large that any of them
-    that is left out shows.
-
-    Raises:
-        NotBuiltError: transformers builds or runs no such model.
-    """
-    torch.manual_seed(0)
-    try:
-        model = AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).eval()
-        model(input_ids=torch.ones(1, 2, dtype=torch.long), **_no_cache(model))
-    except (*NOT_BUILT_ERRORS, StrictDataclassError) as error:
-        raise NotBuiltError(str(error).split("ValueError: ")[-1]) from error
-    randomise(model)
-    if prepare is not None:
-        prepare(model)
-    model.to(getattr(torch, dtype)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return type(model).from_pretrained(folder).eval()
-
-
-def _no_cache(model: Any) -> dict[str, Any]:
-    accepted = inspect.signature(model.forward).parameters
-    return {"use_cache": False} if "use_cache" in accepted else {}
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each byte, as byte-level BPE: transformers opens every type with it."""
-    shown = [{" ": "Ġ", "\n": "Ċ"}.get(text, text) for text in [*SPECIAL, *ALPHABET]]
-    others = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(shown))
-    vocabulary = {text: index for index, text in enumerate([*shown, *others])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
-
-
-@torch.no_grad()
-def randomise(model: Any) -> None:
-    """Give every weight, bias, norm and scalar of a model a value of its own."""
-    stored = model.state_dict()
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape) * 0.2
-        parameter.copy_(noise if parameter.dim() > 1 else parameter + noise)
-    for name, buffer in model.named_buffers():
-        # Larger buffers are tables of the architecture, such as decays.
-        if name in stored and buffer.is_floating_point() and buffer.dim() <= 1:
-            buffer.add_(torch.randn(buffer.shape) * 0.2)
 
 
 def examples() -> list[tuple[list[int], int]]:
@@ -145,7 +79,7 @@ def full_logits(model: Any) -> Tensor:
     """Logits [N, V] that predict the responses of all examples, one example at a time."""
     parts = []
     for ids, start in examples():
-        logits = model(input_ids=torch.tensor([ids]), **_no_cache(model)).logits[0]
+        logits = model(input_ids=torch.tensor([ids]), **no_cache(model)).logits[0]
         parts.append(logits[start - 1 : len(ids) - 1].float())
     return torch.cat(parts)
 
