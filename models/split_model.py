@@ -163,7 +163,7 @@ def num_embeddings(model: Any, flag: str) -> int:
     embedding = embedding_of(model)
     if embedding is None:
         raise _refusal(model, flag, "has no embedding of token ids")
-    return int(getattr(embedding, "num_embeddings", None) or embedding.weight.shape[0])
+    return int(embedding.weight.shape[0])
 
 
 def embedding_of(model: Any) -> Any:
@@ -197,11 +197,10 @@ def _form_and_width(model: Any, head: nn.Module, flag: str) -> tuple[HeadForm, i
     Where those of a model without weights cannot be tried, they count as none: the check of the
     loaded model decides.
     """
-    rows: int = getattr(head, "out_features", None) or head.weight.shape[0]  # type: ignore[union-attr, assignment, index]
     tried: list[Tensor] = []
 
     def replace(_: nn.Module, __: Any, product: Tensor) -> Tensor:
-        tried.append(trial_product(torch.Size([*product.shape[:-1], rows])))
+        tried.append(trial_product(product.shape))
         # Without weights the product is on `meta`, which holds no numbers.
         return tried[0] if product.device.type == "meta" else tried[0].to(product.device)
 
@@ -210,7 +209,7 @@ def _form_and_width(model: Any, head: nn.Module, flag: str) -> tuple[HeadForm, i
         logits = _logits_of_one_pass(model, head, flag)
     except UsageError:
         if _is_empty(model):
-            return HeadForm(), rows
+            return HeadForm(), int(head.weight.shape[0])  # type: ignore[union-attr, arg-type, index]
         raise
     finally:
         handle.remove()

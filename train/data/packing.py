@@ -82,6 +82,6 @@ def _keeps_apart(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     packed = split.hidden(
         tokens.view(len(rows), -1), position_ids=positions.view(len(rows), -1)
     ).flatten(0, 1)
-    alone = [split.hidden(part[None])[0] for part in tokens.split(lengths)]
+    alone = [split.hidden(part[None])[0] for part in torch.split(tokens, lengths)]
     model.train(training)
     return torch.allclose(packed, torch.cat(alone), rtol=_TOLERANCE, atol=_TOLERANCE)
