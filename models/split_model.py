@@ -145,7 +145,8 @@ def inputs_of(head: nn.Module | None) -> Iterator[list[Tensor]]:
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         caught.append(inputs[0])
-        return (inputs[0].detach()[:1, :1], *inputs[1:])
+        # Not detached: DDP looks for unused parameters behind the outputs of the model.
+        return (inputs[0][:1, :1], *inputs[1:])
 
     handle = head.register_forward_pre_hook(keep)
     try:

@@ -322,13 +322,9 @@ OPENING = ("from_pretrained", "from_config")
 def openings(path: Path) -> list[ast.Call]:
     """Calls by which transformers or peft open a checkpoint."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    named = [
-        node
-        for node in nodes
-        if isinstance(node, ast.Attribute) and node.attr in OPENING
-        # A quantiser is chosen by a config; it opens nothing.
-        if not (isinstance(node.value, ast.Name) and node.value.id == "AutoHfQuantizer")
-    ]
+    named = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in OPENING]
+    # A quantiser is chosen by a config; it opens nothing.
+    named = [node for node in named if "Quantizer" not in ast.unparse(node.value)]
     calls = [node for node in nodes if isinstance(node, ast.Call) and node.func in named]
     assert len(calls) == len(named), (
         f"{path.relative_to(ROOT)}: an opening is passed on, not called"
