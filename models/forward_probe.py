@@ -143,8 +143,7 @@ def _states(model: Any, ids: npt.NDArray[np.int64], device: torch.device) -> Ten
     """Hidden states [L, H] of one example; logits of a model without a separate head."""
     tokens = torch.from_numpy(ids)[None].to(device)
     if isinstance(model, SplitModel):
-        positions = torch.arange(len(ids), device=device)[None]
-        return model.hidden(tokens, position_ids=positions)[0].float()
+        return model.hidden(tokens)[0].float()
     with inputs_of(output_head(model)) as caught:
         output = run_model(model, tokens)
     states: Tensor = caught[0] if caught else output_logits(output)
@@ -161,7 +160,9 @@ def arranged_groups(split: SplitModel, arrange: Arrange, num_ids: int, name: str
 
     def states(examples: Sequence[Tokens]) -> Tensor:
         positions = [np.arange(len(tokens)) for tokens in examples]
-        return split.hidden_rows(arrange(examples), positions)
+        # One example alone is computed with the positions that the model itself counts.
+        batch = pad(examples) if len(examples) == 1 else arrange(examples)
+        return split.hidden_rows(batch, positions)
 
     return BatchGroups(split.borders, ForwardProbe(split, num_ids, states), name)
 

@@ -19,7 +19,7 @@ from caskd.store.errors import UsageError
 _MOST_PARAMETERS = 20_000_000
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers",
            "encoder_layers", "num_blocks")  # fmt: skip
-_VOCABULARY = {"vocab_size": 64, "vocab_size_per_layer_input": 64}
+_VOCABULARY = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"), 64)
 _INNER = {
     **dict.fromkeys(
         ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner",

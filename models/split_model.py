@@ -88,10 +88,9 @@ class SplitModel:
 
     def hidden_rows(self, batch: Batch, positions: Sequence[Positions]) -> Tensor:
         """Hidden states [N, H] at the given positions of each sequence, sequence by sequence."""
-        device = self.device
-        inputs, positions_there = (
-            to_device(array, device) for array in (batch.input_ids, batch.position_ids)
-        )
+        device, numbers = self.device, batch.position_ids
+        inputs = to_device(batch.input_ids, device)
+        positions_there = None if numbers is None else to_device(numbers, device)
         with one_sequence_a_line(batch.is_padded):
             hidden = self.hidden(inputs, position_ids=positions_there).flatten(0, 1)
         flat = np.concatenate([s + own for s, own in zip(batch.starts, positions, strict=True)])
@@ -136,9 +135,8 @@ def check_split(model: Any, split: SplitModel, num_columns: int | None = None) -
     """
     num_ids = split.num_ids if num_columns is None else num_columns
     input_ids = (torch.arange(8, device=split.device) % num_ids)[None]
-    positions = torch.arange(8, device=split.device)[None]
     whole = output_logits(run_model(model, input_ids))[0, :, :num_columns].float()
-    hidden = split.hidden(input_ids, position_ids=positions)[0]
+    hidden = split.hidden(input_ids)[0]
     ours = split.logits(hidden, num_columns).to(whole.device)
     error, size = float((whole - ours).abs().max()), float(whole.abs().max())
     if error > (1e-4 if is_float32(model) else 5e-2) * max(size, 1.0):

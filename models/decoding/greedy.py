@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from caskd.models.batching import forget_lengths
-from caskd.models.decoding.left_padding import left_padded
+from caskd.models.decoding.left_padding import generate, left_padded
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.decoding.stop_texts import special_tokens
 from caskd.models.model_parts import embedding_of
@@ -98,7 +98,8 @@ def _decode_together(
     recorder = _Recorder(options)
     forget_lengths(loaded.model)
     with _hidden_states(loaded.model, hidden_layer) as states:
-        output = loaded.model.generate(
+        output = generate(
+            loaded.model,
             **{name: part.to(device) for name, part in left_padded(prompts, pad).items()},
             logits_processor=[recorder],
             stopping_criteria=[watch] if any(stop) else [],

@@ -14,6 +14,7 @@ from caskd.models.batching import forget_lengths, length_borders
 from caskd.models.devices import memory_errors
 from caskd.models.forward_probe import check_causal, probe_tokens
 from caskd.models.model_parts import FAILURES, num_embeddings
+from caskd.store.errors import UsageError, reason
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -25,6 +26,22 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]
     ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def generate(model: Any, **options: Any) -> Tensor:
+    """Ids [B, P + N] of the model's own generate().
+
+    Raises:
+        UsageError: transformers cannot generate with this class, such as one that no cache fits.
+    """
+    try:
+        ids: Tensor = model.generate(**options)
+    except (AttributeError, KeyError) as error:
+        raise UsageError(
+            f"{type(model).__name__}: generate() of transformers cannot run it ({reason(error)}); "
+            "expected a model that generates text; pass another model"
+        ) from error
+    return ids
 
 
 def decoding_groups(model: Any, stop_ids: Sequence[int], flag: str, name: str) -> BatchGroups:
@@ -66,7 +83,8 @@ class _Probe:
         device = self._model.device
         recorder = _Fixed(self._ids)
         pad = self._model.generation_config.pad_token_id
-        self._model.generate(
+        generate(
+            self._model,
             **{name: part.to(device) for name, part in left_padded(prompts, pad).items()},
             logits_processor=[recorder],
             max_new_tokens=max(1, num_new),
