@@ -1,6 +1,6 @@
 """Durable local files, fault points, signals, progress bars and printable text."""
 
-from caskd.store.io import faults, files
+from caskd.store.io import descriptors, faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
 from caskd.store.io.printable import (
@@ -22,6 +22,7 @@ __all__ = [
     "bytes_text",
     "claimed",
     "csv_cell",
+    "descriptors",
     "duration_text",
     "escape_control",
     "escape_markdown",

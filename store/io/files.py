@@ -11,7 +11,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from errno import EACCES, EDQUOT, ELOOP, EMFILE, ENFILE, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import EACCES, EDQUOT, ELOOP, ENOSPC, ENOTEMPTY, EPERM, EROFS
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
@@ -22,7 +22,7 @@ from caskd.store.errors import (
     UnreadableError,
     UnsafeError,
 )
-from caskd.store.io import faults
+from caskd.store.io import descriptors, faults
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
 DRAFT_ATTEMPTS = 8
@@ -45,8 +45,8 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
             advice = "free disk space"
         elif error.errno in (EROFS, EACCES, EPERM):
             advice = "pass a writable --store"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
+        elif error.errno in descriptors.LIMIT_REACHED:
+            advice = descriptors.advice()
         else:
             advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
@@ -198,15 +198,15 @@ def reading(name: str) -> Iterator[None]:
         if error.errno == ELOOP:
             raise UnsafeError(f"{name}: a link; links are not followed.") from None
         if error.errno in (EACCES, EPERM):
-            advice = "Get permission to read it"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
+            advice = "get permission to read it"
+        elif error.errno in descriptors.LIMIT_REACHED:
+            advice = descriptors.advice()
         else:
-            advice = "Check the disk and its connection"
+            advice = "check the disk and its connection"
         raise UnreadableError(
             f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
-            f"expected a file that this process can read. {advice}, then run the same command "
-            "again."
+            f"expected a file that this process can read; {advice}, then run the same command "
+            "again"
         ) from None
 
 
