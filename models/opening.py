@@ -15,6 +15,7 @@ import torch
 from caskd.models.devices import memory_errors
 from caskd.store.errors import UsageError, reason
 from caskd.store.imports import require
+from caskd.store.io import check_readable
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -49,6 +50,7 @@ def locate(source: str, flag: str) -> Checkpoint:
     try:
         snapshot = Path(snapshot_download(source, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        check_readable(error, f"{flag} {source}")
         raise UsageError(
             f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "
             f"a folder or a hub id; check {flag} and the connection"
@@ -249,6 +251,7 @@ def _errors(shown: str | Path, flag: str, part: str, expected: str) -> Iterator[
     try:
         yield
     except (*known, SafetensorError) as error:
+        check_readable(error, f"{flag} {shown}")
         raise UsageError(
             f"{flag} {shown}: cannot open the {part} ({reason(error)}); expected {expected}"
         ) from error

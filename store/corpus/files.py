@@ -9,6 +9,7 @@ from typing import Any
 
 from caskd.store.corpus.columns import Record
 from caskd.store.errors import UsageError, reason
+from caskd.store.io import check_readable
 
 HUB_SCHEME = "hf://"
 _HUB_URL = re.compile(
@@ -61,6 +62,7 @@ def _hub_file(url: str) -> str:
     try:
         return hf_hub_download(repository, path, repo_type="dataset", revision=revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        check_readable(error, f"--data {url}")
         raise UsageError(
             f"--data {url}: download failed with {type(error).__name__}; expected an existing "
             "file; check --data, the connection, and HF_TOKEN for a private dataset"
@@ -149,6 +151,7 @@ def _translate_errors(file: str, file_type: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        check_readable(error, file)
         raise UsageError(
             f"{file}: not readable as {file_type} ({reason(error)}); "
             f"expected a complete {file_type} file; write it again"

@@ -14,12 +14,14 @@ from caskd.store.io.printable import (
     value_text,
 )
 from caskd.store.io.signals import first_signal
+from caskd.store.io.unreadable import check_readable, is_limit_reached
 
 __all__ = [
     "CLAIM",
     "SECONDS_BETWEEN_LINES",
     "Progress",
     "bytes_text",
+    "check_readable",
     "claimed",
     "csv_cell",
     "descriptors",
@@ -29,6 +31,7 @@ __all__ = [
     "faults",
     "files",
     "first_signal",
+    "is_limit_reached",
     "plot_label",
     "progress",
     "strip_control",

@@ -17,17 +17,6 @@ def share(largest: int, fraction: int) -> int:
     return max(1, min(largest, limit() // fraction))
 
 
-def is_limit_reached(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that no further file can be opened."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in LIMIT_REACHED:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
-
-
 def advice() -> str:
     """What to do about it: names the limit and the command."""
     return f"raise the limit of open files, here {limit():,} (ulimit -n {max(4096, 2 * limit())})"

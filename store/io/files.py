@@ -19,10 +19,10 @@ from caskd.store.errors import (
     CorruptError,
     StoreError,
     StoreWriteError,
-    UnreadableError,
     UnsafeError,
 )
 from caskd.store.io import descriptors, faults
+from caskd.store.io.unreadable import unreadable
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
 DRAFT_ATTEMPTS = 8
@@ -197,17 +197,7 @@ def reading(name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == ELOOP:
             raise UnsafeError(f"{name}: a link; links are not followed.") from None
-        if error.errno in (EACCES, EPERM):
-            advice = "get permission to read it"
-        elif error.errno in descriptors.LIMIT_REACHED:
-            advice = descriptors.advice()
-        else:
-            advice = "check the disk and its connection"
-        raise UnreadableError(
-            f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
-            f"expected a file that this process can read; {advice}, then run the same command "
-            "again"
-        ) from None
+        raise unreadable(error, name) from None
 
 
 def mode_of(path: Path, name: str | None = None) -> int | None:

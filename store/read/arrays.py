@@ -27,7 +27,7 @@ from caskd.store.format import (
     layout,
     untrusted_json,
 )
-from caskd.store.io import descriptors, files
+from caskd.store.io import files, is_limit_reached
 from caskd.store.read.chunk_cache import ChunkCache, Pieces, split_at_chunks
 from caskd.store.read.location import Location
 from caskd.store.read.open_files import OPEN_FILES
@@ -149,7 +149,7 @@ class StoreArrays:
             return self._read_chunk(array, chunk)
         except UnreadableError as error:
             # Other parts of the process may need many open files: give up those of the stores.
-            if not (descriptors.is_limit_reached(error) and OPEN_FILES.clear()):
+            if not (is_limit_reached(error) and OPEN_FILES.clear()):
                 raise
         return self._read_chunk(array, chunk)
 

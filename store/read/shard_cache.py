@@ -15,7 +15,7 @@ from pathlib import Path
 
 from caskd.store.errors import StoreWriteError, UsageError
 from caskd.store.format import DATA
-from caskd.store.io import descriptors, files
+from caskd.store.io import descriptors, files, is_limit_reached
 
 DIRECTORY_VARIABLE, LIMIT_VARIABLE = "CASKD_CACHE", "CASKD_CACHE_GB"
 DEFAULT_GB = 100.0
@@ -146,6 +146,6 @@ class ShardCache:
 
 
 def _advice(error: OSError) -> str:
-    if descriptors.is_limit_reached(error):
+    if is_limit_reached(error):
         return descriptors.advice()
     return f"free some space, or set {DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk"

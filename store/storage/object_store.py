@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import CorruptError, StoreError, UsageError
 from caskd.store.imports import require
+from caskd.store.io import descriptors
 from caskd.store.storage.base import TransientError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,40})</Code>")
+_NO_DESCRIPTOR = "TooManyOpenFiles"
 _RETRIED_STATUSES = (408, 409, 429)
 _PUT_PARTS_FROM = 64 << 20
 
@@ -169,6 +171,8 @@ def _error(kind: str, text: str, where: str) -> Exception:
     status, code = _STATUS.search(text), _CODE.search(text)
     number = int(status[1]) if status else None
     summary = " ".join(str(part) for part in (number, code[1] if code else None) if part)
+    if _NO_DESCRIPTOR in text:  # another request of this process may end and free one
+        return TransientError(f"no connection, too many open files: {descriptors.advice()}")
     if kind == "GenericError" and (number is None or number >= 500 or number in _RETRIED_STATUSES):
         return TransientError(f"request failed ({summary or 'no connection'})")
     return StoreError(

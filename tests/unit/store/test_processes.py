@@ -71,7 +71,7 @@ def test_open_files_of_all_stores_stay_below_the_limit(tmp_path: Path) -> None:
         # Forked readers begin with no open file of their parent.
         told = in_a_fork(lambda: (stores[0].read(range(40)).labels.tolist(), len(OPEN_FILES)))
         assert told == str((expected[0], min(len(OPEN_FILES), (before + 12) // 4)))
-    del stores
+    stores.clear()
     made.clear()
     gc.collect()
     assert len(OPEN_FILES) == 0

@@ -1,0 +1,61 @@
+"""Failures of the system to read a file: permissions, limits, the disk. They are never damage."""
+
+import errno
+from collections.abc import Iterator
+
+from caskd.store.errors import UnreadableError
+from caskd.store.io import descriptors
+
+PERMISSION = (errno.EACCES, errno.EPERM)
+_CAUSES = (
+    *PERMISSION,
+    *descriptors.LIMIT_REACHED,
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV),
+)
+
+
+def check_readable(error: BaseException, name: str) -> None:
+    """Raise the error of `unreadable` if `error`, or one behind it, is a failure of the system.
+
+    Call it before content is called damaged or missing because a library raised `error`.
+
+    Raises:
+        UnreadableError: the system, not the content of `name`, is the cause.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, UnreadableError):
+            raise cause
+        if isinstance(cause, OSError) and cause.errno in _CAUSES:
+            raise unreadable(cause, name) from None
+
+
+def unreadable(error: OSError, name: str) -> UnreadableError:
+    """The error of a file that exists but cannot be read, with cause and advice."""
+    if error.errno in PERMISSION:
+        advice = "get permission to read it"
+    elif error.errno in descriptors.LIMIT_REACHED:
+        advice = descriptors.advice()
+    else:
+        advice = "check the disk and its connection"
+    return UnreadableError(
+        f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
+        f"expected a file that this process can read; {advice}, then run the same command again"
+    )
+
+
+def is_limit_reached(error: BaseException) -> bool:
+    """Whether an error, or one behind it, is that this process has too many files open."""
+    return any(
+        isinstance(cause, OSError) and cause.errno in descriptors.LIMIT_REACHED
+        for cause in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, the cause's cause and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
