@@ -14,7 +14,7 @@ from caskd.store.io.printable import (
     value_text,
 )
 from caskd.store.io.signals import first_signal
-from caskd.store.io.unreadable import check_readable, is_limit_reached
+from caskd.store.io.unreadable import check_readable, is_limit_reached, system_failure
 
 __all__ = [
     "CLAIM",
@@ -35,5 +35,6 @@ __all__ = [
     "plot_label",
     "progress",
     "strip_control",
+    "system_failure",
     "value_text",
 ]

@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Iterator
 
-from caskd.store.errors import UnreadableError
+from caskd.store.errors import StoreError, StoreWriteError, UnreadableError
 from caskd.store.io import descriptors
 
 PERMISSION = (errno.EACCES, errno.EPERM)
@@ -13,6 +13,21 @@ _CAUSES = (
     *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EAGAIN),
     *(errno.ENOTCONN, errno.EHOSTDOWN, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV),
 )
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def system_failure(error: OSError) -> StoreError | None:
+    """The error to show for an OSError that no other code expected; None if it may be our bug."""
+    name = str(error.filename or "a file of this command")
+    if error.errno in _NO_ROOM:
+        return StoreWriteError(
+            f"{name}: cannot be written ({error.strerror}); expected a disk with room that this "
+            "process may write; free disk space or choose another place, then run the same "
+            "command again"
+        )
+    return unreadable(error, name) if error.errno in _CAUSES else None
 
 
 def check_readable(error: BaseException, name: str) -> None:
