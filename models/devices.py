@@ -26,7 +26,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return default_device()
     kind, _, number = name.partition(":")
-    if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
+    if name != "cpu" and not (
+        kind == "cuda" and (number.isascii() and number.isdecimal() or name == "cuda")
+    ):
         raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N; pass one of these")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(

@@ -28,7 +28,8 @@ def open_storage(url: str | Path) -> Storage:
             return request_helper.HelperStorage(str(url).rstrip("/"))
         from caskd.store.storage.object_store import ObjectStorage
 
-        return ObjectStorage.open(parts.scheme, parts.netloc, parts.path.strip("/"))
+        path = parts.path.removeprefix("/").removesuffix("/")
+        return ObjectStorage.open(parts.scheme, parts.netloc, path)
     if parts.scheme == "hf":
         from caskd.store.storage.hub import HubStorage
 

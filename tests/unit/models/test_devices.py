@@ -14,6 +14,7 @@ from caskd.store.errors import UsageError
     [
         ("tpu", "expected auto, cpu, cuda or cuda:N"),
         ("cuda:x", "expected auto, cpu, cuda or cuda:N"),
+        ("cuda:\u0663", "expected auto"),
         ("cuda:", "expected auto, cpu, cuda or cuda:N"),
         ("meta", "expected auto, cpu, cuda or cuda:N"),
         ("mps", "expected auto, cpu, cuda or cuda:N"),
