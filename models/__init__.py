@@ -9,7 +9,13 @@ from caskd.models.batching import (
     pad,
     padded_batches,
 )
-from caskd.models.devices import default_device, fixed_kernels, memory_errors, pick_device
+from caskd.models.devices import (
+    check_device_name,
+    default_device,
+    fixed_kernels,
+    memory_errors,
+    pick_device,
+)
 from caskd.models.digests import config_digest, may_be_same_config, weights_digest
 from caskd.models.forward_probe import (
     arranged_groups,
@@ -44,6 +50,7 @@ __all__ = [
     "arranged_groups",
     "build_model",
     "check_causal",
+    "check_device_name",
     "check_split",
     "check_template",
     "check_vocabulary",

@@ -255,8 +255,17 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store")
+        raise UnsafeError(f"{name or path.name}: {_what_it_is(status.st_mode)}")
     return status.st_size
+
+
+def _what_it_is(mode: int) -> str:
+    if not S_ISLNK(mode):
+        return "not a regular file; remove it from the store"
+    return (
+        "not a regular file but a link, and links are not followed; expected the file itself; copy "
+        "the store with cp -rL STORE COPY, or fetch it with caskd store pull"
+    )
 
 
 def size_inside(root: Path, name: str) -> int | None:

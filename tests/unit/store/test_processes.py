@@ -192,3 +192,21 @@ def test_a_store_that_was_replaced_is_not_damaged(store: TeacherStore) -> None:
     make_store(store.root, num=40, seed=1, shard_rows=16)
     with pytest.raises(IdentityError, match="another store"):
         opened.read(range(40))
+
+
+def test_a_store_of_links_is_copied_or_fetched(
+    store: TeacherStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a snapshot in the cache of the Hub looks like."""
+    linked = tmp_path / "snapshot"
+    for name in tree(store.root):
+        (linked / name).parent.mkdir(parents=True, exist_ok=True)
+        (linked / name).symlink_to(store.root / name)
+    for command in ("info", "verify", "card"):
+        assert main(["store", command, str(linked)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "a link" in line
+        assert "store pull" in line
+    whole = tmp_path / "link"
+    whole.symlink_to(store.root, target_is_directory=True)
+    assert verify_store(whole).ok
