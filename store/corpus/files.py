@@ -93,6 +93,9 @@ def _read_jsonl(file: str) -> Iterator[Record]:
                 f"{file}, line {number + 1 if undecoded else number}: {error}; expected one JSON "
                 "object a line in UTF-8; fix that line"
             ) from error
+        except OSError as error:
+            check_readable(error, file)
+            raise
 
 
 def _as_record(value: Any, file: str, number: int) -> Record:

@@ -27,6 +27,11 @@ def system_failure(error: OSError) -> StoreError | None:
             "process may write; free disk space or choose another place, then run the same "
             "command again"
         )
+    if error.errno in _CAUSES and error.filename is None:
+        return UnreadableError(
+            f"{name} cannot be read or written ({error.strerror}), which is not damage; check the "
+            "disk and its connection, then run the same command again"
+        )
     return unreadable(error, name) if error.errno in _CAUSES else None
 
 

@@ -6,19 +6,28 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from helpers.stores import make_store, tree
+from helpers.stores import VOCAB, examples, fill, identity, make_store, shard_rows_of, tree
 
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
-from caskd.store.errors import CorruptError, IdentityError, StoreError, UnreadableError
+from caskd.store.errors import (
+    CorruptError,
+    IdentityError,
+    StoreError,
+    StoreWriteError,
+    UnreadableError,
+)
 from caskd.store.io import descriptors
 from caskd.store.read.open_files import OPEN_FILES
+from caskd.store.write import StoreWriter, plan_store
 
 
 @pytest.fixture
@@ -210,3 +219,42 @@ def test_a_store_of_links_is_copied_or_fetched(
     whole = tmp_path / "link"
     whole.symlink_to(store.root, target_is_directory=True)
     assert verify_store(whole).ok
+
+
+def test_a_store_that_is_moved_during_a_capture(tmp_path: Path) -> None:
+    make_store(tmp_path / "whole")
+    path = tmp_path / "store"
+    plan_store(path, identity(), examples(), shard_rows=32, vocab=VOCAB)
+    fill(path, only=[0])
+    writer = StoreWriter(path)
+    work = writer.shard(1)
+    rows = shard_rows_of(work, writer.spec.shard_rows, writer.spec.top_k)
+    len(writer._index.row_count), writer._store.id_order  # read before
+    path.rename(tmp_path / "moved")
+    with pytest.raises(StoreWriteError, match="moved or removed during this run"):
+        writer.commit(work, rows)
+    assert not path.exists()
+    fill(tmp_path / "moved").seal()
+    assert tree(tmp_path / "moved") == tree(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_damage_is_found_without_asserts(store: TeacherStore) -> None:
+    code = """
+import sys, pathlib
+from caskd.store import StoreError, verify_store
+assert False, "python -O"
+missed, names = [], sys.argv[2:]
+for name in names:
+    path = pathlib.Path(sys.argv[1], name)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    try:
+        missed += [name] if verify_store(sys.argv[1], full=True).ok else []
+    except StoreError:
+        pass
+    path.write_bytes(data)
+sys.exit(bool(missed or not verify_store(sys.argv[1], full=True).ok))
+"""
+    names = [name for name in tree(store.root) if name != "README.md"]
+    subprocess.run([sys.executable, "-O", "-c", code, str(store.root), *names[::9]], check=True)
