@@ -13,6 +13,7 @@ from caskd.models.batching import (
     padded_batches,
 )
 from caskd.models.devices import (
+    check_device_name,
     default_device,
     fixed_kernels,
     memory_errors,
@@ -70,6 +71,7 @@ __all__ = [
     "build_model",
     "check_causal",
     "check_class",
+    "check_device_name",
     "check_matrix",
     "check_openable",
     "check_quantization",

@@ -19,7 +19,7 @@ from caskd.models.devices import memory_errors
 from caskd.models.quantization import check_quantization
 from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
-from caskd.store.io import refuse_mixup
+from caskd.store.io import check_readable, refuse_mixup
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -73,6 +73,7 @@ def _download(source: str, flag: str, patterns: list[str]) -> Checkpoint:
     try:
         snapshot = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        check_readable(error, f"{flag} {source}")
         raise UsageError(
             f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "
             f"a folder or a hub id; check {flag} and the connection"
@@ -362,6 +363,7 @@ def _errors(shown: str | Path, flag: str, part: str, expected: str) -> Iterator[
     except (CaskdError, MemoryError):
         raise
     except Exception as error:  # transformers and its quantisers raise every kind
+        check_readable(error, f"{flag} {shown}")
         raise UsageError(
             f"{flag} {shown}: cannot open the {part} ({reason(error)}); expected {expected}"
         ) from error

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from caskd.eval.answers.checks import check_values, num_parameters
 from caskd.store.errors import UsageError
-from caskd.store.io import refuse_mixup, value_text
+from caskd.store.io import check_readable, refuse_mixup, value_text
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
@@ -167,7 +167,8 @@ def read_predictions(file: str) -> Predictions:
         )
     try:
         table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        check_readable(error, str(file))
         raise _not_predictions(file, "not a Parquet file") from None
     metadata = _header(file, table)
     table = _with_digests(table)

@@ -17,7 +17,7 @@ from caskd.eval.answers import WHOLE, Predictions, predictions_bytes, read_predi
 from caskd.models import may_be_same_config
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import identity_differences
-from caskd.store.io import files
+from caskd.store.io import check_readable, files
 
 REQUEST = "request.json"
 CONFIG_DIGEST = "model.config_digest"
@@ -70,7 +70,8 @@ class Parts:
     def _check_same(self) -> None:
         try:
             theirs = json.loads((self.folder / REQUEST).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            check_readable(error, str(self.folder / REQUEST))
             raise UsageError(
                 f"{self.folder}: holds no parts of caskd predict; expected such parts or no "
                 "folder; remove it or choose another --out"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, files
+from caskd.store.io import CLAIM, check_readable, files
 
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"
@@ -34,7 +34,8 @@ def check_folder(out: Path) -> None:
         return
     try:
         known = json.loads((out / SUMMARY).read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(error, f"--out {out / SUMMARY}")
         known = False
     if not known:
         raise UsageError(

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from caskd.models import check_template
+from caskd.models import check_device_name, check_template
 from caskd.precompute.config import PrecomputeConfig, check_numbers
 from caskd.precompute.planning.policies import check_planned_flags
 from caskd.precompute.teacher import TeacherSource, find_teacher
@@ -49,6 +49,7 @@ def check_job(config: PrecomputeConfig) -> Job:
         UsageError: an option, a file or a value is invalid.
         IdentityError: the store exists and has another identity.
     """
+    check_device_name(config.device)
     check_numbers(config)
     columns = decide_columns(next(read_records(config.data)), config.columns)
     source = find_teacher(config)

@@ -36,7 +36,7 @@ def precompute(config: PrecomputeConfig) -> TeacherStore | None:
         IdentityError: the store exists and has another identity.
         TeacherError: NaN or Inf in more examples than --max-non-finite accepts.
         FailedShardsError: some shards could not be computed; all others are committed.
-        StoppedError: SIGTERM or SIGINT stopped the run; exit code 143 or 130.
+        StoppedError: SIGTERM, SIGINT or SIGHUP stopped the run; exit code 143, 130 or 129.
     """
     info = worker_info(config, os.environ)
     with stop_signals() as stop:

@@ -10,7 +10,7 @@ from typing import Any
 
 from caskd.store.corpus.columns import LocatedRecord, Record
 from caskd.store.errors import UsageError, reason
-from caskd.store.io import DATA_ENDINGS, refuse_mixup
+from caskd.store.io import DATA_ENDINGS, check_readable, refuse_mixup
 
 HUB_SCHEME = "hf://"
 _HUB_URL = re.compile(
@@ -116,6 +116,7 @@ def _hub_file(url: str) -> str:
     try:
         return hf_hub_download(repository, path, repo_type="dataset", revision=revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        check_readable(error, f"--data {url}")
         raise UsageError(
             f"--data {url}: download failed with {type(error).__name__}; expected an existing "
             "file; check --data, the connection, and HF_TOKEN for a private dataset"
@@ -147,6 +148,9 @@ def _read_jsonl(file: str) -> Iterator[Record]:
                 f"{file}, line {number + 1 if undecoded else number}: {error}; expected one JSON "
                 "object a line in UTF-8; fix that line"
             ) from error
+        except OSError as error:
+            check_readable(error, file)
+            raise
 
 
 def _as_record(value: Any, file: str, number: int) -> Record:
@@ -205,6 +209,7 @@ def _translate_errors(file: str, file_type: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
+        check_readable(error, file)
         raise UsageError(
             f"{file}: not readable as {file_type} ({reason(error)}); "
             f"expected a complete {file_type} file; write it again"

@@ -1,6 +1,6 @@
 """Durable local files, fault points, signals, progress bars and printable text."""
 
-from caskd.store.io import faults, files
+from caskd.store.io import descriptors, faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, rate_text
 from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, refuse_mixup, refuse_occupied
@@ -16,6 +16,7 @@ from caskd.store.io.printable import (
     value_text,
 )
 from caskd.store.io.signals import first_signal
+from caskd.store.io.unreadable import check_readable, is_limit_reached, system_failure
 
 __all__ = [
     "CLAIM",
@@ -23,15 +24,18 @@ __all__ = [
     "SECONDS_BETWEEN_LINES",
     "Progress",
     "bytes_text",
+    "check_readable",
     "claimed",
     "counted",
     "csv_cell",
+    "descriptors",
     "duration_text",
     "escape_control",
     "escape_markdown",
     "faults",
     "files",
     "first_signal",
+    "is_limit_reached",
     "is_predictions",
     "plot_label",
     "progress",
@@ -39,5 +43,6 @@ __all__ = [
     "refuse_mixup",
     "refuse_occupied",
     "strip_control",
+    "system_failure",
     "value_text",
 ]

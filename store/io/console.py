@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 60.0
@@ -41,11 +41,12 @@ class _Lines:
         rate = (self.done - self.first_done) / elapsed
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         text = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}"
-        print(
-            f"{text}, {rate_text(rate, self.unit)}{left}{'  ' + note if note else ''}",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # a full log must not end the work
+            print(
+                f"{text}, {rate_text(rate, self.unit)}{left}{'  ' + note if note else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class _Bar:

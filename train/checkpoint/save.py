@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
+from caskd.store.io import check_readable
 from caskd.train.checkpoint.manifest import (
     OPTIMIZER,
     RNG,
@@ -182,7 +183,8 @@ def read_state(directory: Path) -> RunState:
         content = json.loads((directory / STATE).read_bytes())
         content.pop("versions")
         return RunState(**content)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(error, str(directory / STATE))
         raise CorruptError(f"{directory}: {STATE} is missing or damaged; {REMEDY}") from None
 
 

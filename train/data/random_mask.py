@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
+from caskd.store.io import check_readable
 from caskd.train.metrics import METRICS_FILE
 
 FLAG = "--keep-fraction-from"
@@ -76,7 +77,8 @@ def read_fractions(path: Path, steps: int) -> npt.NDArray[np.float64]:
     file = path / METRICS_FILE if path.is_dir() else path
     try:
         lines = file.read_bytes().splitlines()
-    except OSError:
+    except OSError as error:
+        check_readable(error, f"{FLAG} {file}")
         raise UsageError(
             f"{FLAG} {path}: could not read {METRICS_FILE}; expected the directory of a trained "
             f"run, or its {METRICS_FILE}; pass one of these"

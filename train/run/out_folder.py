@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.io import claimed, files, refuse_occupied
+from caskd.store.io import check_readable, claimed, files, refuse_occupied
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     check_same_options,
@@ -83,7 +83,8 @@ def recorded_run(out: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((out / RUN_CONFIG).read_bytes())
         is_run = {"config", "deepspeed", "stores"} <= content.keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError) as error:
+        check_readable(error, f"--out {out / RUN_CONFIG}")
         return None
     return content if is_run else None
 
@@ -168,7 +169,8 @@ def _last_save(out: Path) -> int | None:
         return int(json.loads((out / LAST_SAVE).read_bytes())["step"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(error, str(out / LAST_SAVE))
         raise CorruptError(
             f"{out / LAST_SAVE}: cannot be read as the record of the newest checkpoint; remove it "
             f"if {CHECKPOINTS}/ holds a complete checkpoint"
