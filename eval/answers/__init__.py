@@ -6,6 +6,7 @@ from caskd.eval.answers.predictions_file import (
     Predictions,
     digest,
     predictions_bytes,
+    read_own_columns,
     read_predictions,
     table_of,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "predictions_bytes",
     "question_names",
     "question_units",
+    "read_own_columns",
     "read_predictions",
     "read_runs",
     "seeds_of",

@@ -18,6 +18,7 @@ from caskd.eval.inference.requests import (
     build_requests,
     chat_options,
     check_requests,
+    question_records,
     text_identity,
 )
 from caskd.eval.metrics import check_references
@@ -31,7 +32,6 @@ from caskd.models.decoding import (
     hidden_index,
     load_for_decoding,
 )
-from caskd.store.corpus import read_records
 from caskd.store.errors import UsageError
 from caskd.store.io import progress
 
@@ -55,7 +55,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     out = Path(config.out)
     _check_numbers(config)
     check_out(out)
-    records = list(itertools.islice(read_records(config.data), config.limit))
+    records = list(itertools.islice(question_records(config), config.limit))
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
     requests = build_requests(loaded.tokenizer, records, config)
     check_requests(requests, loaded.max_positions, config.max_new_tokens)

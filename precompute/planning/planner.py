@@ -11,12 +11,12 @@ from typing import Any
 from caskd.precompute.config import PlanConfig, PrecomputeConfig
 from caskd.precompute.planning.corpus_stats import CorpusStats, planned_examples
 from caskd.precompute.planning.forecast import bytes_bracket
-from caskd.precompute.planning.identity import Job, check_job
+from caskd.precompute.planning.identity import Job, check_job, corpus_records
 from caskd.precompute.planning.plan_report import next_step, plan_lines
 from caskd.precompute.planning.policies import check_examples
 from caskd.precompute.planning.tokenization import tokenize_corpus
 from caskd.store.commits import commit_record
-from caskd.store.corpus import TokenizedExample, read_records
+from caskd.store.corpus import TokenizedExample
 from caskd.store.format import StoreSpec
 from caskd.store.inspect import text_counts
 from caskd.store.io import progress
@@ -168,7 +168,7 @@ def _examples(config: PrecomputeConfig, job: Job, stats: CorpusStats) -> Iterato
     """
     examples = tokenize_corpus(
         job.source.tokenizer,
-        read_records(config.data),
+        corpus_records(config),
         job.columns,
         job.options,
         num_processes=config.tokenize_processes,

@@ -11,8 +11,10 @@ from caskd.store.corpus.columns import (
     ignored_columns,
     record_task,
     template_values,
+    text_columns,
 )
 from caskd.store.corpus.files import read_records
+from caskd.store.corpus.parquet import parquet_batches, size_limit
 from caskd.store.corpus.text_tokens import text_tokens
 from caskd.store.corpus.tokens import (
     TEXT_RULE,
@@ -48,16 +50,19 @@ __all__ = [
     "joined_row_positions",
     "logit_positions",
     "num_rows",
+    "parquet_batches",
     "prompt_ids",
     "read_chat_options",
     "read_records",
     "record_task",
     "reference_text",
     "row_labels",
+    "size_limit",
     "special_tokens",
     "template_digest",
     "template_text",
     "template_values",
+    "text_columns",
     "text_tokens",
     "token_bytes",
     "tokenize_examples",

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from caskd.store.corpus.bounded_render import TemplateError, render_template
 from caskd.store.errors import UsageError, reason
+from caskd.store.io import parse_json
 
 Message = Mapping[str, Any]
 _OWN_ARGUMENTS = frozenset(
@@ -65,7 +67,7 @@ def read_chat_options(
                 "with a Jinja template; pass another file"
             ) from error
     try:
-        given = json.loads(arguments or "{}")
+        given = parse_json(arguments or "{}")
     except ValueError:
         given = None
     if not isinstance(given, dict) or given.keys() & _OWN_ARGUMENTS:
@@ -155,7 +157,7 @@ class Chat:
         self._tokenizer, self.options = tokenizer, options
         self.messages = [_without_nulls(message) for message in conversation.messages]
         self._given = dict(conversation.given)
-        self._arguments = json.loads(options.arguments)
+        self._arguments = parse_json(options.arguments)
         self.template = template_text(tokenizer, options.template, self._given.get("tools"))
         self.messages = self._supported(self.messages)
 
@@ -165,17 +167,12 @@ class Chat:
         Raises:
             ChatRefusedError: the template rejects them.
         """
-        from jinja2 import TemplateError
-
         options = {"chat_template": self.template, **self._given, **self._arguments, **options}
         try:
-            # In a list, because transformers looks at the first message.
-            return str(
-                self._tokenizer.apply_chat_template([list(messages)], tokenize=False, **options)[0]
-            )
-        except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+            return render_template(self._tokenizer, messages, options)
+        except TemplateError as error:
             raise ChatRefusedError(
-                f"the chat template rejects a conversation ({reason(error)}); expected one that it "
+                f"the chat template rejects a conversation ({error}); expected one that it "
                 "supports: fix or remove that record, pass --on-bad-chat skip, or another "
                 "--chat-template FILE"
             ) from error

@@ -14,22 +14,38 @@ from caskd.store.io.printable import (
     value_text,
 )
 from caskd.store.io.signals import first_signal
+from caskd.store.io.strange_files import (
+    MAX_JSON_DEPTH,
+    StrangeFileError,
+    depth_exceeds,
+    parse_json,
+    read_json,
+    read_json_object,
+    read_regular,
+)
 
 __all__ = [
     "CLAIM",
+    "MAX_JSON_DEPTH",
     "SECONDS_BETWEEN_LINES",
     "Progress",
+    "StrangeFileError",
     "bytes_text",
     "claimed",
     "csv_cell",
+    "depth_exceeds",
     "duration_text",
     "escape_control",
     "escape_markdown",
     "faults",
     "files",
     "first_signal",
+    "parse_json",
     "plot_label",
     "progress",
+    "read_json",
+    "read_json_object",
+    "read_regular",
     "strip_control",
     "value_text",
 ]

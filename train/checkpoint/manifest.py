@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import files
+from caskd.store.io import files, read_json_object
 from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
@@ -59,9 +59,9 @@ def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
         CorruptError: a file is missing, extra, or differs from the record.
     """
     try:
-        record = json.loads((checkpoint / COMPLETE).read_bytes())["files"]
+        record = read_json_object(checkpoint / COMPLETE)["files"]
         expected = {name: (int(f["size"]), str(f["sha256"])) for name, f in record.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged; {REMEDY}") from None
     found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
     prefixes = tuple(only)

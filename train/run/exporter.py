@@ -1,6 +1,5 @@
 """Export a checkpoint as an ordinary transformers model, and compare it after a reload."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ import torch
 
 from caskd.models import build_model, open_adapter, open_config, open_model, open_tokenizer
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import CLAIM, claimed, escape_markdown
+from caskd.store.io import CLAIM, claimed, escape_markdown, parse_json
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     STATE,
@@ -266,7 +265,7 @@ def _card_lines(run: Path, step: int) -> Iterator[str]:
     """The metrics of that step in training and on --eval-store, one line each."""
     for name, label in ((METRICS_FILE, "last batch"), (EVAL_FILE, "evaluation")):
         for line in lines_up_to(run / name, step)[-1:]:
-            values: Mapping[str, Any] = json.loads(line)
+            values: Mapping[str, Any] = parse_json(line, constants=True)
             if values["step"] == step:
                 shown = (f"{k} {values[k]:.4g}" for k in _CARD_METRICS if values.get(k) is not None)
                 yield f"- {label}: {', '.join(shown)}"
