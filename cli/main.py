@@ -1,5 +1,6 @@
 """The `caskd` command: one flat table of subcommands, each imported only when it runs."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 
 from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
 from caskd.store.errors import CaskdError, UsageError
-from caskd.store.io import first_signal
+from caskd.store.io import escape_control, first_signal, tell
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -138,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: a subcommand's `--help` (0) or usage error (2).
     """
+    logging.setLogRecordFactory(_SafeRecord)
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
         # Progress bars of loading weights are noise in a log.
@@ -147,19 +149,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _dispatch(words)
             sys.stdout.flush()
     except CaskdError as error:
-        print(f"caskd: {error}", file=sys.stderr)
+        tell(escape_control(f"caskd: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("caskd: interrupted", file=sys.stderr)
+        tell("caskd: interrupted", file=sys.stderr)
         return INTERRUPTED
     except _Terminated:
-        print("caskd: stopped by SIGTERM before it finished; run it again", file=sys.stderr)
+        tell("caskd: stopped by SIGTERM before it finished; run it again", file=sys.stderr)
         return TERMINATED
     except BrokenPipeError:
         # The reader closed the pipe (`| head`); without this Python prints an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return code
+
+
+class _SafeRecord(logging.LogRecord):
+    """A message of a library, such as a model's type in a warning of transformers, escaped."""
+
+    def getMessage(self) -> str:
+        return "\n".join(map(escape_control, super().getMessage().split("\n")))
 
 
 def _terminate(_number: int) -> None:
@@ -173,15 +182,15 @@ def _terminate(_number: int) -> None:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(COMMANDS))
+        tell(overview(COMMANDS))
         return 0
     if words[0] in ("-V", "--version"):
         from importlib import metadata
 
-        print(f"caskd {metadata.version('caskd')}")
+        tell(f"caskd {metadata.version('caskd')}")
         return 0
     if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
+        tell(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
         return 0
     num_words = 2 if words[0] == "store" else 1
     name = " ".join(words[:num_words])

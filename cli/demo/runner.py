@@ -18,7 +18,7 @@ from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, claimed
+from caskd.store.io import CLAIM, claimed, tell
 
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
@@ -78,9 +78,9 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     disable_progress_bar()  # the demo's models load at once
     torch.set_num_threads(NUM_THREADS)
     stages = Stages()
-    print(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
-    print(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
-    print("prompt: label noise, which the teacher, trained on clean labels, can detect")
+    tell(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
+    tell(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
+    tell("prompt: label noise, which the teacher, trained on clean labels, can detect")
     _prepare(out, seed, num_train, num_test)
     stages.done("corpus, teacher and student")
     _capture(stages, out)
@@ -91,7 +91,7 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     cat_xent, xent, teacher = (_predictions(out, name) for name in ("cat-xent", "xent", "teacher"))
     report = str(out / "report")
     stages.run("eval", "--small", cat_xent, "--small", xent, "--large", teacher, "--out", report)
-    print(closing(out, stages.seconds))
+    tell(closing(out, stages.seconds))
 
 
 class Stages:
@@ -109,7 +109,7 @@ class Stages:
 
     def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
         """Print a command line and run it, in this or in its own process."""
-        print(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
+        tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
         code = _in_own_process(command, args) if own_process else run_command(command, args)
         if code:
             raise SystemExit(code)

@@ -33,7 +33,7 @@ from caskd.models.decoding import (
     load_for_decoding,
 )
 from caskd.store.errors import UsageError
-from caskd.store.io import progress
+from caskd.store.io import progress, tell
 
 MAX_PARTS = 1000
 
@@ -69,12 +69,12 @@ def predict(config: PredictConfig) -> Predictions | None:
     written = parts.join()
     if written is None:
         left = len(parts.missing())
-        print(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
+        tell(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
         return None
     mean, names = written.numbers("quality").mean(), describe(tasks)
     empty = written.num_empty()
     said = f", {empty:,} of them empty" if empty else ""
-    print(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
+    tell(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
     return written
 
 
@@ -101,7 +101,7 @@ def _answer_missing(
     sizes = [sum(map(len, part)) for part in plan]
     total, left = sum(sizes[config.worker :: config.num_workers]), sum(sizes[p] for p in missing)
     if left < total:
-        print(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
+        tell(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
     with progress("predict", total, "examples", done=total - left) as shown:
         for part in missing:
             rows: list[dict[str, Any]] = []

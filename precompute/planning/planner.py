@@ -19,7 +19,7 @@ from caskd.store.commits import commit_record
 from caskd.store.corpus import TokenizedExample
 from caskd.store.format import StoreSpec
 from caskd.store.inspect import text_counts
-from caskd.store.io import progress
+from caskd.store.io import progress, tell
 from caskd.store.write import find_store, plan_store, record_text_counts
 
 
@@ -68,17 +68,17 @@ def plan_command(config: PlanConfig) -> None:
 
             facts["forecast"] = run_probe(config, job.source, planned.root, planned.num_bytes)
     lines = [*plan_lines(facts), next_step(facts)]
-    print(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
+    tell(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
 
 
 def plan_job(config: PrecomputeConfig, job: Job) -> StoreSpec:
     """Plan the store of a checked capture, unless it exists."""
     existing = find_store(config.store)
     if existing is not None:
-        print(f"{config.store}: already planned, {existing.num_rows:,} rows")
+        tell(f"{config.store}: already planned, {existing.num_rows:,} rows")
         return existing
     with _planned(config, job) as planned:
-        print("\n".join(plan_lines(plan_facts(config, job, planned))))
+        tell("\n".join(plan_lines(plan_facts(config, job, planned))))
     return planned.spec
 
 

@@ -2,7 +2,7 @@
 
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
-from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress
+from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, tell
 from caskd.store.io.printable import (
     bytes_text,
     csv_cell,
@@ -47,5 +47,6 @@ __all__ = [
     "read_json_object",
     "read_regular",
     "strip_control",
+    "tell",
     "value_text",
 ]

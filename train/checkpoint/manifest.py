@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import files, read_json_object
+from caskd.store.io import files, read_json_object, tell
 from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
@@ -123,7 +123,7 @@ def newest_complete(run: Path) -> Path:
             return checkpoint
         message = f"caskd: {checkpoint} is not complete (its save was interrupted); skipped"
         if os.environ.get("RANK", "0") == "0":
-            print(message, file=sys.stderr)
+            tell(message, file=sys.stderr)
     raise UsageError(
         f"{run}: no complete checkpoint in {CHECKPOINTS}/; expected at least one; check the "
         "path, or run without --resume and with a new --out"

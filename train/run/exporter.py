@@ -10,7 +10,7 @@ import torch
 
 from caskd.models import build_model, open_adapter, open_config, open_model, open_tokenizer
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import CLAIM, claimed, escape_markdown, parse_json
+from caskd.store.io import CLAIM, claimed, escape_markdown, parse_json, tell
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     STATE,
@@ -53,7 +53,7 @@ def export_command(config: ExportConfig) -> int:
         adapter=config.adapter,
         allow_unfinished=config.allow_unfinished,
     )
-    print(f"wrote {out}")
+    tell(f"wrote {out}")
     return 0
 
 

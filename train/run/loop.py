@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import StoppedError
-from caskd.store.io import first_signal
+from caskd.store.io import first_signal, tell
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> Path:
     if config.dry_run:
         plan = plan_run(config)
         _warn(plan)
-        print("\n".join([*plan.summary(), *table(size_of(plan))]))
+        tell("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
     with (
@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> Path:
             _prepare_out(plan, ranks)
         engine = start_engine(plan, ranks)
         if ranks.rank == 0 and config.token_budget is not None:
-            print(_packing(bool(engine.module.packs)), flush=True)
+            tell(_packing(bool(engine.module.packs)), flush=True)
         with _termination_flag() as terminated:
             last = _fit(plan, engine, terminated)
             # Rank 0 has closed its files. A launcher kills the other ranks when the first one ends
@@ -94,26 +94,26 @@ def train(config: TrainConfig) -> Path:
     if step < config.steps:
         raise StoppedError(_stopped(config, ranks, step, last), signal.SIGTERM)
     if ranks.rank == 0:
-        print(f"trained {step:,} steps, saved in {last}")
-        print(f"next: caskd export {config.out} MODEL", flush=True)
+        tell(f"trained {step:,} steps, saved in {last}")
+        tell(f"next: caskd export {config.out} MODEL", flush=True)
     return last
 
 
 def _warn(plan: RunPlan) -> None:
     for line in plan.warnings():
-        print(f"caskd: {line}", file=sys.stderr, flush=True)
+        tell(f"caskd: {line}", file=sys.stderr, flush=True)
 
 
 def _prepare_out(plan: RunPlan, ranks: Ranks) -> None:
     """Print the plan, and make --out ready for the files of this run."""
     config = plan.config
-    print("\n".join(plan.summary()), flush=True)
+    tell("\n".join(plan.summary()), flush=True)
     _warn(plan)
     if config.resume:
         anew = plan.checkpoint is None
         message = clear_for_resume(config.out, plan.first_step, anew=anew)
         if message is not None:
-            print(message, flush=True)
+            tell(message, flush=True)
     describe_run(plan, ranks)
 
 
