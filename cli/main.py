@@ -12,7 +12,7 @@ from typing import Any
 
 from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
 from caskd.store.errors import CaskdError, UsageError
-from caskd.store.io import escape_control, first_signal, tell
+from caskd.store.io import disk_error, escape_control, first_signal, tell
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -161,6 +161,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader closed the pipe (`| head`); without this Python prints an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except Exception as error:
+        refused = disk_error(error)
+        if refused is None:
+            raise
+        tell(escape_control(f"caskd: {refused}"), file=sys.stderr)
+        return refused.exit_code
     return code
 
 

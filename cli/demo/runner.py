@@ -18,7 +18,7 @@ from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, claimed, tell
+from caskd.store.io import CLAIM, check_room, claimed, tell
 
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
@@ -27,6 +27,8 @@ SWAPPED_SHARE = 0.15  # train responses taken from another prompt: the label noi
 # With such small matrices threads wait for each other; one thread also makes the results
 # independent of the number of cores.
 NUM_THREADS = 1
+_NUM_BYTES = 50 << 20
+"""The demo writes about that much."""
 OBJECTIVES = ("xent", "cat-xent")
 
 
@@ -123,6 +125,7 @@ def _in_own_process(command: str, args: Sequence[str]) -> int:
 
 
 def _prepare(out: Path, seed: int, num_train: int, num_test: int) -> None:
+    check_room(out, "--out", _NUM_BYTES)
     out.mkdir(parents=True, exist_ok=True)
     write_corpus(out / "train.jsonl", seed, "train", num_train, SWAPPED_SHARE)
     write_corpus(out / "test.jsonl", seed, "test", num_test)

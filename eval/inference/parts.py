@@ -23,7 +23,7 @@ from caskd.eval.answers import (
 from caskd.models import may_be_same_config
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import identity_differences
-from caskd.store.io import files, read_json_object
+from caskd.store.io import check_room, files, read_json_object
 
 REQUEST = "request.json"
 CONFIG_DIGEST = "model.config_digest"
@@ -37,6 +37,7 @@ def check_out(out: Path) -> None:
     """
     if out.suffix != ".parquet":
         raise UsageError(f"--out {out}: expected a name that ends in .parquet; rename it")
+    check_room(out, "--out")
     if out.exists() or out.is_symlink():
         try:
             read_predictions(str(out))

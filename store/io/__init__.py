@@ -3,6 +3,7 @@
 from caskd.store.io import faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, tell
+from caskd.store.io.disk import check_room, disk_error
 from caskd.store.io.printable import (
     bytes_text,
     csv_cell,
@@ -31,9 +32,11 @@ __all__ = [
     "Progress",
     "StrangeFileError",
     "bytes_text",
+    "check_room",
     "claimed",
     "csv_cell",
     "depth_exceeds",
+    "disk_error",
     "duration_text",
     "escape_control",
     "escape_markdown",

@@ -11,7 +11,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from errno import EACCES, EDQUOT, ELOOP, EMFILE, ENFILE, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import EACCES, ELOOP, EMFILE, ENFILE, ENOTEMPTY, EPERM
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
@@ -23,6 +23,7 @@ from caskd.store.errors import (
     UnsafeError,
 )
 from caskd.store.io import faults
+from caskd.store.io.disk import advice
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
 DRAFT_ATTEMPTS = 8
@@ -41,18 +42,10 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
-        if error.errno in (ENOSPC, EDQUOT):
-            advice = "free disk space"
-        elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "pass a writable --store"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
-        else:
-            advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
-            f"cannot write {path}{amount}: {error.strerror}; {advice} and run the same command "
-            "again; committed shards are kept"
+            f"cannot write {path}{amount}: {error.strerror}; {advice(error.errno)} and run the "
+            "same command again; what is finished is kept"
         ) from None
 
 
@@ -198,14 +191,14 @@ def reading(name: str) -> Iterator[None]:
         if error.errno == ELOOP:
             raise UnsafeError(f"{name}: a link; links are not followed.") from None
         if error.errno in (EACCES, EPERM):
-            advice = "Get permission to read it"
+            remedy = "Get permission to read it"
         elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
+            remedy = "raise the limit of open files (ulimit -n)"
         else:
-            advice = "Check the disk and its connection"
+            remedy = "Check the disk and its connection"
         raise UnreadableError(
             f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
-            f"expected a file that this process can read. {advice}, then run the same command "
+            f"expected a file that this process can read. {remedy}, then run the same command "
             "again."
         ) from None
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from caskd.store.errors import CorruptError, UsageError
+from caskd.store.errors import CorruptError, UnsafeError, UsageError
 from caskd.store.io import files, read_json_object, tell
 from caskd.train.checkpoint.tensor_files import REMEDY
 
@@ -150,8 +150,22 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _files(checkpoint: Path) -> list[Path]:
-    paths = (path for path in checkpoint.rglob("*") if path.is_file())
-    return sorted(path for path in paths if path.name != COMPLETE)
+    """The files of a checkpoint, which are copied and hashed: none of them may lie elsewhere.
+
+    Raises:
+        UnsafeError: a link that leaves the checkpoint, a pipe or a device.
+    """
+    root, found = checkpoint.resolve(), []
+    for path in sorted(checkpoint.rglob("*")):
+        outside = path.is_symlink() and not path.resolve().is_relative_to(root)
+        if outside or not (path.is_file() or path.is_dir()):
+            raise UnsafeError(
+                f"{checkpoint}: {path.relative_to(checkpoint)} is a link out of the checkpoint, "
+                "a pipe or a device; expected regular files; put the file there in its place"
+            )
+        if path.is_file() and path.name != COMPLETE:
+            found.append(path)
+    return found
 
 
 def _sha256(path: Path, *, sync: bool = False) -> str:

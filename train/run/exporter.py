@@ -10,7 +10,7 @@ import torch
 
 from caskd.models import build_model, open_adapter, open_config, open_model, open_tokenizer
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import CLAIM, claimed, escape_markdown, parse_json, tell
+from caskd.store.io import CLAIM, check_room, claimed, escape_markdown, parse_json, tell
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     STATE,
@@ -122,6 +122,8 @@ def _check_finished(source: Path, state: RunState) -> None:
 
 def _write(source: Path, state: RunState, work: Path, out: Path, *, adapter: bool) -> None:
     """Write the model in `work`, which this process holds, and move it to `out`."""
+    sizes = [path.stat().st_size for path in (source / WEIGHTS).iterdir()]
+    check_room(work, "OUT", 0 if adapter else sum(sizes))
     model, wrapped = consolidated_model(source, state)
     written = work / "model"
     shutil.rmtree(written, ignore_errors=True)  # of an export to `out` that was killed
@@ -219,6 +221,8 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     config, which lacks settings such as further end tokens.
     """
     for path in source.iterdir():
+        if not path.is_file():
+            continue
         if path.name == GENERATION_CONFIG or not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
 
