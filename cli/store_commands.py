@@ -8,7 +8,7 @@ import tyro
 
 from caskd.store.errors import IncompleteError, UsageError
 from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
-from caskd.store.io import bytes_text, check_room, tell
+from caskd.store.io import bytes_text, check_room, files, tell
 from caskd.store.read import TeacherStore
 from caskd.store.storage import clean_url, is_remote
 from caskd.store.verify import repair_lines, repair_store, verify_store
@@ -111,7 +111,7 @@ def show_command(config: ShowConfig) -> None:
                 "remove it"
             )
         check_room(page, "--html")
-        page.write_text(example_html(store, config.example), encoding="utf-8")
+        files.replace_file(page, example_html(store, config.example).encode())
         tell(f"wrote {page}")
         return
     from rich.console import Console

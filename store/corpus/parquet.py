@@ -8,7 +8,7 @@ from caskd.store.io import StrangeFileError
 
 MOST_ROWS = 64
 """Rows of a batch; a dictionary of few bytes can expand to the longest value for each of them."""
-_BATCH_BYTES = 1 << 30
+_BATCH_BYTES = 256 << 20
 _PLAUSIBLE_BYTES, _PLAUSIBLE_RATIO = 64 << 20, 1000
 
 

@@ -31,13 +31,16 @@ def read_regular(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
         StrangeFileError: it is a folder, pipe or device, or larger than `limit`.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
+    try:
         status = os.fstat(handle)
         if not S_ISREG(status.st_mode):
             raise StrangeFileError("not a regular file")
         if status.st_size > limit:
             raise StrangeFileError(f"{status.st_size:,} bytes, more than {limit:,}")
-        return file.read(limit + 1)
+        with open(handle, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path, *, constants: bool = False) -> Any:

@@ -123,7 +123,7 @@ def _check_finished(source: Path, state: RunState) -> None:
 def _write(source: Path, state: RunState, work: Path, out: Path, *, adapter: bool) -> None:
     """Write the model in `work`, which this process holds, and move it to `out`."""
     sizes = [path.stat().st_size for path in (source / WEIGHTS).iterdir()]
-    check_room(work, "OUT", 0 if adapter else sum(sizes))
+    check_room(out, "OUT", 0 if adapter else sum(sizes))
     model, wrapped = consolidated_model(source, state)
     written = work / "model"
     shutil.rmtree(written, ignore_errors=True)  # of an export to `out` that was killed

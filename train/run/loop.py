@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import StoppedError
-from caskd.store.io import first_signal, tell
+from caskd.store.io import check_room, first_signal, tell
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
@@ -109,6 +109,9 @@ def _prepare_out(plan: RunPlan, ranks: Ranks) -> None:
     config = plan.config
     tell("\n".join(plan.summary()), flush=True)
     _warn(plan)
+    size = size_of(plan)
+    moments = 8 * size.num_trained if size.adam else 0
+    check_room(config.out, "--out", 4 * size.num_parameters + moments)  # of one checkpoint
     if config.resume:
         anew = plan.checkpoint is None
         message = clear_for_resume(config.out, plan.first_step, anew=anew)
