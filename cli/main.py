@@ -1,5 +1,6 @@
 """The `caskd` command: one flat table of subcommands, each imported only when it runs."""
 
+import logging
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from caskd.cli import streams
 from caskd.cli.arguments import without_local_rank
 from caskd.store.errors import CaskdError, UsageError, error_line
-from caskd.store.io import first_signal, system_failure
+from caskd.store.io import escape_control, first_signal, system_failure, tell
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -142,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: a subcommand's `--help` (0).
     """
     streams.open_missing()
+    logging.setLogRecordFactory(_SafeRecord)
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
         # Progress bars of loading weights are noise in a log.
@@ -152,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _dispatch(words)
     except SystemExit as stopped:
         raise SystemExit(streams.flushed(int(stopped.code or 0))) from None
-    except (CaskdError, KeyboardInterrupt, _Terminated, OSError) as error:
+    except (Exception, KeyboardInterrupt, _Terminated) as error:
         code = _code_of(error)
     return streams.flushed(code)
 
@@ -161,7 +163,7 @@ def _code_of(error: BaseException) -> int:
     """Print the line of an error that ended a command; return the exit code.
 
     Raises:
-        OSError: `error` is none of the system's failures.
+        Exception: `error` itself, if it is none of the system's failures.
     """
     code, line = 0, str(error)
     if isinstance(error, CaskdError):
@@ -172,15 +174,16 @@ def _code_of(error: BaseException) -> int:
         code = 128 + error.number
         name = signal.Signals(error.number).name
         line = f"stopped by {name} before it finished; run it again"
-    elif isinstance(error, OSError):
-        code = streams.output_failure("\n" if error.filename is None else "")
-        if code:
-            return code
+    else:
+        if isinstance(error, OSError):
+            code = streams.output_failure("\n" if error.filename is None else "")
+            if code:
+                return code
         known = system_failure(error)
         if known is None:
             raise error
         code, line = known.exit_code, error_line(known)
-    streams.complain(f"caskd: {line}")
+    streams.complain(escape_control(f"caskd: {line}"))
     return code
 
 
@@ -199,6 +202,13 @@ def _check_folder() -> None:
         ) from None
 
 
+class _SafeRecord(logging.LogRecord):
+    """A message of a library, such as a model's type in a warning of transformers, escaped."""
+
+    def getMessage(self) -> str:
+        return "\n".join(map(escape_control, super().getMessage().split("\n")))
+
+
 def _terminate(number: int) -> None:
     """End the command as an error would, so that it removes what it wrote halfway.
 
@@ -210,15 +220,15 @@ def _terminate(number: int) -> None:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(COMMANDS))
+        tell(overview(COMMANDS))
         return 0
     if words[0] in ("-V", "--version"):
         from importlib import metadata
 
-        print(f"caskd {metadata.version('caskd')}")
+        tell(f"caskd {metadata.version('caskd')}")
         return 0
     if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
+        tell(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
         return 0
     num_words = 2 if words[0] == "store" else 1
     name = " ".join(words[:num_words])

@@ -39,6 +39,8 @@ class PredictConfig:
     reply, such as an empty think block."""
     task_column: str = "task"
     """Column with the task name, for results per task."""
+    on_bad_text: Literal["error", "replace"] = "error"
+    """Policy for JSON text with half of a surrogate pair: stop, or write U+FFFD in its place."""
     task_metric: tuple[str, ...] = ()
     """Metric of answers: NAME=METRIC for one task, METRIC for every task without a built-in
     default; repeat the flag. Metrics: exact_match, accuracy, token_f1, numeric_match, chrf, bleu,

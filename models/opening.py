@@ -126,7 +126,15 @@ def open_config(source: str | Path, flag: str) -> Any:
     check_source(source, flag)
     check_reachable(source, flag)
     with _errors(source, flag, "config", f"{_WHOLE}: pass another {flag}"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    kernel = str(getattr(config, "_attn_implementation", None))
+    if "/" in kernel:
+        raise UsageError(
+            f"{flag} {source}: its config.json names the attention kernel {kernel!r}, which is "
+            "code of the hub; expected no kernel: remove the key attn_implementation, or pass "
+            f"another {flag}"
+        )
+    return config
 
 
 def open_tokenizer(source: str | Path, flag: str) -> Any:
@@ -210,6 +218,7 @@ def open_model(
     from transformers import AutoModelForCausalLM
 
     check_openable(source, flag)
+    _check_folder(Path(source), flag)
     shown = source if name is None else name
     if config_folder(source) is not None:  # else an adapter
         check_quantization(open_config(source, flag), f"{flag} {shown}")
@@ -294,6 +303,23 @@ def open_empty(
     if quantised is not None:
         check_quantization(config, f"{flag} {source if name is None else name}")
     return build_model(config, flag, device="meta", attention=attention)
+
+
+def _check_folder(folder: Path, flag: str) -> None:
+    """Refuse a folder whose weights or code transformers would take from elsewhere.
+
+    Raises:
+        UsageError: it holds a whole model beside an adapter, whose base model transformers would
+            open in its place; or its config names code of the hub.
+    """
+    if not (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").exists():
+        raise UsageError(
+            f"{flag} {folder}: holds config.json and adapter_config.json, and transformers would "
+            "open the base model that the adapter names; expected one of them; remove the other"
+        )
+    open_config(folder, flag)
 
 
 def config_folder(source: str | Path) -> Path | None:

@@ -98,6 +98,9 @@ class PrecomputeConfig:
     """Policy for conversations that the chat template cannot place: stop after counting all, or
     skip and count them as chat_refused."""
 
+    on_bad_text: Literal["error", "replace"] = "error"
+    """Policy for JSON text with half of a surrogate pair: stop, or write U+FFFD in its place."""
+
     on_duplicate: Literal["keep", "skip"] = "keep"
     """Policy for exact repeats of earlier examples: keep their rows, or skip and count them."""
 

@@ -22,7 +22,7 @@ from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, claimed, files
+from caskd.store.io import CLAIM, check_room, claimed, files, tell
 
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
@@ -31,6 +31,8 @@ SWAPPED_SHARE = 0.15  # train responses taken from another prompt: the label noi
 # With such small matrices threads wait for each other; one thread also makes the results
 # independent of the number of cores.
 NUM_THREADS = 1
+_NUM_BYTES = 50 << 20
+"""The demo writes about that much."""
 OBJECTIVES = ("xent", "cat-xent")
 SETTINGS = "demo.json"
 
@@ -105,9 +107,9 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     disable_progress_bar()  # the demo's models load at once
     torch.set_num_threads(NUM_THREADS)
     stages = Stages()
-    print(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
-    print(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
-    print("prompt: label noise, which the teacher, trained on clean labels, can detect")
+    tell(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
+    tell(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
+    tell("prompt: label noise, which the teacher, trained on clean labels, can detect")
     settings = {"seed": seed, "num_train": num_train, "num_test": num_test, "steps": steps}
     if not (_recorded(out) or {}).get("prepared"):
         files.replace_file(out / SETTINGS, json.dumps(settings).encode())
@@ -122,7 +124,7 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     cat_xent, xent, teacher = (_predictions(out, name) for name in ("cat-xent", "xent", "teacher"))
     report = str(out / "report")
     stages.run("eval", "--small", cat_xent, "--small", xent, "--large", teacher, "--out", report)
-    print(closing(out, stages.seconds))
+    tell(closing(out, stages.seconds))
 
 
 class Stages:
@@ -140,7 +142,7 @@ class Stages:
 
     def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
         """Print a command line and run it, in this or in its own process."""
-        print(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
+        tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
         code = _in_own_process(command, args) if own_process else run_command(command, args)
         if code:
             raise SystemExit(code)
@@ -154,6 +156,7 @@ def _in_own_process(command: str, args: Sequence[str]) -> int:
 
 
 def _prepare(out: Path, seed: int, num_train: int, num_test: int) -> None:
+    check_room(out, "--out", _NUM_BYTES)
     shutil.rmtree(out / "models", ignore_errors=True)  # of a demo that was killed here
     write_corpus(out / "train.jsonl", seed, "train", num_train, SWAPPED_SHARE)
     write_corpus(out / "test.jsonl", seed, "test", num_test)

@@ -17,6 +17,7 @@ from caskd.eval.inference.requests import (
     EvalExample,
     build_requests,
     check_requests,
+    question_records,
     text_identity,
 )
 from caskd.eval.metrics import check_references
@@ -30,9 +31,9 @@ from caskd.models.decoding import (
     hidden_index,
     load_for_decoding,
 )
-from caskd.store.corpus import ChatOptions, read_records
+from caskd.store.corpus import ChatOptions
 from caskd.store.errors import UsageError
-from caskd.store.io import progress
+from caskd.store.io import progress, tell
 
 MAX_PARTS = 1000
 
@@ -56,7 +57,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     check_out(out)
     pick_device(config.device)
     check_openable(config.model, "--model")
-    records = list(itertools.islice(read_records(config.data), config.limit))
+    records = list(itertools.islice(question_records(config), config.limit))
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
     requests, chat = build_requests(loaded.tokenizer, records, config)
     rendered = sum(request.rendered_bos for request in requests)
@@ -73,12 +74,12 @@ def predict(config: PredictConfig) -> Predictions | None:
     written = parts.join()
     if written is None:
         left = len(parts.missing())
-        print(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
+        tell(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
         return None
     mean, names = written.numbers("quality").mean(), describe(tasks)
     empty = written.num_empty()
     said = f", {empty:,} of them empty" if empty else ""
-    print(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
+    tell(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
     return written
 
 
@@ -105,7 +106,7 @@ def _answer_missing(
     sizes = [sum(map(len, part)) for part in plan]
     total, left = sum(sizes[config.worker :: config.num_workers]), sum(sizes[p] for p in missing)
     if left < total:
-        print(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
+        tell(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
     with progress("predict", total, "examples", done=total - left) as shown:
         for part in missing:
             rows: list[dict[str, Any]] = []

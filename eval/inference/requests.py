@@ -1,7 +1,7 @@
 """Turn records into requests to a model, and refuse invalid ones before decoding."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,9 +26,11 @@ from caskd.store.corpus import (
     reference_text,
     rendered_bos,
     template_values,
+    text_columns,
     text_tokens,
 )
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io import parse_json
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def text_identity(chat: ChatOptions) -> dict[str, Any]:
     return {
         "rule": TEXT_RULE,
         "template": chat.template,
-        "template_arguments": json.loads(chat.arguments),
+        "template_arguments": parse_json(chat.arguments),
         "template_tokens": chat.template_tokens,
     }
 
@@ -192,17 +194,25 @@ def question_text(record: Record, columns: Columns) -> str:
     return json.dumps({"messages": asked, **given} if given else asked, sort_keys=True)
 
 
+def question_records(config: PredictConfig) -> Iterator[Record]:
+    """The records of --data, with the values of the columns that predict reads."""
+    further = {"id", config.references_column, config.options_column}
+    wanted = text_columns(_named_columns(config)) | further
+    return read_records(config.data, wanted, config.on_bad_text)
+
+
+def _named_columns(config: PredictConfig) -> Columns:
+    return Columns(
+        prompt=config.prompt_column,
+        response=config.response_column,
+        messages=config.messages_column,
+        task=config.task_column,
+    )
+
+
 def choose_columns(config: PredictConfig, record: Record) -> Columns:
     """Columns of question and answer, chosen once from the first record."""
-    columns = decide_columns(
-        record,
-        Columns(
-            prompt=config.prompt_column,
-            response=config.response_column,
-            messages=config.messages_column,
-            task=config.task_column,
-        ),
-    )
+    columns = decide_columns(record, _named_columns(config))
     if columns.kind == "text":
         raise UsageError(
             f"--data: has only column {columns.text!r}; expected questions and answers; "
@@ -246,7 +256,7 @@ def read_questions(files: Sequence[str], columns: Columns) -> dict[str, str]:
         UsageError: the data cannot be read or has no such column.
     """
     questions: dict[str, str] = {}
-    for number, record in enumerate(read_records(files)):
+    for number, record in enumerate(read_records(files, text_columns(columns), "replace")):
         if number == 0:
             columns = _question_columns(record, columns)
         text = question_text(record, columns)

@@ -1,6 +1,5 @@
 """cascade.json: all settings that serving a cascade needs besides the two models."""
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Any
 from caskd.eval.rules import ROUTERS, Router, fixed_rule
 from caskd.eval.study import OperatingPoint
 from caskd.store.errors import UsageError, reason
-from caskd.store.io import value_text
+from caskd.store.io import read_json_object, value_text
 
 FORMAT = "caskd-cascade"
 FORMAT_VERSION = 1
@@ -79,7 +78,7 @@ def read_cascade(file: str) -> CascadeFile:
             "caskd eval ... --operating-point 'quality>=0.86'"
         )
     try:
-        fields = json.loads(path.read_bytes())
+        fields = read_json_object(path)
         if fields["format"] != FORMAT:
             raise ValueError
         if fields["version"] != FORMAT_VERSION:

@@ -1,6 +1,6 @@
 """Check a capture and build the identity of its store, before weights are loaded."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from caskd.store.corpus import (
     TEXT_RULE,
     ChatOptions,
     Columns,
+    Record,
     TextOptions,
     check_chat_flags,
     corpus_digest,
@@ -19,12 +20,14 @@ from caskd.store.corpus import (
     given_chat_options,
     read_records,
     template_digest,
+    text_columns,
     text_tokens,
     token_bytes,
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import SAMPLED, SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
+from caskd.store.io import parse_json
 from caskd.store.write import find_store
 
 
@@ -42,6 +45,11 @@ class Job:
     """Columns of a corpus of messages that nothing reads."""
 
 
+def corpus_records(config: PrecomputeConfig) -> Iterator[Record]:
+    """The records of the corpus, with the values of the columns that can reach a text."""
+    return read_records(config.data, text_columns(config.columns), config.on_bad_text)
+
+
 def check_job(config: PrecomputeConfig) -> Job:
     """Check a capture and build its identity; loads no weights and tokenises nothing.
 
@@ -51,7 +59,7 @@ def check_job(config: PrecomputeConfig) -> Job:
     """
     check_device_name(config.device)
     check_numbers(config)
-    columns = decide_columns(next(read_records(config.data)), config.columns)
+    columns = decide_columns(next(corpus_records(config)), config.columns)
     source = find_teacher(config)
     vocab = token_bytes(source.tokenizer)
     options = text_options(config, source, columns, len(vocab))
@@ -59,7 +67,7 @@ def check_job(config: PrecomputeConfig) -> Job:
     if existing is not None:
         _check_rule(existing, config.store)
     ignored: dict[str, None] = {}
-    digest, num_records = corpus_digest(read_records(config.data), columns, ignored)
+    digest, num_records = corpus_digest(corpus_records(config), columns, ignored)
     identity: dict[str, Any] = {
         "teacher": source.identity(),
         "vocabulary": vocabulary_identity(source.tokenizer, vocab),
@@ -94,7 +102,7 @@ def _template_identity(tokenizer: Any, columns: Columns, chat: ChatOptions) -> d
     return {
         "template_digest": template_digest(tokenizer, chat.template),
         "template": template,
-        "template_arguments": json.loads(chat.arguments),
+        "template_arguments": parse_json(chat.arguments),
         "chat_turns": chat.turns,
         "template_tokens": chat.template_tokens,
     }

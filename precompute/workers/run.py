@@ -15,7 +15,7 @@ from caskd.store.errors import FailedShardsError, StoppedError, UsageError
 from caskd.store.format import StoreSpec, check_identity
 from caskd.store.imports import require
 from caskd.store.inspect import CaptureStatus
-from caskd.store.io import SECONDS_BETWEEN_LINES, counted, progress
+from caskd.store.io import SECONDS_BETWEEN_LINES, counted, progress, tell
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, find_store
 
@@ -56,7 +56,7 @@ def _capture(config: PrecomputeConfig, info: WorkerInfo, stop: StopSignals) -> T
     writer = StoreWriter(config.store)
     if writer.sealed:
         if info.prints:
-            print(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
+            tell(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
         return TeacherStore.open(config.store)
     begin, stats = time.monotonic(), WorkerStats()
     if writer.missing_shards() or writer.needs_pilot:
@@ -97,7 +97,7 @@ def _wait_for_plan(config: PrecomputeConfig, info: WorkerInfo) -> None:
         waited += 0.2
         if waited >= SECONDS_BETWEEN_LINES:
             waited = 0.0
-            print(
+            tell(
                 f"worker {info.rank}: waiting for worker 0 to plan {config.store}; "
                 "all nodes must see the same --store",
                 file=sys.stderr,
@@ -157,7 +157,7 @@ def _report(config: PrecomputeConfig, writer: StoreWriter, stats: WorkerStats) -
         FailedShardsError: shards that failed are still missing.
     """
     if stats.num_non_finite:
-        print(
+        tell(
             f"warning: the teacher produced NaN or Inf in {stats.num_non_finite:,} examples; those "
             "rows are stored without teacher values (num_kept 0); to try --dtype bfloat16 or "
             "--dtype float32, capture another --store"
@@ -194,12 +194,12 @@ def _print_summary(config: PrecomputeConfig, totals: dict[str, Any], seconds: fl
     num_rows, num_bytes = totals["num_rows"], sum(totals["bytes"].values())
     statuses = ", ".join(f"{count:,} {name}" for name, count in totals["statuses"].items())
     examples = counted(totals["num_examples"], "example")
-    print(f"{config.store}: sealed, {counted(num_rows, 'row')} of {examples}")
-    print(f"  examples    {statuses}")
+    tell(f"{config.store}: sealed, {counted(num_rows, 'row')} of {examples}")
+    tell(f"  examples    {statuses}")
     per_row = num_bytes / num_rows
-    print(f"  size        {num_bytes:,} bytes, {per_row:.1f} bytes per row with its tokens")
-    print(f"  time        {seconds:.1f} s in this run")
-    print(f"next: {_next_command(config)}")
+    tell(f"  size        {num_bytes:,} bytes, {per_row:.1f} bytes per row with its tokens")
+    tell(f"  time        {seconds:.1f} s in this run")
+    tell(f"next: {_next_command(config)}")
 
 
 def _next_command(config: PrecomputeConfig) -> str:

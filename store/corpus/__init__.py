@@ -17,8 +17,10 @@ from caskd.store.corpus.columns import (
     ignored_columns,
     record_task,
     template_values,
+    text_columns,
 )
 from caskd.store.corpus.files import read_records
+from caskd.store.corpus.parquet import parquet_batches, size_limit
 from caskd.store.corpus.text_tokens import leading_ids, text_tokens
 from caskd.store.corpus.tokens import (
     TEXT_RULE,
@@ -59,15 +61,18 @@ __all__ = [
     "leading_ids",
     "logit_positions",
     "num_rows",
+    "parquet_batches",
     "prompt_ids",
     "read_records",
     "record_task",
     "reference_text",
     "rendered_bos",
     "row_labels",
+    "size_limit",
     "special_tokens",
     "template_digest",
     "template_values",
+    "text_columns",
     "text_tokens",
     "token_bytes",
     "tokenize_examples",

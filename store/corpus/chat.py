@@ -10,7 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from caskd.store.corpus.bounded_render import TemplateError, render_template
 from caskd.store.errors import UsageError, reason
+from caskd.store.io import parse_json
 
 Message = Mapping[str, Any]
 _OWN_ARGUMENTS = frozenset(
@@ -80,8 +82,8 @@ def given_chat_options(
 def _arguments(text: str) -> str:
     """Arguments of a chat template as canonical JSON."""
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
+        given = parse_json(text)
+    except ValueError:
         given = None
     if not isinstance(given, dict) or given.keys() & _OWN_ARGUMENTS:
         raise UsageError(
@@ -185,7 +187,7 @@ class Chat:
         self._tokenizer, self.options = tokenizer, options
         self.messages = [_without_nulls(message) for message in conversation.messages]
         self._given = dict(conversation.given)
-        self._arguments = json.loads(options.arguments)
+        self._arguments = parse_json(options.arguments)
         template = options.template
         tools = self._given.get("tools")
         self.template = _own_template(tokenizer, tools) if template is None else template
@@ -198,17 +200,12 @@ class Chat:
         Raises:
             ChatRefusedError: the template rejects them.
         """
-        from jinja2 import TemplateError
-
         options = {"chat_template": self.template, **self._given, **self._arguments, **options}
         try:
-            # In a list, because transformers looks at the first message.
-            return str(
-                self._tokenizer.apply_chat_template([list(messages)], tokenize=False, **options)[0]
-            )
-        except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+            return render_template(self._tokenizer, messages, options)
+        except TemplateError as error:
             raise ChatRefusedError(
-                f"the chat template rejects a conversation ({reason(error)}); expected one that it "
+                f"the chat template rejects a conversation ({error}); expected one that it "
                 "supports: fix or remove that record, or pass another --chat-template FILE"
             ) from error
 

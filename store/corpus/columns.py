@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from caskd.store.errors import UsageError
+from caskd.store.io import parse_json
 
 Record = dict[str, Any]
 """One row of a data file: column name -> value."""
@@ -57,6 +58,12 @@ class Columns:
         """Columns that a corpus of this kind needs: role -> name in the file."""
         roles = ("prompt", "response") if kind == "prompt" else (kind,)
         return {role: getattr(self, role) for role in roles}
+
+
+def text_columns(columns: Columns) -> frozenset[str]:
+    """Names of all columns that can reach a text or its task."""
+    roles = ("prompt", "response", "messages", "text", "task")
+    return frozenset({*(getattr(columns, r) for r in roles), _SHAREGPT, *TEMPLATE_COLUMNS})
 
 
 def decide_columns(record: Record, columns: Columns) -> Columns:
@@ -163,7 +170,7 @@ def template_values(record: Record, columns: Columns) -> dict[str, Any]:
         value = record.get(name)
         if isinstance(value, str):
             try:
-                value = json.loads(value) if value.strip() else None
+                value = parse_json(value, constants=True) if value.strip() else None
             except ValueError:
                 value = record[name]
         if value is None or value == []:

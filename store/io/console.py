@@ -4,9 +4,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Protocol, TextIO
+
+from caskd.store.io.printable import escape_control
 
 SECONDS_BETWEEN_LINES = 60.0
+
+
+def tell(text: str, *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print lines whose names and values may come from a stranger: nothing drives the terminal.
+
+    Args:
+        text: one or more lines.
+        file: standard output by default.
+        flush: write at once.
+    """
+    print("\n".join(map(escape_control, text.split("\n"))), file=file, flush=flush)
 
 
 class Progress(Protocol):
@@ -42,7 +55,7 @@ class _Lines:
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         text = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}"
         with suppress(OSError):  # a full log must not end the work
-            print(
+            tell(
                 f"{text}, {rate_text(rate, self.unit)}{left}{'  ' + note if note else ''}",
                 file=sys.stderr,
                 flush=True,

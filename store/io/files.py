@@ -11,7 +11,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from errno import EACCES, EDQUOT, ELOOP, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import ELOOP, ENOTEMPTY
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
@@ -21,7 +21,8 @@ from caskd.store.errors import (
     StoreWriteError,
     UnsafeError,
 )
-from caskd.store.io import descriptors, faults
+from caskd.store.io import faults
+from caskd.store.io.disk import advice
 from caskd.store.io.unreadable import unreadable
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
@@ -41,18 +42,10 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
-        if error.errno in (ENOSPC, EDQUOT):
-            advice = "free disk space"
-        elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "pass a writable --store"
-        elif error.errno in descriptors.LIMIT_REACHED:
-            advice = descriptors.advice()
-        else:
-            advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
-            f"cannot write {path}{amount}: {error.strerror}; {advice} and run the same command "
-            "again; committed shards are kept"
+            f"cannot write {path}{amount}: {error.strerror}; {advice(error.errno)} and run the "
+            "same command again; what is finished is kept"
         ) from None
 
 

@@ -22,6 +22,8 @@ def strip_control(text: str) -> str:
 
 def escape_control(text: str) -> str:
     """`text` with each unprintable character as `\\xNN`, so that it cannot drive a terminal."""
+    if str(text).isprintable():
+        return str(text)
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
 
 

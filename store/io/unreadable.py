@@ -1,10 +1,13 @@
-"""Failures of the system to read a file: permissions, limits, the disk. They are never damage."""
+"""Failures of the system to read or write a file: permissions, limits, the disk, never damage."""
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 
 from caskd.store.errors import StoreError, StoreWriteError, UnreadableError
 from caskd.store.io import descriptors
+from caskd.store.io.disk import advice
 
 PERMISSION = (errno.EACCES, errno.EPERM)
 _CAUSES = (
@@ -16,21 +19,29 @@ _CAUSES = (
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def system_failure(error: OSError) -> StoreError | None:
-    """The error to show for an OSError that no other code expected; None if it may be our bug."""
+def system_failure(error: BaseException) -> StoreError | None:
+    """The error to show for an exception that no other code expected; None if it may be our bug.
+
+    Libraries in Rust, such as safetensors, report the number of a system error in their text.
+    """
+    if not isinstance(error, OSError):
+        found = _OS_ERROR.search(str(error))
+        if found is None:
+            return None
+        error = OSError(int(found[1]), os.strerror(int(found[1])))
     name = str(error.filename or "a file of this command")
     if error.errno in _NO_ROOM:
         return StoreWriteError(
-            f"{name}: cannot be written ({error.strerror}); expected a disk with room that this "
-            "process may write; free disk space or choose another place, then run the same "
-            "command again"
+            f"{name}: cannot be written ({error.strerror}); expected room and permission to write "
+            f"there; {advice(error.errno)}, or choose another place, then run the command again"
         )
     if error.errno in _CAUSES and error.filename is None:
         return UnreadableError(
-            f"{name} cannot be read or written ({error.strerror}), which is not damage; check the "
-            "disk and its connection, then run the same command again"
+            f"{name} cannot be read or written ({error.strerror}), which is not damage; "
+            f"{advice(error.errno)}, then run the same command again"
         )
     return unreadable(error, name) if error.errno in _CAUSES else None
 
@@ -53,14 +64,14 @@ def check_readable(error: BaseException, name: str) -> None:
 def unreadable(error: OSError, name: str) -> UnreadableError:
     """The error of a file that exists but cannot be read, with cause and advice."""
     if error.errno in PERMISSION:
-        advice = "get permission to read it"
+        cure = "get permission to read it"
     elif error.errno in descriptors.LIMIT_REACHED:
-        advice = descriptors.advice()
+        cure = descriptors.advice()
     else:
-        advice = "check the disk and its connection"
+        cure = "check the disk and its connection"
     return UnreadableError(
         f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
-        f"expected a file that this process can read; {advice}, then run the same command again"
+        f"expected a file that this process can read; {cure}, then run the same command again"
     )
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
-from caskd.store.io import check_readable
+from caskd.store.io import check_readable, read_json_object
 from caskd.train.checkpoint.manifest import (
     OPTIMIZER,
     RNG,
@@ -180,7 +180,7 @@ def read_state(directory: Path) -> RunState:
         CorruptError: the file is missing or damaged.
     """
     try:
-        content = json.loads((directory / STATE).read_bytes())
+        content = read_json_object(directory / STATE, constants=True)
         content.pop("versions")
         return RunState(**content)
     except (OSError, ValueError, KeyError, TypeError) as error:

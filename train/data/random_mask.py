@@ -4,7 +4,6 @@ Legend: S steps, N rows of a batch, B its examples.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
-from caskd.store.io import check_readable
+from caskd.store.io import check_readable, parse_json
 from caskd.train.metrics import METRICS_FILE
 
 FLAG = "--keep-fraction-from"
@@ -103,7 +102,7 @@ def read_fractions(path: Path, steps: int) -> npt.NDArray[np.float64]:
 def _fraction(line: bytes, step: int) -> float | None:
     """The keep_fraction of a line; None if the line is not the record of this step."""
     try:
-        values: dict[str, Any] = json.loads(line)
+        values: dict[str, Any] = parse_json(line)
         fraction = float(values["keep_fraction"])
         is_good = values["step"] == step and 0 <= fraction <= 1
     except (ValueError, KeyError, TypeError):

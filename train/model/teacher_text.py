@@ -24,7 +24,7 @@ from caskd.store.corpus import (
 )
 from caskd.store.errors import IdentityError
 from caskd.store.format import STATUSES
-from caskd.store.io import files
+from caskd.store.io import files, read_json_object
 from caskd.store.spacing import thin
 
 FLAG = "--teacher-tokenizer"
@@ -179,7 +179,7 @@ def write_teacher_text(text: TeacherText, folder: Path) -> list[str]:
 
 
 def _add_ends(path: Path, ends: Sequence[int]) -> None:
-    values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    values = read_json_object(path, constants=True) if path.exists() else {}
     found = values.get("eos_token_id")
     own = found if isinstance(found, list) else [] if found is None else [found]
     ids = list(dict.fromkeys([*own, *ends]))

@@ -1,6 +1,5 @@
 """Export a checkpoint as an ordinary transformers model, and compare it after a reload."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from caskd.models import (
     run_model,
 )
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import CLAIM, claimed, escape_markdown
+from caskd.store.io import CLAIM, check_room, claimed, escape_markdown, parse_json, tell
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     STATE,
@@ -65,7 +64,7 @@ def export_command(config: ExportConfig) -> int:
         adapter=config.adapter,
         allow_unfinished=config.allow_unfinished,
     )
-    print(f"wrote {out}")
+    tell(f"wrote {out}")
     return 0
 
 
@@ -134,6 +133,8 @@ def _check_finished(source: Path, state: RunState) -> None:
 
 def _write(source: Path, state: RunState, work: Path, out: Path, *, adapter: bool) -> None:
     """Write the model in `work`, which this process holds, and move it to `out`."""
+    sizes = [path.stat().st_size for path in (source / WEIGHTS).iterdir()]
+    check_room(out, "OUT", 0 if adapter else sum(sizes))
     model, wrapped = consolidated_model(source, state)
     written = work / "model"
     shutil.rmtree(written, ignore_errors=True)  # of an export to `out` that was killed
@@ -279,6 +280,8 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     config, which lacks settings such as further end tokens.
     """
     for path in source.iterdir():
+        if not path.is_file():
+            continue
         if path.name == GENERATION_CONFIG or not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
 
@@ -332,7 +335,7 @@ def _card_lines(run: Path, step: int) -> Iterator[str]:
     """The metrics of that step in training and on --eval-store, one line each."""
     for name, label in ((METRICS_FILE, "last batch"), (EVAL_FILE, "evaluation")):
         for line in lines_up_to(run / name, step)[-1:]:
-            values: Mapping[str, Any] = json.loads(line)
+            values: Mapping[str, Any] = parse_json(line, constants=True)
             if values["step"] == step:
                 shown = (f"{k} {values[k]:.4g}" for k in _CARD_METRICS if values.get(k) is not None)
                 yield f"- {label}: {', '.join(shown)}"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import StoppedError
-from caskd.store.io import counted, first_signal
+from caskd.store.io import check_room, counted, first_signal, tell
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> Path:
     if config.dry_run:
         plan = plan_run(config)
         _warn(plan)
-        print("\n".join([*plan.summary(), *table(size_of(plan))]))
+        tell("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
     with (
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> Path:
             _prepare_out(plan, ranks)
         engine = start_engine(plan, ranks)
         if ranks.rank == 0 and config.token_budget is not None:
-            print(_packing(bool(engine.module.packs)), flush=True)
+            tell(_packing(bool(engine.module.packs)), flush=True)
         with _termination() as received:
             last = _fit(plan, engine, received)
             # Rank 0 has closed its files. A launcher kills the other ranks when the first one ends
@@ -94,26 +94,29 @@ def train(config: TrainConfig) -> Path:
         number = received[0] if received else signal.SIGTERM  # of another rank
         raise StoppedError(_stopped(config, ranks, step, last, number), number)
     if ranks.rank == 0:
-        print(f"trained {counted(step, 'step')}, saved in {last}")
-        print(f"next: caskd export {config.out} MODEL", flush=True)
+        tell(f"trained {counted(step, 'step')}, saved in {last}")
+        tell(f"next: caskd export {config.out} MODEL", flush=True)
     return last
 
 
 def _warn(plan: RunPlan) -> None:
     for line in plan.warnings():
-        print(f"caskd: {line}", file=sys.stderr, flush=True)
+        tell(f"caskd: {line}", file=sys.stderr, flush=True)
 
 
 def _prepare_out(plan: RunPlan, ranks: Ranks) -> None:
     """Print the plan, and make --out ready for the files of this run."""
     config = plan.config
-    print("\n".join(plan.summary()), flush=True)
+    tell("\n".join(plan.summary()), flush=True)
     _warn(plan)
+    size = size_of(plan)
+    moments = 8 * size.num_trained if size.adam else 0
+    check_room(config.out, "--out", 4 * size.num_parameters + moments)  # of one checkpoint
     if config.resume:
         anew = plan.checkpoint is None
         message = clear_for_resume(config.out, plan.first_step, anew=anew)
         if message is not None:
-            print(message, flush=True)
+            tell(message, flush=True)
     describe_run(plan, ranks)
 
 

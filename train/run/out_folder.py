@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.io import check_readable, claimed, files, refuse_occupied
+from caskd.store.io import check_readable, claimed, files, read_json_object, refuse_occupied
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     check_same_options,
@@ -81,7 +81,7 @@ def check_unused(out: Path) -> None:
 def recorded_run(out: Path) -> dict[str, Any] | None:
     """The content of a run's config.json; None if it is missing or of something else."""
     try:
-        content = json.loads((out / RUN_CONFIG).read_bytes())
+        content = read_json_object(out / RUN_CONFIG, constants=True)
         is_run = {"config", "deepspeed", "stores"} <= content.keys()
     except (OSError, ValueError, AttributeError) as error:
         check_readable(error, f"--out {out / RUN_CONFIG}")
@@ -166,7 +166,7 @@ def record_save(out: Path, step: int) -> None:
 
 def _last_save(out: Path) -> int | None:
     try:
-        return int(json.loads((out / LAST_SAVE).read_bytes())["step"])
+        return int(read_json_object(out / LAST_SAVE)["step"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
