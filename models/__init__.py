@@ -40,6 +40,8 @@ from caskd.models.opening import (
     ADAPTER_WEIGHTS,
     build_model,
     check_openable,
+    check_quantization,
+    describe_quantization,
     locate,
     open_adapter,
     open_config,
@@ -47,13 +49,9 @@ from caskd.models.opening import (
     open_generation_config,
     open_model,
     open_tokenizer,
-)
-from caskd.models.parameters import ParameterCount, count_parameters
-from caskd.models.quantization import (
-    check_quantization,
-    describe_quantization,
     quantization_of,
 )
+from caskd.models.parameters import ParameterCount, count_parameters
 from caskd.models.small_copies import check_class
 from caskd.models.split_model import SplitModel, check_matrix, check_split
 from caskd.models.vocabulary import check_vocabulary, stop_ids

@@ -13,10 +13,9 @@ from typing import Any
 
 from caskd.store.corpus import TEXT_RULE, ChatOptions
 from caskd.store.errors import IdentityError, UsageError, reason
-from caskd.store.io import escape_control, value_text
+from caskd.store.io import escape_control, read_json_object, value_text
 
 TEXT_FILE = "caskd_text.json"
-_LARGEST = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +63,7 @@ def read_model_text(source: str | Path, flag: str) -> ModelText | None:
     if found is None:
         return None
     try:
-        with open(found, "rb") as file:
-            values = json.loads(file.read(_LARGEST))
+        values = read_json_object(Path(found))
         text = ModelText(
             rule=values["rule"],
             template_arguments=values["template_arguments"],

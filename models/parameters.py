@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caskd.models.model_parts import embedding_of, output_head
-from caskd.models.opening import build_model
-from caskd.models.quantization import quantization_of
+from caskd.models.opening import build_model, quantization_of
 
 _EXPERTS = frozenset({"experts", "input_linear", "output_linear"})
 """Parts of the names of weights that hold all routed experts; the last two are of JetMoe and of

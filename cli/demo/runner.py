@@ -22,7 +22,7 @@ from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, check_room, claimed, files, tell
+from caskd.store.io import CLAIM, check_room, claimed, files, read_json_object, tell
 
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
@@ -94,10 +94,9 @@ def _check_out(out: Path, settings: dict[str, int]) -> None:
 def _recorded(out: Path) -> dict[str, int] | None:
     """The settings of the demo in `out`; None if there is none."""
     try:
-        found = json.loads((out / SETTINGS).read_bytes())
+        return read_json_object(out / SETTINGS)
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
@@ -179,7 +178,7 @@ def _capture(stages: Stages, out: Path) -> None:
 def _train(stages: Stages, out: Path, seed: int, steps: int, objective: str) -> None:
     run, model = out / "runs" / objective, out / "models" / objective
     if model.exists():  # it appears whole, and last
-        print(f"\n{model}: trained and exported before")
+        tell(f"\n{model}: trained and exported before")
         return
     resume = ["--resume"] if (run / "config.json").exists() else []
     stages.run(

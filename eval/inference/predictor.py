@@ -62,7 +62,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     requests, chat = build_requests(loaded.tokenizer, records, config)
     rendered = sum(request.rendered_bos for request in requests)
     if rendered:
-        print(f"{out}: {rendered:,} prompts came rendered with BOS; no second one is added")
+        tell(f"{out}: {rendered:,} prompts came rendered with BOS; no second one is added")
     check_requests(requests, loaded.max_positions, config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
     tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)

@@ -43,7 +43,9 @@ def test_json_has_one_reader() -> None:
 
 
 def test_lines_are_printed_by_one_function() -> None:
-    assert {file for file, name, _ in calls() if name == "print"} == {"store/io/console.py"}
+    # The last line of a process, when its streams may be gone, has a printer of its own.
+    printers = {"cli/streams.py", "store/io/console.py"}
+    assert {file for file, name, _ in calls() if name == "print"} == printers
 
 
 def test_nothing_is_unpickled_and_tables_are_read_in_bounded_batches() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from caskd.models import open_config
 from caskd.store.errors import UsageError
-from caskd.store.io import value_text
+from caskd.store.io import read_json_object, value_text
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     COMPLETE,
@@ -97,6 +97,6 @@ def _check_adapters(config: TrainConfig, theirs: Mapping[str, Any]) -> None:
 
 def _digest(checkpoint: Path) -> str:
     """sha256 over the recorded digests of the weights' files."""
-    record = json.loads((checkpoint / COMPLETE).read_bytes())["files"]
+    record = read_json_object(checkpoint / COMPLETE)["files"]
     weights = {n: item["sha256"] for n, item in record.items() if n.startswith(f"{WEIGHTS}/")}
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()

@@ -1,170 +1,30 @@
-"""Open checkpoints safely: safetensors only, no code from the checkpoint, no random weights.
-
-Every `from_pretrained` and `from_config` of caskd is in this file. `source` is a folder or a hub
-id, `flag` the option that named it, such as `--teacher`: errors start with the two.
-"""
+"""Open the weights of a checkpoint: safetensors only, no code of the checkpoint, nothing random."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from caskd.models.devices import memory_errors
-from caskd.models.quantization import check_quantization
-from caskd.store.errors import CaskdError, UsageError, reason
+from caskd.models.opening.configs import open_config
+from caskd.models.opening.locating import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    WHOLE,
+    check_openable,
+    config_folder,
+    opening_errors,
+)
+from caskd.models.opening.quantization import check_quantization
+from caskd.store.errors import UsageError, reason
 from caskd.store.imports import require
-from caskd.store.io import check_readable, refuse_mixup
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_ADAPTER_CONFIG = "adapter_config.json"
-
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_WHOLE = "a transformers checkpoint of a causal LM in safetensors that needs no remote code"
 _QUANTIZED = (
     "a device and packages that compute its quantised weights: pass another --device, or the model "
     "before quantisation"
 )
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The files of a model or an adapter on this machine."""
-
-    folder: Path
-    name: str
-    """Last folder name, or hub id: never a path."""
-    revision: str | None
-    """Commit on the hub; None for a folder."""
-
-
-def locate(source: str, flag: str, wanted: str = "model") -> Checkpoint:
-    """Find a folder, or download a hub id.
-
-    Args:
-        source: a folder or a hub id.
-        flag: the option that named it.
-        wanted: `model` or `adapter`.
-
-    Raises:
-        UsageError: no such folder, or the hub does not provide it.
-    """
-    check_source(source, flag, wanted)
-    folder = Path(source)
-    if folder.is_dir():
-        return Checkpoint(folder, folder.resolve().name, None)
-    return _download(source, flag, _PATTERNS)
-
-
-def _download(source: str, flag: str, patterns: list[str]) -> Checkpoint:
-    """Files of a hub id, from the cache where there is no connection.
-
-    Raises:
-        UsageError: the hub does not provide it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot = Path(snapshot_download(source, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        check_readable(error, f"{flag} {source}")
-        raise UsageError(
-            f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "
-            f"a folder or a hub id; check {flag} and the connection"
-        ) from error
-    return Checkpoint(snapshot, source, snapshot.name)  # the cache names a snapshot by its commit
-
-
-def check_source(source: str | Path, flag: str, wanted: str = "model") -> None:
-    """Refuse a path without a folder, and a folder of another kind than a model or an adapter.
-
-    Raises:
-        UsageError: names what the folder is, and the command for it.
-    """
-    text = str(source)
-    refuse_mixup(source, f"{flag} {text}", wanted)
-    looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))
-    if looks_like_a_path and not Path(source).is_dir():
-        raise UsageError(
-            f"{flag} {text}: no such folder; expected a folder or a hub id; check {flag}"
-        )
-
-
-@cache
-def check_reachable(source: str | Path, flag: str) -> None:
-    """Refuse a hub id that can neither be downloaded nor is in the cache.
-
-    transformers would try each of its files again for half a minute.
-
-    Raises:
-        UsageError: the hub does not provide it.
-    """
-    if not Path(source).is_dir():
-        _download(str(source), flag, ["config.json", _ADAPTER_CONFIG])
-
-
-def check_openable(source: str | Path, flag: str) -> None:
-    """`check_source` and `check_reachable` for what transformers opens: an adapter too."""
-    check_source(source, flag, "adapter" if (Path(source) / _ADAPTER_CONFIG).exists() else "model")
-    check_reachable(source, flag)
-
-
-def open_config(source: str | Path, flag: str) -> Any:
-    """The model's config.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    from transformers import AutoConfig
-
-    check_source(source, flag)
-    check_reachable(source, flag)
-    with _errors(source, flag, "config", f"{_WHOLE}: pass another {flag}"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    kernel = str(getattr(config, "_attn_implementation", None))
-    if "/" in kernel:
-        raise UsageError(
-            f"{flag} {source}: its config.json names the attention kernel {kernel!r}, which is "
-            "code of the hub; expected no kernel: remove the key attn_implementation, or pass "
-            f"another {flag}"
-        )
-    return config
-
-
-def open_tokenizer(source: str | Path, flag: str) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    from transformers import AutoTokenizer
-
-    check_openable(source, flag)
-    expected = f"a transformers tokenizer that needs no remote code: pass another {flag}"
-    with _errors(source, flag, "tokenizer", expected):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-
-
-def open_generation_config(source: str | Path) -> Any:
-    """The model's generation config; without such a file the one that its config implies; None
-    for a folder that holds neither, such as an adapter."""
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(source, trust_remote_code=False)
-    except OSError:
-        pass
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    return GenerationConfig.from_model_config(config)
 
 
 def build_model(
@@ -187,7 +47,7 @@ def build_model(
         options["attn_implementation"] = attention
     name = getattr(config, "model_type", type(config).__name__)
     expected = f"the config of a causal LM: pass another {flag}"
-    with _errors(name, flag, "model", expected), torch.device(device):
+    with opening_errors(name, flag, "model", expected), torch.device(device):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
@@ -222,14 +82,14 @@ def open_model(
     shown = source if name is None else name
     if config_folder(source) is not None:  # else an adapter
         check_quantization(open_config(source, flag), f"{flag} {shown}")
-    options, expected = {}, f"{_WHOLE}: pass another {flag}"
+    options, expected = {}, f"{WHOLE}: pass another {flag}"
     if attention is not None:
         options = {"attn_implementation": attention}
         expected = (
-            f"{_WHOLE}, and an attention implementation that is installed and that the model "
+            f"{WHOLE}, and an attention implementation that is installed and that the model "
             f"supports (got {attention}): pass --attention sdpa or eager"
         )
-    with _errors(shown, flag, "model", expected), memory_errors():
+    with opening_errors(shown, flag, "model", expected), memory_errors():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -255,7 +115,11 @@ def open_model(
         )
     if getattr(model.config, "quantization_config", None) is not None:
         check_quantization(model.config, f"{flag} {shown}")
-        with _errors(shown, flag, "model", _QUANTIZED), memory_errors(), torch.no_grad():
+        with (
+            opening_errors(shown, flag, "model", _QUANTIZED),
+            memory_errors(),
+            torch.no_grad(),
+        ):
             # compressed-tensors unpacks its weights in the first forward of the whole model.
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     _check_all_used(model, report["unexpected_keys"], f"{flag} {shown}")
@@ -314,28 +178,12 @@ def _check_folder(folder: Path, flag: str) -> None:
     """
     if not (folder / "config.json").is_file():
         return
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise UsageError(
             f"{flag} {folder}: holds config.json and adapter_config.json, and transformers would "
             "open the base model that the adapter names; expected one of them; remove the other"
         )
     open_config(folder, flag)
-
-
-def config_folder(source: str | Path) -> Path | None:
-    """The folder of an opened model's config.json; None if the model has no such file.
-
-    The folder of a hub id is a snapshot in the cache, whose name is the commit.
-    """
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        source,
-        "config.json",
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    return None if found is None else Path(found).parent
 
 
 def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None) -> Any:
@@ -379,17 +227,3 @@ def _does_not_fit(shown: str | Path, flag: str, text: str) -> UsageError:
         f"{flag} {shown}: the adapter does not fit the model ({text}); expected the model that it "
         f"was trained on; pass another {flag} or another model"
     )
-
-
-@contextmanager
-def _errors(shown: str | Path, flag: str, part: str, expected: str) -> Iterator[None]:
-    """Turn every error of transformers about a checkpoint into one line."""
-    try:
-        yield
-    except (CaskdError, MemoryError):
-        raise
-    except Exception as error:  # transformers and its quantisers raise every kind
-        check_readable(error, f"{flag} {shown}")
-        raise UsageError(
-            f"{flag} {shown}: cannot open the {part} ({reason(error)}); expected {expected}"
-        ) from error
