@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from caskd.models.devices import memory_errors
 from caskd.models.opening.configs import open_config
 from caskd.models.opening.locating import (
     ADAPTER_CONFIG,
