@@ -36,11 +36,13 @@ class Objective:
 
     rule: AnyRule
     w: float
+    matches_spans: bool = False
+    """The teacher term matches likelihoods of spans of bytes, not the teacher's top-k."""
 
     @property
     def needs_distribution(self) -> bool:
         """Whether the loss reads the teacher's top-k."""
-        return self.w < 1
+        return self.w < 1 and not self.matches_spans
 
     @property
     def needs_teacher(self) -> bool:
