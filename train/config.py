@@ -41,6 +41,9 @@ class TrainConfig:
     """Number of optimizer steps of the whole run."""
     objective: ObjectiveName = "cat-dist"
     """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random."""
+    allow_other_bytes: float = 0.01
+    """Share of the examples that may teach nothing, because the student's tokenizer changes the
+    bytes of their replies."""
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
@@ -139,6 +142,11 @@ class TrainConfig:
             # Also refuses nan.
             if value is not None and not least <= value < float("inf"):
                 raise UsageError(f"{flag} {value}: expected at least {least}; pass a larger value")
+        if not 0 <= self.allow_other_bytes <= 1:
+            raise UsageError(
+                f"--allow-other-bytes {self.allow_other_bytes}: expected 0 to 1; pass a share in "
+                "this range"
+            )
         for flag, weight in (("--w", self.w), ("--final-w", self.final_w)):
             if weight is not None and not 0 <= weight <= 1:
                 raise UsageError(
@@ -249,6 +257,7 @@ RESUMABLE_CHANGES = frozenset(
         "keep_checkpoints",
         "micro_batch_size",
         "token_budget",
+        "allow_other_bytes",
         "gradient_checkpointing",
         "deepspeed_config",
         "zero_stage",

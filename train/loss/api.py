@@ -85,6 +85,12 @@ def cascade_aware_loss(
             that the objective needs is missing.
     """
     chosen = resolve_objective(objective, w)
+    if chosen.matches_spans:
+        raise UsageError(
+            f"objective {objective!r}: matches spans of bytes, which cascade_aware_loss does not "
+            "have; expected an objective over tokens; call caskd.train.loss.span_loss, or run "
+            "caskd train"
+        )
     own_rule = _own_rule(objective, chosen, keep)
     chosen = Objective(own_rule, chosen.w)
     check_choices(tail, impl, tile_rows)

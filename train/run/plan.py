@@ -8,6 +8,7 @@ from typing import Any
 
 from caskd.models import default_device
 from caskd.store import TeacherStore
+from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.train.checkpoint import (
     STATE,
     RunState,
@@ -22,6 +23,7 @@ from caskd.train.data import (
     MixedOrder,
     RandomMask,
     StoreMix,
+    StudentTokens,
     accumulation_steps,
     check_budget,
     read_fractions,
@@ -37,6 +39,13 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.run.other_tokenizer import (
+    AlignmentStats,
+    check_other_bytes,
+    sample_alignment,
+    span_lines,
+    student_tokens,
+)
 from caskd.train.run.out_folder import (
     check_starts_anew,
     check_unused,
@@ -63,6 +72,8 @@ class RunPlan:
         mask: of a random-* objective; None where the loss computes the mask.
         tokenizer: the student's.
         text: what the student takes over from its teacher's tokenizer.
+        tokens: the student's tokens of each store; None where it has the teacher's vocabulary.
+        spans: how they align with the teacher's, over a sample; None likewise.
         settings: DeepSpeed's configuration.
         split: how a step is split into micro-batches.
         eval_store: to evaluate on.
@@ -79,6 +90,8 @@ class RunPlan:
     mask: RandomMask | None
     tokenizer: Any
     text: TeacherText
+    tokens: tuple[StudentTokens, ...] | None
+    spans: AlignmentStats | None
     settings: Settings
     split: MicroBatchSplit
     eval_store: TeacherStore | None
@@ -90,6 +103,13 @@ class RunPlan:
     def first_step(self) -> int:
         """Number of steps that the run has finished already."""
         return self.done.step if self.done else 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the student's embedding must have rows for."""
+        if self.tokens is None:
+            return self.store.spec.vocab_size
+        return len(token_bytes(self.tokenizer))
 
     @property
     def tail(self) -> Tail:
@@ -149,6 +169,9 @@ class RunPlan:
         )
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
+        if self.spans is not None:
+            same = self.store.spec.vocab_digest == vocab_digest(token_bytes(self.tokenizer))
+            yield from span_lines(self.spans, shares_vocabulary=same)
         for note in self.text.notes:
             yield f"text         {note}"
         if self.eval_store is not None:
@@ -210,7 +233,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     mask = None
     if config.keep_fraction_from is not None:
         mask = RandomMask(config.seed, read_fractions(config.keep_fraction_from, config.steps))
-    store = StoreMix.open(config.store)
+    store = StoreMix.open(config.store, one_vocabulary=False)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     order = store.order(config.seed)
     if config.token_budget is not None:
@@ -219,9 +242,13 @@ def plan_run(config: TrainConfig) -> RunPlan:
     checkpoint = done = None
     if config.resume:
         checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
-    tokenizer = load_tokenizer(config.student, store.spec)
-    check_config(config.student, store.spec.vocab_size)
-    return RunPlan(
+    tokenizer = load_tokenizer(config.student)
+    tokens = student_tokens(config, store, tokenizer, objective)
+    spans = None
+    if tokens is not None:
+        spans = sample_alignment(store, tokens, order)
+        check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
+    plan = RunPlan(
         config=config,
         world_size=world_size,
         store=store,
@@ -229,12 +256,16 @@ def plan_run(config: TrainConfig) -> RunPlan:
         objective=objective,
         mask=mask,
         tokenizer=tokenizer,
-        text=teacher_text(
+        text=TeacherText()
+        if tokens is not None
+        else teacher_text(
             store.stores,
             config.student,
             tokenizer,
             teacher_tokenizer=config.teacher_tokenizer,
         ),
+        tokens=tokens,
+        spans=spans,
         settings=settings,
         split=MicroBatchSplit(
             world_size=world_size,
@@ -246,6 +277,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
         checkpoint=checkpoint,
         done=done,
     )
+    check_config(config.student, plan.vocab_size)
+    return plan
 
 
 def _resumed(
