@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.corpus import (
+    ChatOptions,
     Columns,
     Record,
     TextOptions,
@@ -54,9 +55,10 @@ class StudentTokens:
     Args:
         tokenizer: the student's.
         store: read for its vocabulary and special tokens.
-        records: the corpus record of a `source_index`, with its columns; None renders the text from
-            the store's own bytes.
-        text: options of the student's text.
+        records: the corpus record of a `source_index`; None renders prompt and response from the
+            store's own bytes.
+        columns: of the records.
+        chat: how the student sees conversations.
     """
 
     def __init__(
@@ -65,11 +67,11 @@ class StudentTokens:
         store: TeacherStore,
         records: Callable[[int], Record] | None = None,
         columns: Columns | None = None,
-        text: TextOptions | None = None,
+        chat: ChatOptions | None = None,
     ) -> None:
         self._tokenizer, self._store = tokenizer, store
-        self._records, self._columns = records, columns
-        self._text = text or TextOptions(max_length=_NO_LIMIT)
+        self._records, self._columns = records, columns or Columns(kind="prompt")
+        self._chat = chat or ChatOptions()
         self._own = Vocabulary(token_bytes(tokenizer), special_tokens(tokenizer)["special_ids"])
 
     @cached_property
@@ -135,11 +137,8 @@ class StudentTokens:
                     chosen.append(number)
                     records.append(record)
             if records:
-                options = TextOptions(
-                    eos=finished, max_length=self._text.max_length, chat=self._text.chat
-                )
-                columns = self._columns or Columns(kind="prompt")
-                made = tokenize_examples(self._tokenizer, records, columns, options, 0)
+                options = TextOptions(eos=finished, max_length=_NO_LIMIT, chat=self._chat)
+                made = tokenize_examples(self._tokenizer, records, self._columns, options, 0)
                 for number, example in zip(chosen, made, strict=True):
                     found[number] = example if example.status == "ok" else None
         return found

@@ -6,9 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from caskd.models import check_vocabulary
+from caskd.models import check_template, check_vocabulary
 from caskd.store import TeacherStore
-from caskd.store.corpus import token_bytes, vocab_digest
+from caskd.store.corpus import (
+    ChatOptions,
+    Columns,
+    Record,
+    corpus_digest,
+    read_records,
+    token_bytes,
+    vocab_digest,
+)
 from caskd.store.errors import IdentityError, UsageError
 from caskd.train.config import TrainConfig
 from caskd.train.data import MixedOrder, StoreMix, StudentTokens
@@ -69,7 +77,56 @@ def student_tokens(
         _refuse_distribution(config, store, tokenizer)
     for one in store.stores:
         _check_store(one, objective, config.objective)
-    return tuple(StudentTokens(tokenizer, one) for one in store.stores)
+    kinds = [one.spec.identity["text"]["kind"] for one in store.stores]
+    corpora = _Corpora(config, tokenizer) if "messages" in kinds else None
+    return tuple(
+        StudentTokens(tokenizer, one)
+        if corpora is None or kind != "messages"
+        else corpora.tokens(one)
+        for one, kind in zip(store.stores, kinds, strict=True)
+    )
+
+
+class _Corpora:
+    """The conversations of --data, by the digest of the corpus: of each file, and of all."""
+
+    def __init__(self, config: TrainConfig, tokenizer: Any) -> None:
+        self._tokenizer, self._data = tokenizer, config.data
+        if not config.data:
+            raise UsageError(
+                "--data: not given; expected the corpus of the stores of conversations, which a "
+                "student with another tokenizer sees in its own chat template; pass --data FILE"
+            )
+        check_template(tokenizer, f"--student {config.student}")
+        self._columns = Columns(messages=config.messages_column, kind="messages")
+        files = [list(read_records([file])) for file in config.data]
+        self._records = {
+            self._digest(records): records for records in [*files, [r for f in files for r in f]]
+        }
+
+    def _digest(self, records: list[Record]) -> str:
+        return corpus_digest(iter(records), self._columns)[0]
+
+    def tokens(self, store: TeacherStore) -> StudentTokens:
+        """The student's tokens of a store of conversations.
+
+        Raises:
+            IdentityError: the store was captured from another corpus.
+        """
+        identity = store.spec.identity
+        records = self._records.get(identity["corpus"]["digest"])
+        if records is None:
+            most = max(map(len, self._records.values()))
+            raise IdentityError(
+                f"--data {' '.join(self._data)}: {most:,} records that are not those of --store "
+                f"{store.name} ({identity['corpus']['num_records']:,} records, digest "
+                f"{identity['corpus']['digest'][:12]}); expected the corpus that was captured; "
+                "pass its files in the same order"
+            )
+        chat = ChatOptions(turns=identity["text"].get("chat_turns", "all"))
+        return StudentTokens(
+            self._tokenizer, store, records.__getitem__, columns=self._columns, chat=chat
+        )
 
 
 def _refuse_distribution(config: TrainConfig, store: StoreMix, tokenizer: Any) -> None:
@@ -96,12 +153,6 @@ def _check_store(store: TeacherStore, objective: Objective, name: str) -> None:
                 f"--store {store.name}: capture.{field} is {fields[field]}; --objective {name} "
                 f"expects {wanted}; pass --objective xent, or another store"
             )
-    if store.spec.identity["text"]["kind"] == "messages":
-        raise UsageError(
-            f"--store {store.name}: holds conversations, which a student with another tokenizer "
-            "must see in its own chat template; expected a store of prompts and responses, or of "
-            "texts; pass such a store, or a student with the teacher's tokenizer"
-        )
 
 
 def sample_alignment(

@@ -1,0 +1,163 @@
+"""Students whose tokenizer is not the teacher's: from a store to a checkpoint."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.chat_tokenizers import TEMPLATES, TOKENIZERS
+from helpers.records import write_jsonl
+from helpers.tiny import tiny_model
+from helpers.training import read_metrics
+
+from caskd.precompute import PrecomputeConfig, precompute
+from caskd.store import TeacherStore
+from caskd.store.corpus import token_bytes
+from caskd.store.errors import IdentityError, UsageError
+from caskd.train import TrainConfig, train
+from caskd.train.data import StudentTokens, align_tokens
+from caskd.train.data.student_tokens import AlignedExample
+
+TEXTS = [
+    ("What is it?", " It is so, and that is 42."),
+    ("é 中文 ", "ü 中文 It  is   spaced 🙂"),
+    ("", "def f(x):\n    return x + 1\n"),
+    ("Say nothing long: ", "x"),
+    ("user: ", "  leading and trailing  "),
+] * 3
+CHATS = [
+    [
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "It is 42, é 中文."},
+        {"role": "user", "content": "and that?"},
+        {"role": "assistant", "content": "that is\n\nso"},
+    ]
+] * 6
+
+
+def save(folder: Path, name: str, template: str | None = None) -> Path:
+    tokenizer = TOKENIZERS[name]()
+    tokenizer.chat_template = None if template is None else TEMPLATES[template]
+    tiny_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def captured(root: Path, records: list[dict[str, Any]], teacher: Path) -> TeacherStore:
+    data = write_jsonl(root / "data.jsonl", records)
+    store = str(root / "store")
+    precompute(
+        PrecomputeConfig(
+            teacher=str(teacher), data=(str(data),), store=store, top_k=4, shard_rows=128
+        )
+    )
+    return TeacherStore.open(store)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of prompts and responses, its teacher, and a student of another tokenizer."""
+    root = tmp_path_factory.mktemp("plain")
+    save(root / "student", "prepend")
+    records = [{"prompt": prompt, "response": response} for prompt, response in TEXTS]
+    captured(root, records, save(root / "teacher", "byte-level"))
+    return root
+
+
+def check_texts(store: TeacherStore, tokenizer: Any, tokens: StudentTokens) -> int:
+    """Every span has equal bytes on both sides; the number of examples with spans."""
+    batch = store.read(range(len(store)))
+    own = token_bytes(tokenizer)
+    aligned = tokens.align(batch)
+    for number, example in enumerate(aligned):
+        if example is None:
+            continue
+        assert example.num_spans
+        rows = slice(batch.row_offsets[number], batch.row_offsets[number + 1])
+        labels = own_labels(example)
+        for span in range(example.num_spans):
+            theirs = batch.labels[rows][example.teacher_span == span].tolist()
+            ours = labels[example.student_span == span].tolist()
+            sides = b"".join(store.vocab[id_] for id_ in theirs), b"".join(own[id_] for id_ in ours)
+            ends = theirs == [store.spec.special_tokens["eos_id"]] or len(theirs) == 1
+            assert sides[0].lstrip(b" ") == sides[1].lstrip(b" ") or ends
+    return sum(example is not None for example in aligned)
+
+
+def own_labels(example: AlignedExample) -> np.ndarray:
+    positions = np.flatnonzero(example.is_response)
+    return example.token_ids[positions[positions > 0]]
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "byte-level"])
+def test_spans_have_equal_bytes_on_both_sides(plain: Path, name: str) -> None:
+    store = TeacherStore.open(str(plain / "store"))
+    tokenizer = TOKENIZERS[name]()
+    assert check_texts(store, tokenizer, StudentTokens(tokenizer, store)) == len(TEXTS)
+
+
+def run(root: Path, out: str, **changes: Any) -> Path:
+    options: dict[str, Any] = {
+        "store": str(root / "store"), "student": str(root / "student"), "out": root / out,
+        "steps": 4, "global_batch_size": 4, "micro_batch_size": 2, "lr": 1e-2,
+        "objective": "cat-alm", "save_every": 2,
+    }  # fmt: skip
+    return train(TrainConfig(**{**options, **changes}))
+
+
+def test_resume_is_bitwise(plain: Path) -> None:
+    whole = run(plain, "whole")
+    run(plain, "part")
+    shutil.rmtree(plain / "part/checkpoints/step-00000004")
+    again = run(plain, "part", resume=True)
+    assert tensors(again) == tensors(whole)
+    keys = ("loss", "keep_fraction", "student_accuracy", "other_bytes")
+    assert [[line[k] for k in keys] for line in read_metrics(plain / "part")] == [
+        [line[k] for k in keys] for line in read_metrics(plain / "whole")
+    ]
+
+
+def tensors(checkpoint: Path) -> dict[str, bytes]:
+    """The files of weights and optimizer state."""
+    files = {p.name: p.read_bytes() for p in checkpoint.rglob("*.safetensors")}
+    assert files
+    return files
+
+
+def test_micro_batches_and_packing_do_not_change_the_loss(plain: Path) -> None:
+    first = read_metrics(run(plain, "two").parents[1])
+    for name, changes in (("four", {"micro_batch_size": 4}), ("budget", {"token_budget": 200})):
+        other = read_metrics(run(plain, name, **changes).parents[1])
+        for a, b in zip(first, other, strict=True):
+            assert a["keep_fraction"] == pytest.approx(b["keep_fraction"])
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4, abs=1e-6)
+
+
+def test_conversations_need_their_corpus(tmp_path: Path) -> None:
+    save(tmp_path / "student", "metaspace-first", "llama3")
+    records = [{"messages": chat} for chat in CHATS]
+    store = captured(tmp_path, records, save(tmp_path / "teacher", "byte-level", "chatml"))
+    with pytest.raises(UsageError, match="--data"):
+        run(tmp_path, "none")
+    other = write_jsonl(tmp_path / "other.jsonl", records[:-1])
+    with pytest.raises(IdentityError, match=r"5 records.*6 records"):
+        run(tmp_path, "other", data=(str(other),))
+    last = run(tmp_path, "run", data=(str(tmp_path / "data.jsonl"),))
+    lines = read_metrics(last.parents[1])
+    assert all(line["other_bytes"] == 0 for line in lines)
+    assert store.spec.num_rows > 0
+
+
+def test_a_distribution_objective_is_refused(plain: Path) -> None:
+    with pytest.raises(IdentityError, match=r"(?s)383.*--objective cat-alm|cat-alm"):
+        run(plain, "dist", objective="cat-dist")
+
+
+def test_too_many_other_bytes_stop_the_run(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = "caskd.train.data.student_tokens.align_tokens"
+    monkeypatch.setattr(tokens, lambda a, b: None if len(b) % 2 else align_tokens(a, b))
+    with pytest.raises(UsageError, match="--allow-other-bytes"):
+        run(plain, "refused")
+    last = run(plain, "allowed", allow_other_bytes=1.0)
+    assert sum(line["other_bytes"] for line in read_metrics(last.parents[1])) > 0
