@@ -1,5 +1,6 @@
 """Students whose tokenizer is not the teacher's: from a store to a checkpoint."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,18 @@ def test_too_many_other_bytes_stop_the_run(plain: Path, monkeypatch: pytest.Monk
         run(plain, "refused")
     last = run(plain, "allowed", allow_other_bytes=1.0)
     assert sum(line["other_bytes"] for line in read_metrics(last.parents[1])) > 0
+
+
+def test_an_evaluation_is_in_nats_per_byte(plain: Path) -> None:
+    store = TeacherStore.open(str(plain / "store"))
+    last = run(plain, "evaluated", eval_store=str(plain / "store"), lr=1e-3)
+    lines = [json.loads(x) for x in (last.parents[1] / "eval.jsonl").read_text().splitlines()]
+    num_bytes = sum(len(response.encode()) for _, response in TEXTS)
+    tokenizer = TOKENIZERS["prepend"]()
+    aligned = StudentTokens(tokenizer, store).align(store.read(range(len(store))))
+    rows = sum(len(example.student_span) for example in aligned if example is not None)
+    for line in lines:
+        assert line["num_rows"] == rows
+        assert line["kl"] is None
+        assert line["keep_fraction"] is None
+        assert line["nats_per_byte"] == pytest.approx(line["nll"] * rows / num_bytes)

@@ -78,7 +78,7 @@ def collate_spans(
     """Lay examples out as `collate` does. One with other bytes becomes a token without rows."""
     none = np.zeros(0, np.int64)
     empty = AlignedExample(
-        np.array([pad_id], np.uint32), np.zeros(1, np.uint8), none, none, num_spans=0
+        np.array([pad_id], np.uint32), np.zeros(1, np.uint8), none, none, num_spans=0, num_bytes=0
     )
     aligned = [empty if example is None else example.aligned for example in examples]
     counts = np.array([example.num_spans for example in aligned])

@@ -47,6 +47,8 @@ class AlignedExample:
     """[R] span of each teacher row, likewise."""
     num_spans: int
     """C; each has at least one row of both models."""
+    num_bytes: int
+    """Bytes of the replies."""
 
 
 class StudentTokens:
@@ -119,7 +121,15 @@ class StudentTokens:
         good[NO_SPAN] = False
         number = np.where(good, np.cumsum(good) - 1, NO_SPAN)
         return AlignedExample(
-            own.token_ids, own.is_response, number[student], number[teacher], int(good.sum())
+            own.token_ids,
+            own.is_response,
+            number[student],
+            number[teacher],
+            num_spans=int(good.sum()),
+            num_bytes=sum(
+                min(len(text.removesuffix(END)) for text in texts)
+                for texts in zip(theirs.texts, ours.texts, strict=True)
+            ),
         )
 
     def _tokenized(

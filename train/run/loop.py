@@ -299,7 +299,12 @@ def _evaluate_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int)
     # Always with the mask of the last step, so that all lines of eval.jsonl are comparable.
     engine.module.options = LossOptions(plan.objective, plan.tail)
     metrics = evaluate(
-        engine, store, log.bar, pad_id=_pad_id(plan), micro_batch_size=config.micro_batch_size
+        engine,
+        store,
+        log.bar,
+        pad_id=_pad_id(plan),
+        micro_batch_size=config.micro_batch_size,
+        tokens=plan.eval_tokens,
     )
     log.evaluated(step, metrics)
     best = config.best_metric and log.evaluations.best(config.best_metric)

@@ -61,7 +61,7 @@ class AlignmentStats:
 
 
 def student_tokens(
-    config: TrainConfig, store: StoreMix, tokenizer: Any, objective: Objective
+    config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any, objective: Objective
 ) -> tuple[StudentTokens, ...] | None:
     """The student's tokens of each store; None where it shares the vocabulary of all of them.
 
@@ -70,20 +70,20 @@ def student_tokens(
         UsageError: a store lacks what the objective reads, or its text cannot be rendered.
     """
     own = vocab_digest(token_bytes(tokenizer))
-    shared = all(one.spec.vocab_digest == own for one in store.stores)
+    shared = all(one.spec.vocab_digest == own for one in stores)
     if shared and not objective.matches_spans:
         return None
     if objective.needs_distribution:
-        _refuse_distribution(config, store, tokenizer)
-    for one in store.stores:
+        _refuse_distribution(config, stores, tokenizer)
+    for one in stores:
         _check_store(one, objective, config.objective)
-    kinds = [one.spec.identity["text"]["kind"] for one in store.stores]
+    kinds = [one.spec.identity["text"]["kind"] for one in stores]
     corpora = _Corpora(config, tokenizer) if "messages" in kinds else None
     return tuple(
         StudentTokens(tokenizer, one)
         if corpora is None or kind != "messages"
         else corpora.tokens(one)
-        for one, kind in zip(store.stores, kinds, strict=True)
+        for one, kind in zip(stores, kinds, strict=True)
     )
 
 
@@ -129,11 +129,13 @@ class _Corpora:
         )
 
 
-def _refuse_distribution(config: TrainConfig, store: StoreMix, tokenizer: Any) -> None:
+def _refuse_distribution(
+    config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any
+) -> None:
     flag = f"--student {config.student}"
     other = "cat-alm" if config.objective.startswith("cat") else "alm"
     try:
-        for one in store.stores:
+        for one in stores:
             check_vocabulary(tokenizer, one.spec, flag)
     except IdentityError as error:
         raise IdentityError(

@@ -77,6 +77,7 @@ class RunPlan:
         settings: DeepSpeed's configuration.
         split: how a step is split into micro-batches.
         eval_store: to evaluate on.
+        eval_tokens: the student's tokens of that store; None where it has the teacher's vocabulary.
         lora: adapters to train in place of the weights.
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
@@ -95,6 +96,7 @@ class RunPlan:
     settings: Settings
     split: MicroBatchSplit
     eval_store: TeacherStore | None
+    eval_tokens: StudentTokens | None
     lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
@@ -243,8 +245,12 @@ def plan_run(config: TrainConfig) -> RunPlan:
     if config.resume:
         checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
     tokenizer = load_tokenizer(config.student)
-    tokens = student_tokens(config, store, tokenizer, objective)
-    spans = None
+    tokens = student_tokens(config, store.stores, tokenizer, objective)
+    eval_store = eval_tokens = spans = None
+    if config.eval_store is not None:
+        eval_store = open_eval_store(config.eval_store, store.spec, one_vocabulary=tokens is None)
+        if tokens is not None:
+            eval_tokens = student_tokens(config, (eval_store,), tokenizer, objective)
     if tokens is not None:
         spans = sample_alignment(store, tokens, order)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
@@ -272,7 +278,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
             micro_batch_size=config.micro_batch_size,
             token_budget=config.token_budget,
         ),
-        eval_store=open_eval_store(config.eval_store, store.spec) if config.eval_store else None,
+        eval_store=eval_store,
+        eval_tokens=None if eval_tokens is None else eval_tokens[0],
         lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
