@@ -213,7 +213,5 @@ class BatchReader:
         read = self.store.read(examples, self.row_fields)
         batch = collate(read, self.pad_id, packed=self.split.packed)
         if self.mask is not None:
-            counts = np.diff(read.row_offsets)
-            keep = self.mask.keep(step, read.example_indices, counts)
-            batch = replace(batch, keep=torch.from_numpy(keep))
+            batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
         return batch.pin() if self.pin_memory else batch

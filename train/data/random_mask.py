@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
 from caskd.train.metrics import METRICS_FILE
 
@@ -41,7 +42,11 @@ class RandomMask:
         """SHA-256 of the fractions as little-endian float64."""
         return hashlib.sha256(self.fractions.astype("<f8").tobytes()).hexdigest()
 
-    def keep(
+    def keep(self, step: int, batch: StoreBatch) -> npt.NDArray[np.bool_]:
+        """Mask [N] of a batch's rows at a step; 0 is the first step."""
+        return self.keep_counts(step, batch.example_indices, np.diff(batch.row_offsets))
+
+    def keep_counts(
         self, step: int, examples: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.bool_]:
         """Mask [N] of the rows, or spans, of a batch.

@@ -176,5 +176,6 @@ class SpanReader:
         batch = collate_spans(chosen, self.pad_id, packed=self.split.packed)
         if self.mask is not None:
             counts = np.array([0 if one is None else one.aligned.num_spans for one in chosen])
-            batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, examples, counts)))
+            keep = self.mask.keep_counts(step, examples, counts)
+            batch = replace(batch, keep=torch.from_numpy(keep))
         return batch.pin() if self.pin_memory else batch
