@@ -45,8 +45,9 @@ from store_rows import RESULTS, setting, write_table
 
 from caskd.models import SplitModel, pad, padded_batches, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
+from caskd.precompute.planning import probe
 from caskd.precompute.planning.identity import check_job
-from caskd.precompute.planning.probe import encoded_bytes
+from caskd.precompute.planning.probe import encoded_bytes, run_probe
 from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import find_checkpoint
@@ -262,7 +263,10 @@ def measure(
 def measure_together(
     configs: dict[str, PrecomputeConfig], rounds: int, skip: Sequence[str]
 ) -> Iterator[tuple[dict[tuple[str, str], list[float]], dict[str, float]]]:
-    """The same with one copy of the weights in one process; what there is after each round."""
+    """The same with one copy of the weights in one process; what there is after each round.
+
+    On a GPU one more round comes first and is not counted: it warms up.
+    """
     some = next(iter(configs.values()))
     device = pick_device(some.device)
     arms: dict[str, Callable[[PrecomputeConfig], float]] = {
@@ -271,7 +275,9 @@ def measure_together(
     arms |= {CAPTURE: capture, NAIVE: Bare(NAIVE, some)}
     seconds: dict[tuple[str, str], list[float]] = {}
     peaks: dict[str, float] = {}
-    for turn in range(rounds):
+    for turn in range(-1 if device.type == "cuda" else 0, rounds):
+        if turn == 0:
+            seconds, peaks = {}, {}
         for kind, config in configs.items():
             for arm, timed in arms.items():
                 if arm in skip:
@@ -327,10 +333,14 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
         for start in range(0, len(hidden), TILE_ROWS):
             teacher.split.head(hidden[start : start + TILE_ROWS])
         parts["head, ms"] = clock.lap()
+        rows = dict(teacher._fields(examples, hidden))
+        parts["head, row fields and copies, ms"] = clock.lap()
         rows = teacher.rows(examples)
+        parts["until the next batch can start, ms"] = clock.passed()
+        rows = dict(rows)
         parts["whole batch, ms"] = clock.lap()
     if profile is not None:
-        add_profile(profile, f"a batch of {config.store}", lambda: teacher.rows(examples))
+        add_profile(profile, f"a batch of {config.store}", lambda: dict(teacher.rows(examples)))
     parts["share of labels in the top-k"] = float((rows["label_rank"] < TOP_K).mean().round(3))
     rest = parts["whole batch, ms"] - parts["body, ms"] - parts["head, ms"]
     parts["all but body and head, ms"] = round(rest, 3)
@@ -338,6 +348,14 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
     _, seconds_a_row = encoded_bytes(writer.spec, rows)
     parts["encoding, in a thread behind, ms"] = round(1000 * seconds_a_row * len(hidden), 3)
     return parts
+
+
+def probed_mib(config: PrecomputeConfig) -> float:
+    """Peak memory by the probe of `caskd plan`, which has five seconds here."""
+    forget_peak(pick_device(config.device))
+    with quiet(), mock.patch.object(probe, "PROBE_SECONDS", 5.0):
+        found = run_probe(config, find_teacher(config), Path(config.store), 0)
+    return round(found["memory_bytes"] / 2**20)
 
 
 class Clock:
@@ -351,10 +369,14 @@ class Clock:
         """Since the last lap."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        passed = self.passed()
+        self.last = time.perf_counter()
+        return passed
+
+    def passed(self) -> float:
+        """Since the last lap, whatever the device still does."""
         now = time.perf_counter()
-        passed = now - getattr(self, "last", now)
-        self.last = now
-        return round(passed * 1000, 3)
+        return round((now - getattr(self, "last", now)) * 1000, 3)
 
 
 def table_of(
@@ -374,6 +396,8 @@ def table_of(
             "tokens_per_s": round(num_tokens / median, 1),
         }  # fmt: skip
         for name, reference in (("over_bare", BARE), ("over_bare_rows_only", BARE_ROWS)):
+            if (kind, reference) not in seconds:
+                continue
             ratios = [a / b for a, b in zip(times, seconds[kind, reference], strict=True)]
             line[name] = round(statistics.median(ratios), 3)
         table.append(line | {"peak_mib": round(peaks[arm])})
@@ -434,8 +458,13 @@ def main() -> None:
                     write_table("capture", table, columns, args.out)
                 for kind, config in configs.items():
                     profile = args.out / "profile.txt" if args.profile else None
-                    parts = parts_of(config, profile).items()
-                    table += [{"corpus": kind, "arm": f"part: {p}", "value": v} for p, v in parts]
+                    parts = parts_of(config, profile)
+                    parts["plan --probe, peak MiB"] = probed_mib(config)
+                    table += [
+                        {"corpus": kind, "arm": f"part: {name}", "value": value}
+                        for name, value in parts.items()
+                    ]
+                    write_table("capture", table, columns, args.out)
         else:
             sizes = prepare(configs)
             table = table_of(*measure(configs, args.rounds, args.threads), sizes)

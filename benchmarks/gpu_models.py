@@ -122,7 +122,8 @@ def prefer(model: Any, ids: list[int]) -> None:
     """Make some tokens the likely ones: a label outside the top-k costs a capture a pass over V.
 
     Every embedding gets one direction, which small layers leave in the last hidden states; those
-    tokens' rows of the head get it, too.
+    tokens' rows of the head get it, too. Their logits lie seven standard deviations of a random
+    head's above the others, of which a hundred thousand reach four.
     """
     width = model.config.hidden_size
     direction = torch.randn(width, device=model.device, dtype=model.dtype)
@@ -130,7 +131,8 @@ def prefer(model: Any, ids: list[int]) -> None:
     for layer in model.model.layers:
         for product in (layer.self_attn.o_proj, layer.mlp.down_proj):
             product.weight.mul_(1e-3)
-    model.lm_head.weight[ids] += direction * (5 / width)
+    spread = model.config.initializer_range * width**0.5
+    model.lm_head.weight[ids] += direction * (7 * spread / width)
 
 
 def write_echo_text(path: Path, num_examples: int, prompt: int, response: int) -> None:

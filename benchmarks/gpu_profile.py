@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-SHOWN = 22
+SHOWN = 40
 
 
 def add_profile(file: Path, title: str, call: Callable[[], Any]) -> None:

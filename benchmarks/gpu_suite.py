@@ -43,6 +43,7 @@ ROOT = HERE.parent
 RIVALS = ("liger-kernel", "cut-cross-entropy", "flash-attn")
 PACKAGES = ("torch", "triton", "transformers", "deepspeed", "pytest", *RIVALS)
 CELLS = ("16384x4096x128256", "16384x2048x248320", "16384x576x49152")
+BARE, NAIVE = "bare forward", "full logits, then top-k everywhere"  # measured, and no aim's
 CHAIN = (
     "from pathlib import Path; from caskd.cli.demo import run_demo; "
     "run_demo(Path({out!r}), 0, num_train={train}, num_test={test}, steps={steps})"
@@ -116,14 +117,14 @@ def loss_step(plan: Plan) -> Step:
 
 def capture_step(plan: Plan) -> Step:
     """The capture, corpora with long prompts and with long answers."""
-    sizes = (65_536, 16_384, 4_096, "cuda")
+    sizes = (131_072, 16_384, 16_384, "cuda")
     if plan.toy:
         sizes = (2_000, 2_048, 2_048, "cuda" if torch.cuda.is_available() else "cpu")
     tokens, budget, shard_rows, device = map(str, sizes)
     words = [
         "--device", device, "--one-process", "--tokens", tokens, "--token-budget", budget,
         "--shard-rows", shard_rows, "--rounds", str(min(3, plan.rounds)), "--out", str(plan.out),
-        "--dtype", "bfloat16", "--random-weights", "--profile",
+        "--dtype", "bfloat16", "--random-weights", "--profile", "--skip", BARE, NAIVE,
     ]  # fmt: skip
     bench = python("bench_capture.py", str(plan.scratch / "teacher"), *words)
     return Step([models(plan, "teacher"), bench], limit=180)
@@ -163,7 +164,7 @@ def environment() -> Iterator[str]:
         yield f"device       {torch.cuda.get_device_name()}, {memory:.0f} GiB"
     else:
         yield "device       no CUDA device"
-    found = {package: _version(package) for package in PACKAGES}
+    found = {package: _version(package) for package in ("caskd", *PACKAGES)}
     yield f"python       {platform.python_version()}"
     yield f"packages     {', '.join(f'{name} {is_at}' for name, is_at in found.items() if is_at)}"
     for name, is_at in found.items():
@@ -312,6 +313,13 @@ def parse_arguments() -> Any:
 
 def main() -> int:
     arguments = parse_arguments()
+    if _version("caskd") is None:
+        print(
+            "caskd: not installed, though it can be imported; expected an installation, whose "
+            f"version a capture records; run pip install -e {ROOT}",
+            file=sys.stderr,
+        )
+        return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,13 @@ from caskd.models.batching import (
     pad,
     padded_batches,
 )
-from caskd.models.devices import default_device, fixed_kernels, memory_errors, pick_device
+from caskd.models.devices import (
+    default_device,
+    fixed_kernels,
+    memory_errors,
+    pick_device,
+    to_device,
+)
 from caskd.models.digests import config_digest, may_be_same_config, weights_digest
 from caskd.models.forward_probe import (
     arranged_groups,
@@ -30,7 +36,12 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
 )
-from caskd.models.parameters import ParameterCount, count_parameters, quantization_of
+from caskd.models.parameters import ParameterCount, count_parameters
+from caskd.models.quantization import (
+    check_quantization,
+    describe_quantization,
+    quantization_of,
+)
 from caskd.models.split_model import SplitModel, check_split
 from caskd.models.vocabulary import check_template, check_vocabulary, stop_ids
 
@@ -44,12 +55,14 @@ __all__ = [
     "arranged_groups",
     "build_model",
     "check_causal",
+    "check_quantization",
     "check_split",
     "check_template",
     "check_vocabulary",
     "config_digest",
     "count_parameters",
     "default_device",
+    "describe_quantization",
     "fixed_kernels",
     "forget_lengths",
     "head_form",
@@ -73,5 +86,6 @@ __all__ = [
     "probe_tokens",
     "quantization_of",
     "stop_ids",
+    "to_device",
     "weights_digest",
 ]

@@ -53,6 +53,11 @@ class Batch:
     position_ids: Ids
     starts: Ids
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether every line holds one example."""
+        return len(self.input_ids) == len(self.starts)
+
 
 Tokens = npt.NDArray[np.uint32]
 Arrange = Callable[[Sequence[Tokens]], Batch]

@@ -3,8 +3,11 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from caskd.store.errors import UsageError, reason
 
@@ -36,6 +39,17 @@ def pick_device(name: str) -> torch.device:
         last = torch.cuda.device_count() - 1
         raise UsageError(f"--device {name}: expected cuda:0 to cuda:{last}; pass one of these")
     return torch.device(name)
+
+
+def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy of an array on a device, without waiting for a GPU: it comes from pinned memory.
+
+    On the CPU it is the array's own memory.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda" or not array.size:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @contextmanager

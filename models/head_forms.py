@@ -39,6 +39,11 @@ class HeadForm:
     """Logits become softcap * tanh(logits / softcap)."""
 
     @property
+    def is_identity(self) -> bool:
+        """Whether the logits are the head's product itself."""
+        return self == HeadForm()
+
+    @property
     def scale(self) -> float | None:
         """The one factor that stands for `divisor` and `multiplier`."""
         if self.divisor is None:

@@ -4,7 +4,7 @@ Every `from_pretrained` and `from_config` of caskd is in this file. `source` is 
 id, `flag` the option that named it, such as `--teacher`: errors start with the two.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from caskd.models.devices import memory_errors
+from caskd.models.quantization import check_quantization
 from caskd.store.errors import UsageError, reason
 from caskd.store.imports import require
 
@@ -20,6 +21,10 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _WHOLE = "a transformers checkpoint of a causal LM in safetensors that needs no remote code"
+_QUANTIZED = (
+    "a device and packages that compute its quantised weights: pass another --device, or the model "
+    "before quantisation"
+)
 
 
 @dataclass(frozen=True)
@@ -150,14 +155,16 @@ def open_model(
         name: the checkpoint's name in errors; by default `source`.
 
     Raises:
-        UsageError: it cannot be opened, or weights are missing, which transformers would fill with
-            random numbers.
+        UsageError: it cannot be opened, weights are missing, which transformers would fill with
+            random numbers, or parts of its layers are left over, such as scales.
         MemoryError: the weights do not fit into memory.
     """
     from transformers import AutoModelForCausalLM
 
     check_source(source, flag)
     shown = source if name is None else name
+    if config_folder(source) is not None:  # else an adapter
+        check_quantization(open_config(source, flag), f"{flag} {shown}")
     options, expected = {}, f"{_WHOLE}: pass another {flag}"
     if attention is not None:
         options = {"attn_implementation": attention}
@@ -181,7 +188,30 @@ def open_model(
             f"{flag} {shown}: lacks {len(missing)} weights, the first {min(missing)!r}; expected "
             "a whole checkpoint; copy or download it again"
         )
+    if getattr(model.config, "quantization_config", None) is not None:
+        check_quantization(model.config, f"{flag} {shown}")
+        with _errors(shown, flag, "model", _QUANTIZED), memory_errors(), torch.no_grad():
+            # compressed-tensors unpacks its weights in the first forward of the whole model.
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    _check_all_used(model, report["unexpected_keys"], f"{flag} {shown}")
     return model
+
+
+def _check_all_used(model: Any, left_over: Iterable[str], subject: str) -> None:
+    """Refuse weights of the model's own layers that the model has no place for.
+
+    Without a bias or a scale, the layer computes other numbers. Weights of parts that the model
+    does not have, such as further heads, change nothing.
+    """
+    layers = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    found = sorted(name for name in left_over if name.rpartition(".")[0] in layers)
+    if found:
+        raise UsageError(
+            f"{subject}: {type(model).__name__} has no place for {len(found)} weights of its own "
+            f"layers, the first {found[0]!r}; expected a config.json that describes all of them, "
+            "with quantization_config where weights are quantised; complete it, or pass the model "
+            "before quantisation"
+        )
 
 
 def config_folder(source: str | Path) -> Path | None:

@@ -1,11 +1,10 @@
-"""How many parameters a model has, and how many of them one token uses; how they are quantised."""
+"""How many parameters a model has, and how many of them one token uses."""
 
-import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from caskd.models.opening import build_model
+from caskd.models.quantization import quantization_of
 
 _EXPERTS = frozenset({"experts", "input_linear", "output_linear"})
 """Parts of the names of weights that hold all routed experts; the last two are of JetMoe and of
@@ -14,20 +13,6 @@ _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_t
               "top_k_experts")  # fmt: skip
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
                 "num_moe_experts")  # fmt: skip
-_FIXED_BITS = {
-    "fp8": 8,
-    "fbgemm_fp8": 8,
-    "mxfp8": 8,
-    "eetq": 8,
-    "mxfp4": 4,
-    "nvfp4": 4,
-    "bitnet": 2,
-}
-_BITS_KEYS = ("bits", "w_bit", "nbits", "num_bits")
-_BITS_IN_NAME = (
-    re.compile(r"(?:int|float|fp|nf)_?(\d+)_?weight", re.IGNORECASE),
-    re.compile(r"(?:int|float|fp|nf)_?(\d+)", re.IGNORECASE),
-)
 
 
 @dataclass(frozen=True)
@@ -93,43 +78,3 @@ def _count(part: Any, key: str) -> int | None:
     if isinstance(value, list | tuple):  # one per layer
         value = value[-1] if value else None
     return value if isinstance(value, int) and value > 0 else None
-
-
-def quantization_of(config: Any) -> dict[str, Any] | None:
-    """Method and bits of a checkpoint's quantised weights; None if they are not quantised.
-
-    `bits` is a list where layers differ, and None where the config does not name them.
-    """
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        found = getattr(config.get_text_config(), "quantization_config", None)
-    if found is None:
-        return None
-    values = found if isinstance(found, Mapping) else found.to_dict()
-    method = values.get("quant_method")
-    method = str(getattr(method, "value", method) or "bitsandbytes")
-    bits = sorted({*_bits(method, values)})
-    return {"method": method, "bits": bits[0] if len(bits) == 1 else bits or None}
-
-
-def _bits(method: str, values: Mapping[str, Any]) -> Iterator[int]:
-    """Bits of the weights, from whatever place a method has for them."""
-    if method in _FIXED_BITS:
-        yield _FIXED_BITS[method]
-    elif method == "bitsandbytes":
-        yield 4 if values.get("load_in_4bit") or values.get("_load_in_4bit") else 8
-    elif method == "compressed-tensors":
-        for group in (values.get("config_groups") or {}).values():
-            yield from _number(group.get("weights") or {})
-    elif any(isinstance(values.get(key), int) for key in _BITS_KEYS):
-        yield from _number(values)
-    elif method == "hqq":
-        yield from _number(values.get("quant_config", {}).get("weight_quant_params") or {})
-    else:  # such as quanto's weights "int4" and torchao's "Int4WeightOnlyConfig"
-        named = (str(values.get(key, "")) for key in ("weights", "quant_type", "forward_dtype"))
-        found = (pattern.search(name) for name in named for pattern in _BITS_IN_NAME)
-        yield from [int(match.group(1)) for match in found if match][:1]
-
-
-def _number(values: Mapping[str, Any]) -> Iterator[int]:
-    yield from (values[key] for key in _BITS_KEYS if isinstance(values.get(key), int))

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from caskd.models.batching import Batch
+from caskd.models.devices import to_device
 from caskd.models.head_forms import head_form
 from caskd.models.length_borders import forget_lengths, length_borders
+from caskd.models.padded_positions import one_sequence_a_line
 from caskd.store.errors import UsageError
 
 Positions = npt.NDArray[np.integer[Any]]
@@ -91,16 +93,23 @@ class SplitModel:
     def hidden_rows(self, batch: Batch, positions: Sequence[Positions]) -> Tensor:
         """Hidden states [N, H] at the given positions of each sequence, sequence by sequence."""
         device = self.device
-        hidden = self.hidden(
-            torch.from_numpy(batch.input_ids).to(device),
-            position_ids=torch.from_numpy(batch.position_ids).to(device),
-        ).flatten(0, 1)
+        inputs, positions_there = (
+            to_device(array, device) for array in (batch.input_ids, batch.position_ids)
+        )
+        with one_sequence_a_line(batch.is_padded):
+            hidden = self.hidden(inputs, position_ids=positions_there).flatten(0, 1)
         flat = np.concatenate([s + own for s, own in zip(batch.starts, positions, strict=True)])
-        return hidden[torch.from_numpy(flat).to(hidden.device)]
+        return hidden[to_device(flat, hidden.device)]
 
     def logits(self, hidden: Tensor, num_columns: int | None = None) -> Tensor:
         """Logits [N, V] in float32 of hidden states [N, H], cut to the first `num_columns`."""
         return self.adjusted(self.head(hidden), num_columns)
+
+    def narrow_logits(self, product: Tensor, num_columns: int | None = None) -> Tensor:
+        """The logits [N, V] of `adjusted`, in the product's own dtype where that is exact."""
+        if self.form.is_identity:
+            return product[:, :num_columns]
+        return self.adjusted(product, num_columns)
 
     def adjusted(self, product: Tensor, num_columns: int | None = None) -> Tensor:
         """Logits [N, V] in float32 of the head's product, cut to the first `num_columns`."""

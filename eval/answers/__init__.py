@@ -1,6 +1,7 @@
 """Predictions files, and the arms and seeds that they form."""
 
 from caskd.eval.answers.arms import Run, label_seeds, read_runs, seeds_of, split_name
+from caskd.eval.answers.checks import is_bounded
 from caskd.eval.answers.predictions_file import (
     WHOLE,
     Predictions,
@@ -19,6 +20,7 @@ __all__ = [
     "Run",
     "Units",
     "digest",
+    "is_bounded",
     "label_seeds",
     "num_units",
     "predictions_bytes",

@@ -62,7 +62,7 @@ def check_values(file: str, table: pa.Table, metadata: Mapping[str, Any]) -> Non
     for name, bounds in _BOUNDS.items():
         if name not in table.column_names:
             continue
-        if name == "quality" and not all(map(is_known, _metrics(metadata))):
+        if name == "quality" and not is_bounded(metadata):
             bounds = _FINITE
         values, offsets = _values(table.column(name))
         bad = np.flatnonzero(~((values >= bounds.low) & (values <= bounds.high)))
@@ -74,6 +74,11 @@ def check_values(file: str, table: pa.Table, metadata: Mapping[str, Any]) -> Non
                 f"{values[bad[0]]:g}, expected {bounds.words} ({bad.size:,} such values); "
                 "fix them, or rerun caskd predict"
             )
+
+
+def is_bounded(metadata: Mapping[str, Any]) -> bool:
+    """Whether caskd knows every metric of a file, so that its quality is from 0 to 1."""
+    return all(map(is_known, _metrics(metadata)))
 
 
 def _values(column: pa.ChunkedArray) -> tuple[FloatArray, npt.NDArray[np.int64]]:

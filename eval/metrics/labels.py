@@ -5,32 +5,38 @@ Markdown put around a word is: quotes, closed brackets, emphasis, and the punctu
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"
-_ENDS = ".,:;!?\u3002\uff0c\uff01\uff1f\uff1a"
+_ENDS = ".,:;!?\u2026\u3001\u3002"
 _LAYERS = 5
 """Wrappings of one label, such as the quote, the emphasis and the bracket of "**(B)**"."""
 _MARGIN = 200
 """Characters of an answer that are read beyond those of the longest candidate."""
 _BULLET = re.compile(r"(?:#+|[-*\u2022])\s+(?=[^\W\d])")
-_PAIRS = {"(": ")", "[": "]", "{": "}", "\uff08": "\uff09", "\u3010": "\u3011"}
+_PAIRS = {"(": ")", "[": "]", "{": "}", "\u3010": "\u3011", r"\(": r"\)"}
+_LATEX = r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf)\s?\{"
 _INSIDE = r"([\w\s'./&+-]+?)"
 _BRACKETED = [
-    re.compile(re.escape(start) + _INSIDE + re.escape(end)) for start, end in _PAIRS.items()
+    re.compile(start + _INSIDE + end)
+    for start, end in [*((re.escape(a), re.escape(b)) for a, b in _PAIRS.items()), (_LATEX, r"\}")]
 ]
 _MARKED = [
-    re.compile(re.escape(mark) + r"(\S(?:.*?\S)?)" + re.escape(mark)) for mark in ("**", "*", "$")
+    re.compile(re.escape(mark) + r"(\S(?:.*?\S)?)" + re.escape(mark))
+    for mark in ("**", "*", "__", "$")
 ]
-_SEPARATOR = re.compile(
-    rf"[{_QUOTES}*\])}}\uff09\u3011]*(?:[{_ENDS}\u2014]|[)\]\uff09\u3011]|\s-\s|$)(?!\d)"
-)
+_SEPARATOR = re.compile(rf"[{_QUOTES}*\])}}\u3011]*(?:[{_ENDS}\u2014]|[)\]\u3011]|\s-\s|$)(?!\d)")
+_JOINER = re.compile(r"\s*(?:[,/&+|]|\b(?:and|or)\b|[^\S\n])\s*")
+_WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x2212: "-"}
+"""Full-width signs, letters and digits, and the minus sign, as those of ASCII."""
 _WORD_END = re.compile(rf"\s|[{_QUOTES}*]+(?:\s|$)")
 
 
 def spaced(text: str) -> str:
-    """One case, single spaces, and one minus sign."""
-    return " ".join(text.replace("\u2212", "-").split()).casefold()
+    """One case, single spaces, and one code point for each letter and sign, however written."""
+    text = unicodedata.normalize("NFC", text.translate(_WIDE))
+    return " ".join(text.split()).casefold()
 
 
 def label(text: str) -> str:
@@ -63,7 +69,7 @@ def named(text: str, candidates: Iterable[str], *, closed: bool) -> str | None:
     """The candidate that an answer names; None if it names none, or two alike.
 
     An answer names the candidate that it equals, as written or without what surrounds it, or else
-    the longest with which it begins.
+    the longest with which it begins, unless another follows: "A or B" and "A, B" name none.
 
     Args:
         text: the answer.
@@ -80,17 +86,33 @@ def named(text: str, candidates: Iterable[str], *, closed: bool) -> str | None:
     begun = [name for name in names if _begins(text, name, closed)]
     longest = max((len(label(name)) for name in begun), default=0)
     best = {spaced(name): name for name in begun if len(label(name)) == longest}
-    return next(iter(best.values())) if len(best) == 1 else None
+    if len(best) != 1:
+        return None
+    (found,) = best.values()
+    others = [name for name in names if label(name) != label(found)]
+    return None if closed and _also_names(text, found, others) else found
 
 
 def _begins(text: str, name: str, closed: bool) -> bool:
     """Whether an answer begins with a label, up to the end of a word."""
+    ends = (_SEPARATOR, _WORD_END) if closed else (_SEPARATOR,)
+    return any(end.match(rest) for rest in _rests(text, name) for end in ends)
+
+
+def _also_names(text: str, name: str, others: Iterable[str]) -> bool:
+    """Whether a second label follows the first in its line, and ends there or at punctuation."""
+    line = text.strip().splitlines()[0]
+    joined = [(rest, _JOINER.match(rest)) for rest in _rests(line, name)]
+    follows = [rest[joiner.end() :] for rest, joiner in joined if joiner]
+    return any(_begins(rest, other, closed=False) for rest in follows for other in others)
+
+
+def _rests(text: str, name: str) -> list[str]:
+    """What follows a label at the start of an answer, or of its first line."""
     lines = dict.fromkeys((text, *text.strip().splitlines()[:1]))
     openings = [opening for line in lines for opening in _openings(spaced(line))]
     starts = {spaced(name), label(name)} - {""}
-    rests = [begin[len(s) :] for s in starts for begin in openings if begin.startswith(s)]
-    ends = (_SEPARATOR, _WORD_END) if closed else (_SEPARATOR,)
-    return any(end.match(rest) for rest in rests for end in ends)
+    return [begin[len(s) :] for s in starts for begin in openings if begin.startswith(s)]
 
 
 def _openings(text: str) -> Iterator[str]:

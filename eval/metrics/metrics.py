@@ -6,6 +6,7 @@ once, as sacrebleu does. A new metric is one line in `METRICS`.
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ def _as_written(text: str) -> str:
 
 
 def _spaces(text: str) -> str:
-    return " ".join(text.split())
+    """Single spaces, and one code point for each letter, however its accents are written."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _squad(text: str) -> str:

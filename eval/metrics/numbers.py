@@ -17,7 +17,18 @@ MAX_FRACTION_DIGITS = 400
 _MINUS = "-\u2212\u2013\uff0d"
 _SPACE = " \u00a0\u2009\u202f"
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_FRACTION = re.compile(
+    r"""
+    (?P<space>\s{0,2})(?:
+        (?P<sign>[\u00bc-\u00be\u2150-\u215e])
+      | \\[dt]?frac\s*\{\s*(?P<top>[-\u2212]?\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}
+      | \\[dt]?frac(?P<first>\d)(?P<second>\d)
+    )
+    """,
+    re.VERBOSE,
+)
+_WIDE = str.maketrans("\uff0e\u066b\u066c\uff0f\uff1a\uff3e", "..,/:^")
+_GROUPS = re.compile(r"(?<=\d)(?:\{,\}|\uff0c)(?=\d{3}(?!\d))")
 
 _PLAIN = rf"""(?:
     \d{{1,3}}(?:\.\d{{3}})+,\d+(?!\d|[.,]\d)                     # 1.234,56
@@ -30,21 +41,21 @@ _PLAIN = rf"""(?:
   | \d+(?:\.\d+(?!\.\d))?
   | (?<!\d)\.\d+
 )"""
-_POWER = rf"""(?:
-    [eE](?P<e>[+{_MINUS}]?\d{{1,9}})(?!\w)
-  | \s?(?:[\u00d7x*\u00b7]|\\times)\s?10
-    (?:\^\{{?(?P<caret>[+{_MINUS}]?\d{{1,9}})\}}?|(?P<raised>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,9}}))
+_EXPONENT = rf"""(?:
+    \^\{{?(?P<caret>[+{_MINUS}]?\d{{1,9}})\}}?|(?P<raised>[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{{1,9}})
 )"""
+_TIMES_TEN = r"\s?(?:[\u00d7x*\u00b7]|\\times|\\cdot)\s?10"
 _NUMBER = re.compile(
     rf"""
     (?:(?<!\w)(?P<sign>[{_MINUS}])(?:\\?[$€£¥₹][{_SPACE}]?)?)?   # 5-3 is 5 and 3
     (?:
         (?P<time>\d+(?::\d+)+)                                   # 12:30, and ratios
-      | \\[dt]?frac\s?\{{\s*(?P<over>\d+)\s*\}}\s?\{{\s*(?P<under>\d+)\s*\}}
+      | (?P<unit>\^\{{?[+{_MINUS}]?\d+)                          # of m^2: no number
+      | (?:(?P<ten>{_PLAIN}){_TIMES_TEN}|(?P<base>{_PLAIN})){_EXPONENT}
       | (?<![\d/])(?P<whole>\d+)[{_SPACE}](?P<part>\d+)/(?P<parts>\d+)(?![/\d])
       | (?<!/)(?P<top>{_PLAIN})[{_SPACE}]?/[{_SPACE}]?(?P<bottom>{_PLAIN})
         (?!\d|[{_SPACE}]?/[{_SPACE}]?\d)
-      | (?P<plain>{_PLAIN}){_POWER}?
+      | (?P<plain>{_PLAIN})(?:[eE](?P<e>[+{_MINUS}]?\d{{1,9}})(?!\w))?
     )
     """,
     re.VERBOSE,
@@ -58,14 +69,21 @@ def last_number(text: str) -> Value | None:
     comma, and of a list such as 1,2,3 the last number counts. `3/2` is a fraction and `1 1/2` a
     mixed number; `12:30` equals `12:30` alone.
     """
-    text = _VULGAR.sub(_spelled_out, text)
-    found = deque(_NUMBER.finditer(text), maxlen=1)
+    text = _GROUPS.sub(",", text.translate(_WIDE))
+    text = _FRACTION.sub(_spelled_out, text)
+    numbers = (match for match in _NUMBER.finditer(text) if not match["unit"])
+    found = deque(numbers, maxlen=1)
     return _value(found[0]) if found else None
 
 
-def _spelled_out(sign: re.Match[str]) -> str:
-    """1/2 for the single sign of a half."""
-    return " " + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
+def _spelled_out(match: re.Match[str]) -> str:
+    r"""1/2 for the sign of a half, and for \frac{1}{2}; a space before it where a number ends."""
+    if match["sign"]:
+        fraction = unicodedata.normalize("NFKC", match["sign"]).replace("\u2044", "/")
+    else:
+        fraction = f"{match['top'] or match['first']}/{match['bottom'] or match['second']}"
+    before = match.string[max(0, match.start() - 1) : match.start()]
+    return (" " if before.isdecimal() else match["space"]) + fraction
 
 
 def _value(match: re.Match[str]) -> Value | None:
@@ -73,15 +91,32 @@ def _value(match: re.Match[str]) -> Value | None:
     if match["time"]:
         return ("time", negative, *(_digits(part).lstrip("0") for part in match["time"].split(":")))
     if match["plain"]:
-        power = match["e"] or match["caret"] or match["raised"] or "0"
-        return _decimal(negative, match["plain"], _integer(power))
-    whole, top, bottom = match["whole"], match["part"] or match["over"] or match["top"], None
-    bottom = match["parts"] or match["under"] or match["bottom"]
+        return _decimal(negative, match["plain"], _integer(match["e"] or "0"))
+    if match["ten"]:
+        return _decimal(negative, match["ten"], _exponent(match))
     try:
-        value = Fraction(_point(top)) / Fraction(_point(bottom)) + Fraction(_point(whole or "0"))
+        value = _power(match) if match["base"] else _quotient(match)
     except (ValueError, ZeroDivisionError):
         return None
     return _of_fraction(-value if negative else value)
+
+
+def _power(match: re.Match[str]) -> Fraction:
+    base, exponent = _point(match["base"]), _exponent(match)
+    if abs(exponent) * len(base) > MAX_FRACTION_DIGITS:
+        raise ValueError
+    return Fraction(base) ** exponent
+
+
+def _quotient(match: re.Match[str]) -> Fraction:
+    top, bottom = match["part"] or match["top"], match["parts"] or match["bottom"]
+    return Fraction(_point(top)) / Fraction(_point(bottom)) + Fraction(
+        _point(match["whole"] or "0")
+    )
+
+
+def _exponent(match: re.Match[str]) -> int:
+    return _integer(match["caret"] or match["raised"])
 
 
 def _integer(power: str) -> int:

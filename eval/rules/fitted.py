@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import Ragged
+from caskd.eval.answers import Ragged, Units
 from caskd.store.errors import UsageError
 from caskd.store.imports import require
 
@@ -29,6 +29,9 @@ NUM_HASHED = 512
 SURE = 0.9
 """P(T) from which on P(IK) decides (arXiv 2602.22090)."""
 MIN_EXAMPLES, MIN_RARER = 20, 5
+MAX_EPOCHS, PATIENCE, LEAST_GAIN = 500, 10, 1e-4
+"""Training ends when the accuracy on held-out questions has not grown for PATIENCE epochs."""
+HELD_OUT = 0.2
 _SHARES = tuple(np.linspace(0.0, 1.0, 11))
 _TILE = 8192
 
@@ -150,6 +153,7 @@ def fit_router(
     small_quality: FloatArray,
     large_quality: FloatArray,
     *,
+    units: Units = None,
     seed: int = 0,
 ) -> Router:
     """Fit a router on calibration examples.
@@ -157,14 +161,25 @@ def fit_router(
     The label is whether the large model's answer is better; for P(IK) it is whether the small
     model's quality is at least one half.
 
+    Args:
+        kind: kind of the router.
+        stored: predictions of the calibration examples.
+        small_quality: [E]
+        large_quality: [E]
+        units: question of each example; the examples that stop the training share no question
+            with those that it reads.
+        seed: of the first weights, the order of examples and the held-out questions.
+
     Raises:
-        UsageError: scikit-learn is not installed, or there are too few examples of either label.
+        UsageError: scikit-learn is not installed, or there are too few questions of either label.
     """
     label = small_quality >= 0.5 if kind.own_quality else large_quality > small_quality
-    rarer = int(min(label.sum(), (~label).sum()))
-    if label.size < MIN_EXAMPLES or rarer < MIN_RARER:
+    questions = np.arange(label.size) if units is None else units
+    count = np.unique(questions).size
+    rarer = min(np.unique(questions[label == side]).size for side in (True, False))
+    if count < MIN_EXAMPLES or rarer < MIN_RARER:
         raise UsageError(
-            f"{kind.name}: got {label.size:,} calibration examples, {rarer:,} of them with the "
+            f"{kind.name}: got {count:,} calibration questions, {rarer:,} of them with the "
             f"rarer label; expected at least {MIN_EXAMPLES} and {MIN_RARER}; use more examples or "
             "a larger --calibration"
         )
@@ -172,12 +187,22 @@ def fit_router(
     inputs = make(slice(None))
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scale[scale == 0.0] = 1.0
-    layers = _fit(kind, (inputs - mean) / scale, label, seed)
+    layers = _fit(kind, (inputs - mean) / scale, label, _held_out(questions, seed), seed)
     return Router(kind, mean, scale, layers)
 
 
+def _held_out(questions: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
+    """Mark the examples [E] of a fifth of the questions."""
+    names = np.random.default_rng(seed).permutation(np.unique(questions))
+    return np.isin(questions, names[: round(HELD_OUT * names.size)])
+
+
 def _fit(
-    kind: RouterKind, inputs: FloatArray, label: npt.NDArray[np.bool_], seed: int
+    kind: RouterKind,
+    inputs: FloatArray,
+    label: npt.NDArray[np.bool_],
+    held: npt.NDArray[np.bool_],
+    seed: int,
 ) -> tuple[tuple[FloatArray, FloatArray], ...]:
     needed_by = f"--rule {kind.name}"
     linear_model = require("sklearn.linear_model", extra="routers", needed_by=needed_by)
@@ -186,19 +211,26 @@ def _fit(
         linear = linear_model.LogisticRegression(C=0.1, max_iter=1000, random_state=seed)
         linear.fit(inputs, label)
         return ((linear.coef_.T, linear.intercept_),)
-    batch_size = min(max(32, len(label) // 100), int(0.8 * len(label)))  # a fifth is for validation
     network = neural_network.MLPClassifier(
         kind.hidden_sizes,
         alpha=1e-2,
         learning_rate_init=3e-3,
-        batch_size=batch_size,
-        early_stopping=True,
-        validation_fraction=0.2,
-        n_iter_no_change=10,
-        max_iter=500,
-        random_state=seed,
-    ).fit(inputs, label)
-    return tuple(zip(network.coefs_, network.intercepts_, strict=True))
+        batch_size=min(max(32, len(label) // 100), int((~held).sum())),
+        random_state=np.random.RandomState(seed),  # a number would repeat one order of examples
+    )
+    best, waited = -1.0, 0
+    layers: list[tuple[FloatArray, FloatArray]] = []
+    for _ in range(MAX_EPOCHS):
+        network.partial_fit(inputs[~held], label[~held], classes=(False, True))
+        accuracy = float(network.score(inputs[held], label[held]))
+        waited = 0 if accuracy > best + LEAST_GAIN else waited + 1
+        if accuracy > best:
+            best = accuracy
+            both = zip(network.coefs_, network.intercepts_, strict=True)
+            layers = [(weights.copy(), biases.copy()) for weights, biases in both]
+        if waited > PATIENCE:
+            break
+    return tuple(layers)
 
 
 class Features:

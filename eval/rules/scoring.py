@@ -96,6 +96,6 @@ def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
             "pass --calibration 0.2, or --calibration-small and --calibration-large"
         )
     kind = ROUTERS[name]
-    router = fit_router(kind, fit, fit.small_quality, fit.large_quality)
+    router = fit_router(kind, fit, fit.small_quality, fit.large_quality, units=fit.units)
     score = router.score(test)
     return RuleScores(name, score, 1.0 - score if kind.has_confidence else None, router)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from caskd.eval.answers import is_bounded
 from caskd.eval.config import EvalConfig
 from caskd.eval.curves import Price, read_prices
 from caskd.eval.rules import RuleScores, score_pairs
@@ -11,7 +12,12 @@ from caskd.eval.study.chain import ChainResult, measure_chain
 from caskd.eval.study.compare import Comparisons, compare
 from caskd.eval.study.experiment import Experiment, read_experiment
 from caskd.eval.study.measure import CascadeResult, measure_cascade, warnings
-from caskd.eval.study.operating_point import OperatingPoint, choose, parse_constraint
+from caskd.eval.study.operating_point import (
+    OperatingPoint,
+    check_quality_bounds,
+    choose,
+    parse_constraint,
+)
 from caskd.eval.study.samples import default_threshold, sample_rows
 from caskd.eval.study.threshold_drift import drift_rows
 from caskd.store.errors import UsageError
@@ -84,6 +90,8 @@ def analyze(config: EvalConfig) -> Analysis:
     prices = read_prices(config.prices) if config.prices else None
     _check_chain(config)
     experiment = read_experiment(config, config.small or config.chain)
+    bounded = is_bounded(experiment.tests[0].large.metadata)
+    check_quality_bounds(config.target_quality, constraint, bounded=bounded)
     scores, left_out = score_pairs(experiment.tests, experiment.fits, config.rule)
     results = [
         measure_cascade(run.label, run.arm, pair, by_rule, prices=prices, bleu=config.bleu)

@@ -120,11 +120,6 @@ def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
             "--student or --limit: was given without --next-token; expected both; "
             "pass --next-token STORE, or omit --student and --limit"
         )
-    if config.target_quality is not None and not 0.0 <= config.target_quality <= 1.0:
-        raise UsageError(
-            f"--target-quality {config.target_quality}: expected a number from 0 to 1; pass "
-            "another number"
-        )
     if bool(config.calibration_small) != (config.calibration_large is not None):
         raise UsageError(
             "--calibration-small and --calibration-large: only one was given; expected both or "

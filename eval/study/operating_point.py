@@ -76,7 +76,7 @@ def parse_constraint(text: str) -> Constraint:
     """Read `quality>=0.86`, `cost<=5e8` or `deferral_rate<=0.3`.
 
     Raises:
-        UsageError: the text is none of these.
+        UsageError: the text is none of these, or its number is none of a rate or a cost.
     """
     match = _CONSTRAINT.fullmatch(text)
     try:
@@ -93,7 +93,39 @@ def parse_constraint(text: str) -> Constraint:
             f"--operating-point {text!r}: expected quality>=0.86, cost<=5e8 or deferral_rate<=0.3, "
             "in quotes; pass one of these forms"
         )
+    highest = 1.0 if quantity == "deferral_rate" else np.inf
+    if quantity != "quality" and not 0.0 <= constraint.bound <= highest:
+        expected = "from 0 to 1" if quantity == "deferral_rate" else "of 0 or more"
+        raise UsageError(
+            f"--operating-point '{constraint}': expected a number {expected}; pass another number"
+        )
     return constraint
+
+
+def check_quality_bounds(
+    target_quality: float | None, constraint: Constraint | None, *, bounded: bool
+) -> None:
+    """Refuse qualities that no answer can have.
+
+    Args:
+        target_quality: of --target-quality.
+        constraint: of --operating-point.
+        bounded: whether the metric's quality is from 0 to 1.
+
+    Raises:
+        UsageError: a quality is not from 0 to 1, or not finite.
+    """
+    quality = constraint.bound if constraint and constraint.quantity == "quality" else None
+    for shown, value in (
+        (f"--target-quality {target_quality}", target_quality),
+        (f"--operating-point '{constraint}'", quality),
+    ):
+        low, high = (0.0, 1.0) if bounded else (-np.finfo(float).max, np.finfo(float).max)
+        if value is not None and not low <= value <= high:
+            raise UsageError(
+                f"{shown}: expected a {'quality from 0 to 1' if bounded else 'finite number'}; "
+                "pass another number"
+            )
 
 
 def choose(

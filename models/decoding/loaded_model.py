@@ -11,11 +11,13 @@ from caskd.models.digests import config_digest, weights_digest
 from caskd.models.forward_probe import check_causal
 from caskd.models.opening import (
     config_folder,
+    open_config,
     open_generation_config,
     open_model,
     open_tokenizer,
 )
-from caskd.models.parameters import count_parameters, quantization_of
+from caskd.models.parameters import count_parameters
+from caskd.models.quantization import quantization_of
 from caskd.models.vocabulary import stop_ids
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
@@ -105,6 +107,8 @@ def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
     }
     if count.routed:
         identity["num_active_parameters"] = count.active
-    if quantization := quantization_of(model.config):
+    # Where the config of the files names weights in fp8, those of the model may be dequantised.
+    named = model.config if described is None else open_config(described, "model")
+    if quantization := quantization_of(named):
         identity["quantization"] = quantization
     return identity

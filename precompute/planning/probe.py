@@ -166,7 +166,7 @@ def _timed(teacher: Teacher, store: TeacherStore, batch: PlannedBatch) -> tuple[
     examples = _shard_examples(store, batch)
     began = time.monotonic()
     try:
-        rows = teacher.rows(examples)
+        rows = dict(teacher.rows(examples))  # waits until they are computed
     except MemoryError as error:
         raise UsageError(
             f"--probe: out of memory on {len(examples)} examples of up to {batch.longest:,} tokens "

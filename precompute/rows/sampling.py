@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.precompute.rows.topk import Fields, row_fields
+from caskd.precompute.rows.topk import Columns, Fields, row_columns, stored_fields
 from caskd.store.format import FIELD_DTYPES, SAMPLED
 from caskd.store.write import ShardExample
 
@@ -49,14 +49,14 @@ def uniforms(
     return np.concatenate(parts)
 
 
-def draw_ids(logits: Tensor, numbers: npt.NDArray[np.float64]) -> Tensor:
+def draw_ids(logits: Tensor, numbers: Tensor | npt.NDArray[np.float64]) -> Tensor:
     """The id [R, N] of each number by inversion of the cumulative distribution of its row.
 
     Args:
         logits: [R, V] float32; the ids of a row with NaN or Inf are meaningless.
-        numbers: [R, N] in [0, 1).
+        numbers: [R, N] float64 in [0, 1); those of the logits' device need no copy.
     """
-    quantiles = torch.from_numpy(numbers).to(logits.device)
+    quantiles = torch.as_tensor(numbers).to(logits.device)
     few = max(1, CACHED_LOGITS // logits.shape[1])
     step = few if logits.device.type == "cpu" else len(logits)
     return torch.cat(
@@ -76,29 +76,49 @@ def _draw(logits: Tensor, quantiles: Tensor) -> Tensor:
 
 
 def sampled_fields(logits: Tensor, labels: Tensor, numbers: npt.NDArray[np.float64]) -> Fields:
-    """Row fields of a sampled store from logits.
+    """Row fields of a sampled store from logits [R, V], labels [R] and `uniforms` [R, N]."""
+    columns = sampled_columns(logits, labels, torch.from_numpy(numbers))
+    return counted_fields({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def sampled_columns(logits: Tensor, labels: Tensor, numbers: Tensor) -> Columns:
+    """What `counted_fields` turns into the row fields of a sampled store, on the device.
 
     Args:
-        logits: [R, V] float32, the padding of the embedding already cut off.
+        logits: [R, V] of any float dtype, the padding of the embedding already cut off.
         labels: [R] int64, each below V.
         numbers: [R, N] in [0, 1), from `uniforms`.
+
+    Returns:
+        `sampled_ids` [R, N], the draws in their order; num_kept, 0 in a row with NaN or Inf;
+        logsumexp, label_logit, argmax and label_rank as in a topk store.
+    """
+    logits = logits.float()
+    columns = row_columns(logits, labels, top_k=1)
+    return {
+        "sampled_ids": draw_ids(logits, numbers),
+        **{name: columns[name] for name in SAMPLED.fields if name in columns},
+    }
+
+
+def counted_fields(arrays: Fields) -> Fields:
+    """Row fields of a sampled store from columns that were copied to the host.
 
     Returns:
         sampled_ids uint32 and sampled_counts uint16 [R, N], descending count, then ascending id;
         num_kept uint16, the number of distinct ids; logsumexp, label_logit, argmax and label_rank
         as in a topk store. A row with NaN or Inf anywhere has num_kept 0 and zeros elsewhere.
     """
-    columns = row_fields(logits, labels, top_k=1)
-    ids, counts = count_draws(draw_ids(logits, numbers).cpu().numpy())
-    finite = columns["num_kept"] > 0
+    ids, counts = count_draws(arrays["sampled_ids"])
+    finite = arrays["num_kept"] > 0
     counts[~finite], ids[~finite] = 0, 0
     drawn = {
         "sampled_ids": ids,
         "sampled_counts": counts,
         "num_kept": np.count_nonzero(counts, axis=1),
     }
-    fields = {**columns, **drawn}
-    return {name: fields[name].astype(FIELD_DTYPES[name]) for name in SAMPLED.fields}
+    fields = {**arrays, **drawn}
+    return stored_fields({name: fields[name] for name in SAMPLED.fields})
 
 
 def count_draws(

@@ -11,8 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from caskd.precompute.rows.sampling import filler_draws, sampled_fields, uniforms
-from caskd.precompute.rows.topk import Fields, filler_rows, row_fields
+from caskd.precompute.rows.sampling import (
+    counted_fields,
+    filler_draws,
+    sampled_columns,
+    sampled_fields,
+    uniforms,
+)
+from caskd.precompute.rows.topk import (
+    Columns,
+    Fields,
+    filler_rows,
+    row_columns,
+    row_fields,
+    stored_fields,
+)
 from caskd.store.format import SAMPLED, TOPK, StoreSpec
 from caskd.store.write import ShardExample
 
@@ -28,8 +41,20 @@ class Targets(Protocol):
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
         """Random numbers [N, n] for the rows of a batch; n is 0 where nothing is drawn."""
 
+    def columns(self, logits: Tensor, labels: Tensor, numbers: Tensor) -> Columns:
+        """Reduce a tile to its rows, all on one device, which nothing waits for.
+
+        Args:
+            logits: [R, V] of any float dtype.
+            labels: [R] int64.
+            numbers: [R, n] float64.
+        """
+
+    def stored(self, columns: Fields) -> Fields:
+        """Row fields from columns that were copied to the host."""
+
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
-        """Row fields of a tile from its logits [R, V], labels [R] and random numbers [R, n]."""
+        """Row fields of a tile at once, for a backend that may wait for its logits."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +71,14 @@ class TopKTargets:
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
         """No numbers [N, 0]: nothing is drawn."""
         return np.empty((sum(example.row_count for example in examples), 0))
+
+    def columns(self, logits: Tensor, labels: Tensor, numbers: Tensor) -> Columns:
+        """Reduce a tile."""
+        return row_columns(logits, labels, top_k=self.top_k, min_mass=self.min_mass)
+
+    def stored(self, columns: Fields) -> Fields:
+        """In the dtypes of a store."""
+        return stored_fields(columns)
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
         """Row fields of a tile."""
@@ -66,6 +99,14 @@ class SampledTargets:
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
         """One random number per draw."""
         return uniforms(examples, self.num_samples, self.seed)
+
+    def columns(self, logits: Tensor, labels: Tensor, numbers: Tensor) -> Columns:
+        """Reduce a tile."""
+        return sampled_columns(logits, labels, numbers)
+
+    def stored(self, columns: Fields) -> Fields:
+        """Count the draws."""
+        return counted_fields(columns)
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
         """Row fields of a tile."""

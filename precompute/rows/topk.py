@@ -6,8 +6,9 @@ torch.topk guarantees no order among equal values, nor which of them it keeps at
 of bfloat16 models tie often. Here the order is always descending logit, then ascending id, on any
 device.
 
-The cost must be small compared with the teacher's, so V is read only three times: for the maxima of
-blocks, for the minimum (NaN and Inf appear there or in the maxima), and for the exponentials.
+The cost must be small compared with the teacher's, so V is read only where `passes` reads it.
+Nothing here waits for a GPU: the columns of a tile stay on its device until `row_fields` or a
+teacher copies them.
 """
 
 from typing import Any
@@ -17,11 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from caskd.precompute.rows.pass_check import passes_for
+from caskd.precompute.rows.passes import BLOCK, Passes
 from caskd.store.format import FIELD_DTYPES, TOPK
 
 Fields = dict[str, npt.NDArray[Any]]
-
-BLOCK = 32  # neighbouring ids that share a maximum
+Columns = dict[str, Tensor]
+"""Row fields on the device that computed them, in whatever dtype they were computed."""
 
 
 def filler_rows(num_rows: int, top_k: int) -> Fields:
@@ -37,47 +40,62 @@ def filler_rows(num_rows: int, top_k: int) -> Fields:
 
 
 def row_fields(logits: Tensor, labels: Tensor, *, top_k: int, min_mass: float = 1.0) -> Fields:
-    """Row fields of a store from logits.
-
-    Args:
-        logits: [N, V] float32, the padding of the embedding already cut off.
-        labels: [N] int64, each below V.
-        top_k: k, at most V.
-        min_mass: keep the shortest prefix of the k cells whose probability reaches this.
+    """The fields of `row_columns` in the dtypes of a store.
 
     Returns:
         topk_ids uint32 and topk_logits float32 [N, k]; num_kept uint16, logsumexp, label_logit and
-        tail_mass float32, argmax and label_rank uint32, all [N]. A row with NaN or Inf anywhere
-        has num_kept 0, logits -inf and zeros elsewhere.
+        tail_mass float32, argmax and label_rank uint32, all [N].
     """
-    maxima = block_maxima(logits)
-    low, high = logits.amin(dim=1), maxima.amax(dim=1)
+    columns = row_columns(logits, labels, top_k=top_k, min_mass=min_mass)
+    return stored_fields({name: values.cpu().numpy() for name, values in columns.items()})
+
+
+def stored_fields(arrays: Fields) -> Fields:
+    """Columns that were copied to the host, in the dtypes of a store."""
+    return {name: values.astype(FIELD_DTYPES[name], copy=False) for name, values in arrays.items()}
+
+
+def row_columns(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    top_k: int,
+    min_mass: float = 1.0,
+    passes: Passes | None = None,
+) -> Columns:
+    """Row fields of a store from logits.
+
+    Args:
+        logits: [N, V] of any float dtype, the padding of the embedding already cut off.
+        labels: [N] int64, each below V.
+        top_k: k, at most V.
+        min_mass: keep the shortest prefix of the k cells whose probability reaches this.
+        passes: reads V; by default the fastest for the device.
+
+    Returns:
+        The fields of `row_fields`. A row with NaN or Inf anywhere has num_kept 0, logits -inf and
+        zeros elsewhere.
+    """
+    passes = passes or passes_for(logits.device)
+    logits = passes.prepared(logits)
+    maxima, finite = passes.maxima(logits)
     values, ids = _topk(logits, maxima, top_k)
-    # The sum of the other weights, not 1 minus a sum: it keeps its digits when it is 1e-8.
-    weights = (logits - high[:, None]).exp_().scatter_(1, ids, 0.0)
+    label_logit = logits.gather(1, labels[:, None]).squeeze(1).float()
+    rest = passes.rest(logits, values, ids, label_logit, labels)
     tile = {
         "topk_ids": ids,
         "topk_logits": values,
-        "high": high,
-        "outside": weights.sum(dim=1),
-        "label_logit": logits.gather(1, labels[:, None]).squeeze(1),
-        "label_rank": label_ranks(logits, labels, ids),
-        "finite": torch.isfinite(low) & torch.isfinite(high),
+        "high": values[:, 0],
+        "outside": rest.outside,
+        "label_logit": label_logit,
+        "label_rank": rest.label_rank,
+        "finite": finite,
     }
-    return _stored_fields(tile, min_mass)
-
-
-def block_maxima(logits: Tensor) -> Tensor:
-    """Maxima [N, ceil(V / BLOCK)] of blocks of neighbouring ids; the last block may be short."""
-    num_rows, num_ids = logits.shape
-    num_whole = num_ids // BLOCK
-    whole, rest = logits[:, : num_whole * BLOCK], logits[:, num_whole * BLOCK :]
-    maxima = whole.view(num_rows, num_whole, BLOCK).amax(dim=2)
-    return torch.cat([maxima, rest.amax(dim=1, keepdim=True)], dim=1) if rest.numel() else maxima
+    return _masked_columns(tile, min_mass)
 
 
 def _topk(logits: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits [N, k] and their ids, in descending order, ties to the lowest id.
+    """The k largest logits [N, k], float32, and their ids: descending, ties to the lowest id.
 
     The first k blocks by (maximum, lowest block) contain all k cells: if another block contained
     one of them, each of these k blocks would contain a cell that ranks before it.
@@ -89,10 +107,10 @@ def _topk(logits: Tensor, maxima: Tensor, k: int) -> tuple[Tensor, Tensor]:
         numbers = torch.arange(maxima.shape[1], device=device)
         blocks = order_keys(maxima, numbers).topk(k, dim=1, sorted=False).indices
         ids = (blocks[:, :, None] * BLOCK + torch.arange(BLOCK, device=device)).flatten(1)
-    keys = order_keys(logits.gather(1, ids.clamp(max=num_ids - 1)), ids)  # [N, C]
+    keys = order_keys(logits.gather(1, ids.clamp(max=num_ids - 1)).float(), ids)  # [N, C]
     keys.masked_fill_(ids >= num_ids, _LOWEST_KEY)  # past the end of a short last block
     ids = ids.gather(1, keys.topk(k, dim=1).indices)
-    return logits.gather(1, ids), ids
+    return logits.gather(1, ids).float(), ids
 
 
 _LOWEST_KEY = torch.iinfo(torch.int64).min
@@ -109,29 +127,8 @@ def order_keys(values: Tensor, ids: Tensor) -> Tensor:
     return (ordered.to(torch.int64) << 32) - ids
 
 
-def label_ranks(logits: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
-    """#{v: z_v > z_y} + #{v < y: z_v = z_y} [N], for labels outside the top-k too.
-
-    A label in the (ordered) top-k has its position there as rank; only the other rows are counted
-    over V.
-    """
-    match = ids == labels[:, None]
-    ranks = match.to(torch.int64).argmax(dim=1)
-    rest = (~match.any(dim=1)).nonzero().squeeze(1)
-    if len(rest):
-        others, label = logits[rest], labels[rest, None]
-        own = others.gather(1, label)
-        numbers = torch.arange(logits.shape[1], dtype=torch.int32, device=logits.device)
-        earlier = (others > own) | ((others == own) & (numbers < label.int()))
-        ranks[rest] = earlier.sum(dim=1, dtype=torch.int32).to(torch.int64)
-    return ranks
-
-
-def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
-    """Apply `min_mass`, blank the padding cells and non-finite rows, and set the stored dtypes.
-
-    All of it where the tile is: a GPU would wait for the host meanwhile.
-    """
+def _masked_columns(tile: Columns, min_mass: float) -> Columns:
+    """Apply `min_mass`, and blank the padding cells and non-finite rows."""
     finite, k = tile["finite"], tile["topk_ids"].shape[1]
     logits = torch.where(finite[:, None], tile["topk_logits"], 0.0)
     high = torch.where(finite, tile["high"], 0.0).double()
@@ -155,10 +152,7 @@ def _stored_fields(tile: dict[str, Tensor], min_mass: float) -> Fields:
         "label_rank": tile["label_rank"],
     }
     return {
-        name: (values if values.dim() == 2 else values.where(finite, 0))
-        .cpu()
-        .numpy()
-        .astype(FIELD_DTYPES[name])
+        name: values if values.dim() == 2 else values.where(finite, 0)
         for name, values in fields.items()
     }
 

@@ -7,7 +7,8 @@ its teacher is run. `find_teacher` in `factory.py` picks the backend.
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from caskd.precompute.rows import Fields
+from numpy.typing import NDArray
+
 from caskd.store.format import StoreSpec
 from caskd.store.write import ShardExample
 
@@ -15,8 +16,11 @@ from caskd.store.write import ShardExample
 class Teacher(Protocol):
     """A loaded teacher that computes row fields."""
 
-    def rows(self, examples: Sequence[ShardExample]) -> Fields:
+    def rows(self, examples: Sequence[ShardExample]) -> Mapping[str, NDArray[Any]]:
         """Compute the row fields of all examples, concatenated in their order.
+
+        A teacher may return before it has computed them: reading a field then waits, so that the
+        caller can hand in the next batch first.
 
         Raises:
             MemoryError: the batch is too large; a smaller one may fit.

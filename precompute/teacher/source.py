@@ -7,6 +7,7 @@ from typing import Any
 from caskd.models import (
     SplitModel,
     build_model,
+    check_quantization,
     locate,
     open_config,
     open_tokenizer,
@@ -60,6 +61,7 @@ def find_checkpoint(
             f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
         )
     config = open_config(found.folder, FLAG)
+    check_quantization(config, f"{FLAG} {teacher}")
     tokenizer = open_tokenizer(found.folder, FLAG)
     model = build_model(config, FLAG, device="meta")
     text_config = config.get_text_config()

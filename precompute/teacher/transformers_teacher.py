@@ -6,13 +6,14 @@ Legend: N rows of a batch, H hidden, V vocabulary, k cells kept per row.
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from caskd.models import (
     Arrange,
@@ -26,8 +27,10 @@ from caskd.models import (
     pack,
     pad,
     pick_device,
+    to_device,
 )
-from caskd.precompute.rows import Fields, Numbers, Targets
+from caskd.precompute.rows import Columns, Targets
+from caskd.precompute.teacher.copies import CopiedFields
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
 from caskd.store.corpus import logit_positions, row_labels
@@ -103,10 +106,11 @@ class TransformersTeacher:
         self._open.close()
 
     @torch.inference_mode()
-    def rows(self, examples: Sequence[ShardExample]) -> Fields:
+    def rows(self, examples: Sequence[ShardExample]) -> Mapping[str, NDArray[Any]]:
         """Compute the row fields of all examples, concatenated in their order.
 
-        Examples that the teacher computes differently in a batch run apart.
+        Examples that the teacher computes differently in a batch run apart. A GPU may still be at
+        work when this returns: reading a field waits for it.
         """
         with memory_errors():
             positions = [logit_positions(example.is_response) for example in examples]
@@ -122,33 +126,35 @@ class TransformersTeacher:
                     hidden[index] = part
             return self._fields(examples, torch.cat(hidden))
 
-    def _fields(self, examples: Sequence[ShardExample], hidden: torch.Tensor) -> Fields:
+    def _fields(
+        self, examples: Sequence[ShardExample], hidden: torch.Tensor
+    ) -> Mapping[str, NDArray[Any]]:
         """Compute the row fields of hidden states [N, H], tile by tile."""
-        labels = torch.from_numpy(
-            np.concatenate([row_labels(e.token_ids, e.is_response) for e in examples])
-            .astype(np.int64)
-        )  # fmt: skip
-        numbers = self.targets.numbers(examples)
+        wanted = [row_labels(e.token_ids, e.is_response) for e in examples]
+        labels = to_device(np.concatenate(wanted).astype(np.int64), hidden.device)
+        numbers = to_device(self.targets.numbers(examples), hidden.device)
         row_bytes = self.num_columns * hidden.element_size()
         tile = max(MIN_TILE_ROWS, TILE_BYTES[hidden.device.type] // row_bytes)
         parts = [
-            fields
+            columns
             for start in range(0, len(labels), tile)
-            for fields in self._tile(
+            for columns in self._tile(
                 hidden[start : start + tile],
                 labels[start : start + tile],
                 numbers[start : start + tile],
             )
         ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return CopiedFields(whole, self.targets.stored)
 
     def _tile(
-        self, hidden: torch.Tensor, labels: torch.Tensor, numbers: Numbers
-    ) -> Iterator[Fields]:
-        """Compute the row fields of hidden states [N, H], a slice of rows at a time."""
+        self, hidden: torch.Tensor, labels: torch.Tensor, numbers: torch.Tensor
+    ) -> Iterator[Columns]:
+        """Compute the rows of hidden states [N, H], a slice of rows at a time."""
         product = self.split.head(hidden)
         num_rows = max(1, SLICE_LOGITS[product.device.type] // self.num_columns)
         for start in range(0, len(labels), num_rows):
             part = slice(start, start + num_rows)
-            logits = self.split.adjusted(product[part], self.num_columns)
-            yield self.targets.fields(logits, labels[part].to(logits.device), numbers[part])
+            logits = self.split.narrow_logits(product[part], self.num_columns)
+            own = labels[part].to(logits.device), numbers[part].to(logits.device)
+            yield self.targets.columns(logits, *own)

@@ -21,7 +21,7 @@ from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import Job, check_non_finite
 from caskd.precompute.rows import Fields, targets_of
 from caskd.precompute.teacher import Teacher
-from caskd.precompute.workers.fill import TokenBudget, fill_shard
+from caskd.precompute.workers.fill import TokenBudget, start_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
 from caskd.store.errors import CaskdError, CorruptError, reason
@@ -90,7 +90,9 @@ class Worker:
             return
         rows = self.targets.filler(work.num_rows)
         with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
-            if self._fill(work, rows, commit_record.PILOT, bar.advance) is not None:
+            finish = self._start(work, rows, commit_record.PILOT, bar.advance)
+            if finish is not None:
+                finish()
                 self.writer.commit_pilot(rows)
         if self.writer.needs_pilot:
             raise CorruptError(
@@ -101,7 +103,7 @@ class Worker:
             )
 
     def fill(self, shard: int, report: Report) -> bool:
-        """Compute a shard and write it in the background.
+        """Compute a shard; wait for its last batches, and write it, in the background.
 
         Args:
             shard: a shard that is not committed.
@@ -114,26 +116,25 @@ class Worker:
         Raises:
             ShardFailedError: the shard cannot be computed; the worker can go on with another.
             StoreWriteError: the previous shard could not be written.
-            TeacherError: NaN or Inf in more examples than `max_non_finite` accepts.
+            TeacherError: up to the previous shard, NaN or Inf in more examples than
+                `max_non_finite` accepts.
         """
         try:
             work = self.writer.shard(shard)
             rows = self.targets.filler(self.writer.spec.shard_rows)
-            non_finite = self._fill(work, rows, commit_record.shard_unit(shard), report)
+            finish = self._start(work, rows, commit_record.shard_unit(shard), report)
         except Exception as error:
             raise ShardFailedError(shard, error) from error
-        if non_finite is None:
+        if finish is None:
             self.stats.num_overtaken += 1
             return False
-        self.stats.num_non_finite += len(non_finite)
-        check_non_finite(
-            self.stats.num_non_finite, self.writer.spec.num_examples, self.config.max_non_finite
-        )
-        self._write_behind(partial(self._commit, work, rows, non_finite))
+        self._write_behind(partial(self._commit, work, rows, finish))
         return True
 
-    def _fill(self, work: ShardWork, rows: Fields, unit: str, report: Report) -> list[int] | None:
-        """Run `fill_shard`; end early and return None when another worker commits the unit.
+    def _start(
+        self, work: ShardWork, rows: Fields, unit: str, report: Report
+    ) -> Callable[[], list[int]] | None:
+        """Run `start_shard`; end early and return None when another worker commits the unit.
 
         The files of that commit are then at their final names. A unit that is committed without
         its files is computed, to restore them.
@@ -148,7 +149,7 @@ class Worker:
                 raise _OvertakenError
 
         try:
-            return fill_shard(work, self.teacher, rows, self.budget, after_batch)
+            return start_shard(work, self.teacher, rows, self.budget, after_batch)
         except _OvertakenError:
             report(-done)
             return None
@@ -156,7 +157,12 @@ class Worker:
             report(-done)
             raise
 
-    def _commit(self, work: ShardWork, rows: Fields, non_finite: list[int]) -> None:
+    def _commit(self, work: ShardWork, rows: Fields, finish: Callable[[], list[int]]) -> None:
+        non_finite = finish()
+        self.stats.num_non_finite += len(non_finite)
+        check_non_finite(
+            self.stats.num_non_finite, self.writer.spec.num_examples, self.config.max_non_finite
+        )
         if self.writer.commit(work, rows, non_finite):
             self.stats.num_committed += 1
         else:

@@ -1,5 +1,7 @@
 """Copies a sealed store between two storages; an interrupted copy is never sealed.
 
+    check     refuse a target that holds anything else, then a source with damaged files: a refusal
+              leaves the target as it was
     claim     create commits/commits.sha256 first, exclusively: it names the one store that the
               target will hold, so that copies of two stores cannot mix
     send      check every file that a commit record names (crc32c, sha256), send those that the
@@ -98,10 +100,14 @@ def copy_store(
     work = [
         (unit, item) for unit, record in manifest.records.items() for item in record.file_records
     ]
+    total = sum(item.size for _, item in work)
     if isinstance(source, DirectoryStorage):
         _check_source(source, manifest, work)
-    _claim(target, manifest, policy)
-    total = sum(item.size for _, item in work)
+    is_new = _check_target(target, manifest, policy)
+    if is_new and isinstance(source, DirectoryStorage):
+        with progress("check", total, "bytes", quiet=quiet) as bar:
+            _in_threads(work, lambda w: _check_file(source, w, policy), bar)
+    _create(target, DIGEST_LIST, manifest.digests_bytes, policy)
     with progress(label, total, "bytes", quiet=quiet) as bar:
         num_sent = _send(source, target, work, policy, bar)
     contents = {
@@ -117,7 +123,7 @@ def copy_store(
 
 
 def _check_source(source: DirectoryStorage, manifest: Manifest, work: list[UnitFile]) -> None:
-    """Refuse a damaged source before anything is written, as far as that costs no second reading.
+    """Refuse a damaged source, as far as names and sizes show, before the target is asked.
 
     Raises:
         CorruptError: a file is missing or has a wrong size, or the totals differ from the records.
@@ -130,22 +136,28 @@ def _check_source(source: DirectoryStorage, manifest: Manifest, work: list[UnitF
             pass
 
 
-def _claim(target: Storage, manifest: Manifest, policy: RetryPolicy) -> None:
-    """Claim the target for this store by create-if-absent, or find an earlier claim of it.
+def _check_file(source: Storage, work: UnitFile, policy: RetryPolicy) -> None:
+    read_checked(source, *work, policy)
 
-    Every refusal that reading can decide comes before the first write.
+
+def _check_target(target: Storage, manifest: Manifest, policy: RetryPolicy) -> bool:
+    """Refuse a target that cannot hold this store; nothing is written.
+
+    Returns:
+        Whether no copy of this store has claimed the target yet.
 
     Raises:
         IdentityError: the target holds another store, or a capture in progress.
         UsageError: the target holds other files.
     """
-    if not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy):
+    is_new = not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy)
+    if is_new:
         refusal = _refusal(target, manifest, policy)
         # Another copy of this store may have begun meanwhile; its claim comes before its files.
         if refusal and not _agrees(target, DIGEST_LIST, manifest.digests_bytes, policy):
             raise refusal
     _agrees(target, SEAL, manifest.seal_bytes, policy)
-    _create(target, DIGEST_LIST, manifest.digests_bytes, policy)
+    return is_new
 
 
 def _agrees(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> bool:

@@ -1,12 +1,15 @@
 """The suite of benchmarks for a GPU runs at toy sizes: a GPU's time is not for finding typos."""
 
 import csv
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from caskd.models import open_tokenizer
 
 SUITE = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.py"
 
@@ -26,3 +29,33 @@ def test_it_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
         verdicts = {line["figure"]: line["verdict"] for line in csv.DictReader(file)}
     assert verdicts["step, waiting for data, share of the time"] in ("met", "missed")
     assert verdicts["loss, all rows, 16384x4096x128256, over dense cross-entropy"] == "not measured"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [64, 4096])
+def test_the_random_teacher_has_the_labels_in_its_top_k(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """At the toys' width, and at that of an 8B model; layers and vocabulary are smaller."""
+    monkeypatch.syspath_prepend(str(SUITE.parent))
+    models = importlib.import_module("gpu_models")
+    models.write_shape(tmp_path / "teacher", models.Shape(width, 64, 1, 4, 4, vocab=4_096))
+    model = models.random_teacher(tmp_path / "teacher", torch.device("cpu"))
+    tokenizer = open_tokenizer(tmp_path / "teacher", "--teacher")
+    text = (SUITE.parents[1] / "README.md").read_text()[2_000:2_400]
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    logits, labels = model(input_ids=ids[:, :-1]).logits[0].float(), ids[0, 1:, None]
+    ranks = (logits > logits.gather(1, labels)).sum(1)
+    assert (ranks < 64).float().mean() > 0.9
+
+
+def test_it_refuses_to_start_where_caskd_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SUITE.parent))
+    suite = importlib.import_module("gpu_suite")
+    monkeypatch.setattr(suite, "_version", lambda package: None)
+    monkeypatch.setattr(sys, "argv", [str(SUITE), "--toy", "--out", str(tmp_path / "out")])
+    assert suite.main() == 2
+    assert "pip install -e" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

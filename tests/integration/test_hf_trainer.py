@@ -45,26 +45,26 @@ def trainer_for(root: Path, out: Path, *, micro: int = 4, **changes: Any) -> Cas
     model = changes.pop("model", None) or AutoModelForCausalLM.from_pretrained(
         root / "student", dtype=torch.float32
     )
+    held_out = changes.pop("eval_dataset", None)
     dataset = StoreDataset(
         str(root / "store"), objective="cat-dist", batch_size=micro, num_epochs=None
     )
     arguments = TrainingArguments(
         output_dir=str(out),
-        max_steps=STEPS,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=GLOBAL_BATCH // micro,
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
         logging_nan_inf_filter=False,
-        **{"save_strategy": "no", "logging_steps": 1, **changes},
+        **{"max_steps": STEPS, "save_strategy": "no", "logging_steps": 1, **changes},
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: lr_at(step, peak=1.0, steps=STEPS, warmup_steps=0)
     )
     return CascadeTrainer(
-        model, arguments, train_dataset=dataset, objective="cat-dist",
+        model, arguments, train_dataset=dataset, eval_dataset=held_out, objective="cat-dist",
         optimizers=(optimizer, schedule), callbacks=[Losses()],
     )  # fmt: skip
 
@@ -225,6 +225,26 @@ def test_an_argument_that_would_be_ignored_is_refused_by_name(
     with pytest.raises(UsageError, match=f"CascadeTrainer: {name}") as caught:
         trainer_for(root, tmp_path, **argument)
     assert "\n" not in str(caught.value)
+
+
+def test_more_than_a_hundred_epochs_are_warned_of(root: Path, tmp_path: Path) -> None:
+    trainer_for(root, tmp_path, max_steps=500)  # 100 epochs of 40 examples
+    with pytest.warns(UserWarning, match=r"max_steps 505 .* 8 = 101 epochs of the 40 examples"):
+        trainer_for(root, tmp_path, max_steps=505)
+
+
+def test_the_best_checkpoint_is_the_one_of_the_best_evaluation(root: Path, tmp_path: Path) -> None:
+    held_out = StoreDataset(str(root / "store"), batch_size=8)
+    trainer = trainer_for(
+        root, tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss",
+        eval_dataset=held_out,
+    )  # fmt: skip
+    trainer.train()
+    losses = [line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]
+    assert len(losses) == STEPS
+    assert trainer.state.best_metric == min(losses)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-6)
 
 
 def test_hooks_on_logits_and_endless_evaluations_are_refused(root: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compile the loss's kernels for GPUs that need not be present; called by test_losses_kernels.py.
+"""Compile the kernels for GPUs that need not be present; called by test_losses_kernels.py.
 
 Prints a line per kernel: the GPU's generation, the kernel, its variant, the size of its code.
 """
@@ -9,6 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from caskd.precompute.rows import triton_passes
 from caskd.train.loss import triton_kernels
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
@@ -21,6 +22,17 @@ DIFFERENTIATE = ROWS | {
     "labels": "*i64",
     "at_label": "*fp32",
     "softcap": "fp32",
+}
+TILE = {"logits": "*bf16", "stride": "i32", "num_columns": "i32"}
+MAXIMA = TILE | {"maxima": "*fp32", "bad": "*i32", "num_blocks": "i32"}
+REST = TILE | {
+    "high": "*fp32",
+    "last": "*fp32",
+    "last_id": "*i64",
+    "label_logit": "*fp32",
+    "label": "*i64",
+    "outside": "*fp32",
+    "earlier": "*i32",
 }
 
 
@@ -42,6 +54,14 @@ def main() -> None:
             constants = {"COLUMNS": columns, "HAS_SOFTCAP": capped}
             size = compiled_size(triton_kernels._differentiate_row, types, constants, sm)
             print(sm, f"differentiate {operand} {capped}", columns, size)
+    for sm, (kernel, types, constants) in itertools.product(
+        (80, 90),
+        (
+            (triton_passes._read_maxima, MAXIMA, {"BLOCKS": 128, "WIDTH": 32}),
+            (triton_passes._read_rest, REST, {"COLUMNS": 4096}),
+        ),
+    ):
+        print(sm, "capture", *constants.values(), compiled_size(kernel, types, constants, sm))
 
 
 if __name__ == "__main__":

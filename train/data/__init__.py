@@ -8,6 +8,7 @@ from caskd.train.data.batches import (
     fields_to_read,
     teacher_rows,
 )
+from caskd.train.data.epochs import many_epochs
 from caskd.train.data.micro_steps import MicroBatchSplit, accumulation_steps, check_budget
 from caskd.train.data.mixture import MixedOrder, shares
 from caskd.train.data.order import stream_positions
@@ -39,6 +40,7 @@ __all__ = [
     "collate_spans",
     "fields_to_read",
     "keeps_examples_apart",
+    "many_epochs",
     "read_fractions",
     "shares",
     "span_examples",

@@ -4,6 +4,7 @@ Legend: B examples, T tokens, N rows, H hidden width.
 """
 
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
@@ -72,6 +73,20 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         check_causal(split, FLAG)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
             _check_batches(split, dataset)
+        self._warn_of_many_epochs()
+
+    def _warn_of_many_epochs(self) -> None:
+        if not isinstance(self.train_dataset, StoreDataset) or self.args.max_steps < 1:
+            return
+        lines = self.train_dataset.many_epochs(
+            steps=self.args.max_steps,
+            batch=self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
+            flags=("max_steps", "a global batch of"),
+        )
+        for line in lines:
+            warnings.warn(f"{FLAG}: {line.removeprefix('warning: ')}", stacklevel=3)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training set, which divides itself among ranks and workers.

@@ -15,7 +15,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
 from caskd.store.storage import is_remote
-from caskd.train.data import MixedOrder, StoreMix, fields_to_read, stream_positions, teacher_rows
+from caskd.train.data import (
+    MixedOrder,
+    StoreMix,
+    fields_to_read,
+    many_epochs,
+    stream_positions,
+    teacher_rows,
+)
 from caskd.train.loss import IGNORE_LABEL
 from caskd.train.objectives import resolve_unmasked
 
@@ -90,6 +97,11 @@ class StoreDataset(IterableDataset[Example]):
         """Tokens of the longest example."""
         mix, _ = self._open()
         return int(mix.token_counts().max())
+
+    def many_epochs(self, *, steps: int, batch: int, flags: tuple[str, str]) -> Iterator[str]:
+        """A line for each store that so many steps would pass over too often to be meant."""
+        mix, order = self._open()
+        return many_epochs(mix, order, steps=steps, batch=batch, flags=flags)
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next pass with this epoch, unless it continues from a loaded state.

@@ -14,6 +14,7 @@ from caskd.models import (
     SplitModel,
     check_causal,
     check_split,
+    describe_quantization,
     hidden_in_groups,
     masked_groups,
     open_config,
@@ -140,13 +141,20 @@ def load_tokenizer(name: str) -> Any:
 
 
 def check_config(name: str, vocab_size: int) -> None:
-    """Refuse a model whose config describes fewer embeddings than the vocabulary has tokens.
+    """Refuse a model that cannot be trained, as far as its config shows.
 
     Raises:
-        UsageError: the embedding is too narrow, or the config cannot be opened.
+        UsageError: its weights are quantised, its embedding has fewer rows than the vocabulary has
+            tokens, or the config cannot be opened.
     """
-    config = open_config(name, FLAG).get_text_config()
-    _check_num_embeddings(name, config.vocab_size, vocab_size)
+    config = open_config(name, FLAG)
+    if quantized := describe_quantization(config):
+        raise UsageError(
+            f"{FLAG} {name}: its weights are quantised ({quantized}), which can be neither trained "
+            "nor exported with adapters of --lora-rank; expected weights in float32, bfloat16 or "
+            "float16; pass the model before quantisation"
+        )
+    _check_num_embeddings(name, config.get_text_config().vocab_size, vocab_size)
 
 
 def load_student(name: str, vocab_size: int) -> Any:

@@ -26,6 +26,7 @@ from caskd.train.data import (
     StudentTokens,
     accumulation_steps,
     check_budget,
+    many_epochs,
     read_fractions,
     shares,
 )
@@ -54,9 +55,6 @@ from caskd.train.run.out_folder import (
 )
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
-
-MANY_EPOCHS = 100
-"""A run of more passes over a store than this is warned of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -181,20 +179,13 @@ class RunPlan:
 
     def warnings(self) -> Iterator[str]:
         """What is allowed and rarely meant, one line each."""
-        config = self.config
-        num_examples = config.steps * config.global_batch_size
-        each = zip(self.store.stores, self.order.orders, shares(self.store.weights), strict=True)
-        for store, order, share in each:
-            epochs = num_examples * share / order.num_examples
-            if epochs > MANY_EPOCHS:
-                yield (
-                    f"warning: --steps {config.steps:,} x --global-batch-size "
-                    f"{config.global_batch_size:,}"
-                    + (f" x {share:.1%}" if share < 1 else "")
-                    + f" = {epochs:,.0f} epochs of the {order.num_examples:,} examples of "
-                    f"{store.name}; expected at most {MANY_EPOCHS}: --steps "
-                    f"{max(1, round(config.steps / epochs)):,} is one epoch"
-                )
+        yield from many_epochs(
+            self.store,
+            self.order,
+            steps=self.config.steps,
+            batch=self.config.global_batch_size,
+            flags=("--steps", "--global-batch-size"),
+        )
 
     def _store_lines(self) -> Iterator[str]:
         num_examples = self.config.steps * self.config.global_batch_size

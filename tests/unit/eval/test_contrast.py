@@ -236,4 +236,4 @@ def test_a_target_that_no_seed_reaches(arms, tmp_path):
 def test_a_target_that_is_no_quality(arms, tmp_path, capsys, value):
     words = ["--small", arms["cat"][0], "--large", arms["large"], "--out", str(tmp_path / "report")]
     assert main(["eval", *words, f"--target-quality={value}"]) == 2
-    assert "expected a number from 0 to 1" in capsys.readouterr().err
+    assert "expected a quality from 0 to 1" in capsys.readouterr().err

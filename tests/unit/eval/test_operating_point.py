@@ -11,7 +11,11 @@ from caskd.eval.config import EvalConfig
 from caskd.eval.serving import cascade_fields
 from caskd.eval.serving.cascade_file import read_cascade
 from caskd.eval.study import analyze
-from caskd.eval.study.operating_point import Constraint, parse_constraint
+from caskd.eval.study.operating_point import (
+    Constraint,
+    check_quality_bounds,
+    parse_constraint,
+)
 from caskd.store.errors import UsageError
 
 
@@ -35,6 +39,31 @@ def test_a_constraint(text, constraint):
 def test_no_constraint(text):
     with pytest.raises(UsageError, match=r"expected quality>=0\.86, cost<=5e8 or"):
         parse_constraint(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"operating_point": "quality>=7"}, ["quality>=7", "from 0 to 1"]),
+        ({"operating_point": "quality>=-0.1"}, ["quality>=-0.1", "from 0 to 1"]),
+        ({"operating_point": "deferral_rate<=1.5"}, ["deferral_rate<=1.5", "from 0 to 1"]),
+        ({"operating_point": "deferral_rate<=-1"}, ["deferral_rate<=-1", "from 0 to 1"]),
+        ({"operating_point": "cost<=-5"}, ["cost<=-5", "0 or more"]),
+        ({"target_quality": 1.2}, ["--target-quality 1.2", "from 0 to 1"]),
+        ({"target_quality": math.nan}, ["--target-quality nan", "from 0 to 1"]),
+    ],
+)
+def test_a_bound_that_no_cascade_can_have_is_refused(files, tmp_path, options, facts):
+    with pytest.raises(UsageError) as caught:
+        analyze(EvalConfig(**files, out=str(tmp_path / "r"), rule=("average",), **options))
+    for fact in facts:
+        assert fact in str(caught.value)
+
+
+def test_a_metric_without_bounds_takes_any_finite_bound():
+    check_quality_bounds(20.0, Constraint("quality", -3.0), bounded=False)
+    with pytest.raises(UsageError, match="finite"):
+        check_quality_bounds(math.inf, None, bounded=False)
 
 
 @pytest.fixture

@@ -216,3 +216,47 @@ def test_a_hub_id_has_the_commit_as_its_revision(sound, tmp_path):
     assert (identity["name"], identity["revision"]) == ("team/sound", commit)
     assert identity["weights_digest"] is None
     assert identity["config_digest"] == config_digest(sound)
+
+
+@pytest.mark.parametrize(
+    "opener", [open_model, lambda folder, _: find_checkpoint(str(folder), "auto")]
+)
+@pytest.mark.parametrize(
+    ("settings", "facts"),
+    [
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, ["modelopt", "transformers cannot"]),
+        ({"bits": 4}, ["transformers cannot open"]),
+        ({"quant_method": "aqlm"}, ["(aqlm)", "run pip install -U aqlm"]),
+        ({"quant_method": "vptq"}, ["(vptq)", "run pip install -U vptq"]),
+    ],
+)
+def test_quantised_weights_without_their_package_are_refused_at_the_door(
+    opener, settings, facts, copy
+):
+    set_json(copy / "config.json", quantization_config=settings)
+    with pytest.raises(UsageError) as caught:
+        opener(copy, "--teacher")
+    one_line(caught, f"--teacher {copy}", "quantised", *facts)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("weight_scale", ()), ("bias", (32,)), ("weight_scale_inv", (1, 1))]
+)
+def test_weights_that_its_layers_leave_out_are_refused(name, shape, copy):
+    weights = load_file(copy / "model.safetensors")
+    left_over = f"model.layers.1.self_attn.q_proj.{name}"
+    weights[left_over] = torch.ones(shape)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError) as caught:
+        open_model(copy, "--model")
+    one_line(caught, f"--model {copy}", "1 weights", left_over, "quantization_config")
+
+
+def test_weights_of_parts_that_the_model_does_not_have_change_nothing(copy, sound):
+    weights = load_file(copy / "model.safetensors")
+    more = ("v_head.weight", "model.layers.2.mlp.up_proj.weight", "model.rotary_emb.inv_freq")
+    weights |= {name: torch.ones(2) for name in more}
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    tokens = torch.tensor([[5, 6, 7]])
+    found = [open_model(folder, "--model")(tokens).logits for folder in (copy, sound)]
+    assert torch.equal(*found)

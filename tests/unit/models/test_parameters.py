@@ -10,6 +10,7 @@ from helpers.records import write_jsonl
 from helpers.tiny import save_tiny, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     DeepseekV2Config,
     LlamaConfig,
     MixtralConfig,
@@ -22,6 +23,8 @@ from caskd.models import build_model, count_parameters, quantization_of
 from caskd.models.decoding import load_for_decoding
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
+from caskd.store.errors import UsageError
+from caskd.train.model import check_config
 
 SMALL = {
     "hidden_size": 32,
@@ -85,6 +88,39 @@ def test_a_store_records_that_its_teacher_is_quantised(ternary: Path, tmp_path: 
         assert TeacherStore.open(store).spec.identity["capture"]["quantization"] == expected
 
 
+def test_predictions_record_quantised_weights_that_are_dequantised_when_opened(
+    tmp_path: Path,
+) -> None:
+    folder = save_tiny(tmp_path, tie=False)
+    weights = load_file(folder / "model.safetensors")
+    for name, weight in [*weights.items()]:
+        if name.endswith("proj.weight"):
+            blocks = weight.view(weight.shape[0] // 16, 16, weight.shape[1] // 16, 16)
+            scale = blocks.abs().amax((1, 3)) / 448
+            packed = (blocks / scale[:, None, :, None]).reshape(weight.shape)
+            weights[name] = packed.to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = scale
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [16, 16],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load_for_decoding(str(folder), "--model", device="cpu")
+    assert loaded.identity["quantization"] == {"method": "fp8", "bits": 8}
+    whole = load_for_decoding(str(save_tiny(tmp_path / "w", tie=False)), "--model", device="cpu")
+    assert loaded.identity["num_parameters"] == whole.identity["num_parameters"]
+
+
+def test_a_quantised_student_is_refused_before_training(ternary: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_config(str(ternary), 50)
+    for fact in (f"--student {ternary}", "bitnet, 2 bits", "bfloat16", "before quantisation"):
+        assert fact in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -140,6 +176,48 @@ def test_a_mixture_counts_the_experts_that_a_token_uses(tmp_path: Path) -> None:
     identity = load_for_decoding(str(tmp_path), "--model", device="cpu").identity
     assert identity["num_active_parameters"] == count.active
     assert identity["num_parameters"] == count.total
+
+
+GATED = 3 * 32 * 16  # gate, up and down
+IDLE = {
+    "qwen3_moe": (
+        {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+         "mlp_only_layers": [1]},
+        2 * 6 * GATED,
+    ),
+    "deepseek_v3": (
+        {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+         "first_k_dense_replace": 2, "n_group": 2, "topk_group": 1, "q_lora_rank": 8,
+         "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        1 * 6 * GATED,
+    ),
+    "llama4_text": (
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16,
+         "intermediate_size_mlp": 64, "interleave_moe_layer_step": 3, "head_dim": 8},
+        1 * 3 * GATED,
+    ),
+    "gpt_oss": (
+        {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16, "head_dim": 8},
+        3 * 3 * (GATED + 2 * 16 + 32),  # with biases
+    ),
+    "olmoe": ({"num_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 16}, 3 * 5 * GATED),
+    "granitemoe": (
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 16}, 3 * 2 * GATED,
+    ),
+    "jamba": (
+        {"num_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 16,
+         "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False},
+        1 * 3 * GATED,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", IDLE)
+def test_idle_experts_equal_a_sum_by_hand(model_type: str) -> None:
+    settings, idle = IDLE[model_type]
+    config = AutoConfig.for_model(model_type, **{**SMALL, "num_hidden_layers": 3, **settings})
+    count = count_parameters(build_model(config, "model", device="meta"))
+    assert count.total - count.active == idle
 
 
 def test_shared_experts_are_always_active() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from caskd.store.errors import (
     UsageError,
 )
 from caskd.store.format import canonical_json
-from caskd.store.share import list_stores
+from caskd.store.share import CopyReport, list_stores
 from caskd.store.storage import DirectoryStorage, RetryPolicy, clean_url, open_storage, retry
 from caskd.store.storage.base import TransientError
 from caskd.store.write import plan_store
@@ -68,15 +69,18 @@ def test_a_damaged_copy_is_repaired(store: Path, tmp_path: Path) -> None:
     assert tree(shared) == tree(store)
 
 
-def test_a_damaged_source_is_refused_before_it_is_sealed(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("copy", [push_store, pull_store])
+def test_a_damaged_source_is_refused_before_anything_is_written(
+    copy: Callable[[Path, Path], CopyReport], store: Path, tmp_path: Path
+) -> None:
     wrong = next((store / "data.zarr").rglob("c/0"))
     data = wrong.read_bytes()
     wrong.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     with pytest.raises(CorruptError, match=wrong.relative_to(store).as_posix()):
-        push_store(store, tmp_path / "shared")
-    assert not (tmp_path / "shared" / "seal.json").exists()
+        copy(store, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
     wrong.write_bytes(data)
-    push_store(store, tmp_path / "shared")
+    copy(store, tmp_path / "shared")
     assert tree(tmp_path / "shared") == tree(store)
 
 
@@ -116,6 +120,20 @@ def test_another_store_is_refused(store: Path, tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match="another store"):
         push_store(store, tmp_path / "shared")
     assert tree(tmp_path / "shared") == before
+
+
+def test_an_interrupted_copy_of_another_store_is_refused(store: Path, tmp_path: Path) -> None:
+    make_store(tmp_path / "other", seed=1)
+    push_store(tmp_path / "other", tmp_path / "shared")
+    for name in ("seal.json", "store.json", "commits/plan.json"):
+        (tmp_path / "shared" / name).unlink()
+    before = tree(tmp_path / "shared")
+    for copy in (push_store, pull_store):
+        with pytest.raises(IdentityError, match="another store"):
+            copy(store, tmp_path / "shared")
+        assert tree(tmp_path / "shared") == before
+    push_store(tmp_path / "other", tmp_path / "shared")
+    assert tree(tmp_path / "shared") == tree(tmp_path / "other")
 
 
 def test_a_capture_in_progress_is_refused(store: Path, tmp_path: Path) -> None:
