@@ -5,20 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from helpers.chat_tokenizers import TEMPLATES, TOKENIZERS
+from helpers.chat_tokenizers import TOKENIZERS
+from helpers.other_tokenizer import captured, own_labels, run, save
 from helpers.records import write_jsonl
-from helpers.tiny import tiny_model
 from helpers.training import read_metrics
+from tokenizers.normalizers import Lowercase
 
-from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
 from caskd.store.corpus import token_bytes
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train import TrainConfig, train
-from caskd.train.data import StudentTokens, align_tokens
-from caskd.train.data.student_tokens import AlignedExample
+from caskd.train.data import AlignedExample, StudentTokens
 
 TEXTS = [
     ("What is it?", " It is so, and that is 42."),
@@ -37,25 +34,6 @@ CHATS = [
 ] * 6
 
 
-def save(folder: Path, name: str, template: str | None = None) -> Path:
-    tokenizer = TOKENIZERS[name]()
-    tokenizer.chat_template = None if template is None else TEMPLATES[template]
-    tiny_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def captured(root: Path, records: list[dict[str, Any]], teacher: Path) -> TeacherStore:
-    data = write_jsonl(root / "data.jsonl", records)
-    store = str(root / "store")
-    precompute(
-        PrecomputeConfig(
-            teacher=str(teacher), data=(str(data),), store=store, top_k=4, shard_rows=128
-        )
-    )
-    return TeacherStore.open(store)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of prompts and responses, its teacher, and a student of another tokenizer."""
@@ -72,7 +50,7 @@ def check_texts(store: TeacherStore, tokenizer: Any, tokens: StudentTokens) -> i
     own = token_bytes(tokenizer)
     aligned = tokens.align(batch)
     for number, example in enumerate(aligned):
-        if example is None:
+        if not isinstance(example, AlignedExample):
             continue
         assert example.num_spans
         rows = slice(batch.row_offsets[number], batch.row_offsets[number + 1])
@@ -83,12 +61,7 @@ def check_texts(store: TeacherStore, tokenizer: Any, tokens: StudentTokens) -> i
             sides = b"".join(store.vocab[id_] for id_ in theirs), b"".join(own[id_] for id_ in ours)
             ends = theirs == [store.spec.special_tokens["eos_id"]] or len(theirs) == 1
             assert sides[0].lstrip(b" ") == sides[1].lstrip(b" ") or ends
-    return sum(example is not None for example in aligned)
-
-
-def own_labels(example: AlignedExample) -> np.ndarray:
-    positions = np.flatnonzero(example.is_response)
-    return example.token_ids[positions[positions > 0]]
+    return sum(isinstance(example, AlignedExample) for example in aligned)
 
 
 @pytest.mark.parametrize("name", [name for name in TOKENIZERS if name != "byte-level"])
@@ -96,15 +69,6 @@ def test_spans_have_equal_bytes_on_both_sides(plain: Path, name: str) -> None:
     store = TeacherStore.open(str(plain / "store"))
     tokenizer = TOKENIZERS[name]()
     assert check_texts(store, tokenizer, StudentTokens(tokenizer, store)) == len(TEXTS)
-
-
-def run(root: Path, out: str, **changes: Any) -> Path:
-    options: dict[str, Any] = {
-        "store": str(root / "store"), "student": str(root / "student"), "out": root / out,
-        "steps": 4, "global_batch_size": 4, "micro_batch_size": 2, "lr": 1e-2,
-        "objective": "cat-alm", "save_every": 2,
-    }  # fmt: skip
-    return train(TrainConfig(**{**options, **changes}))
 
 
 def test_resume_is_bitwise(plain: Path) -> None:
@@ -155,12 +119,13 @@ def test_a_distribution_objective_is_refused(plain: Path) -> None:
         run(plain, "dist", objective="cat-dist")
 
 
-def test_too_many_other_bytes_stop_the_run(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = "caskd.train.data.student_tokens.align_tokens"
-    monkeypatch.setattr(tokens, lambda a, b: None if len(b) % 2 else align_tokens(a, b))
-    with pytest.raises(UsageError, match="--allow-other-bytes"):
-        run(plain, "refused")
-    last = run(plain, "allowed", allow_other_bytes=1.0)
+def test_too_many_other_bytes_stop_the_run(plain: Path) -> None:
+    save(plain / "small letters", "gpt4-like", normalizer=Lowercase())
+    options = {"student": str(plain / "small letters")}
+    with pytest.raises(UsageError, match=r"6 of 15 .*--allow-other-bytes"):
+        run(plain, "refused", **options)
+    assert not (plain / "refused").exists()
+    last = run(plain, "allowed", allow_other_bytes=1.0, **options)
     assert sum(line["other_bytes"] for line in read_metrics(last.parents[1])) > 0
 
 
@@ -171,7 +136,7 @@ def test_an_evaluation_is_in_nats_per_byte(plain: Path) -> None:
     num_bytes = sum(len(response.encode()) for _, response in TEXTS)
     tokenizer = TOKENIZERS["prepend"]()
     aligned = StudentTokens(tokenizer, store).align(store.read(range(len(store))))
-    rows = sum(len(example.student_span) for example in aligned if example is not None)
+    rows = sum(len(e.student_span) for e in aligned if isinstance(e, AlignedExample))
     for line in lines:
         assert line["num_rows"] == rows
         assert line["kl"] is None

@@ -18,11 +18,12 @@ from caskd.train.data.random_mask import RandomMask, read_fractions
 from caskd.train.data.span_batches import SpanReader, collate_spans, span_examples, span_fields
 from caskd.train.data.spans import Spans, align_tokens
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.data.student_tokens import AlignedExample, StudentTokens
+from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
 
 __all__ = [
     "AlignedExample",
     "BatchReader",
+    "LeftOut",
     "MicroBatch",
     "MicroBatchSplit",
     "MixedOrder",

@@ -4,8 +4,8 @@ Legend: B rows of input of a micro-batch (one example each, or several packed ex
 length in tokens, N predicted tokens of a micro-batch, k cells of each.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -85,7 +85,8 @@ class StepBatch:
         num_rows: response tokens of the step, or spans, over all ranks and micro-steps.
         num_examples: examples of the step, over all ranks and micro-steps.
         examples_per_store: `num_examples` by store, in the order of --store.
-        other_bytes: examples of the step whose replies have other bytes in the student's tokens.
+        left_out: examples of the step that a student with another tokenizer cannot learn from, by
+            reason; empty for other students.
     """
 
     step: int
@@ -93,7 +94,7 @@ class StepBatch:
     num_rows: int
     num_examples: int
     examples_per_store: tuple[int, ...]
-    other_bytes: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def fields_to_read(objective: Objective, kind: str = TOPK.name) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from caskd.train.data.order import IntArray
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.spans import NO_SPAN
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.data.student_tokens import AlignedExample, StudentTokens
+from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
 from caskd.train.loss import TeacherSpans
 from caskd.train.objectives import Objective
 
@@ -44,8 +44,8 @@ def span_fields(objective: Objective) -> tuple[str, ...]:
     return ("argmax", "num_kept", *likelihood)
 
 
-def span_examples(batch: StoreBatch, tokens: StudentTokens) -> list[SpanExample | None]:
-    """The examples of a batch; None for one whose replies have other bytes.
+def span_examples(batch: StoreBatch, tokens: StudentTokens) -> list[SpanExample | LeftOut]:
+    """The examples of a batch.
 
     Args:
         batch: with the fields `span_fields`.
@@ -55,10 +55,13 @@ def span_examples(batch: StoreBatch, tokens: StudentTokens) -> list[SpanExample 
     likelihood = np.zeros(batch.num_rows, np.float64)
     if batch.label_logit is not None:
         likelihood = batch.label_logit.astype(np.float64) - batch.column("logsumexp")
-    found: list[SpanExample | None] = []
+    found: list[SpanExample | LeftOut] = []
     for number, aligned in enumerate(tokens.align(batch)):
         rows = slice(batch.row_offsets[number], batch.row_offsets[number + 1])
-        found.append(None if aligned is None else _valued(aligned, likelihood[rows], right[rows]))
+        if isinstance(aligned, AlignedExample):
+            found.append(_valued(aligned, likelihood[rows], right[rows]))
+        else:
+            found.append(aligned)
     return found
 
 
@@ -73,21 +76,21 @@ def _valued(
 
 
 def collate_spans(
-    examples: Sequence[SpanExample | None], pad_id: int, *, packed: bool = False
+    examples: Sequence[SpanExample | LeftOut], pad_id: int, *, packed: bool = False
 ) -> MicroBatch:
-    """Lay examples out as `collate` does. One with other bytes becomes a token without rows."""
+    """Lay examples out as `collate` does. One that is left out becomes a token without rows."""
     none = np.zeros(0, np.int64)
     empty = AlignedExample(
         np.array([pad_id], np.uint32), np.zeros(1, np.uint8), none, none, num_spans=0, num_bytes=0
     )
-    aligned = [empty if example is None else example.aligned for example in examples]
+    known = [example for example in examples if isinstance(example, SpanExample)]
+    aligned = [e.aligned if isinstance(e, SpanExample) else empty for e in examples]
     counts = np.array([example.num_spans for example in aligned])
     starts, total = np.cumsum(counts) - counts, int(counts.sum())
     of_row = [
         np.where(example.student_span == NO_SPAN, total, example.student_span + start)
         for example, start in zip(aligned, starts.tolist(), strict=True)
     ]
-    known = [example for example in examples if example is not None]
     spans = TeacherSpans(
         torch.from_numpy(np.concatenate(of_row)),
         torch.from_numpy(np.concatenate([np.zeros(0), *(e.log_likelihood for e in known)])),
@@ -140,7 +143,8 @@ class SpanReader:
             examples = self.order.examples_for_step(step, self.global_batch_size)
             aligned = self._aligned(examples)
             lengths = np.array(
-                [1 if one is None else len(one.aligned.token_ids) for one in aligned], np.int32
+                [len(e.aligned.token_ids) if isinstance(e, SpanExample) else 1 for e in aligned],
+                np.int32,
             )
             parts = self.split.parts(np.arange(len(examples)), lengths)
             counts = np.bincount(self.order.stores_of(examples), minlength=len(self.order.sizes))
@@ -150,15 +154,15 @@ class SpanReader:
                     self._micro_batch(step, examples[part[self.rank]], aligned, part[self.rank])
                     for part in parts
                 ),
-                num_rows=sum(one.aligned.num_spans for one in aligned if one is not None),
+                num_rows=int(_span_counts(aligned).sum()),
                 num_examples=len(examples),
                 examples_per_store=tuple(counts.tolist()),
-                other_bytes=sum(one is None for one in aligned),
+                left_out={reason.value: aligned.count(reason) for reason in LeftOut},
             )
 
-    def _aligned(self, examples: IntArray) -> list[SpanExample | None]:
+    def _aligned(self, examples: IntArray) -> list[SpanExample | LeftOut]:
         """The examples of a step, in order."""
-        found: list[SpanExample | None] = [None] * len(examples)
+        found: list[SpanExample | LeftOut] = [LeftOut.OTHER_BYTES] * len(examples)
         for number, batch, indices in self.store.read_apart(examples, self.row_fields):
             made = span_examples(batch, self.tokens[number])
             for index, example in zip(indices.tolist(), made, strict=True):
@@ -169,13 +173,16 @@ class SpanReader:
         self,
         step: int,
         examples: IntArray,
-        aligned: Sequence[SpanExample | None],
+        aligned: Sequence[SpanExample | LeftOut],
         indices: IntArray,
     ) -> MicroBatch:
         chosen = [aligned[index] for index in indices.tolist()]
         batch = collate_spans(chosen, self.pad_id, packed=self.split.packed)
         if self.mask is not None:
-            counts = np.array([0 if one is None else one.aligned.num_spans for one in chosen])
-            keep = self.mask.keep_counts(step, examples, counts)
+            keep = self.mask.keep_counts(step, examples, _span_counts(chosen))
             batch = replace(batch, keep=torch.from_numpy(keep))
         return batch.pin() if self.pin_memory else batch
+
+
+def _span_counts(examples: Sequence[SpanExample | LeftOut]) -> npt.NDArray[np.int64]:
+    return np.array([e.aligned.num_spans if isinstance(e, SpanExample) else 0 for e in examples])

@@ -5,7 +5,8 @@ C spans.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +24,7 @@ from caskd.store.corpus import (
     token_bytes,
     tokenize_examples,
 )
+from caskd.store.spacing import thin
 from caskd.train.data.spans import NO_SPAN, IntArray, align_tokens
 
 Mask = npt.NDArray[np.uint8]
@@ -31,6 +33,16 @@ END = b"\xff"
 """Stands for the token that ends a reply. No text in UTF-8 has this byte."""
 
 _NO_LIMIT = 1 << 40
+_SAMPLE = 64
+
+
+class LeftOut(Enum):
+    """Why an example has no spans."""
+
+    OTHER_BYTES = "other_bytes"
+    """Its replies have other bytes in the student's tokens."""
+    TOO_LONG = "too_long"
+    """It has more tokens than the student has positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +60,7 @@ class AlignedExample:
     num_spans: int
     """C; each has at least one row of both models."""
     num_bytes: int
-    """Bytes of the replies."""
+    """Bytes of the student's tokens of the replies."""
 
 
 class StudentTokens:
@@ -61,6 +73,10 @@ class StudentTokens:
             store's own bytes.
         columns: of the records.
         chat: how the student sees conversations.
+        max_length: positions that the student has; None: no limit.
+
+    Attributes:
+        max_length: of the student's tokens of an example; longer ones are left out.
     """
 
     def __init__(
@@ -70,10 +86,11 @@ class StudentTokens:
         records: Callable[[int], Record] | None = None,
         columns: Columns | None = None,
         chat: ChatOptions | None = None,
+        max_length: int | None = None,
     ) -> None:
         self._tokenizer, self._store = tokenizer, store
         self._records, self._columns = records, columns or Columns(kind="prompt")
-        self._chat = chat or ChatOptions()
+        self._chat, self.max_length = chat or ChatOptions(), max_length or _NO_LIMIT
         self._own = Vocabulary(token_bytes(tokenizer), special_tokens(tokenizer)["special_ids"])
 
     @cached_property
@@ -81,8 +98,23 @@ class StudentTokens:
         known = self._store.spec.special_tokens or {}
         return Vocabulary(self._store.vocab, known.get("special_ids", ()))
 
-    def align(self, batch: StoreBatch) -> list[AlignedExample | None]:
-        """The examples of a batch; None for one whose replies have other bytes.
+    @cached_property
+    def _inserts_space(self) -> bool:
+        """Whether the teacher's tokenizer inserts a space before a text: all of a sample have one.
+
+        The store has the tokens, not the tokenizer. Where the texts themselves all start with a
+        space, the student sees them without it.
+        """
+        whole = np.flatnonzero(self._store.row_counts())
+        batch = self._store.read(whole[thin(len(whole), _SAMPLE)], ())
+        texts = [
+            self._teacher.joined(self._without_bos(ids, mask))
+            for ids, mask in (_part(batch, number) for number in range(len(batch.example_indices)))
+        ]
+        return all(text.startswith(b" ") for text in texts)
+
+    def align(self, batch: StoreBatch) -> list[AlignedExample | LeftOut]:
+        """The examples of a batch.
 
         Args:
             batch: with the field num_kept.
@@ -91,7 +123,7 @@ class StudentTokens:
         num_kept = np.split(batch.column("num_kept"), batch.row_offsets[1:-1])
         tokenized = self._tokenized(batch, parts)
         return [
-            None if own is None else self._aligned(*part, own, kept > 0)
+            own if isinstance(own, LeftOut) else self._aligned(*part, own, kept > 0)
             for part, own, kept in zip(parts, tokenized, num_kept, strict=True)
         ]
 
@@ -101,13 +133,19 @@ class StudentTokens:
         mask: Mask,
         own: TokenizedExample,
         has_teacher: npt.NDArray[np.bool_],
-    ) -> AlignedExample | None:
+    ) -> AlignedExample | LeftOut:
         theirs = self._teacher.replies(ids, mask)
         ours = self._own.replies(own.token_ids, own.is_response)
-        sizes = _same_bytes(theirs, ours)
-        spans = None if sizes is None else align_tokens(*sizes)
-        if spans is None:
-            return None
+        cut_off = not theirs.texts[-1].endswith(END)
+        if not _same_bytes(theirs, ours, cut_off=cut_off):
+            return LeftOut.OTHER_BYTES
+        their_sizes, our_sizes = np.concatenate(theirs.sizes), np.concatenate(ours.sizes)
+        if cut_off:
+            own, our_sizes = _within(own, our_sizes, int(their_sizes.sum()))
+            if not len(our_sizes):
+                return LeftOut.OTHER_BYTES
+        spans = align_tokens(their_sizes, our_sizes, cut_off=cut_off)
+        assert spans is not None
         # A response token at position 0 has no row, on either side, and some rows have no teacher.
         first = int(mask[0]), int(own.is_response[0])
         teacher, student = spans.of_teacher[first[0] :], spans.of_student[first[1] :]
@@ -126,17 +164,14 @@ class StudentTokens:
             number[student],
             number[teacher],
             num_spans=int(good.sum()),
-            num_bytes=sum(
-                min(len(text.removesuffix(END)) for text in texts)
-                for texts in zip(theirs.texts, ours.texts, strict=True)
-            ),
+            num_bytes=int(our_sizes.sum()) - sum(text.endswith(END) for text in theirs.texts),
         )
 
     def _tokenized(
         self, batch: StoreBatch, parts: Sequence[tuple[npt.NDArray[np.uint32], Mask]]
-    ) -> list[TokenizedExample | None]:
-        """The student's tokens of each example; None where its text cannot be rendered."""
-        found: list[TokenizedExample | None] = [None] * len(parts)
+    ) -> list[TokenizedExample | LeftOut]:
+        """The student's tokens of each example."""
+        found: list[TokenizedExample | LeftOut] = [LeftOut.OTHER_BYTES] * len(parts)
         for finished in (True, False):
             chosen, records = [], []
             for number, (ids, mask) in enumerate(parts):
@@ -150,20 +185,37 @@ class StudentTokens:
                 options = TextOptions(eos=finished, max_length=_NO_LIMIT, chat=self._chat)
                 made = tokenize_examples(self._tokenizer, records, self._columns, options, 0)
                 for number, example in zip(chosen, made, strict=True):
-                    found[number] = example if example.status == "ok" else None
+                    found[number] = self._fitting(example)
         return found
 
+    def _fitting(self, example: TokenizedExample) -> TokenizedExample | LeftOut:
+        if example.status != "ok":
+            return LeftOut.OTHER_BYTES
+        return LeftOut.TOO_LONG if len(example.token_ids) > self.max_length else example
+
     def _record(self, index: int, ids: npt.NDArray[np.uint32], mask: Mask) -> Record | None:
+        """What to tokenise for an example; None if its bytes are no text."""
         if self._records is not None:
             return self._records(int(self._store.index.source_index[index]))
-        start = int(np.argmax(mask))
-        leading = start > 0 and int(ids[0]) in self._teacher.special
-        given = b"".join(self._teacher.tokens[id_] for id_ in ids[int(leading) : start])
-        reply = self._teacher.replies(ids, mask).texts[0].removesuffix(END)
+        text_ids = self._without_bos(ids, mask)
+        reply_ids = text_ids[int(np.argmax(mask)) - (len(ids) - len(text_ids)) :]
+        given = self._teacher.joined(text_ids[: len(text_ids) - len(reply_ids)])
+        finished = self._teacher.is_finished(ids, mask)
+        reply = self._teacher.joined(reply_ids[:-1] if finished else reply_ids)
+        if self._inserts_space:
+            given, reply = (given[1:], reply) if given else (given, reply.removeprefix(b" "))
         try:
-            return {"prompt": given.decode(), "response": reply.decode()}
+            # A reply that was cut off may end within a character.
+            return {
+                "prompt": given.decode(),
+                "response": reply.decode() if finished else reply.decode(errors="ignore"),
+            }
         except UnicodeDecodeError:
             return None
+
+    def _without_bos(self, ids: npt.NDArray[np.uint32], mask: Mask) -> npt.NDArray[np.uint32]:
+        known = self._store.spec.special_tokens or {}
+        return ids[1:] if not mask[0] and int(ids[0]) == known.get("bos_id") else ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +243,10 @@ class Vocabulary:
         """Whether the last response token is a special one."""
         return int(ids[np.flatnonzero(mask)[-1]]) in self.special
 
+    def joined(self, ids: npt.NDArray[np.uint32]) -> bytes:
+        """The bytes of tokens, special ones by their names."""
+        return b"".join(self.tokens[id_] for id_ in ids.tolist())
+
     def replies(self, ids: npt.NDArray[np.uint32], mask: Mask) -> Replies:
         """The replies of an example."""
         edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
@@ -210,19 +266,43 @@ def _part(batch: StoreBatch, number: int) -> tuple[npt.NDArray[np.uint32], Mask]
     return batch.token_ids[where], batch.is_response[where]
 
 
-def _same_bytes(theirs: Replies, ours: Replies) -> tuple[IntArray, IntArray] | None:
-    """Sizes of all response tokens of both sides; None if a reply has other bytes.
+def _same_bytes(theirs: Replies, ours: Replies, *, cut_off: bool) -> bool:
+    """Whether the replies of both sides have the same bytes.
 
-    A space that a tokenizer inserts before a text is no byte of the reply.
+    A space that a tokenizer inserts before a text is no byte of the reply, and is taken off the
+    sizes.
+
+    Args:
+        theirs: of the teacher.
+        ours: of the student.
+        cut_off: the teacher's last reply may end before the student's, or within a character.
     """
-    if len(theirs.texts) != len(ours.texts):
-        return None
-    for number, (their, our) in enumerate(zip(theirs.texts, ours.texts, strict=True)):
-        for text, other, side in ((their, our, theirs), (our, their, ours)):
-            if text != other and text == b" " + other:
-                side.sizes[number][0] -= 1
-                break
+    count = len(theirs.texts)
+    if count != len(ours.texts) and not (cut_off and count < len(ours.texts)):
+        return False
+    for number, (their, our) in enumerate(zip(theirs.texts, ours.texts, strict=False)):
+        agree = _overlap if cut_off and number == count - 1 else bytes.__eq__
+        if agree(their, our):
+            continue
+        if their.startswith(b" ") and agree(their[1:], our):
+            theirs.sizes[number][0] -= 1
+        elif our.startswith(b" ") and agree(their, our[1:]):
+            ours.sizes[number][0] -= 1
         else:
-            if their != our:
-                return None
-    return np.concatenate(theirs.sizes), np.concatenate(ours.sizes)
+            return False
+    return True
+
+
+def _overlap(their: bytes, our: bytes) -> bool:
+    return their.startswith(our) or our.startswith(their)
+
+
+def _within(
+    own: TokenizedExample, sizes: IntArray, num_bytes: int
+) -> tuple[TokenizedExample, IntArray]:
+    """The student's example up to its last response token within `num_bytes` of the replies."""
+    count = int(np.searchsorted(np.cumsum(sizes), num_bytes, side="right"))
+    positions = np.flatnonzero(own.is_response)
+    stop = int(positions[count - 1]) + 1 if count else int(positions[0])
+    ids, mask = own.token_ids[:stop], own.is_response[:stop]
+    return replace(own, token_ids=ids, is_response=mask), sizes[:count]

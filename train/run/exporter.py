@@ -42,7 +42,9 @@ from caskd.train.run.validation import EVAL_FILE, best_step_of
 PROBE_TOKENS = 16
 GENERATION_CONFIG = "generation_config.json"
 
-_CARD_METRICS = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece")
+_CARD_METRICS = (
+    "loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece", "nats_per_byte",
+)  # fmt: skip
 
 
 def export_command(config: ExportConfig) -> int:
@@ -250,6 +252,7 @@ def model_card(
             *([f"- adapters: LoRA of rank {config['lora_rank']}"] if config["lora_rank"] else []),
             f"- store: seal {state.store_digest}",
             *(f"- text: {escape_markdown(note)}" for note in notes),
+            *_left_out_line(run, state),
             *_card_lines(run, state.step),
             "",
         ]
@@ -260,6 +263,20 @@ def _unfinished_lines(state: RunState) -> Iterator[str]:
     steps = state.config["steps"]
     if state.step < steps:
         yield f"- **not fully trained**: exported at step {state.step:,} of {steps:,}"
+
+
+def _left_out_line(run: Path, state: RunState) -> Iterator[str]:
+    """For a student with another tokenizer: the share of examples that taught it nothing."""
+    lines = [json.loads(line) for line in lines_up_to(run / METRICS_FILE, state.step)]
+    if not any("other_bytes" in line for line in lines):
+        return
+    total = len(lines) * state.config["global_batch_size"]
+    other, long = (sum(line[name] for line in lines) for name in ("other_bytes", "too_long"))
+    yield (
+        f"- tokenizer: the student's own, not the teacher's; of {total:,} examples, "
+        f"{other / total:.2%} were left out because their bytes differ in it, and "
+        f"{long / total:.2%} because they are too long for the student"
+    )
 
 
 def _card_lines(run: Path, step: int) -> Iterator[str]:

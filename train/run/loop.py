@@ -144,8 +144,8 @@ def _fit(plan: RunPlan, engine: TrainEngine, terminated: threading.Event) -> Pat
             skipped += not good
             metrics["skipped_steps"] = skipped
             if plan.tokens is not None:
-                metrics["other_bytes"] = batch.other_bytes
-                other_bytes += batch.other_bytes
+                metrics |= batch.left_out
+                other_bytes += batch.left_out["other_bytes"]
                 seen = (batch.step + 1 - plan.first_step) * config.global_batch_size
                 check_other_bytes(other_bytes, seen, config.allow_other_bytes)
             if len(batch.examples_per_store) > 1:
@@ -228,7 +228,7 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), plan.tail)
-    longest = _longest(plan)
+    longest = plan.longest_possible
     groups = student_groups(
         config.student,
         model,
@@ -247,14 +247,6 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if plan.checkpoint is not None:
         load_checkpoint(plan.checkpoint, engine)
     return engine
-
-
-def _longest(plan: RunPlan) -> int:
-    """Tokens of the longest example that is trained or evaluated on."""
-    counts = [plan.store.token_counts()]
-    if plan.eval_store is not None:
-        counts.append(plan.eval_store.token_counts())
-    return max(int(part.max()) for part in counts)
 
 
 def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader | SpanReader:

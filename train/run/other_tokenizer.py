@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from caskd.models import check_template, check_vocabulary
+from caskd.models import check_template, check_vocabulary, open_config
 from caskd.store import TeacherStore
 from caskd.store.corpus import (
     ChatOptions,
@@ -19,7 +19,7 @@ from caskd.store.corpus import (
 )
 from caskd.store.errors import IdentityError, UsageError
 from caskd.train.config import TrainConfig
-from caskd.train.data import MixedOrder, StoreMix, StudentTokens
+from caskd.train.data import LeftOut, MixedOrder, StoreMix, StudentTokens
 from caskd.train.objectives import Objective
 
 SAMPLE = 256
@@ -33,6 +33,8 @@ class AlignmentStats:
     num_examples: int
     num_other_bytes: int
     """Examples whose replies have other bytes in the student's tokens."""
+    num_too_long: int
+    """Examples with more tokens than the student has positions."""
     num_teacher_rows: int
     num_student_rows: int
     num_spans: int
@@ -55,8 +57,15 @@ class AlignmentStats:
         return (
             f"{self.num_pairs / rows:.1%} of the teacher's tokens are one token of the student; "
             f"{rows / spans:.2f} and {self.num_student_rows / spans:.2f} tokens per span (most: "
-            f"{self.longest_teacher} and {self.longest_student}); {self.num_other_bytes} of "
-            f"{self.num_examples} sampled examples have other bytes"
+            f"{self.longest_teacher} and {self.longest_student})"
+        )
+
+    def sample_line(self) -> str:
+        """For people: the sample, and the examples in it that teach nothing."""
+        return (
+            f"{self.num_examples} examples, the longest {self.longest_example:,} tokens of the "
+            f"student; left out: {self.num_other_bytes} with other bytes, {self.num_too_long} "
+            "longer than the student's positions"
         )
 
 
@@ -77,10 +86,13 @@ def student_tokens(
         _refuse_distribution(config, stores, tokenizer)
     for one in stores:
         _check_store(one, objective, config.objective)
+        _check_eos(one, tokenizer, config.student)
     kinds = [one.spec.identity["text"]["kind"] for one in stores]
-    corpora = _Corpora(config, tokenizer) if "messages" in kinds else None
+    text_config = open_config(config.student, "--student").get_text_config()
+    longest = getattr(text_config, "max_position_embeddings", None)
+    corpora = _Corpora(config, tokenizer, longest) if "messages" in kinds else None
     return tuple(
-        StudentTokens(tokenizer, one)
+        StudentTokens(tokenizer, one, max_length=longest)
         if corpora is None or kind != "messages"
         else corpora.tokens(one)
         for one, kind in zip(stores, kinds, strict=True)
@@ -90,8 +102,8 @@ def student_tokens(
 class _Corpora:
     """The conversations of --data, by the digest of the corpus: of each file, and of all."""
 
-    def __init__(self, config: TrainConfig, tokenizer: Any) -> None:
-        self._tokenizer, self._data = tokenizer, config.data
+    def __init__(self, config: TrainConfig, tokenizer: Any, longest: int | None) -> None:
+        self._tokenizer, self._data, self._longest = tokenizer, config.data, longest
         if not config.data:
             raise UsageError(
                 "--data: not given; expected the corpus of the stores of conversations, which a "
@@ -125,7 +137,12 @@ class _Corpora:
             )
         chat = ChatOptions(turns=identity["text"].get("chat_turns", "all"))
         return StudentTokens(
-            self._tokenizer, store, records.__getitem__, columns=self._columns, chat=chat
+            self._tokenizer,
+            store,
+            records.__getitem__,
+            columns=self._columns,
+            chat=chat,
+            max_length=self._longest,
         )
 
 
@@ -144,7 +161,13 @@ def _refuse_distribution(
 
 
 def _check_store(store: TeacherStore, objective: Objective, name: str) -> None:
-    """Refuse a store that lacks what the objective reads."""
+    """Refuse a store that lacks what the objective reads, or what tells replies from markup."""
+    if store.spec.special_tokens is None:
+        raise UsageError(
+            f"--store {store.name}: an older version wrote it, without the teacher's special "
+            "tokens; expected identity.vocabulary.special_ids, for a student with another "
+            "tokenizer; capture it again, or pass a student with the teacher's tokenizer"
+        )
     fields = store.spec.capture_fields
     for needed, field, wanted in (
         (objective.w < 1, "label", "exact"),
@@ -157,25 +180,35 @@ def _check_store(store: TeacherStore, objective: Objective, name: str) -> None:
             )
 
 
+def _check_eos(store: TeacherStore, tokenizer: Any, student: str) -> None:
+    text = store.spec.identity["text"]
+    if text["kind"] != "messages" and text["eos"] and tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"--student {student}: its tokenizer has no EOS token, and the responses of "
+            f"{store.name} end with one; expected eos_token in tokenizer_config.json; add it"
+        )
+
+
 def sample_alignment(
     store: StoreMix, tokens: Sequence[StudentTokens], order: MixedOrder
 ) -> AlignmentStats:
     """Align the first examples of a run."""
     examples = order.examples_for_step(0, min(SAMPLE, order.num_examples))
-    counts = np.zeros(9, np.int64)
+    counts = np.zeros(10, np.int64)
     for number, batch, _ in store.read_apart(examples, ("num_kept",)):
         for aligned in tokens[number].align(batch):
-            counts[:2] += 1, aligned is None
-            if aligned is None:
+            counts[0] += 1
+            if isinstance(aligned, LeftOut):
+                counts[1 if aligned is LeftOut.OTHER_BYTES else 2] += 1
                 continue
             teacher, student = (
                 np.bincount(span[span >= 0], minlength=aligned.num_spans)
                 for span in (aligned.teacher_span, aligned.student_span)
             )
             pairs = np.count_nonzero((teacher == 1) & (student == 1))
-            counts[2:6] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
+            counts[3:7] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
             longest = teacher.max(initial=0), student.max(initial=0), len(aligned.token_ids)
-            counts[6:] = np.maximum(counts[6:], longest)
+            counts[7:] = np.maximum(counts[7:], longest)
     return AlignmentStats(*counts.tolist())
 
 
@@ -194,14 +227,16 @@ def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None
     if share > allowed:
         raise UsageError(
             f"--student: {num_other:,} of {num_examples:,} examples ({share:.1%}) have replies "
-            "whose bytes the student's tokenizer changes, so that they teach nothing; expected at "
-            f"most {allowed:.1%}; pass another student, or --allow-other-bytes {share * 1.2:.2f}"
+            "whose bytes the student's tokenizer or chat template changes, so that they teach "
+            f"nothing; expected at most {allowed:.1%}; pass another student, or "
+            f"--allow-other-bytes {min(1.0, share * 1.2 + 0.005):.2f}"
         )
 
 
 def span_lines(stats: AlignmentStats, *, shares_vocabulary: bool) -> Iterator[str]:
     """The lines of a plan."""
     yield f"spans        {stats.line()}"
+    yield f"sample       {stats.sample_line()}"
     if shares_vocabulary:
         yield (
             "note         the student has the teacher's vocabulary: dist and cat-dist use the "

@@ -69,7 +69,7 @@ class RunPlan:
         objective: mask rule and label weight.
         mask: of a random-* objective; None where the loss computes the mask.
         tokenizer: the student's.
-        text: what the student takes over from its teacher's tokenizer.
+        text: what the student takes over from its teacher's tokenizer; None where it has another.
         tokens: the student's tokens of each store; None where it has the teacher's vocabulary.
         spans: how they align with the teacher's, over a sample; None likewise.
         settings: DeepSpeed's configuration.
@@ -88,7 +88,7 @@ class RunPlan:
     objective: Objective
     mask: RandomMask | None
     tokenizer: Any
-    text: TeacherText
+    text: TeacherText | None
     tokens: tuple[StudentTokens, ...] | None
     spans: AlignmentStats | None
     settings: Settings
@@ -110,6 +110,23 @@ class RunPlan:
         if self.tokens is None:
             return self.store.spec.vocab_size
         return len(token_bytes(self.tokenizer))
+
+    @property
+    def longest(self) -> int:
+        """The student's tokens of the longest training example; of a sample where it has another
+        tokenizer than the teacher."""
+        if self.spans is None:
+            return int(self.store.token_counts().max())
+        return max(1, self.spans.longest_example)
+
+    @property
+    def longest_possible(self) -> int:
+        """No example that is trained or evaluated on has more of the student's tokens."""
+        if self.tokens is not None:
+            return max(self.longest, *(one.max_length for one in self.tokens))
+        if self.eval_store is None:
+            return self.longest
+        return max(self.longest, int(self.eval_store.token_counts().max()))
 
     @property
     def tail(self) -> Tail:
@@ -138,7 +155,7 @@ class RunPlan:
             store_digest=self.store.digest,
             teacher=self.store.teacher,
             config=self.options,
-            text=self.text.to_json(),
+            text=None if self.text is None else self.text.to_json(),
         )
 
     def summary(self) -> Iterator[str]:
@@ -172,7 +189,7 @@ class RunPlan:
         if self.spans is not None:
             same = self.store.spec.vocab_digest == vocab_digest(token_bytes(self.tokenizer))
             yield from span_lines(self.spans, shares_vocabulary=same)
-        for note in self.text.notes:
+        for note in () if self.text is None else self.text.notes:
             yield f"text         {note}"
         if self.eval_store is not None:
             yield f"evaluation   {self.eval_store.spec.num_rows:,} response tokens"
@@ -229,9 +246,6 @@ def plan_run(config: TrainConfig) -> RunPlan:
     store = StoreMix.open(config.store, one_vocabulary=False)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     order = store.order(config.seed)
-    if config.token_budget is not None:
-        longest = int(store.token_counts().max())
-        check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     checkpoint = done = None
     if config.resume:
         checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
@@ -253,7 +267,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         objective=objective,
         mask=mask,
         tokenizer=tokenizer,
-        text=TeacherText()
+        text=None
         if tokens is not None
         else teacher_text(
             store.stores,
@@ -275,6 +289,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
         checkpoint=checkpoint,
         done=done,
     )
+    if config.token_budget is not None:
+        check_budget(config.token_budget, config.global_batch_size, world_size, plan.longest)
     check_config(config.student, plan.vocab_size)
     return plan
 

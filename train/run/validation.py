@@ -17,6 +17,7 @@ from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError
 from caskd.store.io import Progress, files
 from caskd.train.data import (
+    LeftOut,
     MicroBatch,
     StudentTokens,
     collate,
@@ -110,9 +111,10 @@ def _read(
         return collate(rows, pad_id), np.diff(rows.row_offsets), 0
     rows = store.read(examples, span_fields(OBJECTIVES["xent"]))
     found = span_examples(rows, tokens)
-    known = [example.aligned for example in found if example is not None]
-    counts = [0 if example is None else len(example.aligned.student_span) for example in found]
-    return collate_spans(found, pad_id), counts, sum(example.num_bytes for example in known)
+    known = [None if isinstance(example, LeftOut) else example.aligned for example in found]
+    counts = [0 if aligned is None else len(aligned.student_span) for aligned in known]
+    num_bytes = sum(aligned.num_bytes for aligned in known if aligned is not None)
+    return collate_spans(found, pad_id), counts, num_bytes
 
 
 def _batches(store: TeacherStore, micro_batch_size: int, world_size: int) -> Iterator[Any]:
