@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from helpers.chat_tokenizers import TOKENIZERS
+from helpers.chat_tokenizers import TEMPLATES, TOKENIZERS
 from helpers.other_tokenizer import captured, own_labels, run, save
 from helpers.records import write_jsonl
 from helpers.training import read_metrics
 from tokenizers.normalizers import Lowercase
+from transformers import AutoTokenizer
 
 from caskd.store import TeacherStore
 from caskd.store.corpus import token_bytes
 from caskd.store.errors import IdentityError, UsageError
 from caskd.train.data import AlignedExample, StudentTokens
+from caskd.train.run.exporter import export
 
 TEXTS = [
     ("What is it?", " It is so, and that is 42."),
@@ -142,3 +145,71 @@ def test_an_evaluation_is_in_nats_per_byte(plain: Path) -> None:
         assert line["kl"] is None
         assert line["keep_fraction"] is None
         assert line["nats_per_byte"] == pytest.approx(line["nll"] * rows / num_bytes)
+
+
+def test_the_plan_has_the_alignment_and_the_student_s_lengths(
+    plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(plain, "planned", dry_run=True)
+    assert not (plain / "planned").exists()
+    printed = capsys.readouterr().out
+    store = TeacherStore.open(str(plain / "store"))
+    tokens = StudentTokens(TOKENIZERS["prepend"](), store)
+    found = [
+        e for e in tokens.align(store.read(range(len(store)))) if isinstance(e, AlignedExample)
+    ]
+    longest = max(len(example.token_ids) for example in found)
+    assert f"the longest {longest} tokens" in printed
+    pairs = sum(
+        np.count_nonzero(np.bincount(e.teacher_span) + np.bincount(e.student_span) == 2)
+        for e in found
+    )
+    assert f"{pairs / store.spec.num_rows:.1%} of the teacher's tokens" in printed
+    assert "left out: 0 with other bytes, 0 longer" in printed
+    assert longest != store.token_counts().max()
+    with pytest.raises(UsageError, match=f"--token-budget {longest} or more"):
+        run(plain, "planned", dry_run=True, token_budget=longest - 1)
+
+
+def test_an_export_keeps_the_student_s_own_text(tmp_path: Path) -> None:
+    records = [{"prompt": "What is it?", "response": " It is so."}] * 4
+    captured(tmp_path, records, save(tmp_path / "teacher", "byte-level", "chatml"))
+    folder = save(tmp_path / "student", "gpt4-like", "llama3")
+    settings = {"eos_token_id": [1, 6], "temperature": 0.5, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    run(tmp_path, "run")
+    out = export(tmp_path / "run", tmp_path / "model")
+    assert not (out / "caskd_text.json").exists()
+    kept = json.loads((out / "generation_config.json").read_text())
+    assert {name: kept[name] for name in settings} == settings
+    own, exported = (AutoTokenizer.from_pretrained(path) for path in (folder, out))
+    assert exported.chat_template == own.chat_template == TEMPLATES["llama3"]
+    assert exported.eos_token_id == own.eos_token_id
+    assert exported("What is it?").input_ids == own("What is it?").input_ids
+    card = (out / "README.md").read_text()
+    for fact in ("teacher", "cat-alm", "of 16 examples, 0.00% were left out", "0.00% because"):
+        assert fact in card
+
+
+def test_adapters(plain: Path) -> None:
+    first = read_metrics(run(plain, "adapters", lora_rank=2).parents[1])
+    whole = read_metrics(run(plain, "no adapters").parents[1])
+    assert first[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-6)
+    assert first[-1]["loss"] != first[0]["loss"]
+    export(plain / "adapters", plain / "adapter", adapter=True)
+    assert (plain / "adapter" / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("objective", ["xent", "random-xent", "cat-xent", "alm"])
+def test_every_objective_trains_in_stage_2(plain: Path, objective: str) -> None:
+    options: dict[str, Any] = {"objective": objective}
+    if objective == "random-xent":
+        options["keep_fraction_from"] = run(plain, "source").parents[1]
+    runs = [
+        read_metrics(run(plain, f"{objective}-{stage}", zero_stage=stage, **options).parents[1])
+        for stage in (1, 2)
+    ]
+    for one, two in zip(*runs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5, abs=1e-7)
+        assert one["keep_fraction"] == two["keep_fraction"]
+    assert runs[0][-1]["loss"] != runs[0][0]["loss"]

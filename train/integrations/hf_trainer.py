@@ -72,6 +72,8 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         split = SplitModel(_plain_model(self.accelerator.unwrap_model(self.model)), FLAG)
         check_causal(split, FLAG)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
+            if hasattr(self.processing_class, "get_vocab"):
+                dataset.check_tokenizer(self.processing_class, FLAG)
             _check_batches(split, dataset)
         self._warn_of_many_epochs()
 

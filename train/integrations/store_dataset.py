@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from caskd.models import check_vocabulary
 from caskd.store import StoreBatch
-from caskd.store.errors import UsageError
+from caskd.store.errors import IdentityError, UsageError
 from caskd.store.storage import is_remote
 from caskd.train.data import (
     MixedOrder,
@@ -97,6 +98,23 @@ class StoreDataset(IterableDataset[Example]):
         """Tokens of the longest example."""
         mix, _ = self._open()
         return int(mix.token_counts().max())
+
+    def check_tokenizer(self, tokenizer: Any, user: str) -> None:
+        """Refuse a student with another vocabulary than the stores: it would misread their ids.
+
+        Args:
+            tokenizer: of the student.
+            user: the caller's name, for the error.
+
+        Raises:
+            IdentityError: the vocabularies differ.
+        """
+        try:
+            check_vocabulary(tokenizer, self._open()[0].spec, f"{user}: the processing_class")
+        except IdentityError as error:
+            raise IdentityError(
+                f"{error}; or run caskd train, which alone aligns another tokenizer"
+            ) from None
 
     def many_epochs(self, *, steps: int, batch: int, flags: tuple[str, str]) -> Iterator[str]:
         """A line for each store that so many steps would pass over too often to be meant."""
