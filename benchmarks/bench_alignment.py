@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from store_rows import setting, write_table
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from caskd.models import open_tokenizer
 from caskd.store.corpus import token_bytes
 from caskd.train.data import align_tokens
 
@@ -35,7 +36,7 @@ QWEN = (
 def load_tokenizer(path: Path) -> Any:
     """A tokenizer from any of the files above."""
     if path.is_dir():
-        return AutoTokenizer.from_pretrained(path)
+        return open_tokenizer(str(path), "tokenizer")
     if path.suffix == ".tiktoken":
         lines = [line.split() for line in path.read_bytes().splitlines() if line]
         ranked = [base64.b64decode(token) for token, _ in lines]

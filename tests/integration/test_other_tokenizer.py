@@ -10,14 +10,16 @@ import pytest
 from helpers.chat_tokenizers import TEMPLATES, TOKENIZERS
 from helpers.other_tokenizer import captured, own_labels, run, save
 from helpers.records import write_jsonl
-from helpers.training import read_metrics
+from helpers.training import capture, config_for, read_metrics
 from tokenizers.normalizers import Lowercase
 from transformers import AutoTokenizer
 
 from caskd.store import TeacherStore
 from caskd.store.corpus import token_bytes
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train.data import AlignedExample, StudentTokens
+from caskd.train import train
+from caskd.train.data import AlignedExample, StudentTokens, span_examples
+from caskd.train.data.span_batches import SpanExample
 from caskd.train.run.exporter import export
 
 TEXTS = [
@@ -72,6 +74,41 @@ def test_spans_have_equal_bytes_on_both_sides(plain: Path, name: str) -> None:
     store = TeacherStore.open(str(plain / "store"))
     tokenizer = TOKENIZERS[name]()
     assert check_texts(store, tokenizer, StudentTokens(tokenizer, store)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["prepend", "gpt4-like"])
+def test_spans_have_the_teacher_s_values(plain: Path, name: str) -> None:
+    store = TeacherStore.open(str(plain / "store"))
+    fields = ("argmax", "num_kept", "label_logit", "logsumexp", "label_rank")
+    batch = store.read(range(len(store)), fields)
+    found = span_examples(batch, StudentTokens(TOKENIZERS[name](), store))
+    right = 0
+    for number, example in enumerate(found):
+        assert isinstance(example, SpanExample)
+        rows = slice(batch.row_offsets[number], batch.row_offsets[number + 1])
+        likelihood = batch.column("label_logit")[rows] - batch.column("logsumexp")[rows]
+        is_first = batch.column("label_rank")[rows] == 0
+        for span in range(example.aligned.num_spans):
+            inside = example.aligned.teacher_span == span
+            assert example.log_likelihood[span] == pytest.approx(likelihood[inside].sum(), rel=1e-5)
+            assert example.correct[span] == is_first[inside].all()
+        right += int(example.correct.sum())
+    assert right
+
+
+def test_one_tokenizer_has_the_mask_of_the_ordinary_objective(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capture(tmp_path)
+    lines = {}
+    for objective in ("cat-xent", "cat-alm"):
+        config = config_for(tmp_path, objective, objective=objective, steps=1)
+        train(config)
+        (lines[objective],) = read_metrics(tmp_path / objective)
+        noted = "the student has the teacher's vocabulary" in capsys.readouterr().out
+        assert noted == (objective == "cat-alm")
+    for name in ("keep_fraction", "student_accuracy", "teacher_accuracy"):
+        assert lines["cat-xent"][name] == lines["cat-alm"][name] > 0
 
 
 def test_resume_is_bitwise(plain: Path) -> None:
