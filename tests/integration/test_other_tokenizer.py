@@ -224,6 +224,7 @@ def test_an_export_keeps_the_student_s_own_text(tmp_path: Path) -> None:
     assert exported.eos_token_id == own.eos_token_id
     assert exported("What is it?").input_ids == own("What is it?").input_ids
     card = (out / "README.md").read_text()
+    assert "tail" not in card
     for fact in ("teacher", "cat-alm", "of 16 examples, 0.00% were left out", "0.00% because"):
         assert fact in card
 

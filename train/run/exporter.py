@@ -231,6 +231,8 @@ def model_card(
 ) -> str:
     """README.md of an exported student, with the last metrics in the directory `run`."""
     config = state.config
+    left_out = [*_left_out_line(run, state)]
+    tail = "" if left_out else f", tail {config['tail']}"
     return "\n".join(
         [
             "---",
@@ -243,7 +245,7 @@ def model_card(
             "The small model of a cascade, trained with caskd on the teacher's stored logits.",
             "",
             f"- objective: {config['objective']}, label weight "
-            f"{'by default' if config['w'] is None else config['w']}, tail {config['tail']}",
+            f"{'by default' if config['w'] is None else config['w']}{tail}",
             f"- started from: {Path(config['student']).name} ({num_parameters:,} parameters)",
             *_unfinished_lines(state),
             f"- steps: {state.step:,} of {config['steps']:,}, each of "
@@ -252,7 +254,7 @@ def model_card(
             *([f"- adapters: LoRA of rank {config['lora_rank']}"] if config["lora_rank"] else []),
             f"- store: seal {state.store_digest}",
             *(f"- text: {escape_markdown(note)}" for note in notes),
-            *_left_out_line(run, state),
+            *left_out,
             *_card_lines(run, state.step),
             "",
         ]

@@ -144,7 +144,7 @@ def _fit(plan: RunPlan, engine: TrainEngine, terminated: threading.Event) -> Pat
             skipped += not good
             metrics["skipped_steps"] = skipped
             if plan.tokens is not None:
-                metrics |= batch.left_out
+                metrics |= {**batch.left_out, "tail_mass": None}  # no top-k is read
                 other_bytes += batch.left_out["other_bytes"]
                 seen = (batch.step + 1 - plan.first_step) * config.global_batch_size
                 check_other_bytes(other_bytes, seen, config.allow_other_bytes)

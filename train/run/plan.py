@@ -166,9 +166,10 @@ class RunPlan:
             f"examples     {order.num_examples:,} of {sum(order.sizes):,} have response tokens, "
             f"in {order.num_blocks:,} shards"
         )
+        tail = "" if self.tokens is not None else f", tail {self.tail}"
         yield (
             f"objective    {config.objective}: mask {self.objective.rule}, label weight "
-            f"{self.objective.w:g}, tail {self.tail}"
+            f"{self.objective.w:g}{tail}"
         )
         if self.mask is not None:
             kept = self.mask.fractions
