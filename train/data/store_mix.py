@@ -39,6 +39,10 @@ class StoreMix:
         _check_agreement(self.stores, one_vocabulary=one_vocabulary)
         check_weights(self.weights)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the URLs of its stores."""
+        return StoreMix, (self.stores, self.weights)
+
     @classmethod
     def open(cls, names: Sequence[str], *, one_vocabulary: bool = True) -> "StoreMix":
         """Open stores given as URL or URL=weight.

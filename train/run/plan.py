@@ -9,6 +9,7 @@ from typing import Any
 from caskd.models import default_device
 from caskd.store import TeacherStore
 from caskd.store.corpus import token_bytes, vocab_digest
+from caskd.store.io import counted
 from caskd.train.checkpoint import (
     STATE,
     RunState,
@@ -24,13 +25,12 @@ from caskd.train.data import (
     RandomMask,
     StoreMix,
     StudentTokens,
-    accumulation_steps,
     check_budget,
     many_epochs,
     read_fractions,
     shares,
 )
-from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
+from caskd.train.engine import Settings
 from caskd.train.model import (
     LoraOptions,
     TeacherText,
@@ -40,6 +40,8 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.run.engine_settings import engine_settings
+from caskd.train.run.initial import InitialWeights, initial_weights
 from caskd.train.run.other_tokenizer import (
     AlignmentStats,
     check_other_bytes,
@@ -79,6 +81,7 @@ class RunPlan:
         lora: adapters to train in place of the weights.
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
+        initial: weights of another run to start with.
     """
 
     config: TrainConfig
@@ -98,6 +101,7 @@ class RunPlan:
     lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
+    initial: InitialWeights | None
 
     @property
     def first_step(self) -> int:
@@ -136,7 +140,7 @@ class RunPlan:
     @property
     def options(self) -> dict[str, Any]:
         """The options as the run's files record them."""
-        return _recorded(self.config, self.mask)
+        return _recorded(self.config, self.mask, self.initial)
 
     @property
     def store_records(self) -> list[dict[str, Any]]:
@@ -164,7 +168,7 @@ class RunPlan:
         yield from self._store_lines()
         yield (
             f"examples     {order.num_examples:,} of {sum(order.sizes):,} have response tokens, "
-            f"in {order.num_blocks:,} shards"
+            f"in {counted(order.num_blocks, 'shard')}"
         )
         tail = "" if self.tokens is not None else f", tail {self.tail}"
         yield (
@@ -185,6 +189,8 @@ class RunPlan:
             f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
             f"lr {config.lr:g} {config.schedule}"
         )
+        if self.initial is not None:
+            yield f"start        from the weights of {self.initial.recorded[:-52]}"
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         if self.spans is not None:
@@ -237,7 +243,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     dtype = config.dtype or ("bfloat16" if default_device().type == "cuda" else "float32")
     config = replace(config, dtype=dtype)
     objective = resolve_objective(config.objective, config.w)
-    settings = _settings(config, world_size)
+    settings = engine_settings(config, world_size)
     check_trackers(config)
     if not config.resume and is_first_rank():  # the other ranks learn of a refusal
         check_unused(config.out)
@@ -248,8 +254,9 @@ def plan_run(config: TrainConfig) -> RunPlan:
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     order = store.order(config.seed)
     checkpoint = done = None
+    initial = initial_weights(config)
     if config.resume:
-        checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
+        checkpoint, done = _resumed(config.out, _recorded(config, mask, initial), store)
     tokenizer = load_tokenizer(config.student)
     tokens = student_tokens(config, store.stores, tokenizer, objective)
     eval_store = eval_tokens = spans = None
@@ -289,10 +296,11 @@ def plan_run(config: TrainConfig) -> RunPlan:
         lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
+        initial=initial,
     )
     if config.token_budget is not None:
         check_budget(config.token_budget, config.global_batch_size, world_size, plan.longest)
-    check_config(config.student, plan.vocab_size)
+    check_config(config.student, plan.vocab_size, plan.longest_possible)
     return plan
 
 
@@ -321,29 +329,13 @@ def _store_records(store: StoreMix) -> list[dict[str, Any]]:
     ]
 
 
-def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
-    """The options, with --keep-fraction-from as a digest: the other run may move or continue."""
+def _recorded(
+    config: TrainConfig, mask: RandomMask | None, initial: InitialWeights | None
+) -> dict[str, Any]:
+    """The options, with other runs as digests: they may move or continue."""
     options = config.to_shared_json()
+    if initial is not None:
+        options["init_from"] = initial.recorded
     if mask is not None:
         options["keep_fraction_from"] = f"sha256:{mask.digest}"
     return options
-
-
-def _settings(config: TrainConfig, world_size: int) -> Settings:
-    if config.token_budget is None:
-        micro, batch = config.micro_batch_size, config.global_batch_size
-        accumulation = accumulation_steps(batch, micro, world_size)
-    else:  # the number of micro-steps varies; DeepSpeed only needs to know that it exceeds 1
-        micro, accumulation = 1, 2
-        batch = micro * accumulation * world_size
-    settings = deepspeed_settings(
-        global_batch_size=batch,
-        micro_batch_size=micro,
-        accumulation_steps=accumulation,
-        clip_grad_norm=config.clip_grad_norm,
-        zero_stage=config.zero_stage,
-        dtype=str(config.dtype),
-        offload=config.offload,
-    )
-    path = config.deepspeed_config
-    return settings if path is None else merge_settings(settings, read_settings(path), str(path))
