@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from caskd.models.batching import forget_lengths
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.devices import memory_errors
-from caskd.models.forward_probe import NO_BATCH, probe_tokens
-from caskd.models.length_borders import forget_lengths
+from caskd.models.forward_probe import probe_tokens
+from caskd.models.model_parts import FAILURES, num_embeddings
 from caskd.store.errors import UsageError
 
 _FIRST_PROBE = 12
@@ -103,13 +104,13 @@ def check_roll_back(loaded: LoadedModel, flag: str, longest: int) -> None:
         length = min(length, longest)
         try:
             with memory_errors():
-                same = _rolls_back(loaded.model, length)
+                same = _rolls_back(loaded.model, length, num_embeddings(loaded.model, flag))
         except MemoryError as error:
             raise UsageError(
                 f"{flag}: out of memory in a check on {length:,} tokens ({error}); expected room "
                 "for the longest example: shorten the examples, or use a device with more memory"
             ) from error
-        except (*NO_BATCH, AttributeError, KeyError):
+        except FAILURES:
             same = False
         if not same:
             raise UsageError(
@@ -120,9 +121,8 @@ def check_roll_back(loaded: LoadedModel, flag: str, longest: int) -> None:
             )
 
 
-def _rolls_back(model: Any, length: int) -> bool:
+def _rolls_back(model: Any, length: int, num_ids: int) -> bool:
     """Whether a text of this length reads the same after a rejected draft."""
-    num_ids = int(model.get_input_embeddings().weight.shape[0])
     text = probe_tokens(length, num_ids).tolist()
     start = max(1, length - _PROBED_DRAFT)
     draft = probe_tokens(_PROBED_DRAFT, num_ids, start=2 * length + 1).tolist()

@@ -11,7 +11,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from errno import EACCES, EDQUOT, ELOOP, EMFILE, ENFILE, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import ELOOP, ENOTEMPTY
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
@@ -19,10 +19,11 @@ from caskd.store.errors import (
     CorruptError,
     StoreError,
     StoreWriteError,
-    UnreadableError,
     UnsafeError,
 )
 from caskd.store.io import faults
+from caskd.store.io.disk import advice
+from caskd.store.io.unreadable import unreadable
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
 DRAFT_ATTEMPTS = 8
@@ -41,18 +42,10 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
-        if error.errno in (ENOSPC, EDQUOT):
-            advice = "free disk space"
-        elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "pass a writable --store"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
-        else:
-            advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
-            f"cannot write {path}{amount}: {error.strerror}; {advice} and run the same command "
-            "again; committed shards are kept"
+            f"cannot write {path}{amount}: {error.strerror}; {advice(error.errno)} and run the "
+            "same command again; what is finished is kept"
         ) from None
 
 
@@ -197,17 +190,7 @@ def reading(name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == ELOOP:
             raise UnsafeError(f"{name}: a link; links are not followed.") from None
-        if error.errno in (EACCES, EPERM):
-            advice = "Get permission to read it"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
-        else:
-            advice = "Check the disk and its connection"
-        raise UnreadableError(
-            f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
-            f"expected a file that this process can read. {advice}, then run the same command "
-            "again."
-        ) from None
+        raise unreadable(error, name) from None
 
 
 def mode_of(path: Path, name: str | None = None) -> int | None:
@@ -265,8 +248,17 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store")
+        raise UnsafeError(f"{name or path.name}: {_what_it_is(status.st_mode)}")
     return status.st_size
+
+
+def _what_it_is(mode: int) -> str:
+    if not S_ISLNK(mode):
+        return "not a regular file; remove it from the store"
+    return (
+        "not a regular file but a link, and links are not followed; expected the file itself; copy "
+        "the store with cp -rL STORE COPY, or fetch it with caskd store pull"
+    )
 
 
 def size_inside(root: Path, name: str) -> int | None:
