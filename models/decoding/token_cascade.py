@@ -52,6 +52,7 @@ class TokenCascade:
         small: the small model, whose tokenizer reads and writes the texts.
         large: the large model.
         drafts: whether the rule needs the large model at every token, so that drafts pay.
+        is_exact: whether both models compute in float64, where answers do not depend on gamma.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class TokenCascade:
         self._rule = TOKEN_RULES[rule]
         self._setting = setting
         self.drafts = self._rule.reads_large
+        self.is_exact = all(one.model.dtype == torch.float64 for one in (small, large))
         self._gamma = gamma if self.drafts else 1
         vocab_size = len(token_bytes(small.tokenizer))
         self._small = CachedModel(small.model, vocab_size)
