@@ -98,6 +98,19 @@ class Predictions:
         """Whether a small and a large model wrote the answers together, token by token."""
         return self.metadata.get("kind") == TOKEN_CASCADE
 
+    def check_one_model(self, flag: str) -> None:
+        """Refuse the answers of a token cascade where those of one model are needed.
+
+        Raises:
+            UsageError: two models wrote the answers together.
+        """
+        if self.is_token_cascade:
+            raise UsageError(
+                f"{flag} {self.source}: holds answers of a token cascade, "
+                f"{value_text(self.model_name)}; expected those of one model; pass it with "
+                "--token-cascade, and caskd predict without --large writes those of one model"
+            )
+
     def strings(self, name: str) -> list[str]:
         """A text column."""
         values: list[str] = self.columns.column(name).to_pylist()
