@@ -83,6 +83,12 @@ class UnsafeError(StoreError):
     )
 
 
+class NotRegularError(UnsafeError, UnreadableError):
+    """A link, pipe, device or folder stands where a file should; its content was never read."""
+
+    exit_code = StoreError.exit_code
+
+
 class IdentityError(StoreError):
     """Two identities differ; the message has the field, both values and the next command."""
 

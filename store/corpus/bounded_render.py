@@ -4,6 +4,7 @@ transformers renders in Jinja's sandbox, which keeps a template from the system 
 endless loop or a text of many gigabytes.
 """
 
+import os
 import resource
 import signal
 import threading
@@ -19,6 +20,7 @@ MAX_SECONDS = 10.0
 MAX_BYTES = 1 << 30
 """Memory that one rendering may add."""
 MAX_CHARACTERS = 64 << 20
+_PAGE = resource.getpagesize()
 _VALUES, _ENDS_VALUE = ("name", "integer", "float", "string"), (")", "]", "}")
 _CURE = "expected an ordinary chat template: pass another --chat-template FILE"
 
@@ -62,28 +64,30 @@ def render_template(
 
 
 def _bounded(tokenizer: Any, conversations: list[Any], options: Mapping[str, Any]) -> str:
-    try:
-        return _rendered(tokenizer, conversations, options)
-    except MemoryError:
-        _address_space.cache_clear()  # the process itself may have grown since
-        return _rendered(tokenizer, conversations, options)
+    """One rendering, bounded in the main thread alone.
 
-
-def _rendered(tokenizer: Any, conversations: list[Any], options: Mapping[str, Any]) -> str:
-    """One rendering; its time is bounded in the main thread alone, where signals arrive."""
+    Signals arrive there; and a limit of the address space is one of the whole process, so that two
+    threads which set and restore it would leave each other's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return _rendered(tokenizer, conversations, options)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     bound = _address_space() + MAX_BYTES
-    timed = threading.current_thread() is threading.main_thread() and _catches_timer()
+    timed = _catches_timer()
     if soft == resource.RLIM_INFINITY or soft > bound:
         resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     if timed:
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
     try:
-        return str(tokenizer.apply_chat_template(conversations, tokenize=False, **options)[0])
+        return _rendered(tokenizer, conversations, options)
     finally:
         if timed:
             signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _rendered(tokenizer: Any, conversations: list[Any], options: Mapping[str, Any]) -> str:
+    return str(tokenizer.apply_chat_template(conversations, tokenize=False, **options)[0])
 
 
 def _too_long(_number: int, _frame: object) -> None:
@@ -99,17 +103,19 @@ def _catches_timer() -> bool:
     return True
 
 
-@lru_cache(maxsize=1)
 def _address_space() -> int:
-    """Bytes of address space of this process; a large number where the system does not tell.
+    """Bytes of address space of this process now; a large number where the system does not tell."""
+    handle = _statistics(os.getpid())
+    return 1 << 50 if handle is None else int(os.pread(handle, 64, 0).split()[0]) * _PAGE
 
-    Reading it takes as long as a rendering, so it is kept; too low a value fails and is read again.
-    """
+
+@lru_cache(maxsize=1)
+def _statistics(_process: int) -> int | None:
+    """Descriptor of the sizes of this process: opening the file takes as long as a rendering."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
+        return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return 1 << 50
+        return None
 
 
 @lru_cache(maxsize=16)
@@ -126,7 +132,5 @@ def _check_operators(template: str) -> None:
     except (jinja2.TemplateError, RecursionError):
         return  # rendering reports it
     for (_, kind, text), (_, _, after) in pairwise(tokens):
-        if after == "**" and (
-            kind in ("name", "integer", "float", "string") or text in _ENDS_VALUE
-        ):
+        if after == "**" and (kind in _VALUES or text in _ENDS_VALUE):
             raise UsageError(f"the chat template computes a power (**); {_CURE}")

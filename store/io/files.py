@@ -17,9 +17,9 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from caskd.store.errors import (
     CorruptError,
+    NotRegularError,
     StoreError,
     StoreWriteError,
-    UnsafeError,
 )
 from caskd.store.io import faults
 from caskd.store.io.disk import advice
@@ -178,7 +178,7 @@ def reading(name: str) -> Iterator[None]:
 
     Raises:
         CorruptError: the file does not exist.
-        UnsafeError: it is a link.
+        NotRegularError: it is a link.
         UnreadableError: every other cause; the file may be intact.
     """
     try:
@@ -189,7 +189,7 @@ def reading(name: str) -> Iterator[None]:
         raise CorruptError(f"{name}: missing.") from None
     except OSError as error:
         if error.errno == ELOOP:
-            raise UnsafeError(f"{name}: a link; links are not followed.") from None
+            raise NotRegularError(f"{name}: a link; links are not followed.") from None
         raise unreadable(error, name) from None
 
 
@@ -239,7 +239,7 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
     """Size of a regular file, None if it does not exist.
 
     Raises:
-        UnsafeError: `path` is a link, pipe, device or folder.
+        NotRegularError: `path` is a link, pipe, device or folder.
         UnreadableError: the system cannot tell; the message has `name`, by default that of `path`.
     """
     with reading(name or path.name):
@@ -248,7 +248,7 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{name or path.name}: {_what_it_is(status.st_mode)}")
+        raise NotRegularError(f"{name or path.name}: {_what_it_is(status.st_mode)}")
     return status.st_size
 
 
@@ -265,7 +265,7 @@ def size_inside(root: Path, name: str) -> int | None:
     """Size of the regular file `name` below `root`, None if it does not exist.
 
     Raises:
-        UnsafeError: the file or a folder of its path is a link, pipe or device.
+        NotRegularError: the file or a folder of its path is a link, pipe or device.
         UnreadableError: a folder of its path cannot be searched.
     """
     parts = name.split("/")
@@ -274,7 +274,7 @@ def size_inside(root: Path, name: str) -> int | None:
         if mode is None:
             return None
         if not S_ISDIR(mode):
-            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
+            raise NotRegularError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
     return regular_size(root / name, name)
 
 
@@ -285,7 +285,7 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     Raises:
         CorruptError: the file is missing.
         UnreadableError: the file exists but cannot be read; it may be intact.
-        UnsafeError: the file or a folder of its path is a link, pipe or device.
+        NotRegularError: the file or a folder of its path is a link, pipe or device.
     """
     with reading(name):
         if size_inside(root, name) is None:
