@@ -2,6 +2,12 @@
 
 from caskd.models.decoding.greedy import Answer, decode_batch, hidden_index
 from caskd.models.decoding.loaded_model import LoadedModel, load_for_decoding
+from caskd.models.decoding.sampled_tokens import (
+    accept_or_redraw,
+    draw,
+    target_distribution,
+    uniforms_at,
+)
 from caskd.models.decoding.stop_texts import check_stop_texts
 from caskd.models.decoding.token_cascade import (
     TokenCascade,
@@ -17,10 +23,14 @@ __all__ = [
     "LoadedModel",
     "TokenCascade",
     "TokenCascadeAnswer",
+    "accept_or_redraw",
     "check_caches",
     "check_pair",
     "check_stop_texts",
     "decode_batch",
+    "draw",
     "hidden_index",
     "load_for_decoding",
+    "target_distribution",
+    "uniforms_at",
 ]

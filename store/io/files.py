@@ -274,7 +274,9 @@ def size_inside(root: Path, name: str) -> int | None:
         if mode is None:
             return None
         if not S_ISDIR(mode):
-            raise NotRegularError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
+            raise NotRegularError(
+                f"{'/'.join(parts[:depth])}: not a folder (links are not followed)."
+            )
     return regular_size(root / name, name)
 
 
