@@ -106,8 +106,8 @@ def _check_flags(config: EvalConfig) -> None:
         )
     if config.small or config.large or config.token_cascade:
         raise UsageError(
-            "--next-token: was given with --small or --large or --token-cascade; expected --student "
-            "only; omit those three, or omit --next-token"
+            "--next-token: was given with --small or --large or --token-cascade; expected "
+            "--student only; omit those three, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")
