@@ -8,6 +8,11 @@ import tyro
 _NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --chain is given)")
 
 
+TokenRuleName = Literal[
+    "spec", "chow", "diff", "opt", "token-v1", "token-v2", "token-v3", "entropy", "margin", "rsd"
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """Decode greedily in batches, and store every answer with its token log-probabilities."""
@@ -65,6 +70,23 @@ class PredictConfig:
     """Number of workers that share the examples; start all of them with otherwise equal flags."""
     limit: int | None = None
     """Answer only the first LIMIT examples."""
+    large: str | None = None
+    """Large model of a token cascade, with --token-rule: both models write each answer together.
+    It must share the vocabulary, the end-of-sequence ids and the chat template of --model."""
+    token_rule: TokenRuleName | None = None
+    """With --large: at which tokens the large model's choice replaces the small model's."""
+    alpha: float | None = None
+    """Cost of a token of the large model, from 0 to 1, for the rules chow, diff, opt and token-v1
+    to token-v3. Default: 0.2."""
+    threshold: float | None = None
+    """The large model chooses a token if the small model's entropy is at least this many nats
+    (entropy), or its two likeliest tokens are at most this many nats apart (margin)."""
+    p_th: float | None = None
+    """The large model's token is kept if the small model gives it at least this probability (rsd).
+    Default: 0.01."""
+    gamma: int | None = None
+    """Tokens that the small model drafts for one forward pass of the large one, for rules that read
+    both models. Default: 5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +99,9 @@ class EvalConfig:
     cover seeds too: list the seeds of each arm in the same order."""
     large: Annotated[str, _NEEDED] = ""
     """Predictions of the large model on the same examples."""
+    token_cascade: tuple[str, ...] = ()
+    """Predictions of a token cascade (caskd predict --large) on the same examples, FILE or
+    NAME=FILE: one point beside the curves; repeat the flag."""
     out: str
     """Folder for the report: figures, tables and index.html."""
     rule: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """Predictions files, and the arms and seeds that they form."""
 
 from caskd.eval.answers.arms import Run, label_seeds, read_runs, seeds_of, split_name
-from caskd.eval.answers.checks import is_bounded
+from caskd.eval.answers.checks import CASCADE_COUNTS, is_bounded
 from caskd.eval.answers.predictions_file import (
+    TOKEN_CASCADE,
     WHOLE,
     Predictions,
     digest,
@@ -15,6 +16,8 @@ from caskd.eval.answers.questions import Units, num_units, question_names, quest
 from caskd.eval.answers.ragged import Ragged
 
 __all__ = [
+    "CASCADE_COUNTS",
+    "TOKEN_CASCADE",
     "WHOLE",
     "Predictions",
     "Ragged",

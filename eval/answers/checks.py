@@ -19,6 +19,12 @@ from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
 
+CASCADE_COUNTS = (
+    "num_small_tokens", "num_large_tokens", "num_drafted", "num_accepted",
+    "num_small_forwards", "num_large_forwards", "num_small_computed", "num_large_computed",
+)  # fmt: skip
+"""Columns of a token cascade: what each model chose, drafted and computed for an answer."""
+
 ROUNDING = 1e-4
 """A log-probability of a server in half precision may exceed 0 by that much."""
 _LARGEST = float(np.finfo(np.float64).max)
@@ -47,6 +53,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "token_margins": Bounds(-ROUNDING, math.inf, "a margin, 0 or more"),
     "token_entropies": Bounds(-ROUNDING, _LARGEST, "a finite entropy, 0 or more"),
     "hidden": _FINITE,
+    **dict.fromkeys(CASCADE_COUNTS, _COUNT),
 }
 
 

@@ -18,13 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caskd.eval.answers.checks import check_values, num_parameters
+from caskd.eval.answers.checks import CASCADE_COUNTS, check_values, num_parameters
 from caskd.store.corpus import parquet_batches, size_limit
 from caskd.store.errors import UsageError
 from caskd.store.io import StrangeFileError, check_readable, parse_json, refuse_mixup, value_text
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
+
+TOKEN_CASCADE = "token-cascade"
+"""`kind` in the metadata of answers that two models wrote together."""
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +54,8 @@ OPTIONAL = pa.schema(
         ("hidden", pa.list_(pa.float32())),  # state of the prompt's last token
         ("references", pa.list_(pa.string())),  # where there are several; the first is `reference`
         ("options", pa.list_(pa.string())),
+        # Of a token cascade: tokens that each model chose, drafts, forward passes, positions.
+        *((name, pa.int32()) for name in CASCADE_COUNTS),
     ]
 )
 """Optional columns; null for an example without a value."""
@@ -87,6 +92,24 @@ class Predictions:
         All of them, too, where the file does not name the number.
         """
         return int(self.metadata["model"].get("num_active_parameters") or self.num_parameters)
+
+    @property
+    def is_token_cascade(self) -> bool:
+        """Whether a small and a large model wrote the answers together, token by token."""
+        return self.metadata.get("kind") == TOKEN_CASCADE
+
+    def check_one_model(self, flag: str) -> None:
+        """Refuse the answers of a token cascade where those of one model are needed.
+
+        Raises:
+            UsageError: two models wrote the answers together.
+        """
+        if self.is_token_cascade:
+            raise UsageError(
+                f"{flag} {self.source}: holds answers of a token cascade, "
+                f"{value_text(self.model_name)}; expected those of one model; pass it with "
+                "--token-cascade, and caskd predict without --large writes those of one model"
+            )
 
     def strings(self, name: str) -> list[str]:
         """A text column."""

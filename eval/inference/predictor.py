@@ -3,7 +3,8 @@
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,14 @@ import numpy as np
 
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
+from caskd.eval.inference.cascades import (
+    cascade_lines,
+    cascade_metadata,
+    check_rolls_back,
+    max_positions,
+    open_cascade,
+    rule_flags,
+)
 from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import (
     EvalExample,
@@ -26,6 +35,8 @@ from caskd.models import check_openable, longest_first, pick_device
 from caskd.models.decoding import (
     Answer,
     LoadedModel,
+    TokenCascade,
+    TokenCascadeAnswer,
     check_stop_texts,
     decode_batch,
     hidden_index,
@@ -36,6 +47,7 @@ from caskd.store.errors import UsageError
 from caskd.store.io import progress, tell
 
 MAX_PARTS = 1000
+_RowsOf = Callable[[Sequence[EvalExample]], Iterator[dict[str, Any]]]
 
 
 def predict(config: PredictConfig) -> Predictions | None:
@@ -54,23 +66,33 @@ def predict(config: PredictConfig) -> Predictions | None:
     """
     out = Path(config.out)
     _check_numbers(config)
+    flags = rule_flags(config)
     check_out(out)
     pick_device(config.device)
     check_openable(config.model, "--model")
+    if config.large is not None:
+        check_openable(config.large, "--large")
     records = list(itertools.islice(question_records(config), config.limit))
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
+    cascade = None if flags is None else open_cascade(config, flags, loaded)
     requests, chat = build_requests(loaded.tokenizer, records, config)
     rendered = sum(request.rendered_bos for request in requests)
     if rendered:
         tell(f"{out}: {rendered:,} prompts came rendered with BOS; no second one is added")
-    check_requests(requests, loaded.max_positions, config.max_new_tokens)
+    check_requests(requests, max_positions(loaded, cascade), config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
     tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)
     _check_references(requests, tasks)
     check_stop_texts(loaded.tokenizer, [text for task in tasks.values() for text in task.stop])
     plan = plan_parts([len(request.prompt) for request in requests], config.batch_size)
-    parts = Parts(out, _metadata(config, loaded, requests, tasks, chat), len(plan))
-    _answer_missing(config, loaded, requests, tasks, plan, parts)
+    metadata = _metadata(config, loaded, requests, tasks, chat)
+    rows: _RowsOf = partial(_rows, loaded, config, tasks)
+    if cascade is not None and flags is not None:
+        check_rolls_back(config, cascade, requests)
+        metadata |= cascade_metadata(loaded, cascade, flags)
+        rows = partial(_cascade_rows, cascade, config, tasks)
+    parts = Parts(out, metadata, len(plan))
+    _answer_missing(config, requests, plan, parts, rows)
     written = parts.join()
     if written is None:
         left = len(parts.missing())
@@ -80,6 +102,9 @@ def predict(config: PredictConfig) -> Predictions | None:
     empty = written.num_empty()
     said = f", {empty:,} of them empty" if empty else ""
     tell(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
+    if cascade is not None:
+        for line in cascade_lines(written, cascade, requests):
+            tell(f"{out}: {line}")
     return written
 
 
@@ -95,11 +120,10 @@ def _check_references(requests: Sequence[EvalExample], tasks: dict[str, Task]) -
 
 def _answer_missing(
     config: PredictConfig,
-    loaded: LoadedModel,
     requests: Sequence[EvalExample],
-    tasks: dict[str, Task],
     plan: Sequence[Sequence[Sequence[int]]],
     parts: Parts,
+    rows_of: _RowsOf,
 ) -> None:
     """Answer the unfinished parts of this worker, and write each when it is done."""
     missing = parts.missing(config.worker, config.num_workers)
@@ -111,7 +135,7 @@ def _answer_missing(
         for part in missing:
             rows: list[dict[str, Any]] = []
             for batch in plan[part]:
-                rows += _rows(loaded, [requests[index] for index in batch], config, tasks)
+                rows += rows_of([requests[index] for index in batch])
                 shown.advance(len(batch))
             parts.write(part, rows)
 
@@ -133,10 +157,11 @@ def batches(prompt_lengths: Sequence[int], batch_size: int) -> Iterator[list[int
 
 def _rows(
     loaded: LoadedModel,
-    requests: Sequence[EvalExample],
     config: PredictConfig,
     tasks: dict[str, Task],
+    requests: Sequence[EvalExample],
 ) -> Iterator[dict[str, Any]]:
+    """Rows of one model's answers to a batch."""
     started = time.perf_counter()
     answers = decode_batch(
         loaded,
@@ -151,7 +176,23 @@ def _rows(
         yield _row(request, answer, tasks[request.task], seconds)
 
 
-def _row(request: EvalExample, answer: Answer, task: Task, seconds: float) -> dict[str, Any]:
+def _cascade_rows(
+    cascade: TokenCascade,
+    config: PredictConfig,
+    tasks: dict[str, Task],
+    requests: Sequence[EvalExample],
+) -> Iterator[dict[str, Any]]:
+    """Rows of answers that two models write together, one example at a time."""
+    for request in requests:
+        task, started = tasks[request.task], time.perf_counter()
+        answer = cascade.answer(request.prompt, config.max_new_tokens, task.stop)
+        yield _row(request, answer, task, time.perf_counter() - started)
+
+
+def _row(
+    request: EvalExample, answer: Answer | TokenCascadeAnswer, task: Task, seconds: float
+) -> dict[str, Any]:
+    """A row: the fields of an answer are named as their columns."""
     several = len(request.references) > 1
     return {
         "example_id": request.example_id,
@@ -159,13 +200,7 @@ def _row(request: EvalExample, answer: Answer, task: Task, seconds: float) -> di
         "prompt_digest": digest(np.asarray(request.prompt, dtype="<u4").tobytes()),
         "question_digest": request.question_digest,
         "task": request.task,
-        "text": answer.text,
-        "token_ids": answer.token_ids,
-        "token_logprobs": answer.token_logprobs,
-        "token_margins": answer.token_margins,
-        "token_entropies": answer.token_entropies,
-        "option_logprobs": answer.option_logprobs,
-        "hidden": answer.hidden,
+        **vars(answer),
         "reference": request.references[0],
         "references": request.references if several else None,
         "options": request.options or None,

@@ -66,6 +66,11 @@ class StudentResult:
         score = TOKEN_RULES[rule](self.rows)
         return {**curve_figures(self.curves[rule]), "auroc": auroc(score, self.rows.right)}
 
+    @property
+    def acceptance(self) -> tuple[float, float]:
+        """Bounds of the mean acceptance of the student as the teacher's draft model."""
+        return float(self.rows.acceptance_low.mean()), float(self.rows.acceptance_high.mean())
+
     def area_interval(self) -> tuple[float, float]:
         """95 % interval of the area over examples."""
         return interval(self.replicates[AUDC])

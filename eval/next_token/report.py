@@ -104,10 +104,10 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
         )
-    if config.small or config.large:
+    if config.small or config.large or config.token_cascade:
         raise UsageError(
-            "--next-token: was given with --small or --large; expected --student only; omit "
-            "--small and --large, or omit --next-token"
+            "--next-token: was given with --small or --large or --token-cascade; expected "
+            "--student only; omit those three, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")
@@ -170,6 +170,7 @@ def _student(result: StudentResult) -> dict[str, Any]:
         "arm": result.arm,
         "model": dict(result.identity),
         "label_logprob": float(result.rows.label_logprob.mean()),
+        "expected_acceptance": list(result.acceptance),
         "audc_low": low,
         "audc_high": high,
         "rules": {rule: result.figures(rule) for rule in TOKEN_RULES},
@@ -249,10 +250,21 @@ def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> S
     return Section(
         warnings=summary["warnings"],
         texts=texts,
-        bullets=[*_difference_lines(analysis)],
+        bullets=[
+            *_difference_lines(analysis),
+            *(f"{result.label}: {_acceptance_text(result)}" for result in analysis.results),
+        ],
         pictures=[pictures["next_token"]],
         tables=[table(_STUDENTS, _student_rows(analysis), "Accuracy of the cascade")],
         notes=[note],
+    )
+
+
+def _acceptance_text(result: StudentResult) -> str:
+    least, most = result.acceptance
+    return (
+        f"as a draft model, {least:.4f} to {most:.4f} of its tokens expected to be accepted "
+        "(speculative sampling; bounds from the stored top-k)"
     )
 
 
@@ -316,6 +328,7 @@ def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
             f"[{low:.4f}, {high:.4f}] by {MAIN_RULE}, random "
             f"{curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
+        yield f"{result.label}: {_acceptance_text(result)}"
     yield from _difference_lines(analysis)
     for warning in summary["warnings"]:
         yield f"Warning: {warning}"

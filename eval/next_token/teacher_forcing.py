@@ -33,6 +33,7 @@ FloatArray = npt.NDArray[np.float64]
 
 TILE_ROWS = 256
 TOKEN_BUDGET = 4096
+_TEACHER = ("topk_ids", "topk_logits", "logsumexp", "num_kept")
 _FIELDS = ("argmax", "label_logit", "logsumexp", "num_kept")
 
 
@@ -49,6 +50,11 @@ class ForcedRows:
     """`best_logprob` minus the log-probability of the second most likely token."""
     entropy: FloatArray
     """Entropy of the distribution over V, in nats."""
+    acceptance_low: FloatArray
+    """Least probability that the teacher accepts a token drawn from the model, as the draft model
+    of speculative sampling (arXiv 2211.17192): 1 minus their total variation distance."""
+    acceptance_high: FloatArray
+    """The largest: the store holds the teacher's top-k, and bounds what lies outside of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +151,7 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
     known = np.empty(starts[-1], dtype=bool)
     with progress(loaded.identity["name"], int(starts[-1]), "rows") as shown:
         for indices in padded_batches(lengths, TOKEN_BUDGET):
-            batch = store.read(chosen[indices], fields=("num_kept",))
+            batch = store.read(chosen[indices], fields=_TEACHER)
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
             values[:, rows] = row_values(split, batch, groups)
             known[rows] = batch.column("num_kept") > 0
@@ -155,23 +161,26 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
 
 @torch.inference_mode()
 def row_values(split: SplitModel, batch: StoreBatch, groups: BatchGroups) -> FloatArray:
-    """Values [5, N] of the fields of `ForcedRows` for the rows of some examples."""
+    """Values [7, N] of the fields of `ForcedRows` for the rows of some examples."""
     input_ids, mask = (tensor.to(split.device) for tensor in _padded(batch))
     hidden = hidden_in_groups(split, groups, input_ids, mask).flatten(0, 1)
     longest = input_ids.shape[1]
     example = np.repeat(np.arange(len(batch.example_indices)), np.diff(batch.row_offsets))
     positions = torch.from_numpy(example * longest + batch.logit_positions).to(hidden.device)
     labels = torch.from_numpy(batch.labels.astype(np.int64)).to(hidden.device)
+    ids, kept = (part.to(hidden.device) for part in _teacher_kept(batch))
     tiles = []
     for start in range(0, len(positions), TILE_ROWS):
         part = slice(start, start + TILE_ROWS)
         logits = split.logits(hidden[positions[part]])  # [n, V]
-        tiles.append(_tile_values(logits, labels[part]).cpu())
+        values = _tile_values(logits, labels[part])
+        bounds = acceptance_bounds(logits, ids[part], kept[part])
+        tiles.append(torch.cat((values, torch.stack(bounds).to(values.dtype))).cpu())
     return np.asarray(torch.cat(tiles, dim=1).double().numpy())
 
 
 def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:
-    """Values [5, n] of the fields of `ForcedRows` from logits [n, V] and labels [n]."""
+    """Values [5, n] of the first fields of `ForcedRows`, from logits [n, V] and labels [n]."""
     best, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
     at_label = logits.gather(-1, labels[:, None])[:, 0]
     right = at_label == best
@@ -181,6 +190,37 @@ def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:
     total = logits.logsumexp(dim=-1)
     entropy = torch.special.entr((logits - total[:, None]).exp()).sum(dim=-1)
     return torch.stack((right.float(), at_label - total, best - total, best - second, entropy))
+
+
+def acceptance_bounds(logits: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest acceptance [n] of a draft model by a teacher of which a top-k is stored.
+
+    With h half the sum of |p - q| over the stored tokens and P, Q the masses of both models on
+    them, the distance lies between h + |P - Q| / 2 and h + ((1 - P) + (1 - Q)) / 2: outside of
+    them, the two agree as far as their masses allow, or share no token.
+
+    Args:
+        logits: [n, V] of the draft model.
+        ids: [n, k] stored tokens; any where `kept` is 0.
+        kept: [n, k] the teacher's probabilities p of them; 0 where fewer are stored.
+    """
+    log_total = logits.logsumexp(dim=-1, keepdim=True)
+    drafted = (logits.gather(-1, ids) - log_total).exp().double() * (kept > 0)
+    inside = 0.5 * (kept - drafted).abs().sum(dim=-1)
+    teacher_mass, draft_mass = kept.sum(dim=-1).clamp(max=1.0), drafted.sum(dim=-1).clamp(max=1.0)
+    least = inside + 0.5 * (teacher_mass - draft_mass).abs()
+    most = inside + 0.5 * ((1.0 - teacher_mass) + (1.0 - draft_mass))
+    return (1.0 - most).clamp(0.0, 1.0), (1.0 - least).clamp(0.0, 1.0)
+
+
+def _teacher_kept(batch: StoreBatch) -> tuple[Tensor, Tensor]:
+    """The teacher's stored tokens [N, k] and their probabilities, 0 behind the last of a row."""
+    logits = batch.column("topk_logits").astype(np.float64)
+    stored = np.arange(logits.shape[1]) < batch.column("num_kept")[:, None]
+    totals = batch.column("logsumexp").astype(np.float64)[:, None]
+    kept = np.exp(np.where(stored, logits - totals, -np.inf))
+    ids = np.where(stored, batch.column("topk_ids"), 0).astype(np.int64)
+    return torch.from_numpy(ids), torch.from_numpy(kept)
 
 
 def _padded(batch: StoreBatch) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ def curve_figure(analysis: Analysis) -> Figure:
         color=PAPER.soft,
         ls="none",
     )
+    points = _points(by_cost, analysis, "flops_per_token")
     in_percent(by_rate)
     in_powers(by_cost)
     dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
@@ -67,7 +68,7 @@ def curve_figure(analysis: Analysis) -> Figure:
         color=PAPER.soft,
         label=f"{plot_label(large.model_name)} alone",
     )
-    legend_below(figure, [*_handles(by_rate), *keys, star])
+    legend_below(figure, [*_handles(by_rate), *keys, star, *points])
     return figure
 
 
@@ -132,6 +133,8 @@ def cost_figure(analysis: Analysis) -> Figure:
                 reached = np.interp(rate, result.curve.deferral_rate, result.curve.quality)
                 axes.plot(tail, reached, color=color, lw=1.0, ls=":")
     for axes, unit in zip(found, units, strict=True):
+        if unit != "money":  # a price list has no price of a position that two models computed
+            _points(axes, analysis, f"{unit}_per_example")
         in_powers(axes)
         first = axes is found[0]
         title = {"flops": "Computation", "seconds": "Time", "money": "Money"}[unit]
@@ -192,6 +195,22 @@ def _colored(results: Sequence[CascadeResult]) -> list[tuple[CascadeResult, str,
     """Each result with its arm's color, and the arm's name as label at its first seed."""
     lines = arm_lines([result.arm for result in results])
     return [(result, *line) for result, line in zip(results, lines, strict=True)]
+
+
+def _points(axes: Any, analysis: Analysis, cost: str) -> list[Line2D]:
+    """Draw the token cascades at one of their costs; returns their handles for the legend."""
+    return [
+        axes.plot(
+            [getattr(point, cost)],
+            [point.quality],
+            marker="D",
+            ms=6,
+            ls="none",
+            color=PAPER.color(len(analysis.results) + number),
+            label=plot_label(f"{point.label}, {point.rule}"),
+        )[0]
+        for number, point in enumerate(analysis.token_cascades)
+    ]
 
 
 def _line(axes: Any, x: Any, y: Any, **options: Any) -> None:

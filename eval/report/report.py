@@ -57,6 +57,10 @@ CONTENTS = (
         section=sections.cost,
     ),
     Part(
+        tables={"token_cascades": tables.token_cascade_rows},
+        section=sections.token_cascades,
+    ),
+    Part(
         tables={"bleu": tables.bleu_rows},
         plots={"bleu": Plot("Corpus BLEU over deferral rate", plots.bleu_figure)},
         section=sections.corpus_bleu,
@@ -125,6 +129,7 @@ def _summary(analysis: Analysis) -> dict[str, Any]:
         ],
         "rules_left_out": analysis.left_out,
         "transfer": analysis.threshold_drift,
+        "token_cascades": list(tables.token_cascade_rows(analysis)),
         "chain": analysis.chain.summary() if analysis.chain else None,
         "operating_point": cascade_fields(analysis.point) if analysis.point else None,
         "warnings": analysis.warnings,

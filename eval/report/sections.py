@@ -6,7 +6,7 @@ from typing import Any
 from caskd.eval.answers import Predictions
 from caskd.eval.report.page import Heads, Picture, Section, table
 from caskd.eval.report.sentences import point_lines, questions_line
-from caskd.eval.report.tables import rule_rows, summary_rows
+from caskd.eval.report.tables import rule_rows, summary_rows, token_cascade_rows
 from caskd.eval.study import ALL_TASKS, Analysis
 from caskd.store.io import strip_control
 from caskd.store.spacing import thin
@@ -52,6 +52,15 @@ _GAIN_WORDS = {
     "the second is better": "worse",
     "no difference shown": "no difference shown",
 }
+
+_TOKEN_CASCADES: Heads = {
+    "label": ("token cascade", "text"), "rule": ("rule", "text"), "quality": ("quality", ".4f"),
+    "large_share": ("tokens of large", ".1%"), "accepted_share": ("drafts accepted", ".1%"),
+    "small_forwards_per_token": ("forwards a token, small", ".3f"),
+    "large_forwards_per_token": ("large", ".3f"),
+    "flops_per_token": ("FLOPs a token", ".3g"), "flops_per_example": ("FLOPs an example", ".3g"),
+    "seconds_per_example": ("seconds an example", ".3g"),
+}  # fmt: skip
 
 _MANY_ROWS = 60
 _CHAIN_ROWS = 20
@@ -183,6 +192,20 @@ def _experts(model: Predictions) -> Iterator[str]:
             f"{name} is a mixture of experts: its cost counts the {model.num_active_parameters:,} "
             f"of its {model.num_parameters:,} parameters that one token uses."
         )
+
+
+def token_cascades(analysis: Analysis, _: Mapping[str, Picture]) -> Section | None:
+    """Answers that two models wrote together; None without `--token-cascade`."""
+    rows = list(token_cascade_rows(analysis))
+    if not rows:
+        return None
+    text = (
+        "Two models wrote these answers together, token by token. Each is one point, a diamond, in "
+        "the figures of cost: its rule is fixed, so that there is no deferral rate. Computation "
+        "counts every position that a model computed, rejected drafts and scored drafts included. "
+        "The forwards of both models run one after another."
+    )
+    return Section("Token cascades", texts=[text], tables=[table(_TOKEN_CASCADES, rows)])
 
 
 def corpus_bleu(_: Analysis, pictures: Mapping[str, Picture]) -> Section | None:

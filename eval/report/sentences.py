@@ -1,7 +1,9 @@
 """Results of a study as sentences, for the terminal and the page."""
 
+from collections.abc import Sequence
+
 from caskd.eval.stats import McNemar
-from caskd.eval.study import FIXED_RATE, Contrast, OperatingPoint
+from caskd.eval.study import FIXED_RATE, Contrast, OperatingPoint, TokenCascadePoint
 
 
 def questions_line(num_examples: int, num_questions: int) -> str:
@@ -66,4 +68,15 @@ def point_lines(point: OperatingPoint) -> list[str]:
         f"  against the large model alone: only the cascade is right {test.only_first:,} times, "
         f"only the large model {test.only_second:,} times, McNemar p = {test.p_value:.3g}: "
         f"{_VERDICTS.get(test.verdict, test.verdict)}",
+    ]
+
+
+def token_cascade_lines(points: Sequence[TokenCascadePoint]) -> list[str]:
+    """A line for each token cascade: quality, and what it computed."""
+    return [
+        f"Token cascade {point.label}, {point.rule}: quality {point.quality:.4f}, "
+        f"{point.large_share:.1%} of the tokens from the large model, "
+        f"{point.large_forwards_per_token:.3f} of its forwards and {point.flops_per_token:.3g} "
+        "FLOPs per token"
+        for point in points
     ]

@@ -11,7 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from caskd.eval.curves import DeferralCurve, curve_figures
-from caskd.eval.report.sentences import difference_line, point_lines, questions_line
+from caskd.eval.report.sentences import (
+    difference_line,
+    point_lines,
+    questions_line,
+    token_cascade_lines,
+)
 from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult
 from caskd.store.io import csv_cell, escape_control, strip_control
 
@@ -107,6 +112,11 @@ def chain_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
     return analysis.chain.rows() if analysis.chain is not None else ()
 
 
+def token_cascade_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
+    """One row per token cascade; no row without `--token-cascade`."""
+    return [point.row for point in analysis.token_cascades]
+
+
 def csv_bytes(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows with equal keys as a CSV file; an absent number is an empty cell."""
     text = io.StringIO()
@@ -139,6 +149,8 @@ def show(analysis: Analysis) -> None:
     if analysis.point is not None:
         for line in point_lines(analysis.point):
             console.print(_shown(line), soft_wrap=True)
+    for line in token_cascade_lines(analysis.token_cascades):
+        console.print(escape(line), soft_wrap=True)
     for warning in analysis.warnings:
         console.print(f"[yellow]Warning:[/] {_shown(warning)}", soft_wrap=True)
 

@@ -17,6 +17,7 @@ from caskd.eval.study.contrast import (
 )
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, CascadeResult
 from caskd.eval.study.operating_point import OperatingPoint
+from caskd.eval.study.token_cascades import TokenCascadePoint
 
 __all__ = [
     "ALL_TASKS",
@@ -34,6 +35,7 @@ __all__ = [
     "Contrast",
     "FigureReplicates",
     "OperatingPoint",
+    "TokenCascadePoint",
     "analyze",
     "contrasts",
     "seed_warnings",

@@ -20,6 +20,7 @@ from caskd.eval.study.operating_point import (
 )
 from caskd.eval.study.samples import default_threshold, sample_rows
 from caskd.eval.study.threshold_drift import drift_rows
+from caskd.eval.study.token_cascades import TokenCascadePoint, read_token_cascades
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
 
@@ -43,6 +44,7 @@ class Analysis:
     """Examples on both sides of the threshold."""
     samples_of: str
     """Small model, rule and threshold of the samples, in words."""
+    token_cascades: list[TokenCascadePoint]
     priced: bool
     """Whether there is a price list."""
 
@@ -114,6 +116,12 @@ def analyze(config: EvalConfig) -> Analysis:
         point=point,
         samples=sample_rows(shown, rule, threshold),
         samples_of=f"{shown.label}, rule {rule.rule}, threshold {threshold:.6g}",
+        token_cascades=read_token_cascades(
+            config.token_cascade,
+            experiment.tests[0].large,
+            config.task_metric,
+            is_split=config.calibration is not None,
+        ),
         priced=prices is not None,
     )
 

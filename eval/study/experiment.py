@@ -50,12 +50,15 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     """
     _check_flags(config, small)
 
-    def read(file: str) -> Predictions:
-        return rescore(read_predictions(file), config.task_metric)
+    def read(file: str, flag: str) -> Predictions:
+        return prepared(read_predictions(file), flag)
+
+    def prepared(predictions: Predictions, flag: str) -> Predictions:
+        predictions.check_one_model(flag)
+        return rescore(predictions, config.task_metric)
 
     runs = [
-        replace(run, predictions=rescore(run.predictions, config.task_metric))
-        for run in read_runs(small)
+        replace(run, predictions=prepared(run.predictions, "--small")) for run in read_runs(small)
     ]
     questions = None
     if config.data:
@@ -65,12 +68,12 @@ def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
     def join(ours: Predictions, theirs: Predictions) -> Pair:
         return Pair(with_questions(ours, questions) if questions is not None else ours, theirs)
 
-    large = read(config.large)
+    large = read(config.large, "--large")
     pairs = [join(run.predictions, large) for run in runs]
     if config.calibration_large is not None:
-        other = read(config.calibration_large)
+        other = read(config.calibration_large, "--calibration-large")
         files = [split_name(value)[1] for value in config.calibration_small]
-        calibrations = [join(read(file), other) for file in files]
+        calibrations = [join(read(file, "--calibration-small"), other) for file in files]
         _check_apart(pairs[0], calibrations[0])
         return _halved(config, Experiment(runs, pairs, calibrations, None, {"by": "files"}))
     if config.calibration is None:

@@ -1,14 +1,36 @@
-"""Decoding: a model opened with its tokenizer, and greedy answers of a batch."""
+"""Decoding: a model opened with its tokenizer, greedy answers of a batch, and token cascades."""
 
 from caskd.models.decoding.greedy import Answer, decode_batch, hidden_index
 from caskd.models.decoding.loaded_model import LoadedModel, load_for_decoding
+from caskd.models.decoding.sampled_tokens import (
+    accept_or_redraw,
+    draw,
+    target_distribution,
+    uniforms_at,
+)
 from caskd.models.decoding.stop_texts import check_stop_texts
+from caskd.models.decoding.token_cascade import (
+    TokenCascade,
+    TokenCascadeAnswer,
+    check_caches,
+    check_pair,
+)
+from caskd.models.decoding.token_rules import TOKEN_RULES
 
 __all__ = [
+    "TOKEN_RULES",
     "Answer",
     "LoadedModel",
+    "TokenCascade",
+    "TokenCascadeAnswer",
+    "accept_or_redraw",
+    "check_caches",
+    "check_pair",
     "check_stop_texts",
     "decode_batch",
+    "draw",
     "hidden_index",
     "load_for_decoding",
+    "target_distribution",
+    "uniforms_at",
 ]

@@ -15,12 +15,9 @@ from torch import Tensor
 from caskd.models.batching import forget_lengths
 from caskd.models.decoding.left_padding import generate, left_padded
 from caskd.models.decoding.loaded_model import LoadedModel
-from caskd.models.decoding.stop_texts import special_tokens
+from caskd.models.decoding.stop_texts import StopTexts
 from caskd.models.model_parts import embedding_of
 from caskd.store.errors import UsageError
-
-_SPARE_TOKENS = 4
-"""Tokens that are decoded beyond those of the longest stop text."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def _decode_together(
 ) -> list[Answer]:
     device, longest = loaded.model.device, max(map(len, prompts))
     pad = loaded.model.generation_config.pad_token_id
-    watch = _StopTexts(loaded.tokenizer, stop, longest)
+    watch = _Watch([StopTexts(loaded.tokenizer, texts) for texts in stop], longest)
     recorder = _Recorder(options)
     forget_lengths(loaded.model)
     with _hidden_states(loaded.model, hidden_layer) as states:
@@ -114,7 +111,7 @@ def _decode_together(
         logprobs, margins, entropies = (values[:end] for values in figures)
         answers.append(
             Answer(
-                _cut(text, stop[index] if stop else ()),
+                watch.cut(index, text),
                 row[:end],
                 logprobs,
                 margins,
@@ -148,32 +145,27 @@ class _Recorder:
         return logits
 
 
-class _StopTexts:
+class _Watch:
     """Ends each answer at the first token with which its text contains one of its stop texts."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[Sequence[str]], start: int) -> None:
+    def __init__(self, stops: Sequence[StopTexts], start: int) -> None:
         self.ends: dict[int, int] = {}
         """Index in the batch -> number of new tokens, with the one that completed the text."""
-        self._tokenizer = tokenizer
-        self._stop = stop
+        self._stops = stops
         self._start = start
-        special = special_tokens(tokenizer) if any(stop) else {}
-        self._ids = [{special[text] for text in texts if text in special} for texts in stop]
-        # A token has at least one byte: a stop text lies within as many tokens as it has bytes.
-        longest = max((len(text.encode()) for texts in stop for text in texts), default=0)
-        self._window = longest + _SPARE_TOKENS
 
     def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         """[B] whether each answer is complete."""
         new = input_ids[:, self._start :]
-        for index, texts in enumerate(self._stop):
-            if index not in self.ends and texts:
-                tail = new[index, -self._window :].tolist()
-                decoded = self._tokenizer.decode(tail, skip_special_tokens=True)
-                if tail[-1] in self._ids[index] or any(text in decoded for text in texts):
-                    self.ends[index] = new.shape[1]
+        for index, stops in enumerate(self._stops):
+            if index not in self.ends and stops.complete(new[index].tolist()):
+                self.ends[index] = new.shape[1]
         done = [index in self.ends for index in range(new.shape[0])]
         return torch.tensor(done, device=input_ids.device)
+
+    def cut(self, index: int, text: str) -> str:
+        """An answer's text before its first stop text."""
+        return self._stops[index].cut(text) if self._stops else text
 
 
 def _end(ids: Sequence[int], stop_ids: Sequence[int], text_end: int | None) -> int:
@@ -181,11 +173,6 @@ def _end(ids: Sequence[int], stop_ids: Sequence[int], text_end: int | None) -> i
     found = (count for count, token in enumerate(ids, 1) if token in stop_ids)
     end = next(found, len(ids))
     return end if text_end is None else min(end, text_end)
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    starts = [text.find(stop_text) for stop_text in stop]
-    return text[: min((start for start in starts if start >= 0), default=len(text))]
 
 
 def hidden_index(model: Any, layer: int) -> int:

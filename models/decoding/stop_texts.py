@@ -1,9 +1,12 @@
-"""Stop texts that are special tokens: decoding leaves them out of the text, so their ids stop."""
+"""Stop texts: where they end an answer. Decoding leaves special tokens out, so their ids stop."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from caskd.store.errors import UsageError
+
+_SPARE_TOKENS = 4
+"""Tokens that are decoded beyond those of the longest stop text."""
 
 
 def special_tokens(tokenizer: Any) -> dict[str, int]:
@@ -29,3 +32,28 @@ def check_stop_texts(tokenizer: Any, stop: Sequence[str]) -> None:
                 f"got --stop {text!r}, which holds the special token {token!r}: answers have no "
                 f"special tokens, so it would never stop; pass --stop {token!r} alone"
             )
+
+
+class StopTexts:
+    """The stop texts of one answer."""
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._texts = texts
+        special = special_tokens(tokenizer) if texts else {}
+        self._ids = {special[text] for text in texts if text in special}
+        # A token has at least one byte: a stop text lies within as many tokens as it has bytes.
+        self._window = max((len(text.encode()) for text in texts), default=0) + _SPARE_TOKENS
+
+    def complete(self, new_ids: Sequence[int]) -> bool:
+        """Whether the last of an answer's new tokens completes a stop text."""
+        if not self._texts:
+            return False
+        tail = list(new_ids[-self._window :])
+        decoded = self._tokenizer.decode(tail, skip_special_tokens=True)
+        return tail[-1] in self._ids or any(text in decoded for text in self._texts)
+
+    def cut(self, text: str) -> str:
+        """The text before its first stop text."""
+        starts = [text.find(stop_text) for stop_text in self._texts]
+        return text[: min((start for start in starts if start >= 0), default=len(text))]

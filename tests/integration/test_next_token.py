@@ -14,7 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from caskd.cli.main import main
 from caskd.eval.curves import deferral_curve
 from caskd.eval.next_token.measure import example_replicates
-from caskd.eval.next_token.teacher_forcing import _tile_values, store_rows, student_rows
+from caskd.eval.next_token.teacher_forcing import (
+    _tile_values,
+    acceptance_bounds,
+    store_rows,
+    student_rows,
+)
 from caskd.models.decoding import load_for_decoding
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
@@ -46,6 +51,7 @@ def test_rows_are_those_of_the_whole_model_one_example_at_a_time(root, store, mo
     monkeypatch.setattr("caskd.eval.next_token.teacher_forcing.TOKEN_BUDGET", 100)
     rows = student_rows(load(root / "student"), store, None)
     model = AutoModelForCausalLM.from_pretrained(root / "student").eval()
+    teacher = AutoModelForCausalLM.from_pretrained(root / "teacher").eval()
     batch, start = store.read(np.arange(len(store))), 0
     for example in range(len(store)):
         tokens = batch.token_ids[slice(*batch.token_offsets[example : example + 2])]
@@ -57,6 +63,9 @@ def test_rows_are_those_of_the_whole_model_one_example_at_a_time(root, store, mo
             .log_softmax(-1)
         )
         steps = steps[batch.logit_positions[mine]].numpy()
+        drafted = np.exp(steps)
+        checked = teacher(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].softmax(-1)
+        overlap = np.minimum(drafted, checked[batch.logit_positions[mine]].numpy()).sum(axis=1)
         labels, here = batch.labels[mine], slice(start, start + len(steps))
         ordered = np.sort(steps, axis=1)
         expected = {
@@ -68,6 +77,8 @@ def test_rows_are_those_of_the_whole_model_one_example_at_a_time(root, store, mo
         }
         for name, values in expected.items():
             np.testing.assert_allclose(getattr(rows, name)[here], values, atol=1e-4, err_msg=name)
+        assert (rows.acceptance_low[here] <= overlap + 2e-3).all()  # of the store's rounding
+        assert (rows.acceptance_high[here] >= overlap - 2e-3).all()
         start += len(steps)
     assert start == store.spec.num_rows == len(rows.right)
 
@@ -79,6 +90,25 @@ def test_the_teacher_as_its_own_student_repeats_the_store(root, store):
     np.testing.assert_allclose(rows.label_logprob, teacher.label_logprob, atol=2e-3)
     curve = deferral_curve(-rows.best_logprob, rows.right, teacher.right)
     np.testing.assert_allclose(curve.quality, teacher.right.mean(), atol=1e-12)
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 8, 32, 40])
+def test_the_acceptance_of_the_whole_distributions_lies_between_the_bounds(num_kept):
+    generator = torch.Generator().manual_seed(num_kept)
+    logits = 2 * torch.randn(2, 300, 40, generator=generator, dtype=torch.float64)
+    logits[1] += logits[0]
+    q, p = logits.softmax(-1)
+    kept, ids = p.topk(40, dim=-1)
+    kept[:, num_kept:] = 0.0
+    low, high = acceptance_bounds(logits[0], ids, kept)
+    true = torch.minimum(q, p).sum(-1)
+    assert bool((low <= true + 1e-12).all())
+    assert bool((true <= high + 1e-12).all())
+    stored, p_outside = ids[:, :num_kept], 1 - kept.sum(-1)
+    q_outside = 1 - q.gather(-1, stored).sum(-1)
+    # Outside of the stored tokens, at best the smaller mass overlaps, and at worst nothing.
+    width = torch.minimum(p_outside, q_outside)
+    torch.testing.assert_close(high - low, width, atol=1e-12, rtol=0)
 
 
 def test_ties_go_to_the_lowest_id():

@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from caskd.cli.main import COMMANDS, resolve
+from caskd.eval.config import TokenRuleName
 from caskd.eval.metrics.metrics import METRICS
 from caskd.eval.rules.fixed import RULES
 from caskd.precompute.config import PrecomputeConfig
@@ -161,5 +162,6 @@ def test_pages_name_what_can_be_chosen() -> None:
     assert not missing(schemes, "docs/sharing.md")
     assert not missing((f"`{name}`" for name in RULES), "docs/evaluation.md")
     assert not missing((f"`{name}`" for name in METRICS), "docs/prediction.md")
+    assert not missing((f"`{name}`" for name in get_args(TokenRuleName)), "docs/token-cascades.md")
     table = "".join(line for line in read("README.md").splitlines() if line.startswith("| `"))
     assert not [name for name in COMMANDS if f"{name.split()[-1]}`" not in table]

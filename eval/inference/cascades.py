@@ -1,0 +1,201 @@
+"""`caskd predict --large`: the flags of a token cascade, its models and its rows.
+
+A token cascade answers one example at a time, so that its answers cannot depend on a batch.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from caskd.eval.answers import CASCADE_COUNTS, TOKEN_CASCADE, Predictions
+from caskd.eval.config import PredictConfig
+from caskd.eval.inference.requests import EvalExample
+from caskd.models.decoding import (
+    TOKEN_RULES,
+    LoadedModel,
+    TokenCascade,
+    check_caches,
+    check_pair,
+    load_for_decoding,
+)
+from caskd.store.errors import UsageError
+
+_DEFAULTS = {"alpha": 0.2, "p_th": 0.01}
+_GAMMA = 5
+_FLIP_EXAMPLES = 8
+_BOUNDS = {
+    "alpha": (1.0, "a cost from 0 to 1"),
+    "threshold": (math.inf, "nats, 0 or more"),
+    "p_th": (math.inf, "a probability, 0 or more (above 1 no token passes)"),
+}
+
+
+@dataclass(frozen=True)
+class RuleFlags:
+    """A token rule with its numbers."""
+
+    rule: str
+    setting: float | None
+    """The number that the rule reads; None for a rule without one."""
+    gamma: int | None
+    """Tokens of a draft; None for a rule that needs no drafts."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """For the metadata: the rule, its number by name, gamma."""
+        name = TOKEN_RULES[self.rule].setting
+        return {
+            "rule": self.rule,
+            **({name: self.setting} if name else {}),
+            **({"gamma": self.gamma} if self.gamma else {}),
+        }
+
+
+def rule_flags(config: PredictConfig) -> RuleFlags | None:
+    """The token rule that the flags ask for; None for the answers of one model.
+
+    Raises:
+        UsageError: a flag is missing, has no meaning for the rule, or is out of its bounds.
+    """
+    name = config.token_rule
+    if name is None or config.large is None:
+        _check_none(config)
+        return None
+    if config.hidden is not None:
+        raise UsageError(
+            f"--hidden {config.hidden}: was given with --large; expected the hidden states of one "
+            "model; omit one of the two"
+        )
+    rule = TOKEN_RULES[name]
+    for other in ("alpha", "threshold", "p_th"):
+        if other != rule.setting and getattr(config, other) is not None:
+            expected = _flag(rule.setting) if rule.setting else "no number"
+            raise UsageError(
+                f"{_flag(other)} {getattr(config, other):g}: rule {name} does not read it; "
+                f"expected {expected} with this rule; omit {_flag(other)}"
+            )
+    if config.gamma is not None and not rule.reads_large:
+        raise UsageError(
+            f"--gamma {config.gamma}: rule {name} reads the small model alone and drafts nothing; "
+            "expected a rule of both models; omit --gamma"
+        )
+    gamma = _GAMMA if config.gamma is None else config.gamma
+    if gamma < 1:
+        raise UsageError(f"--gamma {gamma}: expected 1 or more; pass another number")
+    setting = _setting(config, name) if rule.setting else None
+    return RuleFlags(name, setting, gamma if rule.reads_large else None)
+
+
+def _check_none(config: PredictConfig) -> None:
+    """Refuse flags of a token cascade without its two main ones."""
+    names = ("large", "token_rule", "alpha", "threshold", "p_th", "gamma")
+    given = [name for name in names if getattr(config, name) is not None]
+    if given:
+        lacking = [_flag(n) for n in ("large", "token_rule") if getattr(config, n) is None]
+        raise UsageError(
+            f"{_flag(given[0])} {getattr(config, given[0])}: was given without "
+            f"{' and '.join(lacking)}; expected a large model and a rule together; pass --large "
+            f"MODEL --token-rule RULE, or omit {_flag(given[0])}"
+        )
+
+
+def _setting(config: PredictConfig, rule: str) -> float:
+    name = TOKEN_RULES[rule].setting
+    assert name is not None, "called only for rules that read a number"
+    given: float | None = getattr(config, name)
+    value = _DEFAULTS.get(name) if given is None else given
+    if value is None:
+        raise UsageError(
+            f"--token-rule {rule}: has no {_flag(name)}; expected {_BOUNDS[name][1]}; "
+            f"pass {_flag(name)} NUMBER"
+        )
+    most, words = _BOUNDS[name]
+    if not (0.0 <= value <= most and math.isfinite(value)):
+        raise UsageError(f"{_flag(name)} {value:g}: expected {words}; pass another number")
+    return value
+
+
+def open_cascade(config: PredictConfig, flags: RuleFlags, small: LoadedModel) -> TokenCascade:
+    """Open the large model and join it with the small one.
+
+    Raises:
+        UsageError: it cannot be opened.
+        IdentityError: the two cannot continue one text.
+    """
+    assert config.large is not None, "there are flags of a rule only with a large model"
+    large = load_for_decoding(config.large, "--large", dtype=config.dtype, device=config.device)
+    own_templates = config.chat_template is None
+    check_pair(small, large, f"--large {config.large}", own_templates=own_templates)
+    return TokenCascade(small, large, flags.rule, flags.setting or 0.0, flags.gamma or 1)
+
+
+def max_positions(small: LoadedModel, cascade: TokenCascade | None) -> int | None:
+    """Longest sequence that every model supports, if a config names one."""
+    models = [small] if cascade is None else [small, cascade.large]
+    return min((n for n in (model.max_positions for model in models) if n), default=None)
+
+
+def check_rolls_back(
+    config: PredictConfig, cascade: TokenCascade, requests: Sequence[EvalExample]
+) -> None:
+    """Refuse models whose caches cannot go back over a rejected draft, before any answer.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    longest = max(len(request.prompt) for request in requests) + config.max_new_tokens
+    check_caches(cascade, (f"--model {config.model}", f"--large {config.large}"), longest)
+
+
+def cascade_metadata(
+    small: LoadedModel, cascade: TokenCascade, flags: RuleFlags
+) -> Mapping[str, Any]:
+    """Metadata of the file: its kind, both models and the rule."""
+    models = {"small": small.identity, "large": cascade.large.identity}
+    return {
+        "kind": TOKEN_CASCADE,
+        "model": {
+            "name": " + ".join(identity["name"] for identity in models.values()),
+            "tokenizer_digest": small.identity["tokenizer_digest"],
+            "num_parameters": sum(identity["num_parameters"] for identity in models.values()),
+        },
+        "token_cascade": {**models, **flags.fields},
+    }
+
+
+def cascade_lines(
+    written: Predictions, cascade: TokenCascade, requests: Sequence[EvalExample]
+) -> list[str]:
+    """What the answers cost in tokens and forwards, and in inexact arithmetic the flip rate."""
+    names = ("output_tokens", *CASCADE_COUNTS)
+    totals = {name: int(written.numbers(name).sum()) for name in names}
+    tokens = totals["output_tokens"]
+    lines = [
+        f"the large model chose {totals['num_large_tokens']:,} of {tokens:,} tokens "
+        f"({totals['num_large_tokens'] / tokens:.1%})"
+        + (
+            f", accepted {totals['num_accepted']:,} of {totals['num_drafted']:,} drafted"
+            if totals["num_drafted"]
+            else ""
+        )
+        + f"; forwards: {totals['num_small_forwards']:,} small, "
+        f"{totals['num_large_forwards']:,} large; positions computed: "
+        f"{totals['num_small_computed']:,} small, {totals['num_large_computed']:,} large"
+    ]
+    if cascade.drafts and not cascade.is_exact:
+        lists = written.columns.column("token_ids").to_pylist()
+        found = list(itertools.islice(zip(requests, lists, strict=True), _FLIP_EXAMPLES))
+        flips = sum(cascade.num_flips(request.prompt, ids) for request, ids in found)
+        total = sum(len(ids) for _, ids in found)
+        lines.append(
+            f"flip rate: {flips:,} of {total:,} tokens of the first {len(found)} answers "
+            f"({flips / total:.2%}) would differ in one forward pass over the answer "
+            f"({cascade.small.identity['dtype']})"
+        )
+    return lines
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,226 @@
+"""Decode with two models that share a vocabulary: the small one drafts, a rule of the two decides.
+
+Greedy form of speculative cascades (arXiv 2405.19261): the small model drafts up to gamma tokens,
+the large model scores them in one forward, and the text continues from the first token that the
+rule replaces. Up to rounding, the answer does not depend on gamma. A rule that reads the small
+model alone needs no drafts: the large model reads the text only where it chooses a token.
+
+Legend: N positions, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from caskd.models.decoding.cached_model import CachedModel, check_roll_back
+from caskd.models.decoding.loaded_model import LoadedModel
+from caskd.models.decoding.stop_texts import StopTexts
+from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides
+from caskd.store.corpus import token_bytes, vocab_digest
+from caskd.store.errors import IdentityError
+
+
+@dataclass(frozen=True)
+class TokenCascadeAnswer:
+    """The new tokens of one example, up to the first that ends it, and what they cost."""
+
+    text: str
+    """Without special tokens, and without the stop text and what follows it."""
+    token_ids: list[int]
+    token_logprobs: list[float]
+    """Log-probability of each token in the model that chose it."""
+    num_small_tokens: int
+    """Tokens that the small model chose."""
+    num_large_tokens: int
+    """Tokens that the large model chose, those equal to the small model's choice included."""
+    num_drafted: int
+    """Tokens of the small model that the large model had to score; 0 for a rule without drafts."""
+    num_accepted: int
+    """Drafted tokens that stand in the answer."""
+    num_small_forwards: int
+    num_large_forwards: int
+    num_small_computed: int
+    """Positions that the small model computed: prompt, answer and rejected drafts."""
+    num_large_computed: int
+
+
+class TokenCascade:
+    """Two models and a rule.
+
+    Attributes:
+        small: the small model, whose tokenizer reads and writes the texts.
+        large: the large model.
+        drafts: whether the rule needs the large model at every token, so that drafts pay.
+        is_exact: whether both models compute in float64, where answers do not depend on gamma.
+    """
+
+    def __init__(
+        self,
+        small: LoadedModel,
+        large: LoadedModel,
+        rule: str,
+        setting: float = 0.0,
+        gamma: int = 5,
+    ) -> None:
+        """Join two models, which `check_pair` has found to fit.
+
+        Args:
+            small: the small model.
+            large: the large model.
+            rule: a name of `TOKEN_RULES`.
+            setting: the number that the rule reads.
+            gamma: tokens of a draft.
+        """
+        self.small = small
+        self.large = large
+        self._rule = TOKEN_RULES[rule]
+        self._setting = setting
+        self.drafts = self._rule.reads_large
+        self.is_exact = all(one.model.dtype == torch.float64 for one in (small, large))
+        self._gamma = gamma if self.drafts else 1
+        vocab_size = len(token_bytes(small.tokenizer))
+        self._small = CachedModel(small.model, vocab_size)
+        self._large = CachedModel(large.model, vocab_size)
+
+    @torch.inference_mode()
+    def answer(
+        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> TokenCascadeAnswer:
+        """Greedy continuation of one prompt.
+
+        Args:
+            prompt: token ids.
+            max_new_tokens: length of the longest answer, with the token that ends it.
+            stop: texts that end the answer.
+        """
+        stops = StopTexts(self.small.tokenizer, stop)
+        new: list[int] = []
+        logprobs: list[float] = []
+        num_large = num_drafted = num_accepted = 0
+        self._small.restart()
+        self._large.restart()
+        done = False
+        while not done and len(new) < max_new_tokens:
+            text = [*prompt, *new]
+            drafted, q = self._draft(text, min(self._gamma, max_new_tokens - len(new)))
+            by_large, chosen, step_logprobs = self._decide(text, drafted, q)
+            num_drafted += len(drafted) if self.drafts else 0
+            for draft, token, is_large, logprob in zip(
+                drafted, chosen, by_large, step_logprobs, strict=True
+            ):
+                new.append(token)
+                logprobs.append(logprob)
+                num_large += is_large
+                num_accepted += self.drafts and token == draft
+                done = token in self.small.stop_ids or stops.complete(new)
+                if done or token != draft:
+                    break
+            # The last token is read with the next ones: its logits are needed then.
+            self._small.roll_back(len(prompt) + len(new) - 1)
+            self._large.roll_back(len(prompt) + len(new) - 1)
+        return TokenCascadeAnswer(
+            text=stops.cut(self.small.tokenizer.decode(new, skip_special_tokens=True)),
+            token_ids=new,
+            token_logprobs=logprobs,
+            num_small_tokens=len(new) - num_large,
+            num_large_tokens=num_large,
+            num_drafted=num_drafted,
+            num_accepted=num_accepted,
+            num_small_forwards=self._small.num_forwards,
+            num_large_forwards=self._large.num_forwards,
+            num_small_computed=self._small.num_computed,
+            num_large_computed=self._large.num_computed,
+        )
+
+    @torch.inference_mode()
+    def num_flips(self, prompt: Sequence[int], token_ids: Sequence[int]) -> int:
+        """Tokens of an answer that one forward pass of each model over the answer would replace.
+
+        In exact arithmetic there are none. Rounding depends on how many tokens a pass computes, so
+        that close decisions depend on gamma.
+        """
+        text = [*prompt, *token_ids]
+        self._small.restart()
+        self._large.restart()
+        q = self._small.probabilities(text[:-1], len(token_ids))
+        p = self._large.probabilities(text[:-1], len(token_ids))
+        by_large = large_decides(self._rule, self._setting, q, p)
+        chosen = torch.where(by_large, p.argmax(dim=-1), q.argmax(dim=-1))
+        return sum(a != b for a, b in zip(chosen.tolist(), token_ids, strict=True))
+
+    def _draft(self, text: Sequence[int], most: int) -> tuple[list[int], torch.Tensor]:
+        """Tokens [N] of the small model, and its probabilities [N, V] at each of them."""
+        drafted: list[int] = []
+        steps = []
+        while len(drafted) < most and not (drafted and drafted[-1] in self.small.stop_ids):
+            steps.append(self._small.probabilities([*text, *drafted], 1))
+            drafted.append(int(steps[-1].argmax()))
+        return drafted, torch.cat(steps)
+
+    def _decide(
+        self, text: Sequence[int], drafted: Sequence[int], q: torch.Tensor
+    ) -> tuple[list[bool], list[int], list[float]]:
+        """For each drafted token: whether the large model decides, the token, its log-prob."""
+        p = q
+        if self.drafts or bool(large_decides(self._rule, self._setting, q, q)):
+            # The large model may have read less than the small one, never more.
+            p = self._large.probabilities([*text, *drafted[:-1]], len(drafted))
+        by_large = large_decides(self._rule, self._setting, q, p)
+        of_choice = torch.where(by_large[:, None], p, q)
+        logprobs, chosen = of_choice.max(dim=-1)
+        return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
+
+
+def check_pair(
+    small: LoadedModel, large: LoadedModel, flag: str, *, own_templates: bool = True
+) -> None:
+    """Refuse two models that cannot continue one text.
+
+    Args:
+        small: the small model.
+        large: the large model.
+        flag: the option that named the large model and its value, for errors.
+        own_templates: whether prompts are rendered by the models' own chat templates.
+
+    Raises:
+        IdentityError: their vocabularies, ends of answers or chat templates differ.
+    """
+    name = small.identity["name"]
+    sizes = [len(token_bytes(model.tokenizer)) for model in (small, large)]
+    digests = [vocab_digest(token_bytes(model.tokenizer)) for model in (small, large)]
+    if digests[0] != digests[1]:
+        raise IdentityError(
+            f"{flag}: its vocabulary ({sizes[1]:,} tokens, digest {digests[1][:12]}) differs from "
+            f"that of --model {name} ({sizes[0]:,} tokens, digest {digests[0][:12]}); expected two "
+            "models with one vocabulary; pass another model"
+        )
+    ends = [sorted(model.stop_ids) for model in (small, large)]
+    if ends[0] != ends[1]:
+        raise IdentityError(
+            f"{flag}: its answers end at ids {ends[1]}, those of --model {name} at {ends[0]}; "
+            "expected the same end-of-sequence ids; correct eos_token_id in generation_config.json "
+            "of one of them"
+        )
+    templates = [model.identity["template_digest"] for model in (small, large)]
+    if own_templates and templates[0] != templates[1]:
+        shown = [str(digest)[:12] if digest else "none" for digest in templates]
+        raise IdentityError(
+            f"{flag}: its chat template (digest {shown[1]}) differs from that of --model {name} "
+            f"({shown[0]}); expected one template; pass --chat-template FILE for both"
+        )
+
+
+def check_caches(cascade: TokenCascade, flags: Sequence[str], longest: int) -> None:
+    """Refuse a cascade in which the cache of a model does not roll back exactly.
+
+    Args:
+        cascade: the two models.
+        flags: the options that named the small and the large model, and their values.
+        longest: tokens of the longest text that will be decoded.
+
+    Raises:
+        UsageError: a cache does not.
+    """
+    for loaded, flag in zip((cascade.small, cascade.large), flags, strict=True):
+        check_roll_back(loaded, flag, longest)
