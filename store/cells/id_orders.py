@@ -11,10 +11,12 @@ rows that saves 6 bytes a row with 8 orders and 9 with 16, for 20 to 40 kB an or
 Costs are rounded to integers. Their sums are therefore exact, and equal rows give equal bytes.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format.codecs import Array
+Array = npt.NDArray[Any]
 
 BITS = 256  # costs are in 1/256 bit
 PRIOR = 1000  # number of ids, distributed as in the whole pilot, that are added to every cluster
