@@ -139,16 +139,16 @@ def log_probability_codes(
     return np.rint(codes, out=codes).astype(np.uint16)
 
 
-def log_probability_table(max_step: float = MAX_STEP) -> npt.NDArray[np.float32]:
+def log_probability_table(max_step: float = MAX_STEP) -> npt.NDArray[np.float64]:
     """The log-probability of every code."""
     turn, turn_log, turn_code = _turn(max_step)
     codes = np.arange(MAX_CODE + 1, dtype=np.float64)
     near = 2 * np.log(np.maximum(1 - codes * STEP / 2, turn / 2))
     far = turn_log - (codes - turn_code) * max_step
-    return np.where(codes < turn_code, near, far).astype(np.float32)
+    return np.where(codes < turn_code, near, far)
 
 
-LOG_PROBABILITIES = log_probability_table()
+LOG_PROBABILITIES = log_probability_table().astype(np.float32)
 
 
 def _rounded(values: Array) -> Array:
