@@ -7,7 +7,14 @@ from caskd.store.cells.id_lists import (
     fit_lists,
     ids_of_places,
 )
-from caskd.store.cells.id_orders import IdPositions, blank, decode_ids, fit_orders, kept_cells
+from caskd.store.cells.id_orders import (
+    IdPositions,
+    all_kept,
+    blank,
+    decode_ids,
+    fit_orders,
+    kept_cells,
+)
 from caskd.store.cells.octaves import from_front, octaves, to_front
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "IdPositions",
     "ListPlaces",
     "ListShape",
+    "all_kept",
     "blank",
     "decode_ids",
     "fit_lists",

@@ -26,9 +26,10 @@ Ids = npt.NDArray[np.uint32]
 
 _ROWS_OF_A_LIST = 512
 MAX_LISTS = 64
-_LENGTHS = ((1 << 15, 2048), (1 << 13, 1024), (1 << 11, 512), (1 << 8, 128), (0, 16))
+_LENGTHS = ((1 << 14, 2048), (1 << 12, 1024), (1 << 10, 512), (1 << 8, 128), (0, 16))
 MAX_COMMON = 1 << 14
 _MOST_SYMBOLS = 1 << 15  # ids further back in the common order count as one
+_FIT_SYMBOLS = 1 << 12  # the same, while groups are fitted
 _FIT_ROWS = 1 << 13  # rows that the groups are fitted to
 _ROUNDS = 8
 _CELLS = 32  # leading cells of a row that choose its group
@@ -36,7 +37,7 @@ _BITS = 128  # costs are in 1/128 bit
 _MOST_COST = 2047  # so that 32 costs add up within uint16
 _PRIOR = 1000  # number of ids, distributed as in the whole shard, that are added to every group
 _UNSEEN = 0.02
-_BLOCK = 128  # rows whose costs are added at a time
+_BLOCK = 64  # rows whose costs are added at a time
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,15 @@ class IdLists:
     common: Ids
 
     def table(self) -> Ids:
-        """The ids of all lists, one list after another, then the common order [C M + V]."""
-        return np.concatenate([self.common[self.lists].reshape(-1), self.common])
+        """The ids of all lists and a 0 behind each, then the common order [C (M + 1) + V]."""
+        lists = np.pad(self.common[self.lists], ((0, 0), (0, 1)))
+        return np.concatenate([lists.reshape(-1), self.common])
+
+    @staticmethod
+    def table_size(shape: tuple[int, ...], vocab_size: int) -> int:
+        """Entries of `table`, with `shape` C, M."""
+        num_lists, length = shape
+        return num_lists * (length + 1) + vocab_size
 
     def stored(self, shape: ListShape) -> tuple[Ids, Ids]:
         """The arrays on disk: steps of the lists [C, M] and of the common order [1, G]."""
@@ -111,18 +119,25 @@ def fit_lists(
     head = from_sorted_steps(sorted_steps(common[None, : shape.common]))[0]
     common = np.concatenate([head, np.sort(common[shape.common :])])
     places = _inverse(common)
-    last = min(vocab_size, _MOST_SYMBOLS)
-    symbols = np.minimum(places[ids], last)
-    symbols[~cells] = last + 1  # costs nothing
-    share = np.append(counts[common[:last]], counts[common[last:]].sum()) + _UNSEEN
-    if shape.num_lists == 1:
-        group = np.zeros(len(ids), np.uint8)
-    else:
+    group = np.zeros(len(ids), np.uint8)
+    if shape.num_lists > 1:
+        last = min(vocab_size, _FIT_SYMBOLS)
+        share = np.append(counts[common[:last]], counts[common[last:]].sum()) + _UNSEEN
+        symbols = _symbols(places, ids, cells, last)
         group = _fit_groups(symbols, share / share.sum(), shape.num_lists)
+    last = min(vocab_size, _MOST_SYMBOLS)
+    symbols = _symbols(places, ids, cells, last)
     every = _counts(symbols, group, shape, last)
     lists = np.stack([_longest(one[:last], shape.length) for one in every])
     lists = from_sorted_steps(sorted_steps(lists))
     return IdLists(lists, common), group
+
+
+def _symbols(places: Ids, ids: Ids, cells: npt.NDArray[np.bool_], last: int) -> Ids:
+    """Positions [N, k] of ids in the common order, those from `last` on as one; then padding."""
+    symbols = np.minimum(places, np.uint32(last))[ids]
+    symbols[~cells] = last + 1  # costs nothing
+    return symbols
 
 
 def _fit_groups(
@@ -132,24 +147,35 @@ def _fit_groups(
     every = max(1, len(symbols) // _FIT_ROWS)
     sample = symbols[::every]
     group = ((np.arange(len(sample)) * 2654435761 % 2**32 * num_lists) >> 32).astype(np.uint8)
+    costs = np.zeros((num_lists, len(share) + 1), np.uint16)
+    usual = np.log2(_PRIOR * share)
     for _ in range(_ROUNDS):
-        costs = np.zeros((len(share) + 1, num_lists), np.uint16)
         for number in range(num_lists):
             members = sample[group == number]
-            counts = np.bincount(members.reshape(-1), minlength=len(costs))[:-1]
-            p = (counts + _PRIOR * share) / (counts.sum() + _PRIOR)
-            costs[:-1, number] = np.minimum(np.rint(-_BITS * np.log2(p)), _MOST_COST)
-        group = _cheapest(costs, sample)
-    return _cheapest(costs, symbols)
+            counts = np.bincount(members.reshape(-1), minlength=len(share) + 1)[:-1]
+            bits = usual.copy()
+            found = np.flatnonzero(counts)
+            bits[found] = np.log2(counts[found] + _PRIOR * share[found])
+            bits -= np.log2(counts.sum() + _PRIOR)
+            bits *= -_BITS
+            costs[number, :-1] = np.minimum(np.rint(bits, out=bits), _MOST_COST, out=bits)
+        by_symbol = np.ascontiguousarray(costs.T)
+        group = _cheapest(by_symbol, sample)
+    return _cheapest(by_symbol, symbols)
 
 
 def _cheapest(costs: npt.NDArray[np.uint16], symbols: Ids) -> npt.NDArray[np.uint8]:
     """For each row [N], the group whose costs [symbols, C] have the smallest sum over its cells."""
     chosen = np.empty(len(symbols), np.uint8)
     for start in range(0, len(symbols), _BLOCK):
-        part = symbols[start : start + _BLOCK, :_CELLS]
-        sums = costs.take(part, axis=0).sum(axis=1, dtype=np.uint16)
-        chosen[start : start + _BLOCK] = sums.argmin(axis=1)
+        sums = costs.take(symbols[start : start + _BLOCK, :_CELLS], axis=0)
+        while sums.shape[1] > 1:  # halves: long vectors add faster than many short ones
+            half = sums.shape[1] // 2
+            rest = sums[:, 2 * half :]
+            sums = sums[:, :half] + sums[:, half : 2 * half]
+            if rest.shape[1]:
+                sums[:, :1] += rest
+        chosen[start : start + _BLOCK] = sums[:, 0].argmin(axis=1)
     return chosen
 
 
@@ -198,12 +224,12 @@ class ListPlaces:
 
 
 def ids_of_places(
-    places: Ids, group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, int]
+    places: Ids, group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...]
 ) -> Ids:
     """Ids [N, k] of places [N, k].
 
     Args:
-        places: of rows.
+        places: of rows; overwritten.
         group: list of each row [N].
         table: `IdLists.table`.
         shape: C, M.
@@ -212,11 +238,15 @@ def ids_of_places(
         CorruptError: a place or list that does not exist.
     """
     num_lists, length = shape
+    common = table[num_lists * (length + 1) :]
     if len(group) and int(group.max()) >= num_lists:
         raise CorruptError(f"topk_id_list holds {int(group.max())}; expected below {num_lists}")
-    beyond = num_lists * length - length
-    if places.size and int(places.max()) >= len(table) - beyond:
+    if places.size and int(places.max()) >= length + len(common):
         raise CorruptError(f"topk_id_places lead to {int(places.max()):,}, beyond the vocabulary")
-    offsets = (group.astype(np.int64) * length)[:, None]
-    index = places + np.where(places < length, offsets, beyond)
-    return table.take(index, mode="wrap")
+    far = np.flatnonzero(places >= length)
+    behind = common.take(places.reshape(-1)[far] - np.uint32(length))
+    np.minimum(places, np.uint32(length), out=places)
+    places += group.astype(np.uint32)[:, None] * np.uint32(length + 1)
+    ids = table.take(places.astype(np.intp), mode="wrap")
+    ids.reshape(-1)[far] = behind
+    return ids

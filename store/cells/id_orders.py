@@ -127,8 +127,13 @@ def kept_cells(num_kept: Array, k: int) -> npt.NDArray[np.bool_]:
     return cells
 
 
+def all_kept(num_kept: Array, k: int) -> bool:
+    """Whether no row has padding."""
+    return not len(num_kept) or int(num_kept.min()) == k
+
+
 def blank(cells: Array, num_kept: Array, value: float) -> None:
     """Overwrite the padding of `cells` [N, k] with `value`."""
     k = cells.shape[1]
-    if len(num_kept) and int(num_kept.min()) < k:
+    if not all_kept(num_kept, k):
         cells[~kept_cells(num_kept, k)] = value

@@ -6,7 +6,7 @@ The cells of one octave have similar values, so a codec compresses each octave a
 fewer than k cells leave no gaps: inside an octave, the cells that exist stand in front.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,28 +24,33 @@ def octaves(k: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def to_front(values: npt.NDArray[Any], cells: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Move the cells of each octave to its front, zeros behind them.
+def to_front(
+    values: npt.NDArray[Any], cells: npt.NDArray[np.bool_], parts: Iterable[tuple[int, int]]
+) -> npt.NDArray[Any]:
+    """Move the cells of each part to its front, zeros behind them.
 
     Args:
-        values: [k, N].
-        cells: [k, N], False where a row has no such cell.
+        values: [m, n].
+        cells: [m, n], False where there is no cell.
+        parts: first line and end of each part; together they cover all m.
     """
     if cells.all():
         return values
     packed = np.zeros(values.shape, values.dtype)
-    for start, stop in octaves(len(values)):
+    for start, stop in parts:
         kept = values[start:stop][cells[start:stop]]
         packed[start:stop].reshape(-1)[: len(kept)] = kept
     return packed
 
 
-def from_front(packed: npt.NDArray[Any], cells: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Undo `to_front`: [k, N], 0 where a row has no such cell."""
+def from_front(
+    packed: npt.NDArray[Any], cells: npt.NDArray[np.bool_], parts: Iterable[tuple[int, int]]
+) -> npt.NDArray[Any]:
+    """Undo `to_front`: [m, n], 0 where there is no cell."""
     if cells.all():
         return packed
     values = np.zeros(packed.shape, packed.dtype)
-    for start, stop in octaves(len(packed)):
+    for start, stop in parts:
         inside = cells[start:stop]
         values[start:stop][inside] = packed[start:stop].reshape(-1)[: np.count_nonzero(inside)]
     return values

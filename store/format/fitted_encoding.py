@@ -26,11 +26,13 @@ from caskd.store.cells import (
     IdLists,
     ListPlaces,
     ListShape,
+    all_kept,
     blank,
     fit_lists,
     from_front,
     ids_of_places,
     kept_cells,
+    octaves,
     to_front,
 )
 from caskd.store.errors import CorruptError
@@ -49,10 +51,9 @@ LSE_STEPS = 64  # of logsumexp, per nat
 LABEL_STEPS = 128  # of the label's difference from its cell, per nat
 _ONE = 1 << 31
 _LOG_P = log_probability_table(MAX_STEP).astype(np.float32)
-_MASS = np.rint(np.exp(log_probability_table(MAX_STEP)) * _ONE).astype(np.uint32)  # of each code
-_FALLING = _MASS[::-1].astype(np.int64)
+_MASS = np.rint(np.exp(log_probability_table(MAX_STEP)) * _ONE).astype(np.int64)  # of each code
+_FALLING = _MASS[::-1].copy()
 _CODE_BITS = 12
-_SMALL_VOCAB = 1 << (32 - _CODE_BITS)
 
 
 class FittedTopK(RowEncoding):
@@ -63,7 +64,7 @@ class FittedTopK(RowEncoding):
     exact = False
     cell_bytes = (1.0, 1.9)
     cell_arrays = (
-        RowArray("topk_id_places", "uint32", "octaves", field="topk_ids"),
+        RowArray("topk_id_places", "uint32", "ragged", field="topk_ids"),
         RowArray("topk_id_list", "uint8", "shuffled", is_column=True),
         RowArray("topk_logit_steps", "uint16", "octaves", field="topk_logits"),
     )
@@ -110,8 +111,7 @@ class FittedTopK(RowEncoding):
         """Shape of an intermediate array of one chunk or shard."""
         if name == "topk_codes":
             return chunk_rows, num_cells
-        num_lists, length = tables["topk_id_lists"]
-        return (num_lists * length + vocab_size,)
+        return (IdLists.table_size(tables["topk_id_lists"], vocab_size),)
 
     def encode(
         self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
@@ -123,7 +123,7 @@ class FittedTopK(RowEncoding):
         lists, group = fit_lists(ids, num_kept, vocab_size, shape)
         list_steps, common_steps = lists.stored(shape)
         listed = ListPlaces(lists)
-        places, steps = np.empty((top_k, num_rows), np.uint32), np.empty((top_k, num_rows), "u2")
+        places, steps = np.empty_like(ids), np.empty((top_k, num_rows), np.uint16)
         rest, tail = np.empty(num_rows, np.float32), np.empty(num_rows, np.int16)
         for start in range(0, num_rows, CELL_CHUNK):  # chunk by chunk
             block = slice(start, start + CELL_CHUNK)
@@ -132,15 +132,16 @@ class FittedTopK(RowEncoding):
             codes = log_probability_codes(log_p, MAX_STEP)
             codes = np.maximum.accumulate(codes, axis=1)
             part = listed.of(ids[block], group[block])
-            places[:, block] = to_front(_tied_steps(part, codes, cells), cells.T)
-            steps[:, block] = to_front(_differences(codes, cells), cells.T)
+            tied = _tied_steps(part, codes, cells)
+            places[block] = to_front(tied, cells, [(0, len(tied))])
+            steps[:, block] = to_front(_differences(codes, cells), cells.T, octaves(top_k))
             label = rows["label_logit"][block] - lse[block]
             rest[block] = _label_rest(label, rows["label_rank"][block], codes, num_kept[block])
-            tail[block] = _tail_steps(rows["tail_mass"][block], codes, cells)
+            tail[block] = _tail_steps(rows["tail_mass"][block], codes, num_kept[block])
         return {
             **{name: rows[name] for name in ("num_kept", "argmax", "label_rank")},
             "logsumexp": np.rint(lse * np.float32(LSE_STEPS)) / np.float32(LSE_STEPS),
-            "topk_id_places": places.T,
+            "topk_id_places": places,
             "topk_id_list": group,
             "topk_logit_steps": steps.T,
             "label_rest": rest,
@@ -165,15 +166,15 @@ def _differences(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
 
 
 def _tied_steps(places: Array, codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
-    """Places [k, N], ascending in a run of equal codes and stored as differences less 1 there."""
+    """Places [N, k], ascending in a run of equal codes and stored as differences less 1 there."""
     keys = codes.astype(np.uint64) << np.uint64(32) | places
     keys[~cells] = np.uint64(2**64 - 1)
     keys[:, 1:].sort(axis=1)
-    ordered = np.ascontiguousarray((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32).T)
+    ordered = keys.astype(np.uint32)  # the low half
     steps = ordered.copy()
-    tied = (codes.T[2:] == codes.T[1:-1]) & cells.T[2:]
-    steps[2:][tied] -= ordered[1:-1][tied] + np.uint32(1)
-    steps[~cells.T] = 0
+    tied = (codes[:, 2:] == codes[:, 1:-1]) & cells[:, 2:]
+    steps[:, 2:] -= (ordered[:, 1:-1] + np.uint32(1)) * tied
+    steps[~cells] = 0
     return steps
 
 
@@ -192,26 +193,29 @@ def _label_cell(rank: Array, codes: Array, num_kept: Array) -> tuple[Array, Arra
     return _LOG_P.take(code), inside
 
 
-def _tail_base(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
+def _tail_base(codes: Array, num_kept: Array) -> Array:
     """The code [N] of 1 minus the sum of the decoded cells."""
     mass = _MASS.take(codes)
-    mass[~cells] = 0
-    left = np.maximum(_ONE - mass.sum(axis=1, dtype=np.int64), 0)
+    blank(mass, num_kept, 0)
+    left = np.maximum(_ONE - mass.sum(axis=1), 0)
     base: Array = MAX_CODE + 1 - np.searchsorted(_FALLING, left, side="right")
     return base
 
 
-def _tail_steps(tail: Array, codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
+def _tail_steps(tail: Array, codes: Array, num_kept: Array) -> Array:
     """Codes of `tail_mass` [N] less those that a reader expects; 0 in rows without cells."""
     with np.errstate(divide="ignore"):
         wanted = log_probability_codes(np.log(tail), MAX_STEP).astype(np.int64)
-    steps: Array = np.where(cells[:, 0], wanted - _tail_base(codes, cells), 0).astype(np.int16)
+    steps: Array = np.where(num_kept > 0, wanted - _tail_base(codes, num_kept), 0).astype(np.int16)
     return steps
 
 
 def _decode_codes(stored: Mapping[str, Array], out: Array) -> None:
     steps, num_kept = stored["topk_logit_steps"], stored["num_kept"]
-    codes = running_sum(from_front(steps.T, kept_cells(num_kept, steps.shape[1]).T))
+    if not all_kept(num_kept, steps.shape[1]):
+        cells = kept_cells(num_kept, steps.shape[1]).T
+        steps = from_front(steps.T, cells, octaves(len(cells))).T
+    codes = running_sum(steps.T)
     if codes.size and int(codes.max()) > MAX_CODE:
         raise CorruptError(f"topk_logit_steps lead beyond {MAX_CODE:,}; run caskd store verify")
     out[:] = codes.T
@@ -219,13 +223,17 @@ def _decode_codes(stored: Mapping[str, Array], out: Array) -> None:
 
 def _decode_table(stored: Mapping[str, Array], out: Array) -> None:
     lists, common = stored["topk_id_lists"], stored["topk_id_common"]
-    out[:] = IdLists.from_stored(lists, common, len(out) - lists.size).table()
+    vocab_size = len(out) - IdLists.table_size(lists.shape, 0)
+    out[:] = IdLists.from_stored(lists, common, vocab_size).table()
 
 
 def _decode_ids(stored: Mapping[str, Array], out: Array) -> None:
     codes, num_kept, table = stored["topk_codes"], stored["num_kept"], stored["topk_id_table"]
-    cells = kept_cells(num_kept, codes.shape[1])
-    places = from_front(stored["topk_id_places"].T, cells.T).copy()
+    packed = stored["topk_id_places"]
+    if not all_kept(num_kept, codes.shape[1]):
+        cells = kept_cells(num_kept, codes.shape[1])
+        packed = from_front(packed, cells, [(0, len(cells))])
+    places = packed.T.copy(order="C")
     tied = np.equal(codes[:, 2:], codes[:, 1:-1]).T.astype(np.uint32, order="C")
     places[2:] += tied
     before = np.empty(len(codes), np.uint32)
@@ -236,20 +244,20 @@ def _decode_ids(stored: Mapping[str, Array], out: Array) -> None:
     blank(places.T, num_kept, 0)
     in_rows = np.ascontiguousarray(places.T)
     ids = ids_of_places(in_rows, stored["topk_id_list"], table, lists.shape)
-    out[:] = _in_order(ids, codes, num_kept, len(table) - lists.size)
+    _put_in_order(ids, codes, num_kept, out)
 
 
-def _in_order(ids: Array, codes: Array, num_kept: Array, vocab_size: int) -> Array:
-    """Sort the ids behind the first cell by code, then id."""
-    dtype = np.dtype("u4" if vocab_size <= _SMALL_VOCAB else "u8")
-    bits = (vocab_size - 1).bit_length()
+def _put_in_order(ids: Array, codes: Array, num_kept: Array, out: Array) -> None:
+    """Sort the ids behind the first cell by code, then id, into `out`."""
+    largest = int(ids.max(initial=0)).bit_length()
+    dtype = np.dtype("u4" if largest + _CODE_BITS < 32 else "u8")
     keys: Array = codes.astype(dtype)
-    keys = keys << bits | ids
-    blank(keys, num_kept, np.iinfo(dtype).max)
+    np.left_shift(keys, dtype.type(largest), out=keys)
+    np.bitwise_or(keys, ids, out=keys)
+    blank(keys, num_kept, 2 ** (8 * dtype.itemsize) - 1)
     keys[:, 1:].sort(axis=1)
-    keys &= dtype.type((1 << bits) - 1)
-    blank(keys, num_kept, 0)
-    return keys
+    np.bitwise_and(keys, dtype.type((1 << largest) - 1), out=out, casting="unsafe")
+    blank(out, num_kept, 0)
 
 
 def _decode_logits(stored: Mapping[str, Array], out: Array) -> None:
@@ -266,8 +274,7 @@ def _decode_label(stored: Mapping[str, Array], out: Array) -> None:
 
 def _decode_tail(stored: Mapping[str, Array], out: Array) -> None:
     codes, num_kept = stored["topk_codes"], stored["num_kept"]
-    cells = kept_cells(num_kept, codes.shape[1])
-    own = stored["tail_steps"] + np.where(cells[:, 0], _tail_base(codes, cells), MAX_CODE)
+    own = stored["tail_steps"] + np.where(num_kept > 0, _tail_base(codes, num_kept), MAX_CODE)
     if own.size and (int(own.min()) < 0 or int(own.max()) > MAX_CODE):
         raise CorruptError("tail_steps lead to no code; run caskd store verify")
     out[:] = np.exp(_LOG_P.take(own))

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from helpers import stores
 
-from caskd.store.cells import IdLists, ListPlaces, ListShape, fit_lists, from_front, to_front
+from caskd.store.cells import (
+    IdLists,
+    ListPlaces,
+    ListShape,
+    fit_lists,
+    from_front,
+    octaves,
+    to_front,
+)
 from caskd.store.errors import CorruptError
 from caskd.store.format import ROW_ENCODINGS, layout
 from caskd.store.format.codecs import chain_metadata, decode_chunk, encode_chunk
@@ -34,8 +42,7 @@ def toy_rows(seed: int, scale: float = 3.0) -> dict[str, np.ndarray]:
 
 def decoded(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The row fields of one shard, chunk by chunk, with no help from a store."""
-    lists = stored["topk_id_lists"]
-    table = np.empty(lists.size + V, np.uint32)
+    table = np.empty(IdLists.table_size(stored["topk_id_lists"].shape, V), np.uint32)
     FITTED.decode("topk_id_table", stored, None, table)
     parts = []
     for start in range(0, SHARD_ROWS, 512):
@@ -125,13 +132,13 @@ def test_rows_of_unequal_length_leave_no_gaps() -> None:
     kept = rng.integers(0, 12, 50)
     cells = np.arange(11)[:, None] < kept
     values = np.where(cells, rng.integers(1, 9, cells.shape), 0)
-    packed = to_front(values, cells)
+    packed = to_front(values, cells, octaves(11))
     for start, stop in ((0, 1), (1, 2), (2, 4), (4, 8), (8, 11)):
         part = packed[start:stop].reshape(-1)
         amount = int(cells[start:stop].sum())
         assert (part[:amount] > 0).all()
         assert not part[amount:].any()
-    np.testing.assert_array_equal(from_front(packed, cells), values)
+    np.testing.assert_array_equal(from_front(packed, cells, octaves(11)), values)
 
 
 def test_zarr_reads_the_octaves_chain() -> None:
