@@ -19,7 +19,7 @@ LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
     """Files of a valid topk store in each encoding, and of a sampled store."""
     sampled_stores.make_store(where / "sampled")
-    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact")]
+    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted")]
     return {
         path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
         for path in (*paths, where / "sampled")
@@ -336,6 +336,22 @@ def _values() -> dict[str, Attack]:
         "exact: logits NaN": at("topk_logits", (0, 1), np.nan),
         "exact: logits rise": at("topk_logits", (0, 3), 1e30),
         "exact: num_kept far": at("num_kept", 0, 500),
+        "fitted: places far": at("topk_id_places", (0, 0), 2**32 - 1),
+        "fitted: places that lead out": at("topk_id_places", 0, 2**31),
+        "fitted: places of nothing": at("topk_id_places", 0, 0),
+        "fitted: a list too far": at("topk_id_list", 0, 255),
+        "fitted: lists far": at("topk_id_lists", (0, 0), 2**32 - 1),
+        "fitted: lists that wrap": at("topk_id_lists", 0, 2**32 - 7),
+        "fitted: common ids far": at("topk_id_common", (0, 0), 2**32 - 1),
+        "fitted: common ids twice": at("topk_id_common", 0, 1),
+        "fitted: logit steps wrap": at("topk_logit_steps", 0, 65535),
+        "fitted: num_kept far": at("num_kept", 0, 65535),
+        "fitted: num_kept of another row": at("num_kept", 0, 1),
+        "fitted: tail steps below": at("tail_steps", 0, -(2**15)),
+        "fitted: tail steps above": at("tail_steps", 0, 2**15 - 1),
+        "fitted: label not finite": at("label_rest", 0, np.nan),
+        "fitted: label_rank far": at("label_rank", 0, 2**32 - 1),
+        "fitted: logsumexp infinite": at("logsumexp", 0, np.inf),
         "sampled: steps far": at("sampled_place_steps", (0, 0), 2**32 - 1),
         "sampled: steps that lead out": at("sampled_place_steps", 0, 29),
         "sampled: steps of nothing": at("sampled_place_steps", 0, 0),
