@@ -65,13 +65,13 @@ def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_row
         )
 
 
-@pytest.mark.parametrize("kind", ["topk", "sampled"])
-@pytest.mark.parametrize("encoding", ["exact", "compact"])
-def test_the_page_names_every_array(encoding: str, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "encoding"), ROW_ENCODINGS)
+def test_the_page_names_every_array(kind: str, encoding: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     arrays = (
         *layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS, layout.ID_ORDER,
         *ROW_ENCODINGS[kind, encoding].layouts(4, 8, 8),
+        *ROW_ENCODINGS[kind, encoding].tables(100, 8),
     )  # fmt: skip
     assert [a.name for a in arrays if f"`{a.name}`" not in page] == []
 
