@@ -1,5 +1,6 @@
 """`store.json`: the identity and the geometry of a store."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -212,16 +213,84 @@ def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
     """Check that `identity` equals the store's.
 
     Raises:
-        IdentityError: names the first differing field, both values, and the number of further
-            differences.
+        IdentityError: names the difference that a person would name first, with both values and
+            the flag behind it, and then the fields of all other differences.
     """
-    every = list(identity_differences(spec.identity, identity))
-    # The template's digest differs too and fits in a line.
-    differences = [item for item in every if item[0] != "text.template"]
-    if differences:
-        field, theirs, ours = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    every = sorted(identity_differences(spec.identity, identity), key=lambda item: _rank(item[0]))
+    if every:
+        (field, theirs, ours), *others = every
+        names = ", ".join(name for name, _, _ in others)
+        more = f" (and {len(others)} more: {names})" if others else ""
+        there, here = _excerpts(theirs, ours)
         raise IdentityError(
-            f"{where}: holds another capture; {field} is {theirs!r} there, but {ours!r} "
-            f"here{more}; pass the same inputs, or another --store"
+            f"{where}: holds another capture; {field} is {there} there, but {here} "
+            f"here{_behind(field)}{more}; pass the same inputs, or another --store"
         )
+
+
+_BEHIND = {
+    "teacher.name": "--teacher",
+    "teacher.revision": "--teacher",
+    "teacher.adapter": "--adapter",
+    "corpus.num_records": "--data",
+    "text.kind": "--data",
+    "text.template": "--teacher or --chat-template",
+    "text.template_arguments": "--template-arguments",
+    "text.template_tokens": "--train-template-tokens",
+    "text.chat_turns": "--chat-turns",
+    "text.eos": "--no-eos",
+    "text.max_length": "--max-length",
+    "text.on_long": "--on-long",
+    "text.on_duplicate": "--on-duplicate",
+    "capture.kind": "--sample",
+    "capture.num_samples": "--sample",
+    "capture.sample_seed": "--sample-seed",
+    "capture.top_k": "--top-k",
+    "capture.min_mass": "--min-mass",
+    "encoding": "--encoding",
+    "capture.load_dtype": "--dtype",
+    "capture.logits_dtype": "--dtype",
+    "capture.attention": "--attention",
+    "vocabulary.size": "--teacher",
+    # The rest: fields whose values tell a person nothing.
+    "teacher.adapter.digest": "--adapter: other weights",
+    "teacher.weights_digest": "--teacher: other weights",
+    "teacher.config_digest": "--teacher: another config.json",
+    "vocabulary.digest": "--teacher: another vocabulary",
+    "vocabulary.tokenizer_digest": "--teacher: another tokenizer",
+    "text.template_digest": "another chat template",
+    "corpus.digest": "--data: other texts or columns",
+}
+"""What a person would call each field of an identity, in the order in which they would look."""
+
+
+def _known(field: str) -> str | None:
+    """The entry of `_BEHIND` for a field or for the object that holds it."""
+    return next((name for name in (field, field.rpartition(".")[0]) if name in _BEHIND), None)
+
+
+def _rank(field: str) -> tuple[bool, int, str]:
+    """Sort key of a differing field: what a person recognises first, digests last."""
+    known = _known(field)
+    place = list(_BEHIND).index(known) if known else len(_BEHIND)
+    return field.endswith("digest"), place, field
+
+
+def _behind(field: str) -> str:
+    known = _known(field)
+    return f" ({_BEHIND[known]})" if known else ""
+
+
+def _excerpts(theirs: Any, ours: Any) -> tuple[str, str]:
+    """Both values for an error; of two long texts the part from where they differ."""
+    if isinstance(theirs, str) and isinstance(ours, str):
+        pairs = enumerate(zip(theirs, ours, strict=False))
+        start = max(0, next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(ours))) - 10)
+        if start and max(len(theirs), len(ours)) > 60:
+            theirs, ours = (f"...{text[start : start + 40]}" for text in (theirs, ours))
+    return _shown(theirs), _shown(ours)
+
+
+def _shown(value: Any) -> str:
+    structured = isinstance(value, dict | list)
+    return value_text(json.dumps(value, sort_keys=True) if structured else value)

@@ -1,125 +1,40 @@
-"""Open checkpoints safely: safetensors only, no code from the checkpoint, no random weights.
+"""Open the weights of a checkpoint: safetensors only, no code of the checkpoint, nothing random."""
 
-Every `from_pretrained` and `from_config` of caskd is in this file. `source` is a folder or a hub
-id, `flag` the option that named it, such as `--teacher`: errors start with the two.
-"""
-
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from caskd.models.devices import memory_errors
-from caskd.models.quantization import check_quantization
+from caskd.models.opening.configs import open_config
+from caskd.models.opening.locating import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    WHOLE,
+    check_openable,
+    config_folder,
+    opening_errors,
+)
+from caskd.models.opening.quantization import check_quantization
 from caskd.store.errors import UsageError, reason
 from caskd.store.imports import require
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_WHOLE = "a transformers checkpoint of a causal LM in safetensors that needs no remote code"
 _QUANTIZED = (
     "a device and packages that compute its quantised weights: pass another --device, or the model "
     "before quantisation"
 )
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The files of a model or an adapter on this machine."""
-
-    folder: Path
-    name: str
-    """Last folder name, or hub id: never a path."""
-    revision: str | None
-    """Commit on the hub; None for a folder."""
-
-
-def locate(source: str, flag: str) -> Checkpoint:
-    """Find a folder, or download a hub id.
-
-    Raises:
-        UsageError: no such folder, or the hub does not provide it.
-    """
-    check_source(source, flag)
-    folder = Path(source)
-    if folder.is_dir():
-        return Checkpoint(folder, folder.resolve().name, None)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot = Path(snapshot_download(source, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "
-            f"a folder or a hub id; check {flag} and the connection"
-        ) from error
-    return Checkpoint(snapshot, source, snapshot.name)  # the cache names a snapshot by its commit
-
-
-def check_source(source: str | Path, flag: str) -> None:
-    """Refuse a path without a folder before the hub is queried for it.
-
-    Raises:
-        UsageError: `source` is a path without a folder.
-    """
-    text = str(source)
-    looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))
-    if looks_like_a_path and not Path(source).is_dir():
-        raise UsageError(
-            f"{flag} {text}: no such folder; expected a folder or a hub id; check {flag}"
-        )
-
-
-def open_config(source: str | Path, flag: str) -> Any:
-    """The model's config.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    from transformers import AutoConfig
-
-    check_source(source, flag)
-    with _errors(source, flag, "config", f"{_WHOLE}: pass another {flag}"):
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
-
-
-def open_tokenizer(source: str | Path, flag: str) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    from transformers import AutoTokenizer
-
-    check_source(source, flag)
-    expected = f"a transformers tokenizer that needs no remote code: pass another {flag}"
-    with _errors(source, flag, "tokenizer", expected):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-
-
-def open_generation_config(source: str | Path) -> Any:
-    """The model's generation config; without such a file the one that its config implies; None
-    for a folder that holds neither, such as an adapter."""
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(source, trust_remote_code=False)
-    except OSError:
-        pass
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
-    return GenerationConfig.from_model_config(config)
-
-
 def build_model(
-    config: Any, flag: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    config: Any,
+    flag: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    attention: str | None = None,
 ) -> Any:
     """A causal LM of a config, with random weights; on device `meta` without any memory.
 
@@ -128,10 +43,12 @@ def build_model(
     """
     from transformers import AutoModelForCausalLM
 
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    if attention is not None:
+        options["attn_implementation"] = attention
     name = getattr(config, "model_type", type(config).__name__)
     expected = f"the config of a causal LM: pass another {flag}"
-    with _errors(name, flag, "model", expected), torch.device(device):
+    with opening_errors(name, flag, "model", expected), torch.device(device):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
@@ -161,18 +78,19 @@ def open_model(
     """
     from transformers import AutoModelForCausalLM
 
-    check_source(source, flag)
+    check_openable(source, flag)
+    _check_folder(Path(source), flag)
     shown = source if name is None else name
     if config_folder(source) is not None:  # else an adapter
         check_quantization(open_config(source, flag), f"{flag} {shown}")
-    options, expected = {}, f"{_WHOLE}: pass another {flag}"
+    options, expected = {}, f"{WHOLE}: pass another {flag}"
     if attention is not None:
         options = {"attn_implementation": attention}
         expected = (
-            f"{_WHOLE}, and an attention implementation that is installed and that the model "
+            f"{WHOLE}, and an attention implementation that is installed and that the model "
             f"supports (got {attention}): pass --attention sdpa or eager"
         )
-    with _errors(shown, flag, "model", expected), memory_errors():
+    with opening_errors(shown, flag, "model", expected), memory_errors():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -180,17 +98,29 @@ def open_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
             **options,
+        )
+    for key, stored, wanted in sorted(report["mismatched_keys"])[:1]:
+        raise UsageError(
+            f"{flag} {shown}: {len(report['mismatched_keys'])} weights have another shape than the "
+            f"config, the first {key!r}: {list(stored)}; expected {list(wanted)}; pass another "
+            f"{flag}, or correct its config.json"
         )
     missing = report["missing_keys"]
     if missing:
         raise UsageError(
             f"{flag} {shown}: lacks {len(missing)} weights, the first {min(missing)!r}; expected "
-            "a whole checkpoint; copy or download it again"
+            "a whole checkpoint, with the head of a causal LM; copy or download it again, or save "
+            "it again with AutoModelForCausalLM"
         )
     if getattr(model.config, "quantization_config", None) is not None:
         check_quantization(model.config, f"{flag} {shown}")
-        with _errors(shown, flag, "model", _QUANTIZED), memory_errors(), torch.no_grad():
+        with (
+            opening_errors(shown, flag, "model", _QUANTIZED),
+            memory_errors(),
+            torch.no_grad(),
+        ):
             # compressed-tensors unpacks its weights in the first forward of the whole model.
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
     _check_all_used(model, report["unexpected_keys"], f"{flag} {shown}")
@@ -214,20 +144,47 @@ def _check_all_used(model: Any, left_over: Iterable[str], subject: str) -> None:
         )
 
 
-def config_folder(source: str | Path) -> Path | None:
-    """The folder of an opened model's config.json; None if the model has no such file.
+def open_empty(
+    source: Path, flag: str, *, attention: str | None = None, name: str | None = None
+) -> Any:
+    """A causal LM on device `meta`, after every check of its files but that of the numbers.
 
-    The folder of a hub id is a snapshot in the cache, whose name is the commit.
+    Names and shapes of the weights are compared with the config, and a quantiser is looked for, so
+    that what would not open later is refused before any work.
+
+    Args:
+        source: a folder.
+        flag: the option that named it.
+        attention: attention implementation; by default transformers chooses.
+        name: the checkpoint's name in errors; by default `source`.
+
+    Raises:
+        UsageError: the checkpoint would not open.
     """
-    from transformers.utils import cached_file
+    config = open_config(source, flag)
+    quantised = getattr(config, "quantization_config", None)
+    if quantised is None and find_spec("accelerate") is not None:
+        return open_model(source, flag, attention=attention, device_map="meta", name=name)
+    if quantised is not None:
+        check_quantization(config, f"{flag} {source if name is None else name}")
+    return build_model(config, flag, device="meta", attention=attention)
 
-    found = cached_file(
-        source,
-        "config.json",
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    return None if found is None else Path(found).parent
+
+def _check_folder(folder: Path, flag: str) -> None:
+    """Refuse a folder whose weights or code transformers would take from elsewhere.
+
+    Raises:
+        UsageError: it holds a whole model beside an adapter, whose base model transformers would
+            open in its place; or its config names code of the hub.
+    """
+    if not (folder / "config.json").is_file():
+        return
+    if (folder / ADAPTER_CONFIG).exists():
+        raise UsageError(
+            f"{flag} {folder}: holds config.json and adapter_config.json, and transformers would "
+            "open the base model that the adapter names; expected one of them; remove the other"
+        )
+    open_config(folder, flag)
 
 
 def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None) -> Any:
@@ -249,14 +206,17 @@ def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None
 
     shown = folder if name is None else name
     try:
-        adapted = peft.PeftModel.from_pretrained(model, folder, trust_remote_code=False)
+        with warnings.catch_warnings():  # on device `meta`, of every weight
+            warnings.simplefilter("ignore")
+            adapted = peft.PeftModel.from_pretrained(model, folder, trust_remote_code=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise _does_not_fit(shown, flag, reason(error)) from error
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         stored = set(weights.keys())
     # peft skips weights that match no layer, and leaves layers without weights random.
     inside = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    differing = stored ^ set(inside)
+    # Layers in front of an embedding or a head are stored with a copy of what they adapt.
+    differing = {name for name in stored ^ set(inside) if ".base_layer." not in name}
     if differing:
         text = f"{len(differing)} weights differ, such as {min(differing)!r}"
         raise _does_not_fit(shown, flag, text)
@@ -268,17 +228,3 @@ def _does_not_fit(shown: str | Path, flag: str, text: str) -> UsageError:
         f"{flag} {shown}: the adapter does not fit the model ({text}); expected the model that it "
         f"was trained on; pass another {flag} or another model"
     )
-
-
-@contextmanager
-def _errors(shown: str | Path, flag: str, part: str, expected: str) -> Iterator[None]:
-    """Turn every error of transformers about a checkpoint into one line."""
-    from safetensors import SafetensorError
-
-    known = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
-    try:
-        yield
-    except (*known, SafetensorError) as error:
-        raise UsageError(
-            f"{flag} {shown}: cannot open the {part} ({reason(error)}); expected {expected}"
-        ) from error
