@@ -49,7 +49,7 @@ class PrecomputeConfig:
 
     encoding: EncodingName = "compact"
     """Row encoding: compact rounds logits (mean KL at most 1e-5); fitted too, and the label within
-    0.004 nat, in a fifth fewer bytes (format 2, top-k only, slower to read and write); exact keeps
+    0.004 nat, in a sixth fewer bytes (format 2, top-k only, slower to read and write); exact keeps
     every bit."""
 
     shard_rows: int | None = None

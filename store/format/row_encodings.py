@@ -38,9 +38,9 @@ ROW_ENCODINGS: Mapping[tuple[str, str], RowEncoding] = {
     for encoding in (
         CompactTopK(),
         CompactDraws(),
-        FittedTopK(),
         Exact(TOPK, cell_bytes=(2.8, 5.2)),
         Exact(SAMPLED, cell_bytes=(0.15, 1.0)),
+        FittedTopK(),
     )
 }
 """(`capture.kind`, `encoding`) of a store's identity -> its encoding."""
