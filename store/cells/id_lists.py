@@ -24,10 +24,17 @@ from caskd.store.errors import CorruptError
 
 Ids = npt.NDArray[np.uint32]
 
-_ROWS_OF_A_LIST = 512
+_ROWS_OF_A_LIST = 256
 MAX_LISTS = 64
-_LENGTHS = ((1 << 14, 2048), (1 << 12, 1024), (1 << 10, 512), (1 << 8, 128), (0, 16))
-MAX_COMMON = 1 << 14
+_LENGTHS = (
+    (1 << 15, 2048),
+    (1 << 14, 1024),
+    (1 << 12, 512),
+    (1 << 10, 256),
+    (1 << 8, 128),
+    (0, 16),
+)
+MAX_COMMON, _COMMON_OF_A_ROW = 1 << 14, 4
 _MOST_SYMBOLS = 1 << 15  # ids further back in the common order count as one
 _FIT_SYMBOLS = 1 << 12  # the same, while groups are fitted
 _FIT_ROWS = 1 << 13  # rows that the groups are fitted to
@@ -53,7 +60,8 @@ class ListShape:
         """The shape for a shard of that many rows: more lists where more rows share their bytes."""
         lists = min(MAX_LISTS, 1 << max(0, (shard_rows // _ROWS_OF_A_LIST).bit_length() - 1))
         length = next(length for least, length in _LENGTHS if shard_rows >= least)
-        return cls(lists, min(length, vocab_size), min(MAX_COMMON, vocab_size))
+        common = min(MAX_COMMON, _COMMON_OF_A_ROW * shard_rows)
+        return cls(lists, min(length, vocab_size), min(common, vocab_size))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 Run it only while the format has not been released: afterwards its files never change. The compact
 store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
 has several orders of ids. The sampled store holds draws for the examples of the exact one. The
-fitted store has rows of unequal length, in two shards with two lists of ids each.
+fitted store has rows of unequal length, in two shards with four lists of ids each.
 """
 
 import hashlib

@@ -69,7 +69,7 @@ def test_the_compact_golden_store_holds_the_same_rows_again_and_again() -> None:
 def test_the_fitted_golden_store_is_of_format_2_with_lists_in_each_shard() -> None:
     store = TeacherStore.open(FITTED)
     assert (store.spec.format_version, store.spec.num_shards) == (2, 2)
-    assert {array.name: array.shard for array in store.spec.row_layouts()}["topk_id_lists"] == 2
+    assert {array.name: array.shard for array in store.spec.row_layouts()}["topk_id_lists"] == 4
 
 
 def test_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:
