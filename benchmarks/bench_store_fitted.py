@@ -5,7 +5,7 @@
 The stores have encoding exact and one teacher. Sizes are those of sealed stores of all rows, by
 shard size, and of row arrays by kind of text and cut to a mass. Each kind of a `fitted` line is a
 shard of its own, its lists included. Times are processor times of one core, medians over rounds,
-with both encodings in turn. Writes results/store_fitted.csv.
+with both encodings in turn; reading includes opening the store. Writes results/store_fitted.csv.
 """
 
 import argparse
