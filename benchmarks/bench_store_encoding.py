@@ -23,7 +23,8 @@ import numpy as np
 from rival_encodings import RIVALS
 from store_rows import StoredRows, read_rows, setting, write_store, write_table
 
-from caskd.store.format import ROW_ENCODINGS, encode_shards, fit_orders, layout
+from caskd.store.cells import fit_orders
+from caskd.store.format import ROW_ENCODINGS, encode_shards, layout
 from caskd.store.read import TeacherStore
 
 WIDE_VOCAB = 151_936

@@ -20,12 +20,12 @@ from caskd.precompute.planning import forecast
 from caskd.precompute.planning.forecast import PlannedBatch, Stratum
 from caskd.precompute.rows import Fields
 from caskd.precompute.teacher import Teacher, TeacherSource
+from caskd.store.cells import fit_orders
 from caskd.store.errors import UsageError
 from caskd.store.format import (
     StoreSpec,
     encode_shards,
     encode_whole,
-    fit_orders,
     layout,
 )
 from caskd.store.io import Progress, progress
@@ -208,9 +208,10 @@ def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], floa
         others = others[: len(others) - len(others) % spec.chunk_rows]
     began = time.monotonic()
     part = {name: values[others] for name, values in rows.items()}
-    stored = encoding.encode(part, orders)
+    stored = encoding.encode(part, orders, spec.vocab_size)
     chunk = min(len(others), spec.chunk_rows)
-    for array in encoding.layouts(spec.num_cells, chunk, len(others)):
+    arrays = encoding.layouts(spec.num_cells, chunk, len(others))
+    for array in (*arrays, *encoding.tables(spec.vocab_size, len(others))):
         files = encode_shards(array, stored[array.name])
         sizes[array.name] = sum(map(len, files)) / len(others)
     return sizes, (time.monotonic() - began) / len(others)

@@ -3,7 +3,6 @@
 from caskd.store.format import array_checks, layout, untrusted_json
 from caskd.store.format.codecs import Array
 from caskd.store.format.example_index import ExampleIndex
-from caskd.store.format.id_orders import fit_orders, kept_cells
 from caskd.store.format.layout import STATUSES
 from caskd.store.format.names import (
     COMMITS,
@@ -63,9 +62,7 @@ __all__ = [
     "check_identity",
     "encode_shards",
     "encode_whole",
-    "fit_orders",
     "identity_differences",
-    "kept_cells",
     "layout",
     "needed_version",
     "untrusted_json",

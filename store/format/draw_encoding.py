@@ -15,9 +15,9 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store.cells import IdPositions, kept_cells
 from caskd.store.errors import CorruptError
 from caskd.store.format.codecs import Array
-from caskd.store.format.id_orders import IdPositions, kept_cells
 from caskd.store.format.layout import CELL_CHUNK
 from caskd.store.format.rows import SAMPLED, RowArray, RowEncoding
 
@@ -46,7 +46,9 @@ class CompactDraws(RowEncoding):
     uses_id_orders = True
     cell_bytes = (0.1, 0.7)
 
-    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
         """The arrays on disk of a shard."""
         assert id_orders is not None
         ids, counts, num_kept = rows["sampled_ids"], rows["sampled_counts"], rows["num_kept"]

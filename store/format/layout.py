@@ -144,9 +144,9 @@ def num_orders(num_rows: int) -> int:
     return next((number for least, number in _ORDERS_FROM_ROWS if num_rows >= least), 1)
 
 
-def row_metadata(layouts: Iterable[ArrayLayout], length: int) -> dict[str, bytes]:
+def row_metadata(layouts: Iterable[ArrayLayout], num_shards: int) -> dict[str, bytes]:
     """The zarr.json files of arrays whose shards are committed later, name -> bytes."""
-    return {array.metadata_key: array.metadata_bytes(length) for array in layouts}
+    return {a.metadata_key: a.metadata_bytes(num_shards * a.shard) for a in layouts}
 
 
 def as_stored(array: ArrayLayout, values: Array) -> Array:

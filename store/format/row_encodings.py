@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from caskd.store.format.codecs import Array
 from caskd.store.format.draw_encoding import CompactDraws
+from caskd.store.format.fitted_encoding import FittedTopK
 from caskd.store.format.rows import SAMPLED, TOPK, RowEncoding, RowKind
 from caskd.store.format.topk_encoding import CompactTopK
 
@@ -19,7 +20,9 @@ class Exact(RowEncoding):
     def __init__(self, kind: RowKind, cell_bytes: tuple[float, float]) -> None:
         self.kind, self.cell_arrays, self.cell_bytes = kind, kind.cells, cell_bytes
 
-    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
         """The fields themselves."""
         return dict(rows)
 
@@ -37,6 +40,7 @@ ROW_ENCODINGS: Mapping[tuple[str, str], RowEncoding] = {
         CompactDraws(),
         Exact(TOPK, cell_bytes=(2.8, 5.2)),
         Exact(SAMPLED, cell_bytes=(0.15, 1.0)),
+        FittedTopK(),
     )
 }
 """(`capture.kind`, `encoding`) of a store's identity -> its encoding."""

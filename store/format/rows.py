@@ -134,15 +134,31 @@ FIELD_DTYPES = MappingProxyType(
 )
 
 
+@dataclass(frozen=True)
+class Derived:
+    """An intermediate array of a decoder, which a reader keeps because several fields need it.
+
+    Attributes:
+        dtype: of its values.
+        sources: arrays that it is computed from.
+        of_shard: whether it belongs to a shard; otherwise it belongs to a chunk of cells.
+    """
+
+    dtype: str
+    sources: tuple[str, ...]
+    of_shard: bool = False
+
+
 class RowEncoding(ABC):
     """How the rows of one kind are stored.
 
     Attributes:
         kind: of the rows.
         name: `encoding` of the identity.
-        cell_arrays: arrays on disk that hold the cells; the columns are arrays of their own name.
-        sources: for each field that `decode` computes, the arrays on disk that it reads. Any other
-            field is the array of its name.
+        cell_arrays: arrays on disk that hold the cells.
+        sources: for each field that `decode` computes, the arrays that it reads: on disk, tables
+            or derived. Any other field is the array of its name.
+        derived: intermediate arrays that `decode` computes too, by name.
         uses_id_orders: whether ids are stored as positions in `id_order`, which a pilot fits.
         exact: whether every value comes back with the bits that the teacher computed.
         cell_bytes: bytes per cell on disk, smallest and largest of real stores.
@@ -152,39 +168,59 @@ class RowEncoding(ABC):
     name: str
     cell_arrays: tuple[RowArray, ...]
     sources: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    derived: Mapping[str, Derived] = MappingProxyType({})
     uses_id_orders: bool = False
     exact: bool = True
     cell_bytes: tuple[float, float]
 
     @abstractmethod
-    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
         """The arrays on disk of a shard, by name.
 
         Args:
             rows: every field of the kind, [N] or [N, k].
             id_orders: orders of ids [C, V]; None where the encoding uses none.
+            vocab_size: V.
         """
 
     @abstractmethod
     def decode(
         self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
     ) -> None:
-        """Decode a field of `sources` for the rows of one chunk.
+        """Decode a field of `sources` for the rows of one chunk, or an array of `derived`.
 
         Args:
-            name: of the field.
-            stored: its source arrays, [N] or [N, k].
+            name: of the field or array.
+            stored: its source arrays: [N] or [N, k], tables whole.
             id_orders: orders of ids [C, V]; None where the encoding uses none.
-            out: [N, k], overwritten.
+            out: [N] or [N, k], overwritten.
 
         Raises:
             CorruptError: values that no row can have.
         """
 
     @property
+    def columns(self) -> tuple[RowArray, ...]:
+        """The arrays on disk with one value per row."""
+        return self.kind.columns
+
+    def tables(self, vocab_size: int, shard_rows: int) -> tuple[ArrayLayout, ...]:
+        """Arrays on disk that each shard holds beside its rows, one chunk a shard; none here."""
+        return ()
+
+    def derived_shape(
+        self, name: str, num_cells: int, chunk_rows: int, tables: Mapping[str, tuple[int, ...]],
+        vocab_size: int,
+    ) -> tuple[int, ...]:  # fmt: skip
+        """Shape of an array of `derived`."""
+        raise AssertionError(name)
+
+    @property
     def arrays(self) -> tuple[RowArray, ...]:
         """All row arrays on disk."""
-        return (*self.cell_arrays, *self.kind.columns)
+        return (*self.cell_arrays, *self.columns)
 
     def layouts(self, num_cells: int, chunk_rows: int, shard_rows: int) -> tuple[ArrayLayout, ...]:
         """The row arrays on disk of a store of this geometry."""
@@ -196,5 +232,10 @@ class RowEncoding(ABC):
         return {array.name: largest[array.limit] for array in self.arrays if array.limit}
 
     def arrays_behind(self, fields: Iterable[str]) -> list[str]:
-        """Names of the arrays on disk that reading these fields touches."""
-        return sorted({name for field in fields for name in self.sources.get(field, (field,))})
+        """Names of the arrays on disk that reading these fields, or derived arrays, touches."""
+        found: set[str] = set()
+        for name in fields:
+            derived = self.derived.get(name)
+            sources = derived.sources if derived else self.sources.get(name)
+            found |= {name} if sources is None else {*self.arrays_behind(sources)}
+        return sorted(found)

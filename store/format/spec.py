@@ -130,8 +130,9 @@ class StoreSpec:
         return ROW_ENCODINGS[self.kind, self.encoding]
 
     def row_layouts(self) -> tuple[ArrayLayout, ...]:
-        """The row arrays on disk."""
-        return self.row_encoding.layouts(self.num_cells, self.chunk_rows, self.shard_rows)
+        """The arrays on disk of the shards: rows, then the tables of the encoding."""
+        rows = self.row_encoding.layouts(self.num_cells, self.chunk_rows, self.shard_rows)
+        return *rows, *self.row_encoding.tables(self.vocab_size, self.shard_rows)
 
     def to_json(self) -> bytes:
         """The bytes of `store.json`."""

@@ -19,15 +19,12 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store.cells import IdPositions, blank, decode_ids, kept_cells
 from caskd.store.format.codecs import Array
-from caskd.store.format.id_orders import IdPositions, blank, decode_ids, kept_cells
 from caskd.store.format.rows import TOPK, RowArray, RowEncoding
 
 STEP = 1 / 512
 MAX_STEP = 1 / 4
-_TURN = STEP / MAX_STEP  # sqrt p at which the steps stop growing
-_TURN_LOG = float(2 * np.log(_TURN))
-_TURN_CODE = 2 / STEP * (1 - _TURN)
 MAX_CODE = 4095  # also the code of log-probabilities below about -780 nats
 TAIL_BITS = 9  # mantissa bits of tail_mass: a relative error of 1e-3
 BLOCK_ROWS = 512  # rows encoded at a time, so that they stay in the processor's cache
@@ -53,7 +50,9 @@ class CompactTopK(RowEncoding):
     exact = False
     cell_bytes = (1.3, 2.2)
 
-    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
         """The arrays on disk of a shard."""
         assert id_orders is not None
         positions = IdPositions(id_orders)
@@ -89,14 +88,14 @@ class CompactTopK(RowEncoding):
 
 def decode_logits(steps: Array, num_kept: Array, logsumexp: Array, out: Array) -> None:
     """Decode topk_logits [N, k] from their steps into `out`; padding is -inf."""
-    codes = _running_sum(steps.T)
+    codes = running_sum(steps.T)
     # Contiguous indices of numpy's own index type: take() would convert others more slowly.
     LOG_PROBABILITIES.take(codes.T.astype(np.intp, order="C"), out=out, mode="wrap")
     out += logsumexp[:, None]
     blank(out, num_kept, -np.inf)
 
 
-def _running_sum(steps: Array) -> Array:
+def running_sum(steps: Array) -> Array:
     """Codes [k, N] from their differences along the first axis."""
     if steps.shape[1] % 4 or not steps.flags.c_contiguous:
         return np.cumsum(steps, axis=0, dtype=np.uint16)
@@ -115,30 +114,41 @@ def _steps(logits: Array, logsumexp: Array, cells: npt.NDArray[np.bool_]) -> Arr
     return codes
 
 
-def log_probability_codes(log_p: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+def _turn(max_step: float) -> tuple[float, float, float]:
+    """sqrt p, log p and code at which the steps stop growing."""
+    turn = STEP / max_step
+    return turn, float(2 * np.log(turn)), 2 / STEP * (1 - turn)
+
+
+def log_probability_codes(
+    log_p: npt.NDArray[np.float32], max_step: float = MAX_STEP
+) -> npt.NDArray[np.uint16]:
     """Codes of log-probabilities, of the same shape; a larger code is a smaller probability."""
+    _, turn_log, _ = _turn(max_step)
     # The two curves meet at the turn with the same slope, so the code is the sum of both, each
     # clipped there.
-    codes = np.maximum(log_p, np.float32(_TURN_LOG))
+    codes = np.maximum(log_p, np.float32(turn_log))
     codes *= np.float32(0.5)
     np.exp(codes, out=codes)
     codes *= np.float32(-2 / STEP)
     codes += np.float32(2 / STEP)
-    below = np.minimum(log_p - np.float32(_TURN_LOG), np.float32(0))
-    below *= np.float32(-1 / MAX_STEP)
+    below = np.minimum(log_p - np.float32(turn_log), np.float32(0))
+    below *= np.float32(-1 / max_step)
     codes += below
     np.clip(codes, 0, MAX_CODE, out=codes)
     return np.rint(codes, out=codes).astype(np.uint16)
 
 
-def _log_probability_table() -> npt.NDArray[np.float32]:
+def log_probability_table(max_step: float = MAX_STEP) -> npt.NDArray[np.float64]:
+    """The log-probability of every code."""
+    turn, turn_log, turn_code = _turn(max_step)
     codes = np.arange(MAX_CODE + 1, dtype=np.float64)
-    near = 2 * np.log(np.maximum(1 - codes * STEP / 2, _TURN / 2))
-    far = _TURN_LOG - (codes - _TURN_CODE) * MAX_STEP
-    return np.where(codes < _TURN_CODE, near, far).astype(np.float32)
+    near = 2 * np.log(np.maximum(1 - codes * STEP / 2, turn / 2))
+    far = turn_log - (codes - turn_code) * max_step
+    return np.where(codes < turn_code, near, far)
 
 
-LOG_PROBABILITIES = _log_probability_table()
+LOG_PROBABILITIES = log_probability_table().astype(np.float32)
 
 
 def _rounded(values: Array) -> Array:

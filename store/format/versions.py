@@ -20,6 +20,7 @@ CAPTURE_VALUES: Mapping[str, tuple[str, ...]] = {
     "tail": ("exact", "complement", "unknown"),
 }
 """Fields of `identity.capture` and their values; the first one is meant where a field is absent."""
+_ENCODINGS_OF_2 = frozenset({"fitted"})
 _ONLY_IN_2 = ("engine_version", "imported_from")
 
 
@@ -36,7 +37,8 @@ def needed_version(identity: Mapping[str, Any], statuses: Iterable[str]) -> int:
     )
     imported = capture.get("imported_from") is not None
     later = any(STATUSES.index(status) >= NUM_STATUSES[1] for status in statuses)
-    return 1 if ordinary and not imported and not later else 2
+    encoding = identity.get("encoding") in _ENCODINGS_OF_2
+    return 2 if imported or later or encoding or not ordinary else 1
 
 
 def version_problem(version: int, identity: Mapping[str, Any], optional_arrays: Any) -> str | None:
@@ -49,7 +51,7 @@ def version_problem(version: int, identity: Mapping[str, Any], optional_arrays: 
         if not isinstance(capture.get(name), str | None):
             return f"capture.{name} is no text"
     if version == 1 and needed_version(identity, ()) != 1:
-        return "its capture needs format version 2"
+        return "its capture or encoding needs format version 2"
     if not isinstance(optional_arrays, list) or not all(
         isinstance(name, str) for name in optional_arrays
     ):

@@ -50,7 +50,9 @@ def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
 def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
     num_kept, logsumexp = (batch.column(f)[n] for f in ("num_kept", "logsumexp"))
     num_shown = min(NUM_CHOICES, int(num_kept))
-    with np.errstate(over="ignore"):  # a damaged or hostile store may hold any value
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # a damaged or hostile store may hold any value
         label_probability = float(np.exp(batch.column("label_logit")[n] - logsumexp))
     return {
         "position": int(batch.logit_positions[n]) + 1,
@@ -75,7 +77,7 @@ def _choices(batch: StoreBatch, n: int, num_shown: int) -> tuple[Array, Array]:
         counts = batch.column("sampled_counts")[n]
         total = max(int(counts.sum(dtype=np.int64)), 1)
         return batch.sampled_ids[n, :num_shown], counts[:num_shown] / total
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         probabilities = np.exp(batch.column("topk_logits")[n] - batch.column("logsumexp")[n])
     return batch.column("topk_ids")[n, :num_shown], probabilities[:num_shown]
 

@@ -33,6 +33,7 @@ from caskd.store.read.location import Location
 from caskd.store.read.open_files import OPEN_FILES
 
 CACHE_BYTES = 256 << 20
+SHARD_TABLES = 16  # shards whose tables stay in memory, 1 to 2 MB each
 _numbers = itertools.count()
 
 
@@ -45,6 +46,9 @@ class StoreArrays:
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         self._layouts = {array.name: array for array in (*fixed, layout.ID_ORDER, *rows)}
         self._row_arrays = frozenset(array.name for array in rows)
+        self._tables = spec.row_encoding.tables(spec.vocab_size, spec.shard_rows)
+        self._table_names = frozenset(array.name for array in self._tables)
+        self._chunks_of_shard = spec.shard_rows // spec.chunk_rows
         self.ledger = ledger or Ledger(root, spec)
         self._limits = array_checks.value_limits(spec)
         self._known_metadata: dict[str, int] = {}
@@ -109,7 +113,16 @@ class StoreArrays:
         if name in self._layouts:
             array = self._layouts[name]
             return array.shape(array.chunk), array.dtype
-        return (self.spec.chunk_rows, self.spec.num_cells), FIELD_DTYPES[name]
+        spec, encoding = self.spec, self.spec.row_encoding
+        if name in encoding.derived:
+            shapes = {array.name: array.shape(array.chunk) for array in self._tables}
+            shape = encoding.derived_shape(
+                name, spec.num_cells, spec.chunk_rows, shapes, spec.vocab_size
+            )
+            return shape, encoding.derived[name].dtype
+        is_cells = name in {cells.name for cells in spec.row_kind.cells}
+        shape = (spec.chunk_rows, spec.num_cells) if is_cells else (spec.chunk_rows,)
+        return shape, FIELD_DTYPES[name]
 
     def _cache(self, name: str) -> ChunkCache:
         """The decoded chunks of a field; the caches of all row fields hold about equal rows."""
@@ -118,8 +131,11 @@ class StoreArrays:
             entries = CACHE_BYTES // (8 * self.spec.num_cells + 64)
             if name not in FIELD_DTYPES:
                 entries *= 2  # token arrays hold prompts too, often as long as the responses
-            length = self._length(name) or shape[0]
-            slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
+            if self._is_of_shard(name):
+                slots = min(self.spec.num_shards, SHARD_TABLES)
+            else:
+                length = self._length(name) or shape[0]
+                slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
             self._caches[name] = ChunkCache(slots, shape, dtype, partial(self._decode, name))
         return self._caches[name]
 
@@ -129,20 +145,35 @@ class StoreArrays:
             out[:] = self._disk_chunk(self._layouts[name], chunk)
             return
         encoding = self.spec.row_encoding
-        stored = {source: self._stored(source, chunk) for source in encoding.sources[name]}
+        if name in encoding.derived:
+            sources = encoding.derived[name].sources
+        else:
+            sources = encoding.sources[name]
+        if self._is_of_shard(name):
+            chunk *= self._chunks_of_shard
+        stored = {source: self._stored(source, chunk) for source in sources}
         encoding.decode(name, stored, self.id_order, out)
 
     def _stored(self, name: str, chunk: int) -> Array:
-        """The values of a row array for the rows of a chunk of cells.
+        """The values of an array for the rows of a chunk of cells.
 
-        A chunk of a column covers several chunks of cells.
+        A chunk of a column covers several chunks of cells, a table all of a shard.
         """
+        if self._is_of_shard(name):
+            return self._cache(name).get(chunk // self._chunks_of_shard)
+        if name not in self._layouts:
+            return self._cache(name).get(chunk)
         array = self._layouts[name]
         if array.cells is not None:
             return self._disk_chunk(array, chunk)
         rows, column = self.spec.chunk_rows, array.chunk
         start = chunk * rows
         return self._cache(name).get(start // column)[start % column : start % column + rows]
+
+    def _is_of_shard(self, name: str) -> bool:
+        """Whether an array is one chunk per shard: a table, or derived from tables."""
+        derived = self.spec.row_encoding.derived.get(name)
+        return name in self._table_names or (derived is not None and derived.of_shard)
 
     def _disk_chunk(self, array: layout.ArrayLayout, chunk: int) -> Array:
         try:
@@ -192,7 +223,9 @@ class StoreArrays:
     def _length(self, name: str) -> int | None:
         """Entries on the first axis of an array; None for vocab_bytes, whose length varies."""
         spec = self.spec
-        if name in self._row_arrays or name in FIELD_DTYPES:
+        if name in self._table_names:
+            return spec.num_shards * self._layouts[name].shard
+        if name in self._row_arrays or name in FIELD_DTYPES or name in spec.row_encoding.derived:
             return spec.num_shards * spec.shard_rows
         if name in ("token_ids", "is_response"):
             return spec.num_tokens
@@ -218,7 +251,10 @@ class StoreArrays:
             ):
                 raise CorruptError(f"{where}: not the metadata of vocab_bytes")
         if found != array.metadata(length):
-            raise UnsafeError(f"{where}: differs from the metadata that format version 1 defines")
+            version = self.spec.format_version
+            raise UnsafeError(
+                f"{where}: differs from the metadata that format version {version} defines"
+            )
         self._known_metadata[array.name] = length
 
     def whole(self, name: str) -> Array:

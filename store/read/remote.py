@@ -228,11 +228,11 @@ class RemoteArrays(StoreArrays):
         self, chosen: npt.NDArray[np.int64], index: ExampleIndex, fields: Sequence[str]
     ) -> None:
         """Start to fetch the shard files that reading `chosen` will touch, and return."""
-        for names, starts, counts in (
-            (("token_ids", "is_response"), index.token_start[chosen], index.token_count[chosen]),
-            (self._arrays_behind(fields), index.row_start[chosen], index.row_count[chosen]),
+        tokens, rows = ("token_ids", "is_response"), self._arrays_behind(fields)
+        for names, size, starts, counts in (
+            (tokens, layout.TOKEN_SHARD, index.token_start[chosen], index.token_count[chosen]),
+            (rows, self.spec.shard_rows, index.row_start[chosen], index.row_count[chosen]),
         ):
-            size = self._layouts[names[0]].shard  # equal for all arrays of the axis
             starts, last = starts[counts > 0] // size, (starts + counts - 1)[counts > 0] // size
             for shard in {*starts.tolist(), *last.tolist()}:
                 for name in names:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from caskd.store.format import SAMPLED, TOPK, StoreSpec, kept_cells
+from caskd.store.cells import kept_cells
+from caskd.store.format import SAMPLED, TOPK, StoreSpec
 from caskd.store.read import StoreBatch
 
 _ABOVE_IDS = 1 << 40

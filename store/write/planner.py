@@ -201,7 +201,7 @@ def _plan_contents(spec: StoreSpec, geometry: Geometry, vocab: Sequence[bytes]) 
     offsets = np.concatenate([[0], np.cumsum([len(token) for token in vocab])]).astype(np.int64)
     contents.update(encode_whole(layout.VOCAB_LAYOUTS[0], joined))
     contents.update(encode_whole(layout.VOCAB_LAYOUTS[1], offsets))
-    contents.update(layout.row_metadata(spec.row_layouts(), spec.num_shards * spec.shard_rows))
+    contents.update(layout.row_metadata(spec.row_layouts(), spec.num_shards))
     contents[STORE_JSON] = spec.to_json()
     return contents
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store.cells import fit_orders
 from caskd.store.commits import commit_record, publish, write_seal
 from caskd.store.errors import IncompleteError, StoreNotFoundError
 from caskd.store.format import (
@@ -31,7 +32,6 @@ from caskd.store.format import (
     canonical_json,
     encode_shards,
     encode_whole,
-    fit_orders,
     layout,
 )
 from caskd.store.inspect import PLAN_COUNTS, card, text_counts
@@ -179,7 +179,7 @@ class StoreWriter:
         Raises:
             IncompleteError: the encoding uses orders of ids, and the pilot is not committed.
         """
-        stored = self.spec.row_encoding.encode(rows, self._store.id_order)
+        stored = self.spec.row_encoding.encode(rows, self._store.id_order, self.spec.vocab_size)
         contents = {
             array.key(work.shard): encode_shards(array, stored[array.name])[0]
             for array in self.layouts

@@ -1,15 +1,17 @@
-"""Write the golden stores of format version 1, which every later version must read.
+"""Write the golden stores of format versions 1 and 2, which every later version must read.
 
-    PYTHONPATH=tests python tests/data/make_golden.py
+    PYTHONPATH=tests python tests/data/make_golden.py [NAME ...]
 
 Run it only while the format has not been released: afterwards its files never change. The compact
 store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
-has several orders of ids. The sampled store holds draws for the examples of the exact one.
+has several orders of ids. The sampled store holds draws for the examples of the exact one. The
+fitted store has rows of unequal length, in two shards with four lists of ids each.
 """
 
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,15 @@ def write_sampled() -> TeacherStore:
     return sampled_stores.make_store(path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"])
 
 
+def write_fitted() -> TeacherStore:
+    """The golden store of the fitted encoding, in place of what is there."""
+    path = HERE / "golden-v2-fitted"
+    shutil.rmtree(path, ignore_errors=True)
+    return stores.make_store(
+        path, num=250, shard_rows=1024, top_k=8, encoding="fitted", ragged=True
+    )
+
+
 def known_values(store: TeacherStore) -> dict[str, object]:
     """What the exact store holds: digests of all it gives, and its first example in full."""
     batch, first = store.read(range(len(store))), store.read([0])
@@ -76,11 +87,16 @@ def known_values(store: TeacherStore) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    exact, sampled = write("exact"), write_sampled()
-    for name, store in (("golden-v1", exact), ("golden-v1-sampled", sampled)):
-        known = json.dumps(known_values(store), indent=1) + "\n"
-        (HERE / f"{name}.json").write_text(known, encoding="utf-8")
-    compact = write("compact")
-    for store in (exact, compact, sampled):
+    every = {
+        "golden-v1": lambda: write("exact"),
+        "golden-v1-sampled": write_sampled,
+        "golden-v1-compact": lambda: write("compact"),
+        "golden-v2-fitted": write_fitted,
+    }
+    for name in sys.argv[1:] or every:
+        store = every[name]()
+        if name != "golden-v1-compact":  # its values are those of golden-v1
+            known = json.dumps(known_values(store), indent=1) + "\n"
+            (HERE / f"{name}.json").write_text(known, encoding="utf-8")
         size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
         print(f"{store.root.name}: {store.spec.num_rows:,} rows, {size:,} bytes")

@@ -9,9 +9,9 @@ import numpy as np
 from fault_damage import make
 from fault_hostile_stores import DEEP, HostileStore, directory, huge, link, pipe
 from fault_jobs import everything
+from fault_value_attacks import Attack, value_attacks
 from helpers import sampled_stores
 
-Attack = Callable[[HostileStore], None]
 STORE, PLAN, SHARD, SEAL = "store.json", "commits/plan.json", "commits/00000.json", "seal.json"
 LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 
@@ -19,7 +19,7 @@ LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
     """Files of a valid topk store in each encoding, and of a sampled store."""
     sampled_stores.make_store(where / "sampled")
-    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact")]
+    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted")]
     return {
         path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
         for path in (*paths, where / "sampled")
@@ -41,7 +41,7 @@ def hostile_stores(sound: dict[str, dict[str, bytes]]) -> list[tuple[str, Hostil
 def attacks() -> dict[str, Attack]:
     """All attacks, by name."""
     return {**_geometry(), **_identity(), **_texts(), **_paths(), **_records(), **_zarr(),
-            **_chunks(), **_values()}  # fmt: skip
+            **_chunks(), **value_attacks()}  # fmt: skip
 
 
 def _set(file: str, *path: str | int, value: Any) -> Attack:
@@ -293,57 +293,4 @@ def _chunks() -> dict[str, Attack]:
         "index half absent": lambda s: s.index(packed, lambda e: e.__setitem__(0, (2**64 - 1, 8))),
         "index of nothing": lambda s: s.index(packed, lambda e: e.__setitem__(0, (0, 0))),
         "an empty shard": _text("data.zarr/argmax/c/0", b""),
-    }
-
-
-def _values() -> dict[str, Attack]:
-    def at(name: str, index: Any, value: Any) -> Attack:
-        def change(values: np.ndarray) -> None:
-            values[index] = value
-
-        return lambda s: s.values(name, change)
-
-    return {
-        "token_start negative": at("token_start", 0, -(2**63)),
-        "token_start far": at("token_start", 1, 2**62),
-        "token_count negative": at("token_count", 0, -1),
-        "token_count huge": at("token_count", 0, 2**31 - 1),
-        "row_start outside": at("row_start", 0, 10**12),
-        "row_start wraps": at("row_start", 0, 2**63 - 1),
-        "row_start negative": at("row_start", 0, -5),
-        "row_count huge": at("row_count", 0, 2**31 - 1),
-        "rows overlap": at("row_start", 1, 0),
-        "a task too far": at("task", 0, 65535),
-        "a status too far": at("status", 0, 255),
-        "vocab_offsets fall": at("vocab_offsets", 3, 0),
-        "vocab_offsets negative": at("vocab_offsets", 0, -(2**62)),
-        "vocab_offsets far": at("vocab_offsets", -1, 2**62),
-        "id_order twice": at("id_order", 0, 1),
-        "id_order far": at("id_order", 0, 2**32 - 1),
-        "id codes far": at("topk_id_codes", (0, 0), 2**32 - 1),
-        "id codes twice": at("topk_id_codes", 0, 3),
-        "logit steps wrap": at("topk_logit_steps", 0, 65535),
-        "num_kept far": at("num_kept", 0, 65535),
-        "argmax far": at("argmax", 0, 2**32 - 1),
-        "label_rank far": at("label_rank", 0, 2**32 - 1),
-        "token ids far": at("token_ids", 0, 2**32 - 1),
-        "is_response 7": at("is_response", 0, 7),
-        "logsumexp NaN": at("logsumexp", 0, np.nan),
-        "tail_mass negative": at("tail_mass", 0, -1e30),
-        "label_logit infinite": at("label_logit", 0, np.inf),
-        "exact: ids far": at("topk_ids", (0, 0), 2**32 - 1),
-        "exact: ids twice": at("topk_ids", 0, 5),
-        "exact: logits NaN": at("topk_logits", (0, 1), np.nan),
-        "exact: logits rise": at("topk_logits", (0, 3), 1e30),
-        "exact: num_kept far": at("num_kept", 0, 500),
-        "sampled: steps far": at("sampled_place_steps", (0, 0), 2**32 - 1),
-        "sampled: steps that lead out": at("sampled_place_steps", 0, 29),
-        "sampled: steps of nothing": at("sampled_place_steps", 0, 0),
-        "sampled: counts far": at("sampled_place_counts", (0, 0), 65535),
-        "sampled: counts of nothing": at("sampled_place_counts", 0, 0),
-        "sampled: counts of one more": at("sampled_place_counts", (0, 0), 20),
-        "sampled: num_kept far": at("num_kept", 0, 65535),
-        "sampled: num_kept of another row": at("num_kept", 0, 20),
-        "sampled: an order too far": at("sampled_id_order", 0, 9),
-        "sampled: argmax far": at("argmax", 0, 2**32 - 1),
     }

@@ -17,6 +17,7 @@ from caskd.store.verify import verify_store
 from caskd.store.write import StoreWriter
 
 OUTSIDE_THE_SEAL = ("README.md", "environment/")
+ENCODINGS = ("compact", "exact", "fitted")
 Change = dict[str, bytes | None]  # file -> new content; None removes it
 
 
@@ -110,16 +111,16 @@ def _spread(files: dict[str, bytes], count: int, rng: random.Random) -> list[str
 def damage(where: Path, counts: dict[str, int], seed: int = 0) -> dict[str, Tally]:
     """Run `counts` of "flips", "truncations" and "swaps", and remove every file once."""
     tallies = {name: Tally() for name in (*counts, "missing")}
-    for encoding in ("compact", "exact"):
+    for encoding in ENCODINGS:
         path, rng = make(where / encoding, encoding), random.Random(seed)
         other = make(where / f"{encoding}-stale", encoding, noise=1e-3)
         files = {n: d for n, d in everything(path).items() if not n.endswith("/")}
         stale, right = everything(other), values(path)
-        half = {name: (count + 1) // 2 for name, count in counts.items()}
+        part = {name: -(-count // len(ENCODINGS)) for name, count in counts.items()}
         cases = {
-            "flips": flips(files, half["flips"], rng),
-            "truncations": truncations(files, half["truncations"], rng),
-            "swaps": swaps(files, stale, half["swaps"], rng),
+            "flips": flips(files, part["flips"], rng),
+            "truncations": truncations(files, part["truncations"], rng),
+            "swaps": swaps(files, stale, part["swaps"], rng),
             "missing": missing(files),
         }
         for name, changes in cases.items():

@@ -17,6 +17,7 @@ import google_crc32c
 import numpy as np
 from fault_damage import kind
 from helpers.sampled_stores import NUM_SAMPLES
+from helpers.stores import VOCAB
 
 from caskd.store.commits import FileRecord
 from caskd.store.format import ROW_ENCODINGS, canonical_json, encode_shards, layout
@@ -29,7 +30,7 @@ class HostileStore:
     """A store to be written: its files, and actions on the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"  # or `exact`, or `sampled` for a compact sampled store
+    encoding: str = "compact"  # or `exact`, `fitted`, or `sampled` for a compact sampled store
     fits: bool = True  # whether digests are updated
     after: list[Callable[[Path], None]] = field(default_factory=list)
 
@@ -45,6 +46,7 @@ class HostileStore:
             rows = ROW_ENCODINGS["sampled", "compact"].layouts(NUM_SAMPLES, 32, 32)
         else:
             rows = ROW_ENCODINGS["topk", self.encoding].layouts(4, 32, 32)
+            rows += ROW_ENCODINGS["topk", self.encoding].tables(len(VOCAB), 32)
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         return next(a for a in (*fixed, layout.ID_ORDER, *rows) if a.name == name)
 

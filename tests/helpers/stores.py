@@ -96,7 +96,24 @@ def shard_rows_of(work: ShardWork, shard_rows: int, top_k: int) -> dict[str, np.
     return rows
 
 
-def fill(path: Path, *, only: list[int] | None = None) -> StoreWriter:
+def cut_rows(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same rows with 1 to k of their cells, as `--min-mass` leaves them."""
+    top_k = rows["topk_ids"].shape[1]
+    kept = np.minimum(rows["num_kept"], 1 + np.arange(len(rows["num_kept"])) * 7 % top_k)
+    padding = np.arange(top_k) >= kept[:, None]
+    with np.errstate(invalid="ignore"):
+        p = np.exp(rows["topk_logits"].astype(np.float64) - rows["logsumexp"][:, None])
+    more = np.where(padding & (np.arange(top_k) < rows["num_kept"][:, None]), p, 0).sum(1)
+    return {
+        **rows,
+        "topk_ids": np.where(padding, 0, rows["topk_ids"]).astype(np.uint32),
+        "topk_logits": np.where(padding, -np.inf, rows["topk_logits"]).astype(np.float32),
+        "num_kept": kept.astype(np.uint16),
+        "tail_mass": (rows["tail_mass"] + more).astype(np.float32),
+    }
+
+
+def fill(path: Path, *, only: list[int] | None = None, ragged: bool = False) -> StoreWriter:
     """Commit the missing shards of a planned store (or some of them)."""
     writer = StoreWriter(path)
     pilot = writer.pilot()
@@ -106,6 +123,7 @@ def fill(path: Path, *, only: list[int] | None = None) -> StoreWriter:
     for shard in writer.missing_shards() if only is None else only:
         work = writer.shard(shard)
         rows = shard_rows_of(work, writer.spec.shard_rows, writer.spec.top_k)
+        rows = cut_rows(rows) if ragged else rows
         committed = writer.commit(work, rows)  # outside the assert: this runs under python -O
         assert committed
     return writer
@@ -119,11 +137,12 @@ def make_store(
     shard_rows: int = 32,
     top_k: int = 4,
     encoding: str = "compact",
+    ragged: bool = False,
 ) -> TeacherStore:
-    """Plan, fill and seal a store."""
+    """Plan, fill and seal a store; `ragged` gives its rows unequal numbers of cells."""
     made = identity(top_k, encoding)
     plan_store(path, made, examples(num, seed), shard_rows=shard_rows, vocab=VOCAB)
-    fill(path).seal()
+    fill(path, ragged=ragged).seal()
     return TeacherStore.open(path)
 
 

@@ -16,19 +16,22 @@ from caskd.store.verify import verify_store
 
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
-SAMPLED = DATA / "golden-v1-sampled"
+SAMPLED, FITTED = DATA / "golden-v1-sampled", DATA / "golden-v2-fitted"
 KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
+KNOWN_FITTED = json.loads((DATA / "golden-v2-fitted.json").read_text(encoding="utf-8"))
 KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", [EXACT, COMPACT, SAMPLED], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [EXACT, COMPACT, SAMPLED, FITTED], ids=lambda path: path.name)
 def test_a_golden_store_is_small_and_verifies(path: Path) -> None:
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 200_000
     assert not verify_store(path, full=True).problems
 
 
 @pytest.mark.parametrize(
-    ("path", "known"), [(EXACT, KNOWN), (SAMPLED, KNOWN_DRAWS)], ids=["exact", "sampled"]
+    ("path", "known"),
+    [(EXACT, KNOWN), (SAMPLED, KNOWN_DRAWS), (FITTED, KNOWN_FITTED)],
+    ids=["exact", "sampled", "fitted"],
 )
 def test_a_golden_store_holds_the_known_values(path: Path, known: dict[str, Any]) -> None:
     store = TeacherStore.open(path)
@@ -61,6 +64,12 @@ def test_the_compact_golden_store_holds_the_same_rows_again_and_again() -> None:
             np.testing.assert_allclose(np.exp(values - lse), np.exp(known - lse), atol=2e-3)
         else:
             np.testing.assert_array_equal(values, known, err_msg=name)
+
+
+def test_the_fitted_golden_store_is_of_format_2_with_lists_in_each_shard() -> None:
+    store = TeacherStore.open(FITTED)
+    assert (store.spec.format_version, store.spec.num_shards) == (2, 2)
+    assert {array.name: array.shard for array in store.spec.row_layouts()}["topk_id_lists"] == 4
 
 
 def test_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:

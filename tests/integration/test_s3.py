@@ -158,6 +158,19 @@ def test_reading_straight(pushed: str, source: Path) -> None:
     assert remote.vocab == VOCAB
 
 
+def test_a_fitted_store_is_read_straight(tmp_path: Path) -> None:
+    """Tables and columns of its own, each file fetched for the shards that are read."""
+    source, url = tmp_path / "fitted", f"s3://{BUCKET}/fitted/toy"
+    make_store(source, num=NUM_EXAMPLES, shard_rows=16, encoding="fitted")
+    push_store(source, url)
+    here, there = TeacherStore.open(source), TeacherStore.open(url)
+    there.prefetch([0])
+    assert_same(there.read([0]), here.read([0]))
+    fetched = {path.name for path in there.root.glob("data.zarr/topk_id_lists/c/*")}
+    assert fetched == {"0"}
+    assert_same(there.read(range(NUM_EXAMPLES)), here.read(range(NUM_EXAMPLES)))
+
+
 def test_the_second_reader_fetches_no_shard(
     pushed: str, server: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

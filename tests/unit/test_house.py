@@ -303,7 +303,7 @@ def test_the_encoding_flag_offers_every_encoding() -> None:
     from caskd.store.format import ROW_ENCODINGS, ROW_KINDS
 
     offered = get_args(get_type_hints(PrecomputeConfig)["encoding"])
-    assert offered == ("compact", "exact")
+    assert offered == ("compact", "exact", "fitted")
     assert set(offered) == {name for _, name in ROW_ENCODINGS}
     assert {(kind, PrecomputeConfig.encoding) for kind in ROW_KINDS} <= set(ROW_ENCODINGS)
 

@@ -11,8 +11,9 @@ from helpers import sampled_stores, stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caskd.store.cells import fit_orders
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.format import FIELD_DTYPES, ROW_ENCODINGS, SAMPLED, fit_orders, layout
+from caskd.store.format import FIELD_DTYPES, ROW_ENCODINGS, SAMPLED, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.inspect import (
     card,
@@ -56,7 +57,7 @@ def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
 def test_draws_come_back_as_they_were(seed: int, num_samples: int, num_orders: int) -> None:
     rows = drawn(seed, 1024, num_samples)
     orders = fit_orders(rows["sampled_ids"], rows["num_kept"], V, num_orders)
-    stored = COMPACT.encode(rows, orders)
+    stored = COMPACT.encode(rows, orders, V)
     for start in (0, 512):
         chunk = {name: values[start : start + 512] for name, values in stored.items()}
         for name in ("sampled_ids", "sampled_counts"):
@@ -79,7 +80,7 @@ def test_zeros_behind_cost_nothing_and_any_pcodec_reads_a_ragged_chunk(used: int
 def test_positions_beyond_the_vocabulary_are_damage() -> None:
     rows = drawn(0, 64, 8)
     orders = fit_orders(rows["sampled_ids"], rows["num_kept"], V, 1)
-    stored = COMPACT.encode(rows, orders)
+    stored = COMPACT.encode(rows, orders, V)
     stored["sampled_place_steps"].reshape(-1)[:3] = V - 1
     with pytest.raises(CorruptError, match=f"sampled_place_steps .*at most {V - 1}"):
         COMPACT.decode("sampled_ids", stored, orders, np.empty_like(rows["sampled_ids"]))

@@ -10,10 +10,10 @@ from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caskd.store.cells import IdPositions, fit_orders, kept_cells
 from caskd.store.errors import CorruptError
-from caskd.store.format import ROW_ENCODINGS, ShardFile, fit_orders, kept_cells, layout
+from caskd.store.format import ROW_ENCODINGS, ShardFile, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.format.id_orders import IdPositions
 from caskd.store.write import pilot_rows
 from caskd.store.write.writer import pilot_examples
 
@@ -33,7 +33,7 @@ def round_trip(rows: dict[str, np.ndarray], num_orders: int = 3) -> dict[str, np
     assert orders.shape == (num_orders, V)
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(V), (num_orders, 1)))
     encoding = ROW_ENCODINGS["topk", "compact"]
-    stored = encoding.encode(rows, orders)
+    stored = encoding.encode(rows, orders, V)
     dtypes = {name: str(values.dtype) for name, values in stored.items() if name not in rows}
     assert dtypes == {
         "topk_logit_steps": "uint16", "topk_id_codes": "uint32", "topk_id_order": "uint8",

@@ -16,10 +16,12 @@ from caskd.store.verify import verify_store
 @pytest.mark.parametrize("key", ROW_ENCODINGS, ids="-".join)
 def test_every_field_is_an_array_or_has_arrays_as_sources(key: tuple[str, str]) -> None:
     encoding = ROW_ENCODINGS[key]
-    arrays = {array.name for array in encoding.arrays}
+    tables = {array.name for array in encoding.tables(100, 8)}
+    arrays = {array.name for array in encoding.arrays} | tables
     assert (encoding.kind.name, encoding.name) == key
     assert {*encoding.arrays_behind(encoding.kind.fields)} == arrays
     assert {*encoding.kind.fields} - {*encoding.sources} <= arrays
+    assert not {*encoding.derived} & (arrays | {*encoding.kind.fields})
     assert not {*encoding.sources} & arrays
     assert {*encoding.kind.distribution} <= {*encoding.kind.fields} <= {*FIELD_DTYPES}
     assert {array.field for array in encoding.arrays if array.field} == {*encoding.sources}
@@ -57,7 +59,9 @@ class HalfPrecision(RowEncoding):
     exact = False
     cell_bytes = (2.0, 3.0)
 
-    def encode(self, rows: Mapping[str, Array], id_orders: Array | None) -> dict[str, Array]:
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
         assert id_orders is None
         kept = {name: values for name, values in rows.items() if name != "topk_logits"}
         return {**kept, "topk_logit_halves": rows["topk_logits"].astype(np.float16).view(np.uint16)}

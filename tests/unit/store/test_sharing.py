@@ -36,7 +36,10 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_a_copy_is_the_store(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["compact", "fitted"])
+def test_a_copy_is_the_store(encoding: str, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    make_store(store, encoding=encoding)
     (store / "environment").mkdir(exist_ok=True)
     (store / "environment" / "own.json").write_text("{}")
     (store / "notes.txt").write_text("stays at home")

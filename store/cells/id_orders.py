@@ -11,10 +11,12 @@ rows that saves 6 bytes a row with 8 orders and 9 with 16, for 20 to 40 kB an or
 Costs are rounded to integers. Their sums are therefore exact, and equal rows give equal bytes.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.format.codecs import Array
+Array = npt.NDArray[Any]
 
 BITS = 256  # costs are in 1/256 bit
 PRIOR = 1000  # number of ids, distributed as in the whole pilot, that are added to every cluster
@@ -125,8 +127,13 @@ def kept_cells(num_kept: Array, k: int) -> npt.NDArray[np.bool_]:
     return cells
 
 
+def all_kept(num_kept: Array, k: int) -> bool:
+    """Whether no row has padding."""
+    return not len(num_kept) or int(num_kept.min()) == k
+
+
 def blank(cells: Array, num_kept: Array, value: float) -> None:
     """Overwrite the padding of `cells` [N, k] with `value`."""
     k = cells.shape[1]
-    if len(num_kept) and int(num_kept.min()) < k:
+    if not all_kept(num_kept, k):
         cells[~kept_cells(num_kept, k)] = value

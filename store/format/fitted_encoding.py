@@ -1,0 +1,290 @@
+"""The fitted encoding of top-k rows: lists of ids that are fitted to each shard, no padding.
+
+Legend: N rows of a chunk, k cells per row, V vocabulary, C lists of M ids.
+
+* The first id of a row is the teacher's argmax. The others follow by descending stored
+  log-probability, ties by ascending id.
+* An id is stored as its place in the list of the row's group (store/cells/id_lists.py). Cells of
+  equal stored log-probability, the first cell aside, are stored by ascending place: the first
+  place, then the differences less 1.
+* Log-probabilities are quantised as in the compact encoding, with b = 1/2 nat.
+* `tail_mass` is quantised in the same way, and stored as the difference from the code of 1 minus
+  the sum of the decoded cells. That sum is one of integers, so that a reader finds the same code.
+* `logsumexp` is rounded to 1/64. `topk_logits` and `label_logit` move with it, so that
+  log-probabilities do not depend on it.
+* The label's log-probability is exact where the label is outside the cells. Inside, it is stored
+  as the difference from its cell's, to 2^-8 nat.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from caskd.store.cells import (
+    IdLists,
+    ListPlaces,
+    ListShape,
+    all_kept,
+    blank,
+    fit_lists,
+    from_front,
+    ids_of_places,
+    kept_cells,
+    octaves,
+    to_front,
+)
+from caskd.store.errors import CorruptError
+from caskd.store.format.codecs import Array
+from caskd.store.format.layout import CELL_CHUNK, ArrayLayout
+from caskd.store.format.rows import TOPK, Derived, RowArray, RowEncoding
+from caskd.store.format.topk_encoding import (
+    MAX_CODE,
+    log_probability_codes,
+    log_probability_table,
+    running_sum,
+)
+
+MAX_STEP = 1 / 2
+LSE_STEPS = 64  # of logsumexp, per nat
+LABEL_STEPS = 128  # of the label's difference from its cell, per nat
+_ONE = 1 << 31
+_LOG_P = log_probability_table(MAX_STEP).astype(np.float32)
+_MASS = np.rint(np.exp(log_probability_table(MAX_STEP)) * _ONE).astype(np.int64)  # of each code
+_FALLING = _MASS[::-1].copy()
+_CODE_BITS = 12
+
+
+class FittedTopK(RowEncoding):
+    """Ids as places in lists that the shard holds, values as steps in octaves of ranks."""
+
+    kind = TOPK
+    name = "fitted"
+    exact = False
+    cell_bytes = (1.0, 1.9)
+    cell_arrays = (
+        RowArray("topk_id_places", "uint32", "ragged", field="topk_ids"),
+        RowArray("topk_id_list", "uint8", "shuffled", is_column=True),
+        RowArray("topk_logit_steps", "uint16", "octaves", field="topk_logits"),
+    )
+    derived = MappingProxyType(
+        {
+            "topk_codes": Derived("uint16", ("topk_logit_steps", "num_kept")),
+            "topk_id_table": Derived("uint32", ("topk_id_lists", "topk_id_common"), of_shard=True),
+        }
+    )
+    sources = MappingProxyType(
+        {
+            "topk_ids": (
+                "topk_id_places", "topk_id_list", "topk_codes", "topk_id_table", "topk_id_lists",
+                "num_kept",
+            ),
+            "topk_logits": ("topk_codes", "num_kept", "logsumexp"),
+            "label_logit": ("topk_codes", "num_kept", "label_rank", "label_rest", "logsumexp"),
+            "tail_mass": ("topk_codes", "num_kept", "tail_steps"),
+        }
+    )  # fmt: skip
+
+    @property
+    def columns(self) -> tuple[RowArray, ...]:
+        """The columns of the kind, with the label and the tail as differences."""
+        return (
+            *(array for array in self.kind.columns if array.name not in self.sources),
+            RowArray("label_rest", "float32", "packed", is_column=True, field="label_logit"),
+            RowArray("tail_steps", "int16", "packed", is_column=True, field="tail_mass"),
+        )
+
+    def tables(self, vocab_size: int, shard_rows: int) -> tuple[ArrayLayout, ...]:
+        """The lists and the head of the common order."""
+        shape = ListShape.of(shard_rows, vocab_size)
+        size = shape.num_lists
+        return (
+            ArrayLayout("topk_id_lists", "uint32", size, size, "octaves", shape.length),
+            ArrayLayout("topk_id_common", "uint32", 1, 1, "octaves", shape.common),
+        )
+
+    def derived_shape(
+        self, name: str, num_cells: int, chunk_rows: int, tables: Mapping[str, tuple[int, ...]],
+        vocab_size: int,
+    ) -> tuple[int, ...]:  # fmt: skip
+        """Shape of an intermediate array of one chunk or shard."""
+        if name == "topk_codes":
+            return chunk_rows, num_cells
+        return (IdLists.table_size(tables["topk_id_lists"], vocab_size),)
+
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
+        """The arrays on disk of a shard."""
+        ids, num_kept, lse = rows["topk_ids"], rows["num_kept"], rows["logsumexp"]
+        num_rows, top_k = ids.shape
+        shape = ListShape.of(num_rows, vocab_size)
+        lists, group = fit_lists(ids, num_kept, vocab_size, shape)
+        list_steps, common_steps = lists.stored(shape)
+        listed = ListPlaces(lists)
+        places, steps = np.empty_like(ids), np.empty((top_k, num_rows), np.uint16)
+        rest, tail = np.empty(num_rows, np.float32), np.empty(num_rows, np.int16)
+        for start in range(0, num_rows, CELL_CHUNK):  # chunk by chunk
+            block = slice(start, start + CELL_CHUNK)
+            cells = kept_cells(num_kept[block], top_k)
+            log_p = rows["topk_logits"][block] - lse[block, None]
+            codes = log_probability_codes(log_p, MAX_STEP)
+            codes = np.maximum.accumulate(codes, axis=1)
+            part = listed.of(ids[block], group[block])
+            tied = _tied_steps(part, codes, cells)
+            places[block] = to_front(tied, cells, [(0, len(tied))])
+            steps[:, block] = to_front(_differences(codes, cells), cells.T, octaves(top_k))
+            label = rows["label_logit"][block] - lse[block]
+            rest[block] = _label_rest(label, rows["label_rank"][block], codes, num_kept[block])
+            tail[block] = _tail_steps(rows["tail_mass"][block], codes, num_kept[block])
+        return {
+            **{name: rows[name] for name in ("num_kept", "argmax", "label_rank")},
+            "logsumexp": np.rint(lse * np.float32(LSE_STEPS)) / np.float32(LSE_STEPS),
+            "topk_id_places": places,
+            "topk_id_list": group,
+            "topk_logit_steps": steps.T,
+            "label_rest": rest,
+            "tail_steps": tail,
+            "topk_id_lists": list_steps,
+            "topk_id_common": common_steps,
+        }
+
+    def decode(
+        self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
+    ) -> None:
+        """Decode a field, or an intermediate array, of one chunk."""
+        _DECODERS[name](stored, out)
+
+
+def _differences(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
+    """Differences [k, N] between the codes of neighbouring ranks; 0 in padding."""
+    steps = np.ascontiguousarray(codes.T)
+    steps[1:] -= steps[:-1].copy()
+    steps[~cells.T] = 0
+    return steps
+
+
+def _tied_steps(places: Array, codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
+    """Places [N, k], ascending in a run of equal codes and stored as differences less 1 there."""
+    keys = codes.astype(np.uint64) << np.uint64(32) | places
+    keys[~cells] = np.uint64(2**64 - 1)
+    keys[:, 1:].sort(axis=1)
+    ordered = keys.astype(np.uint32)  # the low half
+    steps = ordered.copy()
+    tied = (codes[:, 2:] == codes[:, 1:-1]) & cells[:, 2:]
+    steps[:, 2:] -= (ordered[:, 1:-1] + np.uint32(1)) * tied
+    steps[~cells] = 0
+    return steps
+
+
+def _label_rest(label: Array, rank: Array, codes: Array, num_kept: Array) -> Array:
+    """What the label's log-probabilities [N] have beyond those of their cells."""
+    cell, inside = _label_cell(rank, codes, num_kept)
+    near = np.rint((label - cell) * np.float32(LABEL_STEPS)) / np.float32(LABEL_STEPS)
+    return np.where(inside, near, label)
+
+
+def _label_cell(rank: Array, codes: Array, num_kept: Array) -> tuple[Array, Array]:
+    """Log-probability [N] of the label's cell, and whether it has one."""
+    inside = rank < num_kept
+    own = np.where(inside, rank, 0).astype(np.intp)
+    code = np.take_along_axis(codes, own[:, None], axis=1)[:, 0]
+    return _LOG_P.take(code), inside
+
+
+def _tail_base(codes: Array, num_kept: Array) -> Array:
+    """The code [N] of 1 minus the sum of the decoded cells."""
+    mass = _MASS.take(codes)
+    blank(mass, num_kept, 0)
+    left = np.maximum(_ONE - mass.sum(axis=1), 0)
+    base: Array = MAX_CODE + 1 - np.searchsorted(_FALLING, left, side="right")
+    return base
+
+
+def _tail_steps(tail: Array, codes: Array, num_kept: Array) -> Array:
+    """Codes of `tail_mass` [N] less those that a reader expects; 0 in rows without cells."""
+    with np.errstate(divide="ignore"):
+        wanted = log_probability_codes(np.log(tail), MAX_STEP).astype(np.int64)
+    steps: Array = np.where(num_kept > 0, wanted - _tail_base(codes, num_kept), 0).astype(np.int16)
+    return steps
+
+
+def _decode_codes(stored: Mapping[str, Array], out: Array) -> None:
+    steps, num_kept = stored["topk_logit_steps"], stored["num_kept"]
+    if not all_kept(num_kept, steps.shape[1]):
+        cells = kept_cells(num_kept, steps.shape[1]).T
+        steps = from_front(steps.T, cells, octaves(len(cells))).T
+    codes = running_sum(steps.T)
+    if codes.size and int(codes.max()) > MAX_CODE:
+        raise CorruptError(f"topk_logit_steps lead beyond {MAX_CODE:,}; run caskd store verify")
+    out[:] = codes.T
+
+
+def _decode_table(stored: Mapping[str, Array], out: Array) -> None:
+    lists, common = stored["topk_id_lists"], stored["topk_id_common"]
+    vocab_size = len(out) - IdLists.table_size(lists.shape, 0)
+    out[:] = IdLists.from_stored(lists, common, vocab_size).table()
+
+
+def _decode_ids(stored: Mapping[str, Array], out: Array) -> None:
+    codes, num_kept, table = stored["topk_codes"], stored["num_kept"], stored["topk_id_table"]
+    packed = stored["topk_id_places"]
+    if not all_kept(num_kept, codes.shape[1]):
+        cells = kept_cells(num_kept, codes.shape[1])
+        packed = from_front(packed, cells, [(0, len(cells))])
+    places = packed.T.copy(order="C")
+    tied = np.equal(codes[:, 2:], codes[:, 1:-1]).T.astype(np.uint32, order="C")
+    places[2:] += tied
+    before = np.empty(len(codes), np.uint32)
+    for rank in range(2, len(places)):
+        np.multiply(places[rank - 1], tied[rank - 2], out=before)
+        places[rank] += before
+    lists = stored["topk_id_lists"]
+    blank(places.T, num_kept, 0)
+    in_rows = np.ascontiguousarray(places.T)
+    ids = ids_of_places(in_rows, stored["topk_id_list"], table, lists.shape)
+    _put_in_order(ids, codes, num_kept, out)
+
+
+def _put_in_order(ids: Array, codes: Array, num_kept: Array, out: Array) -> None:
+    """Sort the ids behind the first cell by code, then id, into `out`."""
+    largest = int(ids.max(initial=0)).bit_length()
+    dtype = np.dtype("u4" if largest + _CODE_BITS < 32 else "u8")
+    keys: Array = codes.astype(dtype)
+    np.left_shift(keys, dtype.type(largest), out=keys)
+    np.bitwise_or(keys, ids, out=keys)
+    blank(keys, num_kept, 2 ** (8 * dtype.itemsize) - 1)
+    keys[:, 1:].sort(axis=1)
+    np.bitwise_and(keys, dtype.type((1 << largest) - 1), out=out, casting="unsafe")
+    blank(out, num_kept, 0)
+
+
+def _decode_logits(stored: Mapping[str, Array], out: Array) -> None:
+    _LOG_P.take(stored["topk_codes"], out=out, mode="wrap")
+    out += stored["logsumexp"][:, None]
+    blank(out, stored["num_kept"], -np.inf)
+
+
+def _decode_label(stored: Mapping[str, Array], out: Array) -> None:
+    codes, num_kept = stored["topk_codes"], stored["num_kept"]
+    cell, inside = _label_cell(stored["label_rank"], codes, num_kept)
+    out[:] = stored["label_rest"] + np.where(inside, cell, 0) + stored["logsumexp"]
+
+
+def _decode_tail(stored: Mapping[str, Array], out: Array) -> None:
+    codes, num_kept = stored["topk_codes"], stored["num_kept"]
+    own = stored["tail_steps"] + np.where(num_kept > 0, _tail_base(codes, num_kept), MAX_CODE)
+    if own.size and (int(own.min()) < 0 or int(own.max()) > MAX_CODE):
+        raise CorruptError("tail_steps lead to no code; run caskd store verify")
+    out[:] = np.exp(_LOG_P.take(own))
+
+
+_DECODERS = {
+    "topk_codes": _decode_codes,
+    "topk_id_table": _decode_table,
+    "topk_ids": _decode_ids,
+    "topk_logits": _decode_logits,
+    "label_logit": _decode_label,
+    "tail_mass": _decode_tail,
+}
