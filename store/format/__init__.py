@@ -33,7 +33,7 @@ from caskd.store.format.spec import (
     check_identity,
     identity_differences,
 )
-from caskd.store.format.versions import needed_version
+from caskd.store.format.versions import needed_version, unusual_capture
 
 __all__ = [
     "COMMITS",
@@ -69,4 +69,5 @@ __all__ = [
     "layout",
     "needed_version",
     "untrusted_json",
+    "unusual_capture",
 ]

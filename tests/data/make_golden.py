@@ -1,10 +1,11 @@
-"""Write the golden stores of format version 1, which every later version must read.
+"""Write the golden stores of format versions 1 and 2, which every later version must read.
 
     PYTHONPATH=tests python tests/data/make_golden.py
 
 Run it only while the format has not been released: afterwards its files never change. The compact
 store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
-has several orders of ids. The sampled store holds draws for the examples of the exact one.
+has several orders of ids. The sampled store holds draws for the examples of the exact one. Those of
+version 2 hold the same teacher as a server, or an import, would give it.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from helpers import sampled_stores, stores
+from helpers import format2_stores, sampled_stores, stores
 
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, plan_store
@@ -80,6 +81,12 @@ if __name__ == "__main__":
     for name, store in (("golden-v1", exact), ("golden-v1-sampled", sampled)):
         known = json.dumps(known_values(store), indent=1) + "\n"
         (HERE / f"{name}.json").write_text(known, encoding="utf-8")
+    for kind in format2_stores.KINDS:
+        path = HERE / f"golden-v2-{kind}"
+        shutil.rmtree(path, ignore_errors=True)
+        store = format2_stores.make_store(path, kind, num=NUM_EXAMPLES, shard_rows=16)
+        known = json.dumps(known_values(store), indent=1) + "\n"
+        (HERE / f"golden-v2-{kind}.json").write_text(known, encoding="utf-8")
     compact = write("compact")
     for store in (exact, compact, sampled):
         size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())

@@ -17,18 +17,27 @@ from caskd.store.verify import verify_store
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
 SAMPLED = DATA / "golden-v1-sampled"
+VERSION_2 = [DATA / f"golden-v2-{kind}" for kind in ("served", "imported", "draws")]
 KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
 KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("path", [EXACT, COMPACT, SAMPLED], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [EXACT, COMPACT, SAMPLED, *VERSION_2], ids=lambda path: path.name
+)
 def test_a_golden_store_is_small_and_verifies(path: Path) -> None:
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 200_000
     assert not verify_store(path, full=True).problems
 
 
 @pytest.mark.parametrize(
-    ("path", "known"), [(EXACT, KNOWN), (SAMPLED, KNOWN_DRAWS)], ids=["exact", "sampled"]
+    ("path", "known"),
+    [
+        (EXACT, KNOWN),
+        (SAMPLED, KNOWN_DRAWS),
+        *((path, json.loads(path.with_suffix(".json").read_text())) for path in VERSION_2),
+    ],
+    ids=["exact", "sampled", "served", "imported", "draws"],
 )
 def test_a_golden_store_holds_the_known_values(path: Path, known: dict[str, Any]) -> None:
     store = TeacherStore.open(path)

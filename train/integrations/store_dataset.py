@@ -24,7 +24,7 @@ from caskd.train.data import (
     teacher_rows,
 )
 from caskd.train.loss import IGNORE_LABEL
-from caskd.train.objectives import resolve_unmasked
+from caskd.train.objectives import OBJECTIVES, Tail, resolve_unmasked
 
 Example = dict[str, Tensor]
 
@@ -89,8 +89,23 @@ class StoreDataset(IterableDataset[Example]):
         self._opened: tuple[int, StoreMix, MixedOrder] | None = None
         chosen = resolve_unmasked(objective, w, "StoreDataset")
         mix, _ = self._open()  # checked here, not in a worker
+        mix.check_known(chosen, None)
         self.kind = mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)
+
+    def check_tail(self, tail: Tail) -> None:
+        """Refuse a tail mode that reads what a store does not know.
+
+        Raises:
+            UsageError: names the store and its capture field.
+        """
+        mix, _ = self._open()
+        mix.check_known(OBJECTIVES["dist"], tail)
+
+    @property
+    def knows_argmax(self) -> bool:
+        """Whether every store knows the teacher's most likely token."""
+        return self._open()[0].knows_argmax
 
     @property
     def longest(self) -> int:
