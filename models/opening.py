@@ -38,8 +38,8 @@ class Checkpoint:
     """Commit on the hub; None for a folder."""
 
 
-def locate(source: str, flag: str) -> Checkpoint:
-    """Find a folder, or download a hub id.
+def locate(source: str, flag: str, *, weights: bool = True) -> Checkpoint:
+    """Find a folder, or download a hub id; without its weights if they are not needed.
 
     Raises:
         UsageError: no such folder, or the hub does not provide it.
@@ -52,7 +52,8 @@ def locate(source: str, flag: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = Path(snapshot_download(source, allow_patterns=_PATTERNS))
+        patterns = _PATTERNS if weights else _PATTERNS[1:]
+        snapshot = Path(snapshot_download(source, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
             f"{flag} {source}: no such folder, and the hub raised {type(error).__name__}; expected "

@@ -67,10 +67,6 @@ def find_checkpoint(
     text_config = config.get_text_config()
     own_dtype = getattr(text_config, "dtype", None) or "float32"
     own_attention = str(getattr(model.config, "_attn_implementation", None))
-    tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
-    own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
-    # XLNet has -1 for no limit.
-    limits = [own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit]
     return TransformersCheckpoint(
         folder=found.folder,
         name=found.name,
@@ -79,11 +75,20 @@ def find_checkpoint(
         num_ids=SplitModel(model, FLAG).num_ids,
         load_dtype=str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype,
         attention=own_attention if attention == "auto" else attention,
-        max_length=min(limits) if min(limits) < _NO_LIMIT else None,
+        max_length=length_limit(text_config, tokenizer),
         quantization=quantization_of(config),
         adapter=None if adapter is None else find_adapter(adapter),
         device_map=device_map,
     )
+
+
+def length_limit(text_config: Any, tokenizer: Any) -> int | None:
+    """Tokens that a model and its tokenizer take; None without a limit."""
+    tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
+    own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
+    # XLNet has -1 for no limit.
+    limit = min(own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit)
+    return limit if limit < _NO_LIMIT else None
 
 
 def find_adapter(adapter: str) -> AdapterSource:

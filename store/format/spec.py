@@ -1,5 +1,6 @@
 """`store.json`: the identity and the geometry of a store."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from caskd.store.format.versions import VERSIONS, capture_fields, version_proble
 from caskd.store.io import value_text
 
 FORMAT = "caskd-store"
+FINGERPRINT = "fingerprint"
+"""Field of `identity.teacher`: answers that recognise a served teacher, within a tolerance."""
 
 Identity = Mapping[str, Any]
 SPECIAL_TOKEN_FIELDS = frozenset({"eos_id", "bos_id", "special_ids"})
@@ -200,11 +203,64 @@ def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str
     """Yield (dotted field, our value, their value) for every field that differs."""
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if key == FINGERPRINT and isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from _fingerprint_differences(a, b)
+        elif isinstance(a, Mapping) and isinstance(b, Mapping):
             for name, x, y in identity_differences(a, b):
                 yield f"{key}.{name}", x, y
         elif a != b:
             yield key, a, b
+
+
+def fingerprint_distance(ours: Any, theirs: Any) -> tuple[float, float]:
+    """Mean and largest distance in nats between the log-probabilities of two fingerprints.
+
+    The mean is over the labels. An id that only one of the two lists is at least as far apart as
+    from the lowest log-probability that the other one lists. Infinite where shapes differ.
+    """
+    try:
+        labels = _label_distances(ours, theirs)
+        tops = [
+            distance
+            for a, b in ((ours, theirs), (theirs, ours))
+            for ids, values, other_ids, others in zip(
+                a["top_ids"], a["top_logprobs"], b["top_ids"], b["top_logprobs"], strict=True
+            )
+            for distance in _top_distances(ids, values, dict(zip(other_ids, others, strict=True)))
+        ]
+        return sum(labels) / len(labels), max(*labels, *tops)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return math.inf, math.inf
+
+
+def _label_distances(ours: Any, theirs: Any) -> list[float]:
+    pairs = zip(ours["label_logprobs"], theirs["label_logprobs"], strict=True)
+    return [abs(float(x) - float(y)) for a, b in pairs for x, y in zip(a, b, strict=True)]
+
+
+def _top_distances(ids: Any, values: Any, others: Mapping[Any, Any]) -> list[float]:
+    lowest = min(others.values())
+    return [
+        abs(value - others[id_]) if id_ in others else max(0.0, value - lowest)
+        for id_, value in zip(ids, values, strict=True)
+    ]
+
+
+def _fingerprint_differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Fingerprints are measured: they are equal within the tolerance that the first one has."""
+    mean, largest = fingerprint_distance(ours, theirs)
+    try:
+        most_mean, most = (float(ours["tolerance"][name]) for name in ("mean", "max"))
+    except (KeyError, TypeError, ValueError):
+        most_mean = most = 0.0
+    if not (mean <= most_mean and largest <= most):
+        yield (
+            FINGERPRINT,
+            f"within {most_mean:.2g} nats on average and {most:.2g} at most",
+            f"{mean:.2g} and {largest:.2g} away",
+        )
 
 
 def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:

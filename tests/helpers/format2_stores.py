@@ -1,4 +1,4 @@
-"""Small stores of format 2 for tests: the toy teacher of stores.py, seen as others would give it."""
+"""Small stores of format 2: the toy teacher of stores.py, as a server or an import gives it."""
 
 from pathlib import Path
 from typing import Any

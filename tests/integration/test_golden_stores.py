@@ -22,9 +22,7 @@ KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
 KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "path", [EXACT, COMPACT, SAMPLED, *VERSION_2], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [EXACT, COMPACT, SAMPLED, *VERSION_2], ids=lambda path: path.name)
 def test_a_golden_store_is_small_and_verifies(path: Path) -> None:
     assert sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) < 200_000
     assert not verify_store(path, full=True).problems

@@ -53,11 +53,14 @@ def test_every_encoding_takes_them(tmp_path: Path, kind: str, encoding: str) -> 
 
 def test_info_and_card_say_what_differs(found: dict[str, Any], kind: str) -> None:
     info = store_info(found[kind].root)
-    assert info["capture_fields"].items() >= {
-        name: value
-        for name, value in KINDS[kind].items()
-        if name not in ("imported_from", "engine_version")
-    }.items()
+    assert (
+        info["capture_fields"].items()
+        >= {
+            name: value
+            for name, value in KINDS[kind].items()
+            if name not in ("imported_from", "engine_version")
+        }.items()
+    )
     shown = info_text(info) + card(found[kind].spec, found[kind].seal).replace("\\", "")
     for name, value in KINDS[kind].items():
         assert shown.count(f"{name} {value}") == 2, name
