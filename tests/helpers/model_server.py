@@ -198,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return "sent"
         k = body.get("prompt_logprobs", body.get("top_logprobs_num"))
-        if k > owner.max_logprobs:
+        if k > min(owner.max_logprobs, owner.model.config.vocab_size):
             text = f"Requested prompt logprobs of {k}, which is greater than max allowed: "
             self._send(400, {"message": text + str(owner.max_logprobs)})
             return "sent"
