@@ -36,8 +36,13 @@ picture:
 package:
     python -m build
 
-# the fault tests at their large counts, into benchmarks/results/faults.csv
+# docs/models.md: what capture, training, export and prediction do with every class of transformers
+models:
+    OMP_NUM_THREADS=1 python tests/architectures/table.py
+
+# every class of transformers, and the fault tests at their large counts, into benchmarks/results/faults.csv
 nightly:
+    CASKD_ARCHITECTURES=all OMP_NUM_THREADS=1 nice -n 10 pytest tests/architectures
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py
     CASKD_SAVE_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_train_kills.py
     CASKD_RANKS=1,2,4 CASKD_CASES="0:float32 1:float32 2:float32 3:float32 0:bfloat16 2:bfloat16 3:bfloat16" nice -n 10 pytest --timeout 14400 tests/distributed/test_resize.py

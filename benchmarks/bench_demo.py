@@ -1,9 +1,11 @@
 """The figures of `caskd demo` that the README quotes.
 
-    python benchmarks/bench_demo.py            # writes benchmarks/results/demo.csv
+    python benchmarks/bench_demo.py                        # writes benchmarks/results/demo.csv
+    python benchmarks/bench_demo.py --instructions 0 1     # seeds; demo_instructions.csv
 
 Runs the demo twice with the same seed, as a user would, and checks that the figures are equal.
-Writes one line per model.
+Writes one line per model. With `--instructions` it runs the demo once for each seed and each
+instruction set that torch can be limited to, because another rounding is amplified by the training.
 """
 
 import csv
@@ -19,14 +21,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "demo.csv"
+BY_INSTRUCTIONS = RESULTS.with_name("demo_instructions.csv")
+INSTRUCTIONS = ("default", "avx2", "avx512")
 SEED = 0
 
 
-def run_demo(out: Path) -> tuple[dict[str, Any], float]:
+def run_demo(
+    out: Path, seed: int = SEED, instructions: str | None = None
+) -> tuple[dict[str, Any], float]:
     """Run the demo; return its summary.json and its seconds."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "caskd.cli", "demo", "--out", str(out), "--seed", str(SEED)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "caskd.cli", "demo", "--out", str(out), "--seed", str(seed)]
+    env = {**os.environ, **({"ATEN_CPU_CAPABILITY": instructions} if instructions else {})}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
     seconds = time.perf_counter() - started
     summary: dict[str, Any] = json.loads((out / "report" / "summary.json").read_text())
     return summary, seconds
@@ -52,6 +59,45 @@ def main() -> None:
     print(RESULTS.read_text(), end="")
 
 
+def by_instructions(seeds: list[int]) -> None:
+    """Run the demo for each seed and instruction set, and write one line per run and model."""
+    lines = []
+    for seed in seeds:
+        for instructions in INSTRUCTIONS:
+            with tempfile.TemporaryDirectory() as folder:
+                summary, _ = run_demo(Path(folder) / "one", seed, instructions)
+            lines += instruction_lines(summary, seed, instructions)
+    write_instructions(lines)
+
+
+def instruction_lines(
+    summary: dict[str, Any], seed: int, instructions: str
+) -> list[dict[str, Any]]:
+    """One line per small model of one run, with the difference of the AUDCs."""
+    (found,) = [
+        value for value in summary["contrasts"]
+        if value["measure"] == "audc" and value["task"] == "all"
+    ]  # fmt: skip
+    difference = {
+        name: f"{found[key]:.4f}"
+        for name, key in (("difference", "difference"), ("low", "low"), ("high", "high"))
+    }
+    surroundings = {"torch": version("torch"), "machine": platform.machine()}
+    return [
+        {"seed": seed, "instructions": instructions, **line, **difference, **surroundings}
+        for line in table(summary)
+    ]
+
+
+def write_instructions(lines: list[dict[str, Any]]) -> None:
+    """Write the table of all runs."""
+    with BY_INSTRUCTIONS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    print(BY_INSTRUCTIONS.read_text(), end="")
+
+
 def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """One line per small model."""
     return [
@@ -68,4 +114,7 @@ def table(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--instructions"]:
+        by_instructions([int(word) for word in sys.argv[2:]])
+    else:
+        main()

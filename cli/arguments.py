@@ -1,4 +1,4 @@
-"""Repeated flags: `--small A --small B` is equivalent to `--small A B`."""
+"""Flags as words: `--small A --small B` is equivalent to `--small A B`."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ def multi_value_flags(config_class: type) -> frozenset[str]:
     """Flags of a config class that take several values: its tuple and list fields."""
     hints = get_type_hints(config_class)
     fields = dataclasses.fields(config_class)
-    return frozenset(_flag(field.name) for field in fields if _is_sequence(hints[field.name]))
+    return frozenset(flag_of(field.name) for field in fields if is_sequence(hints[field.name]))
 
 
 def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
@@ -32,9 +32,9 @@ def merge_repeated(args: Sequence[str], flags: Collection[str]) -> list[str]:
         if not word.startswith("--"):
             group = group if group is not None else _append(merged, [])
             group.append(word)
-        elif _flag(name) in flags:
-            group = first.get(_flag(name)) or _append(merged, [_flag(name)])
-            first[_flag(name)] = group
+        elif flag_of(name) in flags:
+            group = first.get(flag_of(name)) or _append(merged, [flag_of(name)])
+            first[flag_of(name)] = group
             group.extend([value] if equals else [])
         else:
             group = _append(merged, [word])
@@ -58,10 +58,12 @@ def _flatten(groups: list[list[str]]) -> list[str]:
     return [word for group in groups for word in group]
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """The flag of a field, or a flag in its usual spelling."""
     return "--" + name.removeprefix("--").replace("_", "-")
 
 
-def _is_sequence(hint: Any) -> bool:
+def is_sequence(hint: Any) -> bool:
+    """Whether a field takes several values."""
     kinds = (get_origin(hint), *(get_origin(part) for part in get_args(hint)))
     return tuple in kinds or list in kinds

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from caskd.store.errors import reason
-from caskd.store.io import bytes_text
+from caskd.store.io import bytes_text, tell
 
 Verdict = Literal["ok", "note", "broken"]
 
@@ -70,9 +70,9 @@ def doctor(config: DoctorConfig) -> int:
     else:
         findings = [*check_packages(), *check_device(), *check_compilers(), *check_host()]
     if config.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+        tell(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        print("\n".join(_lines(findings)))
+        tell("\n".join(_lines(findings)))
     return int(any(finding.verdict == "broken" for finding in findings))
 
 

@@ -14,7 +14,8 @@ from caskd.models.engines import (
     measure_fingerprint,
 )
 from caskd.store.errors import CaskdError
-from caskd.store.format import FINGERPRINT, fingerprint_distance, identity_differences
+from caskd.store.fingerprint import FINGERPRINT, fingerprint_distance
+from caskd.store.format import identity_differences
 
 CELLS = (256, 128, 64, 32, 20, 8)
 """Numbers of log-probabilities that are tried, the largest first."""

@@ -1,5 +1,6 @@
 """The `caskd` command: one flat table of subcommands, each imported only when it runs."""
 
+import logging
 import os
 import signal
 import sys
@@ -9,17 +10,20 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from caskd.cli.arguments import merge_repeated, multi_value_flags, without_local_rank
-from caskd.store.errors import CaskdError, UsageError
-from caskd.store.io import first_signal
+from caskd.cli import streams
+from caskd.cli.arguments import without_local_rank
+from caskd.store.errors import CaskdError, UsageError, error_line
+from caskd.store.io import escape_control, first_signal, system_failure, tell
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-BROKEN_PIPE = 141  # 128 + SIGPIPE
-TERMINATED = 143  # 128 + SIGTERM
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived in a command that has no handler of its own."""
+    """SIGTERM or SIGHUP arrived in a command that has no handler of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -136,52 +140,95 @@ def main(argv: Sequence[str] | None = None) -> int:
         a signal that stopped the command.
 
     Raises:
-        SystemExit: a subcommand's `--help` (0) or usage error (2).
+        SystemExit: a subcommand's `--help` (0).
     """
+    streams.open_missing()
+    logging.setLogRecordFactory(_SafeRecord)
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if not sys.stderr.isatty():
         # Progress bars of loading weights are noise in a log.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        with first_signal([signal.SIGTERM], _terminate):
+        _check_folder()
+        with first_signal([signal.SIGTERM, signal.SIGHUP], _terminate):
             code = _dispatch(words)
-            sys.stdout.flush()
-    except CaskdError as error:
-        print(f"caskd: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("caskd: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except _Terminated:
-        print("caskd: stopped by SIGTERM before it finished; run it again", file=sys.stderr)
-        return TERMINATED
-    except BrokenPipeError:
-        # The reader closed the pipe (`| head`); without this Python prints an error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+    except SystemExit as stopped:
+        raise SystemExit(streams.flushed(int(stopped.code or 0))) from None
+    except (Exception, KeyboardInterrupt, _Terminated) as error:
+        code = _code_of(error)
+    return streams.flushed(code)
+
+
+def _code_of(error: BaseException) -> int:
+    """Print the line of an error that ended a command; return the exit code.
+
+    Raises:
+        Exception: `error` itself, if it is none of the system's failures.
+    """
+    code, line = 0, str(error)
+    if isinstance(error, CaskdError):
+        code, line = error.exit_code, error_line(error)
+    elif isinstance(error, KeyboardInterrupt):
+        code, line = INTERRUPTED, "interrupted"
+    elif isinstance(error, _Terminated):
+        code = 128 + error.number
+        name = signal.Signals(error.number).name
+        line = f"stopped by {name} before it finished; run it again"
+    else:
+        if isinstance(error, OSError):
+            code = streams.output_failure("\n" if error.filename is None else "")
+            if code:
+                return code
+        known = system_failure(error)
+        if known is None:
+            raise error
+        code, line = known.exit_code, error_line(known)
+    streams.complain(escape_control(f"caskd: {line}"))
     return code
 
 
-def _terminate(_number: int) -> None:
+def _check_folder() -> None:
+    """Check that the working directory exists.
+
+    Raises:
+        UsageError: it was removed.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the working directory: {error.strerror}; expected an existing one; run cd with a "
+            "folder that exists, then the same command"
+        ) from None
+
+
+class _SafeRecord(logging.LogRecord):
+    """A message of a library, such as a model's type in a warning of transformers, escaped."""
+
+    def getMessage(self) -> str:
+        return "\n".join(map(escape_control, super().getMessage().split("\n")))
+
+
+def _terminate(number: int) -> None:
     """End the command as an error would, so that it removes what it wrote halfway.
 
     Raises:
         _Terminated: always.
     """
-    raise _Terminated
+    raise _Terminated(number)
 
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview(COMMANDS))
+        tell(overview(COMMANDS))
         return 0
     if words[0] in ("-V", "--version"):
         from importlib import metadata
 
-        print(f"caskd {metadata.version('caskd')}")
+        tell(f"caskd {metadata.version('caskd')}")
         return 0
     if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
-        print(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
+        tell(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
         return 0
     num_words = 2 if words[0] == "store" else 1
     name = " ".join(words[:num_words])
@@ -192,13 +239,12 @@ def _dispatch(words: list[str]) -> int:
 
 def run_command(name: str, args: Sequence[str]) -> int:
     """Parse the options of one subcommand and run it; return its exit code."""
-    import tyro
+    from caskd.cli.values import parse_config
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
-    merged = merge_repeated(args, multi_value_flags(config_class))
     description = f"{command.help[0].upper()}{command.help[1:]}."
-    config = tyro.cli(config_class, args=merged, prog=f"caskd {name}", description=description)
+    config = parse_config(config_class, args, f"caskd {name}", description)
     code = resolve(command.function)(config)
     return code if isinstance(code, int) else 0
 

@@ -13,7 +13,7 @@ from caskd.store.inspect import (
     measure_quality,
     read_text_counts,
 )
-from caskd.store.io import bytes_text, escape_control
+from caskd.store.io import bytes_text, counted, escape_control, tell
 from caskd.store.read import TeacherStore
 from caskd.store.share import CopyReport, list_stores, listing_lines, pull_store, push_store
 from caskd.store.storage import RetryPolicy, clean_url, is_remote, open_storage, read_whole, retry
@@ -80,9 +80,9 @@ def _check_directory(path: str, instead: str) -> None:
 
 def print_copy_report(source: str, target: str, report: CopyReport) -> None:
     """Print one line about a finished push or pull."""
-    print(
+    tell(
         f"{escape_control(clean_url(source))} -> {escape_control(clean_url(target))}: sealed, "
-        f"{report.num_files:,} files ({report.num_sent:,} sent now), "
+        f"{counted(report.num_files, 'file')} ({report.num_sent:,} sent now), "
         f"{bytes_text(report.num_bytes)}, digest {report.digest[:12]}"
     )
 
@@ -90,7 +90,7 @@ def print_copy_report(source: str, target: str, report: CopyReport) -> None:
 def list_command(config: ListConfig) -> None:
     """Run `caskd store ls`."""
     for line in listing_lines(list_stores(config.url), as_json=config.json):
-        print(line)
+        tell(line)
 
 
 def card_command(config: CardConfig) -> None:
@@ -102,7 +102,7 @@ def card_command(config: CardConfig) -> None:
     recorded = read_whole(storage, f"{ENVIRONMENT}/{PLAN_COUNTS}", policy)
     counted = read_text_counts(recorded) if recorded else {}
     text = card(store.spec, store.seal, quality, license_note(existing), counted)
-    print("\n".join(escape_control(line) for line in text.splitlines()))
+    tell("\n".join(escape_control(line) for line in text.splitlines()))
     if config.write:
         retry(lambda: storage.write(README, text.encode()), f"{storage.url}/{README}", policy)
         retry(storage.flush, storage.url, policy)

@@ -8,7 +8,7 @@ import tyro
 
 from caskd.store.errors import IncompleteError, UsageError
 from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
-from caskd.store.io import bytes_text
+from caskd.store.io import bytes_text, check_room, counted, files, tell
 from caskd.store.read import TeacherStore
 from caskd.store.storage import clean_url, is_remote
 from caskd.store.verify import repair_lines, repair_store, verify_store
@@ -92,7 +92,7 @@ def info_command(config: InfoConfig) -> None:
     if config.watch:
         watch(TeacherStore.open(config.store, allow_unsealed=True))
     info = store_info(config.store)
-    print(json.dumps(info, indent=1) if config.json else info_text(info))
+    tell(json.dumps(info, indent=1) if config.json else info_text(info))
 
 
 def show_command(config: ShowConfig) -> None:
@@ -101,7 +101,7 @@ def show_command(config: ShowConfig) -> None:
 
     store = TeacherStore.open(config.store, allow_unsealed=True)
     if config.json:
-        print(json.dumps(example_json(store, config.example), indent=1))
+        tell(json.dumps(example_json(store, config.example), indent=1))
         return
     if config.html is not None:
         page = Path(config.html)
@@ -110,8 +110,9 @@ def show_command(config: ShowConfig) -> None:
                 f"--html {page}: file already exists; expected a new file; pass another one or "
                 "remove it"
             )
-        page.write_text(example_html(store, config.example), encoding="utf-8")
-        print(f"wrote {page}")
+        check_room(page, "--html")
+        files.replace_file(page, example_html(store, config.example).encode())
+        tell(f"wrote {page}")
         return
     from rich.console import Console
 
@@ -131,16 +132,16 @@ def verify_command(config: VerifyConfig) -> int:
         config.store, full=config.full, sample=fraction, seed=config.seed, quiet=config.json
     )
     if config.json:
-        print(json.dumps({"ok": report.ok, **vars(report)}, indent=1))
+        tell(json.dumps({"ok": report.ok, **vars(report)}, indent=1))
     else:
         for problem in report.problems:
-            print(f"{'unreadable' if problem in report.unreadable else 'wrong'}: {problem}")
-        checked = f"{report.num_files:,} files, {bytes_text(report.num_bytes)}"
-        rows = f", {report.num_rows:,} rows" if config.full else ""
-        verdict = "ok" if report.ok else f"{len(report.problems)} problems"
+            tell(f"{'unreadable' if problem in report.unreadable else 'wrong'}: {problem}")
+        checked = f"{counted(report.num_files, 'file')}, {bytes_text(report.num_bytes)}"
+        rows = f", {counted(report.num_rows, 'row')}" if config.full else ""
+        verdict = "ok" if report.ok else counted(len(report.problems), "problem")
         if report.unreadable:
             verdict += f", {len(report.unreadable)} of them unreadable, which is not damage"
-        print(f"{config.store}: {verdict} ({checked}{rows})")
+        tell(f"{config.store}: {verdict} ({checked}{rows})")
     return 0 if report.ok else 1
 
 
@@ -158,9 +159,9 @@ def repair_command(config: RepairConfig) -> None:
     """Run `caskd store repair`."""
     report = repair_store(config.store)
     if config.json:
-        print(json.dumps(vars(report), indent=1))
+        tell(json.dumps(vars(report), indent=1))
     else:
-        print("\n".join(repair_lines(config.store, report)))
+        tell("\n".join(repair_lines(config.store, report)))
 
 
 def seal_command(config: SealConfig) -> None:
@@ -169,18 +170,18 @@ def seal_command(config: SealConfig) -> None:
     missing = store.spec.num_shards - store.num_committed_shards()
     if missing:  # refused before a writer tries whether it may write
         raise IncompleteError(
-            f"{config.store}: {missing} of {store.spec.num_shards} shards are not committed. "
-            "Run caskd precompute again to fill them."
+            f"{config.store}: {missing:,} of {counted(store.spec.num_shards, 'shard')} not "
+            "committed; run caskd precompute again to fill what is missing"
         )
     totals = StoreWriter(config.store).seal()
-    print(f"{config.store}: sealed, digest {totals['commits_digest']}")
+    tell(f"{config.store}: sealed, digest {totals['commits_digest']}")
 
 
 def diff_command(config: DiffConfig) -> int:
     """Run `caskd store diff`; return 1 if the stores differ."""
     found = diff_stores(config.a, config.b, quiet=config.json)
     if config.json:
-        print(json.dumps({"same": found.same, **vars(found)}, indent=1))
+        tell(json.dumps({"same": found.same, **vars(found)}, indent=1))
     else:
-        print("\n".join(diff_lines(found)))
+        tell("\n".join(diff_lines(found)))
     return 0 if found.same else 1

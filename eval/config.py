@@ -1,7 +1,11 @@
 """Configuration of `caskd predict` and `caskd eval`: a field is a flag, its docstring the help."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
+
+_NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --chain is given)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class PredictConfig:
     reply, such as an empty think block."""
     task_column: str = "task"
     """Column with the task name, for results per task."""
+    on_bad_text: Literal["error", "replace"] = "error"
+    """Policy for JSON text with half of a surrogate pair: stop, or write U+FFFD in its place."""
     task_metric: tuple[str, ...] = ()
     """Metric of answers: NAME=METRIC for one task, METRIC for every task without a built-in
     default; repeat the flag. Metrics: exact_match, accuracy, token_f1, numeric_match, chrf, bleu,
@@ -65,11 +71,11 @@ class PredictConfig:
 class EvalConfig:
     """Measure cascades: one curve for each small model against the same large model."""
 
-    small: tuple[str, ...] = ()
+    small: Annotated[tuple[str, ...], _NEEDED] = ()
     """Predictions of a small model (from `caskd predict`), FILE or NAME=FILE; repeat the flag to
     compare several. Files with the same NAME are training seeds of one arm, and intervals then
     cover seeds too: list the seeds of each arm in the same order."""
-    large: str = ""
+    large: Annotated[str, _NEEDED] = ""
     """Predictions of the large model on the same examples."""
     out: str
     """Folder for the report: figures, tables and index.html."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caskd.eval.config import EvalConfig
-from caskd.store.io import claimed
+from caskd.store.io import claimed, tell
 
 if TYPE_CHECKING:
     from caskd.eval.report import Report
@@ -28,9 +28,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     with claimed(out, "--out"):
         report = _write(config, out)
     report.show()
-    print(f"report: {out / 'index.html'}")
+    tell(f"report: {out / 'index.html'}")
     if CASCADE in report.files:
-        print(f"cascade: {out / CASCADE}")
+        tell(f"cascade: {out / CASCADE}")
     return report.summary
 
 

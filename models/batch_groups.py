@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from caskd.models.length_borders import LengthBorders
+from caskd.models.batching import LengthBorders
+from caskd.store import io
 
 _FEW = 3
 _BASE = 8
@@ -35,6 +36,10 @@ class Probe(Protocol):
         """
 
 
+def _to_stderr(text: str) -> None:
+    io.tell(text, file=sys.stderr, flush=True)
+
+
 class BatchGroups:
     """Divides batches into groups of examples that may share a forward pass.
 
@@ -55,7 +60,7 @@ class BatchGroups:
         self.borders = borders
         self._probe = probe
         self._name = name
-        self._tell = tell or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._tell = tell or _to_stderr
         self._edges = (0, *borders.all)
         self._same: dict[int, bool] = {}
         self._causal = {0}  # checked when the model was opened

@@ -1,6 +1,7 @@
 """Devices, deterministic kernels and errors of memory."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +15,22 @@ from caskd.store.errors import UsageError, reason
 # Errors of the CPU's allocator, and of cuBLAS when it cannot allocate its own work space.
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
+_NAMES = re.compile(r"auto|cpu|cuda(:\d{1,4})?", re.ASCII)
+
 
 def default_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_device_name(name: str) -> None:
+    """Refuse a value of --device that no machine has.
+
+    Raises:
+        UsageError: the device is not one of auto, cpu, cuda and cuda:N.
+    """
+    if not _NAMES.fullmatch(name):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N; pass one of these")
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,11 +39,10 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UsageError: the device is not one of auto, cpu, cuda and cuda:N, or is not present.
     """
+    check_device_name(name)
     if name == "auto":
         return default_device()
     kind, _, number = name.partition(":")
-    if name != "cpu" and not (kind == "cuda" and (number.isdecimal() or name == "cuda")):
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N; pass one of these")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(
             f"--device {name}: no CUDA device was found; expected one; pass --device cpu"

@@ -5,6 +5,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from caskd.store.errors import UsageError
+from caskd.store.io import StrangeFileError, read_json_object
+
 _NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Keys of config.json that describe who wrote it, or the dtype that an identity holds itself."""
 _OLD_DIGITS = 32
@@ -20,8 +23,18 @@ def weights_digest(folder: Path) -> str:
 
 
 def config_digest(folder: Path) -> str:
-    """sha256 of config.json without the keys that do not affect the forward pass."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """sha256 of config.json without the keys that do not affect the forward pass.
+
+    Raises:
+        UsageError: it is not the JSON of a config.
+    """
+    file = folder / "config.json"
+    try:
+        config = read_json_object(file, constants=True)
+    except StrangeFileError as error:
+        raise UsageError(
+            f"{file}: {error}; expected the config of a model; copy or download it again"
+        ) from None
     kept = {name: value for name, value in config.items() if name not in _NOT_THE_MODEL}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from caskd.models.batch_groups import BatchGroups
 from caskd.models.batching import Arrange, Tokens, pad
 from caskd.models.devices import memory_errors
+from caskd.models.model_parts import (
+    FAILURES,
+    inputs_of,
+    num_embeddings,
+    output_head,
+    output_logits,
+    run_model,
+)
 from caskd.models.split_model import SplitModel, is_float32
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 
 _CAUSAL_LIMITS = (1e-5, 2e-3, 5e-2)
 """Largest mean difference, relative: in float32, in half precision, and there with experts, whose
 products depend on how many tokens each expert gets."""
 _FIRST_CHECK = 12
-NO_BATCH = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
-"""Errors of models that take no batch of unequal examples."""
 
 States = Callable[[Sequence[Tokens]], Tensor]
 """From examples in one batch to the states [N, H] of their tokens, example by example."""
@@ -53,18 +59,18 @@ class ForwardProbe:
             probe_tokens(length, self._num_ids, int(start))
             for length, start in zip(lengths, starts, strict=True)
         ]
-        body = self._split.body
-        training = body.training
-        body.eval()
+        model = self._split.model
+        training = model.training
+        model.eval()
         try:
             with memory_errors():
                 together = self._states(examples).float()
                 alone = torch.cat([self._states([one]).float() for one in examples])
-        except (MemoryError, *NO_BATCH):  # of the check; an error of one alone shows when it runs
+        except (MemoryError, *FAILURES):  # of the check; an error of one alone shows when it runs
             return False
         finally:
-            body.train(training)
-        limit = 1e-4 if is_float32(body) else 5e-2
+            model.train(training)
+        limit = 1e-4 if is_float32(model) else 5e-2
         # NaN passes: the capture counts the rows of a teacher that computes NaN.
         return not bool((together - alone).abs().mean() > limit * alone.abs().mean())
 
@@ -93,11 +99,11 @@ def check_causal(
         UsageError: later tokens change the hidden states of earlier ones.
     """
     split = model if isinstance(model, SplitModel) else None
-    body = split.body if split else (getattr(model, model.base_model_prefix, None) or model)
-    config = split.config if split else model.config
+    whole = split.model if split else model
+    config = whole.config
     device = split.device if split else model.device
     if num_ids is None:
-        num_ids = split.num_ids if split else int(model.get_input_embeddings().weight.shape[0])
+        num_ids = split.num_ids if split else num_embeddings(model, flag)
     most = getattr(config.get_text_config(), "max_position_embeddings", None) or -1
     length = min(length, most) if most > 0 else length
     # One example and the same with other tokens at its end, in passes of one shape.
@@ -105,39 +111,42 @@ def check_causal(
     first = probe_tokens(length, num_ids).astype(np.int64)
     second = first.copy()
     second[cut:] = (second[cut:] + max(1, num_ids // 3)) % num_ids
-    training = body.training
-    body.eval()
+    training = whole.training
+    whole.eval()
     try:
         with memory_errors():
-            before, after = (_states(split or body, ids, device)[:cut] for ids in (first, second))
+            before, after = (_states(model, ids, device)[:cut] for ids in (first, second))
     except MemoryError as error:
         raise UsageError(
             f"{flag}: out of memory in a check on {length:,} tokens ({error}); expected room for "
             "the longest example: shorten the examples, or use a device with more memory"
         ) from error
+    except FAILURES as error:
+        raise UsageError(
+            f"{flag}: {type(whole).__name__} does not compute {length:,} tokens ({reason(error)}); "
+            "expected a causal language model; pass another model"
+        ) from error
     finally:
-        body.train(training)
+        whole.train(training)
     plain, half, experts = _CAUSAL_LIMITS
-    limit = plain if is_float32(body) else experts if _has_experts(config) else half
+    limit = plain if is_float32(whole) else experts if _has_experts(config) else half
     if bool((before - after).abs().mean() > limit * before.abs().mean()):
         raise UsageError(
-            f"{flag}: {split.architecture if split else type(model).__name__} is not causal: at "
+            f"{flag}: {type(whole).__name__} is not causal: at "
             f"{length:,} tokens, later tokens change the hidden states of earlier ones, so that a "
             "token could be read before it is predicted; expected a causal language model: pass "
             "another model, or correct its config (is_decoder, use_bidirectional_attention)"
         )
 
 
-def _states(body: Any, ids: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """Hidden states [L, H] of one example; logits of a model that does not return them."""
+def _states(model: Any, ids: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+    """Hidden states [L, H] of one example; logits of a model without a separate head."""
     tokens = torch.from_numpy(ids)[None].to(device)
-    if isinstance(body, SplitModel):
-        return body.hidden(tokens, position_ids=torch.arange(len(ids), device=device)[None])[
-            0
-        ].float()
-    output = body(input_ids=tokens)
-    found = getattr(output, "last_hidden_state", None)
-    states: Tensor = output[0] if found is None else found
+    if isinstance(model, SplitModel):
+        return model.hidden(tokens)[0].float()
+    with inputs_of(output_head(model)) as caught:
+        output = run_model(model, tokens)
+    states: Tensor = caught[0] if caught else output_logits(output)
     return states[0].float()
 
 
@@ -151,7 +160,9 @@ def arranged_groups(split: SplitModel, arrange: Arrange, num_ids: int, name: str
 
     def states(examples: Sequence[Tokens]) -> Tensor:
         positions = [np.arange(len(tokens)) for tokens in examples]
-        return split.hidden_rows(arrange(examples), positions)
+        # One example alone is computed with the positions that the model itself counts.
+        batch = pad(examples) if len(examples) == 1 else arrange(examples)
+        return split.hidden_rows(batch, positions)
 
     return BatchGroups(split.borders, ForwardProbe(split, num_ids, states), name)
 

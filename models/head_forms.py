@@ -1,32 +1,26 @@
-"""Operations that an architecture applies between the head's product and its logits.
+"""What a model does to the product of its head before it returns logits, found by trying.
 
-The table below is the only list of them: capture, next-token evaluation and the training loss read
-it. `check_split` compares its result with the whole model, so that a missing entry is an error and
-never a wrong logit.
+A product of known numbers replaces that of the head in the model's own forward, and the logits that
+come back name the operation. So no list of architectures is needed, and an operation that is none
+of these is refused.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Operation = Literal["divide", "multiply", "cap"]
-
-GENERAL: Mapping[str, Operation] = {
-    "logits_scaling": "divide",  # Granite
-    "logit_scale": "multiply",  # Cohere
-    "final_logit_softcapping": "cap",  # Gemma 2 and 3
-}
-"""What each key of a model's config does to the logits, whatever the architecture."""
-
-BY_MODEL_TYPE: Mapping[str, Mapping[str, Operation]] = {
-    "falcon_h1": {"lm_head_multiplier": "multiply"},
-    "hyperclovax": {"logits_scaling": "multiply"},
-    "recurrent_gemma": {"logits_soft_cap": "cap"},
-}
-"""Keys of single architectures by `config.model_type`; such an entry replaces the general one."""
+_LARGE = (2.0**29, 2.0**30)
+"""Products beyond every soft cap."""
+_ONE = 1.0
+_SMALL = 2.0**-6
+_VALUES = [0.0, _ONE, _SMALL, *_LARGE, 0.1, 0.3, 1.7, 2.5, 7.3, 11.0, 29.0, 50.0, 301.0]
+_STEPS = torch.tensor([*_VALUES, *(-value for value in _VALUES[1:])])
+_TOLERANCE = 1e-6
+"""Largest relative difference: two roundings of float32."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +55,76 @@ class HeadForm:
         return product
 
 
-def head_form(config: Any) -> HeadForm:
-    """The operations that a transformers config describes; those of its text model, if nested."""
-    config = config.get_text_config()
-    own = BY_MODEL_TYPE.get(getattr(config, "model_type", ""), {})
-    found: dict[Operation, float] = {}
-    for key, operation in {**GENERAL, **own}.items():
-        value = getattr(config, key, None)
-        if value is not None:
-            found[operation] = value
-    return HeadForm(found.get("divide"), found.get("multiply"), found.get("cap"))
+def trial_product(shape: torch.Size) -> Tensor:
+    """A product of the head [..., V] that tells the operations apart, in float32."""
+    return _STEPS[torch.arange(math.prod(shape)) % len(_STEPS)].reshape(shape)
+
+
+def find_form(
+    product: Tensor, logits: Tensor, constants: Collection[float] = ()
+) -> HeadForm | None:
+    """The form that turns a trial product [..., V] into these logits [..., V].
+
+    Args:
+        product: as `trial_product` returns it, cut to the columns of `logits`.
+        logits: what the model made of it.
+        constants: numbers of the model's config; one that explains the logits is preferred to
+            a number that was measured.
+
+    Returns:
+        None if no form does.
+    """
+    logits = logits.float()
+    if torch.equal(logits, product):
+        return HeadForm()
+    first, second = (_at(product, logits, value) for value in _LARGE)
+    cap = second if math.isfinite(second) and first == second > 0 else None
+    scale = _at(product, logits, _ONE)
+    if cap is not None:
+        small = _at(product, logits, _SMALL) / cap
+        scale = cap * math.atanh(small) / _SMALL if abs(small) < 1 else math.nan
+    if not math.isfinite(scale) or scale <= 0:
+        return None
+    found = {form: _error(form.logits(product), logits) for form in _forms(scale, cap, constants)}
+    best = min(found, key=lambda form: found[form])
+    return best if found[best] <= _TOLERANCE else None
+
+
+def constants_of(config: Any) -> set[float]:
+    """The numbers of a transformers config, those of its parts included."""
+    found: set[float] = set()
+    waiting = [config.to_dict()]
+    while waiting:
+        for value in waiting.pop().values():
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+                found.add(float(value))
+    return found
+
+
+def _forms(scale: float, cap: float | None, constants: Collection[float]) -> Iterator[HeadForm]:
+    """Forms of about this scale; the simplest first, because the first of equal ones is taken."""
+    caps = [value for value in constants if cap and math.isclose(value, cap, rel_tol=1e-6)]
+    cap = caps[0] if caps else cap
+    if math.isclose(scale, 1.0, rel_tol=1e-4):
+        yield HeadForm(softcap=cap)
+    for value in [*constants, scale, float(f"{scale:.6g}")]:
+        if math.isclose(value, scale, rel_tol=1e-4):
+            yield HeadForm(multiplier=value, softcap=cap)
+    for value in [*constants, float(f"{1 / scale:.6g}")]:
+        if math.isclose(value, 1 / scale, rel_tol=1e-4):
+            yield HeadForm(divisor=value, softcap=cap)
+
+
+def _at(product: Tensor, logits: Tensor, value: float) -> float:
+    places = product == value
+    return float(logits[places][0]) if bool(places.any()) else math.nan
+
+
+def _error(ours: Tensor, theirs: Tensor) -> float:
+    """The largest relative difference; infinite where one of the two is not finite."""
+    difference = (ours - theirs).abs() / theirs.abs().clamp(min=1e-30)
+    difference[ours == theirs] = 0.0
+    worst = float(difference.max())
+    return worst if math.isfinite(worst) else math.inf

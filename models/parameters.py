@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from caskd.models.opening import build_model
-from caskd.models.quantization import quantization_of
+from caskd.models.model_parts import embedding_of, output_head
+from caskd.models.opening import build_model, quantization_of
 
 _EXPERTS = frozenset({"experts", "input_linear", "output_linear"})
 """Parts of the names of weights that hold all routed experts; the last two are of JetMoe and of
@@ -39,7 +39,7 @@ def count_parameters(model: Any) -> ParameterCount:
         sizes |= {name: value.numel() for name, value in named if ".lora_" in name}
     embedding = {
         parameter
-        for module in (whole.get_input_embeddings(), whole.get_output_embeddings())
+        for module in (embedding_of(whole), output_head(whole))
         if module
         for parameter in module.parameters()
     }

@@ -4,7 +4,7 @@ from typing import Any
 
 from caskd.store import StoreSpec
 from caskd.store.corpus import token_bytes, vocab_digest
-from caskd.store.errors import IdentityError, UsageError
+from caskd.store.errors import IdentityError
 
 
 def check_vocabulary(tokenizer: Any, spec: StoreSpec, flag: str) -> None:
@@ -36,24 +36,5 @@ def stop_ids(tokenizer: Any, *generation_configs: Any) -> tuple[int, ...]:
     for config in generation_configs:
         found = getattr(config, "eos_token_id", None)
         ids += found if isinstance(found, list | tuple) else [found]
-    ids.append(tokenizer.eos_token_id)
+    ids.append(getattr(tokenizer, "eos_token_id", None))
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
-
-
-def check_template(tokenizer: Any, flag: str) -> None:
-    """Refuse a model without a chat template, which data with messages needs.
-
-    Args:
-        tokenizer: of the model.
-        flag: the option that named the model and its value.
-
-    Raises:
-        UsageError: it has none.
-    """
-    if not tokenizer.chat_template:
-        raise UsageError(
-            f"{flag}: the data has messages, but the model has no chat template; expected that of "
-            "its teacher: export the model again from a run whose start names the template "
-            "(caskd train --teacher-tokenizer FOLDER, then caskd export), or copy the teacher's "
-            "chat_template.jinja into the model's folder"
-        )

@@ -9,6 +9,7 @@ from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, RowKind, layout
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64
+DEFAULT_SHARD_ROWS = 65_536
 MAX_SAMPLES = 8_192  # a chunk of 512 rows then has 4 million cells
 
 # A Literal made from the table is unknown to a type checker, which sees plain text instead.
@@ -49,8 +50,9 @@ class PrecomputeConfig:
     encoding: EncodingName = "compact"
     """Row encoding: compact rounds logits (mean KL at most 1e-5); exact keeps every bit."""
 
-    shard_rows: int = 65_536
-    """Response tokens per shard, the unit of work. A stopped run loses at most one shard."""
+    shard_rows: int | None = None
+    """Response tokens per shard, the unit of work; 65,536 by default, or as planned. A stopped run
+    loses at most one shard."""
 
     prompt_column: str = "prompt"
     """Column of the prompt."""
@@ -95,6 +97,9 @@ class PrecomputeConfig:
     on_bad_chat: Literal["error", "skip"] = "error"
     """Policy for conversations that the chat template cannot place: stop after counting all, or
     skip and count them as chat_refused."""
+
+    on_bad_text: Literal["error", "replace"] = "error"
+    """Policy for JSON text with half of a surrogate pair: stop, or write U+FFFD in its place."""
 
     on_duplicate: Literal["keep", "skip"] = "keep"
     """Policy for exact repeats of earlier examples: keep their rows, or skip and count them."""
@@ -165,6 +170,11 @@ class PrecomputeConfig:
         if self.sample is not None:
             return None
         return DEFAULT_TOP_K if self.top_k is None else self.top_k
+
+    @property
+    def planned_shard_rows(self) -> int:
+        """Rows of a shard of a new store."""
+        return DEFAULT_SHARD_ROWS if self.shard_rows is None else self.shard_rows
 
     @property
     def row_kind(self) -> RowKind:
@@ -239,7 +249,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
             f"--device-map {config.device_map} and --device {config.device}: both were given; "
             "expected one of them; omit --device to use all GPUs"
         )
-    layout.chunk_rows_for(config.shard_rows)
+    layout.chunk_rows_for(config.planned_shard_rows)
 
 
 def _check_encoding(config: PrecomputeConfig) -> None:

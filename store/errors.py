@@ -4,11 +4,15 @@ Each message is one line: what was given, what was expected, what to run or chan
 the exit code of the command: 1 a check failed, 2 usage, 3 an identity mismatch.
 """
 
+import re
+
 
 class CaskdError(Exception):
     """Base of all errors that a user can fix; printed as one line without traceback."""
 
     exit_code = 2
+    next_step = ""
+    """What to do about any error of this kind."""
 
 
 class UsageError(CaskdError, ValueError):
@@ -51,6 +55,10 @@ class CorruptError(StoreError):
     """Bytes are missing or differ from the commit records."""
 
     exit_code = 1
+    next_step = (
+        "run caskd store verify STORE to list all damage; caskd store repair STORE removes it for "
+        "caskd precompute to redo, and caskd store pull copies a sealed store again"
+    )
 
 
 class UnreadableError(StoreError):
@@ -69,11 +77,34 @@ class StoreWriteError(StoreError):
 class UnsafeError(StoreError):
     """caskd refuses to read the store (unknown version, codec or file type)."""
 
+    next_step = (
+        "expected a store as caskd wrote it; copy it again from where it was captured, or install "
+        "the newest caskd"
+    )
+
+
+class NotRegularError(UnsafeError, UnreadableError):
+    """A link, pipe, device or folder stands where a file should; its content was never read."""
+
+    exit_code = StoreError.exit_code
+
 
 class IdentityError(StoreError):
     """Two identities differ; the message has the field, both values and the next command."""
 
     exit_code = 3
+
+
+_STEPS = "run|pass|copy|restore|remove|install|train|check|use"
+_NAMES_A_STEP = re.compile(rf"[;.:,] \w*\s?({_STEPS})\b", re.IGNORECASE)
+
+
+def error_line(error: CaskdError) -> str:
+    """The message on one line, with the next step of its kind where it names none itself."""
+    text = str(error)
+    if not error.next_step or _NAMES_A_STEP.search(text):
+        return text
+    return f"{text.rstrip('.')}; {error.next_step}"
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

@@ -99,6 +99,8 @@ class TrainConfig:
     resume: bool = False
     """Continue from the newest complete checkpoint in --out. If none was ever completed, start
     anew."""
+    init_from: Path | None = None
+    """Finished run (or one checkpoint) whose weights, and nothing else, a new run starts with."""
     normalise: Normalise = "rows"
     """Divide the loss of a step by its response tokens (rows) or, as the paper, by its examples."""
     deepspeed_config: Path | None = None

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.io import Progress, files
+from caskd.store.io import Progress, files, parse_json, read_regular
 
 METRICS_FILE = "metrics.jsonl"
+MAX_LOG_BYTES = 4 << 30
 
 
 def step_metrics(
@@ -73,19 +74,19 @@ class MetricsFile:
 
 
 def _without_stop(line: str) -> str:
-    values = json.loads(line)
+    values = parse_json(line)
     return json.dumps(values) if values.pop("stopped", None) else line
 
 
 def lines_up_to(path: Path, done_steps: int) -> list[str]:
     """The complete lines of steps up to `done_steps`; an empty list if there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [line for line in lines if _step_of(line) <= done_steps]
+    lines = read_regular(path, MAX_LOG_BYTES).splitlines() if path.exists() else []
+    return [line.decode() for line in lines if _step_of(line) <= done_steps]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(parse_json(line, constants=True)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

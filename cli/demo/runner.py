@@ -2,8 +2,12 @@
 
 Each step is an ordinary `caskd` command line. The demo prints it and runs it through the table of
 `caskd.cli.main`. Training runs in its own process, because DeepSpeed supports one run per process.
+
+`demo.json` in the output folder holds the settings, so that the same command resumes after a kill:
+each step resumes by itself, and a student that was exported is not trained again.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -18,7 +22,7 @@ from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, claimed
+from caskd.store.io import CLAIM, check_room, claimed, files, read_json_object, tell
 
 NUM_TRAIN = 16_000
 NUM_TEST = 1_200
@@ -27,7 +31,10 @@ SWAPPED_SHARE = 0.15  # train responses taken from another prompt: the label noi
 # With such small matrices threads wait for each other; one thread also makes the results
 # independent of the number of cores.
 NUM_THREADS = 1
+_NUM_BYTES = 50 << 20
+"""The demo writes about that much."""
 OBJECTIVES = ("xent", "cat-xent")
+SETTINGS = "demo.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class DemoConfig:
     """Run every step on embedded tasks: CPU, minutes, no download."""
 
     out: Path = Path("caskd-demo")
-    """Folder for all outputs; new or empty."""
+    """Folder for all outputs: new, empty, or of a demo that was stopped, which then goes on."""
     seed: int = 0
     """Seed of the corpus, the students' initial weights and the order of examples."""
 
@@ -49,26 +56,47 @@ def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     """Capture the bundled teacher, train two students from the store and measure both cascades.
 
     Args:
-        out: output folder; it must be empty or not exist.
+        out: output folder; it must be empty, not exist, or be that of a demo with equal settings,
+            which goes on where it was stopped.
         seed: seed of the corpus, the students' initial weights and the order of examples.
         num_train: number of captured examples.
         num_test: number of examples on which all three models predict.
         steps: optimizer steps of each student.
 
     Raises:
-        UsageError: `out` is not an empty folder, or another process holds it.
+        UsageError: `out` holds something else, or another process holds it.
     """
-    _check_empty(out)
+    settings = {"seed": seed, "num_train": num_train, "num_test": num_test, "steps": steps}
+    _check_out(out, settings)
     with claimed(out, "--out"):
-        _check_empty(out)  # again: another demo may have filled it before this one held it
+        _check_out(out, settings)  # again: another demo may have begun before this one held it
         _run_all(out, seed, num_train=num_train, num_test=num_test, steps=steps)
 
 
-def _check_empty(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
+def _check_out(out: Path, settings: dict[str, int]) -> None:
+    """Refuse a folder that is neither empty nor of a demo with the same settings."""
+    if not out.exists() or (out.is_dir() and {x.name for x in out.iterdir()} <= {CLAIM}):
+        return
+    found = _recorded(out)
+    if found is None:
         raise UsageError(
-            f"--out {out}: not an empty folder; expected a new or empty one; pass another --out"
+            f"--out {out}: not an empty folder; expected a new or empty one, or that of a demo; "
+            "pass another --out"
         )
+    for name, value in settings.items():
+        if found.get(name) != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: the demo in {out} was started with "
+                f"{found.get(name)}; expected the same; pass it, or another --out"
+            )
+
+
+def _recorded(out: Path) -> dict[str, int] | None:
+    """The settings of the demo in `out`; None if there is none."""
+    try:
+        return read_json_object(out / SETTINGS)
+    except (OSError, ValueError):
+        return None
 
 
 def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
@@ -78,10 +106,14 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     disable_progress_bar()  # the demo's models load at once
     torch.set_num_threads(NUM_THREADS)
     stages = Stages()
-    print(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
-    print(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
-    print("prompt: label noise, which the teacher, trained on clean labels, can detect")
-    _prepare(out, seed, num_train, num_test)
+    tell(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
+    tell(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
+    tell("prompt: label noise, which the teacher, trained on clean labels, can detect")
+    settings = {"seed": seed, "num_train": num_train, "num_test": num_test, "steps": steps}
+    if not (_recorded(out) or {}).get("prepared"):
+        files.replace_file(out / SETTINGS, json.dumps(settings).encode())
+        _prepare(out, seed, num_train, num_test)
+        files.replace_file(out / SETTINGS, json.dumps({**settings, "prepared": 1}).encode())
     stages.done("corpus, teacher and student")
     _capture(stages, out)
     for objective in OBJECTIVES:
@@ -91,7 +123,7 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
     cat_xent, xent, teacher = (_predictions(out, name) for name in ("cat-xent", "xent", "teacher"))
     report = str(out / "report")
     stages.run("eval", "--small", cat_xent, "--small", xent, "--large", teacher, "--out", report)
-    print(closing(out, stages.seconds))
+    tell(closing(out, stages.seconds))
 
 
 class Stages:
@@ -109,7 +141,7 @@ class Stages:
 
     def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
         """Print a command line and run it, in this or in its own process."""
-        print(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
+        tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
         code = _in_own_process(command, args) if own_process else run_command(command, args)
         if code:
             raise SystemExit(code)
@@ -123,7 +155,8 @@ def _in_own_process(command: str, args: Sequence[str]) -> int:
 
 
 def _prepare(out: Path, seed: int, num_train: int, num_test: int) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    check_room(out, "--out", _NUM_BYTES)
+    shutil.rmtree(out / "models", ignore_errors=True)  # of a demo that was killed here
     write_corpus(out / "train.jsonl", seed, "train", num_train, SWAPPED_SHARE)
     write_corpus(out / "test.jsonl", seed, "test", num_test)
     shutil.copytree(TEACHER, out / "models" / "teacher")
@@ -143,14 +176,19 @@ def _capture(stages: Stages, out: Path) -> None:
 
 
 def _train(stages: Stages, out: Path, seed: int, steps: int, objective: str) -> None:
-    run = str(out / "runs" / objective)
+    run, model = out / "runs" / objective, out / "models" / objective
+    if model.exists():  # it appears whole, and last
+        tell(f"\n{model}: trained and exported before")
+        return
+    resume = ["--resume"] if (run / "config.json").exists() else []
     stages.run(
         "train", "--store", str(out / "store"), "--student", str(out / "models" / "student"),
-        "--out", run, "--objective", objective, "--steps", str(steps), "--global-batch-size", "64",
-        "--micro-batch-size", "64", "--lr", "6e-3", "--warmup-steps", str(steps // 6),
-        "--seed", str(seed), stage=f"train {objective}", own_process=True,
+        "--out", str(run), "--objective", objective, "--steps", str(steps),
+        "--global-batch-size", "64", "--micro-batch-size", "64", "--lr", "6e-3",
+        "--warmup-steps", str(steps // 6),
+        "--seed", str(seed), *resume, stage=f"train {objective}", own_process=True,
     )  # fmt: skip
-    stages.run("export", run, str(out / "models" / objective), stage=f"export {objective}")
+    stages.run("export", str(run), str(model), stage=f"export {objective}")
 
 
 def _predict(stages: Stages, out: Path, name: str) -> None:

@@ -7,6 +7,7 @@ from caskd.eval.answers.predictions_file import (
     Predictions,
     digest,
     predictions_bytes,
+    read_own_columns,
     read_predictions,
     table_of,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "predictions_bytes",
     "question_names",
     "question_units",
+    "read_own_columns",
     "read_predictions",
     "read_runs",
     "seeds_of",

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from caskd.eval.answers.checks import check_values, num_parameters
+from caskd.store.corpus import parquet_batches, size_limit
 from caskd.store.errors import UsageError
-from caskd.store.io import value_text
+from caskd.store.io import StrangeFileError, check_readable, parse_json, refuse_mixup, value_text
 
 FORMAT = "caskd-predictions"
 FORMAT_VERSION = 1
@@ -159,14 +160,20 @@ def read_predictions(file: str) -> Predictions:
         UsageError: it is missing, empty, not written by `caskd predict`, or names an example twice.
     """
     path = Path(file)
+    refuse_mixup(path, file, "predictions")
     if not path.is_file():
         raise UsageError(
             f"{file}: does not exist; expected a predictions file; write it with "
             f"caskd predict --model M --data D --out {file}"
         )
     try:
-        table = pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError):
+        table = read_own_columns(path)
+    except StrangeFileError as error:
+        raise _not_predictions(file, str(error)) from None
+    except MemoryError:
+        raise _not_predictions(file, "does not fit into memory") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        check_readable(error, str(file))
         raise _not_predictions(file, "not a Parquet file") from None
     metadata = _header(file, table)
     table = _with_digests(table)
@@ -184,30 +191,58 @@ def read_predictions(file: str) -> Predictions:
     return Predictions(path.name, metadata, own)
 
 
+def read_own_columns(path: Path) -> pa.Table:
+    """The columns of predictions in a Parquet file, with its metadata; no others are read.
+
+    Raises:
+        StrangeFileError: they take far more memory than a file of this size can need.
+        OSError, ValueError, ArrowException: not a whole Parquet file.
+    """
+    with pq.ParquetFile(path) as source:
+        schema = source.schema_arrow
+        names = [name for name in WHOLE.names if name in schema.names]
+        twice = next((name for name in names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise StrangeFileError(f"the column {twice!r} stands twice")
+        chosen = pa.schema([schema.field(name) for name in names], schema.metadata)
+        batches = list(parquet_batches(source, names, size_limit(path)))
+    return pa.Table.from_batches(batches, chosen).combine_chunks()
+
+
 def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
     try:
-        header = json.loads((table.schema.metadata or {})[b"caskd"])
-        known = header["format"] == FORMAT and header["model"]["name"] and header["quality"]
+        header = parse_json((table.schema.metadata or {})[b"caskd"])
+        known = header["format"] == FORMAT and _has_types(header)
         number, parameters = header["version"], header["model"]["num_parameters"]
         active = header["model"].get("num_active_parameters")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise _not_predictions(file, "no caskd metadata") from None
     if not known:
         raise _not_predictions(file, "no caskd metadata")
     if number != FORMAT_VERSION:
         raise UsageError(
-            f"{file}: format version is {number}; expected {FORMAT_VERSION}; install a newer caskd"
+            f"{file}: format version is {value_text(number)}; expected {FORMAT_VERSION}; "
+            "install a newer caskd"
         )
     if num_parameters(parameters) is None:
         raise UsageError(
-            f"{file}: metadata model.num_parameters is {parameters!r}, expected a whole number "
-            "above 0; rerun caskd predict"
+            f"{file}: metadata model.num_parameters is {value_text(parameters)}, expected a whole "
+            "number above 0; rerun caskd predict"
         )
     if active is not None and not (type(active) is int and 0 < active <= parameters):
         raise _not_predictions(
             file, f"num_active_parameters is {value_text(active)}, expected 1 to {parameters:,}"
         )
     return dict(header)
+
+
+def _has_types(header: Mapping[str, Any]) -> bool:
+    """Whether the fields that are read later have their types."""
+    model, tasks = header["model"], header.get("tasks") or {}
+    texts = (model["name"], header["quality"], *(task["metric"] for task in tasks.values()))
+    return all(isinstance(text, str) and text for text in texts) and all(
+        isinstance(header.get(name) or {}, dict) for name in ("decoding", "text", "versions")
+    )
 
 
 def _with_digests(table: pa.Table) -> pa.Table:
@@ -228,7 +263,8 @@ def _check_rows(file: str, table: pa.Table) -> None:
     twice = next((name for name, after in pairwise(names) if name == after), None)
     if twice is not None:
         raise UsageError(
-            f"{file}: duplicate example id {twice!r}; expected unique ids; rerun caskd predict"
+            f"{file}: duplicate example id {value_text(twice)}; expected unique ids; "
+            "rerun caskd predict"
         )
 
 

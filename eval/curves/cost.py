@@ -8,7 +8,6 @@ All examples weigh the same.
 Legend: E examples, P points of a curve.
 """
 
-import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from caskd.eval.answers import Predictions
 from caskd.eval.curves.deferral import defer_order, deferred_mean
 from caskd.store.errors import UsageError, reason
+from caskd.store.io import escape_control, parse_json, read_regular, value_text
 from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
@@ -128,8 +128,9 @@ def price_of(prices: Mapping[str, Price], model: str) -> Price:
         UsageError: the list has no entry for it.
     """
     if model not in prices:
+        known = ", ".join(map(escape_control, sorted(prices)))
         raise UsageError(
-            f"--prices: no entry for {model!r} (it has {', '.join(sorted(prices)) or 'none'}); "
+            f"--prices: no entry for {value_text(model)} (it has {known or 'none'}); "
             "expected prompt and output, the prices of a million tokens each; add them"
         )
     return prices[model]
@@ -147,10 +148,15 @@ def read_prices(file: str) -> Mapping[str, Price]:
             f"--prices {file}: does not exist; expected a JSON or TOML price list; fix the path"
         )
     try:
-        text = path.read_text(encoding="utf-8")
-        entries = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        content = read_regular(path)
+        is_json = path.suffix == ".json"
+        entries = (
+            parse_json(content, constants=True)
+            if is_json
+            else tomllib.loads(content.decode("utf-8-sig"))
+        )
         return {name: _price(file, name, entry) for name, entry in entries.items()}
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
@@ -168,8 +174,8 @@ def _price(file: str, name: str, entry: object) -> Price:
         for n in numbers
     ):
         raise UsageError(
-            f"--prices {file}: got {entry!r} for {name!r}; expected prompt and output, "
-            "the prices of a million tokens each; fix the entry"
+            f"--prices {file}: got {value_text(entry)} for {value_text(name)}; expected prompt "
+            "and output, the prices of a million tokens each; fix the entry"
         )
     prompt, output = numbers
     return Price(prompt, output)

@@ -11,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from caskd.eval.answers import WHOLE, Predictions, predictions_bytes, read_predictions, table_of
+from caskd.eval.answers import (
+    WHOLE,
+    Predictions,
+    predictions_bytes,
+    read_own_columns,
+    read_predictions,
+    table_of,
+)
 from caskd.models import may_be_same_config
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import identity_differences
-from caskd.store.io import files
+from caskd.store.io import check_readable, check_room, files, read_json_object
 
 REQUEST = "request.json"
 CONFIG_DIGEST = "model.config_digest"
@@ -31,6 +37,7 @@ def check_out(out: Path) -> None:
     """
     if out.suffix != ".parquet":
         raise UsageError(f"--out {out}: expected a name that ends in .parquet; rename it")
+    check_room(out, "--out")
     if out.exists() or out.is_symlink():
         try:
             read_predictions(str(out))
@@ -69,8 +76,9 @@ class Parts:
 
     def _check_same(self) -> None:
         try:
-            theirs = json.loads((self.folder / REQUEST).read_bytes())
-        except (OSError, ValueError):
+            theirs = read_json_object(self.folder / REQUEST)
+        except (OSError, ValueError) as error:
+            check_readable(error, str(self.folder / REQUEST))
             raise UsageError(
                 f"{self.folder}: holds no parts of caskd predict; expected such parts or no "
                 "folder; remove it or choose another --out"
@@ -151,8 +159,10 @@ class Parts:
     def _read(self, part: int) -> pa.Table:
         path = self._path(part)
         try:
-            table = pq.read_table(path, partitioning=None)
-        except pa.ArrowException:
+            table = read_own_columns(path)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError):
             raise UsageError(
                 f"{path}: is damaged; expected a complete part; remove it and rerun the command"
             ) from None

@@ -16,13 +16,13 @@ from caskd.eval.inference.parts import Parts, check_out
 from caskd.eval.inference.requests import (
     EvalExample,
     build_requests,
-    chat_options,
     check_requests,
+    question_records,
     text_identity,
 )
 from caskd.eval.metrics import check_references
 from caskd.eval.tasks import Task, choose_tasks, describe, quality
-from caskd.models import longest_first
+from caskd.models import check_openable, longest_first, pick_device
 from caskd.models.decoding import (
     Answer,
     LoadedModel,
@@ -31,9 +31,9 @@ from caskd.models.decoding import (
     hidden_index,
     load_for_decoding,
 )
-from caskd.store.corpus import read_records
+from caskd.store.corpus import ChatOptions
 from caskd.store.errors import UsageError
-from caskd.store.io import progress
+from caskd.store.io import progress, tell
 
 MAX_PARTS = 1000
 
@@ -55,26 +55,31 @@ def predict(config: PredictConfig) -> Predictions | None:
     out = Path(config.out)
     _check_numbers(config)
     check_out(out)
-    records = list(itertools.islice(read_records(config.data), config.limit))
+    pick_device(config.device)
+    check_openable(config.model, "--model")
+    records = list(itertools.islice(question_records(config), config.limit))
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
-    requests = build_requests(loaded.tokenizer, records, config)
+    requests, chat = build_requests(loaded.tokenizer, records, config)
+    rendered = sum(request.rendered_bos for request in requests)
+    if rendered:
+        tell(f"{out}: {rendered:,} prompts came rendered with BOS; no second one is added")
     check_requests(requests, loaded.max_positions, config.max_new_tokens)
     stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
     tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)
     _check_references(requests, tasks)
     check_stop_texts(loaded.tokenizer, [text for task in tasks.values() for text in task.stop])
     plan = plan_parts([len(request.prompt) for request in requests], config.batch_size)
-    parts = Parts(out, _metadata(config, loaded, requests, tasks), len(plan))
+    parts = Parts(out, _metadata(config, loaded, requests, tasks, chat), len(plan))
     _answer_missing(config, loaded, requests, tasks, plan, parts)
     written = parts.join()
     if written is None:
         left = len(parts.missing())
-        print(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
+        tell(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
         return None
     mean, names = written.numbers("quality").mean(), describe(tasks)
     empty = written.num_empty()
     said = f", {empty:,} of them empty" if empty else ""
-    print(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
+    tell(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
     return written
 
 
@@ -101,7 +106,7 @@ def _answer_missing(
     sizes = [sum(map(len, part)) for part in plan]
     total, left = sum(sizes[config.worker :: config.num_workers]), sum(sizes[p] for p in missing)
     if left < total:
-        print(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
+        tell(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
     with progress("predict", total, "examples", done=total - left) as shown:
         for part in missing:
             rows: list[dict[str, Any]] = []
@@ -176,6 +181,7 @@ def _metadata(
     loaded: LoadedModel,
     requests: Sequence[EvalExample],
     tasks: dict[str, Task],
+    chat: ChatOptions,
 ) -> dict[str, Any]:
     """Metadata of the predictions file; the parts of one file agree in all of it."""
     hidden = None if config.hidden is None else hidden_index(loaded.model, config.hidden)
@@ -196,7 +202,7 @@ def _metadata(
             for name, task in tasks.items()
         },
         "quality": describe(tasks),
-        "text": text_identity(chat_options(config)),
+        "text": text_identity(chat),
         "data_digest": digest(json.dumps([request.content for request in requests]).encode()),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }

@@ -1,7 +1,7 @@
 """Turn records into requests to a model, and refuse invalid ones before decoding."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,21 +10,27 @@ import pyarrow as pa
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.store.corpus import (
+    CHAT_FLAGS,
     TEXT_RULE,
     ChatOptions,
     Columns,
     Record,
     answer_ids,
+    check_chat_flags,
     column_value,
     decide_columns,
+    given_chat_options,
     prompt_ids,
-    read_chat_options,
     read_records,
     record_task,
     reference_text,
+    rendered_bos,
     template_values,
+    text_columns,
+    text_tokens,
 )
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io import parse_json
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class EvalExample:
     """Options of a multiple-choice question; else empty."""
     option_ids: list[int]
     """First token of each option."""
+    rendered_bos: bool = False
+    """The prompt came rendered with BOS, so that no second one was added."""
 
     @property
     def content(self) -> list[Any]:
@@ -51,40 +59,41 @@ class EvalExample:
 
 def build_requests(
     tokenizer: Any, records: Sequence[Record], config: PredictConfig
-) -> list[EvalExample]:
-    """Turn records into requests.
+) -> tuple[list[EvalExample], ChatOptions]:
+    """Turn records into requests; also returns how their conversations were rendered.
 
     Raises:
-        UsageError: a column is missing or has values of another type.
+        UsageError: a column is missing or has values of another type, or a flag is invalid.
+        IdentityError: a flag contradicts what the model was trained on.
     """
-    from caskd.models import check_template  # here: reading predictions needs no torch
-
     _check_named(config, records)
+    text_tokens(tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
     records = [_with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
-    chat = chat_options(config)
-    if columns.kind == "messages" and chat.template is None:
-        check_template(tokenizer, f"--model {config.model}")
+    chat = _chat_options(config, tokenizer, columns)
     requests = []
     for index, record in enumerate(records):
         try:
             requests.append(build_request(tokenizer, record, columns, index, config, chat))
         except UsageError as error:
             raise UsageError(f"record {index}: {error}") from None
-    return requests
+    return requests, chat
 
 
-def chat_options(config: PredictConfig) -> ChatOptions:
-    """How conversations are rendered.
+def _chat_options(config: PredictConfig, tokenizer: Any, columns: Columns) -> ChatOptions:
+    """How conversations are rendered: by caskd_text.json beside the model, or by the flags."""
+    from caskd.models import check_template, conversation_options  # reading needs no torch
 
-    Raises:
-        UsageError: a flag of the chat template is invalid.
-    """
-    return read_chat_options(
-        config.chat_template,
-        config.template_arguments,
-        template_tokens=config.train_template_tokens,
+    given = given_chat_options(
+        config.chat_template, config.template_arguments, config.train_template_tokens
     )
+    check_chat_flags(str(columns.kind), given)
+    if columns.kind != "messages":
+        return ChatOptions()
+    chat = conversation_options(config.model, tokenizer, "--model", given, CHAT_FLAGS)
+    if chat.template is None:
+        check_template(tokenizer, f"--model {config.model}")
+    return chat
 
 
 def text_identity(chat: ChatOptions) -> dict[str, Any]:
@@ -92,7 +101,7 @@ def text_identity(chat: ChatOptions) -> dict[str, Any]:
     return {
         "rule": TEXT_RULE,
         "template": chat.template,
-        "template_arguments": json.loads(chat.arguments),
+        "template_arguments": parse_json(chat.arguments),
         "template_tokens": chat.template_tokens,
     }
 
@@ -123,6 +132,7 @@ def build_request(
         option_ids=_first_tokens(
             options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
         ),
+        rendered_bos=rendered_bos(tokenizer, record, columns),
     )
 
 
@@ -184,17 +194,25 @@ def question_text(record: Record, columns: Columns) -> str:
     return json.dumps({"messages": asked, **given} if given else asked, sort_keys=True)
 
 
+def question_records(config: PredictConfig) -> Iterator[Record]:
+    """The records of --data, with the values of the columns that predict reads."""
+    further = {"id", config.references_column, config.options_column}
+    wanted = text_columns(_named_columns(config)) | further
+    return read_records(config.data, wanted, config.on_bad_text)
+
+
+def _named_columns(config: PredictConfig) -> Columns:
+    return Columns(
+        prompt=config.prompt_column,
+        response=config.response_column,
+        messages=config.messages_column,
+        task=config.task_column,
+    )
+
+
 def choose_columns(config: PredictConfig, record: Record) -> Columns:
     """Columns of question and answer, chosen once from the first record."""
-    columns = decide_columns(
-        record,
-        Columns(
-            prompt=config.prompt_column,
-            response=config.response_column,
-            messages=config.messages_column,
-            task=config.task_column,
-        ),
-    )
+    columns = decide_columns(record, _named_columns(config))
     if columns.kind == "text":
         raise UsageError(
             f"--data: has only column {columns.text!r}; expected questions and answers; "
@@ -238,7 +256,7 @@ def read_questions(files: Sequence[str], columns: Columns) -> dict[str, str]:
         UsageError: the data cannot be read or has no such column.
     """
     questions: dict[str, str] = {}
-    for number, record in enumerate(read_records(files)):
+    for number, record in enumerate(read_records(files, text_columns(columns), "replace")):
         if number == 0:
             columns = _question_columns(record, columns)
         text = question_text(record, columns)

@@ -42,7 +42,7 @@ from caskd.eval.report import (
 from caskd.eval.study import ALL_TASKS, Contrast, seed_warnings
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
-from caskd.store.io import strip_control
+from caskd.store.io import strip_control, tell
 from caskd.store.spacing import thin
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ NEXT_TOKEN_FILES = file_names(CONTENTS)
 
 def _show(analysis: NextTokenAnalysis) -> None:
     for line in _lines(analysis):
-        print(line)
+        tell(line)
 
 
 def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:

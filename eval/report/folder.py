@@ -1,11 +1,10 @@
 """The folder of a report: what may stand there before, and how its files are written."""
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from caskd.store.errors import UsageError
-from caskd.store.io import CLAIM, files
+from caskd.store.io import CLAIM, check_readable, files, read_json_object
 
 FORMAT = "caskd-report"
 SUMMARY, CASCADE = "summary.json", "cascade.json"
@@ -33,8 +32,9 @@ def check_folder(out: Path) -> None:
     if {path.name for path in out.iterdir()} <= {CLAIM}:
         return
     try:
-        known = json.loads((out / SUMMARY).read_bytes())["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
+        known = read_json_object(out / SUMMARY, constants=True)["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(error, f"--out {out / SUMMARY}")
         known = False
     if not known:
         raise UsageError(

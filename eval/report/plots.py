@@ -90,7 +90,7 @@ def parts_figure(analysis: Analysis) -> Figure:
 
 
 def rules_figure(analysis: Analysis) -> Figure:
-    """Every rule on the first small model: quality, and its gain over random deferral."""
+    """Every rule on the first small model: quality, and how far it is over random deferral."""
     result = analysis.results[0]
     figure, (quality, gain) = panels(2)
     for number, (name, rule) in enumerate(result.rules.items()):
@@ -111,7 +111,7 @@ def rules_figure(analysis: Analysis) -> Figure:
     gain.axhline(0.0, color=PAPER.soft, lw=0.9, ls="--")
     quality.plot([0, 1], result.curve.random[[0, -1]], color=PAPER.soft, lw=0.9, ls="--")
     dress(quality, "Quality by rule", "deferral rate", QUALITY)
-    dress(gain, "Gain over random deferral", "deferral rate", "quality above random")
+    dress(gain, "Quality over random deferral", "deferral rate", "quality over random")
     for axes in (quality, gain):
         in_percent(axes)
     legend_below(figure, [*_handles(quality), *_keys(random="--")])

@@ -13,7 +13,7 @@ from rich.table import Table
 from caskd.eval.curves import DeferralCurve, curve_figures
 from caskd.eval.report.sentences import difference_line, point_lines, questions_line
 from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult
-from caskd.store.io import csv_cell, strip_control
+from caskd.store.io import csv_cell, escape_control, strip_control
 
 Rows = Iterator[dict[str, Any]]
 
@@ -125,7 +125,7 @@ def show(analysis: Analysis) -> None:
     title = f"Cascades with {large} as the large model"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("small, by task", overflow="fold")
-    for heading in ("n", "small", "large", "AUDC", "random", "oracle", "gain", "APGR"):
+    for heading in ("n", "small", "large", "AUDC", "random", "oracle", "over random", "APGR"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary_rows(analysis):
         pooled = row["task"] == ALL_TASKS
@@ -135,19 +135,24 @@ def show(analysis: Analysis) -> None:
         line = questions_line(len(analysis.results[0].pair), analysis.num_questions)
         console.print(line, soft_wrap=True)
     for contrast in analysis.comparisons.between_arms:
-        console.print(escape(difference_line(contrast, analysis.resampled)), soft_wrap=True)
+        console.print(_shown(difference_line(contrast, analysis.resampled)), soft_wrap=True)
     if analysis.point is not None:
         for line in point_lines(analysis.point):
-            console.print(escape(line), soft_wrap=True)
+            console.print(_shown(line), soft_wrap=True)
     for warning in analysis.warnings:
-        console.print(f"[yellow]Warning:[/] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]Warning:[/] {_shown(warning)}", soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    """Text in which rich finds no markup, and the terminal no control character."""
+    return escape(escape_control(text))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     qualities = ("quality_small", "quality_large", "audc", "random_audc", "oracle_audc")
     percent, apgr = row["percent_over_random"], row["apgr"]
     return [
-        escape(row["small"] if row["task"] == ALL_TASKS else f"  {row['task']}"),
+        _shown(row["small"] if row["task"] == ALL_TASKS else f"  {row['task']}"),
         f"{row['num_examples']:,}",
         *(f"{row[name]:.3f}" for name in qualities),
         "-" if percent is None else f"{percent:+.1f} %",

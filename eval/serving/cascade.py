@@ -14,7 +14,7 @@ import numpy.typing as npt
 from caskd.eval.answers import Ragged
 from caskd.eval.rules import deferral_scores, fixed_rule
 from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
-from caskd.store.corpus import TEXT_RULE, ChatOptions, Columns
+from caskd.store.corpus import CHAT_FLAGS, TEXT_RULE, ChatOptions, Columns, given_chat_options
 from caskd.store.errors import IdentityError, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ AnswerPrompts = Callable[[list[Prompt]], Sequence[str]]
 """A function from prompts to texts, such as the client of a served model."""
 
 MAX_NEW_TOKENS = 128
+_FLAGS = {
+    "template": "chat_template",
+    "arguments": "template_arguments",
+    "template_tokens": "train_template_tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,9 @@ class Cascade:
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         batch_size: int = 16,
+        chat_template: str | None = None,
+        template_arguments: str | None = None,
+        train_template_tokens: bool = False,
     ) -> "Cascade":
         """Open a cascade.json of `caskd eval --operating-point`.
 
@@ -87,31 +95,42 @@ class Cascade:
             device: device of both models.
             dtype: number format of their weights.
             batch_size: prompts answered at once.
+            chat_template: file with the chat template that both models were measured with, as in
+                `caskd predict`; by default each model's own.
+            template_arguments: arguments of the template as JSON, likewise.
+            train_template_tokens: likewise.
 
         Raises:
             UsageError: the file or a model cannot be opened.
-            IdentityError: a model differs from the measured one.
+            IdentityError: a model differs from the measured one, or its conversations would be
+                rendered in another way than they were measured or trained.
         """
         settings = read_cascade(file)
-        chats = {name: _chat_options(settings, name, file) for name in ("small", "large")}
+        measured = {name: _measured_chat(settings, name, file) for name in ("small", "large")}
+        flags = given_chat_options(chat_template, template_arguments, train_template_tokens)
 
-        def open_model(name: str, measured: Mapping[str, Any]) -> "LoadedModel":
+        def open_model(role: str, source: str) -> "tuple[LoadedModel, ChatOptions]":
+            from caskd.models import check_same_options, conversation_options
             from caskd.models.decoding import load_for_decoding
 
-            loaded = load_for_decoding(name, "model", dtype=dtype, device=device)
-            _check_identity(name, loaded.identity, measured)
-            return loaded
+            loaded = load_for_decoding(source, "model", dtype=dtype, device=device)
+            _check_identity(source, loaded.identity, getattr(settings, role))
+            names = {field: f"{file}: text.{role}.{field}" for field in CHAT_FLAGS}
+            chat = conversation_options(source, loaded.tokenizer, "model", measured[role], names)
+            where = f"the {role} model of {file} was measured with"
+            check_same_options(flags, _FLAGS, chat, loaded.tokenizer, where)
+            return loaded, chat
 
-        ours = open_model(small or settings.small["name"], settings.small)
+        ours, chat = open_model("small", small or settings.small["name"])
         if not callable(large):
-            opened = open_model(large or settings.large["name"], settings.large)
+            opened, its_chat = open_model("large", large or settings.large["name"])
             decoding = {**settings.decoding, "hidden_layer": None}
 
             def large(prompts: list[Prompt]) -> list[str]:
-                answers = _decode(opened, prompts, decoding, batch_size, chats["large"])
+                answers = _decode(opened, prompts, decoding, batch_size, its_chat)
                 return [answer.text for answer in answers]
 
-        return cls(settings, ours, large, batch_size, chats["small"])
+        return cls(settings, ours, large, batch_size, chat)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[CascadeAnswer]:
         """Answer every prompt, in order.
@@ -199,8 +218,8 @@ def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
     return {"messages": [*map(dict, prompt), reply]}, Columns(kind="messages")
 
 
-def _chat_options(settings: CascadeFile, name: str, file: str) -> ChatOptions:
-    """How the prompts of a model were rendered when the cascade was measured.
+def _measured_chat(settings: CascadeFile, name: str, file: str) -> dict[str, Any]:
+    """Options with which the prompts of a model were rendered when the cascade was measured.
 
     Raises:
         IdentityError: they became tokens by another rule.
@@ -211,11 +230,13 @@ def _chat_options(settings: CascadeFile, name: str, file: str) -> ChatOptions:
             f"{file} was measured with text rule {text.get('rule', 1)}, but this caskd makes "
             f"prompts by rule {TEXT_RULE}; run caskd predict and caskd eval --operating-point again"
         )
-    return ChatOptions(
-        template=text.get("template"),
-        arguments=json.dumps(text.get("template_arguments") or {}, sort_keys=True),
-        template_tokens=bool(text.get("template_tokens")),
-    )
+    arguments = text.get("template_arguments")
+    found = {
+        "template": text.get("template"),
+        "arguments": json.dumps(arguments, sort_keys=True) if arguments else None,
+        "template_tokens": True if text.get("template_tokens") else None,
+    }
+    return {field: value for field, value in found.items() if value is not None}
 
 
 def _decode(

@@ -1,7 +1,7 @@
 """cascade.json: all settings that serving a cascade needs besides the two models."""
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -10,7 +10,8 @@ from typing import Any
 
 from caskd.eval.rules import ROUTERS, Router, fixed_rule
 from caskd.eval.study import OperatingPoint
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
+from caskd.store.io import read_json_object, value_text
 
 FORMAT = "caskd-cascade"
 FORMAT_VERSION = 1
@@ -77,7 +78,7 @@ def read_cascade(file: str) -> CascadeFile:
             "caskd eval ... --operating-point 'quality>=0.86'"
         )
     try:
-        fields = json.loads(path.read_bytes())
+        fields = read_json_object(path)
         if fields["format"] != FORMAT:
             raise ValueError
         if fields["version"] != FORMAT_VERSION:
@@ -90,8 +91,8 @@ def read_cascade(file: str) -> CascadeFile:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"{file}: not readable; expected a cascade.json of caskd eval; rerun caskd eval "
-            "--operating-point"
+            f"{file}: not readable ({type(error).__name__}: {reason(error)}); expected a "
+            "cascade.json of caskd eval; rerun caskd eval --operating-point"
         ) from None
 
 
@@ -113,16 +114,15 @@ def _parse(fields: Mapping[str, Any]) -> CascadeFile:
     )
 
 
-def _threshold(value: object) -> float:
+def _threshold(value: Any) -> float:
     """A finite number, or infinity for null, which never defers."""
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError
-    if not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:
         raise UsageError(
-            f"cascade.json: threshold is {value!r}, expected a finite number, or null to defer "
-            "nothing; rerun caskd eval --operating-point"
+            f"cascade.json: threshold is {value_text(value)}; expected a finite number, or null to "
+            "defer nothing; rerun caskd eval --operating-point"
         )
     return float(value)
 

@@ -211,6 +211,7 @@ def warnings(results: Sequence[CascadeResult]) -> list[str]:
     """What a reader must know before trusting the figures."""
     return [
         *_empty_answers(results),
+        *_swapped(results),
         *_small_leads(results),
     ]
 
@@ -225,6 +226,23 @@ def _empty_answers(results: Sequence[CascadeResult]) -> Iterator[str]:
                 f"{count:,} of {len(answers):,} answers of {strip_control(name)} are empty; check "
                 "its stop texts, chat template and end-of-sequence token."
             )
+
+
+def _swapped(results: Sequence[CascadeResult]) -> Iterator[str]:
+    """Small models that cost more than the large one: perhaps the two flags were swapped."""
+    for result in results:
+        small, large = result.pair.small, result.pair.large
+        for what, ours, theirs in (
+            ("active parameters", small.num_active_parameters, large.num_active_parameters),
+            ("parameters", small.num_parameters, large.num_parameters),
+        ):
+            if ours > theirs:
+                yield (
+                    f"--small {result.label} has {ours:,} {what}, --large "
+                    f"{strip_control(large.model_name)} has {theirs:,}: were the two swapped? If "
+                    f"so, pass --small {large.source} --large {small.source}."
+                )
+                break
 
 
 def _small_leads(results: Sequence[CascadeResult]) -> list[str]:

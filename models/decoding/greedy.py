@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caskd.models.decoding.left_padding import left_padded
+from caskd.models.batching import forget_lengths
+from caskd.models.decoding.left_padding import generate, left_padded
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.decoding.stop_texts import special_tokens
-from caskd.models.length_borders import forget_lengths
+from caskd.models.model_parts import embedding_of
 from caskd.store.errors import UsageError
 
 _SPARE_TOKENS = 4
@@ -97,7 +98,8 @@ def _decode_together(
     recorder = _Recorder(options)
     forget_lengths(loaded.model)
     with _hidden_states(loaded.model, hidden_layer) as states:
-        output = loaded.model.generate(
+        output = generate(
+            loaded.model,
             **{name: part.to(device) for name, part in left_padded(prompts, pad).items()},
             logits_processor=[recorder],
             stopping_criteria=[watch] if any(stop) else [],
@@ -213,8 +215,7 @@ def _hidden_states(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
         yield states
         return
     index = hidden_index(model, layer)
-    body = getattr(model, model.base_model_prefix)
-    layers = _layers(body, int(model.config.get_text_config().num_hidden_layers))
+    layers = _layers(model, int(model.config.get_text_config().num_hidden_layers))
 
     def keep(hidden: Tensor) -> None:
         if not states:
@@ -226,6 +227,7 @@ def _hidden_states(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
             with_kwargs=True,
         )
     else:  # the body normalises the output of the last layer
+        body = _around(model, layers)
         handle = body.register_forward_hook(lambda _, __, result: keep(result.last_hidden_state))
     try:
         yield states
@@ -233,11 +235,17 @@ def _hidden_states(model: Any, layer: int | None) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _layers(body: torch.nn.Module, count: int) -> torch.nn.ModuleList:
-    for module in body.modules():
+def _around(model: torch.nn.Module, layers: torch.nn.Module) -> torch.nn.Module:
+    """The body: the innermost module with the embedding and the layers, whatever its name."""
+    inside = {embedding_of(model), layers}
+    return [module for module in model.modules() if inside <= set(module.modules())][-1]
+
+
+def _layers(model: torch.nn.Module, count: int) -> torch.nn.ModuleList:
+    for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
     raise UsageError(
-        f"--hidden: {type(body).__name__} has no list of {count} layers; expected a model with "
+        f"--hidden: {type(model).__name__} has no list of {count} layers; expected a model with "
         "one; omit --hidden"
     )

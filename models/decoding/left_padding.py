@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from caskd.models.batch_groups import BatchGroups
+from caskd.models.batching import forget_lengths, length_borders
 from caskd.models.devices import memory_errors
-from caskd.models.forward_probe import NO_BATCH, check_causal, probe_tokens
-from caskd.models.length_borders import forget_lengths, length_borders
+from caskd.models.forward_probe import check_causal, probe_tokens
+from caskd.models.model_parts import FAILURES, num_embeddings
+from caskd.store.errors import UsageError, reason
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
@@ -26,6 +28,22 @@ def left_padded(prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]
     return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
+def generate(model: Any, **options: Any) -> Tensor:
+    """Ids [B, P + N] of the model's own generate().
+
+    Raises:
+        UsageError: transformers cannot generate with this class, such as one that no cache fits.
+    """
+    try:
+        ids: Tensor = model.generate(**options)
+    except (AttributeError, KeyError) as error:
+        raise UsageError(
+            f"{type(model).__name__}: generate() of transformers cannot run it ({reason(error)}); "
+            "expected a model that generates text; pass another model"
+        ) from error
+    return ids
+
+
 def decoding_groups(model: Any, stop_ids: Sequence[int], flag: str, name: str) -> BatchGroups:
     """Which prompts a model may answer in one batch."""
     return BatchGroups(length_borders(model.config), _Probe(model, stop_ids, flag), name)
@@ -37,7 +55,7 @@ class _Probe:
     def __init__(self, model: Any, stop_ids: Sequence[int], flag: str) -> None:
         self._model = model
         self._flag = flag
-        num_ids = int(model.get_input_embeddings().weight.shape[0])
+        num_ids = num_embeddings(model, flag)
         special = {*stop_ids, model.generation_config.pad_token_id}
         self._ids = [token for token in range(num_ids) if token not in special]
 
@@ -51,7 +69,7 @@ class _Probe:
             with memory_errors():
                 together = self._logits(prompts, num_new)
                 alone = torch.cat([self._logits([prompt], num_new) for prompt in prompts])
-        except (MemoryError, *NO_BATCH):  # an error of one prompt alone shows when it is answered
+        except (MemoryError, *FAILURES):  # an error of one prompt alone shows when it is answered
             return False
         limit = 1e-4 if self._model.dtype == torch.float32 else 5e-2
         spread = (alone - alone.mean(dim=-1, keepdim=True)).abs().mean(dim=(1, 2))
@@ -65,7 +83,8 @@ class _Probe:
         device = self._model.device
         recorder = _Fixed(self._ids)
         pad = self._model.generation_config.pad_token_id
-        self._model.generate(
+        generate(
+            self._model,
             **{name: part.to(device) for name, part in left_padded(prompts, pad).items()},
             logits_processor=[recorder],
             max_new_tokens=max(1, num_new),

@@ -15,9 +15,9 @@ from caskd.models.opening import (
     open_generation_config,
     open_model,
     open_tokenizer,
+    quantization_of,
 )
 from caskd.models.parameters import count_parameters
-from caskd.models.quantization import quantization_of
 from caskd.models.vocabulary import stop_ids
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from caskd.models.engines.prompt_rows import PromptRows
-from caskd.store.format import fingerprint_distance
+from caskd.store.fingerprint import fingerprint_distance
 
 NUM_PROMPTS, PROMPT_TOKENS, TOP = 32, 16, 8
 MARGIN = 4.0

@@ -1,27 +1,33 @@
 """Check a capture and build the identity of its store, before weights are loaded."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from caskd.models import check_device_name, check_template
 from caskd.precompute.config import PrecomputeConfig, check_numbers
+from caskd.precompute.planning.policies import check_planned_flags
 from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.corpus import (
     TEXT_RULE,
     ChatOptions,
     Columns,
+    Record,
     TextOptions,
+    check_chat_flags,
     corpus_digest,
     decide_columns,
-    read_chat_options,
+    given_chat_options,
     read_records,
     template_digest,
+    text_columns,
     text_tokens,
     token_bytes,
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import SAMPLED, SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
+from caskd.store.io import parse_json
 from caskd.store.write import find_store
 
 
@@ -39,6 +45,11 @@ class Job:
     """Columns of a corpus of messages that nothing reads."""
 
 
+def corpus_records(config: PrecomputeConfig) -> Iterator[Record]:
+    """The records of the corpus, with the values of the columns that can reach a text."""
+    return read_records(config.data, text_columns(config.columns), config.on_bad_text)
+
+
 def check_job(config: PrecomputeConfig) -> Job:
     """Check a capture and build its identity; loads no weights and tokenises nothing.
 
@@ -46,8 +57,9 @@ def check_job(config: PrecomputeConfig) -> Job:
         UsageError: an option, a file or a value is invalid.
         IdentityError: the store exists and has another identity.
     """
+    check_device_name(config.device)
     check_numbers(config)
-    columns = decide_columns(next(read_records(config.data)), config.columns)
+    columns = decide_columns(next(corpus_records(config)), config.columns)
     source = find_teacher(config)
     vocab = token_bytes(source.tokenizer)
     options = text_options(config, source, columns, len(vocab))
@@ -55,7 +67,7 @@ def check_job(config: PrecomputeConfig) -> Job:
     if existing is not None:
         _check_rule(existing, config.store)
     ignored: dict[str, None] = {}
-    digest, num_records = corpus_digest(read_records(config.data), columns, ignored)
+    digest, num_records = corpus_digest(corpus_records(config), columns, ignored)
     identity: dict[str, Any] = {
         "teacher": source.identity(),
         "vocabulary": vocabulary_identity(source.tokenizer, vocab),
@@ -78,6 +90,7 @@ def check_job(config: PrecomputeConfig) -> Job:
         for field in absent:
             del identity["vocabulary"][field]
         check_identity(existing, identity, config.store)
+        check_planned_flags(config, existing)
     return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
 
 
@@ -89,7 +102,7 @@ def _template_identity(tokenizer: Any, columns: Columns, chat: ChatOptions) -> d
     return {
         "template_digest": template_digest(tokenizer, chat.template),
         "template": template,
-        "template_arguments": json.loads(chat.arguments),
+        "template_arguments": parse_json(chat.arguments),
         "chat_turns": chat.turns,
         "template_tokens": chat.template_tokens,
     }
@@ -130,7 +143,7 @@ def text_options(
             "--no-eos: the data has messages, whose chat template ends each turn; expected prompt "
             "and response, or text; omit --no-eos"
         )
-    chat = _chat_options(config, columns)
+    chat = _chat_options(config, columns, source.tokenizer)
     text_tokens(source.tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
     max_length = config.max_length or source.max_length
     if max_length is None:
@@ -152,30 +165,22 @@ def text_options(
     )
 
 
-def _chat_options(config: PrecomputeConfig, columns: Columns) -> ChatOptions:
+def _chat_options(config: PrecomputeConfig, columns: Columns, tokenizer: Any) -> ChatOptions:
     """How conversations are rendered.
 
     Raises:
-        UsageError: an option of conversations was given without conversations, or is invalid.
+        UsageError: an option of conversations was given without conversations, or is invalid, or
+            the teacher has no chat template.
     """
-    given = {
-        "--chat-template": config.chat_template is not None,
-        "--template-arguments": config.template_arguments is not None,
-        "--chat-turns": config.chat_turns != "all",
-        "--train-template-tokens": config.train_template_tokens,
-    }
-    flag = next((flag for flag, was_given in given.items() if was_given), None)
-    if columns.kind != "messages" and flag is not None:
-        raise UsageError(
-            f"{flag}: the data has {columns.kind} records, which no chat template renders; "
-            f"expected messages; omit {flag}, or pass --messages-column NAME"
-        )
-    return read_chat_options(
-        config.chat_template,
-        config.template_arguments,
-        config.chat_turns,
-        config.train_template_tokens,
+    given = given_chat_options(
+        config.chat_template, config.template_arguments, config.train_template_tokens
     )
+    if config.chat_turns != "all":
+        given["turns"] = config.chat_turns
+    check_chat_flags(str(columns.kind), given)
+    if columns.kind == "messages" and config.chat_template is None:
+        check_template(tokenizer, f"--teacher {config.teacher}")
+    return ChatOptions(**given)
 
 
 def targets(config: PrecomputeConfig) -> dict[str, Any]:

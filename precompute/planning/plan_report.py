@@ -6,7 +6,7 @@ from typing import Any
 
 from caskd.precompute.planning.corpus_stats import bars
 from caskd.store.format import SAMPLED
-from caskd.store.io import bytes_text, duration_text
+from caskd.store.io import bytes_text, counted, duration_text, rate_text
 
 Facts = Mapping[str, Any]
 LONG_SHARD_SECONDS = 600.0
@@ -46,7 +46,10 @@ def _items(items: Iterator[tuple[str, str]]) -> list[str]:
 
 
 def _title(facts: Facts) -> str:
-    notes = " (already planned)" if facts["reused"] else ""
+    notes = ""
+    if facts["reused"]:
+        there = shards_there(facts["num_committed_shards"], facts["geometry"]["num_shards"])
+        notes = f" (already planned; {there})"
     if facts["dry_run"]:
         notes += " (dry run: nothing is written)"
     return f"plan of {facts['store']}{notes}"
@@ -106,7 +109,7 @@ def _duplicates(facts: Facts) -> str:
         return f"{count}; skipped"
     return (
         f"{count}; they take {duplicates['rows']:,} rows, {duplicates['rows'] / num_rows:.1%} "
-        "(--on-duplicate skip omits them)"
+        f"(--on-duplicate skip omits them{_for_another_plan(facts)})"
     )
 
 
@@ -122,7 +125,7 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
     geometry, capture, sizes = facts["geometry"], facts["identity"]["capture"], facts["bytes"]
     yield (
         "rows",
-        f"{geometry['num_rows']:,} in {_shards(geometry['num_shards'])} of "
+        f"{geometry['num_rows']:,} in {counted(geometry['num_shards'], 'shard')} of "
         f"{geometry['shard_rows']:,}",
     )
     yield "kept", f"{_targets(capture)}, {facts['identity']['encoding']}"
@@ -131,13 +134,15 @@ def _store(facts: Facts) -> Iterator[tuple[str, str]]:
         yield (
             "size",
             f"{bytes_text(sizes['least'])} to {bytes_text(sizes['most'])}, "
-            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes per row: "
-            "estimated from other stores; run with --probe to measure",
+            f"about {per_row[0]:.0f} to {per_row[1]:.0f} bytes per row without "
+            "its tokens: estimated from other stores; run with --probe to measure",
         )
 
 
-def _shards(count: int) -> str:
-    return "1 shard" if count == 1 else f"{count:,} shards"
+def shards_there(num_committed: int, num_shards: int) -> str:
+    """How much of a planned store is captured."""
+    are = "is" if num_committed == 1 else "are"
+    return f"{num_committed:,} of {counted(num_shards, 'shard')} {are} there"
 
 
 def _lengths(facts: Facts) -> list[str]:
@@ -161,7 +166,7 @@ def _forecast(facts: Facts) -> list[str]:
                 (
                     "time",
                     f"{duration_text(probe['seconds'])} on one device like this one "
-                    f"({probe['rows_per_second']:,.0f} rows/s{limit}), and "
+                    f"({rate_text(probe['rows_per_second'], 'rows')}{limit}), and "
                     f"{duration_text(probe['load_seconds'])} to load the teacher",
                 ),
                 (
@@ -172,7 +177,7 @@ def _forecast(facts: Facts) -> list[str]:
                 (
                     "size",
                     f"{bytes_text(probe['bytes'])}, "
-                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes per row, without the tokens",
+                    f"{sum(probe['bytes_per_row'].values()):.1f} bytes per row without its tokens",
                 ),
                 (
                     "pays",
@@ -194,8 +199,13 @@ def _shard_advice(facts: Facts) -> list[str]:
     rows = max(512, int(probe["rows_per_second"] * LONG_SHARD_SECONDS / 5) // 512 * 512)
     return [
         f"  note        a shard takes {duration_text(seconds)}, lost if the run stops inside it; "
-        f"--shard-rows {rows} loses less"
+        f"--shard-rows {rows} loses less{_for_another_plan(facts)}"
     ]
+
+
+def _for_another_plan(facts: Facts) -> str:
+    """Where a flag takes effect that a written plan no longer takes."""
+    return "" if facts["dry_run"] else " in a new plan: pass it with another --store"
 
 
 def _break_even(online: Facts) -> list[str]:

@@ -11,15 +11,16 @@ from typing import Any
 from caskd.precompute.config import PlanConfig, PrecomputeConfig
 from caskd.precompute.planning.corpus_stats import CorpusStats, planned_examples
 from caskd.precompute.planning.forecast import bytes_bracket
-from caskd.precompute.planning.identity import Job, check_job
-from caskd.precompute.planning.plan_report import next_step, plan_lines
+from caskd.precompute.planning.identity import Job, check_job, corpus_records
+from caskd.precompute.planning.plan_report import next_step, plan_lines, shards_there
 from caskd.precompute.planning.policies import check_examples
 from caskd.precompute.planning.tokenization import tokenize_corpus
 from caskd.store.commits import commit_record
-from caskd.store.corpus import TokenizedExample, read_records
+from caskd.store.corpus import TokenizedExample
 from caskd.store.format import StoreSpec
 from caskd.store.inspect import text_counts
-from caskd.store.io import progress
+from caskd.store.io import progress, tell
+from caskd.store.read import TeacherStore
 from caskd.store.write import find_store, plan_store, record_text_counts
 
 
@@ -33,6 +34,10 @@ class Plan:
     """As `CorpusStats.facts` returns them."""
     reused: bool
     """The store was planned before this call."""
+
+    def num_committed_shards(self) -> int:
+        """Shards that a capture has filled."""
+        return TeacherStore.open(self.root, allow_unsealed=True).num_committed_shards()
 
     @property
     def num_bytes(self) -> int:
@@ -68,17 +73,19 @@ def plan_command(config: PlanConfig) -> None:
 
             facts["forecast"] = run_probe(config, job.source, planned.root, planned.num_bytes)
     lines = [*plan_lines(facts), next_step(facts)]
-    print(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
+    tell(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
 
 
 def plan_job(config: PrecomputeConfig, job: Job) -> StoreSpec:
     """Plan the store of a checked capture, unless it exists."""
     existing = find_store(config.store)
     if existing is not None:
-        print(f"{config.store}: already planned, {existing.num_rows:,} rows")
+        store = TeacherStore.open(config.store, allow_unsealed=True)
+        there = shards_there(store.num_committed_shards(), existing.num_shards)
+        tell(f"{config.store}: already planned, {existing.num_rows:,} rows; {there}")
         return existing
     with _planned(config, job) as planned:
-        print("\n".join(plan_lines(plan_facts(config, job, planned))))
+        tell("\n".join(plan_lines(plan_facts(config, job, planned))))
     return planned.spec
 
 
@@ -113,6 +120,7 @@ def plan_facts(config: PrecomputeConfig, job: Job, planned: Plan) -> dict[str, A
         "store": config.store,
         "dry_run": config.dry_run,
         "reused": planned.reused,
+        "num_committed_shards": planned.num_committed_shards(),
         "data": list(config.data),
         "teacher": {
             "name": job.source.name,
@@ -151,7 +159,7 @@ def _write_plan(
         path,
         job.identity,
         _examples(config, job, stats),
-        shard_rows=config.shard_rows,
+        shard_rows=config.planned_shard_rows,
         vocab=job.vocab,
     )
     counted = {name: count for name, count in stats.text_counts.items() if count}
@@ -168,7 +176,7 @@ def _examples(config: PrecomputeConfig, job: Job, stats: CorpusStats) -> Iterato
     """
     examples = tokenize_corpus(
         job.source.tokenizer,
-        read_records(config.data),
+        corpus_records(config),
         job.columns,
         job.options,
         num_processes=config.tokenize_processes,

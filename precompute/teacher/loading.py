@@ -13,14 +13,8 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
     """Load the weights, for inference only.
 
     Raises:
-        UsageError: weights are missing or do not fit into memory, or the attention implementation
-            is not installed or does not support their dtype.
+        UsageError: weights are missing or do not fit into memory.
     """
-    if source.attention.startswith("flash") and source.load_dtype == "float32":
-        raise UsageError(
-            f"--attention {source.attention}: does not support a teacher in float32; expected half "
-            "precision; pass --dtype bfloat16, or --attention sdpa"
-        )
     try:
         with memory_errors():
             model = open_model(
@@ -40,6 +34,6 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
         raise UsageError(
             f"{FLAG} {source.name}: the weights in {source.load_dtype} do not fit on {device} "
             f"({error}); expected a device with more memory; pass --device-map auto to use all "
-            "devices, or --dtype bfloat16"
+            "devices, or --dtype bfloat16 with another --store"
         ) from error
     return model.requires_grad_(False).eval()

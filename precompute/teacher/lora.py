@@ -1,13 +1,13 @@
 """A peft adapter of the teacher: a checkpoint of layers on top of it, in safetensors."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from caskd.models import ADAPTER_WEIGHTS, weights_digest
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, reason
 from caskd.store.format import canonical_json
+from caskd.store.io import StrangeFileError, escape_control, read_json_object
 
 _SETTINGS = "adapter_config.json"
 
@@ -40,12 +40,19 @@ def describe_adapter(folder: Path, name: str) -> AdapterSource:
                 f"--adapter {name}: no {file}; expected a peft adapter in safetensors; save it "
                 "with save_pretrained, or pass another --adapter"
             )
-    settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    try:
+        settings = read_json_object(folder / _SETTINGS)
+    except (OSError, StrangeFileError) as error:
+        raise UsageError(
+            f"--adapter {name}: {_SETTINGS}: {reason(error)}; expected the settings of a peft "
+            "adapter; save it with save_pretrained, or pass another --adapter"
+        ) from None
     settings.pop("base_model_name_or_path", None)
     if settings.get("num_virtual_tokens") is not None:
+        kind = escape_control(str(settings.get("peft_type")))
         raise UsageError(
-            f"--adapter {name}: its type {settings.get('peft_type')} adds tokens to the input; "
-            "expected an adapter that changes layers, such as LORA; pass another --adapter"
+            f"--adapter {name}: its type {kind} adds tokens to the input"
+            "; expected an adapter that changes layers, such as LORA; pass another --adapter"
         )
     parts = weights_digest(folder).encode() + b"\n" + canonical_json(settings)
     return AdapterSource(folder, name, hashlib.sha256(parts).hexdigest())

@@ -26,7 +26,8 @@ from caskd.precompute.teacher.server_teacher import ServerTeacher
 from caskd.precompute.teacher.source import FLAG, length_limit
 from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import IdentityError
-from caskd.store.format import FINGERPRINT, StoreSpec, identity_differences
+from caskd.store.fingerprint import FINGERPRINT
+from caskd.store.format import StoreSpec, identity_differences
 
 FINGERPRINT_CELLS = 8
 

@@ -6,15 +6,18 @@ from typing import Any
 
 from caskd.models import (
     SplitModel,
-    build_model,
+    check_class,
     check_quantization,
     locate,
+    open_adapter,
     open_config,
+    open_empty,
     open_tokenizer,
     quantization_of,
 )
 from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
+from caskd.store.imports import require
 
 FLAG = "--teacher"
 _NO_LIMIT = 1_000_000_000  # transformers' value for a tokenizer without a limit is 10^30
@@ -52,7 +55,9 @@ def find_checkpoint(
     """Locate a teacher and read its config and tokenizer.
 
     Raises:
-        UsageError: no such folder or hub id, no causal LM, no tokenizer, or no safetensors.
+        UsageError: no such folder or hub id, no causal LM that caskd computes, no tokenizer, no
+            safetensors or other weights than the config's, or a quantiser or attention
+            implementation that is not installed.
     """
     found = locate(teacher, FLAG)
     if not list(found.folder.glob("*.safetensors")):
@@ -63,21 +68,32 @@ def find_checkpoint(
     config = open_config(found.folder, FLAG)
     check_quantization(config, f"{FLAG} {teacher}")
     tokenizer = open_tokenizer(found.folder, FLAG)
-    model = build_model(config, FLAG, device="meta")
     text_config = config.get_text_config()
     own_dtype = getattr(text_config, "dtype", None) or "float32"
+    load_dtype = str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    _check_attention(attention, load_dtype)
+    model = open_empty(
+        found.folder, FLAG, attention=None if attention == "auto" else attention, name=found.name
+    )
+    found_adapter = None if adapter is None else find_adapter(adapter)
+    if found_adapter is not None:
+        model = open_adapter(model, found_adapter.folder, "--adapter", name=found_adapter.name)
+    num_ids = SplitModel(model, FLAG).num_ids
+    check_class(config, f"{FLAG} {found.name}")
     own_attention = str(getattr(model.config, "_attn_implementation", None))
+    used_attention = own_attention if attention == "auto" else attention
+    _check_attention(used_attention, load_dtype)  # a config can name one, too
     return TransformersCheckpoint(
         folder=found.folder,
         name=found.name,
         revision=found.revision,
         tokenizer=tokenizer,
-        num_ids=SplitModel(model, FLAG).num_ids,
-        load_dtype=str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype,
-        attention=own_attention if attention == "auto" else attention,
+        num_ids=num_ids,
+        load_dtype=load_dtype,
+        attention=used_attention,
         max_length=length_limit(text_config, tokenizer),
         quantization=quantization_of(config),
-        adapter=None if adapter is None else find_adapter(adapter),
+        adapter=found_adapter,
         device_map=device_map,
     )
 
@@ -91,11 +107,25 @@ def length_limit(text_config: Any, tokenizer: Any) -> int | None:
     return limit if limit < _NO_LIMIT else None
 
 
+def _check_attention(attention: str, load_dtype: str) -> None:
+    """Refuse an attention implementation that does not support the weights' dtype.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if attention.startswith("flash") and load_dtype == "float32":
+        raise UsageError(
+            f"--attention {attention}: does not support a teacher in float32; expected half "
+            "precision; pass --dtype bfloat16, or --attention sdpa"
+        )
+
+
 def find_adapter(adapter: str) -> AdapterSource:
     """Locate a peft adapter and compute its digest.
 
     Raises:
-        UsageError: no such folder or hub id, or no adapter in safetensors.
+        UsageError: no such folder or hub id, no adapter in safetensors, or peft is not installed.
     """
-    found = locate(adapter, "--adapter")
+    require("peft", extra="lora", needed_by="--adapter")
+    found = locate(adapter, "--adapter", "adapter")
     return describe_adapter(found.folder, found.name)

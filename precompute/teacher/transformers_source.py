@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from caskd.models import config_digest, weights_digest
+from caskd.models import config_digest, pick_device, weights_digest
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.rows import targets_of
 from caskd.precompute.teacher.source import TransformersCheckpoint, find_checkpoint
@@ -27,8 +27,10 @@ class TransformersSource:
         """Find the checkpoint that the options name.
 
         Raises:
-            UsageError: there is no such checkpoint, or it cannot be a teacher.
+            UsageError: there is no such checkpoint or device, or it cannot be a teacher.
         """
+        if config.executor != "ray":  # whose workers have the devices
+            pick_device(config.device)
         checkpoint = find_checkpoint(
             config.teacher,
             config.dtype,

@@ -16,6 +16,7 @@ from caskd.models import longest_first, num_in_batch
 from caskd.precompute.rows import Fields
 from caskd.precompute.teacher import Teacher
 from caskd.store.errors import UsageError
+from caskd.store.io import tell
 from caskd.store.write import ShardExample, ShardWork
 
 IN_FLIGHT = 2
@@ -46,12 +47,12 @@ class TokenBudget:
             )
             raise UsageError(
                 f"{problem} ({error}), and {why}; expected a batch that fits; pass a smaller "
-                "--token-budget or --max-length"
+                "--token-budget, or a smaller --max-length with another --store"
             ) from error
         self.tokens = longest * len(batch) // 2
         if not self.warned:
             self.warned = True
-            print(
+            tell(
                 f"warning: {problem}; continuing with smaller batches; next time pass "
                 f"--token-budget {self.tokens}",
                 file=sys.stderr,

@@ -25,7 +25,7 @@ from caskd.precompute.workers.worker import (
     print_failure,
 )
 from caskd.store.errors import CaskdError, FailedShardsError
-from caskd.store.io import Progress, progress
+from caskd.store.io import Progress, progress, tell
 from caskd.store.write import StoreWriter
 
 MAX_ATTEMPTS = 3
@@ -240,4 +240,4 @@ def _original(failure: Any) -> Exception:
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    tell(line, file=sys.stderr, flush=True)

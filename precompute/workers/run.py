@@ -15,7 +15,7 @@ from caskd.store.errors import FailedShardsError, StoppedError, UsageError
 from caskd.store.format import StoreSpec, check_identity
 from caskd.store.imports import require
 from caskd.store.inspect import CaptureStatus
-from caskd.store.io import SECONDS_BETWEEN_LINES, progress
+from caskd.store.io import SECONDS_BETWEEN_LINES, counted, progress, tell
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, find_store
 
@@ -36,7 +36,7 @@ def precompute(config: PrecomputeConfig) -> TeacherStore | None:
         IdentityError: the store exists and has another identity.
         TeacherError: NaN or Inf in more examples than --max-non-finite accepts.
         FailedShardsError: some shards could not be computed; all others are committed.
-        StoppedError: SIGTERM or SIGINT stopped the run; exit code 143 or 130.
+        StoppedError: SIGTERM, SIGINT or SIGHUP stopped the run; exit code 143, 130 or 129.
     """
     info = worker_info(config, os.environ)
     with stop_signals() as stop:
@@ -56,7 +56,7 @@ def _capture(config: PrecomputeConfig, info: WorkerInfo, stop: StopSignals) -> T
     writer = StoreWriter(config.store)
     if writer.sealed:
         if info.prints:
-            print(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
+            tell(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
         return TeacherStore.open(config.store)
     begin, stats = time.monotonic(), WorkerStats()
     if writer.missing_shards() or writer.needs_pilot:
@@ -97,7 +97,7 @@ def _wait_for_plan(config: PrecomputeConfig, info: WorkerInfo) -> None:
         waited += 0.2
         if waited >= SECONDS_BETWEEN_LINES:
             waited = 0.0
-            print(
+            tell(
                 f"worker {info.rank}: waiting for worker 0 to plan {config.store}; "
                 "all nodes must see the same --store",
                 file=sys.stderr,
@@ -157,10 +157,10 @@ def _report(config: PrecomputeConfig, writer: StoreWriter, stats: WorkerStats) -
         FailedShardsError: shards that failed are still missing.
     """
     if stats.num_non_finite:
-        print(
+        tell(
             f"warning: the teacher produced NaN or Inf in {stats.num_non_finite:,} examples; those "
-            "rows are stored without teacher values (num_kept 0); try --dtype bfloat16 or "
-            "--dtype float32"
+            "rows are stored without teacher values (num_kept 0); to try --dtype bfloat16 or "
+            "--dtype float32, capture another --store"
         )
     missing = set(writer.missing_shards())
     failed = {shard: error for shard, error in sorted(stats.failed.items()) if shard in missing}
@@ -193,11 +193,13 @@ def _stopped_line(config: PrecomputeConfig, stopped: Stopped) -> str:
 def _print_summary(config: PrecomputeConfig, totals: dict[str, Any], seconds: float) -> None:
     num_rows, num_bytes = totals["num_rows"], sum(totals["bytes"].values())
     statuses = ", ".join(f"{count:,} {name}" for name, count in totals["statuses"].items())
-    print(f"{config.store}: sealed, {num_rows:,} rows of {totals['num_examples']:,} examples")
-    print(f"  examples    {statuses}")
-    print(f"  size        {num_bytes:,} bytes, {num_bytes / num_rows:.1f} per row")
-    print(f"  time        {seconds:.1f} s in this run")
-    print(f"next: {_next_command(config)}")
+    examples = counted(totals["num_examples"], "example")
+    tell(f"{config.store}: sealed, {counted(num_rows, 'row')} of {examples}")
+    tell(f"  examples    {statuses}")
+    per_row = num_bytes / num_rows
+    tell(f"  size        {num_bytes:,} bytes, {per_row:.1f} bytes per row with its tokens")
+    tell(f"  time        {seconds:.1f} s in this run")
+    tell(f"next: {_next_command(config)}")
 
 
 def _next_command(config: PrecomputeConfig) -> str:

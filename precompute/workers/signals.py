@@ -1,13 +1,13 @@
-"""Stop on SIGTERM or SIGINT: the first drops the current batch, the second ends the process."""
+"""Stop on a signal: the first drops the current batch, the second ends the process."""
 
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from caskd.store.io import first_signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,7 +31,7 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Turn the first SIGTERM or SIGINT into `Stopped`; the second has its default effect.
+    """Turn the first of `SIGNALS` into `Stopped`; the second has its default effect.
 
     `Stopped` is raised at once, not after the current batch, which on a CPU may take longer than
     the grace period. Rows of an unfinished shard are lost either way; commits run in their own
@@ -43,7 +43,8 @@ def stop_signals() -> Iterator[StopSignals]:
         stop.number = number
         stopped = Stopped(number)
         note = "finishing the shard that is being written; a second signal ends at once"
-        os.write(2, f"{stopped}: {note}\n".encode())
+        with suppress(OSError):  # nobody may read it any more
+            os.write(2, f"{stopped}: {note}\n".encode())
         raise stopped
 
     with first_signal(SIGNALS, raise_stopped):

@@ -25,7 +25,7 @@ from caskd.precompute.workers.fill import TokenBudget, start_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
 from caskd.store.errors import CaskdError, CorruptError, IdentityError, reason
-from caskd.store.io import progress
+from caskd.store.io import progress, tell
 from caskd.store.write import ShardWork, StoreWriter
 
 Report = Callable[[int], None]
@@ -185,7 +185,7 @@ def print_failure(failure: ShardFailedError) -> None:
     """Print the failed shard and its error; with a traceback unless a user can fix the error."""
     if not isinstance(failure.__cause__, CaskdError):
         traceback.print_exception(failure.__cause__)
-    print(
+    tell(
         f"shard {failure.shard} failed ({failure.reason}); continuing with the others",
         file=sys.stderr,
     )

@@ -78,6 +78,12 @@ def commit(root: Path, unit: str, contents: Mapping[str, bytes], facts: Mapping[
     """
     described = tuple(FileRecord.of(name, data) for name, data in contents.items())
     record = CommitRecord(unit, described, facts)
+    if unit != PLAN and not is_committed(root, PLAN):
+        raise StoreWriteError(
+            f"{root}: the store was moved or removed during this run; expected its plan there; "
+            "move it back, or pass its new place as --store, then run the same command again; "
+            "committed shards are kept"
+        )
     if is_committed(root, unit):
         complete = is_complete(root, unit)  # moves the winner's files, which the caller may read
         if read_record(root, unit).digest != record.digest:

@@ -1,7 +1,13 @@
 """Records of a corpus to tokens: files, columns, chat templates, tokenisation, alignment."""
 
 from caskd.store.corpus.alignment import joined_row_positions, logit_positions, num_rows, row_labels
-from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, read_chat_options, template_text
+from caskd.store.corpus.chat import (
+    CHAT_FLAGS,
+    ChatOptions,
+    ChatRefusedError,
+    check_chat_flags,
+    given_chat_options,
+)
 from caskd.store.corpus.columns import (
     Columns,
     Record,
@@ -11,9 +17,11 @@ from caskd.store.corpus.columns import (
     ignored_columns,
     record_task,
     template_values,
+    text_columns,
 )
 from caskd.store.corpus.files import read_records
-from caskd.store.corpus.text_tokens import text_tokens
+from caskd.store.corpus.parquet import parquet_batches, size_limit
+from caskd.store.corpus.text_tokens import leading_ids, text_tokens
 from caskd.store.corpus.tokens import (
     TEXT_RULE,
     TextOptions,
@@ -21,6 +29,7 @@ from caskd.store.corpus.tokens import (
     answer_ids,
     prompt_ids,
     reference_text,
+    rendered_bos,
     tokenize_examples,
 )
 from caskd.store.corpus.vocabulary import (
@@ -33,6 +42,7 @@ from caskd.store.corpus.vocabulary import (
 )
 
 __all__ = [
+    "CHAT_FLAGS",
     "TEXT_RULE",
     "ChatOptions",
     "ChatRefusedError",
@@ -41,23 +51,28 @@ __all__ = [
     "TextOptions",
     "TokenizedExample",
     "answer_ids",
+    "check_chat_flags",
     "column_value",
     "corpus_digest",
     "decide_columns",
+    "given_chat_options",
     "ignored_columns",
     "joined_row_positions",
+    "leading_ids",
     "logit_positions",
     "num_rows",
+    "parquet_batches",
     "prompt_ids",
-    "read_chat_options",
     "read_records",
     "record_task",
     "reference_text",
+    "rendered_bos",
     "row_labels",
+    "size_limit",
     "special_tokens",
     "template_digest",
-    "template_text",
     "template_values",
+    "text_columns",
     "text_tokens",
     "token_bytes",
     "tokenize_examples",

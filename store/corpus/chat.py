@@ -4,12 +4,15 @@ The caller passes a transformers tokenizer, which renders its chat template.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from caskd.store.corpus.bounded_render import TemplateError, render_template
 from caskd.store.errors import UsageError, reason
+from caskd.store.io import parse_json
 
 Message = Mapping[str, Any]
 _OWN_ARGUMENTS = frozenset(
@@ -44,40 +47,69 @@ class ChatOptions:
     """Whether text that the template writes at the start of a reply is part of the reply."""
 
 
-def read_chat_options(
-    template_file: str | None,
-    arguments: str | None,
-    turns: Literal["all", "last"] = "all",
-    template_tokens: bool = False,
-) -> ChatOptions:
-    """Options from the values of the flags --chat-template and --template-arguments.
+CHAT_FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "template": "--chat-template",
+        "arguments": "--template-arguments",
+        "template_tokens": "--train-template-tokens",
+    }
+)
+"""Flags that set a field of `ChatOptions` in every command that renders conversations."""
+
+
+def given_chat_options(
+    template_file: str | None, arguments: str | None, template_tokens: bool
+) -> dict[str, Any]:
+    """Fields of `ChatOptions` that the values of `CHAT_FLAGS` set; the others are absent.
 
     Raises:
         UsageError: the file cannot be read, or the arguments are no JSON object.
     """
-    template = None
+    given: dict[str, Any] = {"template_tokens": True} if template_tokens else {}
     if template_file is not None:
         try:
-            template = Path(template_file).read_text(encoding="utf-8")
+            given["template"] = Path(template_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(
                 f"--chat-template {template_file}: {reason(error)}; expected a readable text file "
                 "with a Jinja template; pass another file"
             ) from error
+    if arguments is not None:
+        given["arguments"] = _arguments(arguments)
+    return given
+
+
+def _arguments(text: str) -> str:
+    """Arguments of a chat template as canonical JSON."""
     try:
-        given = json.loads(arguments or "{}")
+        given = parse_json(text)
     except ValueError:
         given = None
     if not isinstance(given, dict) or given.keys() & _OWN_ARGUMENTS:
         raise UsageError(
-            f"--template-arguments {arguments}: expected a JSON object of arguments of the chat "
+            f"--template-arguments {text}: expected a JSON object of arguments of the chat "
             f"template, none of {', '.join(sorted(_OWN_ARGUMENTS))}; pass for instance "
             "--template-arguments '{\"enable_thinking\": false}'"
         )
-    text = json.dumps(given, sort_keys=True)
-    return ChatOptions(
-        template=template, arguments=text, turns=turns, template_tokens=template_tokens
-    )
+    return json.dumps(given, sort_keys=True)
+
+
+def check_chat_flags(kind: str, given: Iterable[str]) -> None:
+    """Refuse an option of conversations beside data without them.
+
+    Args:
+        kind: of the corpus.
+        given: fields of `ChatOptions` that a flag sets.
+
+    Raises:
+        UsageError: names the first such flag.
+    """
+    flag = next((CHAT_FLAGS.get(name, "--chat-turns") for name in given), None)
+    if kind != "messages" and flag is not None:
+        raise UsageError(
+            f"{flag}: the data has {kind} records, which no chat template renders; expected "
+            f"messages; omit {flag}, or pass --messages-column NAME"
+        )
 
 
 @dataclass(frozen=True)
@@ -146,18 +178,21 @@ class Chat:
         conversation: Conversation,
         options: ChatOptions,
     ) -> None:
-        """Check the messages, and find the template.
+        """Check the messages, and find the template, which the options or the tokenizer have.
 
         Raises:
-            UsageError: no chat template, or a message without role and content.
+            UsageError: a message without role and content, or no template to choose.
         """
         check_messages(conversation.messages)
         self._tokenizer, self.options = tokenizer, options
         self.messages = [_without_nulls(message) for message in conversation.messages]
         self._given = dict(conversation.given)
-        self._arguments = json.loads(options.arguments)
-        self.template = template_text(tokenizer, options.template, self._given.get("tools"))
+        self._arguments = parse_json(options.arguments)
+        template = options.template
+        tools = self._given.get("tools")
+        self.template = _own_template(tokenizer, tools) if template is None else template
         self.messages = self._supported(self.messages)
+        self._check_calls()
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """The rendered messages: those of `self.messages`, or changed copies of them.
@@ -165,19 +200,13 @@ class Chat:
         Raises:
             ChatRefusedError: the template rejects them.
         """
-        from jinja2 import TemplateError
-
         options = {"chat_template": self.template, **self._given, **self._arguments, **options}
         try:
-            # In a list, because transformers looks at the first message.
-            return str(
-                self._tokenizer.apply_chat_template([list(messages)], tokenize=False, **options)[0]
-            )
-        except (TemplateError, TypeError, ValueError, AttributeError, LookupError) as error:
+            return render_template(self._tokenizer, messages, options)
+        except TemplateError as error:
             raise ChatRefusedError(
-                f"the chat template rejects a conversation ({reason(error)}); expected one that it "
-                "supports: fix or remove that record, pass --on-bad-chat skip, or another "
-                "--chat-template FILE"
+                f"the chat template rejects a conversation ({error}); expected one that it "
+                "supports: fix or remove that record, or pass another --chat-template FILE"
             ) from error
 
     def _supported(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -202,6 +231,26 @@ class Chat:
                 return empty
         return messages
 
+    def _check_calls(self) -> None:
+        """Refuse tool calls that the template leaves out: replies would lack them.
+
+        Raises:
+            ChatRefusedError: the conversation renders the same without them.
+        """
+        if not any(message.get("tool_calls") for message in self.messages):
+            return
+        without = [
+            {**{k: v for k, v in m.items() if k != "tool_calls"}, "content": m.get("content") or ""}
+            if m.get("tool_calls")
+            else m
+            for m in self.messages
+        ]
+        if self.render(self.messages) == self.try_render(without):
+            raise ChatRefusedError(
+                "the chat template leaves out the tool_calls of a conversation; expected one that "
+                "writes them: pass --chat-template FILE, or remove that record"
+            )
+
     def try_render(self, messages: Sequence[Message], **options: Any) -> str | None:
         """The rendered messages; None if the template rejects them."""
         try:
@@ -210,23 +259,22 @@ class Chat:
             return None
 
 
-def template_text(tokenizer: Any, override: str | None = None, tools: Any = None) -> str:
-    """Text of the chat template.
-
-    Raises:
-        UsageError: the tokenizer has none.
-    """
-    if override is not None:
-        return override
-    if not tokenizer.chat_template:
+def _own_template(tokenizer: Any, tools: Any) -> str:
+    """The tokenizer's template: of several, the one for tools or the default."""
+    try:
+        return str(tokenizer.get_chat_template(tools=tools))
+    except ValueError as error:
+        names = ", ".join(map(ascii, tokenizer.chat_template or ()))
         raise UsageError(
-            "the data has messages but the tokenizer has no chat template; expected a model with "
-            "one: pass --chat-template FILE, a chat model to --teacher, or data with prompt and "
-            "response columns"
-        )
-    return str(tokenizer.get_chat_template(tools=tools))
+            f"the tokenizer has the chat templates {names or 'none'}; expected one named "
+            "'default': pass --chat-template FILE"
+        ) from error
 
 
 def _without_nulls(message: Message) -> dict[str, Any]:
     """A message without the empty columns that table files add to every message."""
-    return {k: v for k, v in message.items() if v is not None or k == "content"}
+    return {
+        k: v
+        for k, v in message.items()
+        if k == "content" or not (v is None or (k == "tool_calls" and v == []))
+    }

@@ -7,9 +7,29 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from caskd.store.errors import UsageError
+from caskd.store.io import parse_json
 
 Record = dict[str, Any]
 """One row of a data file: column name -> value."""
+
+
+class LocatedRecord(Record):
+    """A record that knows its file and its line or number there, for errors."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, values: Record, where: str) -> None:
+        super().__init__(values)
+        self.where = where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocatedRecord, (dict(self), self.where)
+
+
+def _where(record: Record) -> str:
+    """Start of an error about a record: its file and line, where they are known."""
+    return f"{record.where}: " if isinstance(record, LocatedRecord) else ""
+
 
 Kind = Literal["messages", "prompt", "text"]
 KINDS: tuple[Kind, ...] = ("messages", "prompt", "text")
@@ -40,6 +60,12 @@ class Columns:
         return {role: getattr(self, role) for role in roles}
 
 
+def text_columns(columns: Columns) -> frozenset[str]:
+    """Names of all columns that can reach a text or its task."""
+    roles = ("prompt", "response", "messages", "text", "task")
+    return frozenset({*(getattr(columns, r) for r in roles), _SHAREGPT, *TEMPLATE_COLUMNS})
+
+
 def decide_columns(record: Record, columns: Columns) -> Columns:
     """`columns` with `kind` decided from the columns of the first record.
 
@@ -64,7 +90,7 @@ def decide_columns(record: Record, columns: Columns) -> Columns:
     nearest = (named or partial or ["prompt"])[0]
     missing = {r: name for r, name in columns.of(nearest).items() if name not in record}
     raise UsageError(
-        f"--data: no column {' and '.join(map(repr, missing.values()))} among "
+        f"--data: {_where(record)}no column {' and '.join(map(repr, missing.values()))} among "
         f"{', '.join(map(repr, record))}; expected prompt and response, or messages, or text; "
         f"pass {' '.join(f'--{role}-column NAME' for role in missing)}"
     )
@@ -91,18 +117,33 @@ def column_value(record: Record, columns: Columns, role: str) -> Any:
     name = getattr(columns, role)
     expected: type[Any] = list if role == "messages" else str
     if name not in record:
-        raise UsageError(
-            f"no column {name!r}, only {', '.join(map(repr, record))}; expected it in "
-            f"every record; pass --{role}-column NAME or fix that record"
-        )
+        raise UsageError(f"{_where(record)}{_missing_column(record, columns, role)}")
     value = record[name]
     if not isinstance(value, expected):
         kind = "a list of messages" if role == "messages" else "text"
+        found = "is null" if value is None else f"holds {type(value).__name__}"
         raise UsageError(
-            f"column {name!r}: holds {type(value).__name__}; expected {kind} in every record; "
+            f"{_where(record)}column {name!r} {found}; expected {kind} in every record; "
             f"pass --{role}-column NAME or fix that record"
         )
     return list(map(_message, value)) if isinstance(value, list) else value
+
+
+def _missing_column(record: Record, columns: Columns, role: str) -> str:
+    """What a record without the column of this role has, and the cure."""
+    name = getattr(columns, role)
+    other = next((kind for kind in KINDS if record.keys() >= {*columns.of(kind).values()}), None)
+    if columns.kind is not None and other not in (None, columns.kind):
+        assert other is not None
+        ours, theirs = (" and ".join(columns.of(kind).values()) for kind in (columns.kind, other))
+        return (
+            f"has {theirs}, but the first record has {ours}; expected one kind of record; capture "
+            "two stores, and mix them at training with caskd train --store A --store B"
+        )
+    return (
+        f"no column {name!r}, only {', '.join(map(repr, record))}; expected it in "
+        f"every record; pass --{role}-column NAME or fix that record"
+    )
 
 
 def _message(item: Any) -> Any:
@@ -129,7 +170,7 @@ def template_values(record: Record, columns: Columns) -> dict[str, Any]:
         value = record.get(name)
         if isinstance(value, str):
             try:
-                value = json.loads(value) if value.strip() else None
+                value = parse_json(value, constants=True) if value.strip() else None
             except ValueError:
                 value = record[name]
         if value is None or value == []:

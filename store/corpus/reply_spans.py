@@ -56,7 +56,7 @@ def render_chat(
             turn.
 
     Raises:
-        UsageError: no chat template, or a message without role and content.
+        UsageError: a message without role and content.
         ChatRefusedError: the template rejects the conversation, or the last reply has no place.
     """
     chat = Chat(tokenizer, conversation, options)
@@ -122,7 +122,7 @@ class _Replies:
         prefix = self._chat.messages[: turn + 1]
         through = self._chat.try_render(prefix)
         before = self._chat.try_render(prefix[:-1], add_generation_prompt=True)
-        if through is None or before is None:
+        if through is None:
             return None
         found = self._locate(through, before, prefix, [])
         if found is None or not full.startswith(through[: found[0][1]]):
@@ -137,12 +137,16 @@ class _Replies:
         """
         prefix = self._chat.messages[: turn + 1]
         before = self._chat.try_render(prefix[:-1], add_generation_prompt=True)
-        found = self._locate(full, before, prefix, self._chat.messages[turn + 1 :])
+        after = self._chat.messages[turn + 1 :]
+        found = self._locate(full, before, prefix, after)
+        if found is None and after:
+            span = self.earlier_span(full, turn)
+            found = None if span is None else (span, "")
         if found is None:
             raise ChatRefusedError(
                 f"the chat template does not show where message {turn + 1}, the last reply, "
                 "starts and ends; expected a template with {% generation %} marks, or one that "
-                "writes each reply whole: pass --chat-template FILE, or --on-bad-chat skip"
+                "writes each reply whole: pass --chat-template FILE, or remove that record"
             )
         return found
 
@@ -168,7 +172,9 @@ class _Replies:
         else:
             return None
         if not text.endswith(tail) or len(text) - len(tail) < start:
-            return None
+            # Templates may end tool calls in another way than text.
+            calls = not after and bool(prefix[-1].get("tool_calls"))
+            return ((start, self._last_end(text, start)), lead) if calls else None
         closing = tail if not after else self._closing(marked, mark, tail)
         if closing is None:
             return None
@@ -185,6 +191,11 @@ class _Replies:
         if match is not None and match.re.search(ending) is not None:
             return tail[: match.end()]
         return tail[: _common(ending, tail)]
+
+    def _last_end(self, text: str, start: int) -> int:
+        """End of the special token with which the text ends, or of the text."""
+        stop = len(text.rstrip())
+        return stop if stop > start and text[:stop].endswith(self._special_texts) else len(text)
 
     def _turn_end(self, closing: str) -> int:
         """Length of the closing text up to the first special token, or all of it."""

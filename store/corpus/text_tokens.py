@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from pathlib import PurePath
 from typing import Any
 
 from caskd.store.corpus.vocabulary import text_bytes, token_bytes, tokenizer_pipeline
@@ -46,6 +47,14 @@ def text_tokens(tokenizer: Any) -> "TextTokens":
     return made
 
 
+def leading_ids(tokenizer: Any) -> list[int]:
+    """Ids that a tokenizer adds before a text: BOS, or nothing."""
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    full = list(tokenizer("a")["input_ids"])
+    starts = [n for n in range(len(full)) if full[n : n + len(bare)] == bare]
+    return full[: starts[0]] if starts else []
+
+
 class TextTokens:
     """A tokenizer with the bytes of its tokens, and its variant that inserts no prefix."""
 
@@ -68,7 +77,7 @@ class TextTokens:
         self._safe = re.compile("|".join(map(re.escape, safe))) if safe else None
         self._variant = _without_prefix(tokenizer)
         self._known: dict[str, list[int]] = {}
-        self.leading = self._leading()
+        self.leading = leading_ids(tokenizer)
 
     def check_bytes(self) -> None:
         """Refuse a tokenizer that drops or changes text without its normaliser.
@@ -82,10 +91,17 @@ class TextTokens:
                 continue
             joined = b"".join(self._bytes[id_] for id_ in ids)
             raise UsageError(
-                f"the tokenizer ({type(self._tokenizer).__name__}) turns {text!r} into tokens with "
-                f"the bytes {joined!r}; expected bytes that reproduce the text, as byte-level BPE "
-                "or SentencePiece have: pass a model with such a tokenizer"
+                f"the tokenizer{self._name()} turns {text!r} into tokens with the bytes "
+                f"{joined!r}; expected bytes that reproduce the text, as byte-level BPE or "
+                "SentencePiece have: pass a model with such a tokenizer"
             )
+
+    def _name(self) -> str:
+        """Model and kind of the tokenizer, for errors."""
+        source = PurePath(str(self._tokenizer.name_or_path)).name
+        pipeline = tokenizer_pipeline(self._tokenizer)
+        kind = type(self._tokenizer).__name__ if pipeline is None else pipeline["model"]["type"]
+        return (f" of {source}" if source else "") + f" ({kind})"
 
     def prime(self, texts: Iterable[str]) -> None:
         """Encode texts with one call of the tokenizer, a quarter of the time of one call each."""
@@ -211,12 +227,6 @@ class TextTokens:
 
     def _text_bytes(self, text: str) -> bytes:
         return text_bytes(self._tokenizer, self._variant, text)
-
-    def _leading(self) -> list[int]:
-        """Ids that the tokenizer adds before a text: BOS, or nothing."""
-        bare, full = self.encode("a"), list(self._tokenizer("a")["input_ids"])
-        starts = [n for n in range(len(full)) if full[n : n + len(bare)] == bare]
-        return full[: starts[0]] if starts else []
 
 
 def _without_prefix(tokenizer: Any) -> Any:

@@ -139,13 +139,8 @@ def _text(tokenizer: Any, record: Record, columns: Columns, chat: ChatOptions) -
 
 def _parts(codec: TextTokens, text: _Text) -> list[str]:
     if text.chat is not None:
-        return codec.texts_of(_answered(text), text.borders) if text.replies else []
+        return codec.texts_of(text.text, text.borders) if text.replies else []
     return [text.text, text.text[: text.replies[0][0]]]
-
-
-def _answered(text: _Text) -> str:
-    """The text up to the last reply's end: no model reads what follows."""
-    return text.text[: text.replies[-1][1]]
 
 
 def _example(
@@ -179,8 +174,9 @@ def _chat_example(
     mask = np.zeros(0, np.uint8)
     own, exact = False, True
     if text.replies:
-        found = codec.cut(_answered(text), text.borders)
-        ids, own, exact = found.ids, found.own, found.exact
+        found = codec.cut(text.text, text.borders)
+        own, exact = found.own, found.exact
+        ids = found.ids[: found.cuts[-1]]  # no row depends on what follows the last reply
         cut_of = dict(zip(text.borders, found.cuts, strict=True))
         mask = np.zeros(len(ids), np.uint8)
         for start, stop in text.replies if options.chat.turns == "all" else text.replies[-1:]:
@@ -268,8 +264,16 @@ def prompt_ids(
         return _with_leading(codec, prompt, response)[0]
     if not text.replies:
         return codec.encode(text.text)
-    found = codec.cut(_answered(text), text.borders)
+    found = codec.cut(text.text, text.borders)
     return found.ids[: found.cuts[text.borders.index(text.replies[-1][0])]]
+
+
+def rendered_bos(tokenizer: Any, record: Record, columns: Columns) -> bool:
+    """Whether a record's prompt came rendered with BOS, so that no second one is added."""
+    if columns.kind != "prompt":
+        return False
+    codec = text_tokens(tokenizer)
+    return _with_leading(codec, codec.encode(column_value(record, columns, "prompt")), [])[1]
 
 
 def answer_ids(

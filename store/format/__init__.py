@@ -28,11 +28,9 @@ from caskd.store.format.rows import (
 )
 from caskd.store.format.shard_file import ShardFile, encode_shards, encode_whole
 from caskd.store.format.spec import (
-    FINGERPRINT,
     SPECIAL_TOKEN_FIELDS,
     StoreSpec,
     check_identity,
-    fingerprint_distance,
     identity_differences,
 )
 from caskd.store.format.versions import needed_version, unusual_capture
@@ -43,7 +41,6 @@ __all__ = [
     "DIGEST_LIST",
     "ENVIRONMENT",
     "FIELD_DTYPES",
-    "FINGERPRINT",
     "README",
     "ROW_ENCODINGS",
     "ROW_KINDS",
@@ -66,7 +63,6 @@ __all__ = [
     "check_identity",
     "encode_shards",
     "encode_whole",
-    "fingerprint_distance",
     "fit_orders",
     "identity_differences",
     "kept_cells",

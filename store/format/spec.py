@@ -1,11 +1,12 @@
 """`store.json`: the identity and the geometry of a store."""
 
-import math
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from caskd.store.errors import IdentityError, UnsafeError
+from caskd.store.fingerprint import FINGERPRINT, fingerprint_differences
 from caskd.store.format import untrusted_json
 from caskd.store.format.layout import ArrayLayout
 from caskd.store.format.names import STORE_JSON, canonical_json
@@ -15,8 +16,6 @@ from caskd.store.format.versions import VERSIONS, capture_fields, version_proble
 from caskd.store.io import value_text
 
 FORMAT = "caskd-store"
-FINGERPRINT = "fingerprint"
-"""Field of `identity.teacher`: answers that recognise a served teacher, within a tolerance."""
 
 Identity = Mapping[str, Any]
 SPECIAL_TOKEN_FIELDS = frozenset({"eos_id", "bos_id", "special_ids"})
@@ -204,7 +203,7 @@ def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
         if key == FINGERPRINT and isinstance(a, Mapping) and isinstance(b, Mapping):
-            yield from _fingerprint_differences(a, b)
+            yield from fingerprint_differences(a, b)
         elif isinstance(a, Mapping) and isinstance(b, Mapping):
             for name, x, y in identity_differences(a, b):
                 yield f"{key}.{name}", x, y
@@ -212,71 +211,88 @@ def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str
             yield key, a, b
 
 
-def fingerprint_distance(ours: Any, theirs: Any) -> tuple[float, float]:
-    """Mean and largest distance in nats between the log-probabilities of two fingerprints.
-
-    The mean is over the labels. An id that only one of the two lists is at least as far apart as
-    from the lowest log-probability that the other one lists. Infinite where shapes differ.
-    """
-    try:
-        labels = _label_distances(ours, theirs)
-        tops = [
-            distance
-            for a, b in ((ours, theirs), (theirs, ours))
-            for ids, values, other_ids, others in zip(
-                a["top_ids"], a["top_logprobs"], b["top_ids"], b["top_logprobs"], strict=True
-            )
-            for distance in _top_distances(ids, values, dict(zip(other_ids, others, strict=True)))
-        ]
-        return sum(labels) / len(labels), max(*labels, *tops)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return math.inf, math.inf
-
-
-def _label_distances(ours: Any, theirs: Any) -> list[float]:
-    pairs = zip(ours["label_logprobs"], theirs["label_logprobs"], strict=True)
-    return [abs(float(x) - float(y)) for a, b in pairs for x, y in zip(a, b, strict=True)]
-
-
-def _top_distances(ids: Any, values: Any, others: Mapping[Any, Any]) -> list[float]:
-    lowest = min(others.values())
-    return [
-        abs(value - others[id_]) if id_ in others else max(0.0, value - lowest)
-        for id_, value in zip(ids, values, strict=True)
-    ]
-
-
-def _fingerprint_differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Fingerprints are measured: they are equal within the tolerance that the first one has."""
-    mean, largest = fingerprint_distance(ours, theirs)
-    try:
-        most_mean, most = (float(ours["tolerance"][name]) for name in ("mean", "max"))
-    except (KeyError, TypeError, ValueError):
-        most_mean = most = 0.0
-    if not (mean <= most_mean and largest <= most):
-        yield (
-            FINGERPRINT,
-            f"within {most_mean:.2g} nats on average and {most:.2g} at most",
-            f"{mean:.2g} and {largest:.2g} away",
-        )
-
-
 def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
     """Check that `identity` equals the store's.
 
     Raises:
-        IdentityError: names the first differing field, both values, and the number of further
-            differences.
+        IdentityError: names the difference that a person would name first, with both values and
+            the flag behind it, and then the fields of all other differences.
     """
-    every = list(identity_differences(spec.identity, identity))
-    # The template's digest differs too and fits in a line.
-    differences = [item for item in every if item[0] != "text.template"]
-    if differences:
-        field, theirs, ours = differences[0]
-        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    every = sorted(identity_differences(spec.identity, identity), key=lambda item: _rank(item[0]))
+    if every:
+        (field, theirs, ours), *others = every
+        names = ", ".join(name for name, _, _ in others)
+        more = f" (and {len(others)} more: {names})" if others else ""
+        there, here = _excerpts(theirs, ours)
         raise IdentityError(
-            f"{where}: holds another capture; {field} is {theirs!r} there, but {ours!r} "
-            f"here{more}; pass the same inputs, or another --store"
+            f"{where}: holds another capture; {field} is {there} there, but {here} "
+            f"here{_behind(field)}{more}; pass the same inputs, or another --store"
         )
+
+
+_BEHIND = {
+    "teacher.name": "--teacher",
+    "teacher.revision": "--teacher",
+    "teacher.adapter": "--adapter",
+    "corpus.num_records": "--data",
+    "text.kind": "--data",
+    "text.template": "--teacher or --chat-template",
+    "text.template_arguments": "--template-arguments",
+    "text.template_tokens": "--train-template-tokens",
+    "text.chat_turns": "--chat-turns",
+    "text.eos": "--no-eos",
+    "text.max_length": "--max-length",
+    "text.on_long": "--on-long",
+    "text.on_duplicate": "--on-duplicate",
+    "capture.kind": "--sample",
+    "capture.num_samples": "--sample",
+    "capture.sample_seed": "--sample-seed",
+    "capture.top_k": "--top-k",
+    "capture.min_mass": "--min-mass",
+    "encoding": "--encoding",
+    "capture.load_dtype": "--dtype",
+    "capture.logits_dtype": "--dtype",
+    "capture.attention": "--attention",
+    "vocabulary.size": "--teacher",
+    # The rest: fields whose values tell a person nothing.
+    "teacher.adapter.digest": "--adapter: other weights",
+    "teacher.weights_digest": "--teacher: other weights",
+    "teacher.config_digest": "--teacher: another config.json",
+    "vocabulary.digest": "--teacher: another vocabulary",
+    "vocabulary.tokenizer_digest": "--teacher: another tokenizer",
+    "text.template_digest": "another chat template",
+    "corpus.digest": "--data: other texts or columns",
+}
+"""What a person would call each field of an identity, in the order in which they would look."""
+
+
+def _known(field: str) -> str | None:
+    """The entry of `_BEHIND` for a field or for the object that holds it."""
+    return next((name for name in (field, field.rpartition(".")[0]) if name in _BEHIND), None)
+
+
+def _rank(field: str) -> tuple[bool, int, str]:
+    """Sort key of a differing field: what a person recognises first, digests last."""
+    known = _known(field)
+    place = list(_BEHIND).index(known) if known else len(_BEHIND)
+    return field.endswith("digest"), place, field
+
+
+def _behind(field: str) -> str:
+    known = _known(field)
+    return f" ({_BEHIND[known]})" if known else ""
+
+
+def _excerpts(theirs: Any, ours: Any) -> tuple[str, str]:
+    """Both values for an error; of two long texts the part from where they differ."""
+    if isinstance(theirs, str) and isinstance(ours, str):
+        pairs = enumerate(zip(theirs, ours, strict=False))
+        start = max(0, next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(ours))) - 10)
+        if start and max(len(theirs), len(ours)) > 60:
+            theirs, ours = (f"...{text[start : start + 40]}" for text in (theirs, ours))
+    return _shown(theirs), _shown(ours)
+
+
+def _shown(value: Any) -> str:
+    structured = isinstance(value, dict | list)
+    return value_text(json.dumps(value, sort_keys=True) if structured else value)

@@ -4,7 +4,6 @@ No number or name from a store allocates memory, opens a file or indexes an arra
 these checks. The limits are far beyond what caskd writes.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,8 @@ from caskd.store.format.layout import CELL_CHUNK
 from caskd.store.format.names import STORE_JSON
 from caskd.store.format.row_encodings import ROW_ENCODINGS
 from caskd.store.format.rows import ROW_KINDS
-from caskd.store.io import value_text
+from caskd.store.io import StrangeFileError, value_text
+from caskd.store.io import parse_json as parse_json_text
 
 MAX_DEPTH = 16
 MAX_PLAIN_JSON = 4 << 20
@@ -50,26 +50,9 @@ def parse_json(data: bytes, where: str) -> Any:
             f"{where}: {len(data):,} bytes of JSON with {marks:,} separators; no store needs that"
         )
     try:
-        value = json.loads(data.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise UnsafeError(f"{where}: not valid JSON") from None
-    if _depth_exceeds(value, MAX_DEPTH):
-        raise UnsafeError(f"{where}: nested deeper than {MAX_DEPTH} levels")
-    return value
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
-
-
-def _depth_exceeds(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        inside = [list(v.values()) if isinstance(v, dict) else v for v in level]
-        level = [item for v in inside if isinstance(v, list) for item in v]
-        if not level:
-            return False
-    return True
+        return parse_json_text(data, depth=MAX_DEPTH)
+    except StrangeFileError as error:
+        raise UnsafeError(f"{where}: not valid JSON of a store ({error})") from None
 
 
 def is_count(value: Any, limit: int = 1 << 62) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from caskd.store.commits import all_units, commit_record
 from caskd.store.errors import StoreError, UnreadableError
 from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
-from caskd.store.io import escape_control, files, progress
+from caskd.store.io import counted, escape_control, files, progress, tell
 from caskd.store.read import TeacherStore
 
 MAX_ATTEMPTS_READ = 10_000
@@ -85,7 +85,7 @@ def watch(store: TeacherStore, *, sleep: Callable[[float], None] = time.sleep) -
     status.refresh()
     if store.sealed:
         return
-    print(
+    tell(
         f"{escape_control(store.name)}: {status.num_rows:,} rows committed, {progress_note(status)}"
     )
     with progress("capture", store.spec.num_rows, "rows", done=status.num_rows) as bar:
@@ -96,7 +96,7 @@ def watch(store: TeacherStore, *, sleep: Callable[[float], None] = time.sleep) -
 
 def progress_note(status: CaptureStatus) -> str:
     """Text beside the progress bar: shards, statuses other than ok, failed shards."""
-    parts = [f"{status.num_committed_shards:,} of {status.spec.num_shards:,} shards"]
+    parts = [f"{status.num_committed_shards:,} of {counted(status.spec.num_shards, 'shard')}"]
     if not status.shards_left:
         parts.append("sealing")
     others = {name: n for name, n in sorted(status.statuses.items()) if n and name != "ok"}

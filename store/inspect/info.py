@@ -5,7 +5,7 @@ from typing import Any
 
 from caskd.store.format import ROW_KINDS, unusual_capture
 from caskd.store.inspect.capture_progress import CaptureStatus, shards_text
-from caskd.store.io import bytes_text, escape_control
+from caskd.store.io import bytes_text, counted, escape_control
 from caskd.store.read import TeacherStore
 
 
@@ -60,16 +60,18 @@ def store_info(url: str | Path) -> dict[str, Any]:
 def info_text(info: dict[str, Any]) -> str:
     """`store_info` as a table for a terminal."""
     state = "sealed"
+    shards = counted(info["num_shards"], "shard")
     if not info["sealed"]:
-        committed = f"{info['num_committed_shards']} of {info['num_shards']} shards committed"
-        state = f"NOT sealed: {committed}"
+        state = f"NOT sealed: {info['num_committed_shards']} of {shards} committed"
     per_row = info["bytes_per_row"]
-    size = bytes_text(info["bytes"]) + (f", {per_row:,.1f} bytes per row" if per_row else "")
+    size = bytes_text(info["bytes"])
+    if per_row:
+        size += f", {per_row:,.1f} bytes per row with its tokens"
     rows = [
         ("store", f"{info['name']} ({state})"),
         ("teacher", info["teacher"]),
         ("examples", f"{info['num_examples']:,}"),
-        ("rows", f"{info['num_rows']:,} in {info['num_shards']} shards of {info['shard_rows']:,}"),
+        ("rows", f"{info['num_rows']:,} in {shards} of {info['shard_rows']:,}"),
         ("kept", _kept(info)),
         ("capture", unusual_capture(info["identity"])),
         ("tasks", ", ".join(info["tasks"][:8]) + (" ..." if len(info["tasks"]) > 8 else "")),

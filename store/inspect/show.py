@@ -1,20 +1,25 @@
 """One example of a store as text, JSON or HTML, token by token; needs no tokenizer."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from caskd.store.format import STATUSES, Array, RowKind
-from caskd.store.io import escape_control
+from caskd.store.io import counted, escape_control
 from caskd.store.read import StoreBatch, TeacherStore
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, ConsoleOptions, Group, RenderableType
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
 
 NUM_CHOICES = 4
+_CHOICE_WIDTH = 16
+"""Columns of a choice's text; a longer token is cut."""
 
 
 def token_text(token: bytes) -> str:
@@ -110,12 +115,39 @@ def example_view(store: TeacherStore, example: int) -> "Group":
     task = escape_control(value["task"]) or "-"
     heading = Text(
         f"example {example}: task {task}, status {value['status']}, "
-        f"source line {value['source_index']}, {len(value['rows'])} rows"
+        f"source line {value['source_index']}, {counted(len(value['rows']), 'row')}"
     )
     body = Text("text  ")
     for token in value["tokens"]:
         body.append(token["text"], style="bold green" if token["is_response"] else "dim")
     return Group(heading, body, _rows_table(value["rows"], store.spec.row_kind))
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """A cell that breaks between choices only, never between a choice and its probability."""
+
+    items: "list[Text]"
+
+    def __rich_console__(
+        self, console: "Console", options: "ConsoleOptions"
+    ) -> "Iterator[RenderableType]":
+        from rich.text import Text
+
+        lines: list[list[Text]] = [[]]
+        for item in self.items:
+            width = sum(part.cell_len + 2 for part in lines[-1]) + item.cell_len
+            if lines[-1] and width > options.max_width:
+                lines.append([])
+            lines[-1].append(item)
+        for line in lines:
+            yield Text("  ").join(line)
+
+    def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
+        from rich.measure import Measurement
+
+        widths = [item.cell_len for item in self.items] or [1]
+        return Measurement(max(widths), sum(widths) + 2 * (len(widths) - 1))
 
 
 def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
@@ -137,17 +169,18 @@ def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
             table.add_row(str(row["position"]), Text(row["label_text"]), "-", "-", "no row", "-")
             continue
         style = "" if rank is None else _rank_style(rank)
-        choices = Text()
+        choices = []
         for choice in row["choices"]:
             mark = "bold green" if choice["id"] == row["label"] else ""
-            choices.append(choice["text"], style=mark)
-            choices.append(f" {choice['probability']:.3f}  ", style="dim")
+            shown = Text(choice["text"], style=mark)
+            shown.truncate(_CHOICE_WIDTH, overflow="ellipsis")
+            choices.append(shown.append(f" {choice['probability']:.3f}", style="dim"))
         table.add_row(
             str(row["position"]),
             Text(row["label_text"], style=style),
             Text(_number(rank, "d"), style=style),
             _number(row["label_probability"], ".3f"),
-            choices[:-2],
+            _Choices(choices),
             _number(row["tail_mass"], ".4f") if kind.has_tail else str(row["num_kept"]),
         )
     return table

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import StoreError
 from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json, unusual_capture
-from caskd.store.io import bytes_text, escape_markdown, files
+from caskd.store.io import bytes_text, counted, escape_markdown, files
 
 if TYPE_CHECKING:
     from caskd.store.inspect.quality import TeacherQuality
@@ -92,9 +92,9 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
         "examples": f"{spec.num_examples:,} ({', '.join(f'{n:,} {name}' for name, n in statuses)})",
         "tasks": ", ".join(spec.tasks[:12]) + (", ..." if len(spec.tasks) > 12 else ""),
         "tokens": f"{spec.num_tokens:,}",
-        "rows (predicted response tokens)": f"{num_rows:,} in {spec.num_shards:,} shards",
+        "rows (predicted response tokens)": f"{num_rows:,} in {counted(spec.num_shards, 'shard')}",
         "kept per row": f"{kept}, the label's {label} ({spec.encoding} encoding)",
-        "size": f"{bytes_text(size)}, {size / max(num_rows, 1):,.1f} bytes per row",
+        "size": f"{bytes_text(size)}, {size / max(num_rows, 1):,.1f} bytes per row with its tokens",
         "digest": str(totals["commits_digest"]),
     }
 

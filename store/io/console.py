@@ -3,10 +3,23 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from typing import Protocol, TextIO
+
+from caskd.store.io.printable import escape_control
 
 SECONDS_BETWEEN_LINES = 60.0
+
+
+def tell(text: str, *, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print lines whose names and values may come from a stranger: nothing drives the terminal.
+
+    Args:
+        text: one or more lines.
+        file: standard output by default.
+        flush: write at once.
+    """
+    print("\n".join(map(escape_control, text.split("\n"))), file=file, flush=flush)
 
 
 class Progress(Protocol):
@@ -14,6 +27,13 @@ class Progress(Protocol):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Report `amount` more finished units; `note` replaces the text beside the bar."""
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """A rate with its unit: 7.9 steps/s, and of slow work 12.3 s a step."""
+    if 0 < rate < 1:
+        return f"{1 / rate:,.1f} s a {unit.removesuffix('s')}"
+    return f"{rate:,.1f} {unit}/s"
 
 
 class _Lines:
@@ -34,11 +54,12 @@ class _Lines:
         rate = (self.done - self.first_done) / elapsed
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
         text = f"{self.label}: {self.done:,}/{self.total:,} {self.unit}"
-        print(
-            f"{text}, {rate:,.1f} {self.unit}/s{left}{'  ' + note if note else ''}",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # a full log must not end the work
+            tell(
+                f"{text}, {rate_text(rate, self.unit)}{left}{'  ' + note if note else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class _Bar:
@@ -65,7 +86,7 @@ class _Bar:
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         speed = self.bar.tasks[0].speed
-        rate = f"{speed:,.1f} {self.unit}/s" if speed else ""
+        rate = rate_text(speed, self.unit) if speed else ""
         self.bar.update(self.task, advance=amount, note=note, rate=rate)
 
 

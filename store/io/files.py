@@ -11,18 +11,19 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from errno import EACCES, EDQUOT, ELOOP, EMFILE, ENFILE, ENOSPC, ENOTEMPTY, EPERM, EROFS
+from errno import ELOOP, ENOTEMPTY
 from pathlib import Path
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 from caskd.store.errors import (
     CorruptError,
+    NotRegularError,
     StoreError,
     StoreWriteError,
-    UnreadableError,
-    UnsafeError,
 )
 from caskd.store.io import faults
+from caskd.store.io.disk import advice
+from caskd.store.io.unreadable import unreadable
 
 MAX_METADATA_BYTES = BLOCK_BYTES = 4 << 20
 DRAFT_ATTEMPTS = 8
@@ -41,18 +42,10 @@ def _changing(path: Path, size: int = 0) -> Iterator[None]:
     except OSError as error:
         if error.errno == ENOTEMPTY:
             raise FileExistsError(error.errno, error.strerror, str(path)) from None
-        if error.errno in (ENOSPC, EDQUOT):
-            advice = "free disk space"
-        elif error.errno in (EROFS, EACCES, EPERM):
-            advice = "pass a writable --store"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
-        else:
-            advice = "check the disk"
         amount = f" ({size:,} bytes)" if size else ""
         raise StoreWriteError(
-            f"cannot write {path}{amount}: {error.strerror}; {advice} and run the same command "
-            "again; committed shards are kept"
+            f"cannot write {path}{amount}: {error.strerror}; {advice(error.errno)} and run the "
+            "same command again; what is finished is kept"
         ) from None
 
 
@@ -185,7 +178,7 @@ def reading(name: str) -> Iterator[None]:
 
     Raises:
         CorruptError: the file does not exist.
-        UnsafeError: it is a link.
+        NotRegularError: it is a link.
         UnreadableError: every other cause; the file may be intact.
     """
     try:
@@ -196,18 +189,8 @@ def reading(name: str) -> Iterator[None]:
         raise CorruptError(f"{name}: missing.") from None
     except OSError as error:
         if error.errno == ELOOP:
-            raise UnsafeError(f"{name}: a link; links are not followed.") from None
-        if error.errno in (EACCES, EPERM):
-            advice = "Get permission to read it"
-        elif error.errno in (EMFILE, ENFILE):
-            advice = "raise the limit of open files (ulimit -n)"
-        else:
-            advice = "Check the disk and its connection"
-        raise UnreadableError(
-            f"{name}: unreadable ({error.strerror or type(error).__name__}), which is not damage; "
-            f"expected a file that this process can read. {advice}, then run the same command "
-            "again."
-        ) from None
+            raise NotRegularError(f"{name}: a link; links are not followed.") from None
+        raise unreadable(error, name) from None
 
 
 def mode_of(path: Path, name: str | None = None) -> int | None:
@@ -256,7 +239,7 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
     """Size of a regular file, None if it does not exist.
 
     Raises:
-        UnsafeError: `path` is a link, pipe, device or folder.
+        NotRegularError: `path` is a link, pipe, device or folder.
         UnreadableError: the system cannot tell; the message has `name`, by default that of `path`.
     """
     with reading(name or path.name):
@@ -265,15 +248,24 @@ def regular_size(path: Path, name: str | None = None) -> int | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     if not S_ISREG(status.st_mode):
-        raise UnsafeError(f"{path.name}: not a regular file; remove it from the store")
+        raise NotRegularError(f"{name or path.name}: {_what_it_is(status.st_mode)}")
     return status.st_size
+
+
+def _what_it_is(mode: int) -> str:
+    if not S_ISLNK(mode):
+        return "not a regular file; remove it from the store"
+    return (
+        "not a regular file but a link, and links are not followed; expected the file itself; copy "
+        "the store with cp -rL STORE COPY, or fetch it with caskd store pull"
+    )
 
 
 def size_inside(root: Path, name: str) -> int | None:
     """Size of the regular file `name` below `root`, None if it does not exist.
 
     Raises:
-        UnsafeError: the file or a folder of its path is a link, pipe or device.
+        NotRegularError: the file or a folder of its path is a link, pipe or device.
         UnreadableError: a folder of its path cannot be searched.
     """
     parts = name.split("/")
@@ -282,7 +274,9 @@ def size_inside(root: Path, name: str) -> int | None:
         if mode is None:
             return None
         if not S_ISDIR(mode):
-            raise UnsafeError(f"{'/'.join(parts[:depth])}: not a folder (links are not followed).")
+            raise NotRegularError(
+                f"{'/'.join(parts[:depth])}: not a folder (links are not followed)."
+            )
     return regular_size(root / name, name)
 
 
@@ -293,7 +287,7 @@ def open_inside(root: Path, name: str) -> Iterator[int]:
     Raises:
         CorruptError: the file is missing.
         UnreadableError: the file exists but cannot be read; it may be intact.
-        UnsafeError: the file or a folder of its path is a link, pipe or device.
+        NotRegularError: the file or a folder of its path is a link, pipe or device.
     """
     with reading(name):
         if size_inside(root, name) is None:

@@ -22,6 +22,8 @@ def strip_control(text: str) -> str:
 
 def escape_control(text: str) -> str:
     """`text` with each unprintable character as `\\xNN`, so that it cannot drive a terminal."""
+    if str(text).isprintable():
+        return str(text)
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
 
 
@@ -57,6 +59,11 @@ def duration_text(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 shard, 2,000 shards."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def bytes_text(num_bytes: float) -> str:

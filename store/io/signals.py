@@ -1,9 +1,11 @@
 """Signals that stop a process cleanly the first time and kill it the second time."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from stat import S_ISCHR
 
 
 @contextmanager
@@ -22,6 +24,8 @@ def first_signal(numbers: Sequence[signal.Signals], act: Callable[[int], None]) 
     def on_signal(number: int, _frame: object) -> None:
         for other in handled:
             signal.signal(other, signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            _leave_terminal()
         act(number)
 
     for number in handled:
@@ -31,3 +35,13 @@ def first_signal(numbers: Sequence[signal.Signals], act: Callable[[int], None]) 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _leave_terminal() -> None:
+    """Discard what is printed from now on: writing to a closed terminal is an error."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if S_ISCHR(os.fstat(stream).st_mode):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, stream)
+                os.close(null)

@@ -3,17 +3,20 @@
 Legend: k cells per row.
 """
 
+import itertools
 import threading
-from collections import OrderedDict
+import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import Ledger, commit_record
-from caskd.store.errors import CorruptError, UnsafeError
+from caskd.store.commits import Ledger, commit_record, read_seal
+from caskd.store.errors import CorruptError, UnreadableError, UnsafeError
 from caskd.store.format import (
     FIELD_DTYPES,
     Array,
@@ -24,11 +27,13 @@ from caskd.store.format import (
     layout,
     untrusted_json,
 )
-from caskd.store.io import files
+from caskd.store.io import files, is_limit_reached
 from caskd.store.read.chunk_cache import ChunkCache, Pieces, split_at_chunks
+from caskd.store.read.location import Location
+from caskd.store.read.open_files import OPEN_FILES
 
 CACHE_BYTES = 256 << 20
-MAX_OPEN_FILES = 256
+_numbers = itertools.count()
 
 
 class StoreArrays:
@@ -43,9 +48,24 @@ class StoreArrays:
         self.ledger = ledger or Ledger(root, spec)
         self._limits = array_checks.value_limits(spec)
         self._known_metadata: dict[str, int] = {}
-        self._open_files: OrderedDict[str, ShardFile] = OrderedDict()
+        self.location: Location | None = Location(root)
+        self._number = next(_numbers)
+        weakref.finalize(self, OPEN_FILES.drop_store, self._number).atexit = False
         self._caches: dict[str, ChunkCache] = {}
         self._gathering = threading.Lock()  # no chunk may be evicted while it is copied
+
+    @property
+    def reopen_as(self) -> tuple[Any, ...]:
+        """Arguments of `TeacherStore.open` for a copy in another process."""
+        return (self.root,)
+
+    def renewed(self) -> "StoreArrays":
+        """The same arrays for a forked process: no lock of the parent, whose threads are gone."""
+        return StoreArrays(self.root, self.spec)
+
+    def seal(self) -> dict[str, Any]:
+        """Totals and digest of a sealed store."""
+        return read_seal(self.root)
 
     @cached_property
     def id_order(self) -> npt.NDArray[np.uint32] | None:
@@ -63,7 +83,7 @@ class StoreArrays:
     def gather_fields(self, names: Sequence[str], starts: Array, counts: Array) -> dict[str, Array]:
         """`gather` for several fields of one axis."""
         pieces: dict[int, Pieces] = {}
-        with self._gathering:
+        with self._gathering, self._watched():
             return {name: self._gather(name, starts, counts, pieces) for name in names}
 
     def _gather(self, name: str, starts: Array, counts: Array, pieces: dict[int, Pieces]) -> Array:
@@ -125,6 +145,15 @@ class StoreArrays:
         return self._cache(name).get(start // column)[start % column : start % column + rows]
 
     def _disk_chunk(self, array: layout.ArrayLayout, chunk: int) -> Array:
+        try:
+            return self._read_chunk(array, chunk)
+        except UnreadableError as error:
+            # Other parts of the process may need many open files: give up those of the stores.
+            if not (is_limit_reached(error) and OPEN_FILES.clear()):
+                raise
+        return self._read_chunk(array, chunk)
+
+    def _read_chunk(self, array: layout.ArrayLayout, chunk: int) -> Array:
         per_shard = -(-array.shard // array.chunk)
         shard, number = divmod(chunk, per_shard)
         self._admit(array, shard)
@@ -142,24 +171,23 @@ class StoreArrays:
 
     def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
         """Compare a file with its commit record before it is opened."""
-        if array.key(shard) not in self._open_files:
+        if (self._number, array.key(shard)) not in OPEN_FILES:
             self.ledger.check_file(self._unit_of(array.name, shard), array.key(shard))
             if array.name not in self._known_metadata:
                 self._check_metadata(array)
 
     def _shard_file(self, array: layout.ArrayLayout, shard: int) -> ShardFile:
         key = array.key(shard)
-        if key not in self._open_files:
-            if len(self._open_files) >= MAX_OPEN_FILES:
-                self._open_files.popitem(last=False)[1].close()
-            self._open_files[key] = ShardFile(self.root / key, array)
-        self._open_files.move_to_end(key)
-        return self._open_files[key]
+        return OPEN_FILES.get((self._number, key), lambda: ShardFile(self.root / key, array))
 
     def _unit_of(self, name: str, shard: int) -> str:
         if name == layout.ID_ORDER.name:
             return commit_record.PILOT
         return commit_record.shard_unit(shard) if name in self._row_arrays else commit_record.PLAN
+
+    def _metadata_unit(self, array: layout.ArrayLayout) -> str:
+        is_pilot = array.name == layout.ID_ORDER.name
+        return commit_record.PILOT if is_pilot else commit_record.PLAN
 
     def _length(self, name: str) -> int | None:
         """Entries on the first axis of an array; None for vocab_bytes, whose length varies."""
@@ -177,10 +205,7 @@ class StoreArrays:
     def _check_metadata(self, array: layout.ArrayLayout) -> None:
         """Refuse any zarr.json but the one that this version writes (codecs, shape, dtype)."""
         where = f"{self.name}/{array.metadata_key}"
-        is_pilot = array.name == layout.ID_ORDER.name
-        self.ledger.item(
-            commit_record.PILOT if is_pilot else commit_record.PLAN, array.metadata_key
-        )
+        self.ledger.item(self._metadata_unit(array), array.metadata_key)
         found = untrusted_json.parse_json(files.read_small(self.root, array.metadata_key), where)
         length = self._length(array.name)
         if length is None:
@@ -199,10 +224,13 @@ class StoreArrays:
     def whole(self, name: str) -> Array:
         """All entries of an array of the plan or the pilot."""
         array = self._layouts[name]
-        if name not in self._known_metadata:
-            self._check_metadata(array)
-        length = self._known_metadata[name]
-        return self._read_whole(array, length)
+        with self._watched():
+            if name not in self._known_metadata:
+                self._check_metadata(array)
+            return self._read_whole(array, self._known_metadata[name])
+
+    def _watched(self) -> AbstractContextManager[None]:
+        return self.location.watched() if self.location else nullcontext()
 
     def _read_whole(self, array: layout.ArrayLayout, length: int) -> Array:
         whole = np.empty(-(-length // array.chunk) * array.chunk, array.dtype)

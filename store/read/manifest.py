@@ -15,7 +15,7 @@ import google_crc32c
 from caskd.store.commits import CommitRecord, FileRecord, all_units, commit_record
 from caskd.store.errors import CorruptError, IncompleteError, StoreNotFoundError, UnsafeError
 from caskd.store.format import DATA, DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
-from caskd.store.io import value_text
+from caskd.store.io import refuse_mixup, value_text
 from caskd.store.storage import RetryPolicy, Storage, read_file, read_whole
 
 PLAN = commit_record.PLAN
@@ -74,6 +74,7 @@ def _read_head(storage: Storage, policy: RetryPolicy) -> SealedHead:
                 f"{storage.url}: the store is not sealed; expected a sealed one; finish it with "
                 "caskd precompute, or rerun the caskd store push or pull that was copying it"
             )
+        refuse_mixup(storage.url, storage.url, "store")
         raise StoreNotFoundError(
             f"{storage.url}: no {SEAL}; expected a sealed store; check the URL, or list the stores "
             "near it with caskd store ls"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from caskd.store.format import (
     StoreSpec,
     layout,
 )
-from caskd.store.io import files
+from caskd.store.io import descriptors, files
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.manifest import (
     SealedHead,
@@ -38,6 +39,7 @@ from caskd.store.read.manifest import (
     read_record_bytes,
     read_spec,
 )
+from caskd.store.read.open_files import OPEN_FILES
 from caskd.store.read.shard_cache import ShardCache
 from caskd.store.storage import RetryPolicy, Storage, open_storage
 
@@ -70,10 +72,16 @@ class RemoteSource:
     def __init__(
         self, storage: Storage, head: SealedHead, cache: ShardCache, policy: RetryPolicy
     ) -> None:
-        self.storage, self.head, self._cache, self._policy = storage, head, cache, policy
+        self.storage, self.head, self.cache, self.policy = storage, head, cache, policy
         self.name = storage.url.rstrip("/").rpartition("/")[2]
         self.root = cache.root / head.digest
-        self.pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="caskd-fetch")
+        num_threads = descriptors.share(NUM_THREADS, 8)  # each has a connection open
+        self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="caskd-fetch")
+
+    def renewed(self) -> "RemoteSource":
+        """The same store, with connections and threads of this process."""
+        storage = open_storage(self.storage.url)
+        return RemoteSource(storage, self.head, self.cache, self.policy)
 
     def put_head(self, store_json: bytes) -> None:
         """Keep the seal, the list of digests and store.json."""
@@ -84,15 +92,15 @@ class RemoteSource:
         }
         for name, data in contents.items():
             if self._kept(name) != data:
-                self._cache.put(f"{self.head.digest}/{name}", data)
+                self.cache.put(f"{self.head.digest}/{name}", data)
 
     def fetch_record(self, unit: str) -> CommitRecord:
         """Fetch the commit record of `unit` and keep it."""
         name = commit_record.record_name(unit)
         data = self._kept(name)
         if hashlib.sha256(data).hexdigest() != self.head.digests.get(unit):
-            data = read_record_bytes(self.storage, self.head, unit, self._policy)
-            self._cache.put(f"{self.head.digest}/{name}", data)
+            data = read_record_bytes(self.storage, self.head, unit, self.policy)
+            self.cache.put(f"{self.head.digest}/{name}", data)
         return parse_record(data, unit)
 
     def _kept(self, name: str) -> bytes:
@@ -107,10 +115,10 @@ class RemoteSource:
 
     def fetch(self, unit: str, item: FileRecord) -> Path:
         """Fetch a file of a commit; the cache may evict it at any later time."""
-        return self._cache.keep(
+        return self.cache.keep(
             f"{self.head.digest}/{item.name}",
             item.size,
-            lambda: read_checked(self.storage, unit, item, self._policy),
+            lambda: read_checked(self.storage, unit, item, self.policy),
         )
 
     def fetch_metadata(self, record: CommitRecord) -> None:
@@ -120,7 +128,7 @@ class RemoteSource:
 
     def drop(self, name: str) -> None:
         """Remove a file that was damaged on the local disk."""
-        self._cache.drop(f"{self.head.digest}/{name}")
+        self.cache.drop(f"{self.head.digest}/{name}")
 
 
 class RemoteLedger(Ledger):
@@ -129,8 +137,18 @@ class RemoteLedger(Ledger):
     def __init__(self, source: RemoteSource, spec: StoreSpec) -> None:
         super().__init__(source.root, spec)
         self.name = source.name
-        self._source = source
+        self._source, self._digests = source, dict(source.head.digests)
         self._locks = [threading.Lock() for _ in range(NUM_THREADS)]
+
+    @property
+    def sealed(self) -> bool:
+        """True: only sealed stores are read from a remote URL."""
+        return True
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """sha256 of every record, as the store had them when it was opened."""
+        return self._digests
 
     def record(self, unit: str) -> CommitRecord:
         """The record of `unit`, compared with the seal."""
@@ -158,11 +176,30 @@ class RemoteArrays(StoreArrays):
 
     def __init__(self, source: RemoteSource, spec: StoreSpec, ledger: RemoteLedger) -> None:
         super().__init__(source.root, spec, ledger)
+        self.location = None  # a cache may be emptied at any time
         self.name = source.name
         self._source = source
         self._prefetched: set[str] = set()  # files prefetched and not read yet
         self._num_ahead = 0  # prefetches that have not finished
         self._lock = threading.Lock()
+
+    @property
+    def reopen_as(self) -> tuple[Any, ...]:
+        """Arguments of `TeacherStore.open_remote` for a copy in another process."""
+        return self._source.storage.url, self._source.cache, self._source.policy
+
+    def renewed(self) -> "RemoteArrays":
+        """The same arrays for a forked process: no lock, thread or connection of the parent."""
+        source = self._source.renewed()
+        return RemoteArrays(source, self.spec, RemoteLedger(source, self.spec))
+
+    def seal(self) -> dict[str, Any]:
+        """The seal, as it was when the store was opened."""
+        return dict(self._source.head.seal)
+
+    def _check_metadata(self, array: layout.ArrayLayout) -> None:
+        self.ledger.check_file(self._metadata_unit(array), array.metadata_key)  # fetches it
+        super()._check_metadata(array)
 
     def _admit(self, array: layout.ArrayLayout, shard: int) -> None:
         super()._admit(array, shard)
@@ -183,9 +220,7 @@ class RemoteArrays(StoreArrays):
             # The file was intact when it was fetched: either the local disk damaged it since, or
             # the store itself holds invalid values. A fresh copy decides.
             key = array.key(chunk // -(-array.shard // array.chunk))
-            opened = self._open_files.pop(key, None)
-            if opened is not None:
-                opened.close()
+            OPEN_FILES.drop((self._number, key))
             self._source.drop(key)
             return super()._disk_chunk(array, chunk)
 
@@ -209,7 +244,9 @@ class RemoteArrays(StoreArrays):
 
     def _fetch_ahead(self, array: layout.ArrayLayout, shard: int) -> None:
         key = array.key(shard)
-        if key in self._prefetched or key in self._open_files or self._num_ahead >= MAX_AHEAD:
+        if key in self._prefetched or (self._number, key) in OPEN_FILES:
+            return
+        if self._num_ahead >= MAX_AHEAD:
             return
         with self._lock:
             self._num_ahead += 1

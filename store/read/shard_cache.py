@@ -15,7 +15,7 @@ from pathlib import Path
 
 from caskd.store.errors import StoreWriteError, UsageError
 from caskd.store.format import DATA
-from caskd.store.io import files
+from caskd.store.io import descriptors, files, is_limit_reached
 
 DIRECTORY_VARIABLE, LIMIT_VARIABLE = "CASKD_CACHE", "CASKD_CACHE_GB"
 DEFAULT_GB = 100.0
@@ -33,12 +33,16 @@ class ShardCache:
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
         self._unseen = limit  # bytes fetched since the last scan; the first fetch scans
+        self._make_folders()
+
+    def _make_folders(self) -> None:
+        """Make the cache's folders; somebody may empty the cache at any time."""
         try:
-            for folder in (root, root / "drafts", root / "locks"):
+            for folder in (self.root, self.root / "drafts", self.root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StoreWriteError(
-                f"{root}: cannot be used as the cache of remote stores ({error.strerror}); "
+                f"{self.root}: cannot be used as the cache of remote stores ({error.strerror}); "
                 f"set {DIRECTORY_VARIABLE} to a directory on a local disk"
             ) from None
 
@@ -86,9 +90,9 @@ class ShardCache:
                 # With a very small limit, another process may have evicted even the draft.
                 if not isinstance(error, FileNotFoundError) or attempt == _EVICTIONS - 1:
                     raise StoreWriteError(
-                        f"{path}: cannot be written ({error.strerror}); free some space, or set "
-                        f"{DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk"
+                        f"{path}: cannot be written ({error.strerror}); {_advice(error)}"
                     ) from None
+                self._make_folders()
         self._unseen += len(data)
         if self._unseen * _SCANS_PER_LIMIT >= self.limit:
             self._unseen = 0
@@ -114,6 +118,8 @@ class ShardCache:
         """Keep others from fetching the same file; without file locks, they fetch it too."""
         number = zlib.crc32(name.encode()) % _LOCKS
         lock = self.root / "locks" / f"{number:03d}"
+        if not lock.parent.is_dir():
+            self._make_folders()
         with files.reading(str(lock)):
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -137,3 +143,9 @@ class ShardCache:
                 return
             path.unlink(missing_ok=True)
             total -= size
+
+
+def _advice(error: OSError) -> str:
+    if is_limit_reached(error):
+        return descriptors.advice()
+    return f"free some space, or set {DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk"

@@ -5,6 +5,7 @@ Opening takes the same time for a store of any size.
 Legend: C orders of ids, V vocabulary.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -14,12 +15,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.commits import commit_record, read_seal
-from caskd.store.errors import IncompleteError, StoreNotFoundError, UsageError
-from caskd.store.format import STORE_JSON, Array, ExampleIndex, StoreSpec, array_checks, layout
-from caskd.store.io import files
+from caskd.store.commits import commit_record
+from caskd.store.errors import IdentityError, IncompleteError, StoreNotFoundError, UsageError
+from caskd.store.format import (
+    SEAL,
+    STORE_JSON,
+    Array,
+    ExampleIndex,
+    StoreSpec,
+    array_checks,
+    layout,
+)
+from caskd.store.io import files, refuse_mixup
 from caskd.store.read.arrays import StoreArrays
 from caskd.store.read.batch import StoreBatch, assemble
+from caskd.store.read.location import replaced
 from caskd.store.read.shard_cache import ShardCache
 from caskd.store.storage import RetryPolicy, is_remote
 
@@ -33,7 +43,19 @@ class TeacherStore:
 
     def __init__(self, arrays: StoreArrays) -> None:
         self.root, self.spec, self.name = arrays.root, arrays.spec, arrays.name
-        self._arrays = arrays
+        self._arrays_here, self._process = arrays, os.getpid()
+
+    @property
+    def _arrays(self) -> StoreArrays:
+        """The arrays; a forked process gets its own, because threads do not survive a fork."""
+        if self._process != os.getpid():
+            self._arrays_here, self._process = self._arrays_here.renewed(), os.getpid()
+        return self._arrays_here
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its URL; another process opens it again, and finds it unchanged."""
+        digest = self.digest if self.sealed else None
+        return _opened_again, (self._arrays.reopen_as, digest)
 
     @classmethod
     def open(cls, url: str | Path, *, allow_unsealed: bool = False) -> "TeacherStore":
@@ -45,8 +67,9 @@ class TeacherStore:
         """
         if is_remote(url):
             return cls.open_remote(str(url))
-        root = Path(url)
+        root = Path(url).absolute()  # the working directory of the process may change
         if files.regular_size(root / STORE_JSON, f"{url}/{STORE_JSON}") is None:
+            refuse_mixup(root, str(url), "store")
             hint = "" if root.is_dir() else " (no such directory)"
             raise StoreNotFoundError(
                 f"{url}: no {STORE_JSON}{hint}; expected a store; "
@@ -94,7 +117,7 @@ class TeacherStore:
     @cached_property
     def seal(self) -> dict[str, Any]:
         """Totals and digest of a sealed store."""
-        return read_seal(self.root)
+        return self._arrays.seal()
 
     @property
     def digest(self) -> str:
@@ -182,3 +205,19 @@ class TeacherStore:
         wanted = self.row_fields if fields is None else fields
         rows = self._arrays.gather_fields(wanted, index.row_start[chosen], index.row_count[chosen])
         return assemble(chosen, index, tokens["token_ids"], tokens["is_response"], rows)
+
+
+def _opened_again(arguments: tuple[Any, ...], digest: str | None) -> TeacherStore:
+    """The store of a pickle.
+
+    Raises:
+        IdentityError: another store is at its URL now.
+    """
+    url, *options = arguments
+    if options:
+        store = TeacherStore.open_remote(url, cache=options[0], policy=options[1])
+    else:
+        store = TeacherStore.open(url, allow_unsealed=digest is None)
+    if digest is not None and store.digest != digest:
+        raise IdentityError(replaced(str(url), SEAL))
+    return store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caskd.store.errors import CaskdError, StoreNotFoundError, UnreadableError
 from caskd.store.format import DIGEST_LIST, SEAL, STORE_JSON, StoreSpec, untrusted_json
-from caskd.store.io import bytes_text, escape_control
+from caskd.store.io import bytes_text, escape_control, refuse_mixup
 from caskd.store.storage import RetryPolicy, Storage, open_storage, read_whole, retry
 
 NUM_THREADS = 16
@@ -43,6 +43,7 @@ def list_stores(url: str | Path, *, policy: RetryPolicy | None = None) -> list[S
         inside = [storage.inside(name.rstrip("/")) for name in names]
         found = [entry for entry in pool.map(lambda p: _entry(p, policy), inside) if entry]
     if not found:
+        refuse_mixup(storage.url, storage.url, "store")
         raise StoreNotFoundError(
             f"{storage.url}: no store found; push one with caskd store push, or check the path"
         )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import StoreError, UsageError
+from caskd.store.io import descriptors, is_limit_reached
 from caskd.store.storage.base import TransientError, read_sized
 
 if TYPE_CHECKING:
@@ -199,7 +200,11 @@ def translate_errors(where: str) -> Iterator[None]:
         raise StoreError(
             f"{where}: the Hub rejects this repository name or card; check both"
         ) from None
-    except (OSError, RuntimeError, HTTPError):
+    except (OSError, RuntimeError, HTTPError) as error:
+        if is_limit_reached(error):
+            raise TransientError(
+                f"no connection, too many open files: {descriptors.advice()}"
+            ) from None
         raise TransientError("request failed (no connection)") from None
 
 

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import CorruptError, StoreError, UsageError
 from caskd.store.imports import require
-from caskd.store.storage.base import TransientError
+from caskd.store.io import descriptors, escape_control
+from caskd.store.storage.base import TransientError, clean_url
 
 if TYPE_CHECKING:
     from obstore.store import GCSStore, S3Store
 
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]))?"
+_ENDPOINT = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])" + _PORT + r"(/[\w./-]*)?", re.ASCII)
+_BUCKET = re.compile(r"[\w.-]{1,222}", re.ASCII)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([A-Za-z]{1,40})</Code>")
+_NO_DESCRIPTOR = "TooManyOpenFiles"
 _RETRIED_STATUSES = (408, 409, 429)
 _PUT_PARTS_FROM = 64 << 20
 
@@ -34,13 +40,12 @@ class ObjectStorage:
         """The storage `scheme://bucket/prefix`; credentials and endpoint come from the environment.
 
         Raises:
-            UsageError: no bucket in the URL, or obstore is not installed.
+            UsageError: no bucket in the URL, a name or an endpoint that no request can have, or
+                obstore is not installed.
         """
         url = f"{scheme}://{bucket}/{prefix}".rstrip("/")
-        if not bucket:
-            raise UsageError(
-                f"{url}: no bucket in the URL; expected {scheme}://BUCKET/PATH; add the bucket"
-            )
+        _check_names(url, scheme, bucket, prefix)
+        _check_endpoints()
         stores = require("obstore.store", extra="s3", needed_by=f"{scheme}://")
         options: dict[str, Any] = {
             "client_options": {
@@ -142,13 +147,37 @@ class ObjectStorage:
 
 def _plain_http() -> bool:
     """Whether the environment sets an endpoint without TLS (a server in the local network)."""
-    variables = (
-        "AWS_ENDPOINT_URL_S3",
-        "AWS_ENDPOINT_URL",
-        "AWS_ENDPOINT",
-        "GOOGLE_SERVICE_ACCOUNT_KEY",
-    )
+    variables = (*_ENDPOINTS, "GOOGLE_SERVICE_ACCOUNT_KEY")
     return any("http://" in os.environ.get(name, "") for name in variables)
+
+
+def _check_names(url: str, scheme: str, bucket: str, prefix: str) -> None:
+    shown = escape_control(url)
+    if not bucket:
+        raise UsageError(
+            f"{shown}: no bucket in the URL; expected {scheme}://BUCKET/PATH; add the bucket"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(
+            f"{shown}: {escape_control(bucket)!r} is no name of a bucket; expected letters, "
+            f"digits, '.', '-' and '_' in {scheme}://BUCKET/PATH; correct the URL"
+        )
+    wrong = [part for part in prefix.split("/") if part in ("", ".", "..")] if prefix else []
+    if wrong or not prefix.isprintable():
+        raise UsageError(
+            f"{shown}: its path has an empty name, '.', '..' or a control character; expected "
+            f"{scheme}://BUCKET/PATH with one / between names; correct the URL"
+        )
+
+
+def _check_endpoints() -> None:
+    for name in _ENDPOINTS:
+        value = os.environ.get(name)
+        if value is not None and not _ENDPOINT.fullmatch(value):
+            raise UsageError(
+                f"{name}={escape_control(clean_url(value))!r}: expected http://HOST:PORT or "
+                f"https://HOST; set {name} to such a URL, or unset it"
+            )
 
 
 @contextmanager
@@ -162,6 +191,14 @@ def translate_errors(where: str) -> Iterator[None]:
         raise
     except BaseError as error:
         raise _error(type(error).__name__, str(error), where) from None
+    except BaseException as error:
+        # A panic of the library below obstore is no Exception, and pyo3 exports no name for it.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise StoreError(
+            f"{where}: obstore cannot make this request; expected a URL, endpoint and credentials "
+            f"as in docs/sharing.md; check the URL and {', '.join(_ENDPOINTS)}"
+        ) from None
 
 
 def _error(kind: str, text: str, where: str) -> Exception:
@@ -169,6 +206,8 @@ def _error(kind: str, text: str, where: str) -> Exception:
     status, code = _STATUS.search(text), _CODE.search(text)
     number = int(status[1]) if status else None
     summary = " ".join(str(part) for part in (number, code[1] if code else None) if part)
+    if _NO_DESCRIPTOR in text:  # another request of this process may end and free one
+        return TransientError(f"no connection, too many open files: {descriptors.advice()}")
     if kind == "GenericError" and (number is None or number >= 500 or number in _RETRIED_STATUSES):
         return TransientError(f"request failed ({summary or 'no connection'})")
     return StoreError(

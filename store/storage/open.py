@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from caskd.store.errors import UsageError
+from caskd.store.storage import request_helper
 from caskd.store.storage.base import Storage, clean_url, is_remote
 from caskd.store.storage.directory import DirectoryStorage
 
@@ -23,9 +24,12 @@ def open_storage(url: str | Path) -> Storage:
             "path; set credentials in the environment (see docs/sharing.md)"
         )
     if parts.scheme in ("s3", "gs"):
+        if request_helper.is_needed:
+            return request_helper.HelperStorage(str(url).rstrip("/"))
         from caskd.store.storage.object_store import ObjectStorage
 
-        return ObjectStorage.open(parts.scheme, parts.netloc, parts.path.strip("/"))
+        path = parts.path.removeprefix("/").removesuffix("/")
+        return ObjectStorage.open(parts.scheme, parts.netloc, path)
     if parts.scheme == "hf":
         from caskd.store.storage.hub import HubStorage
 

@@ -39,7 +39,7 @@ from caskd.store.format import (
     StoreSpec,
     canonical_json,
 )
-from caskd.store.io import files, value_text
+from caskd.store.io import counted, files, refuse_mixup, value_text
 from caskd.store.verify.rebuild import rebuilt_record
 from caskd.store.verify.unit_check import check_unit, named_record, strays
 from caskd.store.write import read_spec
@@ -107,7 +107,10 @@ class _Survey:
 def _survey(root: Path, url: str | Path) -> _Survey:
     """Read every file and decide on every change."""
     if not (_present(root, STORE_JSON) or commit_record.is_committed(root, commit_record.PLAN)):
-        raise StoreNotFoundError(f"{url}: no store; expected a directory with a {STORE_JSON}.")
+        refuse_mixup(root, str(url), "store")
+        raise StoreNotFoundError(
+            f"{url}: no store; expected a directory with a {STORE_JSON}; check the path"
+        )
     found = _Survey(root, _proven_digests(root))
     spec = _readable_spec(root, found.report)
     if spec is None:
@@ -321,6 +324,7 @@ def repair_lines(url: str, report: RepairReport) -> list[str]:
     lines = [f"rebuilt: {name}" for name in report.restored]
     lines += [f"removed: {value_text(name)[1:-1]}" for name in report.removed]
     if report.unsealed:
-        again = f"computes {len(report.shards)} shards again" if report.shards else "seals it again"
+        shards = counted(len(report.shards), "shard")
+        again = f"computes {shards} again" if report.shards else "seals it again"
         lines.append(f"{url}: no longer sealed; caskd precompute with the same inputs {again}")
     return lines

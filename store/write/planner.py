@@ -29,7 +29,7 @@ from caskd.store.format import (
     needed_version,
     untrusted_json,
 )
-from caskd.store.io import files
+from caskd.store.io import files, refuse_mixup
 from caskd.store.write.geometry import Axis, Geometry
 
 _BEFORE_A_PLAN = frozenset({STAGING, COMMITS})
@@ -55,7 +55,7 @@ def find_store(path: str | Path) -> StoreSpec | None:
         if not root.exists():
             return None
         if not root.is_dir():
-            raise UsageError(f"{path} is a file; expected a directory. Pass another --store.")
+            raise UsageError(f"{path} is a file; expected a directory; pass another --store")
         # Listed before the record is read: another process adds files only after its record.
         foreign = sorted({*os.listdir(root)} - _BEFORE_A_PLAN)
     sealed = files.size_inside(root, SEAL) is not None
@@ -63,6 +63,7 @@ def find_store(path: str | Path) -> StoreSpec | None:
         return read_spec(root, str(path))
     damaged = STORE_JSON in foreign or commit_record.is_committed(root, commit_record.PLAN)
     if foreign and not damaged:
+        refuse_mixup(root, f"--store {path}", "store")
         raise UsageError(
             f"{path}: holds {foreign[0]!r} but no store; expected an empty or new directory; "
             "pass another --store"

@@ -8,7 +8,7 @@ import fault_jobs
 import fault_repair
 import pytest
 
-from caskd.store.errors import StoreNotFoundError, UsageError
+from caskd.store.errors import StoreNotFoundError, UnreadableError, UsageError
 from caskd.store.inspect import diff_lines, diff_stores
 from caskd.store.verify import repair_lines, repair_store, verify_store
 from caskd.store.verify.verifier import sampled_units
@@ -43,6 +43,11 @@ def test_repair_follows_no_link_and_removes_strays(where: Path) -> None:
     (path / "data.zarr" / "argmax" / "c").rename(outside)
     (path / "data.zarr" / "argmax" / "c").symlink_to(outside)
     (path / "commits" / "00009.json").write_text("{}")
+    before = fault_jobs.everything(path)
+    with pytest.raises(UnreadableError, match=r"nothing was changed.*data\.zarr/argmax/c"):
+        repair_store(path)  # what lies behind the link may be intact
+    assert fault_jobs.everything(path) == before
+    (path / "data.zarr" / "argmax" / "c").unlink()
     report = repair_store(path)
     assert report.unsealed
     assert len(list(outside.iterdir())) == 4

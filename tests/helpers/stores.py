@@ -101,11 +101,13 @@ def fill(path: Path, *, only: list[int] | None = None) -> StoreWriter:
     writer = StoreWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
-        assert writer.commit_pilot(shard_rows_of(pilot, pilot.num_rows, writer.spec.top_k))
+        committed = writer.commit_pilot(shard_rows_of(pilot, pilot.num_rows, writer.spec.top_k))
+        assert committed
     for shard in writer.missing_shards() if only is None else only:
         work = writer.shard(shard)
         rows = shard_rows_of(work, writer.spec.shard_rows, writer.spec.top_k)
-        assert writer.commit(work, rows)
+        committed = writer.commit(work, rows)  # outside the assert: this runs under python -O
+        assert committed
     return writer
 
 

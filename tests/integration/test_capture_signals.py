@@ -43,6 +43,7 @@ def wait_for(what, child, log):
     [
         (signal.SIGTERM, "compact", 143),
         (signal.SIGINT, "exact", 130),
+        (signal.SIGHUP, "exact", 129),
         (signal.SIGKILL, "exact", -signal.SIGKILL),
     ],
 )

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.cascades import join_files
-from helpers.tiny import ragged_records, save_tiny, write_jsonl
+from helpers.tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
 
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
+from caskd.eval.answers import read_predictions
+from caskd.models import ModelText
 from caskd.store.errors import IdentityError, UsageError
 
 RECORDS = ragged_records(40)
@@ -32,11 +34,15 @@ def measured(tmp_path_factory):
     return folder
 
 
-def predicted(folder, name, records, out):
+def predicted(folder, name, records, out, **options):
     data = write_jsonl(folder / f"{out}.jsonl", records)
     return predict(
         PredictConfig(
-            model=str(folder / name), data=(str(data),), out=str(folder / out), max_new_tokens=12
+            model=str(folder / name),
+            data=(str(data),),
+            out=str(folder / out),
+            max_new_tokens=12,
+            **options,
         )
     )
 
@@ -133,3 +139,43 @@ def test_another_model_is_refused(measured, evaluated):
         Cascade.load(str(older), **models(measured))
     with pytest.raises(UsageError, match="prompt 1: is empty"):
         Cascade.load(file, **models(measured)).answer(["a", ""])
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ mood or '' }}{{ m.role }}:{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.mark.slow
+def test_conversations_are_rendered_as_they_were_trained_and_measured(tmp_path):
+    for name, seed in (("small", 4), ("large", 9)):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(save_tiny(tmp_path / name, seed=seed, tie=False))
+    text = ModelText(rule=2, template_arguments={"mood": "c"}, chat_turns="all")
+    (tmp_path / "small" / "caskd_text.json").write_bytes(text.to_bytes())
+    turns = [[{"role": "user", "content": f"a{n}"}] for n in range(8)]
+    records = [{"messages": [*turn, {"role": "assistant", "content": "b"}]} for turn in turns]
+    files = []
+    mood = '{"mood": "c"}'
+    for name, given in (("small", {}), ("large", {"template_arguments": mood})):
+        predicted(tmp_path, name, records, f"{name}.parquet", **given)
+        files.append(f"--{name}={tmp_path / name}.parquet")
+    out = tmp_path / "report"
+    point = ("--operating-point", "deferral_rate<=1.0", "--rule", "average")
+    assert main(["eval", *files, "--out", str(out), *point]) == 0
+    file = str(out / "cascade.json")
+    small = read_predictions(str(tmp_path / "small.parquet"))
+    assert small.metadata["text"]["template_arguments"] == {"mood": "c"}
+    paths = {"small": str(tmp_path / "small"), "device": "cpu"}
+    given = {"large": lambda asked: ["b"] * len(asked), **paths}
+    cascade = Cascade.load(file, **given, template_arguments=mood)
+    cascade.threshold = float("inf")
+    assert [a.text for a in cascade.answer(turns)] == small.strings("text")
+    with pytest.raises(IdentityError, match=r'template_arguments is \{\}, .*\{"mood": "c"\}'):
+        Cascade.load(file, **given, template_arguments="{}")
+    other = ModelText(rule=2, template_arguments={"mood": "d"}, chat_turns="all")
+    (tmp_path / "small" / "caskd_text.json").write_bytes(other.to_bytes())
+    with pytest.raises(IdentityError, match=r'small.arguments is \{"mood": "c"\}.*\{"mood": "d"\}'):
+        Cascade.load(file, **given)

@@ -3,11 +3,14 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.captures import sealed_files
 
-from caskd.cli.demo.runner import run_demo
+from caskd.cli.demo.runner import Stages, run_demo
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 
@@ -73,10 +76,71 @@ def test_it_prints_commands_paths_and_times(finished_demo: tuple[Path, str]) -> 
     assert "train cat-xent" in printed
 
 
-def test_a_folder_in_use_is_refused(
+def test_another_demo_is_refused_by_name(
     finished_demo: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = sorted(finished_demo[0].rglob("*"))
-    assert main(["demo", "--out", str(finished_demo[0])]) == 2
-    assert str(finished_demo[0]) in capsys.readouterr().err
-    assert sorted(finished_demo[0].rglob("*")) == before
+    out = finished_demo[0]
+    before = sorted(out.rglob("*"))
+    assert main(["demo", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"--num-train 16000: the demo in {out} was started with {NUM_TRAIN}" in said
+    assert main(["demo", "--out", str(out / "report")]) == 2
+    assert sorted(out.rglob("*")) == before
+
+
+LEFT = {
+    "prepare": ["train.jsonl"],
+    "capture": ["train.jsonl", "test.jsonl", "models/teacher", "models/student", "store"],
+    "train": ["train.jsonl", "test.jsonl", "models/teacher", "models/student", "models/xent",
+              "store", "runs"],
+    "eval": ["train.jsonl", "test.jsonl", "models", "store", "runs", "predictions"],
+}  # fmt: skip
+"""What a demo that was killed in a stage leaves behind."""
+
+
+@pytest.mark.parametrize("stage", ["prepare", "capture", "train", "eval"])
+def test_a_killed_demo_goes_on(
+    finished_demo: tuple[Path, str], tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages before the kill are kept, and those after it give the same models and figures."""
+    out = tmp_path / "out"
+    for name in LEFT[stage]:
+        source, target = finished_demo[0] / name, out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+    settings = {"seed": 0, "num_train": NUM_TRAIN, "num_test": NUM_TEST, "steps": STEPS}
+    if stage == "prepare":
+        (out / "train.jsonl").write_text("half a li")
+    else:
+        settings["prepared"] = 1
+    if stage == "capture":
+        (out / "store" / "seal.json").unlink()
+    if stage == "train":
+        shutil.rmtree(out / "runs" / "cat-xent" / "checkpoints")
+        (out / "runs" / "cat-xent" / "last-save.json").unlink()
+    (out / "demo.json").write_text(json.dumps(settings))
+    done = []
+    run = Stages.run
+
+    def counted(self: Stages, command: str, *args: str, **options: Any) -> None:
+        if stage in ("prepare", "capture") and command == "train":
+            raise KeyboardInterrupt  # what follows is tried by the other stages
+        done.append(command)
+        run(self, command, *args, **options)
+
+    monkeypatch.setattr(Stages, "run", counted)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_demo(out, 0, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
+    if stage in ("prepare", "capture"):
+        ours, theirs = (sealed_files(str(place / "store")) for place in (out, finished_demo[0]))
+        assert ours == theirs
+        return
+    assert done.count("train") == {"train": 1, "eval": 0}[stage]
+    ours, theirs = (
+        json.loads((place / "report" / "summary.json").read_bytes())["smalls"]
+        for place in (out, finished_demo[0])
+    )
+    assert [small["all"]["audc"] for small in ours] == [small["all"]["audc"] for small in theirs]

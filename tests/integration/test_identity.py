@@ -160,8 +160,19 @@ def test_another_corpus_of_ten_thousand_records(refused, change):
 
 def test_another_shape_of_corpus(refused):
     said = refused(records=[{"text": record["response"]} for record in PROMPTS])
-    assert "corpus.digest" in said
-    assert "(and 1 more)" in said  # text.kind
+    assert "text.kind is 'prompt' there, but 'text' here" in said
+    assert "(and 1 more: corpus.digest)" in said
+
+
+def test_the_difference_that_a_person_sees_leads(refused, twin):
+    said = refused(records=PROMPTS[:100])
+    assert "corpus.num_records is 10000 there, but 100 here (--data)" in said
+    assert said.index("num_records") < said.index("corpus.digest")
+    one_weight(twin)
+    said = refused(teacher=twin.rename(twin.parent / "bigger"), records=PROMPTS[:100], top_k=7)
+    assert "teacher.name is 'big' there, but 'bigger' here (--teacher)" in said
+    order = ["teacher.name", "num_records", "top_k", "weights_digest", "corpus.digest"]
+    assert [said.index(field) for field in order] == sorted(said.index(field) for field in order)
 
 
 def another_name(folder):
@@ -262,8 +273,8 @@ def test_another_teacher(refused, twin, change, field):
 def test_another_chat_template(refused, twin, template):
     set_template(twin, template)
     said = refused("chat", teacher=twin)
-    assert "text.template_digest" in said
-    assert "(and 1 more)" in said  # vocabulary.tokenizer_digest
+    assert "text.template is" in said
+    assert "(and 2 more: vocabulary.tokenizer_digest, text.template_digest)" in said
 
 
 @pytest.mark.parametrize("role", [0, 1, 2])

@@ -6,37 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny import save_tiny, write_jsonl
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from helpers.chat_models import ANSWERS, TEMPLATE, chat, save_teacher
+from helpers.tiny import save_tiny, tiny_tokenizer, write_jsonl
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainingArguments
 
 from caskd.eval import PredictConfig, predict
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
+from caskd.store.corpus import Columns, prompt_ids
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train import TrainConfig, train
+from caskd.train import CascadeTrainer, StoreDataset, TrainConfig, train
 from caskd.train.model import teacher_text
 from caskd.train.run.exporter import export
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
-    "{% if m['role'] == 'assistant' %}END{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 PAD, BOS, EOS, UNK = range(4)
-ANSWERS = {"one?": "uno", "two?": "due"}
-
-
-def chat(question: str, answer: str) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": turns}
-
-
-def save_teacher(folder: Path, end: str) -> Path:
-    save_tiny(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE.replace("END", end)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def save_base(folder: Path, eos: str = "<pad>") -> Path:
@@ -143,7 +127,7 @@ def test_the_card_and_the_arguments_are_beside_the_export(exported: Path) -> Non
     assert "responses end with" in card
     assert "no chat template; caskd export writes" in card
     assert json.loads((exported / "caskd_text.json").read_text()) == {
-        "rule": 2, "template_arguments": {}, "chat_turns": "all"
+        "rule": 2, "template_arguments": {}, "chat_turns": "all", "template_tokens": False
     }  # fmt: skip
 
 
@@ -208,3 +192,91 @@ def test_a_turn_that_ends_with_another_token_than_eos(tmp_path: Path) -> None:
     config = json.loads((exported / "generation_config.json").read_text())
     assert config["eos_token_id"] == [EOS, BOS]
     assert [ids[-1] for _, ids in answers_of(tmp_path, exported)] == [BOS, BOS]
+
+
+@pytest.mark.slow
+def test_named_templates_of_a_teacher_reach_the_export(tmp_path: Path) -> None:
+    named = {
+        "default": TEMPLATE.replace("END", "{{ eos_token }}"),
+        "tool_use": "{{ tools | length }}" + TEMPLATE.replace("END", "{{ eos_token }}"),
+    }
+    teacher = save_teacher(tmp_path / "teacher", "{{ eos_token }}")
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    tokenizer.chat_template = named
+    tokenizer.save_pretrained(teacher)
+    (teacher / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(teacher)
+    save_base(tmp_path / "base")
+    records = [chat(*pair) for pair in ANSWERS.items()] * 4
+    write_jsonl(tmp_path / "chat.jsonl", [{**r, "tools": [{"name": "f"}]} for r in records])
+    store = str(tmp_path / "store")
+    precompute(
+        PrecomputeConfig(
+            teacher=str(teacher), data=(str(tmp_path / "chat.jsonl"),), store=store, device="cpu",
+            top_k=4, shard_rows=64,
+        )
+    )  # fmt: skip
+    opened_store = TeacherStore.open(store)
+    assert opened_store.spec.identity["text"]["template"] == named
+    assert notes_of(tmp_path, opened_store, "teacher") == ""
+    assert "the student has no chat template" in notes_of(tmp_path, opened_store)
+    exported = run(tmp_path)
+    assert AutoTokenizer.from_pretrained(exported).chat_template == named
+    assert notes_of(tmp_path, opened_store, "exported") == ""
+    [prompt, _] = answers_of(tmp_path, exported)
+    assert prompt
+
+
+@pytest.mark.parametrize("tools", [None, [{"name": "f"}]])
+def test_templates_without_a_default_are_refused_by_name(tools: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = {"rag": TEMPLATE, "odd": TEMPLATE}
+    record = {**chat("a", "b"), "tools": tools}
+    with pytest.raises(UsageError, match=r"'odd'.*--chat-template FILE"):
+        prompt_ids(tokenizer, record, Columns())
+
+
+def test_another_automatic_bos_is_said(tmp_path: Path) -> None:
+    for name in ("teacher", "base"):
+        save_tiny(tmp_path / name)
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a", "response": "b"}] * 3)
+    for teacher, student, fact in (
+        ("teacher", "base", "start with '<s>' (id 1), but the student's tokenizer puts nothing"),
+        ("base", "teacher", "no special token, but the student's tokenizer puts '<s>' (id 1)"),
+    ):
+        store = str(tmp_path / f"of_{teacher}")
+        precompute(
+            PrecomputeConfig(
+                teacher=str(tmp_path / teacher), data=(str(tmp_path / "prompts.jsonl"),),
+                store=store, device="cpu", top_k=4, shard_rows=64,
+            )
+        )  # fmt: skip
+        assert fact in notes_of(tmp_path, TeacherStore.open(store), student)
+        assert notes_of(tmp_path, TeacherStore.open(store), teacher) == ""
+
+
+def test_other_training_loops_are_warned(root: Path, tmp_path: Path) -> None:
+    store = str(root / "store")
+    base = AutoTokenizer.from_pretrained(root / "base")
+    with pytest.warns(UserWarning, match="StoreDataset") as caught:
+        StoreDataset(store, tokenizer=base)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "StoreDataset: responses end with '</s>' (id 2)" in said
+    assert "no chat template" in said
+    assert "caskd export" not in said
+    StoreDataset(store, tokenizer=AutoTokenizer.from_pretrained(root / "teacher"))
+    model = AutoModelForCausalLM.from_pretrained(root / "base")
+    dataset = StoreDataset(store, num_epochs=None)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=1, max_steps=1, use_cpu=True,
+        report_to="none",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="CascadeTrainer: responses end with id 2, but .* id 0"):
+        CascadeTrainer(model, arguments, train_dataset=dataset)
+    model.generation_config.eos_token_id = [PAD, EOS]
+    CascadeTrainer(model, arguments, train_dataset=dataset)

@@ -230,8 +230,9 @@ def test_a_micro_batch_of_another_size_may_go_on(root: Path, half_way: Path) -> 
     assert [line["step"] for line in read_metrics(half_way)] == list(range(1, WHOLE + 1))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.slow
-def test_sigterm_saves_and_exits_143(root: Path, tmp_path: Path) -> None:
+def test_a_signal_saves_and_exits(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [
         sys.executable, "-m", "caskd.cli", "train", "--store", str(root / "store"),
         "--student", str(root / "student"), "--out", str(tmp_path / "run"), "--steps", "100000",
@@ -244,14 +245,15 @@ def test_sigterm_saves_and_exits_143(root: Path, tmp_path: Path) -> None:
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
+    assert process.returncode == 128 + number, errors
     last = read_metrics(tmp_path / "run")[-1]
     step = last["step"]
     assert last["stopped"] is True
     message = errors.splitlines()[-1]
-    assert message.startswith(f"caskd: stopped by SIGTERM after step {step:,} of 100,000, saved in")
+    begin = f"caskd: stopped by {number.name} after step {step:,} of 100,000, saved in"
+    assert message.startswith(begin)
     assert message.endswith("--resume")
     assert not (tmp_path / "run" / ".claim").exists()
     saved = [path.name for path in (tmp_path / "run" / CHECKPOINTS).iterdir()]

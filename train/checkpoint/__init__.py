@@ -2,6 +2,7 @@
 
 from caskd.train.checkpoint.manifest import (
     CHECKPOINTS,
+    COMPLETE,
     STATE,
     STUDENT,
     WEIGHTS,
@@ -29,6 +30,7 @@ from caskd.train.checkpoint.save import (
 
 __all__ = [
     "CHECKPOINTS",
+    "COMPLETE",
     "STATE",
     "STUDENT",
     "WEIGHTS",

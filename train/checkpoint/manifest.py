@@ -11,8 +11,8 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import files
+from caskd.store.errors import CorruptError, UnsafeError, UsageError
+from caskd.store.io import files, read_json_object, refuse_mixup, tell
 from caskd.train.checkpoint.tensor_files import REMEDY
 
 COMPLETE = "COMPLETE"
@@ -59,9 +59,9 @@ def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
         CorruptError: a file is missing, extra, or differs from the record.
     """
     try:
-        record = json.loads((checkpoint / COMPLETE).read_bytes())["files"]
+        record = read_json_object(checkpoint / COMPLETE)["files"]
         expected = {name: (int(f["size"]), str(f["sha256"])) for name, f in record.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged; {REMEDY}") from None
     found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
     prefixes = tuple(only)
@@ -123,7 +123,7 @@ def newest_complete(run: Path) -> Path:
             return checkpoint
         message = f"caskd: {checkpoint} is not complete (its save was interrupted); skipped"
         if os.environ.get("RANK", "0") == "0":
-            print(message, file=sys.stderr)
+            tell(message, file=sys.stderr)
     raise UsageError(
         f"{run}: no complete checkpoint in {CHECKPOINTS}/; expected at least one; check the "
         "path, or run without --resume and with a new --out"
@@ -140,6 +140,8 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if (path / CHECKPOINTS).is_dir():
         return newest_complete(path)
+    if not path.name.startswith(_PREFIX):
+        refuse_mixup(path, str(path), "run")
     found = "no such directory"
     if path.is_dir():
         found = "an unfinished checkpoint" if path.name.startswith(_PREFIX) else "neither"
@@ -150,8 +152,22 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _files(checkpoint: Path) -> list[Path]:
-    paths = (path for path in checkpoint.rglob("*") if path.is_file())
-    return sorted(path for path in paths if path.name != COMPLETE)
+    """The files of a checkpoint, which are copied and hashed: none of them may lie elsewhere.
+
+    Raises:
+        UnsafeError: a link that leaves the checkpoint, a pipe or a device.
+    """
+    root, found = checkpoint.resolve(), []
+    for path in sorted(checkpoint.rglob("*")):
+        outside = path.is_symlink() and not path.resolve().is_relative_to(root)
+        if outside or not (path.is_file() or path.is_dir()):
+            raise UnsafeError(
+                f"{checkpoint}: {path.relative_to(checkpoint)} is a link out of the checkpoint, "
+                "a pipe or a device; expected regular files; put the file there in its place"
+            )
+        if path.is_file() and path.name != COMPLETE:
+            found.append(path)
+    return found
 
 
 def _sha256(path: Path, *, sync: bool = False) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
+from caskd.store.io import check_readable, read_json_object
 from caskd.train.checkpoint.manifest import (
     OPTIMIZER,
     RNG,
@@ -179,10 +180,11 @@ def read_state(directory: Path) -> RunState:
         CorruptError: the file is missing or damaged.
     """
     try:
-        content = json.loads((directory / STATE).read_bytes())
+        content = read_json_object(directory / STATE, constants=True)
         content.pop("versions")
         return RunState(**content)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(error, str(directory / STATE))
         raise CorruptError(f"{directory}: {STATE} is missing or damaged; {REMEDY}") from None
 
 
@@ -211,11 +213,20 @@ def check_same_options(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
         before = recorded.get(name)
         if name == "student":  # the weights come from the checkpoint; the folder may have moved
             value, before = Path(value).name, Path(str(before)).name
+        if name == "init_from" and value and before:  # the run may have been renamed
+            is_same = value.rpartition(" ")[2] == before.rpartition(" ")[2]
+            value = before if is_same else value
         if name not in RESUMABLE_CHANGES and before != value:
             raise IdentityError(
                 f"--{name.replace('_', '-')} {value}: expected {before}, with which the run was "
                 "started; pass the same value, or start a new run with another --out"
+                f"{_further(name)}"
             )
+
+
+def _further(option: str) -> str:
+    """How a finished run is trained for more steps."""
+    return ", from its weights with --init-from RUN" if option == "steps" else ""
 
 
 def versions() -> dict[str, str]:

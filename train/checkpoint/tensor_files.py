@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from caskd.store.errors import CorruptError
+from caskd.store.io import check_readable
 
 PIECE_BYTES = 2 << 30
 
@@ -57,7 +58,8 @@ class SavedTensors(Mapping[str, Tensor]):
         for path in sorted(directory.glob("*.safetensors")):
             try:
                 file: Any = safe_open(path, framework="pt")
-            except (OSError, SafetensorError):
+            except (OSError, SafetensorError) as error:
+                check_readable(error, str(path))
                 raise CorruptError(f"{path}: not a safetensors file; {REMEDY}") from None
             self._files.update(dict.fromkeys(file.keys(), file))
 

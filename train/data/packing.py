@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from caskd.models import length_borders
+from caskd.models import SplitModel, length_borders
 from caskd.train.data.order import IntArray
 
 _TOLERANCE = 1e-4
@@ -60,7 +60,7 @@ def keeps_examples_apart(model: Any, longest: int = 0) -> bool:
     Tested on a few tokens, and beyond each window that an example of `longest` tokens exceeds.
     Examples beyond a length where the whole forward pass changes are never packed.
     """
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+    if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     borders = length_borders(model.config)
     if borders.num_whole(longest) or borders.exceeds_each(longest):
@@ -73,21 +73,15 @@ def keeps_examples_apart(model: Any, longest: int = 0) -> bool:
 @torch.no_grad()
 def _keeps_apart(model: Any, rows: Sequence[Sequence[int]]) -> bool:
     """The test, with examples of these lengths in each row; all rows are equally long."""
-    device = model.get_input_embeddings().weight.device
-    num_ids = model.get_input_embeddings().weight.shape[0]
+    split, training = SplitModel(model, "--student"), model.training
+    device, num_ids = split.device, split.num_ids
     lengths = [length for row in rows for length in row]
     tokens = (torch.arange(sum(lengths), device=device) * 5 + 1) % num_ids
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    body, training = model.base_model, model.training
     model.eval()
-    packed = body(
-        input_ids=tokens.view(len(rows), -1),
-        position_ids=positions.view(len(rows), -1),
-        use_cache=False,
-    ).last_hidden_state.flatten(0, 1)
-    alone = [
-        body(input_ids=part[None], use_cache=False).last_hidden_state[0]
-        for part in tokens.split(lengths)
-    ]
+    packed = split.hidden(
+        tokens.view(len(rows), -1), position_ids=positions.view(len(rows), -1)
+    ).flatten(0, 1)
+    alone = [split.hidden(part[None])[0] for part in torch.split(tokens, lengths)]
     model.train(training)
     return torch.allclose(packed, torch.cat(alone), rtol=_TOLERANCE, atol=_TOLERANCE)

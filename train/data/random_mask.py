@@ -4,7 +4,6 @@ Legend: S steps, N rows of a batch, B its examples.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from caskd.store import StoreBatch
 from caskd.store.errors import UsageError
+from caskd.store.io import check_readable, parse_json
 from caskd.train.metrics import METRICS_FILE
 
 FLAG = "--keep-fraction-from"
@@ -76,7 +76,8 @@ def read_fractions(path: Path, steps: int) -> npt.NDArray[np.float64]:
     file = path / METRICS_FILE if path.is_dir() else path
     try:
         lines = file.read_bytes().splitlines()
-    except OSError:
+    except OSError as error:
+        check_readable(error, f"{FLAG} {file}")
         raise UsageError(
             f"{FLAG} {path}: could not read {METRICS_FILE}; expected the directory of a trained "
             f"run, or its {METRICS_FILE}; pass one of these"
@@ -101,7 +102,7 @@ def read_fractions(path: Path, steps: int) -> npt.NDArray[np.float64]:
 def _fraction(line: bytes, step: int) -> float | None:
     """The keep_fraction of a line; None if the line is not the record of this step."""
     try:
-        values: dict[str, Any] = json.loads(line)
+        values: dict[str, Any] = parse_json(line)
         fraction = float(values["keep_fraction"])
         is_good = values["step"] == step and 0 <= fraction <= 1
     except (ValueError, KeyError, TypeError):

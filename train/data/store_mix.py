@@ -34,6 +34,10 @@ class StoreMix:
         _check_agreement(self.stores)
         check_weights(self.weights)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the URLs of its stores."""
+        return StoreMix, (self.stores, self.weights)
+
     @classmethod
     def open(cls, names: Sequence[str]) -> "StoreMix":
         """Open stores given as URL or URL=weight.

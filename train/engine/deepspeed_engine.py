@@ -27,6 +27,7 @@ import deepspeed
 from deepspeed.utils import logger as deepspeed_logger
 from torch import Tensor, nn
 
+from caskd.store.io import tell
 from caskd.train.config import OptimizerName
 from caskd.train.data import MicroBatch
 from caskd.train.engine.deepspeed_check import (
@@ -233,7 +234,7 @@ def _quiet_logger(rank: int) -> None:
 
 class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"deepspeed: {record.getMessage()}", file=sys.stderr)
+        tell(f"deepspeed: {record.getMessage()}", file=sys.stderr)
 
 
 @contextlib.contextmanager

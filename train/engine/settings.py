@@ -1,11 +1,11 @@
 """Make DeepSpeed's configuration from the flags, and merge a user's JSON into it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from caskd.store.errors import UsageError, reason
+from caskd.store.errors import UsageError
+from caskd.store.io import StrangeFileError, read_json_object
 
 Settings = dict[str, Any]
 
@@ -63,23 +63,16 @@ def read_settings(path: Path) -> Settings:
         UsageError: the file cannot be read, or is no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except OSError as error:
         raise UsageError(
             f"--deepspeed-config {path}: could not read it ({error.strerror or error}); expected a "
             "DeepSpeed JSON file; pass its path"
         ) from None
-    except ValueError as error:
+    except StrangeFileError as error:
         raise UsageError(
-            f"--deepspeed-config {path}: not JSON ({reason(error)}); expected one JSON object; fix "
-            "the file"
+            f"--deepspeed-config {path}: {error}; expected one JSON object; fix the file"
         ) from None
-    if not isinstance(value, dict):
-        raise UsageError(
-            f"--deepspeed-config {path}: got a JSON {type(value).__name__}; expected an object; "
-            "fix the file"
-        )
-    return value
 
 
 def merge_settings(ours: Settings, theirs: Mapping[str, Any], where: str) -> Settings:

@@ -3,7 +3,6 @@
 Legend: B examples, T tokens, N rows, H hidden width.
 """
 
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -15,14 +14,22 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from caskd.models import SplitModel, check_causal, forget_lengths, head_form, masked_groups
+from caskd.models import (
+    SplitModel,
+    check_causal,
+    check_matrix,
+    check_split,
+    forget_lengths,
+    inputs_of,
+    masked_groups,
+)
 from caskd.store.errors import UsageError
 from caskd.store.format import TOPK
 from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
 from caskd.train.integrations.trainer_checks import check_settings
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
 from caskd.train.metrics import step_metrics
-from caskd.train.model import SUM_NAMES
+from caskd.train.model import SUM_NAMES, text_notes
 from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
 
 FLAG = "CascadeTrainer"
@@ -71,10 +78,15 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
                 "CascadeTrainer: the head is sharded among ranks (FSDP or ZeRO-3); expected a "
                 "whole one; use ZeRO 0 to 2 here, or caskd train"
             )
-        split = SplitModel(_plain_model(self.accelerator.unwrap_model(self.model)), FLAG)
+        plain = _plain_model(self.accelerator.unwrap_model(self.model))
+        self._split = split = SplitModel(plain, FLAG)
+        check_split(plain, split)
+        check_matrix(split)
         check_causal(split, FLAG)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
             _check_batches(split, dataset)
+            if self.is_world_process_zero():
+                self._warn_of_text(dataset)
         self._warn_of_many_epochs()
 
     def _warn_of_many_epochs(self) -> None:
@@ -89,6 +101,13 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         )
         for line in lines:
             warnings.warn(f"{FLAG}: {line.removeprefix('warning: ')}", stacklevel=3)
+
+    def _warn_of_text(self, dataset: StoreDataset) -> None:
+        """Warn where the student's end tokens, BOS or template differ from the stores'."""
+        tokenizer = getattr(self, "processing_class", None)
+        plain = _plain_model(self.accelerator.unwrap_model(self.model))
+        for note in text_notes(dataset.opened, tokenizer, plain.generation_config):
+            warnings.warn(f"{FLAG}: {note}", stacklevel=3)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training set, which divides itself among ranks and workers.
@@ -211,47 +230,35 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
 
     def _loss_sums(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> LossSums:
         """The loss of a batch and its counts, from the last hidden states [B, T, H]."""
-        plain = _plain_model(self.accelerator.unwrap_model(self.model))
-        head = plain.get_output_embeddings()
-        form = head_form(plain.config)
+        split = self._split
         index = inputs["gather_index"]  # [N]
         names = [field.name for field in fields(TeacherRows)]
         return cascade_aware_loss(
             hidden.flatten(0, 1)[index],
-            head.weight,
+            split.weight,
             inputs["labels"].flatten()[index + 1],
             TeacherRows(**{name: inputs.get(TEACHER + name) for name in names}),  # type: ignore[arg-type]
             objective=self.objective,
             w=self.w,
             tail=self.tail,
-            bias=getattr(head, "bias", None),
-            logit_softcap=form.softcap,
-            logit_scale=form.scale,
+            bias=split.bias,
+            logit_softcap=split.form.softcap,
+            logit_scale=split.form.scale,
         )
 
     def _hidden(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """Last hidden states [B, T, H], caught in the whole model's forward.
 
         Wrappers of the model (DDP, DeepSpeed, peft) work in the model's forward. So this calls the
-        whole model, and a hook keeps the body's output.
+        whole model, and a hook keeps what the head receives.
         """
-        plain = _plain_model(self.accelerator.unwrap_model(model))
-        caught: list[Tensor] = []
-        body = plain.base_model
-        hook = body.register_forward_hook(lambda _m, _i, out: caught.append(out.last_hidden_state))
-        parameters = inspect.signature(plain.forward).parameters
-        # The loss computes the logits itself; the model needs to compute those of one position.
-        one_position = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        forget_lengths(plain)
-        try:
+        forget_lengths(self._split.model)
+        with inputs_of(self._split.head) as caught:
             model(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 use_cache=False,
-                **one_position,
             )
-        finally:
-            hook.remove()
         return caught[0]
 
     def _loader(self, dataset: Dataset[Any], batch_size: int) -> DataLoader[Any]:

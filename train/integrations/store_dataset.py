@@ -3,7 +3,7 @@
 Legend: T tokens and N rows of an example, B examples of a batch, k cells per row.
 """
 
-import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from caskd.store import StoreBatch
+from caskd.models import check_vocabulary
+from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
-from caskd.store.storage import is_remote
 from caskd.train.data import (
     MixedOrder,
     StoreMix,
@@ -24,6 +24,7 @@ from caskd.train.data import (
     teacher_rows,
 )
 from caskd.train.loss import IGNORE_LABEL
+from caskd.train.model import text_notes
 from caskd.train.objectives import OBJECTIVES, Tail, resolve_unmasked
 
 Example = dict[str, Tensor]
@@ -55,9 +56,12 @@ class StoreDataset(IterableDataset[Example]):
         rank: of this process; by default torch.distributed's, or 0.
         world_size: number of processes that share the examples; by default torch.distributed's,
             or 1.
+        tokenizer: the student's. If it is given, another vocabulary than the stores' is refused,
+            and other end tokens, BOS or chat template are warned of.
 
     Raises:
-        CaskdError: a store cannot be opened, or cannot be mixed with the others.
+        CaskdError: a store cannot be opened, or cannot be mixed with the others, or the
+            vocabularies differ.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class StoreDataset(IterableDataset[Example]):
         num_epochs: int | None = 1,
         rank: int | None = None,
         world_size: int | None = None,
+        tokenizer: Any = None,
     ) -> None:
         if (rank is None) != (world_size is None):
             raise UsageError(
@@ -86,12 +91,21 @@ class StoreDataset(IterableDataset[Example]):
         self._shared = shared.share_memory_()
         self._calls_seen = 0
         self._resumed = False
-        self._opened: tuple[int, StoreMix, MixedOrder] | None = None
         chosen = resolve_unmasked(objective, w, "StoreDataset")
-        mix, _ = self._open()  # checked here, not in a worker
-        mix.check_known(chosen, None)
-        self.kind = mix.spec.kind
+        self._mix = StoreMix.open(stores)  # checked here, not in a worker
+        self._mix.check_known(chosen, None)
+        self._known_order: MixedOrder | None = None
+        self.kind = self._mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)
+        if tokenizer is not None:
+            check_vocabulary(tokenizer, self._mix.spec, "StoreDataset(tokenizer=...)")
+            for note in text_notes(self.opened, tokenizer):
+                warnings.warn(f"StoreDataset: {note}", stacklevel=2)
+
+    @property
+    def opened(self) -> Sequence[TeacherStore]:
+        """The open stores."""
+        return self._mix.stores
 
     def check_tail(self, tail: Tail) -> None:
         """Refuse a tail mode that reads what a store does not know.
@@ -99,24 +113,21 @@ class StoreDataset(IterableDataset[Example]):
         Raises:
             UsageError: names the store and its capture field.
         """
-        mix, _ = self._open()
-        mix.check_known(OBJECTIVES["dist"], tail)
+        self._mix.check_known(OBJECTIVES["dist"], tail)
 
     @property
     def knows_argmax(self) -> bool:
         """Whether every store knows the teacher's most likely token."""
-        return self._open()[0].knows_argmax
+        return self._mix.knows_argmax
 
     @property
     def longest(self) -> int:
         """Tokens of the longest example."""
-        mix, _ = self._open()
-        return int(mix.token_counts().max())
+        return int(self._mix.token_counts().max())
 
     def many_epochs(self, *, steps: int, batch: int, flags: tuple[str, str]) -> Iterator[str]:
         """A line for each store that so many steps would pass over too often to be meant."""
-        mix, order = self._open()
-        return many_epochs(mix, order, steps=steps, batch=batch, flags=flags)
+        return many_epochs(self._mix, self._order, steps=steps, batch=batch, flags=flags)
 
     def set_epoch(self, epoch: int) -> None:
         """Start the next pass with this epoch, unless it continues from a loaded state.
@@ -140,7 +151,7 @@ class StoreDataset(IterableDataset[Example]):
         return self._examples(self._yielded)
 
     def _examples(self, skipped: int) -> Iterator[Example]:
-        mix, order = self._open()
+        mix, order = self._mix, self._order
         for positions in self._batches(order):
             if skipped >= len(positions):
                 skipped -= len(positions)
@@ -226,27 +237,15 @@ class StoreDataset(IterableDataset[Example]):
         info = get_worker_info()
         return rank, world_size, info.id if info else 0, info.num_workers if info else 1
 
-    def _open(self) -> tuple[StoreMix, MixedOrder]:
-        """The stores, opened again in each process, because threads do not survive a fork.
-
-        Raises:
-            UsageError: this process was forked, and a store is remote. Connections do not survive
-                a fork, either.
-        """
-        if self._opened is None or self._opened[0] != os.getpid():
-            if self._opened is not None and any(map(is_remote, self.stores)):
-                raise UsageError(
-                    "StoreDataset: forked workers cannot read remote stores; expected spawned "
-                    "workers; pass DataLoader(..., multiprocessing_context='spawn'), or "
-                    "num_workers=0"
-                )
-            mix = StoreMix.open(self.stores)
-            self._opened = os.getpid(), mix, mix.order(self.seed)
-        return self._opened[1:]
+    @property
+    def _order(self) -> MixedOrder:
+        if self._known_order is None:
+            self._known_order = self._mix.order(self.seed)
+        return self._known_order
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for spawned workers: the rank, and no open stores."""
-        return {**self.__dict__, "_opened": None, "_ranks": self._ranks or _ranks_here()}
+        """The state for spawned workers: the rank, and the stores as their URLs."""
+        return {**self.__dict__, "_known_order": None, "_ranks": self._ranks or _ranks_here()}
 
 
 def _ranks_here() -> tuple[int, int]:

@@ -11,7 +11,8 @@ from caskd.train.model.student import (
     recompute_activations,
     student_groups,
 )
-from caskd.train.model.teacher_text import TeacherText, teacher_text, write_teacher_text
+from caskd.train.model.teacher_text import TeacherText, write_teacher_text
+from caskd.train.model.text_differences import teacher_text, text_notes
 
 __all__ = [
     "SUM_NAMES",
@@ -29,5 +30,6 @@ __all__ = [
     "save_adapter",
     "student_groups",
     "teacher_text",
+    "text_notes",
     "write_teacher_text",
 ]

@@ -4,6 +4,7 @@ Legend: B examples, T tokens, N rows, H hidden width, V vocabulary of the studen
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from caskd.models import (
     BatchGroups,
     SplitModel,
     check_causal,
+    check_class,
+    check_matrix,
     check_split,
     check_vocabulary,
     describe_quantization,
     hidden_in_groups,
     masked_groups,
     open_config,
+    open_empty,
     open_model,
     open_tokenizer,
 )
@@ -83,17 +87,16 @@ class StudentWithLoss(nn.Module):
         """
         hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
         hidden = hidden.flatten(0, 1)[batch.gather_index]  # [N, H]
-        head: Any = self.split.head
-        bias = getattr(head, "bias", None)
+        weight, bias = self.split.weight, self.split.bias
         softcap, scale = self.split.form.softcap, self.split.form.scale
         objective = self.options.objective
         if not self.training:
-            whole_head = Head(head.weight, bias, softcap, scale)
+            whole_head = Head(weight, bias, softcap, scale)
             rows = LossRows(batch.labels, batch.teacher, None)
             return row_stats(hidden, whole_head, rows, objective.rule)
         sums = cascade_aware_loss(
             hidden,
-            head.weight,
+            weight,
             batch.labels,
             batch.teacher,
             objective=objective,
@@ -129,21 +132,32 @@ def load_tokenizer(name: str, spec: StoreSpec) -> Any:
     return tokenizer
 
 
-def check_config(name: str, vocab_size: int) -> None:
-    """Refuse a model that cannot be trained, as far as its config shows.
+def check_config(name: str, vocab_size: int, longest: int) -> None:
+    """Refuse a student that could not be trained on the store, before its weights are loaded.
+
+    Args:
+        name: of the student.
+        vocab_size: of the store.
+        longest: tokens of the longest example.
 
     Raises:
-        UsageError: its weights are quantised, its embedding has fewer rows than the vocabulary has
-            tokens, or the config cannot be opened.
+        UsageError: quantised weights, too few embeddings or positions, a class that caskd does not
+            compute, weights that are not the config's, or a config that cannot be opened.
     """
+    flag = f"{FLAG} {name}"
     config = open_config(name, FLAG)
     if quantized := describe_quantization(config):
         raise UsageError(
-            f"{FLAG} {name}: its weights are quantised ({quantized}), which can be neither trained "
-            "nor exported with adapters of --lora-rank; expected weights in float32, bfloat16 or "
+            f"{flag}: its weights are quantised ({quantized}), which can be neither trained nor "
+            "exported with adapters of --lora-rank; expected weights in float32, bfloat16 or "
             "float16; pass the model before quantisation"
         )
-    _check_num_embeddings(name, config.get_text_config().vocab_size, vocab_size)
+    if Path(name).is_dir():  # the weights of a hub id are not downloaded for a plan
+        model = open_empty(Path(name), FLAG)
+        _check_num_embeddings(name, SplitModel(model, flag).num_ids, vocab_size)
+    else:
+        _check_num_embeddings(name, config.get_text_config().vocab_size, vocab_size)
+    check_class(config, flag, longest)
 
 
 def load_student(name: str, spec: StoreSpec) -> Any:
@@ -158,6 +172,7 @@ def load_student(name: str, spec: StoreSpec) -> Any:
     check_width(name, model, spec.vocab_size)
     split = SplitModel(model, f"{FLAG} {name}")
     check_split(model, split)
+    check_matrix(split)
     check_causal(split, split.flag)
     return model
 
@@ -196,8 +211,7 @@ def check_width(name: str, model: Any, vocab_size: int) -> None:
     Raises:
         UsageError: the embedding or the head is too narrow.
     """
-    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
-        _check_num_embeddings(name, embedding.weight.shape[0], vocab_size)
+    _check_num_embeddings(name, SplitModel(model, f"{FLAG} {name}").num_ids, vocab_size)
 
 
 def _check_num_embeddings(name: str, num_embeddings: int, vocab_size: int) -> None:

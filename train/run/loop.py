@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from caskd.store.errors import StoppedError
-from caskd.store.io import first_signal
+from caskd.store.io import check_room, counted, first_signal, tell
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
@@ -62,15 +61,15 @@ def train(config: TrainConfig) -> Path:
         The directory of the last checkpoint; of the run, after --dry-run.
 
     Raises:
-        StoppedError: SIGTERM stopped the run; it is saved, and exit code 143 says that it is not
-            finished.
+        StoppedError: SIGTERM or SIGHUP stopped the run; it is saved, and exit code 143 or 129
+            says that it is not finished.
         CaskdError: an option is wrong (checked before any weight is loaded), another process
             writes to --out, the loss stays non-finite, memory runs out, or a rank is lost.
     """
     if config.dry_run:
         plan = plan_run(config)
         _warn(plan)
-        print("\n".join([*plan.summary(), *table(size_of(plan))]))
+        tell("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
     with (
@@ -83,41 +82,45 @@ def train(config: TrainConfig) -> Path:
             _prepare_out(plan, ranks)
         engine = start_engine(plan, ranks)
         if ranks.rank == 0 and config.token_budget is not None:
-            print(_packing(bool(engine.module.packs)), flush=True)
-        with _termination_flag() as terminated:
-            last = _fit(plan, engine, terminated)
+            tell(_packing(bool(engine.module.packs)), flush=True)
+        with _termination() as received:
+            last = _fit(plan, engine, received)
             # Rank 0 has closed its files. A launcher kills the other ranks when the first one ends
             # with an error code, so no rank may end before this.
             engine.barrier()
         engine.close()
     step = step_of(last)
     if step < config.steps:
-        raise StoppedError(_stopped(config, ranks, step, last), signal.SIGTERM)
+        number = received[0] if received else signal.SIGTERM  # of another rank
+        raise StoppedError(_stopped(config, ranks, step, last, number), number)
     if ranks.rank == 0:
-        print(f"trained {step:,} steps, saved in {last}")
-        print(f"next: caskd export {config.out} MODEL", flush=True)
+        tell(f"trained {counted(step, 'step')}, saved in {last}")
+        tell(f"next: caskd export {config.out} MODEL", flush=True)
     return last
 
 
 def _warn(plan: RunPlan) -> None:
     for line in plan.warnings():
-        print(f"caskd: {line}", file=sys.stderr, flush=True)
+        tell(f"caskd: {line}", file=sys.stderr, flush=True)
 
 
 def _prepare_out(plan: RunPlan, ranks: Ranks) -> None:
     """Print the plan, and make --out ready for the files of this run."""
     config = plan.config
-    print("\n".join(plan.summary()), flush=True)
+    tell("\n".join(plan.summary()), flush=True)
     _warn(plan)
+    size = size_of(plan)
+    moments = 8 * size.num_trained if size.adam else 0
+    check_room(config.out, "--out", 4 * size.num_parameters + moments)  # of one checkpoint
     if config.resume:
         anew = plan.checkpoint is None
         message = clear_for_resume(config.out, plan.first_step, anew=anew)
         if message is not None:
-            print(message, flush=True)
+            tell(message, flush=True)
     describe_run(plan, ranks)
 
 
-def _fit(plan: RunPlan, engine: TrainEngine, terminated: threading.Event) -> Path:
+def _fit(plan: RunPlan, engine: TrainEngine, received: list[int]) -> Path:
     """Run the remaining steps, evaluations and saves; return the last checkpoint."""
     config, step, saved = plan.config, plan.first_step, plan.checkpoint
     skipped = plan.done.skipped_steps if plan.done else 0
@@ -132,7 +135,7 @@ def _fit(plan: RunPlan, engine: TrainEngine, terminated: threading.Event) -> Pat
         log.start_clock()
         for batch in batches:
             # -- one optimizer step ------------------------------------------------------------
-            metrics, any_terminated = train_step(plan, engine, batch, terminated.is_set())
+            metrics, any_terminated = train_step(plan, engine, batch, bool(received))
             step = batch.step + 1
 
             # -- the same decision on every rank, because it uses reduced values only ----------
@@ -176,7 +179,7 @@ def train_step(
     depend on ranks, micro-batches or accumulation (see `TrainEngine.micro_step`).
 
     Returns:
-        the metrics of the step, and whether any rank received SIGTERM.
+        the metrics of the step, and whether any rank received SIGTERM or SIGHUP.
     """
     config = plan.config
     lr = lr_at(
@@ -218,6 +221,8 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
         add_adapters(model, plan.lora, config.student)
     if plan.checkpoint is not None:
         load_weights(plan.checkpoint, model)
+    elif plan.initial is not None:
+        load_weights(plan.initial.checkpoint, model)
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), plan.tail)
@@ -318,20 +323,21 @@ def _packing(packs: bool) -> str:
     return "packing      off: the student's attention mixes packed examples; rows are padded"
 
 
-def _stopped(config: TrainConfig, ranks: Ranks, step: int, last: Path) -> str:
-    """The message of a run that SIGTERM stopped; rank 0 tells where it is saved."""
+def _stopped(config: TrainConfig, ranks: Ranks, step: int, last: Path, number: int) -> str:
+    """The message of a run that a signal stopped; rank 0 tells where it is saved."""
+    name = signal.Signals(number).name
     if ranks.rank != 0:
-        return f"rank {ranks.rank} stopped by SIGTERM with all ranks"
+        return f"rank {ranks.rank} stopped by {name} with all ranks"
     return (
-        f"stopped by SIGTERM after step {step:,} of {config.steps:,}, saved in {last}; run the "
+        f"stopped by {name} after step {step:,} of {config.steps:,}, saved in {last}; run the "
         "same command with --resume"
     )
 
 
 @contextmanager
-def _termination_flag() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM sets; the run then finishes the step and saves. A second
-    SIGTERM kills the process."""
-    flag = threading.Event()
-    with first_signal([signal.SIGTERM], lambda _: flag.set()):
-        yield flag
+def _termination() -> Iterator[list[int]]:
+    """A list that gets the first SIGTERM or SIGHUP; the run then finishes the step and saves. A
+    second signal kills the process."""
+    received: list[int] = []
+    with first_signal([signal.SIGTERM, signal.SIGHUP], received.append):
+        yield received

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
-from caskd.store.io import claimed, files
+from caskd.store.io import check_readable, claimed, files, read_json_object, refuse_occupied
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     check_same_options,
@@ -64,6 +64,7 @@ def check_unused(out: Path) -> None:
         UsageError: it is a file, or it contains a run or another program's config.json.
     """
     _check_not_a_file(out)
+    refuse_occupied(out, f"--out {out}", reused="run")
     for name in (METRICS_FILE, CHECKPOINTS):
         if (out / name).exists():
             raise UsageError(
@@ -80,9 +81,10 @@ def check_unused(out: Path) -> None:
 def recorded_run(out: Path) -> dict[str, Any] | None:
     """The content of a run's config.json; None if it is missing or of something else."""
     try:
-        content = json.loads((out / RUN_CONFIG).read_bytes())
+        content = read_json_object(out / RUN_CONFIG, constants=True)
         is_run = {"config", "deepspeed", "stores"} <= content.keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError) as error:
+        check_readable(error, f"--out {out / RUN_CONFIG}")
         return None
     return content if is_run else None
 
@@ -164,10 +166,11 @@ def record_save(out: Path, step: int) -> None:
 
 def _last_save(out: Path) -> int | None:
     try:
-        return int(json.loads((out / LAST_SAVE).read_bytes())["step"])
+        return int(read_json_object(out / LAST_SAVE)["step"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(error, str(out / LAST_SAVE))
         raise CorruptError(
             f"{out / LAST_SAVE}: cannot be read as the record of the newest checkpoint; remove it "
             f"if {CHECKPOINTS}/ holds a complete checkpoint"

@@ -8,6 +8,7 @@ from typing import Any
 
 from caskd.models import default_device
 from caskd.store import TeacherStore
+from caskd.store.io import counted
 from caskd.train.checkpoint import (
     STATE,
     RunState,
@@ -38,6 +39,7 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.run.initial import InitialWeights, initial_weights
 from caskd.train.run.out_folder import (
     check_starts_anew,
     check_unused,
@@ -68,6 +70,7 @@ class RunPlan:
         lora: adapters to train in place of the weights.
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
+        initial: weights of another run to start with.
     """
 
     config: TrainConfig
@@ -84,6 +87,7 @@ class RunPlan:
     lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
+    initial: InitialWeights | None
 
     @property
     def first_step(self) -> int:
@@ -98,7 +102,7 @@ class RunPlan:
     @property
     def options(self) -> dict[str, Any]:
         """The options as the run's files record them."""
-        return _recorded(self.config, self.mask)
+        return _recorded(self.config, self.mask, self.initial)
 
     @property
     def store_records(self) -> list[dict[str, Any]]:
@@ -126,7 +130,7 @@ class RunPlan:
         yield from self._store_lines()
         yield (
             f"examples     {order.num_examples:,} of {sum(order.sizes):,} have response tokens, "
-            f"in {order.num_blocks:,} shards"
+            f"in {counted(order.num_blocks, 'shard')}"
         )
         yield (
             f"objective    {config.objective}: mask {self.objective.rule}, label weight "
@@ -146,6 +150,8 @@ class RunPlan:
             f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
             f"lr {config.lr:g} {config.schedule}"
         )
+        if self.initial is not None:
+            yield f"start        from the weights of {self.initial.recorded[:-52]}"
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         for note in self.text.notes:
@@ -210,10 +216,14 @@ def plan_run(config: TrainConfig) -> RunPlan:
         longest = int(store.token_counts().max())
         check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     checkpoint = done = None
+    initial = initial_weights(config)
     if config.resume:
-        checkpoint, done = _resumed(config.out, _recorded(config, mask), store)
+        checkpoint, done = _resumed(config.out, _recorded(config, mask, initial), store)
     tokenizer = load_tokenizer(config.student, store.spec)
-    check_config(config.student, store.spec.vocab_size)
+    eval_store = open_eval_store(config.eval_store, store.spec) if config.eval_store else None
+    counts = [part.token_counts() for part in (store, eval_store) if part is not None]
+    longest = max(int(part.max()) for part in counts)
+    check_config(config.student, store.spec.vocab_size, longest)
     return RunPlan(
         config=config,
         world_size=world_size,
@@ -234,10 +244,11 @@ def plan_run(config: TrainConfig) -> RunPlan:
             micro_batch_size=config.micro_batch_size,
             token_budget=config.token_budget,
         ),
-        eval_store=open_eval_store(config.eval_store, store.spec) if config.eval_store else None,
+        eval_store=eval_store,
         lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
+        initial=initial,
     )
 
 
@@ -266,9 +277,13 @@ def _store_records(store: StoreMix) -> list[dict[str, Any]]:
     ]
 
 
-def _recorded(config: TrainConfig, mask: RandomMask | None) -> dict[str, Any]:
-    """The options, with --keep-fraction-from as a digest: the other run may move or continue."""
+def _recorded(
+    config: TrainConfig, mask: RandomMask | None, initial: InitialWeights | None
+) -> dict[str, Any]:
+    """The options, with other runs as digests: they may move or continue."""
     options = config.to_shared_json()
+    if initial is not None:
+        options["init_from"] = initial.recorded
     if mask is not None:
         options["keep_fraction_from"] = f"sha256:{mask.digest}"
     return options

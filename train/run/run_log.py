@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from caskd.store.io import Progress, files, progress
+from caskd.store.io import Progress, files, progress, tell
 from caskd.train.checkpoint import versions
 from caskd.train.engine import Ranks
 from caskd.train.metrics import METRICS_FILE, MetricsFile, show_step
@@ -72,7 +72,7 @@ class RunLog:
         self._track("eval", {"step": step, **metrics})
         if self._first:
             shown = (f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float))
-            print(f"step {step:,}: {' '.join(shown)}", flush=True)
+            tell(f"step {step:,}: {' '.join(shown)}", flush=True)
 
     def _track(self, kind: str, values: Mapping[str, Any]) -> None:
         for track in self._tracks:

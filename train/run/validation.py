@@ -15,7 +15,7 @@ import torch
 from caskd.models import longest_first
 from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.io import Progress, files
+from caskd.store.io import Progress, files, parse_json
 from caskd.train.data import collate, fields_to_read
 from caskd.train.engine import TrainEngine
 from caskd.train.loss import ROW_STATS, best_step, eval_metrics, sum_row_stats
@@ -88,7 +88,9 @@ class EvalFile:
 
     def __init__(self, path: Path, done_steps: int, *, write: bool) -> None:
         self._path, self._write = path, write
-        self._lines: list[dict[str, Any]] = [json.loads(x) for x in lines_up_to(path, done_steps)]
+        self._lines: list[dict[str, Any]] = [
+            parse_json(x, constants=True) for x in lines_up_to(path, done_steps)
+        ]
 
     def has(self, step: int) -> bool:
         """Whether the student was evaluated at that step."""

@@ -1,14 +1,17 @@
 """The `caskd` command: help, exit codes and error lines."""
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from caskd.cli import main as cli
+from caskd.cli import streams
 from caskd.cli.main import COMMANDS, Command, main
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 
@@ -64,14 +67,14 @@ def test_an_integer_is_the_exit_code(run: Callable[..., int], value: object, cod
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("got a"), 2), (CorruptError("got a"), 1), (IdentityError("got a"), 3)],
+    [(UsageError("got a"), 2), (CorruptError("got a; run b"), 1), (IdentityError("got a"), 3)],
 )
 def test_a_users_mistake_is_one_line(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:
     assert run(ends=raising(error)) == code
     printed = capsys.readouterr()
-    assert printed.err == "caskd: got a\n"
+    assert printed.err == f"caskd: {error}\n"
     assert printed.out == ""
 
 
@@ -89,9 +92,7 @@ def test_a_bug_keeps_its_traceback(run: Callable[..., int]) -> None:
 
 @pytest.mark.parametrize("words", [["--steps", "5"], ["--num-steps", "many"], ["stray"]])
 def test_wrong_options_exit_2(run: Callable[..., int], words: list[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(*words)
-    assert stop.value.code == 2
+    assert run(*words) == 2
     assert received == []
 
 
@@ -169,7 +170,58 @@ def test_a_closed_pipe_is_quiet() -> None:
     )  # fmt: skip
     os.close(write_end)
     assert done.stderr == ""
-    assert done.returncode == cli.BROKEN_PIPE
+    assert done.returncode == streams.BROKEN_PIPE
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code"),
+    [(">&-", 0), (">/dev/full", 2), (">&- 2>&- <&-", 0), (">/dev/full 2>/dev/full", 2)],
+)
+def test_an_output_that_is_closed_or_full(redirect: str, code: int) -> None:
+    for words, expected in (("--help", code), ("store info --help", code), ("trian", 2)):
+        done = subprocess.run(
+            ["sh", "-c", f'"{sys.executable}" -m caskd.cli {words} {redirect}'],
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == expected, (words, redirect)
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        if redirect == ">/dev/full" and words != "trian":
+            assert "No space left" in done.stderr
+            assert "stdout" in done.stderr
+
+
+def test_a_closed_stdout_is_not_given_to_a_file(tmp_path: Path) -> None:
+    """The system gives a new file the lowest free number, and libraries print to number 1."""
+    code = "import os, sys; from caskd.cli.main import main; main(['--version'])"
+    code += "; file = open(sys.argv[1], 'w'); os.write(1, b'noise'); assert file.fileno() > 2"
+    line = f'"{sys.executable}" -c "{code}" "{tmp_path / "file"}" >&-'
+    subprocess.run(["sh", "-c", line], check=True)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_working_directory_that_was_removed(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    line = f'mkdir "{gone}" && cd "{gone}" && rmdir "{gone}"'
+    line += f' && "{sys.executable}" -m caskd.cli store info x'
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "working directory" in done.stderr
+
+
+@pytest.mark.parametrize("number", ["EMFILE", "EIO", "ENOSPC"])
+def test_a_failure_of_the_system_is_one_line(
+    number: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)), "some-file")
+
+    monkeypatch.setattr(cli, "_dispatch", fail)
+    assert cli.main(["doctor"]) == (2 if number == "ENOSPC" else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "some-file" in line
+    assert os.strerror(getattr(errno, number)) in line
 
 
 def test_help_imports_no_numpy() -> None:

@@ -178,7 +178,7 @@ def test_the_file_is_read_as_it_was_written(files, tmp_path):
         ({"rule": "mean"}, "expected a cascade.json"),
         ({"rule": "p-ik"}, "expected a cascade.json"),
         ({"router": {"kind": "__import__"}}, "expected a cascade.json"),
-        ({"threshold": "high"}, "expected a cascade.json"),
+        ({"threshold": "high"}, "threshold is 'high'; expected a finite number, or null"),
         ({"small": None}, "expected a cascade.json"),
     ],
 )

@@ -20,13 +20,15 @@ SEQUENCES = [np.array(tokens, np.uint32) for tokens in ([5, 6, 7], [8], [9, 10, 
 
 
 @pytest.mark.parametrize("arrange", [pad, pack])
-def test_starts_and_positions_are_those_of_the_tokens(arrange):
+def test_starts_are_those_of_the_tokens(arrange):
     batch = arrange(SEQUENCES)
-    flat_ids, flat_positions = batch.input_ids.reshape(-1), batch.position_ids.reshape(-1)
+    flat_ids = batch.input_ids.reshape(-1)
     for start, tokens in zip(batch.starts, SEQUENCES, strict=True):
         np.testing.assert_array_equal(flat_ids[start : start + len(tokens)], tokens)
-        positions = np.arange(len(tokens))
-        np.testing.assert_array_equal(flat_positions[start : start + len(tokens)], positions)
+
+
+def test_a_padded_model_counts_its_positions_itself():
+    assert pad(SEQUENCES).position_ids is None
 
 
 def test_padding_is_a_token_of_its_own_line_and_packing_has_none():

@@ -56,6 +56,17 @@ def test_a_batch_gives_what_each_prompt_gives_alone(loaded):
         assert answer.hidden is None
 
 
+def test_a_model_that_cannot_generate_is_refused(folder, monkeypatch):
+    loaded = load_for_decoding(str(folder), "--model", device="cpu")
+
+    def broken(**_):
+        raise AttributeError("no attribute 'num_hidden_layers'")
+
+    monkeypatch.setattr(loaded.model, "generate", broken)
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM: generate\(\).*num_hidden_layers"):
+        decode_batch(loaded, [[5, 6], [7]], 2)
+
+
 def test_an_answer_ends_with_its_first_stop_id(folder):
     opened = load_for_decoding(str(folder), "--model", device="cpu")
     ids, _ = by_hand(opened, PROMPTS[0])

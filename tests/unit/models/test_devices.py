@@ -14,6 +14,7 @@ from caskd.store.errors import UsageError
     [
         ("tpu", "expected auto, cpu, cuda or cuda:N"),
         ("cuda:x", "expected auto, cpu, cuda or cuda:N"),
+        ("cuda:\u0663", "expected auto"),
         ("cuda:", "expected auto, cpu, cuda or cuda:N"),
         ("meta", "expected auto, cpu, cuda or cuda:N"),
         ("mps", "expected auto, cpu, cuda or cuda:N"),
@@ -58,3 +59,19 @@ def test_every_way_of_running_out_of_memory_is_one(said):
         raise RuntimeError(said + "\nand a trace")
     with pytest.raises(RuntimeError, match="a size"), memory_errors():
         raise RuntimeError("a size does not match")
+
+
+@pytest.mark.parametrize("command", ["plan", "precompute", "predict"])
+@pytest.mark.parametrize("name", ["mps", "meta", "cuda:nonsense", "cuda:-1"])
+def test_every_command_refuses_it_before_it_writes(command, name, tmp_path, capsys):
+    save_tiny(tmp_path / "model")
+    data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "response": "b"}])
+    words = ["--data", str(data), "--device", name]
+    words += ["--model" if command == "predict" else "--teacher", str(tmp_path / "model")]
+    words += ["--out" if command == "predict" else "--store", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main([command, *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--device {name}" in line
+    assert "cuda:N" in line
+    assert not (tmp_path / "out").exists()

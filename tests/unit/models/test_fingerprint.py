@@ -12,7 +12,8 @@ from helpers.tiny import ragged_records, tiny_model, tiny_tokenizer
 
 from caskd.models.engines import ask_fingerprint, fixed_prompts, key_of, measure_fingerprint
 from caskd.models.engines.prompt_rows import ordered_rows
-from caskd.store.format import FINGERPRINT, fingerprint_distance, identity_differences
+from caskd.store.fingerprint import FINGERPRINT, fingerprint_distance
+from caskd.store.format import identity_differences
 
 NUM_IDS = 50
 PROMPTS = fixed_prompts(NUM_IDS, key_of("0123456789abcdef" * 4))

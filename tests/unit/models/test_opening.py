@@ -141,9 +141,11 @@ def test_a_cut_file_and_another_shape_are_one_line(copy):
     one_line(caught, f"--model {copy}")
     (copy / "model.safetensors").write_bytes(whole)
     set_json(copy / "config.json", hidden_size=64)
-    with pytest.raises(UsageError, match="cannot open the model") as caught:
+    with pytest.raises(
+        UsageError, match=r"weights have another shape .*expected \[50, 64"
+    ) as caught:
         open_model(copy, "--model")
-    one_line(caught, f"--model {copy}")
+    one_line(caught, f"--model {copy}", "[50, 32]", "config.json")
 
 
 def test_a_config_of_no_causal_lm_is_one_line(copy):

@@ -116,7 +116,7 @@ def test_predictions_record_quantised_weights_that_are_dequantised_when_opened(
 
 def test_a_quantised_student_is_refused_before_training(ternary: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        check_config(str(ternary), 50)
+        check_config(str(ternary), 50, 8)
     for fact in (f"--student {ternary}", "bitnet, 2 bits", "bfloat16", "before quantisation"):
         assert fact in str(caught.value)
 

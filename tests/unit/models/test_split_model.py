@@ -5,8 +5,8 @@ import torch
 from helpers.tiny import tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caskd.models import SplitModel, check_split, head_form
-from caskd.models.head_forms import BY_MODEL_TYPE, GENERAL, HeadForm
+from caskd.models import SplitModel, check_matrix, check_split
+from caskd.models.head_forms import HeadForm
 from caskd.store.errors import UsageError
 
 SMALL = {
@@ -45,12 +45,23 @@ ARCHITECTURES = {
         "attention_window_size": 16,
         "block_types": ["recurrent", "attention"],
     },
+    "modernbert-decoder": {},
+    "bert": {"is_decoder": True},
+    "llama4_text": {
+        "head_dim": 8,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 64,
+    },
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "falcon_mamba": {"state_size": 8},
+    "inkling_text": {},
 }
 
 
-def build(name):
+def build(name, **changes):
     torch.manual_seed(0)
-    options = ARCHITECTURES[name]
+    options = {**ARCHITECTURES[name], **changes}
     config = AutoConfig.for_model(name, **{**({} if name == "gpt2" else SMALL), **options})
     if name == "gpt2":
         config.vocab_size, config.bos_token_id, config.eos_token_id = 40, 1, 2
@@ -83,24 +94,131 @@ def test_logits_of_rows_are_those_of_the_whole_model(name):
     torch.testing.assert_close(numbered, whole[:, :30], rtol=1e-5, atol=1e-5)
 
 
+FORMS = {
+    "gemma2": HeadForm(softcap=0.5),
+    "granite": HeadForm(divisor=3.0),
+    "cohere": HeadForm(multiplier=0.2),
+    "hyperclovax": HeadForm(multiplier=3.0),
+    "falcon_h1": HeadForm(multiplier=0.3),
+    "recurrent_gemma": HeadForm(softcap=0.5),
+}
+
+
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_the_form_is_found_by_trying_with_weights_and_without(name):
+    expected = FORMS.get(name, HeadForm())
+    with torch.device("meta"):
+        empty = build(name)
+    assert SplitModel(build(name), "--teacher").form == expected
+    split = SplitModel(empty, "--teacher")
+    assert (split.form, split.width, split.num_ids) == (expected, 40, 40)
+
+
+def test_what_a_model_does_before_its_head_is_its_own():
+    """Layers in the head, scales before it, and another dtype than that of the states."""
+    for name in ("modernbert-decoder", "bert", "inkling_text"):
+        model = build(name)
+        split = SplitModel(model, "--teacher")
+        assert split.form == HeadForm()
+        check_split(model, split)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
+def test_states_and_head_of_two_dtypes(name):
+    model = build(name).to(torch.bfloat16)
+    split = SplitModel(model, "--teacher")
+    check_split(model, split)
+    assert split.hidden(torch.arange(5)[None]).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_columns_that_a_model_cuts_off_have_no_logits():
+    model = build("inkling_text", unpadded_vocab_size=37)
+    split = SplitModel(model, "--teacher")
+    assert (split.width, split.num_ids, len(split.weight)) == (37, 37, 37)
+    assert split.logits(split.hidden(torch.arange(5)[None])[0]).shape == (5, 37)
+    check_split(model, split)
+
+
+class OtherHead(torch.nn.Module):
+    """Something that is no scale and no cap."""
+
+    def __init__(self, head, change):
+        super().__init__()
+        self.head = head
+        self.change = change
+
+    def forward(self, hidden):
+        return self.change(self.head(hidden))
+
+
 @pytest.mark.parametrize(
-    "name", ["gemma2", "granite", "cohere", "hyperclovax", "falcon_h1", "recurrent_gemma"]
+    "change",
+    [
+        torch.nn.functional.softplus,
+        torch.Tensor.square,
+        torch.Tensor.neg,
+        lambda product: product + 0.5,
+        lambda product: product.clamp(max=20.0),
+        lambda product: product.log_softmax(dim=-1),
+        lambda product: product.masked_fill(torch.arange(40) == 3, float("-inf")),
+        lambda product: product.flip(-1),
+        lambda product: product[..., 1:],
+        lambda product: torch.cat([product, product], dim=-1),
+        lambda product: product * torch.linspace(1, 2, 40),
+    ],
 )
-def test_an_operation_that_is_not_in_the_table_is_refused(name, monkeypatch):
-    model = build(name)
-    monkeypatch.setattr("caskd.models.head_forms.GENERAL", {})
-    monkeypatch.setattr("caskd.models.head_forms.BY_MODEL_TYPE", {})
-    with pytest.raises(UsageError, match=rf"--student x: .*{type(model).__name__} differ.* by \d"):
-        check_split(model, SplitModel(model, "--student x"))
-
-
-def test_a_head_that_does_something_else_is_refused():
-    model = build("gemma2")
+def test_a_head_that_does_something_else_is_refused(change):
+    model = build("llama")
     head = model.lm_head
-    model.lm_head = torch.nn.Sequential(head, torch.nn.Softplus())
+    model.lm_head = OtherHead(head, change)
     model.get_output_embeddings = lambda: head
-    with pytest.raises(UsageError, match="Gemma2ForCausalLM differ"):
-        check_split(model, SplitModel(model, "--student"))
+    with pytest.raises(UsageError, match="--student x: LlamaForCausalLM changes the product"):
+        SplitModel(model, "--student x")
+
+
+class Doubled(torch.nn.Linear):
+    """A head whose product is not that of its weight."""
+
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+def test_a_head_that_is_more_than_its_weight_is_refused_where_the_loss_reads_the_weight():
+    model = build("llama")
+    check_matrix(SplitModel(model, "--student"))
+    model.lm_head.__class__ = Doubled
+    split = SplitModel(model, "--student")
+    check_split(model, split)
+    with pytest.raises(UsageError, match=r"--student: LlamaForCausalLM .*more than a matrix"):
+        check_matrix(split)
+
+
+@pytest.mark.parametrize(
+    ("change", "form"),
+    [
+        (lambda product: product / 3, HeadForm(divisor=3.0)),
+        (lambda product: product * 0.3, HeadForm(multiplier=0.3)),
+        (lambda product: torch.tanh(product / 30) * 30, HeadForm(softcap=30.0)),
+        (lambda product: 5 * torch.tanh(2 * product / 5), HeadForm(multiplier=2.0, softcap=5.0)),
+    ],
+)
+def test_an_operation_that_no_config_names_is_found(change, form):
+    model = build("llama")
+    head = model.lm_head
+    model.lm_head = OtherHead(head, change)
+    model.get_output_embeddings = lambda: head
+    split = SplitModel(model, "--student")
+    values = torch.linspace(-90, 90, 400).reshape(10, 40)
+    assert torch.equal(split.form.logits(values), form.logits(values))
+    check_split(model, split)
+
+
+def test_a_model_whose_head_is_not_called_once_per_token_is_refused():
+    model = build("llama")
+    model.get_output_embeddings = lambda: model.model.layers[0].mlp.gate_proj
+    with pytest.raises(UsageError, match="--student: LlamaForCausalLM"):
+        SplitModel(model, "--student")
 
 
 class Caching(torch.nn.Module):
@@ -123,46 +241,19 @@ def test_the_check_leaves_a_model_that_can_be_trained():
     assert model.lm_head.weight.grad is not None
 
 
-class Config:
-    """A config with some keys; its text model is itself."""
-
-    def __init__(self, **keys):
-        self.__dict__.update(keys)
-
-    def get_text_config(self):
-        return self
-
-
 def test_a_form_by_hand():
     product = torch.tensor([[2.0, -8.0]])
-    form = head_form(Config(logits_scaling=2.0, logit_scale=0.5, final_logit_softcapping=None))
-    assert form == HeadForm(2.0, 0.5, None)
+    form = HeadForm(2.0, 0.5, None)
     assert form.scale == 0.25
     assert form.logits(product).tolist() == [[0.5, -2.0]]
-    capped = head_form(Config(logits_scaling=2.0, logit_scale=0.5, final_logit_softcapping=3.0))
     expected = 3.0 * torch.tanh(torch.tensor([[0.5, -2.0]]) / 3.0)
-    torch.testing.assert_close(capped.logits(product), expected)
+    torch.testing.assert_close(HeadForm(2.0, 0.5, 3.0).logits(product), expected)
 
 
 def test_scale_stands_for_divisor_and_multiplier():
-    assert head_form(Config()) == HeadForm()
     assert HeadForm().scale is None
     assert HeadForm(multiplier=3.0).scale == 3.0
     assert HeadForm(divisor=4.0).scale == 0.25
-
-
-def test_one_architecture_may_read_a_key_differently(monkeypatch):
-    table = {"mirror": {"logits_scaling": "multiply"}, "other": {"own_cap": "cap"}}
-    monkeypatch.setattr("caskd.models.head_forms.BY_MODEL_TYPE", table)
-    keys = {"logits_scaling": 4.0, "own_cap": 2.0}
-    assert head_form(Config(model_type="mirror", **keys)) == HeadForm(multiplier=4.0)
-    assert head_form(Config(model_type="other", **keys)) == HeadForm(divisor=4.0, softcap=2.0)
-    assert head_form(Config(model_type="third", **keys)) == HeadForm(divisor=4.0)
-
-
-def test_the_table_holds_known_operations_only():
-    operations = {*GENERAL.values(), *(o for own in BY_MODEL_TYPE.values() for o in own.values())}
-    assert operations <= {"divide", "multiply", "cap"}
 
 
 def test_a_model_without_a_head_is_refused():

@@ -283,7 +283,6 @@ def test_one_token_without_a_prefix_is_empty():
     ("record", "options", "said"),
     [
         ({"prompt": "ab", "answer": "cde"}, {}, "record 3: .*--response-column"),
-        ({"messages": CHAT}, {}, "no chat template"),
         ({"messages": [{"role": "user"}]}, {}, "'role' and"),
         ({"messages": ["hi"]}, {}, "'role' and"),
         ({"messages": "hi"}, {}, "expected a list of messages"),

@@ -18,9 +18,10 @@ from caskd.store.corpus import (
     answer_ids,
     corpus_digest,
     decide_columns,
+    given_chat_options,
     prompt_ids,
-    read_chat_options,
     reference_text,
+    rendered_bos,
     tokenize_examples,
 )
 from caskd.store.errors import IdentityError, UsageError
@@ -111,6 +112,67 @@ def test_null_content_is_never_printed(tokenizer):
     assert "None" not in tokenize(tokenizer, record, TEMPLATES["chatml"])[1]
 
 
+def test_tool_calls_that_the_template_leaves_out_are_refused(tokenizer):
+    messages = [*ASKED, {**CALL, "content": "so"}]
+    for template in ("chatml", "gemma", "zephyr"):
+        example, _, _ = tokenize(tokenizer, {"messages": messages}, TEMPLATES[template])
+        assert example.status == "chat_refused"
+        assert "tool_calls" in example.reason
+    example, _, rows = tokenize(tokenizer, {"messages": messages}, TOOL_TEMPLATE)
+    assert rows.startswith("so<think>")
+
+
+@pytest.mark.parametrize("after", [[], [{"role": "tool", "content": "4"}]])
+def test_a_tool_call_that_ends_with_its_own_token(tokenizer, after):
+    template = (
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.tool_calls %}"
+        " to {{ m.tool_calls[0].name }}<|message|>{{ m.tool_calls[0].arguments | tojson }}<|end|>"
+        "{% else %}<|message|>{{ m.content }}<|return|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    example, text, rows = tokenize(tokenizer, {"messages": [*ASKED, CALL, *after]}, template)
+    assert (example.status, rows) == ("ok", " to f<|message|>{}<|end|>")
+    assert text.endswith(rows)
+    turns = [*ASKED, CALL, *after, {"role": "assistant", "content": "so"}]
+    _, _, rows = tokenize(tokenizer, {"messages": turns}, template)
+    assert rows == " to f<|message|>{}<|end|>so<|return|>"
+
+
+def test_an_empty_list_of_tool_calls_is_none(tokenizer):
+    template = (
+        "{% for m in messages %}{{ m.role }}:{% if m.tool_calls is defined %}"
+        "{{ raise_exception('one call, please') }}{% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    record = {"messages": [*ASKED, {"role": "assistant", "content": "so", "tool_calls": []}]}
+    assert tokenize(tokenizer, record, template)[2] == "so</s>"
+
+
+def test_a_reply_whose_end_merges_with_what_follows_keeps_its_own_tokens():
+    tokenizer = TOKENIZERS["gpt4-like"]()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '\n# ' + m.role + ':\n' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}\n# assistant:\n{% endif %}"
+    )
+    messages = [*chat("What", "so"), {"role": "user", "content": "It"}]
+    own = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
+    options = TextOptions(max_length=100)
+    [example] = tokenize_examples(tokenizer, [{"messages": messages}], Columns(), options, 0)
+    ids = example.token_ids.tolist()
+    assert own[: len(ids)] != ids
+    assert example.own_border
+    assert tokenizer.decode(example.token_ids[example.is_response == 1]) == "so\n"
+
+
+def test_a_reply_that_starts_is_a_row_where_its_prompt_alone_is_refused(tokenizer):
+    template = (
+        "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nIt<|im_end|>\n{% endif %}"
+        + TEMPLATES["chatml"]
+    )
+    record = {"messages": chat("What", "so", "It", "is")[1:]}
+    example, _, rows = tokenize(tokenizer, record, template)
+    assert (rows, example.num_context_turns) == ("so<|im_end|>is<|im_end|>", 0)
+
+
 def test_only_the_last_turn(tokenizer):
     record = {"messages": chat("What", "It", "is", "so")}
     every, text, rows = tokenize(tokenizer, record, TEMPLATES["chatml"])
@@ -134,14 +196,14 @@ def test_an_empty_think_block_is_context_unless_asked_for(tokenizer):
 
 def test_template_arguments_reach_the_template(tokenizer):
     template = "{{ greeting }}" + TEMPLATES["chatml"]
-    chosen = read_chat_options(None, '{"greeting": "It is"}')
+    chosen = given_chat_options(None, '{"greeting": "It is"}', False)
     record = {"messages": chat("What", "so")}
-    assert tokenize(tokenizer, record, template, arguments=chosen.arguments)[1].startswith("It is<")
+    assert tokenize(tokenizer, record, template, **chosen)[1].startswith("It is<")
     for wrong in ("x", "[]", '{"tools": []}'):
         with pytest.raises(UsageError, match="--template-arguments"):
-            read_chat_options(None, wrong)
+            given_chat_options(None, wrong, False)
     with pytest.raises(UsageError, match="--chat-template /none"):
-        read_chat_options("/none", None)
+        given_chat_options("/none", None, False)
 
 
 def test_an_assistant_that_starts_and_a_template_that_needs_a_query(tokenizer):
@@ -193,6 +255,7 @@ def test_one_bos_whether_or_not_the_prompt_has_it():
         options = TextOptions(max_length=50)
         [example] = tokenize_examples(tokenizer, [record], Columns(), options, 0)
         assert example.rendered_bos == prompt.startswith("<s>")
+        assert rendered_bos(tokenizer, record, Columns(kind="prompt")) == example.rendered_bos
         assert prompt_ids(tokenizer, record, Columns()) == example.token_ids[:3].tolist()
         ids[prompt] = example.token_ids.tolist()
     assert ids["ab"] == ids["<s>ab"]
@@ -233,6 +296,11 @@ def test_refused_conversations_are_all_counted_before_the_plan_stops(config_of, 
     with pytest.raises(UsageError, match=r"2 of 4 examples .* record 1; .*--on-bad-chat skip"):
         plan(config_of())
     assert not (tmp_path / "store").exists()
+
+
+def test_a_teacher_without_a_template_is_refused_with_the_cure(config_of):
+    with pytest.raises(UsageError, match=r"--teacher .*big: .*--chat-template FILE"):
+        plan(config_of(chat_template=None))
 
 
 def test_a_store_with_refused_conversations_is_format_2(config_of, tmp_path, capsys):

@@ -23,10 +23,10 @@ def teacher(tmp_path_factory):
     return save_tiny(tmp_path_factory.mktemp("models") / "big")
 
 
-def adapted(teacher):
+def adapted(teacher, targets=("q_proj", "up_proj")):
     """The teacher with a LoRA that changes what it says."""
     torch.manual_seed(0)
-    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "up_proj"])
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=list(targets))
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(teacher), config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -55,6 +55,24 @@ def test_rows_are_those_of_the_adapted_model(teacher, adapter, tmp_path):
     said = store.spec.identity["teacher"]["adapter"]
     assert said["name"] == "tuned"
     assert str(tmp_path) not in json.dumps(store.spec.identity)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_the_head_or_the_embedding_is_part_of_the_logits(target, tmp_path):
+    teacher = save_tiny(tmp_path / "big", tie=False)
+    model = adapted(teacher, [target])
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_embedding_" in name:
+                weight.normal_()
+    model.save_pretrained(tmp_path / "tuned", save_embedding_layers=True)
+    config = config_for(teacher, tmp_path, RECORDS, adapter=str(tmp_path / "tuned"))
+    batch = precompute(config).read([0])
+    with torch.inference_mode():
+        ids = torch.from_numpy(batch.token_ids.astype(np.int64))[None]
+        logits = model(ids).logits[0, batch.logit_positions]
+    expected = logits.sort(dim=1, descending=True).values[:, :TOP_K].numpy()
+    np.testing.assert_allclose(batch.topk_logits, expected, atol=2e-5)
 
 
 def test_another_adapter_or_none_is_another_teacher(teacher, adapter, tmp_path):

@@ -93,5 +93,7 @@ def test_nothing_is_inserted_between_prompt_and_response(name, reply, prompt):
 
 
 def test_a_tokenizer_whose_bytes_lose_white_space_is_refused():
-    with pytest.raises(UsageError, match="expected bytes that reproduce the text"):
+    with pytest.raises(
+        UsageError, match=r"\(WordPiece\) .* expected bytes that reproduce the text"
+    ):
         tokenize(wordpiece(), {"prompt": "a b", "response": "c d"})

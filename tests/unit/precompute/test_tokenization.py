@@ -85,5 +85,5 @@ def test_a_record_that_is_refused_is_named(monkeypatch, processes):
     records[17] = {"prompt": "a"}
     found = tokenize_corpus(tiny_tokenizer(), records, Columns(), OPTIONS, num_processes=processes)
     assert [next(found).source_index for _ in range(12)] == list(range(12))
-    with pytest.raises(UsageError, match="record 13: column 'response': holds NoneType"):
+    with pytest.raises(UsageError, match="record 13: column 'response' is null"):
         next(found)

@@ -1,10 +1,11 @@
 """A checkpoint counts only if it is complete and undamaged."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from caskd.store.errors import CorruptError, UsageError
+from caskd.store.errors import CorruptError, UnsafeError, UsageError
 from caskd.train.checkpoint import (
     checkpoint_path,
     find_checkpoint,
@@ -89,3 +90,18 @@ def test_a_run_or_a_checkpoint_may_be_meant(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(UsageError, match="found neither"):
         find_checkpoint(tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_checkpoint_holds_no_link_out_of_it_and_no_pipe(kind: str, tmp_path: Path) -> None:
+    checkpoint, secret = tmp_path / "step-00000001", tmp_path / "secret"
+    checkpoint.mkdir()
+    (checkpoint / "a").write_text("a")
+    complete(checkpoint)
+    secret.write_text("s")
+    if kind == "link":
+        (checkpoint / "b").symlink_to(secret)
+    else:
+        os.mkfifo(checkpoint / "b")
+    with pytest.raises(UnsafeError, match="b is a link out of the checkpoint"):
+        verify(checkpoint)

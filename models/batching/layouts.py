@@ -44,13 +44,15 @@ def padded_batches(lengths: Lengths, token_budget: int) -> Iterator[Ids]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Input of a model: `input_ids` and `position_ids`, [B, L] if padded or [1, T] if packed.
+    """Input of a model: `input_ids` [B, L] if padded or [1, T] if packed.
 
-    `starts` [B] are the positions of the examples' first tokens in the flattened input.
+    `position_ids` are those of a packed batch. In a padded one the model counts itself: some, such
+    as RoBERTa, begin at another number than 0. `starts` [B] are the positions of the examples'
+    first tokens in the flattened input.
     """
 
     input_ids: Ids
-    position_ids: Ids
+    position_ids: Ids | None
     starts: Ids
 
     @property
@@ -72,8 +74,7 @@ def pad(sequences: Sequence[Tokens]) -> Batch:
         # Hidden states of padding must be finite even behind the mask (0 x NaN is NaN), so it
         # repeats a token of the sequence.
         line[len(tokens) :] = tokens[0]
-    positions = np.tile(np.arange(longest), (len(sequences), 1))
-    return Batch(input_ids, positions, np.arange(len(sequences)) * longest)
+    return Batch(input_ids, None, np.arange(len(sequences)) * longest)
 
 
 def pack(sequences: Sequence[Tokens]) -> Batch:

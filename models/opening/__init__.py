@@ -1,0 +1,37 @@
+"""Open checkpoints safely: safetensors only, no code from the checkpoint, no random weights.
+
+Every `from_pretrained` and `from_config` of caskd is in this folder.
+"""
+
+from caskd.models.opening.configs import open_config, open_generation_config, open_tokenizer
+from caskd.models.opening.locating import (
+    ADAPTER_WEIGHTS,
+    check_openable,
+    check_source,
+    config_folder,
+    locate,
+)
+from caskd.models.opening.quantization import (
+    check_quantization,
+    describe_quantization,
+    quantization_of,
+)
+from caskd.models.opening.weights import build_model, open_adapter, open_empty, open_model
+
+__all__ = [
+    "ADAPTER_WEIGHTS",
+    "build_model",
+    "check_openable",
+    "check_quantization",
+    "check_source",
+    "config_folder",
+    "describe_quantization",
+    "locate",
+    "open_adapter",
+    "open_config",
+    "open_empty",
+    "open_generation_config",
+    "open_model",
+    "open_tokenizer",
+    "quantization_of",
+]

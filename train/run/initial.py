@@ -1,0 +1,102 @@
+"""`--init-from`: the weights of another run, with which a new run starts."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caskd.models import open_config
+from caskd.store.errors import UsageError
+from caskd.store.io import read_json_object, value_text
+from caskd.train.checkpoint import (
+    CHECKPOINTS,
+    COMPLETE,
+    STATE,
+    STUDENT,
+    WEIGHTS,
+    find_checkpoint,
+    read_state,
+    step_of,
+    verify,
+)
+from caskd.train.config import TrainConfig
+from caskd.train.run.out_folder import is_first_rank
+
+FLAG = "--init-from"
+_ADAPTERS = ("lora_rank", "lora_alpha", "lora_targets")
+_OF_NO_MODEL = frozenset({"_name_or_path", "transformers_version", "dtype", "use_cache"})
+"""Fields of a config that do not change what the weights compute."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A complete checkpoint of another run, whose weights alone are taken.
+
+    Attributes:
+        checkpoint: its directory.
+        recorded: how the new run's files name it: run, step and digest of the weights, no path.
+    """
+
+    checkpoint: Path
+    recorded: str
+
+
+def initial_weights(config: TrainConfig) -> InitialWeights | None:
+    """Find and check the checkpoint of `--init-from`; None without the flag.
+
+    Raises:
+        UsageError: it is no run, is not finished, or has another student or other adapters.
+        CorruptError: the checkpoint is damaged.
+    """
+    if config.init_from is None:
+        return None
+    checkpoint = find_checkpoint(config.init_from)
+    verify(checkpoint, only=(STATE, f"{STUDENT}/"))
+    state = read_state(checkpoint)
+    if checkpoint != config.init_from and state.step < state.config["steps"]:
+        raise UsageError(
+            f"{FLAG} {config.init_from}: the run is not finished (step {state.step:,} of "
+            f"{state.config['steps']:,}); expected a finished run; continue it with caskd train "
+            f"--resume, or pass {checkpoint} to start from those weights"
+        )
+    _check_student(config, checkpoint)
+    _check_adapters(config, state.config)
+    if is_first_rank():  # the other ranks wait for this one
+        verify(checkpoint, only=(f"{WEIGHTS}/",))
+    run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint
+    name = f"{run.resolve().name} step {step_of(checkpoint)}"
+    return InitialWeights(checkpoint, f"{name} sha256:{_digest(checkpoint)}")
+
+
+def _check_student(config: TrainConfig, checkpoint: Path) -> None:
+    """Refuse weights of another model: its weights could fit and mean something else."""
+    theirs = open_config(checkpoint / STUDENT, FLAG).to_dict()
+    ours = open_config(config.student, "--student").to_dict()
+    for field in sorted({*theirs, *ours} - _OF_NO_MODEL):
+        there, here = theirs.get(field), ours.get(field)
+        if there != here:
+            raise UsageError(
+                f"--student {config.student}: {field} is {value_text(here)} in its config.json; "
+                f"expected {value_text(there)}, as in the student of {FLAG} {config.init_from}; "
+                "pass the student of that run"
+            )
+
+
+def _check_adapters(config: TrainConfig, theirs: Mapping[str, Any]) -> None:
+    ours = config.to_json()
+    for name in _ADAPTERS if theirs["lora_rank"] or ours["lora_rank"] else ():
+        if theirs[name] != ours[name]:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {ours[name]}: the run of {FLAG} {config.init_from} "
+                f"has {theirs[name]}; expected the same adapters; pass them, or run caskd export "
+                f"{config.init_from} MODEL and pass --student MODEL without {FLAG}"
+            )
+
+
+def _digest(checkpoint: Path) -> str:
+    """sha256 over the recorded digests of the weights' files."""
+    record = read_json_object(checkpoint / COMPLETE)["files"]
+    weights = {n: item["sha256"] for n, item in record.items() if n.startswith(f"{WEIGHTS}/")}
+    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
