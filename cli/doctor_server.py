@@ -33,7 +33,7 @@ def check_servers(urls: Sequence[str], served_model: str | None) -> Iterator[Lin
     for number, url in enumerate(urls):
         name = f"server {number}"
         try:
-            model = ServedModel.open(url, _ANY_ID, served_model=served_model)
+            model = ServedModel.open(url, _ANY_ID, _ANY_ID, served_model=served_model)
         except CaskdError as error:
             yield name, "broken", str(error), ""
             continue

@@ -41,19 +41,27 @@ class PromptRows:
     label_ranks: npt.NDArray[np.int64]
 
 
-def ordered_rows(rows: Sequence[Cells], labels: Sequence[int], k: int, num_ids: int) -> PromptRows:
+def ordered_rows(
+    rows: Sequence[Cells],
+    labels: Sequence[int],
+    k: int,
+    num_ids: int,
+    num_columns: int | None = None,
+) -> PromptRows:
     """Check the cells of each row and put them in rank order.
 
     Args:
         rows: of each token: the server's k most likely ids, and the token itself.
         labels: the tokens.
         k: cells of a row.
-        num_ids: ids of the vocabulary.
+        num_ids: ids of the vocabulary. Columns of the model from there on, which pad its embedding,
+            are left out of the cells: such a row has fewer than k.
+        num_columns: columns of the model; `num_ids` by default.
 
     Raises:
         NonFiniteError: a value is NaN.
         TeacherError: a row lacks its token, has another number of cells, an id outside of the
-            vocabulary, or values that are no log-probabilities.
+            model's columns, or values that are no log-probabilities.
     """
     for cells, label in zip(rows, labels, strict=True):
         if label not in cells:
@@ -72,27 +80,32 @@ def ordered_rows(rows: Sequence[Cells], labels: Sequence[int], k: int, num_ids: 
         ids[row, : len(cells)] = list(cells)
         logprobs[row, : len(cells)] = list(cells.values())
     own = np.array([cells[label] for cells, label in zip(rows, labels, strict=True)], np.float64)
-    _check_values(ids[ids != _PADDING], logprobs, num_ids)
+    _check_values(ids[ids != _PADDING], logprobs, num_columns or num_ids)
     order = np.lexsort((ids, -logprobs))
     ids, logprobs = (np.take_along_axis(values, order, 1) for values in (ids, logprobs))
-    at_label = ids == np.asarray(labels, np.int64)[:, None]
+    place = (ids == np.asarray(labels, np.int64)[:, None]).argmax(axis=1)
+    # The first k alone: a token behind them is no cell, also where another one is left out.
+    ids, foreign = ids[:, :k], ids[:, :k] >= num_ids
+    logprobs = np.where(foreign | (logprobs[:, :k] <= CLAMPED), -np.inf, logprobs[:, :k])
+    order = np.argsort(foreign, axis=1, kind="stable")
+    before = (foreign & (np.arange(k) < place[:, None])).sum(axis=1)
     return PromptRows(
-        ids[:, :k],
-        np.where(logprobs <= CLAMPED, -np.inf, logprobs)[:, :k].astype(np.float32),
+        np.take_along_axis(ids, order, 1),
+        np.take_along_axis(logprobs, order, 1).astype(np.float32),
         own.astype(np.float32),
-        at_label.argmax(axis=1),
+        np.where(place < k, place - before, k),
     )
 
 
 def _check_values(
-    ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float64], num_ids: int
+    ids: npt.NDArray[np.int64], logprobs: npt.NDArray[np.float64], num_columns: int
 ) -> None:
     if np.isnan(logprobs).any() or (logprobs == np.inf).any():
         raise NonFiniteError
-    if len(ids) and (ids.max() >= num_ids or ids.min() < 0):
+    if len(ids) and (ids.max() >= num_columns or ids.min() < 0):
         raise TeacherError(
-            f"server: names id {int(ids.max())}, but the vocabulary has {num_ids:,}; expected ids "
-            "of --teacher's tokenizer; serve that model without padded columns"
+            f"server: names id {int(ids.max())}, but the model of --teacher has {num_columns:,} "
+            "columns; expected ids of that model; pass the --teacher folder that is served"
         )
     total = np.exp(np.minimum(logprobs, 1)).sum(axis=1)
     if (total > 1 + _ROUNDING).any():

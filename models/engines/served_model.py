@@ -35,6 +35,7 @@ class ServedModel:
         http: the server.
         api: how it is asked.
         num_ids: ids of the vocabulary.
+        num_columns: columns of the model, those that pad its embedding included.
         limit: tokens of a prompt and its answer; None where the server names none.
         recognise: called after an interruption, before an answer is used; raises if another model
             answers.
@@ -43,13 +44,20 @@ class ServedModel:
     http: HttpServer
     api: PromptApi
     num_ids: int
+    num_columns: int
     limit: int | None
     recognise: Callable[[], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def open(
-        cls, url: str, num_ids: int, *, served_model: str | None, concurrency: int = CONCURRENCY
+        cls,
+        url: str,
+        num_ids: int,
+        num_columns: int,
+        *,
+        served_model: str | None,
+        concurrency: int = CONCURRENCY,
     ) -> "ServedModel":
         """Ask a server what it is.
 
@@ -59,7 +67,7 @@ class ServedModel:
         """
         http = HttpServer(url, concurrency=concurrency)
         api, limit = open_api(http, served_model)
-        return cls(http, api, num_ids, limit)
+        return cls(http, api, num_ids, num_columns, limit)
 
     @property
     def engine(self) -> str:
@@ -75,7 +83,7 @@ class ServedModel:
             ServerError: the server refused the prompt, or does not answer.
         """
         cells = self.api.cells(tokens, first, k)
-        return ordered_rows(cells, tokens[first:], k, self.num_ids)
+        return ordered_rows(cells, tokens[first:], k, self.num_ids, self.num_columns)
 
     def checked_score(self, tokens: Sequence[int], first: int, k: int) -> PromptRows:
         """As `score`; after an interruption, the model is recognised before its answer is used.

@@ -60,11 +60,13 @@ class ServerSource:
         model_config = open_config(found.folder, FLAG)
         tokenizer = open_tokenizer(found.folder, FLAG)
         vocab = token_bytes(tokenizer)
-        num_ids = min(len(vocab), int(model_config.get_text_config().vocab_size))
+        num_columns = int(model_config.get_text_config().vocab_size)
+        num_ids = min(len(vocab), num_columns)
         models = [
             ServedModel.open(
                 url,
                 num_ids,
+                num_columns,
                 served_model=config.served_model,
                 concurrency=config.server_concurrency,
             )

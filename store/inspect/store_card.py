@@ -149,7 +149,9 @@ def _origin(spec: StoreSpec) -> dict[str, str]:
         else None,
         "capture": unusual_capture(spec.identity) or None,
         "adapter": teacher.get("adapter"),
-        "loaded as": f"{capture['load_dtype']}, attention {capture.get('attention')}",
+        "loaded as": f"{capture['load_dtype']}, attention {capture.get('attention')}"
+        if spec.capture_fields["engine"] == "transformers"
+        else None,
         "quantization": capture.get("quantization"),
         "text": f"{text['kind']}, {eos}, at most {text.get('max_length')} tokens, longer ones: "
         f"{text.get('on_long')}",

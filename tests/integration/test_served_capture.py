@@ -96,7 +96,9 @@ def test_weights_are_not_needed(
         store = precompute(served_config(folder, tmp_path / "run", server.url))
     check_equal(store, plain)
     assert store.spec.identity["teacher"]["weights_digest"] is None
-    assert "fingerprint" in (store.root / "README.md").read_text()
+    card = (store.root / "README.md").read_text()
+    assert "fingerprint" in card
+    assert "attention None" not in card
 
 
 def test_urls_share_the_examples_and_keep_to_their_limit(

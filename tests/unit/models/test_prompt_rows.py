@@ -30,6 +30,19 @@ def test_a_tied_label_takes_the_place_of_a_higher_id() -> None:
     assert (found.ids.tolist(), found.label_ranks.tolist()) == ([[6, 3]], [1])
 
 
+def test_padded_columns_are_left_out() -> None:
+    rows = [
+        {12: LOG[0.4], 3: LOG[0.3], 5: LOG[0.2], 7: LOG[0.05]},  # the label 7 is behind the three
+        {1: LOG[0.4], 11: LOG[0.3], 5: LOG[0.2]},
+    ]
+    found = ordered_rows(rows, [7, 5], 3, 10, 13)
+    assert found.ids[:, :2].tolist() == [[3, 5], [1, 5]]
+    assert np.isfinite(found.logprobs).sum(axis=1).tolist() == [2, 2]
+    assert found.label_ranks.tolist() == [3, 1]
+    with pytest.raises(TeacherError, match=r"names id 12.*12 columns"):
+        ordered_rows(rows, [7, 5], 3, 10, 12)
+
+
 def test_clamped_values_are_minus_infinity_in_cells_alone() -> None:
     found = ordered_rows([{1: 0.0, 2: CLAMPED}], [2], 2, 10)
     assert found.logprobs.tolist() == [[0.0, -np.inf]]
