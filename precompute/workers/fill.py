@@ -16,7 +16,7 @@ from caskd.models import longest_first, num_in_batch
 from caskd.precompute.rows import Fields
 from caskd.precompute.teacher import Teacher
 from caskd.store.errors import UsageError
-from caskd.store.io import tell
+from caskd.store.io import counted, tell
 from caskd.store.write import ShardExample, ShardWork
 
 IN_FLIGHT = 2
@@ -38,7 +38,7 @@ class TokenBudget:
             UsageError: the batch is a single example, or batches are fixed.
         """
         longest = len(batch[0].token_ids)
-        problem = f"out of memory on {len(batch)} examples of up to {longest:,} tokens"
+        problem = f"out of memory on {counted(len(batch), 'example')} of up to {longest:,} tokens"
         if self.fixed or len(batch) == 1:
             why = (
                 "--deterministic fixes the batches"

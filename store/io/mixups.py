@@ -90,7 +90,7 @@ def is_predictions(path: str | Path) -> bool:
 
     try:
         metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):  # damaged names are no UTF-8
         return False
     return b'"caskd-predictions"' in metadata.get(b"caskd", b"")
 

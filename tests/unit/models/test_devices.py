@@ -68,10 +68,11 @@ def test_every_command_refuses_it_before_it_writes(command, name, tmp_path, caps
     data = write_jsonl(tmp_path / "data.jsonl", [{"prompt": "a", "response": "b"}])
     words = ["--data", str(data), "--device", name]
     words += ["--model" if command == "predict" else "--teacher", str(tmp_path / "model")]
-    words += ["--out" if command == "predict" else "--store", str(tmp_path / "out")]
+    out = tmp_path / ("out.parquet" if command == "predict" else "out")
+    words += ["--out" if command == "predict" else "--store", str(out)]
     capsys.readouterr()
     assert main([command, *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"--device {name}" in line
     assert "cuda:N" in line
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
