@@ -139,7 +139,7 @@ def test_running_out_of_memory_is_one_warning_with_the_next_flag(work, capsys):
 
 
 def test_one_example_that_does_not_fit_is_an_error(work):
-    with pytest.raises(UsageError, match="--token-budget.*--max-length"):
+    with pytest.raises(UsageError, match=r"--token-budget.*--max-length"):
         fill(work, Counting(9), TokenBudget(10_000))
 
 
