@@ -31,10 +31,17 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check this machine; exit 1 if a required part is broken."""
+    """Check this machine, or servers; exit 1 if a required part is broken."""
 
     json: bool = False
     """Print one JSON array instead of a table."""
+
+    url: tuple[str, ...] = ()
+    """Check servers instead, for --backend server: kind, limits, speed and fingerprint; repeat the
+    flag to see whether several serve one model."""
+
+    served_model: str | None = None
+    """With --url: name of the model there, if the server lists several."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,12 @@ class Finding:
 
 def doctor(config: DoctorConfig) -> int:
     """Run `caskd doctor`; return 1 if a required part is broken."""
-    findings = [*check_packages(), *check_device(), *check_compilers(), *check_host()]
+    if config.url:
+        from caskd.cli.doctor_server import check_servers
+
+        findings = [Finding(*line) for line in check_servers(config.url, config.served_model)]
+    else:
+        findings = [*check_packages(), *check_device(), *check_compilers(), *check_host()]
     if config.json:
         tell(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -13,20 +13,23 @@ METRICS_FILE = "metrics.jsonl"
 MAX_LOG_BYTES = 4 << 30
 
 
-def step_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
+def step_metrics(
+    sums: Mapping[str, float], *, knows_argmax: bool = True
+) -> dict[str, float | None]:
     """Averages of a step from its sums over all ranks and micro-steps.
 
     `loss` is per response token, whatever --normalise divides the gradient by. `tail_mass` and `kl`
     (nats, from the teacher) are per row with a teacher distribution, and None if no distribution
     was read. `student_accuracy` is over the rows that went through the student's head: all rows,
-    except under masks that are known without the student. A value that is not finite becomes None.
+    except under masks that are known without the student. `teacher_accuracy` is None where the
+    stores do not know the teacher's argmax. A value that is not finite becomes None.
     """
     distilled = sums["num_distilled"]
     return {
         "loss": _ratio(sums["loss"], sums["num_rows"]),
         "keep_fraction": _ratio(sums["num_kept"], sums["num_rows"]),
         "student_accuracy": _ratio(sums["student_correct"], sums["num_measured"]),
-        "teacher_accuracy": _ratio(sums["teacher_correct"], sums["num_rows"]),
+        "teacher_accuracy": _ratio(sums["teacher_correct"], knows_argmax * sums["num_rows"]),
         "tail_mass": _ratio(sums["tail_mass"], distilled),
         "kl": _ratio(sums["teacher_kl"], distilled),
     }

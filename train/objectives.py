@@ -9,6 +9,7 @@ They differ in w and in the rule of the mask a_i only. `alm` and `cat-alm` have 
 `OBJECTIVES`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
@@ -157,6 +158,33 @@ def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
             "cascade_aware_loss"
         )
     return objective
+
+
+def check_known(
+    name: str, known_as: Mapping[str, str], objective: Objective, tail: Tail | None
+) -> None:
+    """Refuse a store that lacks what an objective reads.
+
+    Args:
+        name: of the store, for the error.
+        known_as: its capture fields.
+        objective: to train with.
+        tail: the tail mode; None if nothing reads the tail.
+
+    Raises:
+        UsageError: names the capture field and what to pass instead.
+    """
+    if known_as["argmax"] == "unknown" and objective.rule in ("either", "teacher"):
+        raise UsageError(
+            f"--store {name}: capture.argmax is unknown, and the objective's mask reads the "
+            "teacher's argmax; expected a mask without it; pass --objective xent, dist, "
+            "cat-xent-s or cat-dist-s"
+        )
+    if known_as["tail"] == "unknown" and objective.needs_distribution and tail == "bucket":
+        raise UsageError(
+            f"--store {name}: capture.tail is unknown, and --tail bucket reads the teacher's "
+            "tail_mass; expected another tail mode; pass --tail renormalise or --tail drop"
+        )
 
 
 def resolve_tail(tail: Tail | None, kind: str) -> Tail:

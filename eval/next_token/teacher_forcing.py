@@ -82,7 +82,7 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
 
     Raises:
         UsageError: the store holds sampled tokens, from which the teacher's most likely token is
-            not known, or it holds no row.
+            not known, its capture lacks that token or some labels, or it holds no row.
     """
     if store.spec.kind != TOPK.name:
         raise UsageError(
@@ -90,6 +90,14 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
             f"teacher's most likely token; expected kind {TOPK.name!r}; pass a store that was "
             "precomputed without --sample"
         )
+    known_as = store.spec.capture_fields
+    for name, unusable in (("argmax", "unknown"), ("label", "within_topk")):
+        if known_as[name] == unusable:
+            raise UsageError(
+                f"--next-token {store.name}: capture.{name} is {unusable}; expected exact, "
+                "because the teacher's accuracy and label log-probabilities are read from it; "
+                "pass a store that caskd captured"
+            )
     chosen = _with_rows(store, limit)
     if not chosen.size:
         raise UsageError(

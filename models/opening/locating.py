@@ -30,13 +30,14 @@ class Checkpoint:
     """Commit on the hub; None for a folder."""
 
 
-def locate(source: str, flag: str, wanted: str = "model") -> Checkpoint:
+def locate(source: str, flag: str, wanted: str = "model", *, weights: bool = True) -> Checkpoint:
     """Find a folder, or download a hub id.
 
     Args:
         source: a folder or a hub id.
         flag: the option that named it.
         wanted: `model` or `adapter`.
+        weights: whether a hub id is downloaded with its weights.
 
     Raises:
         UsageError: no such folder, or the hub does not provide it.
@@ -45,7 +46,7 @@ def locate(source: str, flag: str, wanted: str = "model") -> Checkpoint:
     folder = Path(source)
     if folder.is_dir():
         return Checkpoint(folder, folder.resolve().name, None)
-    return _download(source, flag, _PATTERNS)
+    return _download(source, flag, _PATTERNS if weights else _PATTERNS[1:])
 
 
 def _download(source: str, flag: str, patterns: list[str]) -> Checkpoint:

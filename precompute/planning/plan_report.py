@@ -55,13 +55,21 @@ def _title(facts: Facts) -> str:
     return f"plan of {facts['store']}{notes}"
 
 
+def _runs_as(facts: Facts) -> str:
+    """The dtype that the teacher is loaded in, or the server that runs it."""
+    capture = facts["identity"]["capture"]
+    if capture.get("engine") == "server":
+        return f"served by {capture['engine_version']}"
+    return str(facts["teacher"]["load_dtype"])
+
+
 def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
     teacher, geometry = facts["teacher"], facts["geometry"]
     text, vocabulary = facts["identity"]["text"], facts["identity"]["vocabulary"]
     adapter = facts["identity"]["teacher"]["adapter"]
     yield (
         "teacher",
-        f"{teacher['name']}, {teacher['load_dtype']}"
+        f"{teacher['name']}, {_runs_as(facts)}"
         + (f", attention {teacher['attention']}" if teacher["attention"] else "")
         + (f", adapter {adapter['name']}" if adapter else ""),
     )

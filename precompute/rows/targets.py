@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from caskd.precompute.rows.log_probs import log_prob_counts
 from caskd.precompute.rows.sampling import (
     counted_fields,
     filler_draws,
@@ -56,6 +57,9 @@ class Targets(Protocol):
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
         """Row fields of a tile at once, for a backend that may wait for its logits."""
 
+    def counts(self, rows: Fields, spec: StoreSpec) -> dict[str, int]:
+        """What a commit record counts of a shard's rows; nothing of an ordinary capture."""
+
 
 @dataclass(frozen=True)
 class TopKTargets:
@@ -84,6 +88,11 @@ class TopKTargets:
         """Row fields of a tile."""
         return row_fields(logits, labels, top_k=self.top_k, min_mass=self.min_mass)
 
+    def counts(self, rows: Fields, spec: StoreSpec) -> dict[str, int]:
+        """Ties, caps and clamps of log-probabilities."""
+        served = spec.capture_fields["values"] == "log-probs"
+        return log_prob_counts(rows, self.top_k) if served else {}
+
 
 @dataclass(frozen=True)
 class SampledTargets:
@@ -111,6 +120,10 @@ class SampledTargets:
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
         """Row fields of a tile."""
         return sampled_fields(logits, labels, numbers)
+
+    def counts(self, rows: Fields, spec: StoreSpec) -> dict[str, int]:
+        """Nothing."""
+        return {}
 
 
 _TARGETS_OF_KIND: Mapping[str, Callable[[Mapping[str, Any]], Targets]] = {

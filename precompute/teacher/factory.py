@@ -4,20 +4,27 @@ from collections.abc import Callable, Mapping
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.teacher.protocol import TeacherSource
+from caskd.precompute.teacher.server_source import ServerSource
 from caskd.precompute.teacher.transformers_source import TransformersSource
 from caskd.store.errors import UsageError
 
 _BACKENDS: Mapping[str, Callable[[PrecomputeConfig], TeacherSource]] = {
     "transformers": TransformersSource.find,
+    "server": ServerSource.find,
 }
 
 
-def find_teacher(config: PrecomputeConfig, backend: str = "transformers") -> TeacherSource:
+def find_teacher(config: PrecomputeConfig, backend: str | None = None) -> TeacherSource:
     """Find the teacher of a capture without loading its weights.
+
+    Args:
+        config: of the capture.
+        backend: in place of the config's.
 
     Raises:
         UsageError: there is no such backend or teacher, or the backend does not support an option.
     """
+    backend = config.backend if backend is None else backend
     if backend not in _BACKENDS:
         raise UsageError(
             f"teacher backend {backend!r} is unknown; choose one of {', '.join(_BACKENDS)}"

@@ -81,10 +81,6 @@ def find_checkpoint(
     num_ids = SplitModel(model, FLAG).num_ids
     check_class(config, f"{FLAG} {found.name}")
     own_attention = str(getattr(model.config, "_attn_implementation", None))
-    tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
-    own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
-    # XLNet has -1 for no limit.
-    limits = [own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit]
     used_attention = own_attention if attention == "auto" else attention
     _check_attention(used_attention, load_dtype)  # a config can name one, too
     return TransformersCheckpoint(
@@ -95,11 +91,20 @@ def find_checkpoint(
         num_ids=num_ids,
         load_dtype=load_dtype,
         attention=used_attention,
-        max_length=min(limits) if min(limits) < _NO_LIMIT else None,
+        max_length=length_limit(text_config, tokenizer),
         quantization=quantization_of(config),
         adapter=found_adapter,
         device_map=device_map,
     )
+
+
+def length_limit(text_config: Any, tokenizer: Any) -> int | None:
+    """Tokens that a model and its tokenizer take; None without a limit."""
+    tokenizer_limit = getattr(tokenizer, "model_max_length", None) or _NO_LIMIT
+    own_limit = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
+    # XLNet has -1 for no limit.
+    limit = min(own_limit if own_limit > 0 else _NO_LIMIT, tokenizer_limit)
+    return limit if limit < _NO_LIMIT else None
 
 
 def _check_attention(attention: str, load_dtype: str) -> None:

@@ -24,7 +24,7 @@ from caskd.precompute.teacher import Teacher
 from caskd.precompute.workers.fill import TokenBudget, start_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
-from caskd.store.errors import CaskdError, CorruptError, reason
+from caskd.store.errors import CaskdError, CorruptError, IdentityError, reason
 from caskd.store.io import progress, tell
 from caskd.store.write import ShardWork, StoreWriter
 
@@ -116,6 +116,7 @@ class Worker:
         Raises:
             ShardFailedError: the shard cannot be computed; the worker can go on with another.
             StoreWriteError: the previous shard could not be written.
+            IdentityError: another model answers behind a URL.
             TeacherError: up to the previous shard, NaN or Inf in more examples than
                 `max_non_finite` accepts.
         """
@@ -123,6 +124,8 @@ class Worker:
             work = self.writer.shard(shard)
             rows = self.targets.filler(self.writer.spec.shard_rows)
             finish = self._start(work, rows, commit_record.shard_unit(shard), report)
+        except IdentityError:
+            raise  # of a served teacher: no other shard would be this teacher's
         except Exception as error:
             raise ShardFailedError(shard, error) from error
         if finish is None:
@@ -163,7 +166,8 @@ class Worker:
         check_non_finite(
             self.stats.num_non_finite, self.writer.spec.num_examples, self.config.max_non_finite
         )
-        if self.writer.commit(work, rows, non_finite):
+        counts = self.targets.counts(rows, self.writer.spec)
+        if self.writer.commit(work, rows, non_finite, counts):
             self.stats.num_committed += 1
         else:
             self.stats.num_overtaken += 1

@@ -32,7 +32,7 @@ from caskd.store.format.spec import (
     check_identity,
     identity_differences,
 )
-from caskd.store.format.versions import needed_version
+from caskd.store.format.versions import needed_version, unusual_capture
 
 __all__ = [
     "COMMITS",
@@ -66,4 +66,5 @@ __all__ = [
     "layout",
     "needed_version",
     "untrusted_json",
+    "unusual_capture",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caskd.store.errors import IdentityError, UnsafeError
+from caskd.store.fingerprint import FINGERPRINT, fingerprint_differences
 from caskd.store.format import untrusted_json
 from caskd.store.format.layout import ArrayLayout
 from caskd.store.format.names import STORE_JSON, canonical_json
@@ -202,7 +203,9 @@ def identity_differences(ours: Identity, theirs: Identity) -> Iterator[tuple[str
     """Yield (dotted field, our value, their value) for every field that differs."""
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if key == FINGERPRINT and isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from fingerprint_differences(a, b)
+        elif isinstance(a, Mapping) and isinstance(b, Mapping):
             for name, x, y in identity_differences(a, b):
                 yield f"{key}.{name}", x, y
         elif a != b:

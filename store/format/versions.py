@@ -29,6 +29,18 @@ def capture_fields(capture: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(capture.get(name, known[0])) for name, known in CAPTURE_VALUES.items()}
 
 
+def unusual_capture(identity: Mapping[str, Any]) -> str:
+    """The capture fields that differ from an ordinary capture's, in words; empty if none does."""
+    capture = identity["capture"]
+    found = [
+        f"{name} {value}"
+        for name, value in capture_fields(capture).items()
+        if value != CAPTURE_VALUES[name][0]
+    ]
+    found += [f"{name} {capture[name]}" for name in _ONLY_IN_2 if capture.get(name) is not None]
+    return ", ".join(found)
+
+
 def needed_version(identity: Mapping[str, Any], statuses: Iterable[str]) -> int:
     """The lowest format version whose readers understand such a store."""
     capture = identity["capture"]

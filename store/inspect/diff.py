@@ -4,7 +4,8 @@ Legend: N rows of a block of examples.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,35 @@ def _compare(a: TeacherStore, b: TeacherStore, examples: Any, found: StoreDiff) 
     if not same.any():
         return
     batch_a, batch_b = a.read(examples[same]), b.read(examples[same])
+    known_a, known_b = a.spec.capture_fields, b.spec.capture_fields
+    unknown = _unknown_fields(known_a) | _unknown_fields(known_b)
+    if known_a["values"] != known_b["values"]:
+        batch_a, batch_b = map(_log_probabilities, (batch_a, batch_b))
     found.num_rows += batch_a.num_rows
     differing = np.zeros(batch_a.num_rows, bool)
     # A top-k and a sampled store share some fields only; their identities differ in `kind`.
-    for name in (name for name in a.row_fields if name in b.row_fields):
+    for name in (n for n in a.row_fields if n in b.row_fields and n not in unknown):
         differing |= _compare_field(batch_a, batch_b, name, found)
     if found.first_row is None and differing.any():
         row = int(np.flatnonzero(differing)[0])
         index = int(np.searchsorted(batch_a.row_offsets, row, side="right")) - 1
         first_of_example = int(batch_a.row_offsets[index])
         found.first_row = int(batch_a.example_indices[index]), row - first_of_example
+
+
+def _unknown_fields(known_as: Mapping[str, str]) -> set[str]:
+    """Row fields that hold no information in a store with these capture fields."""
+    unknown = {"argmax", "label_rank"} if known_as["argmax"] == "unknown" else set()
+    return unknown | ({"tail_mass"} if known_as["tail"] == "unknown" else set())
+
+
+def _log_probabilities(batch: StoreBatch) -> StoreBatch:
+    """The batch with log-probabilities in place of logits, and a log-sum-exp of 0."""
+    total = batch.column("logsumexp")
+    changed = {"label_logit": batch.column("label_logit") - total, "logsumexp": 0 * total}
+    if batch.topk_logits is not None:
+        changed["topk_logits"] = batch.topk_logits - total[:, None]
+    return replace(batch, **changed)
 
 
 def _text(batch: StoreBatch, i: int) -> tuple[bytes, bytes]:

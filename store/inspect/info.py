@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from caskd.store.format import ROW_KINDS
+from caskd.store.format import ROW_KINDS, unusual_capture
 from caskd.store.inspect.capture_progress import CaptureStatus, shards_text
 from caskd.store.io import bytes_text, counted, escape_control
 from caskd.store.read import TeacherStore
@@ -36,6 +36,7 @@ def store_info(url: str | Path) -> dict[str, Any]:
         },
         "vocab_size": spec.vocab_size,
         "encoding": spec.encoding,
+        "capture_fields": spec.capture_fields,
         "num_shards": spec.num_shards,
         "num_committed_shards": capture.num_committed_shards if capture else spec.num_shards,
         "failed_shards": capture.failed_shards() if capture else [],
@@ -72,6 +73,7 @@ def info_text(info: dict[str, Any]) -> str:
         ("examples", f"{info['num_examples']:,}"),
         ("rows", f"{info['num_rows']:,} in {shards} of {info['shard_rows']:,}"),
         ("kept", _kept(info)),
+        ("capture", unusual_capture(info["identity"])),
         ("tasks", ", ".join(info["tasks"][:8]) + (" ..." if len(info["tasks"]) > 8 else "")),
         ("size", size),
     ]

@@ -4,7 +4,7 @@ Legend: N rows of a batch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +24,31 @@ class TeacherQuality:
 
     Attributes:
         num_rows: number of these rows.
-        label_log_probability: sum of log p(label) in nats.
-        tail_mass: sum of the probability outside the top-k; None for a sampled store.
+        label_log_probability: sum of log p(label) in nats; None where not every label's
+            probability is known.
+        tail_mass: sum of the probability outside the top-k; None for a sampled store, and where it
+            is not known.
         ranks: number of rows per bin of the label's rank: 0, 1, 2-3, 4-7, 8-15, ..., up to the
-            last bin that is not empty.
+            last bin that is not empty; empty where ranks are not known.
+        rank_limit: ranks from this one on are stored as this number; None if ranks are exact.
     """
 
     num_rows: int
-    label_log_probability: float
+    label_log_probability: float | None
     tail_mass: float | None
     ranks: tuple[int, ...]
+    rank_limit: int | None = None
 
     @property
-    def accuracy(self) -> float:
-        """Fraction of rows whose label is the teacher's argmax."""
-        return self.ranks[0] / self.num_rows
+    def accuracy(self) -> float | None:
+        """Fraction of rows whose label is the teacher's argmax; None where that is not known."""
+        return self.ranks[0] / self.num_rows if self.ranks else None
 
     @property
-    def perplexity(self) -> float:
-        """exp of the mean negative log-probability of the label."""
+    def perplexity(self) -> float | None:
+        """exp of the mean negative log-probability of the label; None where it is not known."""
+        if self.label_log_probability is None:
+            return None
         return float(np.exp(-self.label_log_probability / self.num_rows))
 
     @property
@@ -54,8 +60,8 @@ class TeacherQuality:
         """The measurements as rows of a table."""
         figures = {
             "rows measured": f"{self.num_rows:,}",
-            "teacher accuracy on the labels": f"{self.accuracy:.2%}",
-            "teacher perplexity on the labels": f"{self.perplexity:,.3f}",
+            "teacher accuracy on the labels": _shown(self.accuracy, ".2%", "argmax"),
+            "teacher perplexity on the labels": _shown(self.perplexity, ",.3f", "label"),
         }
         if self.mean_tail_mass is not None:
             figures["mean tail mass (probability outside the top-k)"] = f"{self.mean_tail_mass:.5f}"
@@ -63,7 +69,12 @@ class TeacherQuality:
 
     def histogram(self) -> str:
         """Histogram of the label's rank in the teacher's order, as a Markdown code block."""
+        if not self.ranks:
+            return "Rank of the label: not known, because capture.argmax is unknown."
         names = rank_names(len(self.ranks))
+        if self.rank_limit is not None:
+            last = int(rank_bins(np.array([self.rank_limit], np.uint32))[0])
+            names[last:] = [f"{1 << last >> 1} or more" for _ in names[last:]]
         width, most = max(map(len, names)), max(self.ranks)
         lines = [
             f"    {name:>{width}}  {count / self.num_rows:7.2%}  " + "#" * (WIDTH * count // most)
@@ -71,6 +82,10 @@ class TeacherQuality:
         ]
         heading = "Rank of the label in the teacher's order (0: the argmax):"
         return "\n".join([heading, "", *(line.rstrip() for line in lines)])
+
+
+def _shown(value: float | None, style: str, field: str) -> str:
+    return f"not known (capture.{field})" if value is None else format(value, style)
 
 
 def rank_names(num_bins: int) -> list[str]:
@@ -92,6 +107,7 @@ def measure_quality(store: TeacherStore, *, quiet: bool = True) -> TeacherQualit
         CorruptError: bytes differ from the commit records.
     """
     parts = []
+    known_as = store.spec.capture_fields
     fields = [*FIELDS, *(["tail_mass"] if "tail_mass" in store.row_fields else [])]
     with progress("measure", len(store), "examples", quiet=quiet) as bar:
         for start in range(0, len(store), EXAMPLES_AT_ONCE):
@@ -99,7 +115,16 @@ def measure_quality(store: TeacherStore, *, quiet: bool = True) -> TeacherQualit
             store.prefetch(np.arange(start, min(start + 3 * EXAMPLES_AT_ONCE, len(store))), fields)
             parts.append(_measure(store.read(chosen, fields)))
             bar.advance(len(chosen))
-    return _total(parts)
+    total = _total(parts)
+    return replace(
+        total,
+        label_log_probability=None
+        if known_as["label"] == "within_topk"
+        else total.label_log_probability,
+        tail_mass=None if known_as["tail"] == "unknown" else total.tail_mass,
+        ranks=() if known_as["argmax"] == "unknown" else total.ranks,
+        rank_limit=store.spec.num_cells if known_as["rank"] == "capped" else None,
+    )
 
 
 def _measure(batch: StoreBatch) -> TeacherQuality:
@@ -128,7 +153,7 @@ def _total(parts: Sequence[TeacherQuality]) -> TeacherQuality:
         ranks[: len(part.ranks)] += part.ranks
     return TeacherQuality(
         num_rows=num_rows,
-        label_log_probability=sum(part.label_log_probability for part in parts),
+        label_log_probability=sum(part.label_log_probability or 0.0 for part in parts),
         tail_mass=None if None in tails else sum(tail for tail in tails if tail is not None),
         ranks=tuple(ranks.tolist()),
     )

@@ -1,7 +1,7 @@
 """One example of a store as text, JSON or HTML, token by token; needs no tokenizer."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ def token_text(token: bytes) -> str:
 def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
     """The example as JSON types: tokens, status and one entry per row."""
     batch, vocab = store.read([example]), store.vocab
-    index = store.index
+    index, known_as = store.index, store.spec.capture_fields
     return {
         "example": example,
         "source_index": int(index.source_index[example]),
@@ -43,27 +43,31 @@ def example_json(store: TeacherStore, example: int) -> dict[str, Any]:
             {"id": int(i), "text": token_text(vocab[i]), "is_response": bool(r)}
             for i, r in zip(batch.token_ids, batch.is_response, strict=True)
         ],
-        "rows": [_row_json(batch, vocab, n) for n in range(batch.num_rows)],
+        "rows": [_row_json(batch, vocab, n, known_as) for n in range(batch.num_rows)],
     }
 
 
-def _row_json(batch: StoreBatch, vocab: list[bytes], n: int) -> dict[str, Any]:
+def _row_json(
+    batch: StoreBatch, vocab: list[bytes], n: int, known_as: Mapping[str, str]
+) -> dict[str, Any]:
+    """One row; what the store's capture fields call unknown is None."""
     num_kept, logsumexp = (batch.column(f)[n] for f in ("num_kept", "logsumexp"))
     num_shown = min(NUM_CHOICES, int(num_kept))
     with np.errstate(
         over="ignore", invalid="ignore"
     ):  # a damaged or hostile store may hold any value
         label_probability = float(np.exp(batch.column("label_logit")[n] - logsumexp))
+    has_label = known_as["label"] == "exact" or not np.isneginf(batch.column("label_logit")[n])
+    has_rank = known_as["argmax"] != "unknown"
+    has_tail = batch.tail_mass is not None and known_as["tail"] != "unknown"
     return {
         "position": int(batch.logit_positions[n]) + 1,
         "label": int(batch.labels[n]),
         "label_text": token_text(vocab[batch.labels[n]]),
-        "label_rank": int(batch.column("label_rank")[n]) if num_shown else None,
-        "label_probability": label_probability if num_shown else None,
+        "label_rank": int(batch.column("label_rank")[n]) if num_shown and has_rank else None,
+        "label_probability": label_probability if num_shown and has_label else None,
         "num_kept": int(num_kept),
-        "tail_mass": None
-        if batch.tail_mass is None or not num_shown
-        else float(batch.tail_mass[n]),
+        "tail_mass": float(batch.column("tail_mass")[n]) if num_shown and has_tail else None,
         "choices": [
             {"id": int(i), "text": token_text(vocab[i]), "probability": float(p)}
             for i, p in zip(*_choices(batch, n, num_shown), strict=True)
@@ -163,10 +167,10 @@ def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
     table.add_column(last, justify="right", no_wrap=True, min_width=len(last))
     for row in rows:
         rank = row["label_rank"]
-        if rank is None:
+        if not row["num_kept"]:
             table.add_row(str(row["position"]), Text(row["label_text"]), "-", "-", "no row", "-")
             continue
-        style = "green" if rank == 0 else "yellow" if rank < NUM_CHOICES else "red"
+        style = "" if rank is None else _rank_style(rank)
         choices = []
         for choice in row["choices"]:
             mark = "bold green" if choice["id"] == row["label"] else ""
@@ -176,9 +180,18 @@ def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
         table.add_row(
             str(row["position"]),
             Text(row["label_text"], style=style),
-            Text(str(rank), style=style),
-            f"{row['label_probability']:.3f}",
+            Text(_number(rank, "d"), style=style),
+            _number(row["label_probability"], ".3f"),
             _Choices(choices),
-            f"{row['tail_mass']:.4f}" if kind.has_tail else str(row["num_kept"]),
+            _number(row["tail_mass"], ".4f") if kind.has_tail else str(row["num_kept"]),
         )
     return table
+
+
+def _rank_style(rank: int) -> str:
+    return "green" if rank == 0 else "yellow" if rank < NUM_CHOICES else "red"
+
+
+def _number(value: float | None, style: str) -> str:
+    """The value as text; a question mark where the store does not know it."""
+    return "?" if value is None else format(value, style)

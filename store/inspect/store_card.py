@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caskd.store.errors import StoreError
-from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json
+from caskd.store.format import ENVIRONMENT, StoreSpec, untrusted_json, unusual_capture
 from caskd.store.io import bytes_text, counted, escape_markdown, files
 
 if TYPE_CHECKING:
@@ -74,20 +74,26 @@ MODEL must have the teacher's vocabulary. Training does not need the teacher."""
 
 
 def _objective(spec: StoreSpec) -> str:
+    if spec.capture_fields["argmax"] == "unknown":
+        return "dist"
     return "cat-dist" if spec.num_cells > 1 else "cat-xent"
 
 
 def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     statuses = sorted(totals["statuses"].items())
     size, num_rows = sum(totals["bytes"].values()), spec.num_rows
-    kept = f"{spec.row_kind.kept_of_text(spec.num_cells, spec.vocab_size)}, log-sum-exp, argmax"
-    kept += ", tail mass" if spec.row_kind.has_tail else ""
+    known_as = spec.capture_fields
+    kept = spec.row_kind.kept_of_text(spec.num_cells, spec.vocab_size)
+    kept += " as log-probs" if known_as["values"] == "log-probs" else ", log-sum-exp"
+    kept += ", argmax" if known_as["argmax"] != "unknown" else ""
+    kept += ", tail mass" if spec.row_kind.has_tail and known_as["tail"] != "unknown" else ""
+    label = "logit and rank" if known_as["argmax"] != "unknown" else "logit"
     return {
         "examples": f"{spec.num_examples:,} ({', '.join(f'{n:,} {name}' for name, n in statuses)})",
         "tasks": ", ".join(spec.tasks[:12]) + (", ..." if len(spec.tasks) > 12 else ""),
         "tokens": f"{spec.num_tokens:,}",
         "rows (predicted response tokens)": f"{num_rows:,} in {counted(spec.num_shards, 'shard')}",
-        "kept per row": f"{kept}, the label's logit and rank ({spec.encoding} encoding)",
+        "kept per row": f"{kept}, the label's {label} ({spec.encoding} encoding)",
         "size": f"{bytes_text(size)}, {size / max(num_rows, 1):,.1f} bytes per row with its tokens",
         "digest": str(totals["commits_digest"]),
     }
@@ -138,8 +144,14 @@ def _origin(spec: StoreSpec) -> dict[str, str]:
     values = {
         "teacher": f"{spec.teacher}, revision {teacher.get('revision') or _UNKNOWN}",
         "weights digest": teacher.get("weights_digest"),
+        "identity": "a fingerprint of its answers; the weights were not seen"
+        if teacher.get("fingerprint") and not teacher.get("weights_digest")
+        else None,
+        "capture": unusual_capture(spec.identity) or None,
         "adapter": teacher.get("adapter"),
-        "loaded as": f"{capture['load_dtype']}, attention {capture.get('attention')}",
+        "loaded as": f"{capture['load_dtype']}, attention {capture.get('attention')}"
+        if spec.capture_fields["engine"] == "transformers"
+        else None,
         "quantization": capture.get("quantization"),
         "text": f"{text['kind']}, {eos}, at most {text.get('max_length')} tokens, longer ones: "
         f"{text.get('on_long')}",

@@ -4,11 +4,12 @@ Legend: N rows, k cells per row.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from caskd.store.cells import kept_cells
-from caskd.store.format import SAMPLED, TOPK, StoreSpec
+from caskd.store.format import SAMPLED, TOPK, Array, StoreSpec
 from caskd.store.read import StoreBatch
 
 _ABOVE_IDS = 1 << 40
@@ -30,7 +31,7 @@ def _topk_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
     Rounded logits may tie where the teacher's did not, so any order of ids is valid in such a tie,
     and the kept probabilities add up only approximately.
     """
-    exact = spec.row_encoding.exact
+    exact, known_as = spec.row_encoding.exact, spec.capture_fields
     ids, logits, kept, tail, logsumexp, argmax, rank = map(
         batch.column,
         ("topk_ids", "topk_logits", "num_kept", "tail_mass", "logsumexp", "argmax", "label_rank"),
@@ -46,19 +47,37 @@ def _topk_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
         mass = np.where(cells, np.exp(logits.astype(np.float64) - logsumexp[:, None]), 0.0)
         total = mass.sum(axis=1) + tail
     in_order = np.sort(np.where(cells, ids, _ABOVE_IDS - np.arange(ids.shape[1])), axis=1)
-    values = np.stack([logsumexp, batch.column("label_logit"), tail, np.where(known, total, 0)])
+    label_logit = _known_label(batch, ids, cells, known_as["label"])
+    values = np.stack([logsumexp, label_logit, tail, np.where(known, total, 0)])
+    off = total - 1 if known_as["tail"] == "unknown" else np.abs(total - 1)
     checks = {
         "a value is not finite": ~np.isfinite(values).all(axis=0),
         "tail_mass is not between 0 and 1": ~((tail >= 0) & (tail <= 1)),
         "topk_ids contain an id twice": (in_order[:, 1:] == in_order[:, :-1]).any(axis=1),
         "topk_ids are not in rank order": (pairs & ~(falling | tied)).any(axis=1),
-        "argmax is not topk_ids[0]": argmax != ids[:, 0],
-        "label_rank is 0 for a label that is not the argmax, or the reverse": (rank == 0)
-        != (argmax == batch.labels),
-        "the kept mass and tail_mass do not add up to 1": np.abs(total - 1)
-        > (1e-3 if exact else 0.05),
+        "the kept mass and tail_mass do not add up to 1": off > (1e-3 if exact else 0.05),
     }
+    if known_as["argmax"] != "unknown":
+        checks |= {"argmax is not topk_ids[0]": argmax != ids[:, 0], **_rank_problem(batch)}
+    if known_as["rank"] == "capped":
+        checks["label_rank is larger than top_k"] = rank > spec.num_cells
+    if known_as["values"] == "log-probs":
+        checks["logsumexp is not 0 in a store of log-probs"] = logsumexp != 0
     return [text for text, bad in checks.items() if (bad & known).any()]
+
+
+def _rank_problem(batch: StoreBatch) -> dict[str, Any]:
+    wrong = (batch.column("label_rank") == 0) != (batch.column("argmax") == batch.labels)
+    return {"label_rank is 0 for a label that is not the argmax, or the reverse": wrong}
+
+
+def _known_label(batch: StoreBatch, ids: Array, cells: Array, label: str) -> Array:
+    """`label_logit` [N], 0 where a store need not know it: outside of the kept cells."""
+    logit = batch.column("label_logit")
+    if label == "exact":
+        return logit
+    inside = (cells & (ids == batch.labels[:, None])).any(axis=1)
+    return np.where(inside | ~np.isneginf(logit), logit, 0)
 
 
 _CHANCE = 28.3  # nats: a valid store fails the test of its counts once in 10^12 times
@@ -67,14 +86,14 @@ _CHANCE = 28.3  # nats: a valid store fails the test of its counts once in 10^12
 def _sampled_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
     """The contradictions in rows of a sampled store."""
     num_samples = spec.num_samples
-    ids, counts, kept, rank = map(
-        batch.column, ("sampled_ids", "sampled_counts", "num_kept", "label_rank")
-    )
+    known_as = spec.capture_fields
+    ids, counts, kept = map(batch.column, ("sampled_ids", "sampled_counts", "num_kept"))
     known, cells = kept > 0, kept_cells(kept, ids.shape[1])
     falling = counts[:, :-1] > counts[:, 1:]
     tied = (counts[:, :-1] == counts[:, 1:]) & (ids[:, :-1] < ids[:, 1:])
     by_id = np.sort(np.where(cells, ids, -1 - np.arange(ids.shape[1])), axis=1)
-    finite = np.isfinite(batch.column("logsumexp")) & np.isfinite(batch.column("label_logit"))
+    label_logit = _known_label(batch, ids, cells, known_as["label"])
+    finite = np.isfinite(batch.column("logsumexp")) & np.isfinite(label_logit)
     checks = {
         "a value is not finite": ~finite,
         "sampled_counts do not add up to num_samples": counts.sum(axis=1, dtype=np.int64)
@@ -86,11 +105,11 @@ def _sampled_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
         "sampled_ids are not in order of count, then id": (cells[:, 1:] & ~(falling | tied)).any(
             axis=1
         ),
-        "label_rank is 0 for a label that is not the argmax, or the reverse": (rank == 0)
-        != (batch.column("argmax") == batch.labels),
     }
+    if known_as["argmax"] != "unknown":
+        checks |= _rank_problem(batch)
     wrong = [text for text, bad in checks.items() if (bad & known).any()]
-    return wrong or _label_problem(batch, num_samples)
+    return wrong or (_label_problem(batch, num_samples) if known_as["label"] == "exact" else [])
 
 
 def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:

@@ -164,7 +164,11 @@ class StoreWriter:
         ]
 
     def commit(
-        self, work: ShardWork, rows: Mapping[str, Array], non_finite: Sequence[int] = ()
+        self,
+        work: ShardWork,
+        rows: Mapping[str, Array],
+        non_finite: Sequence[int] = (),
+        counts: Mapping[str, int] | None = None,
     ) -> bool:
         """Encode a shard's rows and commit them.
 
@@ -172,6 +176,7 @@ class StoreWriter:
             work: the result of `shard`.
             rows: arrays [R] and [R, k] of every field, R = shard_rows; num_kept is 0 in filler.
             non_finite: indices of examples with NaN or Inf in the teacher's logits of a row.
+            counts: what else the record counts of the rows, in a store of format 2.
 
         Returns:
             False if another worker committed this shard with other content; theirs stays.
@@ -188,11 +193,13 @@ class StoreWriter:
         for example in non_finite:
             statuses[self._status_of(example)] -= 1
             statuses["non_finite"] += 1
-        facts = {
+        facts: dict[str, Any] = {
             "num_rows": work.num_rows,
             "statuses": {name: count for name, count in statuses.items() if count},
             "non_finite_examples": sorted(int(example) for example in non_finite),
         }
+        if counts and self.spec.format_version > 1:
+            facts["counts"] = dict(counts)
         return publish.commit(self.root, commit_record.shard_unit(work.shard), contents, facts)
 
     def _status_of(self, example: int) -> str:

@@ -5,17 +5,19 @@
 Run it only while the format has not been released: afterwards its files never change. The compact
 store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
 has several orders of ids. The sampled store holds draws for the examples of the exact one. The
-fitted store has rows of unequal length, in two shards with four lists of ids each.
+fitted store has rows of unequal length, in two shards with four lists of ids each. Those of
+version 2 from a server or an import hold the same teacher as such a source would give it.
 """
 
 import hashlib
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from helpers import sampled_stores, stores
+from helpers import format2_stores, sampled_stores, stores
 
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, plan_store
@@ -86,12 +88,20 @@ def known_values(store: TeacherStore) -> dict[str, object]:
     }
 
 
+def write_format2(kind: str) -> TeacherStore:
+    """Write a store of version 2 as a server or an import would fill it."""
+    path = HERE / f"golden-v2-{kind}"
+    shutil.rmtree(path, ignore_errors=True)
+    return format2_stores.make_store(path, kind, num=NUM_EXAMPLES, shard_rows=16)
+
+
 if __name__ == "__main__":
     every = {
         "golden-v1": lambda: write("exact"),
         "golden-v1-sampled": write_sampled,
         "golden-v1-compact": lambda: write("compact"),
         "golden-v2-fitted": write_fitted,
+        **{f"golden-v2-{kind}": partial(write_format2, kind) for kind in format2_stores.KINDS},
     }
     for name in sys.argv[1:] or every:
         store = every[name]()

@@ -29,6 +29,13 @@ def config_for(
     return PrecomputeConfig(**{**base, **changes})
 
 
+def served_config(teacher: Path, folder: Path, *urls: str, **changes: Any) -> PrecomputeConfig:
+    """The same capture from servers at these URLs."""
+    folder.mkdir(exist_ok=True)
+    options = {"backend": "server", "url": urls, "device": "auto", **changes}
+    return config_for(teacher, folder, **options)
+
+
 def sealed_files(store: str) -> dict[str, bytes]:
     """Everything that the seal covers."""
     root = Path(store)

@@ -143,7 +143,7 @@ def test_folders_of_the_store_import_those_above_them_in_the_list() -> None:
     _, imports, _ = runpy.run_path(str(ROOT / "docs" / "draw_architecture.py"))["read_graphs"]()
     listed = re.findall(r"^\| `store/(\w+)/`", read("docs/architecture.md"), re.M)
     assert len(listed) > 9
-    known = {"store.errors", "store.imports", "store.spacing"}
+    known = {"store.errors", "store.fingerprint", "store.imports", "store.spacing"}
     for name in listed:
         assert imports[f"store.{name}"] <= known, name
         known.add(f"store.{name}")

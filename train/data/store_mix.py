@@ -16,6 +16,7 @@ from caskd.store import StoreBatch, StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError, UsageError
 from caskd.train.data.mixture import MixedOrder, check_weights, parse_store, shares
 from caskd.train.data.order import ExampleOrder, IntArray, blocks_of
+from caskd.train.objectives import Objective, Tail, check_known
 
 Array = npt.NDArray[Any]
 
@@ -80,6 +81,20 @@ class StoreMix:
         pairs = zip(self.stores, shares(self.weights), strict=True)
         lines = "".join(f"{store.digest} {share:.12g}\n" for store, share in pairs)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def knows_argmax(self) -> bool:
+        """Whether every store knows the teacher's most likely token."""
+        return all(store.spec.capture_fields["argmax"] != "unknown" for store in self.stores)
+
+    def check_known(self, objective: Objective, tail: Tail | None) -> None:
+        """Refuse a store that lacks what an objective reads.
+
+        Raises:
+            UsageError: names the store and its capture field.
+        """
+        for store in self.stores:
+            check_known(store.name, store.spec.capture_fields, objective, tail)
 
     def order(self, seed: int) -> MixedOrder:
         """The order of the examples.

@@ -69,6 +69,8 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         self.objective, self.w = objective, w
         kind = getattr(self.train_dataset or self.eval_dataset, "kind", TOPK.name)
         self.tail = resolve_tail(tail, kind)
+        for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
+            dataset.check_tail(self.tail)
         self.model_accepts_loss_kwargs = True  # the loss is divided once, by rows, in compute_loss
         self._sums: LossSums | None = None  # of the rows since the last log
         if self.is_fsdp_enabled or _stage_of(self) == 3:
@@ -197,7 +199,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
             control = self.control  # type: ignore[has-type]
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, control)
         num_examples, *values = self.accelerator.reduce(totals).tolist()
-        metrics = step_metrics(dict(zip(SUM_NAMES, values, strict=True)))
+        metrics = self._metrics(values, self.eval_dataset)
         named = {f"{metric_key_prefix}_{n}": x for n, x in metrics.items() if x is not None}
         return EvalLoopOutput(None, None, named, int(num_examples))
 
@@ -217,11 +219,16 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and self._sums is not None:
             totals = torch.stack([value.double() for value in self._sums.tensors()])
             totals = self.accelerator.reduce(totals)
-            metrics = step_metrics(dict(zip(SUM_NAMES, totals.tolist(), strict=True)))
+            metrics = self._metrics(totals.tolist(), self.train_dataset)
             del metrics["loss"]
             logs = {**logs, **{name: x for name, x in metrics.items() if x is not None}}
             self._sums = None
         super().log(logs, *args, **kwargs)
+
+    @staticmethod
+    def _metrics(totals: list[float], dataset: Any) -> dict[str, float | None]:
+        knows_argmax = getattr(dataset, "knows_argmax", True)
+        return step_metrics(dict(zip(SUM_NAMES, totals, strict=True)), knows_argmax=knows_argmax)
 
     def _loss_sums(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> LossSums:
         """The loss of a batch and its counts, from the last hidden states [B, T, H]."""

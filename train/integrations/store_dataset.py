@@ -25,7 +25,7 @@ from caskd.train.data import (
 )
 from caskd.train.loss import IGNORE_LABEL
 from caskd.train.model import text_notes
-from caskd.train.objectives import resolve_unmasked
+from caskd.train.objectives import OBJECTIVES, Tail, resolve_unmasked
 
 Example = dict[str, Tensor]
 
@@ -93,6 +93,7 @@ class StoreDataset(IterableDataset[Example]):
         self._resumed = False
         chosen = resolve_unmasked(objective, w, "StoreDataset")
         self._mix = StoreMix.open(stores)  # checked here, not in a worker
+        self._mix.check_known(chosen, None)
         self._known_order: MixedOrder | None = None
         self.kind = self._mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)
@@ -105,6 +106,19 @@ class StoreDataset(IterableDataset[Example]):
     def opened(self) -> Sequence[TeacherStore]:
         """The open stores."""
         return self._mix.stores
+
+    def check_tail(self, tail: Tail) -> None:
+        """Refuse a tail mode that reads what a store does not know.
+
+        Raises:
+            UsageError: names the store and its capture field.
+        """
+        self._mix.check_known(OBJECTIVES["dist"], tail)
+
+    @property
+    def knows_argmax(self) -> bool:
+        """Whether every store knows the teacher's most likely token."""
+        return self._mix.knows_argmax
 
     @property
     def longest(self) -> int:

@@ -208,7 +208,9 @@ def train_step(
     sums = torch.stack([*parts, engine.micro_step(last, scale, last=True)]).sum(0)
     flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
     *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
-    averages = step_metrics(dict(zip(SUM_NAMES, totals, strict=True)))
+    averages = step_metrics(
+        dict(zip(SUM_NAMES, totals, strict=True)), knows_argmax=plan.store.knows_argmax
+    )
     metrics: dict[str, Any] = {"step": batch.step + 1, **averages}
     metrics["loss"] = finite_or_none(averages["loss"] or 0.0)
     metrics["lr"] = lr

@@ -55,6 +55,7 @@ from caskd.train.run.out_folder import (
     checkpoint_to_resume,
     is_first_rank,
 )
+from caskd.train.run.schedule import widest_read
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 
@@ -252,6 +253,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         mask = RandomMask(config.seed, read_fractions(config.keep_fraction_from, config.steps))
     store = StoreMix.open(config.store, one_vocabulary=False)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
+    store.check_known(widest_read(objective, config.final_w), config.tail)
     order = store.order(config.seed)
     checkpoint = done = None
     initial = initial_weights(config)

@@ -14,7 +14,7 @@ import torch
 
 from caskd.models import longest_first
 from caskd.store import StoreSpec, TeacherStore
-from caskd.store.errors import IdentityError
+from caskd.store.errors import IdentityError, UsageError
 from caskd.store.io import Progress, files, parse_json
 from caskd.train.data import (
     LeftOut,
@@ -44,6 +44,7 @@ def open_eval_store(url: str, trained: StoreSpec, *, one_vocabulary: bool = True
 
     Raises:
         IdentityError: its vocabulary differs from that of the training stores.
+        UsageError: its capture lacks the teacher's argmax or tail mass.
     """
     store = TeacherStore.open(url)
     if not one_vocabulary:
@@ -53,6 +54,13 @@ def open_eval_store(url: str, trained: StoreSpec, *, one_vocabulary: bool = True
             f"--eval-store {url}: its vocabulary is {store.spec.vocab_digest[:12]}; expected that "
             f"of --store, {trained.vocab_digest[:12]}; precompute one with the same tokenizer"
         )
+    known_as = store.spec.capture_fields
+    for name in ("argmax", "tail"):
+        if known_as[name] == "unknown":
+            raise UsageError(
+                f"--eval-store {url}: capture.{name} is unknown; expected a known one, because the "
+                "agreement with the teacher is read from it; pass a store that caskd captured"
+            )
     return store
 
 

@@ -1,0 +1,33 @@
+"""Models that run in another process: clients of vLLM's and SGLang's servers."""
+
+from caskd.models.engines.fingerprint import (
+    ask_fingerprint,
+    fixed_prompts,
+    key_of,
+    measure_fingerprint,
+)
+from caskd.models.engines.http_client import (
+    CONCURRENCY,
+    TOKEN_VARIABLE,
+    RequestRefusedError,
+    ServerError,
+    server_url,
+)
+from caskd.models.engines.prompt_rows import CLAMPED, NonFiniteError, PromptRows
+from caskd.models.engines.served_model import ServedModel
+
+__all__ = [
+    "CLAMPED",
+    "CONCURRENCY",
+    "TOKEN_VARIABLE",
+    "NonFiniteError",
+    "PromptRows",
+    "RequestRefusedError",
+    "ServedModel",
+    "ServerError",
+    "ask_fingerprint",
+    "fixed_prompts",
+    "key_of",
+    "measure_fingerprint",
+    "server_url",
+]

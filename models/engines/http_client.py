@@ -1,0 +1,195 @@
+"""HTTP to a model server: kept connections, bounded retries, a token that stays with its host."""
+
+import json
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from caskd.store.errors import CaskdError, UsageError, reason
+from caskd.store.io import escape_control
+
+TOKEN_VARIABLE = "CASKD_SERVER_TOKEN"
+CONCURRENCY = 32
+"""Requests that one server has at a time, unless told otherwise."""
+ATTEMPTS = 7
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+_AGAIN = frozenset({408, 425, 429, *range(500, 600)})
+"""Status codes after which the same question may be asked again."""
+_MOST_TEXT = 300
+
+
+class ServerError(CaskdError):
+    """A server does not answer, or answers what it was not asked."""
+
+    exit_code = 1
+
+
+class RequestRefusedError(ServerError):
+    """The server refused a request, and would refuse it again."""
+
+    def __init__(self, message: str, status: int, text: str) -> None:
+        super().__init__(message)
+        self.status, self.text = status, text
+
+
+def server_url(url: str) -> str:
+    """All of a server's URL before `/v1`.
+
+    Raises:
+        UsageError: not an http URL, or it holds a user name, a password or a query.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            f"--url {parts.scheme}://{parts.netloc.rpartition('@')[2]}: holds a user name, a "
+            f"query or a fragment; expected scheme, host, port and path alone; pass a token of "
+            f"access in {TOKEN_VARIABLE}"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"--url {url}: not a URL of a server; expected http:// or https:// and a host; "
+            "pass all before /v1, such as http://localhost:8000"
+        )
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+class HttpServer:
+    """One server that is asked in JSON. Its methods may run in many threads.
+
+    Requests must be safe to repeat: a request is asked again after a lost connection, a timeout,
+    an answer that is not JSON, and the status codes 408, 425, 429 and 5xx.
+
+    Attributes:
+        url: as `server_url` returns it.
+        interrupted: set after a failure or a new connection in place of a lost one: another
+            process may answer now. Whoever checks that clears it.
+    """
+
+    def __init__(self, url: str, *, concurrency: int = CONCURRENCY) -> None:
+        self.url = server_url(url)
+        self.interrupted = threading.Event()
+        self._stopping = threading.Event()
+        self._token = os.environ.get(TOKEN_VARIABLE) or None
+        self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._pool = urllib3.connection_from_url(
+            self.url,
+            maxsize=concurrency,
+            block=True,
+            retries=False,
+            timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
+        )
+        secure = self.url.startswith("https")
+        self._pool.ConnectionCls = self._watched(HTTPSConnection if secure else HTTPConnection)
+
+    def _watched(self, base: Any) -> Any:
+        """A connection class that reports when it connects again."""
+        server = self
+
+        class Watched(base):  # type: ignore[misc]
+            connected_before = False
+
+            def connect(self) -> None:
+                super().connect()
+                if self.connected_before:
+                    server.interrupted.set()
+                self.connected_before = True
+                server._connections.add(self)
+
+        return Watched
+
+    def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON that the server answers to a POST of `body`, or to a GET without one.
+
+        Raises:
+            RequestRefusedError: a status code that the same request would get again.
+            ServerError: no usable answer after several attempts.
+        """
+        for attempt in range(ATTEMPTS):
+            wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+            try:
+                status, data, retry_after = self._send(path, body)
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                problem = self._clean(f"{type(error).__name__}: {reason(error)}")
+            else:
+                if status == 200:
+                    try:
+                        return json.loads(data)
+                    except ValueError:
+                        problem = f"{len(data):,} bytes that are not whole JSON"
+                elif status in _AGAIN:
+                    problem = f"status {status}: {self._text(data)}"
+                    wait = max(wait, min(retry_after, 2 * LONGEST_WAIT))
+                else:
+                    self._refuse(path, status, data)
+            self.interrupted.set()
+            if attempt + 1 == ATTEMPTS or self._stopping.wait(wait):
+                break
+        raise ServerError(
+            f"--url {self.url}: {path} failed {attempt + 1} times, the last with {problem}; "
+            "expected an answer; check the server's log, then run the same command again"
+        )
+
+    def _send(self, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes, float]:
+        """Send one request; its status, content and seconds of `Retry-After`."""
+        headers = {"Accept": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        data = None if body is None else json.dumps(body).encode()
+        if data is not None:
+            headers["Content-Type"] = "application/json"
+        answer = self._pool.request(
+            "GET" if data is None else "POST",
+            urlsplit(self.url).path + path,
+            body=data,
+            headers=headers,
+            redirect=False,
+        )
+        after = answer.headers.get("Retry-After", "")
+        return answer.status, answer.data, float(after) if after.isdigit() else 0.0
+
+    def _refuse(self, path: str, status: int, data: bytes) -> None:
+        text = self._text(data)
+        expected = "expected status 200; check --url and the server's version"
+        if status in (401, 403):
+            expected = f"expected a token that it accepts; set {TOKEN_VARIABLE}"
+        elif 300 <= status < 400:
+            expected = "expected no redirect, which a token must not follow; pass the final --url"
+        raise RequestRefusedError(
+            f"--url {self.url}: {path} answered status {status} ({text}); {expected}", status, text
+        )
+
+    def _text(self, data: bytes) -> str:
+        return self._clean(" ".join(data.decode("utf-8", "replace").split())[:_MOST_TEXT])
+
+    def _clean(self, text: str) -> str:
+        """A server's text for a message: one line without the token."""
+        return escape_control(text.replace(self._token, "***") if self._token else text)
+
+    def close(self) -> None:
+        """End all connections, so that no thread goes on waiting for an answer."""
+        self._stopping.set()
+        for connection in list(self._connections):
+            if connection.sock is not None:
+                try:
+                    connection.sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue  # ended already
+        self._pool.close()
+
+
+def answered(ask: Callable[[], Any]) -> Any | None:
+    """The answer of an endpoint that not every server has; None if this one has none."""
+    try:
+        return ask()
+    except RequestRefusedError as refused:
+        if refused.status in (401, 403) or refused.status < 400:
+            raise
+        return None

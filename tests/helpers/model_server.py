@@ -1,0 +1,247 @@
+"""A server that answers as vLLM and SGLang do, from a tiny model in this process, with faults."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+Fault = str | None
+FaultOf = Callable[[int, dict[str, Any]], Fault]
+"""The fault of the n-th scoring request, given its body."""
+
+
+class ModelServer:
+    """One model behind a URL.
+
+    Attributes:
+        model: a transformers model; another one may be put in its place.
+        kind: vllm or sglang.
+        fault: which fault a request meets: 500, 429, 400, kill, hang, truncated, wrong_ids, nan,
+            clamp or foreign_id.
+        asked: the bodies of the scoring requests.
+        headers: of all requests.
+        gone: refuses every request with a closed connection while it is set.
+    """
+
+    def __init__(self, model: Any, *, kind: str = "vllm", name: str = "tiny", **options: Any):
+        self.model, self.kind, self.name = model, kind, name
+        self.fault: FaultOf = lambda n, body: None
+        self.max_logprobs = options.get("max_logprobs", 64)
+        self.max_model_len = options.get("max_model_len", 257)
+        self.token = options.get("token")
+        self.tokenizer = options.get("tokenizer")
+        self.asked: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.gone = threading.Event()
+        self.closing = threading.Event()
+        self.busy = self.most_busy = 0
+        self._lock = threading.Lock()
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self.connections: list[Any] = []
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def drop_connections(self) -> None:
+        """Close every connection, as a restart does."""
+        for connection in self.connections:
+            connection.close_connection = True
+            try:
+                connection.connection.shutdown(2)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        """Stop."""
+        self.closing.set()
+        self.drop_connections()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def logprobs(self, tokens: list[int]) -> torch.Tensor:
+        """[len, V] log-probabilities behind each token."""
+        with self._lock, torch.inference_mode():
+            logits = self.model(input_ids=torch.tensor([tokens])).logits[0].float()
+        return logits.log_softmax(dim=-1)
+
+    def vllm(self, body: dict[str, Any], fault: Fault) -> Any:
+        """The answer of /v1/completions."""
+        tokens, k = body["prompt"], body["prompt_logprobs"]
+        table = self.logprobs(tokens)
+        rows: list[Any] = [None]
+        for at, label in enumerate(tokens[1:]):
+            values, ids = table[at].topk(k)  # in no order among ties
+            rank = int((table[at] >= table[at, label]).sum())
+            row = {label: (float(table[at, label]), rank)}
+            row |= {
+                int(i): (float(v), n + 1) for n, (i, v) in enumerate(zip(ids, values, strict=True))
+            }
+            rows.append(
+                {
+                    str(i): {"logprob": v, "rank": r, "decoded_token": f"t{i}"}
+                    for i, (v, r) in row.items()
+                }
+            )
+        if fault == "wrong_ids":
+            rows[-1] = {str(int(i) + 1): cell for i, cell in rows[-1].items()}
+        if fault == "clamp":
+            rows[-1][str(tokens[-1])]["logprob"] = -9999.0
+        if fault == "foreign_id":
+            lowest = min(
+                rows[-1], key=lambda i: rows[-1][i]["logprob"] + (int(i) == tokens[-1]) * 99
+            )
+            rows[-1]["999999"] = rows[-1].pop(lowest)
+        return {"choices": [{"index": 0, "text": "x", "prompt_logprobs": rows}]}
+
+    def sglang(self, body: dict[str, Any], fault: Fault) -> Any:
+        """The answer of /generate."""
+        tokens, k, start = body["input_ids"], body["top_logprobs_num"], body["logprob_start_len"]
+        table = self.logprobs(tokens)
+        own: list[Any] = [[None, tokens[start], None]]
+        tops: list[Any] = [None]
+        for at in range(start, len(tokens) - 1):
+            values, ids = table[at].topk(k)
+            own.append([float(table[at, tokens[at + 1]]), tokens[at + 1], None])
+            tops.append([[float(v), int(i), None] for v, i in zip(values, ids, strict=True)])
+        if fault == "wrong_ids":
+            own[-1][1] += 1
+        if fault == "nan":
+            tops[-1][0][0] = own[-1][0] = None
+        if fault == "two_values":
+            own[1][0] = tops[1][0][0] - 1
+            own[1][1] = tokens[start + 1] = tops[1][0][1]
+        return {"text": "x", "meta_info": {"input_token_logprobs": own, "input_top_logprobs": tops}}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: ModelServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.owner.connections.append(self)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        owner = self.owner
+        listed = {"id": owner.name, "root": "/x/y", "max_model_len": owner.max_model_len}
+        known: dict[str, Any] = {"/v1/models": {"data": [listed]}}
+        if owner.kind == "vllm":
+            known["/version"] = {"version": "0.32.1"}
+        else:
+            known["/model_info"] = {"model_path": "/x/y", "weight_version": "default"}
+            known["/server_info"] = {"version": "0.5.23"}
+        self._guarded(lambda: known.get(self.path))
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self._guarded(lambda: self._post(body))
+
+    def _guarded(self, answer: Callable[[], Any]) -> None:
+        owner = self.owner
+        owner.headers.append(dict(self.headers))
+        if owner.gone.is_set():
+            self.close_connection = True
+            return
+        given = self.headers.get("Authorization")
+        if owner.token is not None and given != f"Bearer {owner.token}":
+            self._send(401, {"error": f"invalid token {given}"})
+            return
+        found = answer()
+        if found is None:
+            self._send(404, {"detail": "Not Found"})
+        elif found != "sent":
+            self._send(200, found)
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        owner = self.owner
+        if self.path == "/tokenize" and owner.tokenizer is not None:
+            ids = owner.tokenizer.encode(body["prompt"], add_special_tokens=False)
+            return {"tokens": ids, "count": len(ids)}
+        scoring = {"vllm": "/v1/completions", "sglang": "/generate"}[owner.kind]
+        if self.path != scoring:
+            return None
+        with owner._lock:
+            number = len(owner.asked)
+            owner.asked.append(body)
+            owner.busy += 1
+            owner.most_busy = max(owner.busy, owner.most_busy)
+        try:
+            return self._scored(body, owner.fault(number, body))
+        finally:
+            with owner._lock:
+                owner.busy -= 1
+
+    def _scored(self, body: dict[str, Any], fault: Fault) -> Any:
+        owner = self.owner
+        if fault in ("500", "429", "400"):
+            self._send(int(fault), {"error": "on purpose"}, {"Retry-After": "0"})
+            return "sent"
+        if fault == "302":
+            self._send(302, {}, {"Location": "http://127.0.0.1:9/elsewhere"})
+            return "sent"
+        if fault == "kill":
+            self.close_connection = True
+            return "sent"
+        if fault == "hang":
+            owner.closing.wait(20)
+            self.close_connection = True
+            return "sent"
+        k = body.get("prompt_logprobs", body.get("top_logprobs_num"))
+        if k > min(owner.max_logprobs, owner.model.config.vocab_size):
+            text = f"Requested prompt logprobs of {k}, which is greater than max allowed: "
+            self._send(400, {"message": text + str(owner.max_logprobs)})
+            return "sent"
+        if fault == "nan" and owner.kind == "vllm":
+            self._send(400, {"message": "Out of range float values are not JSON compliant"})
+            return "sent"
+        found = getattr(owner, owner.kind)(body, fault)
+        if fault == "truncated":
+            self._send(200, found, cut=40)
+            return "sent"
+        return found
+
+    def _send(
+        self, status: int, value: Any, headers: dict[str, str] | None = None, cut: int = 0
+    ) -> None:
+        data = json.dumps(value).encode()
+        data = data[: len(data) - cut] if cut else data
+        self.send_response(status)
+        for name, text in (headers or {}).items():
+            self.send_header(name, text)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def serving(model: Any, **options: Any) -> Iterator[ModelServer]:
+    """A server that runs inside the block."""
+    server = ModelServer(model, **options)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def first_times(count: int, fault: str, after: int = 0) -> FaultOf:
+    """The fault of `count` requests behind the first `after`."""
+    return lambda n, body: fault if after <= n < after + count else None
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for a condition of another thread."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.01)
