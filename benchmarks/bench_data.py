@@ -87,7 +87,7 @@ def packing(options: argparse.Namespace) -> list[dict[str, object]]:
     """Measure the `packing` lines."""
     mix = StoreMix.open([options.store])
     order, counts = mix.order(seed=0), mix.token_counts()
-    model = load_student(options.student, mix.spec).train()
+    model = load_student(options.student, mix.spec.vocab_size).train()
     student = StudentWithLoss(model, LossOptions(OBJECTIVES["xent"], "bucket"))
     lines = []
     for budget in options.budgets:
@@ -158,7 +158,7 @@ def main() -> None:
     lines = [*packing(options), *waits(options)]
     spec = StoreMix.open([options.store]).spec
     machine = {
-        "student_parameters": load_student(options.student, spec).num_parameters(),
+        "student_parameters": load_student(options.student, spec.vocab_size).num_parameters(),
         "store_rows": spec.num_rows, "hardware": hardware(),
         "cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1),
         "examples": options.batch,

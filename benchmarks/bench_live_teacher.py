@@ -69,7 +69,7 @@ class LiveStudent(StudentWithLoss):
 
 def make_engine(plan: RunPlan, ranks: Any, arm: str, teacher: str) -> TrainEngine:
     seed_everything(plan.config.seed)
-    student = load_student(plan.config.student, plan.store.spec)
+    student = load_student(plan.config.student, plan.vocab_size)
     options = LossOptions(plan.objective, plan.tail)
     module = StudentWithLoss(student, options)
     if arm == "live teacher":

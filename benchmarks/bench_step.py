@@ -87,7 +87,7 @@ def make_engine(
     if random_weights:
         student = random_model(plan.config.student, ranks.device, torch.float32)
     else:
-        student = load_student(plan.config.student, plan.store.spec)
+        student = load_student(plan.config.student, plan.vocab_size)
     module = AnyStep(student, LossOptions(plan.objective, "bucket"))
     module.teacher = []
     if teacher is not None and random_weights:
@@ -214,7 +214,7 @@ def time_checkpoint(
     yield "checkpoint", "verify_s", time.perf_counter() - started
     started = time.perf_counter()
     with torch.no_grad():
-        load_weights(path, load_student(plan.config.student, plan.store.spec))
+        load_weights(path, load_student(plan.config.student, plan.vocab_size))
     load_checkpoint(path, engine)
     yield "checkpoint", "load_s", time.perf_counter() - started
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

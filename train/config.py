@@ -41,6 +41,14 @@ class TrainConfig:
     """Number of optimizer steps of the whole run."""
     objective: ObjectiveName = "cat-dist"
     """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random."""
+    data: tuple[str, ...] = ()
+    """Corpus of stores of conversations, for a student with another tokenizer: it sees them in its
+    own chat template."""
+    messages_column: str = "messages"
+    """Column of --data with the conversations."""
+    allow_other_bytes: float = 0.01
+    """Share of the examples that may teach nothing, because the student's tokenizer changes the
+    bytes of their replies."""
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
@@ -119,8 +127,9 @@ class TrainConfig:
     """Check the options, print every derived number and the memory of each ZeRO stage, and stop."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.store, str):  # a single store from Python code
-            object.__setattr__(self, "store", (self.store,))
+        for name in ("store", "data"):  # a single one from Python code
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
         for flag, value, least in (
             ("--steps", self.steps, 1),
             ("--global-batch-size", self.global_batch_size, 1),
@@ -141,6 +150,11 @@ class TrainConfig:
             # Also refuses nan.
             if value is not None and not least <= value < float("inf"):
                 raise UsageError(f"{flag} {value}: expected at least {least}; pass a larger value")
+        if not 0 <= self.allow_other_bytes <= 1:
+            raise UsageError(
+                f"--allow-other-bytes {self.allow_other_bytes}: expected 0 to 1; pass a share in "
+                "this range"
+            )
         for flag, weight in (("--w", self.w), ("--final-w", self.final_w)):
             if weight is not None and not 0 <= weight <= 1:
                 raise UsageError(
@@ -251,6 +265,9 @@ RESUMABLE_CHANGES = frozenset(
         "keep_checkpoints",
         "micro_batch_size",
         "token_budget",
+        "data",
+        "messages_column",
+        "allow_other_bytes",
         "gradient_checkpointing",
         "deepspeed_config",
         "zero_stage",

@@ -4,10 +4,12 @@ For response tokens i with label y, student p_S, teacher p_L and label weight w,
 
     L = - sum_i a_i * ( w * log p_S(y_i) + (1 - w) * sum_v p_L(v) log p_S(v) )
 
-They differ in w and in the rule of the mask a_i only. To add one, add a line to `OBJECTIVES`.
+They differ in w and in the rule of the mask a_i only. `alm` and `cat-alm` have the teacher term of
+`caskd.train.loss.span_loss`, over spans of bytes in place of tokens. To add one, add a line to
+`OBJECTIVES`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -36,11 +38,18 @@ class Objective:
 
     rule: AnyRule
     w: float
+    matches_spans: bool = False
+    """The teacher term matches likelihoods of spans of bytes, not the teacher's top-k."""
+
+    @property
+    def has_teacher_term(self) -> bool:
+        """Whether the loss has a teacher term."""
+        return self.w < 1
 
     @property
     def needs_distribution(self) -> bool:
         """Whether the loss reads the teacher's top-k."""
-        return self.w < 1
+        return self.w < 1 and not self.matches_spans
 
     @property
     def needs_teacher(self) -> bool:
@@ -65,6 +74,8 @@ OBJECTIVES = MappingProxyType(
         "cat-dist-s": Objective("student", 0.5),
         "random-xent": Objective("random", 1.0),
         "random-dist": Objective("random", 0.5),
+        "alm": Objective("all", 0.0, matches_spans=True),
+        "cat-alm": Objective("either", 0.0, matches_spans=True),
     }
 )
 
@@ -95,7 +106,7 @@ def resolve_objective(objective: str | Objective, w: float | None = None) -> Obj
             f"w {w}: expected a label weight from 0 (teacher only) to 1 (label only); pass a "
             "weight in this range"
         )
-    return Objective(objective.rule, w)
+    return replace(objective, w=w)
 
 
 def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: str) -> str | None:
@@ -108,10 +119,10 @@ def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: 
     Returns:
         None if the weight is not given or fits the name.
     """
-    if w is None or w >= 1 or OBJECTIVES[name].needs_distribution:
+    if w is None or w >= 1 or OBJECTIVES[name].has_teacher_term:
         return None
     rule = OBJECTIVES[name].rule
-    other = next(n for n, o in OBJECTIVES.items() if o.rule == rule and o.needs_distribution)
+    other = next(n for n, o in OBJECTIVES.items() if o.rule == rule and o.has_teacher_term)
     return (
         f"{flag} is {w:g}, but {objective_flag} {name} is the label term alone, whose weight is 1; "
         f"omit {flag}, or pass {objective_flag} {other}, which adds the teacher term"
@@ -132,6 +143,12 @@ def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
     contradiction = weight_contradiction(name, w, "w", "objective")
     if contradiction is not None:
         raise UsageError(f"{user}: {contradiction}")
+    if objective.matches_spans:
+        raise UsageError(
+            f"{user}: objective {name!r} matches spans of bytes, for students with another "
+            "tokenizer; expected an objective over tokens; run caskd train, which alone aligns the "
+            "two tokenizers"
+        )
     if objective.needs_keep:
         raise UsageError(
             f"{user}: objective {name!r} keeps as many rows as another run; expected caskd train, "

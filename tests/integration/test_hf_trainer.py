@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from helpers import architectures
+from helpers.tiny import tiny_tokenizer
 from helpers.training import capture, config_for, read_metrics
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import IdentityError, UsageError
 from caskd.train import CascadeTrainer, StoreDataset, cascade_aware_loss, train
 from caskd.train.loss import TeacherRows
 from caskd.train.run.exporter import export
@@ -46,6 +47,7 @@ def trainer_for(root: Path, out: Path, *, micro: int = 4, **changes: Any) -> Cas
         root / "student", dtype=torch.float32
     )
     held_out = changes.pop("eval_dataset", None)
+    processing = {name: changes.pop(name) for name in ["processing_class"] if name in changes}
     dataset = StoreDataset(
         str(root / "store"), objective="cat-dist", batch_size=micro, num_epochs=None
     )
@@ -65,7 +67,7 @@ def trainer_for(root: Path, out: Path, *, micro: int = 4, **changes: Any) -> Cas
     )
     return CascadeTrainer(
         model, arguments, train_dataset=dataset, eval_dataset=held_out, objective="cat-dist",
-        optimizers=(optimizer, schedule), callbacks=[Losses()],
+        optimizers=(optimizer, schedule), callbacks=[Losses()], **processing,
     )  # fmt: skip
 
 
@@ -164,6 +166,14 @@ def test_a_model_whose_batches_must_be_divided_needs_a_batch_size_of_one(
     with pytest.raises(UsageError, match=r"Phi3ForCausalLM .* batch size is 4; expected 1"):
         trainer_for(root, tmp_path / "out", model=model)
     trainer_for(root, tmp_path / "out", model=model, micro=1)
+
+
+def test_a_student_with_another_tokenizer_is_refused(root: Path, tmp_path: Path) -> None:
+    other = tiny_tokenizer("abc")
+    with pytest.raises(IdentityError, match=r"7 tokens.*50 tokens.*caskd train"):
+        trainer_for(root, tmp_path, processing_class=other)
+    with pytest.raises(UsageError, match=r"StoreDataset.*'cat-alm'.*caskd train"):
+        StoreDataset(str(root / "store"), objective="cat-alm")
 
 
 def test_a_model_that_sees_later_tokens_is_refused(root: Path, tmp_path: Path) -> None:

@@ -225,8 +225,17 @@ def test_a_store_of_draws_is_refused(root, tmp_path):
 
 def test_an_unknown_treatment_of_logits_is_noticed(root, store):
     loaded = load(root / "student")
-    loaded.model.config.logit_scale = 2.0  # which this architecture does not read
-    with pytest.raises(UsageError, match=r"--student student: .*LlamaForCausalLM differ"):
+    forward = loaded.model.forward
+
+    def squared(*args, **options):
+        output = forward(*args, **options)
+        output.logits = output.logits + output.logits.square()
+        return output
+
+    loaded.model.forward = squared
+    with pytest.raises(
+        UsageError, match=r"--student student: LlamaForCausalLM changes the product"
+    ):
         student_rows(loaded, store, None)
 
 

@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sums_of(root: Path, change: Callable[[StoreBatch], StoreBatch]) -> dict[str, float]:
     """Sums of the loss of the teacher as its own student, on rows that went through `change`."""
     store = TeacherStore.open(root / "store")
-    model = load_student(str(root / "teacher"), store.spec)
+    model = load_student(str(root / "teacher"), store.spec.vocab_size)
     student = StudentWithLoss(model, LossOptions(OBJECTIVES["dist"], "bucket"))
     batch = store.read(range(len(store)), fields_to_read(OBJECTIVES["dist"]))
     with torch.no_grad():

@@ -15,25 +15,37 @@ from caskd.train.data.order import stream_positions
 from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
+from caskd.train.data.span_batches import SpanReader, collate_spans, span_examples, span_fields
+from caskd.train.data.spans import Spans, align_tokens
 from caskd.train.data.store_mix import StoreMix
+from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
 
 __all__ = [
+    "AlignedExample",
     "BatchReader",
+    "LeftOut",
     "MicroBatch",
     "MicroBatchSplit",
     "MixedOrder",
     "Prefetcher",
     "RandomMask",
+    "SpanReader",
+    "Spans",
     "StepBatch",
     "StoreMix",
+    "StudentTokens",
     "accumulation_steps",
+    "align_tokens",
     "check_budget",
     "collate",
+    "collate_spans",
     "fields_to_read",
     "keeps_examples_apart",
     "many_epochs",
     "read_fractions",
     "shares",
+    "span_examples",
+    "span_fields",
     "stream_positions",
     "teacher_rows",
 ]

@@ -4,8 +4,8 @@ Legend: B rows of input of a micro-batch (one example each, or several packed ex
 length in tokens, N predicted tokens of a micro-batch, k cells of each.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.loss import TeacherRows
+from caskd.train.loss import TeacherRows, TeacherSpans
 from caskd.train.objectives import Objective
 
 R = TypeVar("R")
@@ -37,18 +37,22 @@ class MicroBatch:
         gather_index: [N] index into the flattened [B * T] hidden states, of the position whose
             logits predict row n.
         labels: [N].
-        teacher: the stored teacher rows.
+        teacher: the stored teacher rows; None where the student has another tokenizer.
         position_ids: [B, T] restarting at 0 in each packed example; None without packing.
-        keep: [N] bool, the mask of a random-* objective; None where the loss computes the mask.
+        keep: [N] bool, or [C] with spans, the mask of a random-* objective; None where the loss
+            computes the mask.
+        spans: of the rows, C of them, and the teacher's values of each; None where the student has
+            the teacher's tokenizer.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None
     gather_index: Tensor
     labels: Tensor
-    teacher: TeacherRows
+    teacher: TeacherRows | None
     position_ids: Tensor | None = None
     keep: Tensor | None = None
+    spans: TeacherSpans | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The batch on `device`."""
@@ -78,9 +82,11 @@ class StepBatch:
     Attributes:
         step: 0 is the first.
         micro_batches: one per micro-step.
-        num_rows: response tokens of the step, over all ranks and micro-steps.
+        num_rows: response tokens of the step, or spans, over all ranks and micro-steps.
         num_examples: examples of the step, over all ranks and micro-steps.
         examples_per_store: `num_examples` by store, in the order of --store.
+        left_out: examples of the step that a student with another tokenizer cannot learn from, by
+            reason; empty for other students.
     """
 
     step: int
@@ -88,6 +94,7 @@ class StepBatch:
     num_rows: int
     num_examples: int
     examples_per_store: tuple[int, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def fields_to_read(objective: Objective, kind: str = TOPK.name) -> tuple[str, ...]:
@@ -126,7 +133,7 @@ def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBat
         attention_mask=None if packed else torch.from_numpy(attention_mask),
         gather_index=torch.from_numpy(example_starts + batch.logit_positions),
         labels=torch.from_numpy(batch.labels.astype(np.int64)),
-        teacher=teacher_rows(batch),
+        teacher=None if batch.argmax is None else teacher_rows(batch),
         position_ids=None if position_ids is None else torch.from_numpy(position_ids),
     )
 

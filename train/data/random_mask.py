@@ -44,10 +44,21 @@ class RandomMask:
 
     def keep(self, step: int, batch: StoreBatch) -> npt.NDArray[np.bool_]:
         """Mask [N] of a batch's rows at a step; 0 is the first step."""
-        counts = np.diff(batch.row_offsets).tolist()
+        return self.keep_counts(step, batch.example_indices, np.diff(batch.row_offsets))
+
+    def keep_counts(
+        self, step: int, examples: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Mask [N] of the rows, or spans, of a batch.
+
+        Args:
+            step: 0 is the first step.
+            examples: [B] indices of the examples.
+            counts: [B] rows of each.
+        """
         raw = [
             self._stream(step, example).random_raw(count)
-            for example, count in zip(batch.example_indices.tolist(), counts, strict=True)
+            for example, count in zip(examples.tolist(), counts.tolist(), strict=True)
         ]
         # Below 1, so that fraction 1 keeps every row.
         numbers = (np.concatenate(raw) >> np.uint64(11)) * 2.0**-53

@@ -4,7 +4,7 @@ Legend: S stores, B requested examples, T their tokens, N their rows, k cells pe
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from typing import Any
@@ -21,16 +21,22 @@ Array = npt.NDArray[Any]
 
 
 class StoreMix:
-    """Stores of one vocabulary and kind, with weights. Create it with `StoreMix.open`.
+    """Stores of one kind, with weights. Create it with `StoreMix.open`.
 
     Attributes:
         stores: in the order of --store.
         weights: one per store, up to a common factor.
     """
 
-    def __init__(self, stores: Sequence[TeacherStore], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        stores: Sequence[TeacherStore],
+        weights: Sequence[float],
+        *,
+        one_vocabulary: bool = True,
+    ) -> None:
         self.stores, self.weights = tuple(stores), tuple(weights)
-        _check_agreement(self.stores)
+        _check_agreement(self.stores, one_vocabulary=one_vocabulary)
         check_weights(self.weights)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -38,8 +44,12 @@ class StoreMix:
         return StoreMix, (self.stores, self.weights)
 
     @classmethod
-    def open(cls, names: Sequence[str]) -> "StoreMix":
+    def open(cls, names: Sequence[str], *, one_vocabulary: bool = True) -> "StoreMix":
         """Open stores given as URL or URL=weight.
+
+        Args:
+            names: of the stores.
+            one_vocabulary: refuse stores of several vocabularies.
 
         Raises:
             CaskdError: there is no store, a store is not sealed, a weight is invalid, or the stores
@@ -48,7 +58,8 @@ class StoreMix:
         if not names:
             raise UsageError("--store: got no store; expected at least one; pass --store URL")
         parsed = [parse_store(name) for name in names]
-        return cls([TeacherStore.open(url) for url, _ in parsed], [w for _, w in parsed])
+        stores = [TeacherStore.open(url) for url, _ in parsed]
+        return cls(stores, [w for _, w in parsed], one_vocabulary=one_vocabulary)
 
     @property
     def spec(self) -> StoreSpec:
@@ -120,12 +131,23 @@ class StoreMix:
             CorruptError: bytes are missing or differ from the commit records.
         """
         parts, order = [], []
-        for number, indices in self._by_store(examples):
-            in_store = examples[indices] - self._offsets[number]
-            batch = self.stores[number].read(in_store, row_fields)
+        for _, batch, indices in self.read_apart(examples, row_fields):
             parts.append(replace(batch, example_indices=examples[indices]))
             order.append(indices)
         return parts[0] if len(parts) == 1 else joined(parts, np.argsort(np.concatenate(order)))
+
+    def read_apart(
+        self, examples: IntArray, row_fields: Sequence[str]
+    ) -> Iterator[tuple[int, StoreBatch, IntArray]]:
+        """Read examples store by store.
+
+        Yields:
+            The store's number, its examples, whose `example_indices` are the store's own, and their
+            indices in `examples`.
+        """
+        for number, indices in self._by_store(examples):
+            in_store = examples[indices] - self._offsets[number]
+            yield number, self.stores[number].read(in_store, row_fields), indices
 
     def _by_store(self, examples: IntArray) -> list[tuple[int, IntArray]]:
         """For each store with any of the examples, its number and their indices in `examples`."""
@@ -133,10 +155,10 @@ class StoreMix:
         return [(int(store), np.flatnonzero(stores == store)) for store in np.unique(stores)]
 
 
-def _check_agreement(stores: Sequence[TeacherStore]) -> None:
+def _check_agreement(stores: Sequence[TeacherStore], *, one_vocabulary: bool) -> None:
     first = stores[0]
     for other in stores[1:]:
-        if other.spec.vocab_digest != first.spec.vocab_digest:
+        if one_vocabulary and other.spec.vocab_digest != first.spec.vocab_digest:
             raise IdentityError(
                 f"--store {other.name}: vocabulary digest is {other.spec.vocab_digest[:12]}; "
                 f"expected {first.spec.vocab_digest[:12]}, that of {first.name}; mix stores of one "

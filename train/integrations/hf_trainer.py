@@ -82,6 +82,8 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         check_matrix(split)
         check_causal(split, FLAG)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
+            if hasattr(self.processing_class, "get_vocab"):
+                dataset.check_tokenizer(self.processing_class, FLAG)
             _check_batches(split, dataset)
             if self.is_world_process_zero():
                 self._warn_of_text(dataset)

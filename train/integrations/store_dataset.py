@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from caskd.models import check_vocabulary
 from caskd.store import StoreBatch, TeacherStore
-from caskd.store.errors import UsageError
+from caskd.store.errors import IdentityError, UsageError
 from caskd.train.data import (
     MixedOrder,
     StoreMix,
@@ -110,6 +110,23 @@ class StoreDataset(IterableDataset[Example]):
     def longest(self) -> int:
         """Tokens of the longest example."""
         return int(self._mix.token_counts().max())
+
+    def check_tokenizer(self, tokenizer: Any, user: str) -> None:
+        """Refuse a student with another vocabulary than the stores: it would misread their ids.
+
+        Args:
+            tokenizer: of the student.
+            user: the caller's name, for the error.
+
+        Raises:
+            IdentityError: the vocabularies differ.
+        """
+        try:
+            check_vocabulary(tokenizer, self._mix.spec, f"{user}: the processing_class")
+        except IdentityError as error:
+            raise IdentityError(
+                f"{error}; or run caskd train, which alone aligns another tokenizer"
+            ) from None
 
     def many_epochs(self, *, steps: int, batch: int, flags: tuple[str, str]) -> Iterator[str]:
         """A line for each store that so many steps would pass over too often to be meant."""

@@ -3,6 +3,7 @@
 from caskd.train.loss.api import cascade_aware_loss, tile_bytes
 from caskd.train.loss.eval_stats import ROW_STATS, best_step, eval_metrics, row_stats, sum_row_stats
 from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
+from caskd.train.loss.span_loss import TeacherSpans, span_loss
 from caskd.train.loss.types import Head, LossRows, LossSums, TeacherRows
 
 __all__ = [
@@ -12,11 +13,13 @@ __all__ = [
     "LossRows",
     "LossSums",
     "TeacherRows",
+    "TeacherSpans",
     "best_step",
     "cascade_aware_loss",
     "eval_metrics",
     "keep_mask",
     "row_stats",
+    "span_loss",
     "sum_row_stats",
     "tile_bytes",
 ]

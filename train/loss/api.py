@@ -85,9 +85,15 @@ def cascade_aware_loss(
             that the objective needs is missing.
     """
     chosen = resolve_objective(objective, w)
+    if chosen.matches_spans:
+        raise UsageError(
+            f"objective {objective!r}: matches spans of bytes, which cascade_aware_loss does not "
+            "have; expected an objective over tokens; call caskd.train.loss.span_loss, or run "
+            "caskd train"
+        )
     own_rule = _own_rule(objective, chosen, keep)
     chosen = Objective(own_rule, chosen.w)
-    _check_choices(tail, impl, tile_rows)
+    check_choices(tail, impl, tile_rows)
     check_teacher(objective, chosen, teacher)
     rows = LossRows(labels.long(), teacher, None if row_weights is None else row_weights.detach())
     check_columns(hidden, lm_head_weight, bias, rows, keep)
@@ -98,26 +104,37 @@ def cascade_aware_loss(
     rule: MaskRule = "all" if own_rule == "teacher" else own_rule
     terms = LossTerms(rule, chosen.w, tail)
     head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
-    dtype = _compute_dtype(hidden, lm_head_weight)
     if impl == "dense":
+        dtype = compute_dtype(hidden, lm_head_weight)
         sums = dense_loss(hidden[index], head, rows.take(index), terms, dtype)
     else:
-        sums = fused_loss(
-            hidden,
-            head,
-            FusedCall(
-                rows=rows,
-                index=index,
-                terms=terms,
-                softcap=logit_softcap,
-                scale=logit_scale,
-                dtype=dtype,
-                triton=_uses_triton(impl, hidden.device),
-                tile_rows=tile_rows or fitting_tile_rows(len(lm_head_weight), hidden.device),
-                wanted=_wanted_gradients(hidden, lm_head_weight, bias),
-            ),
-        )
+        call = fused_call(hidden, head, rows, index, terms, impl=impl, tile_rows=tile_rows)
+        sums = fused_loss(hidden, head, call)
     return _with_row_counts(sums, rows)
+
+
+def fused_call(
+    hidden: Tensor,
+    head: Head,
+    rows: LossRows,
+    index: Tensor,
+    terms: LossTerms,
+    *,
+    impl: str,
+    tile_rows: int | None,
+) -> FusedCall:
+    """The arguments of the fused loss: kernels, dtype and tiles that fit the device."""
+    return FusedCall(
+        rows=rows,
+        index=index,
+        terms=terms,
+        softcap=head.softcap,
+        scale=head.scale,
+        dtype=compute_dtype(hidden, head.weight),
+        triton=_uses_triton(impl, hidden.device),
+        tile_rows=tile_rows or fitting_tile_rows(len(head.weight), hidden.device),
+        wanted=_wanted_gradients(hidden, head.weight, head.bias),
+    )
 
 
 def _own_rule(given: str | Objective, objective: Objective, keep: Tensor | None) -> MaskRule:
@@ -153,7 +170,7 @@ def _with_row_counts(sums: LossSums, rows: LossRows) -> LossSums:
     return replace(sums, num_rows=num_rows, teacher_correct=correct.sum())
 
 
-def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """The dtype of the products: autocast's where it is enabled, else the wider input's."""
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
@@ -198,7 +215,7 @@ def tile_bytes(device: torch.device) -> int:
     return min(_TILE_BYTES["cuda"], memory // _TILE_SHARE)
 
 
-def _check_choices(tail: str, impl: str, tile_rows: int | None) -> None:
+def check_choices(tail: str, impl: str, tile_rows: int | None) -> None:
     if tail not in TAILS:
         raise UsageError(
             f"tail {tail!r}: unknown; expected one of {', '.join(TAILS)}; choose one of these"

@@ -23,7 +23,7 @@ def dense_loss(
         terms: options of the loss.
         dtype: of the product with the head; what follows is in float32, or in float64 for float64.
     """
-    logits = _logits(hidden, head, dtype)
+    logits = dense_logits(hidden, head, dtype)
     logprobs = logits.log_softmax(1)
     targets = None
     cross_entropy = None
@@ -38,7 +38,7 @@ def dense_loss(
     return sum_rows(student, rows, targets, terms)[0]
 
 
-def _logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
+def dense_logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
     """Logits [N, V] in float32 or float64; a bfloat16 product is rounded to bfloat16 first."""
     logits = F.linear(hidden.to(dtype), head.weight.to(dtype))
     logits = logits.to(torch.promote_types(dtype, torch.float32))

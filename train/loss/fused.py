@@ -115,6 +115,29 @@ def _run_tiles(
     return sums, gradients.finish(head)
 
 
+@torch.no_grad()
+def fused_label_stats(hidden: Tensor, head: Head, call: FusedCall) -> tuple[Tensor, Tensor]:
+    """-log p of each label [M] and the student's argmax [M] (ties to the lowest id).
+
+    One product and no gradient, of the same tiles as `fused_loss`, so that both see equal logits.
+    """
+    operand, exact = product_dtype(call.dtype, hidden.device)
+    weight = head.weight.detach().to(operand)
+    tile_rows = _even_tile_rows(len(call.index), call.tile_rows)
+    tile = weight.new_empty((tile_rows, len(weight)), dtype=exact)
+    kernels = _make_kernels(call, tile, operand)
+    nll, argmax = [hidden.new_empty(0, dtype=exact)], [call.index[:0]]
+    for part in range(0, len(call.index), max(1, tile_rows)):
+        index = _tile_index(call.index[part : part + tile_rows], part, len(hidden), len(call.index))
+        inputs = hidden.detach()[index].to(operand)
+        logits = head.finish_(write_product_(tile[: len(inputs)], inputs, weight.t()))
+        label_logit = logits.gather(1, call.rows.labels[index][:, None]).squeeze(1)
+        read = kernels.read_(logits)
+        nll.append(read.total.log() + (read.peak - label_logit))
+        argmax.append(read.argmax)
+    return torch.cat(nll), torch.cat(argmax)
+
+
 def _tile_index(index: Tensor, start: int, num_rows: int, num_counted: int) -> Tensor | slice:
     """Rows of a tile; where every row counts they are adjacent, and nothing is copied."""
     return slice(start, start + len(index)) if num_counted == num_rows else index

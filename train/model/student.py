@@ -17,7 +17,6 @@ from caskd.models import (
     check_class,
     check_matrix,
     check_split,
-    check_vocabulary,
     describe_quantization,
     hidden_in_groups,
     masked_groups,
@@ -26,7 +25,6 @@ from caskd.models import (
     open_model,
     open_tokenizer,
 )
-from caskd.store import StoreSpec
 from caskd.store.errors import UsageError
 from caskd.train.data import MicroBatch
 from caskd.train.loss import (
@@ -35,6 +33,7 @@ from caskd.train.loss import (
     LossSums,
     cascade_aware_loss,
     row_stats,
+    span_loss,
 )
 from caskd.train.objectives import Objective, Tail
 
@@ -93,7 +92,22 @@ class StudentWithLoss(nn.Module):
         if not self.training:
             whole_head = Head(weight, bias, softcap, scale)
             rows = LossRows(batch.labels, batch.teacher, None)
-            return row_stats(hidden, whole_head, rows, objective.rule)
+            # A mask over spans is no property of a row.
+            rule = objective.rule if batch.spans is None else "random"
+            return row_stats(hidden, whole_head, rows, rule)
+        if batch.spans is not None:
+            sums = span_loss(
+                hidden,
+                weight,
+                batch.labels,
+                batch.spans,
+                objective=objective,
+                bias=bias,
+                logit_softcap=softcap,
+                logit_scale=scale,
+                keep=batch.keep if objective.needs_keep else None,
+            )
+            return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
         sums = cascade_aware_loss(
             hidden,
             weight,
@@ -120,16 +134,13 @@ class StudentWithLoss(nn.Module):
         return self.split.hidden(input_ids, attention_mask, position_ids)
 
 
-def load_tokenizer(name: str, spec: StoreSpec) -> Any:
+def load_tokenizer(name: str) -> Any:
     """The student's tokenizer.
 
     Raises:
         UsageError: it cannot be opened.
-        IdentityError: its vocabulary is not the store's.
     """
-    tokenizer = open_tokenizer(name, FLAG)
-    check_vocabulary(tokenizer, spec, f"{FLAG} {name}")
-    return tokenizer
+    return open_tokenizer(name, FLAG)
 
 
 def check_config(name: str, vocab_size: int, longest: int) -> None:
@@ -160,8 +171,12 @@ def check_config(name: str, vocab_size: int, longest: int) -> None:
     check_class(config, flag, longest)
 
 
-def load_student(name: str, spec: StoreSpec) -> Any:
+def load_student(name: str, vocab_size: int) -> Any:
     """The student with its weights in float32.
+
+    Args:
+        name: folder or hub id.
+        vocab_size: tokens that its embedding must have rows for.
 
     Raises:
         UsageError: no causal LM, weights missing, an embedding narrower than the vocabulary, a
@@ -169,7 +184,7 @@ def load_student(name: str, spec: StoreSpec) -> Any:
             tokens.
     """
     model = open_model(name, FLAG, dtype="float32")
-    check_width(name, model, spec.vocab_size)
+    check_width(name, model, vocab_size)
     split = SplitModel(model, f"{FLAG} {name}")
     check_split(model, split)
     check_matrix(split)
@@ -217,7 +232,7 @@ def check_width(name: str, model: Any, vocab_size: int) -> None:
 def _check_num_embeddings(name: str, num_embeddings: int, vocab_size: int) -> None:
     if num_embeddings < vocab_size:
         raise UsageError(
-            f"{FLAG} {name}: its embedding has {num_embeddings} rows, but the store's vocabulary "
+            f"{FLAG} {name}: its embedding has {num_embeddings} rows, but the vocabulary "
             f"has {vocab_size} tokens; expected at least as many; resize the model with "
             "transformers' resize_token_embeddings"
         )

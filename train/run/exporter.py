@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from caskd.models import (
     run_model,
 )
 from caskd.store.errors import CorruptError, UsageError
-from caskd.store.io import CLAIM, check_room, claimed, escape_markdown, parse_json, tell
+from caskd.store.io import CLAIM, check_room, claimed, tell
 from caskd.train.checkpoint import (
     CHECKPOINTS,
     STATE,
@@ -35,7 +34,6 @@ from caskd.train.checkpoint import (
     verify,
 )
 from caskd.train.config import ExportConfig
-from caskd.train.metrics import METRICS_FILE, lines_up_to
 from caskd.train.model import (
     TeacherText,
     add_adapters,
@@ -44,15 +42,13 @@ from caskd.train.model import (
     save_adapter,
     write_teacher_text,
 )
-from caskd.train.objectives import resolve_objective
-from caskd.train.run.validation import EVAL_FILE, best_step_of
+from caskd.train.run.model_card import model_card
+from caskd.train.run.validation import best_step_of
 
 PROBE_TOKENS = 16
 RELOAD_TOLERANCE = 1e-5
 """Largest difference of a logit after a reload, relative to the largest logit."""
 GENERATION_CONFIG = "generation_config.json"
-
-_CARD_METRICS = ("loss", "kl", "keep_fraction", "student_accuracy", "nll", "accuracy", "ece")
 
 
 def export_command(config: ExportConfig) -> int:
@@ -284,58 +280,3 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             continue
         if path.name == GENERATION_CONFIG or not (target / path.name).exists():
             shutil.copy2(path, target / path.name)
-
-
-def model_card(
-    state: RunState, *, num_parameters: int, run: Path, notes: Sequence[str] = ()
-) -> str:
-    """README.md of an exported student, with the last metrics in the directory `run`."""
-    config = state.config
-    return "\n".join(
-        [
-            "---",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags: [caskd, distillation, cascade]",
-            "---",
-            f"# A student of {state.teacher}",
-            "",
-            "The small model of a cascade, trained with caskd on the teacher's stored logits.",
-            "",
-            f"- objective: {config['objective']}, label weight "
-            f"{resolve_objective(config['objective'], config['w']).w:g}, tail {config['tail']}",
-            f"- started from: {Path(config['student']).name} ({num_parameters:,} parameters)",
-            *_initial_lines(config),
-            *_unfinished_lines(state),
-            f"- steps: {state.step:,} of {config['steps']:,}, each of "
-            f"{config['global_batch_size']} examples, peak "
-            f"learning rate {config['lr']:g}, {config['optimizer']}",
-            *([f"- adapters: LoRA of rank {config['lora_rank']}"] if config["lora_rank"] else []),
-            f"- store: seal {state.store_digest}",
-            *(f"- text: {escape_markdown(note)}" for note in notes),
-            *_card_lines(run, state.step),
-            "",
-        ]
-    )
-
-
-def _initial_lines(config: Mapping[str, Any]) -> Iterator[str]:
-    """The run whose weights this one began with; checkpoints of older versions name none."""
-    if config.get("init_from"):
-        yield f"- with the weights of: run {escape_markdown(config['init_from'])}"
-
-
-def _unfinished_lines(state: RunState) -> Iterator[str]:
-    steps = state.config["steps"]
-    if state.step < steps:
-        yield f"- **not fully trained**: exported at step {state.step:,} of {steps:,}"
-
-
-def _card_lines(run: Path, step: int) -> Iterator[str]:
-    """The metrics of that step in training and on --eval-store, one line each."""
-    for name, label in ((METRICS_FILE, "last batch"), (EVAL_FILE, "evaluation")):
-        for line in lines_up_to(run / name, step)[-1:]:
-            values: Mapping[str, Any] = parse_json(line, constants=True)
-            if values["step"] == step:
-                shown = (f"{k} {values[k]:.4g}" for k in _CARD_METRICS if values.get(k) is not None)
-                yield f"- {label}: {', '.join(shown)}"

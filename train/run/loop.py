@@ -27,9 +27,11 @@ from caskd.train.config import TrainConfig
 from caskd.train.data import (
     BatchReader,
     Prefetcher,
+    SpanReader,
     StepBatch,
     fields_to_read,
     keeps_examples_apart,
+    span_fields,
 )
 from caskd.train.engine import Ranks, TrainEngine, init_distributed
 from caskd.train.metrics import finite_or_none, step_metrics
@@ -45,6 +47,7 @@ from caskd.train.model import (
 from caskd.train.objectives import Objective
 from caskd.train.run.failures import agree, planned_by_all_ranks, user_errors
 from caskd.train.run.memory_forecast import size_of, table
+from caskd.train.run.other_tokenizer import check_other_bytes
 from caskd.train.run.out_folder import clear_for_resume, record_save
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.run_log import RunLog, describe_run
@@ -124,7 +127,7 @@ def _fit(plan: RunPlan, engine: TrainEngine, received: list[int]) -> Path:
     """Run the remaining steps, evaluations and saves; return the last checkpoint."""
     config, step, saved = plan.config, plan.first_step, plan.checkpoint
     skipped = plan.done.skipped_steps if plan.done else 0
-    in_a_row = 0
+    in_a_row = other_bytes = 0
     reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs))
 
     with (
@@ -143,6 +146,11 @@ def _fit(plan: RunPlan, engine: TrainEngine, received: list[int]) -> Path:
             in_a_row = 0 if good else in_a_row + 1
             skipped += not good
             metrics["skipped_steps"] = skipped
+            if plan.tokens is not None:
+                metrics |= {**batch.left_out, "tail_mass": None}  # no top-k is read
+                other_bytes += batch.left_out["other_bytes"]
+                seen = (batch.step + 1 - plan.first_step) * config.global_batch_size
+                check_other_bytes(other_bytes, seen, config.allow_other_bytes)
             if len(batch.examples_per_store) > 1:
                 metrics["examples_per_store"] = batch.examples_per_store
             stops = any_terminated and step < config.steps
@@ -193,6 +201,7 @@ def train_step(
     engine.set_lr(lr)
     engine.module.options = LossOptions(_objective(plan, batch.step), plan.tail)
     count = batch.num_rows if config.normalise == "rows" else batch.num_examples
+    count = max(1, count)  # a step without spans has no gradient
     scale = engine.ranks.world_size / count
     *others, last = batch.micro_batches
     parts = [engine.micro_step(part, scale, last=False) for part in others]
@@ -214,7 +223,7 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
         repeat_bit_for_bit()
     # Each rank has its own seed, also a rank that joins when a run is resumed.
     seed_everything(config.seed + ranks.rank + (plan.first_step << 20))
-    model = load_student(config.student, plan.store.spec)
+    model = load_student(config.student, plan.vocab_size)
     if plan.lora is not None:
         add_adapters(model, plan.lora, config.student)
     if plan.checkpoint is not None:
@@ -224,7 +233,7 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     if config.gradient_checkpointing:
         recompute_activations(model)
     options = LossOptions(_objective(plan, plan.first_step), plan.tail)
-    longest = _longest(plan)
+    longest = plan.longest_possible
     groups = student_groups(
         config.student,
         model,
@@ -245,30 +254,22 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     return engine
 
 
-def _longest(plan: RunPlan) -> int:
-    """Tokens of the longest example that is trained or evaluated on."""
-    counts = [plan.store.token_counts()]
-    if plan.eval_store is not None:
-        counts.append(plan.eval_store.token_counts())
-    return max(int(part.max()) for part in counts)
-
-
-def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader:
+def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader | SpanReader:
     """The reader of this rank's batches."""
-    config = plan.config
-    return BatchReader(
-        store=plan.store,
-        order=plan.order,
-        row_fields=fields_to_read(
-            widest_read(plan.objective, config.final_w), plan.store.spec.kind
-        ),
-        pad_id=_pad_id(plan),
-        global_batch_size=config.global_batch_size,
-        split=replace(plan.split, packed=packed),
-        rank=ranks.rank,
-        pin_memory=ranks.device.type == "cuda",
-        mask=plan.mask,
-    )
+    config, widest = plan.config, widest_read(plan.objective, plan.config.final_w)
+    common: dict[str, Any] = {
+        "store": plan.store,
+        "order": plan.order,
+        "pad_id": _pad_id(plan),
+        "global_batch_size": config.global_batch_size,
+        "split": replace(plan.split, packed=packed),
+        "rank": ranks.rank,
+        "pin_memory": ranks.device.type == "cuda",
+        "mask": plan.mask,
+    }
+    if plan.tokens is not None:
+        return SpanReader(tokens=plan.tokens, row_fields=span_fields(widest), **common)
+    return BatchReader(row_fields=fields_to_read(widest, plan.store.spec.kind), **common)
 
 
 def _pad_id(plan: RunPlan) -> int:
@@ -295,7 +296,12 @@ def _evaluate_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int)
     # Always with the mask of the last step, so that all lines of eval.jsonl are comparable.
     engine.module.options = LossOptions(plan.objective, plan.tail)
     metrics = evaluate(
-        engine, store, log.bar, pad_id=_pad_id(plan), micro_batch_size=config.micro_batch_size
+        engine,
+        store,
+        log.bar,
+        pad_id=_pad_id(plan),
+        micro_batch_size=config.micro_batch_size,
+        tokens=plan.eval_tokens,
     )
     log.evaluated(step, metrics)
     best = config.best_metric and log.evaluations.best(config.best_metric)

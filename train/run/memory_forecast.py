@@ -133,8 +133,7 @@ def size_of(plan: RunPlan) -> RunSize:
             add_adapters(model, plan.lora, config.student)
     counts = {p: p.numel() for p in model.parameters()}
     text_config = model_config.get_text_config()
-    longest = int(plan.store.token_counts().max())
-    tokens = config.token_budget or config.micro_batch_size * longest
+    tokens = config.token_budget or config.micro_batch_size * plan.longest
     device = default_device()
     tile = min(tile_bytes(device), 4 * tokens * text_config.vocab_size)
     return RunSize(

@@ -8,6 +8,7 @@ from typing import Any
 
 from caskd.models import default_device
 from caskd.store import TeacherStore
+from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.io import counted
 from caskd.train.checkpoint import (
     STATE,
@@ -23,13 +24,13 @@ from caskd.train.data import (
     MixedOrder,
     RandomMask,
     StoreMix,
-    accumulation_steps,
+    StudentTokens,
     check_budget,
     many_epochs,
     read_fractions,
     shares,
 )
-from caskd.train.engine import Settings, deepspeed_settings, merge_settings, read_settings
+from caskd.train.engine import Settings
 from caskd.train.model import (
     LoraOptions,
     TeacherText,
@@ -39,7 +40,15 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
+from caskd.train.run.engine_settings import engine_settings
 from caskd.train.run.initial import InitialWeights, initial_weights
+from caskd.train.run.other_tokenizer import (
+    AlignmentStats,
+    check_other_bytes,
+    sample_alignment,
+    span_lines,
+    student_tokens,
+)
 from caskd.train.run.out_folder import (
     check_starts_anew,
     check_unused,
@@ -62,10 +71,13 @@ class RunPlan:
         objective: mask rule and label weight.
         mask: of a random-* objective; None where the loss computes the mask.
         tokenizer: the student's.
-        text: what the student takes over from its teacher's tokenizer.
+        text: what the student takes over from its teacher's tokenizer; None where it has another.
+        tokens: the student's tokens of each store; None where it has the teacher's vocabulary.
+        spans: how they align with the teacher's, over a sample; None likewise.
         settings: DeepSpeed's configuration.
         split: how a step is split into micro-batches.
         eval_store: to evaluate on.
+        eval_tokens: the student's tokens of that store; None where it has the teacher's vocabulary.
         lora: adapters to train in place of the weights.
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
@@ -79,10 +91,13 @@ class RunPlan:
     objective: Objective
     mask: RandomMask | None
     tokenizer: Any
-    text: TeacherText
+    text: TeacherText | None
+    tokens: tuple[StudentTokens, ...] | None
+    spans: AlignmentStats | None
     settings: Settings
     split: MicroBatchSplit
     eval_store: TeacherStore | None
+    eval_tokens: StudentTokens | None
     lora: LoraOptions | None
     checkpoint: Path | None
     done: RunState | None
@@ -92,6 +107,30 @@ class RunPlan:
     def first_step(self) -> int:
         """Number of steps that the run has finished already."""
         return self.done.step if self.done else 0
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the student's embedding must have rows for."""
+        if self.tokens is None:
+            return self.store.spec.vocab_size
+        return len(token_bytes(self.tokenizer))
+
+    @property
+    def longest(self) -> int:
+        """The student's tokens of the longest training example; of a sample where it has another
+        tokenizer than the teacher."""
+        if self.spans is None:
+            return int(self.store.token_counts().max())
+        return max(1, self.spans.longest_example)
+
+    @property
+    def longest_possible(self) -> int:
+        """No example that is trained or evaluated on has more of the student's tokens."""
+        if self.tokens is not None:
+            return max(self.longest, *(one.max_length for one in self.tokens))
+        if self.eval_store is None:
+            return self.longest
+        return max(self.longest, int(self.eval_store.token_counts().max()))
 
     @property
     def tail(self) -> Tail:
@@ -120,7 +159,7 @@ class RunPlan:
             store_digest=self.store.digest,
             teacher=self.store.teacher,
             config=self.options,
-            text=self.text.to_json(),
+            text=None if self.text is None else self.text.to_json(),
         )
 
     def summary(self) -> Iterator[str]:
@@ -131,9 +170,10 @@ class RunPlan:
             f"examples     {order.num_examples:,} of {sum(order.sizes):,} have response tokens, "
             f"in {counted(order.num_blocks, 'shard')}"
         )
+        tail = "" if self.tokens is not None else f", tail {self.tail}"
         yield (
             f"objective    {config.objective}: mask {self.objective.rule}, label weight "
-            f"{self.objective.w:g}, tail {self.tail}"
+            f"{self.objective.w:g}{tail}"
         )
         if self.mask is not None:
             kept = self.mask.fractions
@@ -153,7 +193,10 @@ class RunPlan:
             yield f"start        from the weights of {self.initial.recorded[:-52]}"
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
-        for note in self.text.notes:
+        if self.spans is not None:
+            same = self.store.spec.vocab_digest == vocab_digest(token_bytes(self.tokenizer))
+            yield from span_lines(self.spans, shares_vocabulary=same)
+        for note in () if self.text is None else self.text.notes:
             yield f"text         {note}"
         if self.eval_store is not None:
             yield f"evaluation   {self.eval_store.spec.num_rows:,} response tokens"
@@ -200,29 +243,31 @@ def plan_run(config: TrainConfig) -> RunPlan:
     dtype = config.dtype or ("bfloat16" if default_device().type == "cuda" else "float32")
     config = replace(config, dtype=dtype)
     objective = resolve_objective(config.objective, config.w)
-    settings = _settings(config, world_size)
+    settings = engine_settings(config, world_size)
     check_trackers(config)
     if not config.resume and is_first_rank():  # the other ranks learn of a refusal
         check_unused(config.out)
     mask = None
     if config.keep_fraction_from is not None:
         mask = RandomMask(config.seed, read_fractions(config.keep_fraction_from, config.steps))
-    store = StoreMix.open(config.store)
+    store = StoreMix.open(config.store, one_vocabulary=False)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     order = store.order(config.seed)
-    if config.token_budget is not None:
-        longest = int(store.token_counts().max())
-        check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     checkpoint = done = None
     initial = initial_weights(config)
     if config.resume:
         checkpoint, done = _resumed(config.out, _recorded(config, mask, initial), store)
-    tokenizer = load_tokenizer(config.student, store.spec)
-    eval_store = open_eval_store(config.eval_store, store.spec) if config.eval_store else None
-    counts = [part.token_counts() for part in (store, eval_store) if part is not None]
-    longest = max(int(part.max()) for part in counts)
-    check_config(config.student, store.spec.vocab_size, longest)
-    return RunPlan(
+    tokenizer = load_tokenizer(config.student)
+    tokens = student_tokens(config, store.stores, tokenizer, objective)
+    eval_store = eval_tokens = spans = None
+    if config.eval_store is not None:
+        eval_store = open_eval_store(config.eval_store, store.spec, one_vocabulary=tokens is None)
+        if tokens is not None:
+            eval_tokens = student_tokens(config, (eval_store,), tokenizer, objective)
+    if tokens is not None:
+        spans = sample_alignment(store, tokens, order)
+        check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
+    plan = RunPlan(
         config=config,
         world_size=world_size,
         store=store,
@@ -230,12 +275,16 @@ def plan_run(config: TrainConfig) -> RunPlan:
         objective=objective,
         mask=mask,
         tokenizer=tokenizer,
-        text=teacher_text(
+        text=None
+        if tokens is not None
+        else teacher_text(
             store.stores,
             config.student,
             tokenizer,
             teacher_tokenizer=config.teacher_tokenizer,
         ),
+        tokens=tokens,
+        spans=spans,
         settings=settings,
         split=MicroBatchSplit(
             world_size=world_size,
@@ -243,11 +292,16 @@ def plan_run(config: TrainConfig) -> RunPlan:
             token_budget=config.token_budget,
         ),
         eval_store=eval_store,
+        eval_tokens=None if eval_tokens is None else eval_tokens[0],
         lora=lora_options(config.to_json()),
         checkpoint=checkpoint,
         done=done,
         initial=initial,
     )
+    if config.token_budget is not None:
+        check_budget(config.token_budget, config.global_batch_size, world_size, plan.longest)
+    check_config(config.student, plan.vocab_size, plan.longest_possible)
+    return plan
 
 
 def _resumed(
@@ -285,23 +339,3 @@ def _recorded(
     if mask is not None:
         options["keep_fraction_from"] = f"sha256:{mask.digest}"
     return options
-
-
-def _settings(config: TrainConfig, world_size: int) -> Settings:
-    if config.token_budget is None:
-        micro, batch = config.micro_batch_size, config.global_batch_size
-        accumulation = accumulation_steps(batch, micro, world_size)
-    else:  # the number of micro-steps varies; DeepSpeed only needs to know that it exceeds 1
-        micro, accumulation = 1, 2
-        batch = micro * accumulation * world_size
-    settings = deepspeed_settings(
-        global_batch_size=batch,
-        micro_batch_size=micro,
-        accumulation_steps=accumulation,
-        clip_grad_norm=config.clip_grad_norm,
-        zero_stage=config.zero_stage,
-        dtype=str(config.dtype),
-        offload=config.offload,
-    )
-    path = config.deepspeed_config
-    return settings if path is None else merge_settings(settings, read_settings(path), str(path))

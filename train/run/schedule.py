@@ -1,6 +1,7 @@
 """Learning rate, mask and label weight as pure functions of the step; no scheduler state."""
 
 import math
+from dataclasses import replace
 
 from caskd.train.config import Schedule
 from caskd.train.objectives import Objective
@@ -59,11 +60,11 @@ def objective_at(
     """
     rule = objective.rule if step >= mask_from_step else "all"
     if final_w is None:
-        return Objective(rule, objective.w)
+        return replace(objective, rule=rule)
     done = step / max(steps - 1, 1)
-    return Objective(rule, objective.w + (final_w - objective.w) * done)
+    return replace(objective, rule=rule, w=objective.w + (final_w - objective.w) * done)
 
 
 def widest_read(objective: Objective, final_w: float | None) -> Objective:
     """Among the objectives of all steps, one that reads the most fields of the store."""
-    return Objective(objective.rule, min(objective.w, objective.w if final_w is None else final_w))
+    return replace(objective, w=min(objective.w, objective.w if final_w is None else final_w))

@@ -16,7 +16,16 @@ from caskd.models import longest_first
 from caskd.store import StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError
 from caskd.store.io import Progress, files, parse_json
-from caskd.train.data import collate, fields_to_read
+from caskd.train.data import (
+    LeftOut,
+    MicroBatch,
+    StudentTokens,
+    collate,
+    collate_spans,
+    fields_to_read,
+    span_examples,
+    span_fields,
+)
 from caskd.train.engine import TrainEngine
 from caskd.train.loss import ROW_STATS, best_step, eval_metrics, sum_row_stats
 from caskd.train.metrics import lines_up_to
@@ -25,13 +34,20 @@ from caskd.train.objectives import OBJECTIVES
 EVAL_FILE = "eval.jsonl"
 
 
-def open_eval_store(url: str, trained: StoreSpec) -> TeacherStore:
+def open_eval_store(url: str, trained: StoreSpec, *, one_vocabulary: bool = True) -> TeacherStore:
     """Open the store to evaluate on.
+
+    Args:
+        url: of the store.
+        trained: spec of a training store.
+        one_vocabulary: refuse a vocabulary other than that of the training stores.
 
     Raises:
         IdentityError: its vocabulary differs from that of the training stores.
     """
     store = TeacherStore.open(url)
+    if not one_vocabulary:
+        return store
     if store.spec.vocab_digest != trained.vocab_digest:
         raise IdentityError(
             f"--eval-store {url}: its vocabulary is {store.spec.vocab_digest[:12]}; expected that "
@@ -41,27 +57,64 @@ def open_eval_store(url: str, trained: StoreSpec) -> TeacherStore:
 
 
 def evaluate(
-    engine: TrainEngine, store: TeacherStore, bar: Progress, *, pad_id: int, micro_batch_size: int
+    engine: TrainEngine,
+    store: TeacherStore,
+    bar: Progress,
+    *,
+    pad_id: int,
+    micro_batch_size: int,
+    tokens: StudentTokens | None = None,
 ) -> dict[str, Any]:
-    """The student's metrics on all rows of a store. Every rank must call it, and gets the same."""
+    """The student's metrics on all rows of a store. Every rank must call it, and gets the same.
+
+    Args:
+        engine: of the student.
+        store: to evaluate on.
+        bar: shows the progress.
+        pad_id: of the student's tokenizer.
+        micro_batch_size: examples of a forward.
+        tokens: of a student with another tokenizer. Its metrics are over its own tokens, without
+            KL, and `nats_per_byte` is their negative log-likelihood by bytes of the replies.
+    """
     tasks, ranks = store.spec.tasks, engine.ranks
-    row_fields = fields_to_read(OBJECTIVES["dist"], store.spec.kind)
     sums = sum_row_stats(torch.zeros(0, len(ROW_STATS)), torch.zeros(0).long(), len(tasks))
+    num_bytes = 0
     batches = list(_batches(store, micro_batch_size, ranks.world_size))
     for done, batch in enumerate(batches):
         # All ranks run the student equally often, because stage 3 gathers its weights.
         mine = batch[ranks.rank :: ranks.world_size]
         examples = mine if len(mine) else batch[:1]
-        rows = store.read(examples, row_fields)
-        stats = engine.evaluate(collate(rows, pad_id)).cpu()
+        inputs, counts, size = _read(store, examples, tokens, pad_id)
+        stats = engine.evaluate(inputs).cpu()
         if len(mine):
-            counts = np.diff(rows.row_offsets)
+            num_bytes += size
             task = np.repeat(store.index.task[examples].astype(np.int64), counts)
             sums += sum_row_stats(stats, torch.from_numpy(task), len(tasks))
         bar.advance(0, f"evaluated {done + 1}/{len(batches)} batches")
     whole = engine.sum_over_ranks(sums.to(ranks.device)).numpy()
     named = {tasks[i]: asdict(eval_metrics(whole[i])) for i in range(len(tasks)) if whole[i, 0]}
-    return {**asdict(eval_metrics(whole)), "tasks": named}
+    metrics = {**asdict(eval_metrics(whole)), "tasks": named}
+    if tokens is not None:
+        own = torch.tensor([num_bytes], dtype=torch.float64, device=ranks.device)
+        total = float(engine.sum_over_ranks(own)[0])
+        nll = metrics["nll"]
+        metrics["nats_per_byte"] = nll * metrics["num_rows"] / total if nll and total else None
+    return metrics
+
+
+def _read(
+    store: TeacherStore, examples: Any, tokens: StudentTokens | None, pad_id: int
+) -> tuple[MicroBatch, Any, int]:
+    """A micro-batch, the rows of each example, and bytes of all replies (0 without `tokens`)."""
+    if tokens is None:
+        rows = store.read(examples, fields_to_read(OBJECTIVES["dist"], store.spec.kind))
+        return collate(rows, pad_id), np.diff(rows.row_offsets), 0
+    rows = store.read(examples, span_fields(OBJECTIVES["xent"]))
+    found = span_examples(rows, tokens)
+    known = [None if isinstance(example, LeftOut) else example.aligned for example in found]
+    counts = [0 if aligned is None else len(aligned.student_span) for aligned in known]
+    num_bytes = sum(aligned.num_bytes for aligned in known if aligned is not None)
+    return collate_spans(found, pad_id), counts, num_bytes
 
 
 def _batches(store: TeacherStore, micro_batch_size: int, world_size: int) -> Iterator[Any]:

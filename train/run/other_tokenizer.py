@@ -1,0 +1,244 @@
+"""A run whose student has another tokenizer than the teacher: whether it is one, and its spans."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from caskd.models import check_template, check_vocabulary, open_config
+from caskd.store import TeacherStore
+from caskd.store.corpus import (
+    ChatOptions,
+    Columns,
+    Record,
+    corpus_digest,
+    read_records,
+    token_bytes,
+    vocab_digest,
+)
+from caskd.store.errors import IdentityError, UsageError
+from caskd.train.config import TrainConfig
+from caskd.train.data import LeftOut, MixedOrder, StoreMix, StudentTokens
+from caskd.train.objectives import Objective
+
+SAMPLE = 256
+"""Examples that are aligned before a run starts."""
+
+
+@dataclass(frozen=True)
+class AlignmentStats:
+    """How a student's tokens align with the teacher's, over a sample of examples."""
+
+    num_examples: int
+    num_other_bytes: int
+    """Examples whose replies have other bytes in the student's tokens."""
+    num_too_long: int
+    """Examples with more tokens than the student has positions."""
+    num_teacher_rows: int
+    num_student_rows: int
+    num_spans: int
+    num_pairs: int
+    """Spans of one token on both sides."""
+    longest_teacher: int
+    """Teacher tokens of the longest span."""
+    longest_student: int
+    longest_example: int
+    """Student tokens of the longest example."""
+
+    @property
+    def other_bytes(self) -> float:
+        """Share of the examples with other bytes."""
+        return self.num_other_bytes / max(1, self.num_examples)
+
+    def line(self) -> str:
+        """For people."""
+        rows, spans = max(1, self.num_teacher_rows), max(1, self.num_spans)
+        return (
+            f"{self.num_pairs / rows:.1%} of the teacher's tokens are one token of the student; "
+            f"{rows / spans:.2f} and {self.num_student_rows / spans:.2f} tokens per span (most: "
+            f"{self.longest_teacher} and {self.longest_student})"
+        )
+
+    def sample_line(self) -> str:
+        """For people: the sample, and the examples in it that teach nothing."""
+        return (
+            f"{self.num_examples} examples, the longest {self.longest_example:,} tokens of the "
+            f"student; left out: {self.num_other_bytes} with other bytes, {self.num_too_long} "
+            "longer than the student's positions"
+        )
+
+
+def student_tokens(
+    config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any, objective: Objective
+) -> tuple[StudentTokens, ...] | None:
+    """The student's tokens of each store; None where it shares the vocabulary of all of them.
+
+    Raises:
+        IdentityError: the objective needs one vocabulary, and the student has another.
+        UsageError: a store lacks what the objective reads, or its text cannot be rendered.
+    """
+    own = vocab_digest(token_bytes(tokenizer))
+    shared = all(one.spec.vocab_digest == own for one in stores)
+    if shared and not objective.matches_spans:
+        return None
+    if objective.needs_distribution:
+        _refuse_distribution(config, stores, tokenizer)
+    for one in stores:
+        _check_store(one, objective, config.objective)
+        _check_eos(one, tokenizer, config.student)
+    kinds = [one.spec.identity["text"]["kind"] for one in stores]
+    text_config = open_config(config.student, "--student").get_text_config()
+    longest = getattr(text_config, "max_position_embeddings", None)
+    corpora = _Corpora(config, tokenizer, longest) if "messages" in kinds else None
+    return tuple(
+        StudentTokens(tokenizer, one, max_length=longest)
+        if corpora is None or kind != "messages"
+        else corpora.tokens(one)
+        for one, kind in zip(stores, kinds, strict=True)
+    )
+
+
+class _Corpora:
+    """The conversations of --data, by the digest of the corpus: of each file, and of all."""
+
+    def __init__(self, config: TrainConfig, tokenizer: Any, longest: int | None) -> None:
+        self._tokenizer, self._data, self._longest = tokenizer, config.data, longest
+        if not config.data:
+            raise UsageError(
+                "--data: not given; expected the corpus of the stores of conversations, which a "
+                "student with another tokenizer sees in its own chat template; pass --data FILE"
+            )
+        check_template(tokenizer, f"--student {config.student}")
+        self._columns = Columns(messages=config.messages_column, kind="messages")
+        files = [list(read_records([file])) for file in config.data]
+        self._records = {
+            self._digest(records): records for records in [*files, [r for f in files for r in f]]
+        }
+
+    def _digest(self, records: list[Record]) -> str:
+        return corpus_digest(iter(records), self._columns)[0]
+
+    def tokens(self, store: TeacherStore) -> StudentTokens:
+        """The student's tokens of a store of conversations.
+
+        Raises:
+            IdentityError: the store was captured from another corpus.
+        """
+        identity = store.spec.identity
+        records = self._records.get(identity["corpus"]["digest"])
+        if records is None:
+            most = max(map(len, self._records.values()))
+            raise IdentityError(
+                f"--data {' '.join(self._data)}: {most:,} records that are not those of --store "
+                f"{store.name} ({identity['corpus']['num_records']:,} records, digest "
+                f"{identity['corpus']['digest'][:12]}); expected the corpus that was captured; "
+                "pass its files in the same order"
+            )
+        chat = ChatOptions(turns=identity["text"].get("chat_turns", "all"))
+        return StudentTokens(
+            self._tokenizer,
+            store,
+            records.__getitem__,
+            columns=self._columns,
+            chat=chat,
+            max_length=self._longest,
+        )
+
+
+def _refuse_distribution(
+    config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any
+) -> None:
+    flag = f"--student {config.student}"
+    other = "cat-alm" if config.objective.startswith("cat") else "alm"
+    try:
+        for one in stores:
+            check_vocabulary(tokenizer, one.spec, flag)
+    except IdentityError as error:
+        raise IdentityError(
+            f"{error}; or pass --objective {other}, which matches likelihoods of spans of text"
+        ) from None
+
+
+def _check_store(store: TeacherStore, objective: Objective, name: str) -> None:
+    """Refuse a store that lacks what the objective reads, or what tells replies from markup."""
+    if store.spec.special_tokens is None:
+        raise UsageError(
+            f"--store {store.name}: an older version wrote it, without the teacher's special "
+            "tokens; expected identity.vocabulary.special_ids, for a student with another "
+            "tokenizer; capture it again, or pass a student with the teacher's tokenizer"
+        )
+    fields = store.spec.capture_fields
+    for needed, field, wanted in (
+        (objective.w < 1, "label", "exact"),
+        (objective.rule in ("either", "teacher"), "argmax", "exact"),
+    ):
+        if needed and fields[field] != wanted:
+            raise UsageError(
+                f"--store {store.name}: capture.{field} is {fields[field]}; --objective {name} "
+                f"expects {wanted}; pass --objective xent, or another store"
+            )
+
+
+def _check_eos(store: TeacherStore, tokenizer: Any, student: str) -> None:
+    text = store.spec.identity["text"]
+    if text["kind"] != "messages" and text["eos"] and tokenizer.eos_token_id is None:
+        raise UsageError(
+            f"--student {student}: its tokenizer has no EOS token, and the responses of "
+            f"{store.name} end with one; expected eos_token in tokenizer_config.json; add it"
+        )
+
+
+def sample_alignment(
+    store: StoreMix, tokens: Sequence[StudentTokens], order: MixedOrder
+) -> AlignmentStats:
+    """Align the first examples of a run."""
+    examples = order.examples_for_step(0, min(SAMPLE, order.num_examples))
+    counts = np.zeros(10, np.int64)
+    for number, batch, _ in store.read_apart(examples, ("num_kept",)):
+        for aligned in tokens[number].align(batch):
+            counts[0] += 1
+            if isinstance(aligned, LeftOut):
+                counts[1 if aligned is LeftOut.OTHER_BYTES else 2] += 1
+                continue
+            teacher, student = (
+                np.bincount(span[span >= 0], minlength=aligned.num_spans)
+                for span in (aligned.teacher_span, aligned.student_span)
+            )
+            pairs = np.count_nonzero((teacher == 1) & (student == 1))
+            counts[3:7] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
+            longest = teacher.max(initial=0), student.max(initial=0), len(aligned.token_ids)
+            counts[7:] = np.maximum(counts[7:], longest)
+    return AlignmentStats(*counts.tolist())
+
+
+def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None:
+    """Stop a run in which too many examples have other bytes in the student's tokens.
+
+    Args:
+        num_other: examples with other bytes so far.
+        num_examples: examples so far; fewer than `SAMPLE` count as so many.
+        allowed: share of the examples.
+
+    Raises:
+        UsageError: more than the allowed share.
+    """
+    share = num_other / max(SAMPLE, num_examples)
+    if share > allowed:
+        raise UsageError(
+            f"--student: {num_other:,} of {num_examples:,} examples ({share:.1%}) have replies "
+            "whose bytes the student's tokenizer or chat template changes, so that they teach "
+            f"nothing; expected at most {allowed:.1%}; pass another student, or "
+            f"--allow-other-bytes {min(1.0, share * 1.2 + 0.005):.2f}"
+        )
+
+
+def span_lines(stats: AlignmentStats, *, shares_vocabulary: bool) -> Iterator[str]:
+    """The lines of a plan."""
+    yield f"spans        {stats.line()}"
+    yield f"sample       {stats.sample_line()}"
+    if shares_vocabulary:
+        yield (
+            "note         the student has the teacher's vocabulary: dist and cat-dist use the "
+            "teacher's whole top-k"
+        )
