@@ -13,7 +13,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from caskd.store.errors import CaskdError, UsageError, reason
-from caskd.store.io import escape_control
+from caskd.store.io import escape_control, parse_json
 
 TOKEN_VARIABLE = "CASKD_SERVER_TOKEN"
 CONCURRENCY = 32
@@ -121,7 +121,7 @@ class HttpServer:
             else:
                 if status == 200:
                     try:
-                        return json.loads(data)
+                        return parse_json(data, constants=True)
                     except ValueError:
                         problem = f"{len(data):,} bytes that are not whole JSON"
                 elif status in _AGAIN:
