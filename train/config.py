@@ -32,7 +32,8 @@ class TrainConfig:
     store: tuple[str, ...]
     """Sealed teacher stores to train on: URL or URL=weight each; weights set shares of examples."""
     student: str
-    """Model to train: a transformers directory or hub id with the teacher's tokenizer."""
+    """Model to train: a transformers directory or hub id. If its tokenizer is not the teacher's:
+    only alm, cat-alm, xent, cat-xent* and random-xent."""
     teacher_tokenizer: str | None = None
     """Folder or hub id of the teacher's tokenizer, for stores that lack its EOS or template."""
     out: Path
@@ -40,7 +41,8 @@ class TrainConfig:
     steps: int
     """Number of optimizer steps of the whole run."""
     objective: ObjectiveName = "cat-dist"
-    """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random."""
+    """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random. alm:
+    match likelihoods of spans of text, for any tokenizer."""
     data: tuple[str, ...] = ()
     """Corpus of stores of conversations, for a student with another tokenizer: it sees them in its
     own chat template."""
@@ -48,14 +50,15 @@ class TrainConfig:
     """Column of --data with the conversations."""
     allow_other_bytes: float = 0.01
     """Share of the examples that may teach nothing, because the student's tokenizer changes the
-    bytes of their replies."""
+    bytes of their replies; of at least 256 examples, in a smaller store too."""
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     w: float | None = None
     """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
-    dist."""
+    dist, 0 for alm."""
     tail: Tail | None = None
-    """How to treat teacher mass outside the top-k. Default: bucket; for sampled stores: none."""
+    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for sampled stores:
+    none."""
     global_batch_size: int = 32
     """Examples per optimizer step, summed over all ranks."""
     micro_batch_size: int = 8
@@ -97,7 +100,8 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps between further evaluations on --eval-store."""
     best_metric: BestMetric | None = None
-    """Save a checkpoint whenever this metric on --eval-store is the best so far."""
+    """Save a checkpoint whenever this metric on --eval-store is the best so far; kl needs a student
+    with the teacher's tokenizer."""
     lora_rank: int | None = None
     """Train LoRA adapters of this rank through peft and freeze the weights."""
     lora_alpha: float | None = None

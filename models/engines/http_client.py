@@ -134,7 +134,8 @@ class HttpServer:
                 break
         raise ServerError(
             f"--url {self.url}: {path} failed {attempt + 1} times, the last with {problem}; "
-            "expected an answer; check the server's log, then run the same command again"
+            "expected an answer; check that the server runs, and its log, then run the same "
+            "command again"
         )
 
     def _send(self, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes, float]:

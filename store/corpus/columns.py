@@ -137,8 +137,8 @@ def _missing_column(record: Record, columns: Columns, role: str) -> str:
         assert other is not None
         ours, theirs = (" and ".join(columns.of(kind).values()) for kind in (columns.kind, other))
         return (
-            f"has {theirs}, but the first record has {ours}; expected one kind of record; capture "
-            "two stores, and mix them at training with caskd train --store A --store B"
+            f"has {theirs}; expected {ours}, as the first record or the store; pass other data, "
+            "or capture two stores, and mix them at training with caskd train --store A --store B"
         )
     return (
         f"no column {name!r}, only {', '.join(map(repr, record))}; expected it in "

@@ -225,8 +225,9 @@ def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None
     """
     share = num_other / max(SAMPLE, num_examples)
     if share > allowed:
+        counted = f"{share:.1%}" + (f" of {SAMPLE}" if num_examples < SAMPLE else "")
         raise UsageError(
-            f"--student: {num_other:,} of {num_examples:,} examples ({share:.1%}) have replies "
+            f"--student: {num_other:,} of {num_examples:,} examples ({counted}) have replies "
             "whose bytes the student's tokenizer or chat template changes, so that they teach "
             f"nothing; expected at most {allowed:.1%}; pass another student, or "
             f"--allow-other-bytes {min(1.0, share * 1.2 + 0.005):.2f}"
