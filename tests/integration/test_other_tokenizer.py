@@ -251,3 +251,20 @@ def test_every_objective_trains_in_stage_2(plain: Path, objective: str) -> None:
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-5, abs=1e-7)
         assert one["keep_fraction"] == two["keep_fraction"]
     assert runs[0][-1]["loss"] != runs[0][0]["loss"]
+
+
+def test_a_run_that_would_learn_nothing_is_refused(plain: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(plain / "student", short)
+    config = json.loads((short / "config.json").read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = 3
+    (short / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"longer than the student's positions.*learn nothing"):
+        run(plain, "nothing", student=str(short))
+
+
+def test_options_that_would_do_nothing_are_refused(plain: Path) -> None:
+    with pytest.raises(UsageError, match=r"--best-metric kl.*nll"):
+        run(plain, "kl", best_metric="kl", eval_store=str(plain / "store"))
+    with pytest.raises(UsageError, match=r"--data x\.jsonl.*omit it"):
+        run(plain, "data", student=str(plain / "teacher"), objective="xent", data=("x.jsonl",))

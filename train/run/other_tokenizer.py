@@ -81,7 +81,17 @@ def student_tokens(
     own = vocab_digest(token_bytes(tokenizer))
     shared = all(one.spec.vocab_digest == own for one in stores)
     if shared and not objective.matches_spans:
+        if config.data:
+            raise UsageError(
+                f"--data {' '.join(config.data)}: --student {config.student} has the teacher's "
+                "tokenizer, and reads the stores alone; expected no --data; omit it"
+            )
         return None
+    if config.best_metric == "kl":
+        raise UsageError(
+            "--best-metric kl: is not measured for a student with another tokenizer; expected nll, "
+            "accuracy or ece; pass one of these"
+        )
     if objective.needs_distribution:
         _refuse_distribution(config, stores, tokenizer)
     for one in stores:
@@ -130,10 +140,10 @@ class _Corpora:
         if records is None:
             most = max(map(len, self._records.values()))
             raise IdentityError(
-                f"--data {' '.join(self._data)}: {most:,} records that are not those of --store "
+                f"--data {' '.join(self._data)}: {most:,} records that are not those of the store "
                 f"{store.name} ({identity['corpus']['num_records']:,} records, digest "
                 f"{identity['corpus']['digest'][:12]}); expected the corpus that was captured; "
-                "pass its files in the same order"
+                "pass its files in the same order, beside those of the other stores"
             )
         chat = ChatOptions(turns=identity["text"].get("chat_turns", "all"))
         return StudentTokens(
@@ -223,7 +233,7 @@ def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None
     Raises:
         UsageError: more than the allowed share.
     """
-    share = num_other / max(SAMPLE, num_examples)
+    share = num_other / max(SAMPLE if num_other < num_examples else 1, num_examples)
     if share > allowed:
         counted = f"{share:.1%}" + (f" of {SAMPLE}" if num_examples < SAMPLE else "")
         raise UsageError(
@@ -231,6 +241,20 @@ def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None
             "whose bytes the student's tokenizer or chat template changes, so that they teach "
             f"nothing; expected at most {allowed:.1%}; pass another student, or "
             f"--allow-other-bytes {min(1.0, share * 1.2 + 0.005):.2f}"
+        )
+
+
+def check_any_spans(stats: AlignmentStats) -> None:
+    """Refuse a run whose sampled examples all teach nothing.
+
+    Raises:
+        UsageError: names why they were left out.
+    """
+    if stats.num_spans == 0:
+        raise UsageError(
+            f"--student: none of {stats.sample_line()}, so that the run would learn nothing; "
+            "expected examples that fit the student; pass a student with more positions or another "
+            "tokenizer, or a store of shorter examples"
         )
 
 

@@ -44,6 +44,7 @@ from caskd.train.run.engine_settings import engine_settings
 from caskd.train.run.initial import InitialWeights, initial_weights
 from caskd.train.run.other_tokenizer import (
     AlignmentStats,
+    check_any_spans,
     check_other_bytes,
     sample_alignment,
     span_lines,
@@ -269,6 +270,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     if tokens is not None:
         spans = sample_alignment(store, tokens, order)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
+        check_any_spans(spans)
     plan = RunPlan(
         config=config,
         world_size=world_size,
