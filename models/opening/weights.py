@@ -21,6 +21,7 @@ from caskd.models.opening.locating import (
 from caskd.models.opening.quantization import check_quantization
 from caskd.store.errors import UsageError, reason
 from caskd.store.imports import require
+from caskd.store.io import escape_control
 
 _QUANTIZED = (
     "a device and packages that compute its quantised weights: pass another --device, or the model "
@@ -171,12 +172,19 @@ def open_empty(
 
 
 def _check_folder(folder: Path, flag: str) -> None:
-    """Refuse a folder whose weights or code transformers would take from elsewhere.
+    """Refuse a folder of pickles, or one whose weights or code transformers would take from elsewhere.
 
     Raises:
-        UsageError: it holds a whole model beside an adapter, whose base model transformers would
-            open in its place; or its config names code of the hub.
+        UsageError: its only weights are pickles; it holds a whole model beside an adapter, whose
+            base model transformers would open in its place; or its config names code of the hub.
     """
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles and next(folder.glob("*.safetensors"), None) is None:
+        raise UsageError(
+            f"{flag} {folder}: no .safetensors file, only the pickle {escape_control(pickles[0])}, "
+            "which can run code and is never read; expected weights in safetensors; convert them "
+            f"with save_pretrained if you trust their origin, or pass another {flag}"
+        )
     if not (folder / "config.json").is_file():
         return
     if (folder / ADAPTER_CONFIG).exists():
