@@ -172,7 +172,7 @@ def open_empty(
 
 
 def _check_folder(folder: Path, flag: str) -> None:
-    """Refuse a folder of pickles, or one whose weights or code transformers would take from elsewhere.
+    """Refuse a folder of pickles, or whose weights or code transformers would take from elsewhere.
 
     Raises:
         UsageError: its only weights are pickles; it holds a whole model beside an adapter, whose
