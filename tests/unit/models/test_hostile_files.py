@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
+from helpers.tiny import save_tiny
 from peft import LoraConfig, get_peft_model
 
 from caskd.models import open_adapter, open_model, open_tokenizer
@@ -26,8 +26,8 @@ def copy(base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
-    settings = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path=str(base))
-    get_peft_model(tiny_model(tiny_tokenizer()), settings).save_pretrained(tmp_path / "adapter")
+    settings = LoraConfig(r=2, target_modules=["q_proj"])
+    get_peft_model(open_model(base, "--model"), settings).save_pretrained(tmp_path / "adapter")
     change(tmp_path / "adapter", base_model_name_or_path=str(base))
     return tmp_path / "adapter"
 
