@@ -60,8 +60,7 @@ class Parts:
             num_parts: number of parts that the examples are split into.
 
         Raises:
-            IdentityError: existing parts belong to another request.
-            UsageError: the file at `out` belongs to another request.
+            IdentityError: existing parts, or the file at `out`, belong to another request.
         """
         self.out = out
         self.folder = out.with_name(out.name + ".parts")
@@ -95,7 +94,7 @@ class Parts:
         """The whole file, if it exists.
 
         Raises:
-            UsageError: it belongs to another request.
+            IdentityError: it belongs to another request.
         """
         if not self.out.exists():
             return None
@@ -105,7 +104,7 @@ class Parts:
         if difference is not None:
             scoring = difference[0].partition(".")[0] in ("quality", "tasks")
             other = ", or rescore it with caskd eval --task-metric" if scoring else ""
-            raise UsageError(
+            raise IdentityError(
                 f"--out {self.out}: belongs to another request, {_text(difference)}; expected a "
                 f"new file; remove it or choose another --out{other}"
             )
@@ -139,6 +138,7 @@ class Parts:
 
         Raises:
             UsageError: a part cannot be read.
+            IdentityError: another request wrote the file first.
         """
         if not self.out.exists():
             if self.missing():

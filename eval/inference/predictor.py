@@ -62,7 +62,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     Raises:
         UsageError: `out` holds something else, the data or the model cannot be read, or a prompt
             does not fit the model.
-        IdentityError: existing parts belong to another request.
+        IdentityError: existing parts, or a finished file, belong to another request.
     """
     out = Path(config.out)
     _check_numbers(config)

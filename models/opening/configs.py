@@ -1,6 +1,7 @@
 """Open the config, the tokenizer and the generation config of a checkpoint, without its code."""
 
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from caskd.models.opening.locating import (
@@ -10,7 +11,12 @@ from caskd.models.opening.locating import (
     check_source,
     opening_errors,
 )
+from caskd.store.corpus import vocab_size
 from caskd.store.errors import UsageError
+
+_MAX_VOCAB_SIZE = 1 << 24
+_MAX_TOKENIZER_BYTES = 128 << 20
+"""Four times the largest of known tokenizers, of 256,000 tokens."""
 
 
 def open_config(source: str | Path, flag: str) -> Any:
@@ -44,9 +50,39 @@ def open_tokenizer(source: str | Path, flag: str) -> Any:
     from transformers import AutoTokenizer
 
     check_openable(source, flag)
+    _check_size(Path(source) / "tokenizer.json", flag)
     expected = f"a transformers tokenizer that needs no remote code: pass another {flag}"
     with opening_errors(source, flag, "tokenizer", expected):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        size = vocab_size(tokenizer)
+    if size > _MAX_VOCAB_SIZE:  # tables of all ids, and tokenizers itself, would walk through them
+        raise UsageError(
+            f"{flag} {source}: its tokenizer gives a token the id {size - 1:,}; expected ids below "
+            f"{_MAX_VOCAB_SIZE:,}; correct its tokenizer.json, or pass another {flag}"
+        )
+    return tokenizer
+
+
+def _check_size(file: Path, flag: str) -> None:
+    """Refuse a tokenizer file that would take minutes and all memory, or that no reader ends.
+
+    Raises:
+        UsageError: it is larger than any tokenizer, or a pipe or a device.
+    """
+    try:
+        status = file.stat()
+    except OSError:
+        return  # transformers names what is missing
+    if not S_ISREG(status.st_mode):
+        problem = "is no regular file"
+    elif status.st_size > _MAX_TOKENIZER_BYTES:
+        problem = f"has {status.st_size:,} bytes"
+    else:
+        return
+    raise UsageError(
+        f"{flag} {file.parent}: its {file.name} {problem}; expected a file of at most "
+        f"{_MAX_TOKENIZER_BYTES:,} bytes; copy it again, or pass another {flag}"
+    )
 
 
 def open_generation_config(source: str | Path) -> Any:

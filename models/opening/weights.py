@@ -9,18 +9,22 @@ from typing import Any
 import torch
 
 from caskd.models.devices import memory_errors
+from caskd.models.opening.adapters import read_adapter_settings
 from caskd.models.opening.configs import open_config
 from caskd.models.opening.locating import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     WHOLE,
     check_openable,
+    check_reachable,
+    check_source,
     config_folder,
     opening_errors,
 )
 from caskd.models.opening.quantization import check_quantization
-from caskd.store.errors import UsageError, reason
+from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
+from caskd.store.io import check_readable, escape_control, value_text
 
 _QUANTIZED = (
     "a device and packages that compute its quantised weights: pass another --device, or the model "
@@ -171,13 +175,22 @@ def open_empty(
 
 
 def _check_folder(folder: Path, flag: str) -> None:
-    """Refuse a folder whose weights or code transformers would take from elsewhere.
+    """Refuse a folder of pickles, or whose weights or code transformers would take from elsewhere.
 
     Raises:
-        UsageError: it holds a whole model beside an adapter, whose base model transformers would
-            open in its place; or its config names code of the hub.
+        UsageError: its only weights are pickles; it holds a whole model beside an adapter, whose
+            base model transformers would open in its place; or its config names code of the hub.
     """
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles and next(folder.glob("*.safetensors"), None) is None:
+        raise UsageError(
+            f"{flag} {folder}: no .safetensors file, only the pickle {escape_control(pickles[0])}, "
+            "which can run code and is never read; expected weights in safetensors; convert them "
+            f"with save_pretrained if you trust their origin, or pass another {flag}"
+        )
     if not (folder / "config.json").is_file():
+        if (folder / ADAPTER_CONFIG).exists():
+            _check_base(folder, flag)
         return
     if (folder / ADAPTER_CONFIG).exists():
         raise UsageError(
@@ -185,6 +198,25 @@ def _check_folder(folder: Path, flag: str) -> None:
             "open the base model that the adapter names; expected one of them; remove the other"
         )
     open_config(folder, flag)
+
+
+def _check_base(folder: Path, flag: str) -> None:
+    """Refuse an adapter without a base model that can be opened.
+
+    Raises:
+        UsageError: it names none, one that is no model, or one of pickles.
+    """
+    base = read_adapter_settings(folder, f"{flag} {folder}").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UsageError(
+            f"{flag} {folder}: its {ADAPTER_CONFIG} names no base model (got {value_text(base)}); "
+            "expected a folder or a hub id in base_model_name_or_path; add it, or pass a "
+            "whole model"
+        )
+    base_flag = f"{flag} {folder}, base model"
+    check_source(base, base_flag)
+    check_reachable(base, base_flag)
+    _check_folder(Path(base), base_flag)
 
 
 def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None) -> Any:
@@ -205,11 +237,15 @@ def open_adapter(model: Any, folder: Path, flag: str, *, name: str | None = None
     from safetensors import safe_open
 
     shown = folder if name is None else name
+    read_adapter_settings(folder, f"{flag} {shown}")
     try:
         with warnings.catch_warnings():  # on device `meta`, of every weight
             warnings.simplefilter("ignore")
             adapted = peft.PeftModel.from_pretrained(model, folder, trust_remote_code=False)
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (CaskdError, MemoryError):
+        raise
+    except Exception as error:  # peft and safetensors raise every kind for damaged files
+        check_readable(error, f"{flag} {shown}")
         raise _does_not_fit(shown, flag, reason(error)) from error
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         stored = set(weights.keys())

@@ -38,6 +38,7 @@ from caskd.store.corpus.vocabulary import (
     token_bytes,
     tokenizer_digest,
     vocab_digest,
+    vocab_size,
     vocabulary_identity,
 )
 
@@ -78,5 +79,6 @@ __all__ = [
     "tokenize_examples",
     "tokenizer_digest",
     "vocab_digest",
+    "vocab_size",
     "vocabulary_identity",
 ]

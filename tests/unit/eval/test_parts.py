@@ -109,7 +109,7 @@ def test_another_request_is_refused_with_the_difference(tmp_path):
         opened(tmp_path, request=other)
     fill(opened(tmp_path))
     opened(tmp_path).join()
-    with pytest.raises(UsageError, match=r"another request, decoding\.max_new_tokens is 4"):
+    with pytest.raises(IdentityError, match=r"another request, decoding\.max_new_tokens is 4"):
         opened(tmp_path, request=other)
 
 
@@ -135,7 +135,7 @@ def test_a_config_digest_of_an_older_caskd_is_accepted_without_comparing(tmp_pat
     again = opened(tmp_path, request=newer)
     fill(again, again.missing())
     assert len(again.join()) == PER_PART * NUM_PARTS
-    with pytest.raises(UsageError, match=r"model\.weights_digest .*'w'.*'v'"):
+    with pytest.raises(IdentityError, match=r"model\.weights_digest .*'w'.*'v'"):
         opened(tmp_path, request=described("b" * 64, weights_digest="v"))
 
 
@@ -148,7 +148,7 @@ def test_another_config_is_refused(tmp_path):
 def test_a_file_that_is_scored_otherwise_needs_no_model(tmp_path):
     fill(opened(tmp_path))
     opened(tmp_path).join()
-    with pytest.raises(UsageError, match="caskd eval --task-metric"):
+    with pytest.raises(IdentityError, match="caskd eval --task-metric"):
         opened(tmp_path, request={**REQUEST, "quality": "chrf"})
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.tiny import save_tiny
 
 from caskd.models import open_config, open_model, open_tokenizer
+from caskd.models.decoding import load_for_decoding
 from caskd.store.errors import UsageError
 
 CODE = """
@@ -61,3 +63,26 @@ def test_a_whole_model_beside_an_adapter_is_ambiguous(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(UsageError, match=r"config\.json and adapter_config\.json"):
         open_model(folder, "--student")
+
+
+class _Trap:
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (self.mark, "w")
+
+
+def test_a_folder_of_pickles_is_refused_with_the_cure(folder: Path, tmp_path: Path) -> None:
+    """Beside safetensors a pickle is ignored; alone it is refused. It is never opened."""
+    mark = tmp_path / "unpickled"
+    torch.save(_Trap(str(mark)), folder / "pytorch_model.bin")
+    for opened in (open_model, load_for_decoding):
+        opened(str(folder), "--student")
+    (folder / "model.safetensors").unlink()
+    for opened in (open_model, load_for_decoding):
+        with pytest.raises(UsageError, match=r"^--student .*pytorch_model\.bin") as caught:
+            opened(str(folder), "--student")
+        assert "save_pretrained" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert not mark.exists()
