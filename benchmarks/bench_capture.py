@@ -39,7 +39,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from gpu_models import random_teacher
+from gpu_models import accept_shapes, random_teacher
 from gpu_profile import add_profile
 from store_rows import RESULTS, setting, write_table
 
@@ -425,6 +425,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="kernels, into OUT/profile.txt")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the table")
     args = parser.parse_args()
+    if args.random_weights:
+        accept_shapes()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     torch.set_num_threads(args.threads)
     some = PrecomputeConfig(

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_models import random_model
+from gpu_models import accept_shapes, random_model
 from gpu_profile import add_profile
 from store_rows import RESULTS, setting, write_table
 from torch import Tensor
@@ -298,6 +298,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="kernels, into OUT/profile.txt")
     parser.add_argument("--peak-memory-of", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.random_weights:
+        accept_shapes()
     if arguments.peak_memory_of:
         print(peak_memory(arguments, arguments.peak_memory_of))
         return

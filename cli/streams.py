@@ -26,7 +26,9 @@ def open_missing() -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line on stderr, if anybody can read it."""
+    """Print a line on stderr, if anybody can read it, behind the output so far."""
+    with suppress(OSError):
+        sys.stdout.flush()
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

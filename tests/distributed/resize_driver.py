@@ -6,7 +6,6 @@ A RUN is NAME:ZERO_STAGE:DTYPE; it is resumed where ROOT/NAME has a checkpoint.
 """
 
 import sys
-import threading
 from pathlib import Path
 
 from caskd.train.checkpoint import CHECKPOINTS
@@ -43,7 +42,7 @@ def main() -> None:
             if ranks.rank == 0:
                 describe_run(plan, ranks)
             engine = start_engine(plan, ranks)
-            _fit(plan, engine, threading.Event())
+            _fit(plan, engine, [])
             engine.close()
 
 

@@ -49,11 +49,11 @@ def test_a_run_that_stopped_is_completed_to_the_same_bytes(teacher, tmp_path, mo
     torn = config_for(teacher, tmp_path / "torn", deterministic=True)
     real, committed = StoreWriter.commit, []
 
-    def commit_twice_then_stop(self, work, rows, non_finite=()):
+    def commit_twice_then_stop(self, work, *rest):
         if len(committed) == 2:
             raise KeyboardInterrupt
         committed.append(work.shard)
-        return real(self, work, rows, non_finite)
+        return real(self, work, *rest)
 
     with monkeypatch.context() as patched:
         patched.setattr(StoreWriter, "commit", commit_twice_then_stop)

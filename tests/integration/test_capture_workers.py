@@ -154,7 +154,7 @@ def test_a_worker_for_which_nothing_works_stops(teacher, tmp_path, monkeypatch, 
 def test_a_disk_that_fails_is_not_a_failing_shard(teacher, tmp_path, monkeypatch):
     config = planned(teacher, tmp_path)
 
-    def full(self, work, rows, non_finite=()):
+    def full(self, *_):
         raise StoreWriteError("cannot write x: No space left on device.")
 
     monkeypatch.setattr(StoreWriter, "commit", full)
