@@ -37,6 +37,7 @@ from caskd.models.model_text import (
     conversation_options,
 )
 from caskd.models.opening import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     build_model,
     check_openable,
@@ -50,6 +51,7 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
     quantization_of,
+    read_adapter_settings,
 )
 from caskd.models.parameters import ParameterCount, count_parameters
 from caskd.models.small_copies import check_class
@@ -57,6 +59,7 @@ from caskd.models.split_model import SplitModel, check_matrix, check_split
 from caskd.models.vocabulary import check_vocabulary, stop_ids
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "TEXT_FILE",
     "Arrange",
@@ -106,6 +109,7 @@ __all__ = [
     "pick_device",
     "probe_tokens",
     "quantization_of",
+    "read_adapter_settings",
     "run_model",
     "stop_ids",
     "to_device",

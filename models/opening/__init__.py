@@ -3,8 +3,10 @@
 Every `from_pretrained` and `from_config` of caskd is in this folder.
 """
 
+from caskd.models.opening.adapters import read_adapter_settings
 from caskd.models.opening.configs import open_config, open_generation_config, open_tokenizer
 from caskd.models.opening.locating import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_openable,
     check_source,
@@ -19,6 +21,7 @@ from caskd.models.opening.quantization import (
 from caskd.models.opening.weights import build_model, open_adapter, open_empty, open_model
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "build_model",
     "check_openable",
@@ -34,4 +37,5 @@ __all__ = [
     "open_model",
     "open_tokenizer",
     "quantization_of",
+    "read_adapter_settings",
 ]

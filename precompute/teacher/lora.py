@@ -4,12 +4,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from caskd.models import ADAPTER_WEIGHTS, weights_digest
-from caskd.store.errors import UsageError, reason
+from caskd.models import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    read_adapter_settings,
+    weights_digest,
+)
+from caskd.store.errors import UsageError
 from caskd.store.format import canonical_json
-from caskd.store.io import StrangeFileError, escape_control, read_json_object
-
-_SETTINGS = "adapter_config.json"
+from caskd.store.io import escape_control
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,16 @@ def describe_adapter(folder: Path, name: str) -> AdapterSource:
     """Read an adapter's settings and compute its digest; needs no model.
 
     Raises:
-        UsageError: no adapter in safetensors, or one that changes the input instead of the model.
+        UsageError: no adapter in safetensors, settings that cannot be followed, or one that changes
+            the input instead of the model.
     """
-    for file in (ADAPTER_WEIGHTS, _SETTINGS):
+    for file in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / file).is_file():
             raise UsageError(
                 f"--adapter {name}: no {file}; expected a peft adapter in safetensors; save it "
                 "with save_pretrained, or pass another --adapter"
             )
-    try:
-        settings = read_json_object(folder / _SETTINGS)
-    except (OSError, StrangeFileError) as error:
-        raise UsageError(
-            f"--adapter {name}: {_SETTINGS}: {reason(error)}; expected the settings of a peft "
-            "adapter; save it with save_pretrained, or pass another --adapter"
-        ) from None
+    settings = read_adapter_settings(folder, f"--adapter {name}")
     settings.pop("base_model_name_or_path", None)
     if settings.get("num_virtual_tokens") is not None:
         kind = escape_control(str(settings.get("peft_type")))

@@ -176,8 +176,8 @@ def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BatchReader:
-    """Reads the batches of one rank, step by step."""
+class StepReader:
+    """Which examples one rank reads for each step, and how it lays them out."""
 
     store: StoreMix
     order: MixedOrder
@@ -189,9 +189,13 @@ class BatchReader:
     pin_memory: bool
     mask: RandomMask | None = None
 
-    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
-        """The batches of steps `first` to `stop` - 1."""
-        row_counts, token_counts = self.store.row_counts(), self.store.token_counts()
+    def examples_of_steps(
+        self, first: int, stop: int
+    ) -> Iterator[tuple[int, IntArray, tuple[int, ...]]]:
+        """The examples [G] of steps `first` to `stop` - 1, and their number by store.
+
+        It prefetches those of a later step.
+        """
         # A remote store fetches whole shards: those of the next window while this one is read.
         ahead = max(1, self.order.examples_per_window // self.global_batch_size)
         for step in range(first, stop):
@@ -199,6 +203,16 @@ class BatchReader:
             self.store.prefetch(later, self.row_fields)
             examples = self.order.examples_for_step(step, self.global_batch_size)
             counts = np.bincount(self.order.stores_of(examples), minlength=len(self.order.sizes))
+            yield step, examples, tuple(counts.tolist())
+
+
+class BatchReader(StepReader):
+    """Reads the batches of one rank, step by step."""
+
+    def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
+        """The batches of steps `first` to `stop` - 1."""
+        row_counts, token_counts = self.store.row_counts(), self.store.token_counts()
+        for step, examples, by_store in self.examples_of_steps(first, stop):
             yield StepBatch(
                 step=step,
                 micro_batches=tuple(
@@ -207,7 +221,7 @@ class BatchReader:
                 ),
                 num_rows=int(row_counts[examples].sum(dtype=np.int64)),
                 num_examples=len(examples),
-                examples_per_store=tuple(counts.tolist()),
+                examples_per_store=by_store,
             )
 
     def _micro_batch(self, examples: IntArray, step: int) -> MicroBatch:

@@ -13,13 +13,9 @@ import torch
 
 from caskd.store import StoreBatch
 from caskd.store.corpus import logit_positions, row_labels
-from caskd.train.data.batches import MicroBatch, StepBatch, collate
-from caskd.train.data.micro_steps import MicroBatchSplit
-from caskd.train.data.mixture import MixedOrder
+from caskd.train.data.batches import MicroBatch, StepBatch, StepReader, collate
 from caskd.train.data.order import IntArray
-from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.spans import NO_SPAN
-from caskd.train.data.store_mix import StoreMix
 from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
 from caskd.train.loss import TeacherSpans
 from caskd.train.objectives import Objective
@@ -113,7 +109,7 @@ def _tokens_only(aligned: Sequence[AlignedExample]) -> StoreBatch:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpanReader:
+class SpanReader(StepReader):
     """Reads the batches of one rank, as `BatchReader` does.
 
     Every rank aligns all examples of a step: their lengths decide the split, and the number of
@@ -123,31 +119,17 @@ class SpanReader:
         tokens: of each store.
     """
 
-    store: StoreMix
     tokens: Sequence[StudentTokens]
-    order: MixedOrder
-    row_fields: tuple[str, ...]
-    pad_id: int
-    global_batch_size: int
-    split: MicroBatchSplit
-    rank: int
-    pin_memory: bool
-    mask: RandomMask | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""
-        ahead = max(1, self.order.examples_per_window // self.global_batch_size)
-        for step in range(first, stop):
-            later = self.order.examples_for_step(step + ahead, self.global_batch_size)
-            self.store.prefetch(later, self.row_fields)
-            examples = self.order.examples_for_step(step, self.global_batch_size)
+        for step, examples, by_store in self.examples_of_steps(first, stop):
             aligned = self._aligned(examples)
             lengths = np.array(
                 [len(e.aligned.token_ids) if isinstance(e, SpanExample) else 1 for e in aligned],
                 np.int32,
             )
             parts = self.split.parts(np.arange(len(examples)), lengths)
-            counts = np.bincount(self.order.stores_of(examples), minlength=len(self.order.sizes))
             yield StepBatch(
                 step=step,
                 micro_batches=tuple(
@@ -156,7 +138,7 @@ class SpanReader:
                 ),
                 num_rows=int(_span_counts(aligned).sum()),
                 num_examples=len(examples),
-                examples_per_store=tuple(counts.tolist()),
+                examples_per_store=by_store,
                 left_out={reason.value: aligned.count(reason) for reason in LeftOut},
             )
 

@@ -233,7 +233,7 @@ def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None
     Raises:
         UsageError: more than the allowed share.
     """
-    share = num_other / max(SAMPLE if num_other < num_examples else 1, num_examples)
+    share = num_other / max(SAMPLE, num_examples)
     if share > allowed:
         counted = f"{share:.1%}" + (f" of {SAMPLE}" if num_examples < SAMPLE else "")
         raise UsageError(

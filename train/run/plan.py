@@ -8,7 +8,7 @@ from typing import Any
 
 from caskd.models import default_device
 from caskd.store import TeacherStore
-from caskd.store.corpus import token_bytes, vocab_digest
+from caskd.store.corpus import token_bytes, vocab_digest, vocab_size
 from caskd.store.io import counted
 from caskd.train.checkpoint import (
     STATE,
@@ -115,7 +115,7 @@ class RunPlan:
         """Tokens that the student's embedding must have rows for."""
         if self.tokens is None:
             return self.store.spec.vocab_size
-        return len(token_bytes(self.tokenizer))
+        return vocab_size(self.tokenizer)
 
     @property
     def longest(self) -> int:
