@@ -164,8 +164,12 @@ def rules(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
     )
 
 
-def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
-    """Computation, time and money."""
+def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section | None:
+    """Computation, time and money; None for an outcome table without costs and times."""
+    if "cost" not in pictures:
+        return None
+    if analysis.outcomes is not None:
+        return _table_cost(analysis, pictures["cost"])
     models = [model for one in analysis.results for model in (one.pair.small, one.pair.large)]
     notes = list(dict.fromkeys(note for model in models for note in _experts(model)))
     text = (
@@ -174,6 +178,15 @@ def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
         "line is the 95th percentile."
     )
     return Section("Cost per example", texts=[text], pictures=[pictures["cost"]], notes=notes)
+
+
+def _table_cost(analysis: Analysis, picture: Picture) -> Section:
+    """Cost and time as an outcome table states them."""
+    text = (
+        "Costs and times are those of the table, of the small model and, for deferred examples, of "
+        "both models, one after the other. A dotted line is the 95th percentile of the seconds."
+    )
+    return Section("Cost per example", texts=[text], pictures=[picture])
 
 
 def _experts(model: Predictions) -> Iterator[str]:

@@ -15,9 +15,9 @@ from caskd.eval.curves import (
     Frontier,
     Link,
     Price,
+    answer_cost,
     apply_thresholds,
     chain_frontier,
-    flops_per_token,
     money,
     price_of,
 )
@@ -135,8 +135,8 @@ def _links(
 
 
 def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
-    if prices is None:
-        return np.full(len(predictions), flops_per_token(predictions.num_active_parameters))
+    if prices is None or predictions.is_outcomes:
+        return answer_cost(predictions)
     read, written = money(predictions, price_of(prices, predictions.model_name))
     return read + written
 
