@@ -121,6 +121,8 @@ def operating_point(analysis: Analysis, _: Mapping[str, Picture]) -> Section | N
         return None
     first, *estimates = point_lines(analysis.point)
     note = "Load cascade.json with caskd.eval.Cascade.load."
+    if analysis.outcomes is not None:
+        note = "cascade.json records the threshold; apply it to your own score."
     return Section("Operating point", texts=[first], bullets=estimates, notes=[note])
 
 

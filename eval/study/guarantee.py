@@ -134,7 +134,7 @@ def _row(
         "small": result.label,
         "rule": name,
         "threshold": threshold if math.isfinite(threshold) else None,
-        "answer": _ANSWERS.get(threshold, "defer where score >= threshold"),
+        "answer": _ANSWERS.get(threshold),
         "deferral_rate": float(1.0 - kept.mean()),
         promise.quantity: float(lost.mean()),
         "wrong_if_kept": float((1.0 - pair.small_quality[kept]).mean()) if kept.any() else None,
@@ -145,3 +145,4 @@ def _row(
 
 
 _ANSWERS = {-math.inf: "defer everything", math.inf: "keep everything"}
+"""What a threshold without a number means."""
