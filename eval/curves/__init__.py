@@ -1,7 +1,7 @@
 """Deferral curves, costs, confidence and chains of models, in numpy alone."""
 
 from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
-from caskd.eval.curves.confidence import aurc, auroc, calibration_error
+from caskd.eval.curves.confidence import aurc, auroc, calibration_error, isotonic_confidence
 from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
 from caskd.eval.curves.cost import (
     Price,
@@ -51,6 +51,7 @@ __all__ = [
     "finite_scores",
     "flops",
     "flops_per_token",
+    "isotonic_confidence",
     "money",
     "ngram_counts",
     "price_of",

@@ -32,6 +32,8 @@ class Outcome(NamedTuple):
     quality: float
     score: float | None = None
     """Deferral score: higher is deferred first."""
+    rule: str = "none"
+    """Where the score comes from: `score`, `confidence`, or `none` without one."""
     cost: float | None = None
     latency_ms: float | None = None
     prompt_tokens: float | None = None
@@ -48,8 +50,6 @@ class Format:
     """The columns that are read."""
     parse: Callable[[Record, str], Iterator[Outcome]]
     """The outcomes of a record; the text says where it stands, for errors."""
-    rule: str = "none"
-    """The rule of its scores: `score`, `confidence`, or `none`."""
 
 
 def read_outcomes(file: str, models: Sequence[str]) -> tuple[Format, Iterator[Outcome]]:
@@ -85,8 +85,7 @@ def find_format(file: str, names: Sequence[str], models: Sequence[str]) -> Forma
             raise UsageError(
                 f"{file}: has the columns score and confidence; expected one of them; remove one"
             )
-        rule = next((name for name in ("score", "confidence") if name in names), "none")
-        return Format("long", [name for name in names if name in _LONG], _long, rule)
+        return Format("long", _LONG, _long)
     if {"global_index", "evaluation_result"} <= set(names):
         columns = ("global_index", "llm_selected", "evaluation_result", "token_usage")
         return Format("RouterArena", columns, _router_arena)
@@ -120,14 +119,17 @@ def _check_file(file: str) -> None:
 def _long(record: Record, where: str) -> Iterator[Outcome]:
     """A row of the long form."""
     example, model = (_text(record, name, where) for name in ("example_id", "model"))
-    confidence = _number(record.get("confidence"), "confidence", where)
-    score = _number(record.get("score"), "score", where) if confidence is None else -confidence
+    score, rule = _number(record.get("score"), "score", where), "score"
+    if score is None:
+        confidence = _number(record.get("confidence"), "confidence", where)
+        score, rule = (None, "none") if confidence is None else (-confidence, "confidence")
     yield Outcome(
         example,
         example,
         model,
-        _quality(record["quality"], "quality", where),
+        _quality(record.get("quality"), "quality", where),
         score,
+        rule,
         **{name: _amount(record.get(name), name, where) for name in _AMOUNTS},
         task=str(record.get("task") or ""),
     )
@@ -135,7 +137,7 @@ def _long(record: Record, where: str) -> Iterator[Outcome]:
 
 def _router_arena(record: Record, where: str) -> Iterator[Outcome]:
     """A line of RouterArena's cached results; none for an answer that was not scored."""
-    result, usage = record["evaluation_result"], record.get("token_usage")
+    result, usage = record.get("evaluation_result"), record.get("token_usage")
     if not isinstance(result, dict) or result.get("score") is None:
         return
     usage = usage if isinstance(usage, dict) else {}
@@ -145,12 +147,10 @@ def _router_arena(record: Record, where: str) -> Iterator[Outcome]:
         example,
         model,
         _quality(result["score"], "evaluation_result.score", where),
-        None,
-        _amount(result.get("inference_cost"), "evaluation_result.inference_cost", where),
-        None,
-        _amount(usage.get("input_tokens"), "token_usage.input_tokens", where),
-        _amount(usage.get("output_tokens"), "token_usage.output_tokens", where),
-        example.rpartition("_")[0],
+        cost=_amount(result.get("inference_cost"), "evaluation_result.inference_cost", where),
+        prompt_tokens=_amount(usage.get("input_tokens"), "token_usage.input_tokens", where),
+        output_tokens=_amount(usage.get("output_tokens"), "token_usage.output_tokens", where),
+        task=example.rpartition("_")[0],
     )
 
 
@@ -161,9 +161,9 @@ def _route_llm(record: Record, where: str, models: Sequence[str]) -> Iterator[Ou
     """
     file, _, place = where.rpartition(", ")
     task = Path(file).stem
-    question = digest(str(record["prompt"]).encode())
+    question = digest(str(record.get("prompt")).encode())
     for model in models:
-        value = _quality(record[model], model, where)
+        value = _quality(record.get(model), model, where)
         yield Outcome(f"{task} {place}", question, model, value, task=task)
 
 

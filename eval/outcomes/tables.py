@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from caskd.eval.answers import OUTCOMES, Predictions, digest
 from caskd.eval.curves import Price, price_of
-from caskd.eval.outcomes.formats import Format, Outcome, read_outcomes
+from caskd.eval.outcomes.formats import Outcome, read_outcomes
 from caskd.store.errors import UsageError
 from caskd.store.io import counted, strip_control, value_text
 
@@ -111,7 +111,7 @@ def read_table(
         for outcome in outcomes:
             collected.add(outcome)
     _check_models(collected, files)
-    rule = _rule(formats)
+    rule = _rule({model: collected.rows[model] for model in smalls})
     examples = _complete(collected.rows)
     rows = {
         model: list(_samples(by_example, collected.rows, examples))
@@ -149,14 +149,15 @@ def _check_models(collected: _Collected, files: Sequence[str]) -> None:
         )
 
 
-def _rule(formats: Sequence[Format]) -> str:
-    rules = sorted({found.rule for found in formats} - {"none"})
-    if len(rules) > 1:
+def _rule(rows: Mapping[str, Mapping[str, Sequence[Outcome]]]) -> str:
+    """The rule of all rows that have a score."""
+    found = {row.rule for by in rows.values() for many in by.values() for row in many} - {"none"}
+    if len(found) > 1:
         raise UsageError(
-            "--outcomes: one table has the column score, another confidence; expected one of them "
-            "in all tables; rename one"
+            "--outcomes: some rows have a score, others a confidence; expected one of them in all "
+            "rows; remove one"
         )
-    return rules[0] if rules else "none"
+    return next(iter(found), "none")
 
 
 def _complete(rows: Mapping[str, Mapping[str, Sequence[Outcome]]]) -> dict[str, int]:

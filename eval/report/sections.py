@@ -33,6 +33,7 @@ _RULES: Heads = {
 _CONFIDENCE: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "auroc": ("AUROC", ".3f"),
     "aurc": ("AURC", ".4f"), "ece": ("ECE", ".3f"),
+    "ece_isotonic": ("ECE, isotonic", ".3f"),
 }  # fmt: skip
 _DRIFT: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "wanted_rate": ("wanted", ".0%"),
@@ -160,7 +161,9 @@ def rules(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
         notes=[
             f"The figure is of {analysis.results[0].label}; the first rule is "
             f"{analysis.main_rule}. AUROC, AURC and ECE (lower is better for the last two) "
-            "measure the score against the small model's own answers, without the large model.",
+            "measure the score against the small model's own answers, without the large model. "
+            "Isotonic: after isotonic regression of quality on the score of the calibration "
+            "examples, which turns any score into a probability.",
             *(f"Left out: {line}" for line in analysis.left_out),
         ],
     )

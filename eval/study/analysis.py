@@ -114,14 +114,24 @@ def analyze(config: EvalConfig) -> Analysis:
     prices = read_prices(config.prices) if config.prices else None
     _check_chain(config)
     experiment = read_experiment(config, config.small or config.chain)
+    calibrations = experiment.calibrations
     bounded = is_bounded(experiment.tests[0].large.metadata)
     check_quality_bounds(config.target_quality, constraint, bounded=bounded)
     scores, left_out = score_pairs(experiment.tests, experiment.fits, experiment.rules)
     results = [
-        measure_cascade(run.label, run.arm, pair, by_rule, prices=prices, bleu=config.bleu)
-        for run, pair, by_rule in zip(experiment.runs, experiment.tests, scores, strict=True)
+        measure_cascade(
+            run.label,
+            run.arm,
+            pair,
+            by_rule,
+            calibration=calibrations[index] if calibrations else None,
+            prices=prices,
+            bleu=config.bleu,
+        )
+        for index, (run, pair, by_rule) in enumerate(
+            zip(experiment.runs, experiment.tests, scores, strict=True)
+        )
     ]
-    calibrations = experiment.calibrations
     point = choose(constraint, results, calibrations, prices) if constraint else None
     shown, rule, threshold = (
         (point.result, point.scores, point.threshold)

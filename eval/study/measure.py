@@ -20,6 +20,7 @@ from caskd.eval.curves import (
     curve_figures,
     deferral_curve,
     flops,
+    isotonic_confidence,
     money,
     ngram_counts,
     price_of,
@@ -103,6 +104,7 @@ def measure_cascade(
     pair: Pair,
     scores: Mapping[str, RuleScores],
     *,
+    calibration: Pair | None = None,
     prices: Mapping[str, Price] | None = None,
     bleu: str | None = None,
 ) -> CascadeResult:
@@ -113,6 +115,7 @@ def measure_cascade(
         arm: the arm of which it is one seed.
         pair: answers of both models.
         scores: scores by rule, the main rule first.
+        calibration: answers to the calibration examples, which calibrate every score.
         prices: prices of tokens by model name.
         bleu: tokenizer for corpus BLEU; None for no corpus BLEU.
 
@@ -130,7 +133,7 @@ def measure_cascade(
         label=label,
         arm=arm,
         pair=pair,
-        rules={name: _rule_result(pair, rule_scores) for name, rule_scores in scores.items()},
+        rules={name: _rule_result(pair, own, calibration) for name, own in scores.items()},
         tasks={
             name: deferral_curve(
                 first.score[part], pair.small_quality[part], pair.large_quality[part]
@@ -143,7 +146,7 @@ def measure_cascade(
     )
 
 
-def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
+def _rule_result(pair: Pair, scores: RuleScores, calibration: Pair | None) -> RuleResult:
     curve = deferral_curve(scores.score, pair.small_quality, pair.large_quality)
     points = thin(curve.deferral_rate.size, MAX_POINTS)
     thinned = replace(
@@ -165,6 +168,7 @@ def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
         "ece": None
         if scores.confidence is None
         else calibration_error(scores.confidence, pair.small_quality),
+        "ece_isotonic": None if calibration is None else _isotonic_error(pair, scores, calibration),
     }
     return RuleResult(
         scores=scores,
@@ -174,6 +178,15 @@ def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
             pair, scores.score, thinned.deferral_rate, points, saves=scores.before_generation
         ),
     )
+
+
+def _isotonic_error(pair: Pair, scores: RuleScores, calibration: Pair) -> float | None:
+    """Calibration error of a score after isotonic regression on the calibration examples."""
+    quality = calibration.small_quality
+    if quality.min() < 0.0 or quality.max() > 1.0:
+        return None
+    confidence = isotonic_confidence(scores.apply(calibration), quality, scores.score)
+    return calibration_error(confidence, pair.small_quality)
 
 
 def cost_along(

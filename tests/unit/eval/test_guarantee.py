@@ -126,6 +126,8 @@ def test_the_report_states_the_promise_and_its_assumption(predictions_file, tmp_
     assert "risk&lt;=0.2" in page
     assert "Guarantee risk<=0.2" in capsys.readouterr().out
     assert (out / "guarantee.csv").exists()
+    figures = summary["smalls"][0]["rules"]["average"]
+    assert 0.0 < figures["ece_isotonic"] < figures["ece"]
 
 
 def test_a_guarantee_needs_other_examples_and_enough_of_them(predictions_file, tmp_path):

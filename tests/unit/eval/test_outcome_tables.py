@@ -11,6 +11,7 @@ import pytest
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
 from caskd.eval.config import EvalConfig
+from caskd.eval.curves import arena_score
 from caskd.eval.evaluate import evaluate
 from caskd.eval.outcomes import read_table
 from caskd.eval.report.report import cascade_summary
@@ -89,13 +90,18 @@ def test_the_figures_are_those_of_the_columns_in_any_order(tmp_path, name):
     )
 
 
-def test_infinite_scores_are_one_block_that_is_deferred_first(tmp_path):
+def test_infinite_scores_are_one_block_that_is_deferred_first(tmp_path, capsys):
     score = SCORE.copy()
     score[:7] = np.inf
     table = rows()
     for i, row in enumerate(table[:COUNT]):
         row["score"] = score[i]
-    evaluate(config(tmp_path, table, "t.jsonl"))
+    file, out = write(tmp_path / "t.jsonl", table), tmp_path / "out"
+    words = f"eval --outcomes {file} --small tiny --large big --out {out}".split()
+    assert main(words) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert main([*words, "--next-token", "store", "--student", "s"]) == 2
+    assert "cost there" in (out / "index.html").read_text()
     with (tmp_path / "out" / "curve.csv").open(newline="") as file:
         points = list(csv.DictReader(file))
     assert float(points[1]["deferral_rate"]) == 7 / COUNT
@@ -119,6 +125,20 @@ def test_confidence_is_a_score_with_the_sign_turned(tmp_path):
     bins = np.minimum((shown * 15).astype(int), 14)
     gaps = [abs((shown - SMALL)[bins == b].sum()) for b in range(15)]
     assert one["all"]["ece"] == pytest.approx(sum(gaps) / COUNT)
+
+
+def test_rows_without_the_key_of_an_absent_value_may_come_first(tmp_path):
+    table = [{k: v for k, v in row.items() if v is not None} for row in reversed(rows())]
+    assert "score" not in table[0]
+    one = measure(tmp_path, table, "t.jsonl")["smalls"][0]
+    assert one["all"]["audc"] == pytest.approx(deferral_curve(SCORE, SMALL, LARGE).audc, abs=1e-12)
+    for row in table[-2:]:
+        row["confidence"] = row.pop("score")
+    with pytest.raises(UsageError, match=r"score.*confidence"):
+        measure(tmp_path, table, "t.jsonl")
+    del table[5]["quality"]
+    with pytest.raises(UsageError, match=r"line 6: quality is None"):
+        measure(tmp_path, table, "t.jsonl")
 
 
 def test_a_table_without_scores_is_one_block(tmp_path):
@@ -256,7 +276,6 @@ def test_responses_of_route_llm_are_recognised(tmp_path):
         ({"quality": "good"}, ("quality", "good")),
         ({"quality": "inf"}, ("quality", "inf")),
         ({"score": "nan"}, ("score", "nan")),
-        ({"score": ""}, ("score", "tiny", "40")),
         ({"cost": "-1"}, ("cost", "-1")),
         ({"cost": ""}, ("cost", "tiny", "40")),
         ({"example_id": ""}, ("example_id",)),
@@ -273,6 +292,13 @@ def test_odd_tables_are_refused(tmp_path, changes, facts):
         measure(tmp_path, table)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_score_that_one_row_lacks_is_named(tmp_path):
+    table = rows()
+    table[3]["score"] = ""
+    with pytest.raises(UsageError, match=r"q3.*tiny.*no score.*1 such"):
+        measure(tmp_path, table)
 
 
 @pytest.mark.parametrize(
@@ -314,11 +340,22 @@ def test_flags_that_need_answers_are_refused(tmp_path, options):
         measure(tmp_path, rows(), **options)
 
 
-def test_the_command_line(tmp_path, capsys):
-    file = write(tmp_path / "t.csv", rows())
-    out = tmp_path / "out"
-    words = f"eval --outcomes {file} --small tiny --large big --out {out}".split()
-    assert main(words) == 0
-    assert "tiny" in capsys.readouterr().out
-    assert "cost per example" in (out / "index.html").read_text()
-    assert main([*words, "--next-token", "store", "--student", "s"]) == 2
+def test_a_model_that_is_better_and_cheaper_is_named(tmp_path):
+    table = rows(cost=30.0)
+    summary = measure(tmp_path, table)
+    [found] = summary["do_not_cascade"]
+    assert (found["better"], found["worse"]) == ("big", "tiny")
+    assert found["quality_difference"] == pytest.approx((LARGE - SMALL).mean())
+    assert found["low"] < found["quality_difference"] < found["high"]
+    assert any("Do not cascade tiny and big" in warning for warning in summary["warnings"])
+    honest = measure(tmp_path, rows())
+    assert honest["do_not_cascade"] == []
+    [row] = honest["benchmarks"]
+    # The cheapest setting costs 1,500 dollars for 1,000 queries: no score is defined there.
+    assert row["arena_small"] is None
+    assert 0.0 < row["aiq"] < 1.0
+    cheap = [{**row, "cost": row["cost"] / 1000} for row in rows()]
+    [row] = measure(tmp_path, cheap)["benchmarks"]
+    cost = np.array(COST["tiny"]).mean()
+    assert row["arena_small"] == pytest.approx(arena_score(cost, SMALL.mean()))
+    assert row["arena_best"] >= row["arena_small"]
