@@ -17,6 +17,7 @@ from caskd.store.io import refuse_mixup, value_text
 
 ENDINGS = (".jsonl", ".csv", ".parquet", ".arrow")
 _PICKLES = (".pkl", ".pickle", ".npy", ".pt", ".pth", ".joblib")
+LONGEST_NAME = 4096
 _NEEDED = ("example_id", "model", "quality")
 _AMOUNTS = ("cost", "latency_ms", "prompt_tokens", "output_tokens")
 _LONG = (*_NEEDED, "score", "confidence", *_AMOUNTS, "task")
@@ -131,7 +132,7 @@ def _long(record: Record, where: str) -> Iterator[Outcome]:
         score,
         rule,
         **{name: _amount(record.get(name), name, where) for name in _AMOUNTS},
-        task=str(record.get("task") or ""),
+        task=_text(record, "task", where) if record.get("task") else "",
     )
 
 

@@ -23,6 +23,7 @@ COST, MONEY, CALLS = (
     "calls of the large model per example",
 )
 """Units of the cost: of the column, of a price list, or without either."""
+MOST_ROWS = 5_000_000
 _MOST_NAMES = 12
 
 
@@ -72,11 +73,22 @@ class _Collected:
     """By model and example."""
     others: dict[str, None] = field(default_factory=dict)
     """Names of some other models, for errors."""
+    num_rows: int = 0
 
     def add(self, outcome: Outcome) -> None:
-        """Keep the row of an asked model."""
+        """Keep the row of an asked model.
+
+        Raises:
+            UsageError: there are too many.
+        """
         by_example = self.rows.get(outcome.model)
         if by_example is not None:
+            self.num_rows += 1
+            if self.num_rows > MOST_ROWS:
+                raise UsageError(
+                    f"--outcomes: more than {MOST_ROWS:,} rows of the asked models; expected at "
+                    "most as many; split the table by task"
+                )
             by_example.setdefault(outcome.example, []).append(outcome)
         elif len(self.others) < _MOST_NAMES:
             self.others[outcome.model] = None
@@ -132,7 +144,7 @@ def read_table(
         rule=rule,
         cost_unit=unit,
         formats=sorted({found.name for found in formats}),
-        num_rows=sum(len(many) for by in collected.rows.values() for many in by.values()),
+        num_rows=collected.num_rows,
         num_incomplete=len({e for by in collected.rows.values() for e in by}) - len(examples),
     )
 

@@ -279,6 +279,7 @@ def test_responses_of_route_llm_are_recognised(tmp_path):
         ({"cost": "-1"}, ("cost", "-1")),
         ({"cost": ""}, ("cost", "tiny", "40")),
         ({"example_id": ""}, ("example_id",)),
+        ({"example_id": "q" * 5000}, ("example_id", "5,000", "4,096")),
         ({"model": "other"}, ("tiny", "big", "other")),
         ({"task": "third"}, ("q0", "even", "third")),
         ({"confidence": 0.5}, ("score and confidence",)),
@@ -292,6 +293,12 @@ def test_odd_tables_are_refused(tmp_path, changes, facts):
         measure(tmp_path, table)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_too_many_rows_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("caskd.eval.outcomes.tables.MOST_ROWS", 79)
+    with pytest.raises(UsageError, match="79 rows"):
+        measure(tmp_path, rows())
 
 
 def test_a_score_that_one_row_lacks_is_named(tmp_path):
