@@ -172,7 +172,13 @@ def _text(record: Record, name: str, where: str) -> str:
     value = record.get(name)
     if isinstance(value, bool | dict | list) or value is None or value == "":
         raise UsageError(f"{where}: {name} is {value_text(value)}; expected a name; fix that row")
-    return str(value)
+    text = str(value)
+    if len(text) > LONGEST_NAME:
+        raise UsageError(
+            f"{where}: {name} has {len(text):,} characters; expected at most {LONGEST_NAME:,}; "
+            "shorten it, to a digest perhaps"
+        )
+    return text
 
 
 def _quality(value: Any, name: str, where: str) -> float:
