@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from caskd.eval.answers import digest
 from caskd.store.corpus import Record, read_records
 from caskd.store.errors import UsageError
-from caskd.store.io import refuse_mixup, value_text
+from caskd.store.io import DATA_ENDINGS, value_text
 
-ENDINGS = (".jsonl", ".csv", ".parquet", ".arrow")
 _PICKLES = (".pkl", ".pickle", ".npy", ".pt", ".pth", ".joblib")
 LONGEST_NAME = 4096
 _NEEDED = ("example_id", "model", "quality")
@@ -63,12 +62,12 @@ def read_outcomes(file: str, models: Sequence[str]) -> tuple[Format, Iterator[Ou
     Raises:
         UsageError: the file is missing, a pickle, of another type, or of no known shape.
     """
-    _check_file(file)
-    names = list(next(iter(read_records([file], ()))))
+    _check_not_pickled(file)
+    names = list(next(iter(read_records([file], (), flag="--outcomes"))))
     found = find_format(file, names, models)
 
     def rows() -> Iterator[Outcome]:
-        for number, record in enumerate(read_records([file], found.columns)):
+        for number, record in enumerate(read_records([file], found.columns, flag="--outcomes")):
             where = getattr(record, "where", f"{file}, record {number}")
             yield from found.parse(record, where)
 
@@ -101,20 +100,12 @@ def find_format(file: str, names: Sequence[str], models: Sequence[str]) -> Forma
     )
 
 
-def _check_file(file: str) -> None:
-    path, subject = Path(file), f"--outcomes {file}"
-    if path.suffix.lower() in _PICKLES:
+def _check_not_pickled(file: str) -> None:
+    if Path(file).suffix.lower() in _PICKLES:
         raise UsageError(
-            f"{subject}: is a pickle, which can run code when it is opened; expected one of "
-            f"{', '.join(ENDINGS)}; write it as Parquet where you trust it"
+            f"--outcomes {file}: is a pickle, which can run code when it is opened; expected one "
+            f"of {', '.join(DATA_ENDINGS)}; write it as Parquet where you trust it"
         )
-    if not path.is_file():
-        raise UsageError(f"{subject}: no such file; expected an outcome table; check the path")
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(
-            f"{subject}: ends in {path.suffix!r}; expected one of {', '.join(ENDINGS)}; convert it"
-        )
-    refuse_mixup(path, subject, "data")
 
 
 def _long(record: Record, where: str) -> Iterator[Outcome]:

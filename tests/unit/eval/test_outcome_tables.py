@@ -313,10 +313,10 @@ def test_a_score_that_one_row_lacks_is_named(tmp_path):
     [
         ("t.pkl", b"\x80\x04.", ("pickle",)),
         ("t.txt", b"x", (".txt", ".parquet")),
-        ("missing.csv", None, ("no such file",)),
+        ("missing.csv", None, ("--outcomes", "no such file")),
         ("t.csv", b"example_id,model,quality,quality\nq,tiny,1,1\n", ("quality", "twice")),
         ("t.csv", b"id,tiny\nq,1\n", ("example_id", "quality", "long_outcomes")),
-        ("t.csv", b"example_id,model,quality\n", ("no records",)),
+        ("t.csv", b"example_id,model,quality\n", ("--outcomes", "no records")),
         ("t.parquet", b"PAR1 no", ("Parquet",)),
         ("t.jsonl", b"\x80\x04.\n", ("t.jsonl",)),
     ],
@@ -326,6 +326,7 @@ def test_odd_files_are_refused(tmp_path, name, content, facts):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError) as caught:
         measure(tmp_path, (str(tmp_path / name),))
+    assert "--data" not in str(caught.value)
     assert all(fact in str(caught.value) for fact in facts), str(caught.value)
 
 
