@@ -73,8 +73,12 @@ class Analysis:
 
     @cached_property
     def dominations(self) -> list[Domination]:
-        """Models of an outcome table that are better and no dearer than others."""
-        return dominations(self.results)
+        """Models of an outcome table that are better and no dearer than others, also in the chain."""
+        groups = [[result.pair for result in self.results]]
+        if self.chain is not None:
+            groups.append(self.chain.pairs)
+        found = (one for pairs in groups for one in dominations(pairs))
+        return list({(one.better, one.worse): one for one in found}.values())
 
     @cached_property
     def benchmarks(self) -> list[dict[str, Any]]:

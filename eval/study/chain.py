@@ -45,6 +45,8 @@ class ChainResult:
     """[F] on the test split."""
     calibrated: bool
     """Whether a calibration split chose the thresholds."""
+    pairs: list[Pair]
+    """Each model but the last on the test split, with the last."""
 
     def summary(self) -> dict[str, Any]:
         """The chain in summary.json."""
@@ -122,6 +124,7 @@ def measure_chain(
         cost=cost,
         quality=quality,
         calibrated=calibrations is not None,
+        pairs=list(tests),
     )
 
 

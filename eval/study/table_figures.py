@@ -3,7 +3,7 @@
 Legend: P points of a curve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from caskd.eval.curves import aiq, answer_cost, arena_score, dominates
 from caskd.eval.outcomes import CALLS
+from caskd.eval.rules import Pair
 from caskd.eval.stats import interval, mean_replicates
 from caskd.eval.study.measure import CascadeResult
 from caskd.store.io import strip_control
@@ -44,41 +45,39 @@ class Domination:
         )
 
 
-def is_costed(results: Sequence[CascadeResult]) -> bool:
-    """Whether the results are of an outcome table that states costs."""
-    large = results[0].pair.large
-    return large.is_outcomes and large.cost_unit != CALLS
+def is_costed(pair: Pair) -> bool:
+    """Whether a pair is of an outcome table that states costs."""
+    return pair.large.is_outcomes and pair.large.cost_unit != CALLS
 
 
-def dominations(results: Sequence[CascadeResult]) -> list[Domination]:
-    """Every pair of models of which one beats the other; empty without costs."""
-    if not is_costed(results):
-        return []
-    pairs = [result.pair for result in results]
+def dominations(pairs: Sequence[Pair]) -> Iterator[Domination]:
+    """Every two models of which one beats the other; nothing without costs.
+
+    Args:
+        pairs: small models, each with the same large model on the same examples.
+    """
+    if not is_costed(pairs[0]):
+        return
     models = [(pair.small, pair.small_quality) for pair in pairs]
     models.append((pairs[0].large, pairs[0].large_quality))
     points = [
         (strip_control(answers.model_name), float(answer_cost(answers).mean()), quality)
         for answers, quality in models
     ]
-    found = []
     for (name, cost, quality), (other, other_cost, other_quality) in permutations(points, 2):
         if not dominates((cost, float(quality.mean())), (other_cost, float(other_quality.mean()))):
             continue
         difference = quality - other_quality
         low, high = interval(mean_replicates(difference[None], units=pairs[0].units)[0])
-        found.append(
-            Domination(
-                better=name,
-                worse=other,
-                quality_difference=float(difference.mean()),
-                low=low,
-                high=high,
-                better_cost=cost,
-                worse_cost=other_cost,
-            )
+        yield Domination(
+            better=name,
+            worse=other,
+            quality_difference=float(difference.mean()),
+            low=low,
+            high=high,
+            better_cost=cost,
+            worse_cost=other_cost,
         )
-    return found
 
 
 def benchmark_rows(results: Sequence[CascadeResult]) -> list[dict[str, Any]]:
@@ -87,7 +86,7 @@ def benchmark_rows(results: Sequence[CascadeResult]) -> list[dict[str, Any]]:
     RouterArena's score of a cascade is that of its best threshold, found on the same examples; its
     unit of cost is the US dollar.
     """
-    if not is_costed(results):
+    if not is_costed(results[0].pair):
         return []
     return [
         {"small": result.label, "rule": name, **_figures(result, rule.main_cost, rule.curve)}

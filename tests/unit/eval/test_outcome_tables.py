@@ -223,6 +223,9 @@ def test_an_operating_point_and_a_chain_use_the_cost_column(tmp_path):
     first = summary["chain"]["points"][0]
     assert first["cost"] == pytest.approx(COST["tiny"].mean())
     assert summary["chain"]["models"] == ["tiny", "mid", "big"]
+    # mid has tiny's answers and costs more.
+    beaten = [(one["better"], one["worse"]) for one in summary["do_not_cascade"]]
+    assert beaten == [("tiny", "mid")]
     free = [{k: v for k, v in row.items() if k != "cost"} for row in [*rows(), *middle]]
     with pytest.raises(UsageError, match=r"--chain.*cost"):
         measure(tmp_path, free, small=(), chain=("tiny", "mid"))
