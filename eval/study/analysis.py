@@ -73,7 +73,7 @@ class Analysis:
 
     @cached_property
     def dominations(self) -> list[Domination]:
-        """Models of an outcome table that are better and no dearer than others, also in the chain."""
+        """Models of a table that are better and no dearer than others, also in the chain."""
         groups = [[result.pair for result in self.results]]
         if self.chain is not None:
             groups.append(self.chain.pairs)
