@@ -1,70 +1,19 @@
-"""Outcome tables: the figures are those of the columns, in every file type; odd tables refused."""
+"""Outcome tables: the figures are those of the columns, in every file type."""
 
 import csv
 import json
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from helpers.outcome_tables import COST, COUNT, LARGE, SCORE, SMALL, config, measure, rows, write
 
 from caskd.cli.main import main
 from caskd.eval import deferral_curve
-from caskd.eval.config import EvalConfig
 from caskd.eval.curves import arena_score
 from caskd.eval.evaluate import evaluate
 from caskd.eval.outcomes import read_table
-from caskd.eval.report.report import cascade_summary
 from caskd.eval.serving.cascade_file import read_cascade
-from caskd.eval.study import analyze
 from caskd.store.errors import UsageError
-
-COUNT = 40
-RANDOM = np.random.default_rng(3)
-SCORE = np.round(RANDOM.normal(size=COUNT), 1)
-SMALL = (RANDOM.uniform(size=COUNT) < 0.5).astype(float)
-LARGE = (RANDOM.uniform(size=COUNT) < 0.8).astype(float)
-COST = {"tiny": RANDOM.uniform(1, 2, COUNT), "big": RANDOM.uniform(10, 20, COUNT)}
-
-
-def rows(**changes):
-    """Rows of the two models; a change is one value for all rows of `tiny`, or None to drop it."""
-    found = []
-    for model, quality in (("tiny", SMALL), ("big", LARGE)):
-        for i in range(COUNT):
-            row = {
-                "example_id": f"q{i}", "model": model, "quality": quality[i],
-                "score": SCORE[i] if model == "tiny" else None, "cost": COST[model][i],
-                "task": "even" if i % 2 == 0 else "odd",
-            }  # fmt: skip
-            found.append({**row, **(changes if model == "tiny" else {})})
-    return found
-
-
-def write(path, table):
-    path.parent.mkdir(exist_ok=True)
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in table))
-    elif path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(table), path)
-    else:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-    return str(path)
-
-
-def config(tmp_path, table, name="t.csv", **options):
-    """Flags for a table, or for the paths of tables."""
-    files = table if isinstance(table, tuple) else (write(tmp_path / name, table),)
-    options = {"small": ("tiny",), "large": "big", "out": str(tmp_path / "out"), **options}
-    return EvalConfig(outcomes=files, **options)
-
-
-def measure(*args, **options):
-    """The summary, without drawing the report."""
-    return cascade_summary(analyze(config(*args, **options)))
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
@@ -269,86 +218,6 @@ def test_responses_of_route_llm_are_recognised(tmp_path):
     assert summary["num_questions"] == 5
     both = np.concatenate([SMALL[:8], SMALL[:6]])
     assert summary["smalls"][0]["all"]["quality_small"] == pytest.approx(both.mean())
-
-
-@pytest.mark.parametrize(
-    ("changes", "facts"),
-    [
-        ({"quality": "nan"}, ("quality", "nan")),
-        ({"quality": ""}, ("quality", "finite number")),
-        ({"quality": "good"}, ("quality", "good")),
-        ({"quality": "inf"}, ("quality", "inf")),
-        ({"score": "nan"}, ("score", "nan")),
-        ({"cost": "-1"}, ("cost", "-1")),
-        ({"cost": ""}, ("cost", "tiny", "40")),
-        ({"example_id": ""}, ("example_id",)),
-        ({"example_id": "q" * 5000}, ("example_id", "5,000", "4,096")),
-        ({"model": "other"}, ("tiny", "big", "other")),
-        ({"task": "third"}, ("q0", "even", "third")),
-        ({"confidence": 0.5}, ("score and confidence",)),
-    ],
-)
-def test_odd_tables_are_refused(tmp_path, changes, facts):
-    table = rows(**changes)
-    if "confidence" in changes:
-        table = [{**row, "confidence": 0.5} for row in table]
-    with pytest.raises(UsageError) as caught:
-        measure(tmp_path, table)
-    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_table_of_too_many_rows_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("caskd.eval.outcomes.tables.MOST_ROWS", 79)
-    with pytest.raises(UsageError, match="79 rows"):
-        measure(tmp_path, rows())
-
-
-def test_a_score_that_one_row_lacks_is_named(tmp_path):
-    table = rows()
-    table[3]["score"] = ""
-    with pytest.raises(UsageError, match=r"q3.*tiny.*no score.*1 such"):
-        measure(tmp_path, table)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "facts"),
-    [
-        ("t.pkl", b"\x80\x04.", ("pickle",)),
-        ("t.txt", b"x", (".txt", ".parquet")),
-        ("missing.csv", None, ("--outcomes", "no such file")),
-        ("t.csv", b"example_id,model,quality,quality\nq,tiny,1,1\n", ("quality", "twice")),
-        ("t.csv", b"id,tiny\nq,1\n", ("example_id", "quality", "long_outcomes")),
-        ("t.csv", b"example_id,model,quality\n", ("--outcomes", "no records")),
-        ("t.parquet", b"PAR1 no", ("Parquet",)),
-        ("t.jsonl", b"\x80\x04.\n", ("t.jsonl",)),
-    ],
-)
-def test_odd_files_are_refused(tmp_path, name, content, facts):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError) as caught:
-        measure(tmp_path, (str(tmp_path / name),))
-    assert "--data" not in str(caught.value)
-    assert all(fact in str(caught.value) for fact in facts), str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"rule": ("average",)},
-        {"bleu": "13a"},
-        {"task_metric": ("chrf",)},
-        {"token_cascade": ("x.parquet",)},
-        {"data": ("d.jsonl",)},
-        {"small": ("tiny", "tiny")},
-        {"small": ("big",)},
-        {"large": ""},
-    ],
-)
-def test_flags_that_need_answers_are_refused(tmp_path, options):
-    with pytest.raises(UsageError):
-        measure(tmp_path, rows(), **options)
 
 
 def test_a_model_that_is_better_and_cheaper_is_named(tmp_path):
