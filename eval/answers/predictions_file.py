@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caskd.eval.answers.checks import CASCADE_COUNTS, check_values, num_parameters
+from caskd.eval.answers.checks import CASCADE_COUNTS, OUTCOMES, check_values, num_parameters
 from caskd.store.corpus import parquet_batches, size_limit
 from caskd.store.errors import UsageError
 from caskd.store.io import StrangeFileError, check_readable, parse_json, refuse_mixup, value_text
@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 
 TOKEN_CASCADE = "token-cascade"
 """`kind` in the metadata of answers that two models wrote together."""
+TOKEN_FLOPS = "FLOPs per token"
+"""Unit of the cost of a model's answers in predictions files."""
 
 SCHEMA = pa.schema(
     [
@@ -94,6 +96,16 @@ class Predictions:
         return int(self.metadata["model"].get("num_active_parameters") or self.num_parameters)
 
     @property
+    def is_outcomes(self) -> bool:
+        """Whether these are rows of an outcome table: no answers, no parameters, own costs."""
+        return self.metadata.get("kind") == OUTCOMES
+
+    @property
+    def cost_unit(self) -> str:
+        """Unit of the cost of an answer (`caskd.eval.curves.answer_cost`)."""
+        return str(self.metadata.get("cost_unit", TOKEN_FLOPS))
+
+    @property
     def is_token_cascade(self) -> bool:
         """Whether a small and a large model wrote the answers together, token by token."""
         return self.metadata.get("kind") == TOKEN_CASCADE
@@ -136,7 +148,9 @@ class Predictions:
         return [options or [] for options in found]
 
     def num_empty(self) -> int:
-        """Answers without any text."""
+        """Answers without any text; an outcome table has no texts to count."""
+        if self.is_outcomes:
+            return 0
         return sum(not text.strip() for text in self.strings("text"))
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":

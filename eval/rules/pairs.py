@@ -93,6 +93,7 @@ class Pair:
             how = {
                 "prompt": "pass the questions with --data",
                 "hidden": "rerun caskd predict with --hidden",
+                "score": "pass a table with --outcomes",
             }
             raise UsageError(
                 f"{self.small.source}: holds no {name}; expected one value per example; "

@@ -15,9 +15,9 @@ from caskd.eval.curves import (
     Frontier,
     Link,
     Price,
+    answer_cost,
     apply_thresholds,
     chain_frontier,
-    flops_per_token,
     money,
     price_of,
 )
@@ -45,6 +45,8 @@ class ChainResult:
     """[F] on the test split."""
     calibrated: bool
     """Whether a calibration split chose the thresholds."""
+    pairs: list[Pair]
+    """Each model but the last on the test split, with the last."""
 
     def summary(self) -> dict[str, Any]:
         """The chain in summary.json."""
@@ -122,6 +124,7 @@ def measure_chain(
         cost=cost,
         quality=quality,
         calibrated=calibrations is not None,
+        pairs=list(tests),
     )
 
 
@@ -135,8 +138,8 @@ def _links(
 
 
 def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
-    if prices is None:
-        return np.full(len(predictions), flops_per_token(predictions.num_active_parameters))
+    if prices is None or predictions.is_outcomes:
+        return answer_cost(predictions)
     read, written = money(predictions, price_of(prices, predictions.model_name))
     return read + written
 

@@ -220,7 +220,9 @@ def _within(
 
 
 def _cost(result: CascadeResult, rate: FloatArray) -> FloatArray:
-    """FLOPs per token at these deferral rates."""
+    """Main cost at these deferral rates: FLOPs per token, or that of an outcome table."""
+    if result.pair.small.is_outcomes:
+        return np.interp(rate, result.curve.deferral_rate, result.main_cost)
     return token_cost(
         rate,
         result.pair.small.num_active_parameters,
