@@ -51,6 +51,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.precompute:precompute",
         "run the teacher over a corpus and write its outputs to a store",
     ),
+    "import": Command(
+        "caskd.precompute.import_config:ImportConfig",
+        "caskd.precompute.imports:import_command",
+        "make a store of rows that another program captured",
+    ),
     "store info": Command(
         "caskd.cli.store_commands:InfoConfig",
         "caskd.cli.store_commands:info_command",

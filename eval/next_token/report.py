@@ -42,6 +42,7 @@ from caskd.eval.report import (
 from caskd.eval.study import ALL_TASKS, Contrast, seed_warnings
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
+from caskd.store.format import check_imported
 from caskd.store.io import strip_control, tell
 from caskd.store.spacing import thin
 
@@ -87,6 +88,8 @@ def next_token_report(config: EvalConfig) -> Report:
     check_folder(Path(config.out))
     assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
+    accept = None if config.accept_imported else "--accept-imported"
+    check_imported(store.spec, f"--next-token {config.next_token}", accept)
     teacher = store_rows(store, config.limit)
     results = [
         _measure(*student, store, teacher, config.limit) for student in _labeled(config.student)
@@ -148,6 +151,7 @@ def _summary(
             "name": strip_control(store.name),
             "digest": store.digest,
             "teacher": store.spec.teacher,
+            "imported_from": store.spec.imported_from,
         },
         "num_rows": len(teacher.right),
         "num_examples": len(np.unique(teacher.examples)),

@@ -1,0 +1,46 @@
+"""Options of `caskd import`: the one source of its flags, defaults, help and validation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+from caskd.precompute.config import DEFAULT_SHARD_ROWS, EncodingName
+
+FormatName = Literal["distillkit", "dataset", "axolotl", "nemo-aligner"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Make a store of rows that another program captured; its teacher is not needed."""
+
+    format: tyro.conf.Positional[FormatName]
+    """Format of the source: distillkit (compressed Parquet, with compression_config.yaml), dataset
+    (input_ids, target_token_ids and logprobs), axolotl (messages and its logprobs column), or
+    nemo-aligner (JSONL with log_sum_exp_logits)."""
+
+    source: tyro.conf.Positional[str]
+    """File or folder of the source; of distillkit, the folder."""
+
+    tokenizer: str
+    """The teacher's tokenizer: a transformers folder, or a hub id."""
+
+    teacher_name: str
+    """Name of the teacher that the other program ran; the source does not record it."""
+
+    store: str
+    """Local directory of the store to create, or to complete."""
+
+    pad_is_eos: bool = False
+    """Keep the last row of an example that ends in the pad token, as the row of EOS; by default it
+    is dropped. Only where both are one token."""
+
+    encoding: EncodingName = "compact"
+    """Row encoding, as of caskd precompute: compact and fitted round log-probabilities (mean KL at
+    most 1e-5); exact keeps every bit of the source."""
+
+    shard_rows: int = DEFAULT_SHARD_ROWS
+    """Response tokens per shard. A stopped import loses at most one shard."""
+
+    dry_run: bool = False
+    """Read the source, print every derived number and stop; write nothing."""
