@@ -96,6 +96,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.cli.share_commands:list_command",
         "list the stores in a directory or at an s3://, gs:// or hf:// URL",
     ),
+    "store export": Command(
+        "caskd.cli.share_commands:ExportStoreConfig",
+        "caskd.cli.share_commands:export_store_command",
+        "write a store in another program's format: DistillKit, axolotl, Parquet",
+    ),
     "store push": Command(
         "caskd.cli.share_commands:PushConfig",
         "caskd.cli.share_commands:push_command",

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.precompute.imports.examples import ForeignExample
+from caskd.precompute.imports.examples import ABSENT, ForeignExample
 from caskd.precompute.imports.source import Reading, Source, source_error
 from caskd.store.corpus import parquet_batches
 from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.exchange import (
     CONFIG_FILE,
+    IGNORED,
+    NO_PROBABILITY,
     Compression,
     decode_ids,
     decode_values,
@@ -27,7 +29,8 @@ from caskd.store.exchange import (
 from caskd.store.io import StrangeFileError, check_readable, read_regular
 
 COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
-_LEGACY = "packed_indices"
+_LEGACY, _LABELS = "packed_indices", "labels"
+"""Columns of an older codec, and of exports: -100 marks a token without a row."""
 
 
 def open_distillkit(source: str, reading: Reading) -> Source:
@@ -66,8 +69,10 @@ def _file_examples(
     try:
         with pq.ParquetFile(file) as table:
             _check_columns(table.schema_arrow.names, file)
-            for batch in parquet_batches(table, COLUMNS):
-                columns = [batch.column(name) for name in COLUMNS]
+            labels = [_LABELS] if _LABELS in table.schema_arrow.names else []
+            names = [*COLUMNS, *labels]
+            for batch in parquet_batches(table, names):
+                columns = [batch.column(name) for name in names]
                 for row in range(batch.num_rows):
                     yield _example([column[row] for column in columns], compression, reading)
                     number += 1
@@ -105,27 +110,37 @@ def _example(values: list[Any], compression: Compression, reading: Reading) -> F
     if len(tokens) and int(tokens.max()) >= 1 << 32:
         raise StrangeFileError(f"input_ids hold {int(tokens.max())}")
     num = reading.num_kept(tokens.astype(np.int64))
-    num_rows = max(num - 1, 0)
+    has_row = np.ones(num, bool)
+    if len(values) > len(COLUMNS):
+        labels = _numbers(values[-1].values, least=IGNORED)
+        if len(labels) != len(tokens):
+            raise StrangeFileError(f"labels have {len(labels)} entries, not {len(tokens)}")
+        has_row &= labels[:num] != IGNORED
+    chosen = np.flatnonzero(has_row[1:])
+    logprobs = decode_values(data[chosen], compression)
+    ids = np.where(logprobs == NO_PROBABILITY, ABSENT, decode_ids(packed[chosen], compression))
     return ForeignExample(
         token_ids=tokens[:num].astype(np.int64),
-        is_response=np.ones(num, np.uint8),
-        ids=decode_ids(packed[:num_rows], compression),
-        logprobs=decode_values(data[:num_rows], compression),
-        num_pad_rows=expected - num_rows,
+        is_response=has_row.astype(np.uint8),
+        ids=ids,
+        logprobs=logprobs,
+        num_pad_rows=expected - max(num - 1, 0),
     )
 
 
-def _numbers(array: Any) -> npt.NDArray[Any]:
+def _numbers(array: Any, least: int = 0) -> npt.NDArray[Any]:
     """A list of numbers of a record.
 
     Raises:
         StrangeFileError: it is missing, or holds none.
     """
     if array is None or array.null_count:
-        raise StrangeFileError("input_ids are missing")
+        raise StrangeFileError("input_ids or labels are missing")
     found: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    if found.dtype.kind not in "iu" or (found.dtype.kind == "i" and len(found) and found.min() < 0):
-        raise StrangeFileError("input_ids are not ids")
+    if found.dtype.kind not in "iu" or (
+        found.dtype.kind == "i" and len(found) and found.min() < least
+    ):
+        raise StrangeFileError("input_ids or labels are not ids")
     return found
 
 

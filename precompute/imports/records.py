@@ -95,6 +95,8 @@ def _dataset_example(record: Record, reading: Reading) -> ForeignExample:
 
 
 def _axolotl_example(record: Record, reading: Reading) -> ForeignExample:
+    if record.get("target_mask") is not None:
+        return _prepared_example(record)
     tokens = np.array(conversation_ids(reading.tokenizer, record, Columns()), np.int64)
     name = _column(record, _VALUES)
     rows = _list(record[name], name)
@@ -107,6 +109,24 @@ def _axolotl_example(record: Record, reading: Reading) -> ForeignExample:
     else:
         ids, logprobs = _cells(_list(record[_IDS], _IDS), rows)
     return _aligned(tokens, ids, logprobs, str(record.get("task") or ""))
+
+
+def _prepared_example(record: Record) -> ForeignExample:
+    """Of axolotl's tokenised columns, where row j is about token j + 1."""
+    tokens = _ids(record.get("input_ids"), "input_ids")
+    names = (_IDS, "target_logprobs", "target_mask")
+    ids, values, mask = (_list(record.get(name), name)[: len(tokens) - 1] for name in names)
+    found, logprobs = _cells(ids, values)
+    if [len(row) for row in mask] != [len(row) for row in ids]:
+        raise ValueError(f"target_mask has another shape than {_IDS}")
+    for n, row in enumerate(mask):
+        found[n, : len(row)][np.array(row) == 0] = ABSENT
+    before = np.full((1, found.shape[1]), ABSENT, np.int64)
+    none = np.full(before.shape, np.nan, np.float32)
+    rest = np.repeat(before, len(tokens) - 1 - len(found), axis=0)
+    ids_of_tokens = np.concatenate([before, found, rest])
+    gaps = np.repeat(none, len(rest), axis=0)
+    return _aligned(tokens, ids_of_tokens, np.concatenate([none, logprobs, gaps]), "")
 
 
 def _entry(entry: Any) -> tuple[int, Any]:

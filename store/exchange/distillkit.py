@@ -250,19 +250,3 @@ def encode_ids(ids: Ids, compression: Compression) -> Bytes:
 def encode_values(values: Values) -> Bytes:
     """Bytes of log-probabilities [N, k] that are all kept exactly, in float32."""
     return np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(len(values), -1)
-
-
-def exact_settings(num_ids: int, k: int) -> dict[str, Any]:
-    """compression_config.yaml of rows that `encode_values` writes: every value exact."""
-    return {
-        "d": num_ids,
-        "k": k,
-        "exact_k": k,
-        "exact_dtype": "float32",
-        "polynomial_terms": None,
-        "term_dtype": "float32",
-        "residual_bins": [],
-        "delta_encoding": False,
-        "error_diffusion": False,
-        "normalize_t": False,
-    }

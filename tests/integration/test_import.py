@@ -171,7 +171,7 @@ def damaged(name: str, record: dict[str, Any]) -> dict[str, Any]:
     [
         ("too few rows", "compressed_logprobs has"),
         ("short row", "bytes; compression_config.yaml means 5"),
-        ("no ids", "input_ids are missing"),
+        ("no ids", "input_ids or labels are missing"),
         ("null row", "compressed_logprobs has a missing row"),
         ("foreign id", "token id 50"),
         ("huge id", "input_ids hold 9223372036854775808"),
