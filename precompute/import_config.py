@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 from caskd.precompute.config import DEFAULT_SHARD_ROWS, EncodingName
+from caskd.store.errors import UsageError
 
 FormatName = Literal["distillkit", "dataset", "axolotl", "nemo-aligner"]
 
@@ -31,6 +32,13 @@ class ImportConfig:
     store: str
     """Local directory of the store to create, or to complete."""
 
+    response_from: Literal["all", "messages"] = "all"
+    """Rows of a distillkit source, which does not record responses: all, or those of the replies in
+    the conversations of --data, rendered by the tokenizer's chat template."""
+
+    data: tuple[str, ...] = ()
+    """With --response-from messages: the corpus that the source was made of."""
+
     pad_is_eos: bool = False
     """Keep the last row of an example that ends in the pad token, as the row of EOS; by default it
     is dropped. Only where both are one token."""
@@ -44,3 +52,22 @@ class ImportConfig:
 
     dry_run: bool = False
     """Read the source, print every derived number and stop; write nothing."""
+
+    def __post_init__(self) -> None:
+        own = {"--pad-is-eos": self.pad_is_eos, "--response-from messages": self.from_messages}
+        for flag, given in own.items():
+            if given and self.format != "distillkit":
+                raise UsageError(
+                    f"{flag}: is of distillkit sources; got {self.format}, which records its own "
+                    f"responses; omit {flag.partition(' ')[0]}"
+                )
+        if self.from_messages != bool(self.data):
+            raise UsageError(
+                "--response-from messages and --data: only one was given; expected both or "
+                "neither; pass both"
+            )
+
+    @property
+    def from_messages(self) -> bool:
+        """Whether replies are found in the conversations of `data`."""
+        return self.response_from == "messages"

@@ -28,6 +28,10 @@ def report_lines(config: ImportConfig, survey: Mapping[str, Any], *, has_tail: b
         f"  labels      {inside / rows:.1%} of the labels are among the kept ids; the others have "
         "no known probability",
     ]
+    if survey["num_without_rows"]:
+        why = ", of no conversation of --data or without a reply" if config.from_messages else ""
+        without = counted(survey["num_without_rows"], "example")
+        lines.append(f"  empty       {without} without a row{why}")
     lines += [
         f"  counted     {survey['counts'][name]:,} {text}"
         for name, text in _TEXTS.items()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from caskd.models import open_tokenizer
 from caskd.precompute.import_config import ImportConfig
 from caskd.precompute.imports.examples import ForeignExample, clean_cells, row_counts, row_fields
 from caskd.precompute.imports.formats import FORMATS
+from caskd.precompute.imports.replies import read_replies
 from caskd.precompute.imports.report import report_lines
 from caskd.precompute.imports.source import Reading, Source, refuse_pickles
 from caskd.precompute.imports.spool import Spool, SpooledExample
@@ -36,6 +37,8 @@ class Survey:
     """What the first reading of a source found."""
 
     num_examples: int = 0
+    num_without_rows: int = 0
+    """Examples without a row."""
     num_rows: int = 0
     longest: int = 0
     top_k: int = 0
@@ -70,17 +73,15 @@ def import_rows(config: ImportConfig) -> TeacherStore | None:
         IdentityError: the store exists and has another identity.
     """
     refuse_pickles(config.source)
-    if config.pad_is_eos and config.format != "distillkit":
-        raise UsageError(
-            f"--pad-is-eos: is of distillkit, whose texts end in a pad token; got {config.format}; "
-            "omit --pad-is-eos"
-        )
     tokenizer = open_tokenizer(config.tokenizer, "--tokenizer")
     vocab = token_bytes(tokenizer)
     vocabulary = vocabulary_identity(tokenizer, vocab)
     _check_existing(config, vocabulary)
     reading = Reading.of(tokenizer, pad_is_eos=config.pad_is_eos)
     source = FORMATS[config.format](config.source, reading)
+    if config.from_messages:
+        replies = read_replies(tokenizer, config.data)
+        source = replace(source, examples=map(replies.applied, source.examples))
     with Spool.beside(config.store) as spool:
         survey = read_source(source, spool, len(vocab), vocabulary["eos_id"])
         _check_rows(config, survey)
@@ -141,6 +142,7 @@ def read_source(source: Source, spool: Spool, vocab_size: int, eos_id: int | Non
         kept, mass = cells.num_kept, np.exp(cells.logprobs.astype(np.float64)).sum(axis=1)
         hits = (cells.ids == labels[:, None]) & np.isfinite(cells.logprobs)
         survey.num_examples += 1
+        survey.num_without_rows += not len(labels)
         survey.num_rows += len(labels)
         survey.longest = max(survey.longest, len(example.token_ids))
         survey.top_k = max(survey.top_k, int(kept.max(initial=0)))
@@ -167,7 +169,7 @@ def _check_rows(config: ImportConfig, survey: Survey) -> None:
     if survey.num_rows == 0:
         raise UsageError(
             f"{config.source}: {survey.num_examples:,} examples without a row; expected at least "
-            "one row; check SOURCE"
+            "one row; check SOURCE" + (" and --data" if config.from_messages else "")
         )
     if lost > _MAX_LOST * survey.num_rows:
         raise UsageError(

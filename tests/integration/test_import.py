@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import foreign
+from helpers.records import write_jsonl
 from helpers.tiny import save_tiny, tiny_tokenizer
 
 from caskd.cli.main import main
@@ -279,3 +280,52 @@ def test_a_student_trains_from_an_imported_store_once_it_is_accepted(
     assert "expected --accept-imported" in capsys.readouterr().err
     assert main([*words, "--accept-imported"]) == 2
     assert "capture.label is within_topk" in capsys.readouterr().err
+
+
+def test_replies_are_found_in_the_conversations(
+    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'][0] }} {{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "chat")
+    talks = [["hi", "ho"], ["hi", "ho", "and", "so"], ["what", "that is it"]]
+    texts = [
+        "".join(f"<s>{'ua'[n % 2]} {turn}{'</s>' * (n % 2)}" for n, turn in enumerate(talk))
+        for talk in talks
+    ]
+    tokens = [np.array(tokenizer(text)["input_ids"]) for text in (*texts, "<s>u no<s>a no</s>")]
+    tokens[2] = tokens[2][:-4]  # cut by the sampler
+    records = [foreign.distillkit_record(one, pad=None if n == 2 else 0)
+               for n, one in enumerate(tokens)]  # fmt: skip
+    foreign.write_distillkit(tmp_path / "source", records)
+    messages = [
+        {"messages": [
+            {"role": ["user", "assistant"][n % 2], "content": turn}
+            for n, turn in enumerate(talk)
+        ]}
+        for talk in talks
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "corpus.jsonl", messages)
+    flags = ("--response-from", "messages", "--data", str(tmp_path / "corpus.jsonl"))
+    assert run("--tokenizer", str(tmp_path / "chat"), *flags) == 0
+    assert "1 example without a row" in capsys.readouterr().out
+    store = TeacherStore.open(tmp_path / "store")
+    replies = []
+    for index in range(len(store)):
+        batch = store.read([index])
+        if batch.num_rows:
+            replies.append(tokenizer.decode(batch.labels.tolist()).replace(" ", ""))
+            position = int(batch.logit_positions[0])
+            exact = foreign.log_probs(np.append(batch.token_ids, 0).astype(np.int64))
+            if len(batch.token_ids) != len(tokens[2]):
+                assert batch.column("argmax")[0] == exact[position].argmax()
+    assert sorted(replies) == ["ho</s>", "ho</s>so</s>", "thatis"]
+    write_jsonl(tmp_path / "corpus.jsonl", [{"prompt": "a", "response": "b"}])
+    again = ("--store", str(tmp_path / "again"))
+    assert run("--tokenizer", str(tmp_path / "chat"), *flags, *again) == 2
+    assert "no column 'messages'" in capsys.readouterr().err
+    assert run("--response-from", "messages") == 2
+    assert "only one was given" in capsys.readouterr().err

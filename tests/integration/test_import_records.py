@@ -241,4 +241,4 @@ def test_json_that_is_none_is_one_line(
     assert "line 1: got a list" in err
     assert "--data" not in err
     assert main([*words, *where, "--pad-is-eos"]) == 2
-    assert "--pad-is-eos: is of distillkit" in capsys.readouterr().err
+    assert "--pad-is-eos: is of distillkit sources" in capsys.readouterr().err
