@@ -8,7 +8,7 @@ import tyro
 from caskd.precompute.config import DEFAULT_SHARD_ROWS, EncodingName
 from caskd.store.errors import UsageError
 
-FormatName = Literal["distillkit", "dataset", "axolotl", "nemo-aligner"]
+FormatName = Literal["distillkit", "dataset", "axolotl", "nemo-aligner", "maxtext"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +17,8 @@ class ImportConfig:
 
     format: tyro.conf.Positional[FormatName]
     """Format of the source: distillkit (compressed Parquet, with compression_config.yaml), dataset
-    (input_ids, target_token_ids and logprobs), axolotl (messages and its logprobs column), or
-    nemo-aligner (JSONL with log_sum_exp_logits)."""
+    (input_ids, target_token_ids and logprobs), axolotl (messages and its logprobs column),
+    nemo-aligner (JSONL with log_sum_exp_logits), or maxtext (ArrayRecord; tail unknown)."""
 
     source: tyro.conf.Positional[str]
     """File or folder of the source; of distillkit, the folder."""

@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 from caskd.precompute.import_config import FormatName
 from caskd.precompute.imports.distillkit import open_distillkit
+from caskd.precompute.imports.maxtext import open_maxtext
 from caskd.precompute.imports.records import open_axolotl, open_dataset, open_nemo_aligner
 from caskd.precompute.imports.source import Reading, Source
 
@@ -14,5 +15,6 @@ FORMATS: Mapping[FormatName, Callable[[str, Reading], Source]] = MappingProxyTyp
         "dataset": open_dataset,
         "axolotl": open_axolotl,
         "nemo-aligner": open_nemo_aligner,
+        "maxtext": open_maxtext,
     }
 )
