@@ -32,7 +32,7 @@ def open_maxtext(source: str, reading: Reading) -> Source:
         UsageError: there is none, or array_record is not installed.
     """
     module: Any = require(
-        "array_record.python.array_record_module", extra="maxtext", needed_by="import maxtext"
+        "array_record.python.array_record_module", extra="maxtext", needed_by="caskd import maxtext"
     )
     path = Path(source)
     files = sorted(path.glob("*.array_record")) if path.is_dir() else [path]
@@ -81,7 +81,7 @@ def record_examples(features: Features) -> Iterator[ForeignExample]:
     for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), num], strict=True):
         if segments[start] == 0:
             continue  # padding
-        last = [] if targets is None or not chosen[stop - 1] else targets[stop - 1 : stop]
+        last: Any = [] if targets is None or not chosen[stop - 1] else targets[stop - 1 : stop]
         tokens = np.concatenate([inputs[start:stop], last]).astype(np.int64)
         if targets is not None and (targets[start : stop - 1] != tokens[1 : stop - start]).any():
             raise ValueError("targets are not the inputs one position later")
