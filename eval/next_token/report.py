@@ -82,12 +82,13 @@ def next_token_report(config: EvalConfig) -> Report:
         UsageError: a flag is wrong, or the store or a student cannot be read.
         IdentityError: a student's vocabulary is not the store's.
     """
-    from caskd.eval.next_token.teacher_forcing import store_rows
+    from caskd.eval.next_token.teacher_forcing import check_teacher, store_rows
 
     _check_flags(config)
     check_folder(Path(config.out))
     assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
+    check_teacher(store)
     accept = None if config.accept_imported else "--accept-imported"
     check_imported(store.spec, f"--next-token {config.next_token}", accept)
     teacher = store_rows(store, config.limit)

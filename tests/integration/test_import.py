@@ -274,12 +274,20 @@ def test_a_student_trains_from_an_imported_store_once_it_is_accepted(
     assert all(np.isfinite(json.loads(line)["loss"]) for line in lines)
     recorded = [*(tmp_path / "run").glob("checkpoints/*/*.json")]
     assert any('"accept_imported": true' in path.read_text() for path in recorded)
-    capsys.readouterr()
-    words = ["eval", "--next-token", store, "--student", student, "--out", str(tmp_path / "page")]
-    assert main(words) == 2
-    assert "expected --accept-imported" in capsys.readouterr().err
-    assert main([*words, "--accept-imported"]) == 2
+    words = ["eval", "--student", student, "--out", str(tmp_path / "page"), "--next-token"]
+    assert main([*words, store, "--accept-imported"]) == 2
     assert "capture.label is within_topk" in capsys.readouterr().err
+    whole = [foreign.distillkit_record(tokens, k=foreign.VOCAB_SIZE) for tokens in TOKENS]
+    size = {"k": foreign.VOCAB_SIZE, "exact_k": foreign.VOCAB_SIZE}
+    foreign.write_distillkit(tmp_path / "whole", whole, {**foreign.EXACT, **size})
+    assert run(source="whole", store="labels") == 0
+    known = TeacherStore.open(tmp_path / "labels").spec.capture_fields
+    assert (known["label"], known["rank"], known["tail"]) == ("exact", "exact", "unknown")
+    assert main([*words, str(tmp_path / "labels")]) == 2
+    assert "expected --accept-imported" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "labels"), "--accept-imported"]) == 0
+    summary = json.loads((tmp_path / "page" / "summary.json").read_text())
+    assert summary["store"]["imported_from"] == "distillkit"
 
 
 def test_replies_are_found_in_the_conversations(
