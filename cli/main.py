@@ -51,6 +51,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.precompute:precompute",
         "run the teacher over a corpus and write its outputs to a store",
     ),
+    "import": Command(
+        "caskd.precompute.import_config:ImportConfig",
+        "caskd.precompute.imports:import_command",
+        "make a store of rows that another program captured",
+    ),
     "store info": Command(
         "caskd.cli.store_commands:InfoConfig",
         "caskd.cli.store_commands:info_command",
@@ -90,6 +95,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.cli.share_commands:ListConfig",
         "caskd.cli.share_commands:list_command",
         "list the stores in a directory or at an s3://, gs:// or hf:// URL",
+    ),
+    "store export": Command(
+        "caskd.cli.share_commands:ExportStoreConfig",
+        "caskd.cli.share_commands:export_store_command",
+        "write a store in another program's format: DistillKit, axolotl, Parquet",
     ),
     "store push": Command(
         "caskd.cli.share_commands:PushConfig",

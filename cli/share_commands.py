@@ -1,10 +1,12 @@
 """`caskd store push | pull | ls | card`: commands that share stores."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
 from caskd.store.errors import UsageError
+from caskd.store.exchange import ExportFormat, export_store
 from caskd.store.format import ENVIRONMENT, README
 from caskd.store.inspect import (
     PLAN_COUNTS,
@@ -57,6 +59,31 @@ class CardConfig:
     """Directory or URL of the store."""
     write: bool = False
     """Also write the card to the store's README.md, keeping its License section."""
+
+
+@dataclass(frozen=True)
+class ExportStoreConfig:
+    """Write a store in the format of another trainer, one record an example."""
+
+    store: tyro.conf.Positional[str]
+    """Directory or URL of the store."""
+    format: ExportFormat
+    """Format: distillkit (compressed Parquet), axolotl (the columns that its trainer reads), or
+    parquet (lists of unequal length, for any script)."""
+    out: Path
+    """Folder to write; it must be new or empty."""
+
+
+def export_store_command(config: ExportStoreConfig) -> None:
+    """Run `caskd store export`."""
+    store = TeacherStore.open(config.store)
+    report = export_store(store, config.format, config.out)
+    skipped = f"; {report.num_skipped:,} examples without a row left out"
+    tell(
+        f"wrote {config.out}: {counted(report.num_rows, 'row')} of "
+        f"{counted(report.num_examples, 'example')} in {counted(report.num_files, 'file')}"
+        f"{skipped if report.num_skipped else ''}"
+    )
 
 
 def push_command(config: PushConfig) -> None:

@@ -158,5 +158,7 @@ class EvalConfig:
     student: tuple[str, ...] = ()
     """With --next-token: a student, DIR or NAME=DIR; repeat the flag to compare several. Folders
     with the same NAME are training seeds of one arm, as with --small."""
+    accept_imported: bool = False
+    """With --next-token: measure on a store that caskd import made of another program's rows."""
     limit: int | None = None
     """With --next-token: use only the first LIMIT examples of the store."""

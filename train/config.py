@@ -127,6 +127,8 @@ class TrainConfig:
     """Also write the metrics for TensorBoard, to OUT/tensorboard."""
     wandb: str | None = None
     """Weights & Biases project for the metrics; WANDB_MODE=offline keeps them in OUT."""
+    accept_imported: bool = False
+    """Train from stores that caskd import made of another program's rows; see their card."""
     dry_run: bool = False
     """Check the options, print every derived number and the memory of each ZeRO stage, and stop."""
 
@@ -261,6 +263,7 @@ def _check_weights(config: TrainConfig) -> None:
 RESUMABLE_CHANGES = frozenset(
     {
         "store",
+        "accept_imported",
         "teacher_tokenizer",
         "out",
         "resume",

@@ -42,6 +42,7 @@ from caskd.eval.report import (
 from caskd.eval.study import ALL_TASKS, Contrast, seed_warnings
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
+from caskd.store.format import check_imported
 from caskd.store.io import strip_control, tell
 from caskd.store.spacing import thin
 
@@ -81,12 +82,15 @@ def next_token_report(config: EvalConfig) -> Report:
         UsageError: a flag is wrong, or the store or a student cannot be read.
         IdentityError: a student's vocabulary is not the store's.
     """
-    from caskd.eval.next_token.teacher_forcing import store_rows
+    from caskd.eval.next_token.teacher_forcing import check_teacher, store_rows
 
     _check_flags(config)
     check_folder(Path(config.out))
     assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
+    check_teacher(store)
+    accept = None if config.accept_imported else "--accept-imported"
+    check_imported(store.spec, f"--next-token {config.next_token}", accept)
     teacher = store_rows(store, config.limit)
     results = [
         _measure(*student, store, teacher, config.limit) for student in _labeled(config.student)
@@ -148,6 +152,7 @@ def _summary(
             "name": strip_control(store.name),
             "digest": store.digest,
             "teacher": store.spec.teacher,
+            "imported_from": store.spec.imported_from,
         },
         "num_rows": len(teacher.right),
         "num_examples": len(np.unique(teacher.examples)),

@@ -73,16 +73,11 @@ class StoreRows:
     label_logprob: FloatArray
 
 
-def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
-    """The teacher's values of every row with a finite teacher.
-
-    Args:
-        store: with a top-k.
-        limit: number of examples to read, from the first; all by default.
+def check_teacher(store: TeacherStore) -> None:
+    """Refuse a store from which the teacher's accuracy or its label log-probabilities are unknown.
 
     Raises:
-        UsageError: the store holds sampled tokens, from which the teacher's most likely token is
-            not known, its capture lacks that token or some labels, or it holds no row.
+        UsageError: names the store's kind or its capture field.
     """
     if store.spec.kind != TOPK.name:
         raise UsageError(
@@ -98,6 +93,20 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
                 "because the teacher's accuracy and label log-probabilities are read from it; "
                 "pass a store that caskd captured"
             )
+
+
+def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
+    """The teacher's values of every row with a finite teacher.
+
+    Args:
+        store: with a top-k.
+        limit: number of examples to read, from the first; all by default.
+
+    Raises:
+        UsageError: the store holds sampled tokens, from which the teacher's most likely token is
+            not known, its capture lacks that token or some labels, or it holds no row.
+    """
+    check_teacher(store)
     chosen = _with_rows(store, limit)
     if not chosen.size:
         raise UsageError(

@@ -35,6 +35,11 @@ def check_flags(config: EvalConfig, small: Sequence[str]) -> None:
             "--student or --limit: was given without --next-token; expected both; "
             "pass --next-token STORE, or omit --student and --limit"
         )
+    if config.accept_imported:
+        raise UsageError(
+            "--accept-imported: was given without --next-token; expected both; pass --next-token "
+            "STORE, or omit --accept-imported"
+        )
     if bool(config.calibration_small) != (config.calibration_large is not None):
         raise UsageError(
             "--calibration-small and --calibration-large: only one was given; expected both or "

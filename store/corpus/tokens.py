@@ -268,6 +268,21 @@ def prompt_ids(
     return found.ids[: found.cuts[text.borders.index(text.replies[-1][0])]]
 
 
+def conversation_ids(
+    tokenizer: Any, record: Record, columns: Columns, chat: ChatOptions | None = None
+) -> list[int]:
+    """Tokens of a whole conversation as its chat template renders it, to the last character.
+
+    Raises:
+        UsageError: the record has no messages, or the chat template cannot place them.
+    """
+    columns = decide_columns(record, columns)
+    text = _text(tokenizer, record, columns, chat or ChatOptions())
+    if text.chat is None:
+        raise UsageError("no column 'messages'; expected a conversation; check the record")
+    return text_tokens(tokenizer).encode(text.text)
+
+
 def rendered_bos(tokenizer: Any, record: Record, columns: Columns) -> bool:
     """Whether a record's prompt came rendered with BOS, so that no second one is added."""
     if columns.kind != "prompt":

@@ -30,6 +30,7 @@ from caskd.store.format.spec import (
     SPECIAL_TOKEN_FIELDS,
     StoreSpec,
     check_identity,
+    check_imported,
     identity_differences,
 )
 from caskd.store.format.versions import needed_version, unusual_capture
@@ -60,6 +61,7 @@ __all__ = [
     "array_checks",
     "canonical_json",
     "check_identity",
+    "check_imported",
     "encode_shards",
     "encode_whole",
     "identity_differences",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from caskd.store.errors import IdentityError, UnsafeError
+from caskd.store.errors import IdentityError, UnsafeError, UsageError
 from caskd.store.fingerprint import FINGERPRINT, fingerprint_differences
 from caskd.store.format import untrusted_json
 from caskd.store.format.layout import ArrayLayout
@@ -100,6 +100,12 @@ class StoreSpec:
     def capture_fields(self) -> dict[str, str]:
         """Meaning of the values: engine, values, label, rank, argmax and tail."""
         return capture_fields(self.identity["capture"])
+
+    @property
+    def imported_from(self) -> str | None:
+        """Where rows came from that caskd did not capture; None for its own captures."""
+        found: str | None = self.identity["capture"].get("imported_from")
+        return found
 
     @property
     def special_tokens(self) -> Mapping[str, Any] | None:
@@ -228,6 +234,25 @@ def check_identity(spec: StoreSpec, identity: Identity, where: str) -> None:
         raise IdentityError(
             f"{where}: holds another capture; {field} is {there} there, but {here} "
             f"here{_behind(field)}{more}; pass the same inputs, or another --store"
+        )
+
+
+def check_imported(spec: StoreSpec, where: str, accept: str | None) -> None:
+    """Check that a run may read rows that another program captured.
+
+    Args:
+        spec: of the store.
+        where: the flag that named the store, and its name.
+        accept: what to pass to accept them; None if they are accepted.
+
+    Raises:
+        UsageError: the store was imported, and `accept` is not None.
+    """
+    if accept is not None and spec.imported_from is not None:
+        raise UsageError(
+            f"{where}: capture.imported_from is {spec.imported_from}: another program captured its "
+            f"rows, which caskd cannot check against the teacher; expected {accept}; read caskd "
+            f"store card, then pass {accept}"
         )
 
 

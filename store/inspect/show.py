@@ -118,6 +118,7 @@ def example_view(store: TeacherStore, example: int) -> "Group":
     heading = Text(
         f"example {example}: task {task}, status {value['status']}, "
         f"source line {value['source_index']}, {counted(len(value['rows']), 'row')}"
+        + (f", imported from {origin}" if (origin := store.spec.imported_from) else "")
     )
     body = Text("text  ")
     for token in value["tokens"]:

@@ -51,16 +51,35 @@ def card(
     sections = [
         f"# Teacher store: {escape_markdown(spec.teacher)}",
         _INTRODUCTION,
+        *_imported(spec),
         _WARNING,
         "## Contents",
-        _table(_contents(spec, totals) | _text_rows(spec, text_counts)),
+        _table(
+            _contents(spec, totals)
+            | _text_rows(spec, text_counts)
+            | _import_rows(spec, text_counts)
+        ),
         "## Origin",
         _table(_origin(spec)),
     ]
     if quality is not None:
         sections += ["## Teacher quality", _table(quality.rows()), quality.histogram()]
-    sections += [LICENSE_HEADING, license_note, "## Use", _USE.format(top=_objective(spec))]
+    sections += [
+        LICENSE_HEADING,
+        license_note,
+        "## Use",
+        _USE.format(top=_objective(spec) + _accept(spec)),
+    ]
     return "\n\n".join(sections) + "\n"
+
+
+def _imported(spec: StoreSpec) -> list[str]:
+    if spec.imported_from is None:
+        return []
+    return [
+        f"**Imported from {escape_markdown(spec.imported_from)}:** another program captured these "
+        "rows. caskd checked their form, not that the named teacher computed them."
+    ]
 
 
 _USE = """Train from the store, verify it, show an example:
@@ -71,6 +90,14 @@ _USE = """Train from the store, verify it, show an example:
     caskd store show THIS_DIRECTORY --example 0
 
 MODEL must have the teacher's vocabulary. Training does not need the teacher."""
+
+
+def _accept(spec: StoreSpec) -> str:
+    """Flags that a run needs to read rows that caskd did not capture."""
+    if spec.imported_from is None:
+        return ""
+    unknown = spec.capture_fields["tail"] == "unknown"
+    return " --accept-imported" + (" --tail renormalise" if unknown else "")
 
 
 def _objective(spec: StoreSpec) -> str:
@@ -105,6 +132,23 @@ _TEXT_COUNTS = {
     "rendered_bos": "records that came rendered with BOS",
     "context_turns": "replies that are context, because they render differently in the whole",
 }
+
+
+_ROW_COUNTS = {
+    "pad_rows": "rows that predict padding were dropped",
+    "cut_rows": "rows lost cells",
+    "lost_rows": "rows lost all cells",
+    "resorted_rows": "rows were sorted again",
+    "tied_argmax_rows": "rows have two largest values",
+    "overfull_rows": "rows were rescaled to probability 1",
+    "capped_rows": "rows do not have the label among their ids",
+}
+
+
+def _import_rows(spec: StoreSpec, counts: Mapping[str, int]) -> dict[str, str]:
+    """What an import counted of its rows."""
+    counted = [f"{counts[name]:,} {text}" for name, text in _ROW_COUNTS.items() if counts.get(name)]
+    return {"import": "; ".join(counted)} if spec.imported_from is not None and counted else {}
 
 
 def _text_rows(spec: StoreSpec, counts: Mapping[str, int]) -> dict[str, str]:

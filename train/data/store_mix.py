@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from caskd.store import StoreBatch, StoreSpec, TeacherStore
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.format import check_imported
 from caskd.train.data.mixture import MixedOrder, check_weights, parse_store, shares
 from caskd.train.data.order import ExampleOrder, IntArray, blocks_of
 from caskd.train.objectives import Objective, Tail, check_known
@@ -95,6 +96,18 @@ class StoreMix:
         """
         for store in self.stores:
             check_known(store.name, store.spec.capture_fields, objective, tail)
+
+    def check_imported(self, accept: str | None) -> None:
+        """Refuse stores of another program's rows, unless they are accepted.
+
+        Args:
+            accept: what to pass to accept them; None if they are accepted.
+
+        Raises:
+            UsageError: names the store and `accept`.
+        """
+        for store in self.stores:
+            check_imported(store.spec, f"--store {store.name}", accept)
 
     def order(self, seed: int) -> MixedOrder:
         """The order of the examples.

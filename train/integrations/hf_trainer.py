@@ -199,7 +199,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
             control = self.control  # type: ignore[has-type]
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, control)
         num_examples, *values = self.accelerator.reduce(totals).tolist()
-        metrics = self._metrics(values, self.eval_dataset)
+        metrics = self._cascade_metrics(values, self.eval_dataset)
         named = {f"{metric_key_prefix}_{n}": x for n, x in metrics.items() if x is not None}
         return EvalLoopOutput(None, None, named, int(num_examples))
 
@@ -219,14 +219,14 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and self._sums is not None:
             totals = torch.stack([value.double() for value in self._sums.tensors()])
             totals = self.accelerator.reduce(totals)
-            metrics = self._metrics(totals.tolist(), self.train_dataset)
+            metrics = self._cascade_metrics(totals.tolist(), self.train_dataset)
             del metrics["loss"]
             logs = {**logs, **{name: x for name, x in metrics.items() if x is not None}}
             self._sums = None
         super().log(logs, *args, **kwargs)
 
     @staticmethod
-    def _metrics(totals: list[float], dataset: Any) -> dict[str, float | None]:
+    def _cascade_metrics(totals: list[float], dataset: Any) -> dict[str, float | None]:
         knows_argmax = getattr(dataset, "knows_argmax", True)
         return step_metrics(dict(zip(SUM_NAMES, totals, strict=True)), knows_argmax=knows_argmax)
 

@@ -58,6 +58,7 @@ class StoreDataset(IterableDataset[Example]):
             or 1.
         tokenizer: the student's. If it is given, another vocabulary than the stores' is refused,
             and other end tokens, BOS or chat template are warned of.
+        accept_imported: read stores that `caskd import` made of another program's rows.
 
     Raises:
         CaskdError: a store cannot be opened, or cannot be mixed with the others, or the
@@ -75,6 +76,7 @@ class StoreDataset(IterableDataset[Example]):
         rank: int | None = None,
         world_size: int | None = None,
         tokenizer: Any = None,
+        accept_imported: bool = False,
     ) -> None:
         if (rank is None) != (world_size is None):
             raise UsageError(
@@ -94,6 +96,7 @@ class StoreDataset(IterableDataset[Example]):
         chosen = resolve_unmasked(objective, w, "StoreDataset")
         self._mix = StoreMix.open(stores)  # checked here, not in a worker
         self._mix.check_known(chosen, None)
+        self._mix.check_imported(None if accept_imported else "accept_imported=True")
         self._known_order: MixedOrder | None = None
         self.kind = self._mix.spec.kind
         self._row_fields = fields_to_read(chosen, self.kind)

@@ -9,6 +9,7 @@ from typing import Any
 from caskd.models import default_device
 from caskd.store import TeacherStore
 from caskd.store.corpus import token_bytes, vocab_digest, vocab_size
+from caskd.store.format import check_imported
 from caskd.store.io import counted
 from caskd.train.checkpoint import (
     STATE,
@@ -255,6 +256,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
     store = StoreMix.open(config.store, one_vocabulary=False)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
     store.check_known(widest_read(objective, config.final_w), config.tail)
+    accept = None if config.accept_imported else "--accept-imported"
+    store.check_imported(accept)
     order = store.order(config.seed)
     checkpoint = done = None
     initial = initial_weights(config)
@@ -265,6 +268,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     eval_store = eval_tokens = spans = None
     if config.eval_store is not None:
         eval_store = open_eval_store(config.eval_store, store.spec, one_vocabulary=tokens is None)
+        check_imported(eval_store.spec, f"--eval-store {config.eval_store}", accept)
         if tokens is not None:
             eval_tokens = student_tokens(config, (eval_store,), tokenizer, objective)
     if tokens is not None:

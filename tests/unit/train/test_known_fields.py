@@ -68,3 +68,16 @@ def test_the_loss_of_log_probabilities_is_that_of_logits(tmp_path: Path, tail: s
             ).loss
         )
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_another_program_are_read_only_if_accepted(tmp_path: Path) -> None:
+    url = str(make_store(tmp_path / "s", "imported").root)
+    with pytest.raises(UsageError, match=r"imported_from is toy.*accept_imported=True"):
+        StoreDataset(url, objective="cat-xent")
+    assert len(list(StoreDataset(url, objective="cat-xent", accept_imported=True))) == 18
+    mix = StoreMix.open([url])
+    with pytest.raises(UsageError, match=r"--store s: capture\.imported_from.*--accept-imported"):
+        mix.check_imported("--accept-imported")
+    mix.check_imported(None)
+    ordinary = stores.make_store(tmp_path / "plain")
+    StoreMix([ordinary], [1.0]).check_imported("--accept-imported")
