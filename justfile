@@ -28,6 +28,14 @@ demo:
 bench:
     for file in benchmarks/bench_*.py; do python "$file"; done
 
+# every step of the GPU suite at toy sizes, on any machine
+gpu-toy out="gpu-toy":
+    python benchmarks/gpu_suite.py --toy --out {{out}}
+
+# everything that needs a GPU, in about eight minutes
+gpu out="gpu-results":
+    python benchmarks/gpu_suite.py --out {{out}}
+
 # docs/architecture.svg, from the imports
 picture:
     python docs/draw_architecture.py

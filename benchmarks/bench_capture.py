@@ -26,13 +26,13 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,11 +43,10 @@ from gpu_models import accept_shapes, random_teacher
 from gpu_profile import add_profile
 from store_rows import RESULTS, setting, write_table
 
-from caskd.models import SplitModel, pad, padded_batches, pick_device
+from caskd.models import SplitModel, pad, padded_batches, peak_process_bytes, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
-from caskd.precompute.planning import probe
 from caskd.precompute.planning.identity import check_job
-from caskd.precompute.planning.probe import encoded_bytes, run_probe
+from caskd.precompute.planning.probe import encoded_bytes
 from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import find_checkpoint
@@ -63,6 +62,7 @@ LENGTHS = {"prompt-heavy": (800, 100), "response-heavy": (60, 700)}  # mean char
 BARE, BARE_ROWS, CAPTURE = "bare forward", "bare forward, head on rows only", "caskd capture"
 NAIVE = "full logits, then top-k everywhere"
 VLLM = "vLLM prompt_logprobs"
+FLASH, EAGER = "flash_attention_2", "eager"
 TOP_K, TILE_ROWS = 64, 1024
 
 
@@ -172,7 +172,12 @@ def capture(config: PrecomputeConfig) -> float:
         copy = Path(shutil.copytree(store, Path(folder) / "store"))
         with quiet():
             precompute(replace(config, store=str(copy)))
-        records = [json.loads(file.read_text()) for file in (copy / "environment").glob("*.json")]
+        return capture_seconds(copy)
+
+
+def capture_seconds(store: Path) -> float:
+    """What the slowest worker recorded."""
+    records = [json.loads(file.read_text()) for file in (store / "environment").glob("*.json")]
     return max(record.get("seconds", 0.0) for record in records)
 
 
@@ -225,10 +230,7 @@ def peak_mib(device: torch.device) -> float:
     """Most memory that this process held: on its GPU, or else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would be that of the process that started this one, if larger
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+    return peak_process_bytes() / 2**20
 
 
 def measure(
@@ -289,6 +291,46 @@ def measure_together(
         yield seconds, peaks
 
 
+def other_attention(device: torch.device) -> str | None:
+    """The implementation to measure beside the model's own: flash attention on a GPU.
+
+    On a CPU the plainest one takes its place, so that the arm is run. None where flash attention
+    is not installed.
+    """
+    if device.type != "cuda":
+        return EAGER
+    return FLASH if find_spec("flash_attn") is not None else None
+
+
+def measure_attention(
+    configs: dict[str, PrecomputeConfig], rounds: int, model: Any
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds of captures with the other attention, by (corpus, arm)."""
+    device = pick_device(next(iter(configs.values())).device)
+    name, seconds = other_attention(device), {}
+    if name is None:
+        print(f"{FLASH}: left out, flash-attn is not installed", flush=True)
+        return {}
+    others = {
+        kind: replace(config, attention=name, store=f"{config.store}-{name}")
+        for kind, config in configs.items()
+    }
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        prepare_pilots(others)
+        forget_peak(device)
+        for turn in range(-1, rounds):
+            for kind, config in others.items():
+                taken = capture(config)
+                if turn >= 0:  # the first one warms up
+                    seconds.setdefault((kind, f"{CAPTURE}, {name}"), []).append(taken)
+                    print(f"round {turn} {kind} {name}: {taken:.3f} s", flush=True)
+    finally:
+        model.set_attn_implementation(before)
+    return seconds
+
+
 def forget_peak(device: torch.device) -> None:
     """Measure peaks from here on; only a GPU's can be forgotten."""
     if device.type == "cuda":
@@ -297,8 +339,8 @@ def forget_peak(device: torch.device) -> None:
 
 
 @contextlib.contextmanager
-def one_copy(config: PrecomputeConfig, *, random_weights: bool) -> Iterator[None]:
-    """Whoever loads the teacher while inside gets the same model."""
+def one_copy(config: PrecomputeConfig, *, random_weights: bool) -> Iterator[Any]:
+    """Whoever loads the teacher while inside gets the same model, which is given."""
     device = pick_device(config.device)
     if random_weights:
         model = random_teacher(config.teacher, device)
@@ -310,7 +352,7 @@ def one_copy(config: PrecomputeConfig, *, random_weights: bool) -> Iterator[None
         mock.patch("caskd.precompute.teacher.transformers_teacher.load_model", return_value=model),
         mock.patch(f"{__name__}.load_model", return_value=model),
     ):
-        yield
+        yield model
 
 
 @torch.inference_mode()
@@ -348,14 +390,6 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
     _, seconds_a_row = encoded_bytes(writer.spec, rows)
     parts["encoding, in a thread behind, ms"] = round(1000 * seconds_a_row * len(hidden), 3)
     return parts
-
-
-def probed_mib(config: PrecomputeConfig) -> float:
-    """Peak memory by the probe of `caskd plan`, which has five seconds here."""
-    forget_peak(pick_device(config.device))
-    with quiet(), mock.patch.object(probe, "PROBE_SECONDS", 5.0):
-        found = run_probe(config, find_teacher(config), Path(config.store), 0)
-    return round(found["memory_bytes"] / 2**20)
 
 
 class Clock:
@@ -453,15 +487,19 @@ def main() -> None:
             **setting(args.notes),
         }  # fmt: skip
         if args.one_process:
-            with one_copy(configs["prompt-heavy"], random_weights=args.random_weights):
+            with one_copy(configs["prompt-heavy"], random_weights=args.random_weights) as model:
                 sizes = prepare_pilots(configs)
                 for seconds, peaks in measure_together(configs, args.rounds, args.skip):
                     table = table_of(seconds, peaks, sizes)
                     write_table("capture", table, columns, args.out)
+                other = measure_attention(configs, args.rounds, model)
+                peaks |= dict.fromkeys(
+                    (arm for _, arm in other), peak_mib(pick_device(args.device))
+                )
+                table += table_of(other, peaks, sizes)[:-1]
                 for kind, config in configs.items():
                     profile = args.out / "profile.txt" if args.profile else None
                     parts = parts_of(config, profile)
-                    parts["plan --probe, peak MiB"] = probed_mib(config)
                     table += [
                         {"corpus": kind, "arm": f"part: {name}", "value": value}
                         for name, value in parts.items()

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from store_rows import RESULTS, setting, write_table
 from torch import Tensor
 from torch.nn import functional as F
 
-from caskd.models import open_model
+from caskd.models import open_model, peak_process_bytes
 from caskd.train import TrainConfig
 from caskd.train.checkpoint.manifest import verify
 from caskd.train.checkpoint.save import load_checkpoint, load_weights, save_checkpoint
@@ -48,8 +48,16 @@ from caskd.train.run.memory_forecast import forecast, size_of
 from caskd.train.run.plan import RunPlan, plan_run
 
 CROSS_ENTROPY, LIVE = "cross-entropy on whole logits", "live teacher, whole distribution"
-OURS = {f"caskd {name}": name for name in ("xent", "dist", "cat-dist")}
+COMPILED = "caskd cat-dist, compiled body"
+OURS = {f"caskd {name}": name for name in ("xent", "dist", "cat-dist")} | {COMPILED: "cat-dist"}
 KINDS = (CROSS_ENTROPY, *OURS, LIVE)
+
+
+RIVALS = (
+    (CROSS_ENTROPY, "over_cross_entropy"),
+    (LIVE, "over_live_teacher"),
+    ("caskd cat-dist", "over_cat_dist"),
+)
 
 
 class AnyStep(StudentWithLoss):
@@ -70,6 +78,12 @@ class AnyStep(StudentWithLoss):
             loss = 0.5 * loss - 0.5 * (self.taught(batch) * logits.log_softmax(1)).sum()
         return loss, torch.zeros(len(SUM_NAMES), dtype=torch.float64, device=loss.device)
 
+    def hidden(self, *arguments: Any) -> Tensor:
+        """[B, T, H] by the body as it is, or as torch compiles it."""
+        if self.kind == COMPILED:
+            return compiled_hidden()(self, *arguments)
+        return super().hidden(*arguments)
+
     @torch.no_grad()
     def taught(self, batch: MicroBatch) -> Tensor:
         """[N, V] the teacher's probabilities, from a forward of now; its head on rows only."""
@@ -77,6 +91,13 @@ class AnyStep(StudentWithLoss):
         body = model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         hidden = body.last_hidden_state.flatten(0, 1)[batch.gather_index]
         return model.get_output_embeddings()(hidden).float().softmax(1)
+
+
+@cache
+def compiled_hidden() -> Any:
+    """The student's body by torch.compile for any length; off a GPU traced, but not compiled."""
+    backend = "inductor" if torch.cuda.is_available() else "aot_eager"
+    return torch.compile(StudentWithLoss.hidden, dynamic=True, backend=backend)
 
 
 def make_engine(
@@ -102,10 +123,7 @@ def take_step(engine: TrainEngine, kind: str, batch: Any) -> float:
     """Seconds of forward, backward and update."""
     engine.module.kind = kind
     started = time.perf_counter()
-    *others, last = batch.micro_batches
-    for part in others:
-        engine.micro_step(part, 1 / batch.num_rows, last=False)
-    engine.micro_step(last, 1 / batch.num_rows, last=True)
+    engine.optimizer_step(batch.micro_batches, engine.ranks.world_size / batch.num_rows)
     if engine.ranks.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -145,6 +163,9 @@ def time_steps(arguments: argparse.Namespace) -> Iterator[tuple[str, str, float]
         yield from step_figures(seconds)
         yield "caskd cat-dist", "keep_fraction", statistics.mean(kept)
         yield "every step", "num_rows", statistics.mean(num_rows)
+        counters = torch._dynamo.utils.counters
+        yield COMPILED, "graphs", counters["stats"]["unique_graphs"]
+        yield COMPILED, "graph_breaks", sum(counters["graph_break"].values())
         if not arguments.only_steps:
             yield from time_checkpoint(plan, engine, Path(directory))
         else:
@@ -163,7 +184,7 @@ def step_figures(seconds: dict[str, list[float]]) -> Iterator[tuple[str, str, fl
     """Seconds of each kind of step, and the rounds' ratios."""
     for kind, own in seconds.items():
         yield kind, "step_s", statistics.median(own)
-        for rival, name in ((CROSS_ENTROPY, "over_cross_entropy"), (LIVE, "over_live_teacher")):
+        for rival, name in RIVALS:
             if rival in seconds:
                 pairs = zip(own, seconds[rival], strict=True)
                 yield kind, name, statistics.median(ours / theirs for ours, theirs in pairs)
@@ -232,9 +253,7 @@ def peak_memory(arguments: argparse.Namespace, kind: str) -> float:
         engine.close()
         if ranks.device.type == "cuda":
             return torch.cuda.max_memory_allocated() / 1e6
-    # Not getrusage: its figure starts at the parent's.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    return peak_process_bytes() / 1e6
 
 
 def in_own_process(words: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from caskd.models.devices import (
     default_device,
     fixed_kernels,
     memory_errors,
+    peak_process_bytes,
     pick_device,
     to_device,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "pack",
     "pad",
     "padded_batches",
+    "peak_process_bytes",
     "pick_device",
     "probe_tokens",
     "quantization_of",

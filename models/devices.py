@@ -2,8 +2,11 @@
 
 import os
 import re
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
@@ -62,6 +65,16 @@ def to_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     if device.type != "cuda" or not array.size:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def peak_process_bytes() -> int:
+    """The most memory that this process held resident so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss begins at the size of the process that started this one
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextmanager

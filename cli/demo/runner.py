@@ -45,14 +45,21 @@ class DemoConfig:
     """Folder for all outputs: new, empty, or of a demo that was stopped, which then goes on."""
     seed: int = 0
     """Seed of the corpus, the students' initial weights and the order of examples."""
+    device: str = "auto"
+    """Where every model runs: auto (a GPU if there is one), cpu, cuda, or cuda:N."""
 
 
 def demo(config: DemoConfig) -> None:
     """Run `caskd demo`."""
-    run_demo(config.out, config.seed, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
+    run_demo(
+        config.out, config.seed, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS,
+        device=config.device,
+    )  # fmt: skip
 
 
-def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
+def run_demo(
+    out: Path, seed: int, *, num_train: int, num_test: int, steps: int, device: str = "auto"
+) -> None:
     """Capture the bundled teacher, train two students from the store and measure both cascades.
 
     Args:
@@ -62,15 +69,21 @@ def run_demo(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
         num_train: number of captured examples.
         num_test: number of examples on which all three models predict.
         steps: optimizer steps of each student.
+        device: of every model, as for --device; a demo that goes on may change it.
 
     Raises:
-        UsageError: `out` holds something else, or another process holds it.
+        UsageError: `out` holds something else, another process holds it, or the device is not
+            there.
     """
+    from caskd.models import pick_device
+
+    pick_device(device)
     settings = {"seed": seed, "num_train": num_train, "num_test": num_test, "steps": steps}
     _check_out(out, settings)
     with claimed(out, "--out"):
         _check_out(out, settings)  # again: another demo may have begun before this one held it
-        _run_all(out, seed, num_train=num_train, num_test=num_test, steps=steps)
+        stages = Stages(device)
+        _run_all(stages, out, seed, num_train=num_train, num_test=num_test, steps=steps)
 
 
 def _check_out(out: Path, settings: dict[str, int]) -> None:
@@ -99,13 +112,14 @@ def _recorded(out: Path) -> dict[str, int] | None:
         return None
 
 
-def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int) -> None:
+def _run_all(
+    stages: "Stages", out: Path, seed: int, *, num_train: int, num_test: int, steps: int
+) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the demo's models load at once
     torch.set_num_threads(NUM_THREADS)
-    stages = Stages()
     tell(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
     tell(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
     tell("prompt: label noise, which the teacher, trained on clean labels, can detect")
@@ -127,11 +141,21 @@ def _run_all(out: Path, seed: int, *, num_train: int, num_test: int, steps: int)
 
 
 class Stages:
-    """Runs command lines, prints each one, and records its duration."""
+    """Runs command lines, prints each one, and records its duration.
 
-    def __init__(self) -> None:
+    Args:
+        device: of the models that they run.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.device = device
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
+
+    @property
+    def device_flag(self) -> list[str]:
+        """The option of the commands that have one."""
+        return [] if self.device == "auto" else ["--device", self.device]
 
     def done(self, stage: str) -> None:
         """Record the time since the previous stage ended."""
@@ -142,16 +166,30 @@ class Stages:
     def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
         """Print a command line and run it, in this or in its own process."""
         tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
-        code = _in_own_process(command, args) if own_process else run_command(command, args)
+        if own_process:
+            code = _in_own_process(command, args, visible_gpus(self.device))
+        else:
+            code = run_command(command, args)
         if code:
             raise SystemExit(code)
         self.done(stage or command)
 
 
-def _in_own_process(command: str, args: Sequence[str]) -> int:
+def _in_own_process(command: str, args: Sequence[str], gpus: dict[str, str]) -> int:
     words = [sys.executable, "-m", "caskd.cli", *command.split(), *args]
-    env = {**os.environ, "OMP_NUM_THREADS": str(NUM_THREADS)}
+    env = {**os.environ, **gpus, "OMP_NUM_THREADS": str(NUM_THREADS)}
     return subprocess.run(words, env=env, check=False).returncode
+
+
+def visible_gpus(device: str) -> dict[str, str]:
+    """The variable with which `caskd train`, which has no --device, runs on a device."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if not number:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[int(number)] if visible else number}
 
 
 def _prepare(out: Path, seed: int, num_train: int, num_test: int) -> None:
@@ -169,6 +207,7 @@ def _capture(stages: Stages, out: Path) -> None:
         "precompute", "--teacher", str(out / "models" / "teacher"),
         "--data", str(out / "train.jsonl"), "--store", store,
         "--top-k", "16", "--shard-rows", "8192", "--dtype", "float32",
+        *stages.device_flag,
     )  # fmt: skip
     stages.run("store info", store)
     stages.run("store verify", store)
@@ -195,7 +234,7 @@ def _predict(stages: Stages, out: Path, name: str) -> None:
     stages.run(
         "predict", "--model", str(out / "models" / name), "--data", str(out / "test.jsonl"),
         "--out", _predictions(out, name), "--max-new-tokens", "24", "--batch-size", "128",
-        "--dtype", "float32", stage=f"predict {name}",
+        "--dtype", "float32", *stages.device_flag, stage=f"predict {name}",
     )  # fmt: skip
 
 

@@ -12,12 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from caskd.models.kernels import block_for
 from caskd.precompute.rows.passes import BLOCK, Rest
-
-_BLOCKS = 128
-"""Blocks of ids that a program reads."""
-
-_NUM_WARPS = 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -79,7 +75,9 @@ class TritonPasses:
         """One read."""
         num_rows, num_columns = logits.shape
         num_blocks = triton.cdiv(num_columns, BLOCK)
-        parts = triton.cdiv(num_blocks, _BLOCKS)
+        block = block_for("maxima", logits.device, num_columns)
+        blocks = max(1, block.columns // BLOCK)
+        parts = triton.cdiv(num_blocks, blocks)
         maxima = logits.new_empty((num_rows, num_blocks), dtype=torch.float32)
         bad = logits.new_empty((num_rows, parts), dtype=torch.int32)
         with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
@@ -90,9 +88,9 @@ class TritonPasses:
                 bad,
                 num_columns,
                 num_blocks,
-                BLOCKS=_BLOCKS,
+                BLOCKS=blocks,
                 WIDTH=BLOCK,
-                num_warps=_NUM_WARPS,
+                num_warps=block.num_warps,
                 enable_fp_fusion=True,
             )
         return maxima, bad.amax(dim=1) == 0
@@ -102,8 +100,8 @@ class TritonPasses:
     ) -> Rest:
         """One read: the cells outside come after the last of the k in the order of the cells."""
         num_rows, num_columns = logits.shape
-        columns = _BLOCKS * BLOCK
-        parts = triton.cdiv(num_columns, columns)
+        block = block_for("rest", logits.device, num_columns)
+        parts = triton.cdiv(num_columns, block.columns)
         outside = logits.new_empty((num_rows, parts), dtype=torch.float32)
         earlier = logits.new_empty((num_rows, parts), dtype=torch.int32)
         with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
@@ -118,8 +116,8 @@ class TritonPasses:
                 outside,
                 earlier,
                 num_columns,
-                COLUMNS=columns,
-                num_warps=_NUM_WARPS,
+                COLUMNS=block.columns,
+                num_warps=block.num_warps,
                 enable_fp_fusion=True,
             )
         return Rest(outside.sum(dim=1), earlier.sum(dim=1))

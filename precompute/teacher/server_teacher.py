@@ -3,8 +3,6 @@
 Legend: N rows of a batch, k cells kept per row.
 """
 
-import resource
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caskd.models import peak_process_bytes
 from caskd.models.engines import NonFiniteError, ServedModel
 from caskd.precompute.rows import Fields, filler_rows, log_prob_fields
 from caskd.store.corpus import logit_positions
@@ -42,8 +41,7 @@ class ServerTeacher:
 
     def peak_memory(self) -> tuple[str, int]:
         """Peak bytes of this process: those of the server are not known."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return "process", peak if sys.platform == "darwin" else 1024 * peak
+        return "process", peak_process_bytes()
 
     def close(self) -> None:
         """End all requests."""

@@ -4,8 +4,6 @@ Legend: N rows of a batch, H hidden, V vocabulary, k cells kept per row.
 """
 
 import platform
-import resource
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -26,6 +24,7 @@ from caskd.models import (
     memory_errors,
     pack,
     pad,
+    peak_process_bytes,
     pick_device,
     to_device,
 )
@@ -98,8 +97,7 @@ class TransformersTeacher:
         if self.device.type == "cuda":
             peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
             return "gpu", max(peaks)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return "process", peak if sys.platform == "darwin" else 1024 * peak
+        return "process", peak_process_bytes()
 
     def close(self) -> None:
         """Restore the kernels that torch used before."""

@@ -3,7 +3,7 @@
 from caskd.store.io import descriptors, faults, files
 from caskd.store.io.claim import CLAIM, claimed
 from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, rate_text, tell
-from caskd.store.io.disk import check_room
+from caskd.store.io.disk import CACHE_VARIABLE, cache_folder, check_room
 from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, refuse_mixup, refuse_occupied
 from caskd.store.io.printable import (
     bytes_text,
@@ -29,6 +29,7 @@ from caskd.store.io.strange_files import (
 from caskd.store.io.unreadable import check_readable, is_limit_reached, system_failure
 
 __all__ = [
+    "CACHE_VARIABLE",
     "CLAIM",
     "DATA_ENDINGS",
     "MAX_JSON_DEPTH",
@@ -36,6 +37,7 @@ __all__ = [
     "Progress",
     "StrangeFileError",
     "bytes_text",
+    "cache_folder",
     "check_readable",
     "check_room",
     "claimed",

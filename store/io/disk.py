@@ -8,6 +8,8 @@ from pathlib import Path
 from caskd.store.errors import UsageError
 from caskd.store.io import descriptors
 
+CACHE_VARIABLE = "CASKD_CACHE"
+
 _ADVICE = {
     **dict.fromkeys((ENOSPC, EDQUOT), "free disk space"),
     **dict.fromkeys((EROFS, EACCES, EPERM), "pass a path that this process may write"),
@@ -20,6 +22,12 @@ def advice(number: int | None) -> str:
     if number in descriptors.LIMIT_REACHED:
         return descriptors.advice()
     return _ADVICE.get(number or 0, "check the disk")
+
+
+def cache_folder() -> Path:
+    """Where caskd keeps what it can make again: CASKD_CACHE, or ~/.cache/caskd."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "caskd")
 
 
 def check_room(path: Path, flag: str, num_bytes: int = 0) -> None:

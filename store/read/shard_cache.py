@@ -15,9 +15,9 @@ from pathlib import Path
 
 from caskd.store.errors import StoreWriteError, UsageError
 from caskd.store.format import DATA
-from caskd.store.io import descriptors, files, is_limit_reached
+from caskd.store.io import CACHE_VARIABLE, cache_folder, descriptors, files, is_limit_reached
 
-DIRECTORY_VARIABLE, LIMIT_VARIABLE = "CASKD_CACHE", "CASKD_CACHE_GB"
+LIMIT_VARIABLE = "CASKD_CACHE_GB"
 DEFAULT_GB = 100.0
 _LOCKS = 256
 _EVICTIONS = 8
@@ -43,7 +43,7 @@ class ShardCache:
         except OSError as error:
             raise StoreWriteError(
                 f"{self.root}: cannot be used as the cache of remote stores ({error.strerror}); "
-                f"set {DIRECTORY_VARIABLE} to a directory on a local disk"
+                f"set {CACHE_VARIABLE} to a directory on a local disk"
             ) from None
 
     @classmethod
@@ -53,7 +53,6 @@ class ShardCache:
         Raises:
             UsageError: the limit is not a positive number.
         """
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_GB))
         try:
             limit = int(float(text) * 1e9)
@@ -61,7 +60,7 @@ class ShardCache:
             limit = 0
         if limit <= 0:
             raise UsageError(f"{LIMIT_VARIABLE}={text}: expected gigabytes; set 200 or 0.5, say")
-        return cls(Path(os.environ.get(DIRECTORY_VARIABLE) or Path(home) / "caskd"), limit)
+        return cls(cache_folder(), limit)
 
     def keep(self, name: str, size: int, fetch: Callable[[], bytes]) -> Path:
         """The path of the file `name` of `size` bytes.
@@ -148,4 +147,4 @@ class ShardCache:
 def _advice(error: OSError) -> str:
     if is_limit_reached(error):
         return descriptors.advice()
-    return f"free some space, or set {DIRECTORY_VARIABLE} or {LIMIT_VARIABLE} to fit the disk"
+    return f"free some space, or set {CACHE_VARIABLE} or {LIMIT_VARIABLE} to fit the disk"

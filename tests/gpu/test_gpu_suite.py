@@ -17,18 +17,58 @@ SUITE = Path(__file__).parents[2] / "benchmarks" / "gpu_suite.py"
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would run inside of itself")
 def test_it_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
-    words = ["--toy", "--rounds", "1", "--steps", "loss", "capture", "step", "--out", str(tmp_path)]
+    steps = ["loss", "capture", "step", "blocks"]
+    words = ["--toy", "--rounds", "1", "--steps", *steps, "--out", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, str(SUITE), *words], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for table in ("loss_cpu", "capture", "step"):
+    for table in ("loss_cpu", "capture", "step", "blocks"):
         with (tmp_path / f"{table}.csv").open(newline="") as file:
             assert len(list(csv.DictReader(file))) > 5, table
+    with (tmp_path / "step.csv").open(newline="") as file:
+        figures = {
+            (line["variant"], line["figure"]): line["value"] for line in csv.DictReader(file)
+        }
+    assert float(figures["caskd cat-dist, compiled body", "graphs"]) > 0
+    log = (tmp_path / "suite.log").read_text()
+    assert "caskd capture, eager" in log, "the arm with another attention"
+    assert (tmp_path / "cache" / "kernel-blocks.json").exists()
     with (tmp_path / "aims.csv").open(newline="") as file:
         verdicts = {line["figure"]: line["verdict"] for line in csv.DictReader(file)}
     assert verdicts["step, waiting for data, share of the time"] in ("met", "missed")
     assert verdicts["loss, all rows, 16384x4096x128256, over dense cross-entropy"] == "not measured"
+
+
+def test_an_aim_has_two_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SUITE.parent))
+    aim = importlib.import_module("gpu_suite").Aim
+    verdicts = [aim("forecast", value, 1.10, 0.90).verdict for value in (None, 0.8, 1.0, 1.2)]
+    assert verdicts == ["not measured", "missed", "met", "missed"]
+
+
+def test_one_device_leaves_out_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(SUITE.parent))
+    bench = importlib.import_module("bench_devices")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(bench, "accept_shapes", lambda: None)
+    words = [f"--{name}=none" for name in ("store", "student", "teacher")]
+    monkeypatch.setattr(sys, "argv", ["bench_devices.py", *words, "--out", str(tmp_path)])
+    assert bench.main() == 0
+    assert "left out: 1 CUDA device" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rank_that_was_lost_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SUITE.parent))
+    difference = importlib.import_module("bench_devices").difference
+    one = [{"loss": 2.0, "grad_norm": 3.0, "seconds": 1.0}] * 2
+    assert difference(one, one) is None
+    for name, factor in (("loss", 1.01), ("grad_norm", 0.99), ("loss", float("nan"))):
+        other = [one[0], {**one[1], name: one[1][name] * factor}]
+        assert name in difference(other, one)
 
 
 @pytest.mark.slow

@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.killed_runs import Killed, check_equal_runs, dying, weights_of
 from helpers.training import capture, config_for, read_metrics, set_dropout
 from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
 from caskd.train import train
-from caskd.train.checkpoint.manifest import checkpoint_path
-from caskd.train.checkpoint.tensor_files import SavedTensors
 from caskd.train.data.batches import MicroBatch, collate, fields_to_read
-from caskd.train.engine.deepspeed_engine import TrainEngine
 from caskd.train.model.student import LossOptions, StudentWithLoss
 from caskd.train.objectives import OBJECTIVES
 
@@ -24,10 +22,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 STEPS = 6
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +41,6 @@ def random_student(root: Path) -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return dict(SavedTensors(checkpoint_path(run, STEPS) / "weights"))
-
-
 @pytest.fixture(scope="module")
 def one_process(root: Path) -> Path:
     """A float32 run without ZeRO, to which its stages are compared."""
@@ -68,8 +58,8 @@ def test_stages_learn_the_same(root: Path, one_process: Path, stage: int) -> Non
     for ours, theirs in zip(read_metrics(config.out), read_metrics(one_process), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
-    expected = weights_of(one_process)
-    for name, value in weights_of(config.out).items():
+    expected = weights_of(one_process, STEPS)
+    for name, value in weights_of(config.out, STEPS).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
@@ -77,34 +67,18 @@ def test_stages_learn_the_same(root: Path, one_process: Path, stage: int) -> Non
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("random_student")
 def test_deterministic_resume_is_bitwise(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, dtype: str
+    root: Path, tmp_path: Path, stage: int, dtype: str
 ) -> None:
     options: dict[str, Any] = {
         "steps": STEPS, "save_every": STEPS // 2, "zero_stage": stage, "dtype": dtype,
         "objective": "cat-dist", "deterministic": True,
     }  # fmt: skip
     train(config_for(root, out=str(tmp_path / "whole"), **options))
-    with monkeypatch.context() as patch:
-        _kill_after(patch, micro_steps=9)  # two a step: in the middle of the fifth
-        with pytest.raises(Killed):
-            train(config_for(root, out=str(tmp_path / "run"), **options))
+    # Two micro-steps a step: in the middle of the fifth.
+    with dying(micro_steps=9), pytest.raises(Killed):
+        train(config_for(root, out=str(tmp_path / "run"), **options))
     train(config_for(root, out=str(tmp_path / "run"), resume=True, **options))
-    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
-    expected = weights_of(tmp_path / "whole")
-    for name, value in weights_of(tmp_path / "run").items():
-        assert torch.equal(value, expected[name]), name
-
-
-def _kill_after(patch: pytest.MonkeyPatch, micro_steps: int) -> None:
-    real, calls = TrainEngine.micro_step, []
-
-    def dying(self: TrainEngine, *arguments: Any, **named: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) > micro_steps:
-            raise Killed
-        return real(self, *arguments, **named)
-
-    patch.setattr(TrainEngine, "micro_step", dying)
+    check_equal_runs(tmp_path / "run", tmp_path / "whole", STEPS)
 
 
 def test_padded_and_packed_there_are_alone_here(root: Path) -> None:

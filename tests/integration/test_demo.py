@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.captures import sealed_files
 
-from caskd.cli.demo.runner import Stages, run_demo
+from caskd.cli.demo.runner import Stages, run_demo, visible_gpus
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 
@@ -24,7 +24,7 @@ def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The demo's output folder, and its printed text."""
     out = tmp_path_factory.mktemp("demo") / "out"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        run_demo(out, 0, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
+        run_demo(out, 0, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS, device="cpu")
     return out, printed.getvalue()
 
 
@@ -86,6 +86,28 @@ def test_another_demo_is_refused_by_name(
     assert f"--num-train 16000: the demo in {out} was started with {NUM_TRAIN}" in said
     assert main(["demo", "--out", str(out / "report")]) == 2
     assert sorted(out.rglob("*")) == before
+
+
+def test_a_device_goes_to_every_command_that_runs_a_model(
+    finished_demo: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [line for line in finished_demo[1].splitlines() if line.startswith("$ caskd ")]
+    given = {line.split()[2] for line in lines if "--device cpu" in line}
+    assert given == {"precompute", "predict"}
+    assert visible_gpus("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
+    assert visible_gpus("auto") == visible_gpus("cuda") == {}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert visible_gpus("cuda:1") == {"CUDA_VISIBLE_DEVICES": "7"}
+
+
+def test_a_device_that_is_not_there_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--out", str(tmp_path / "out"), "--device", "cuda:99"]) == 2
+    assert "--device cuda:99" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 LEFT = {

@@ -12,24 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from helpers.killed_runs import Killed, check_equal_runs, dying
 from helpers.training import capture, config_for, read_metrics, set_dropout
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
 from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path, is_complete
 from caskd.train.checkpoint import save as checkpoint_module
-from caskd.train.checkpoint.tensor_files import SavedTensors
 from caskd.train.config import TrainConfig
-from caskd.train.engine import TrainEngine
 from caskd.train.run import loop as loop_module
 from caskd.train.run.plan import plan_run
 
 HALF, WHOLE = 3, 6
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
 
 
 @pytest.fixture(scope="module")
@@ -51,44 +45,15 @@ def uninterrupted(root: Path) -> Path:
     return config.out
 
 
-def kill_after(monkeypatch: pytest.MonkeyPatch, micro_steps: int) -> None:
-    """The process 'dies' in the middle of a step."""
-    real = TrainEngine.micro_step
-    calls = []
-
-    def dying(self: TrainEngine, *arguments: Any, **named: Any) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) > micro_steps:
-            raise Killed
-        return real(self, *arguments, **named)
-
-    monkeypatch.setattr(TrainEngine, "micro_step", dying)
-
-
-def weights_of(run: Path, step: int = WHOLE) -> dict[str, torch.Tensor]:
-    return dict(SavedTensors(checkpoint_path(run, step) / "weights"))
-
-
-def check_equal_runs(run: Path, other: Path) -> None:
-    assert read_metrics(run) == read_metrics(other)
-    ours, theirs = weights_of(run), weights_of(other)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_resume_is_bitwise(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int
-) -> None:
+def test_resume_is_bitwise(root: Path, tmp_path: Path, stage: int) -> None:
     whole = options(root, tmp_path / "whole", zero_stage=stage)
     train(whole)
-    with monkeypatch.context() as patch:
-        kill_after(patch, micro_steps=9)  # two a step: in the middle of the fifth
-        with pytest.raises(Killed):
-            train(options(root, tmp_path / "run", zero_stage=stage))
+    with dying(micro_steps=9), pytest.raises(Killed):  # two a step: in the middle of the fifth
+        train(options(root, tmp_path / "run", zero_stage=stage))
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
     train(options(root, tmp_path / "run", zero_stage=stage, resume=True))
-    check_equal_runs(tmp_path / "run", whole.out)
+    check_equal_runs(tmp_path / "run", whole.out, WHOLE)
 
 
 def test_a_student_that_moved_is_the_same_and_no_file_says_where_it_was(
@@ -112,32 +77,28 @@ def test_a_kill_during_a_save_leaves_the_checkpoint_before(
     capsys: pytest.CaptureFixture[str],
     moment: str,
 ) -> None:
-    def dying(*_: object) -> None:
+    def die(*_: object) -> None:
         raise Killed
 
     run = tmp_path / "run"
+    with dying(micro_steps=2 * (HALF + 1)), pytest.raises(Killed):
+        train(options(root, run))
     with monkeypatch.context() as patch:
-        kill_after(patch, micro_steps=2 * (HALF + 1))
-        with pytest.raises(Killed):
-            train(options(root, run))
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module, moment, dying)
+        patch.setattr(checkpoint_module, moment, die)
         with pytest.raises(Killed):
             train(options(root, run, resume=True))
     assert checkpoint_path(run, WHOLE).is_dir()
     assert not is_complete(checkpoint_path(run, WHOLE))
     train(options(root, run, resume=True))
     assert "step-00000006 is not complete" in capsys.readouterr().err
-    check_equal_runs(run, uninterrupted)
+    check_equal_runs(run, uninterrupted, WHOLE)
 
 
 @pytest.fixture
 def half_way(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with a checkpoint after HALF steps, killed one step later."""
-    with monkeypatch.context() as patch:
-        kill_after(patch, micro_steps=2 * (HALF + 1))
-        with pytest.raises(Killed):
-            train(options(root, tmp_path / "run"))
+    with dying(micro_steps=2 * (HALF + 1)), pytest.raises(Killed):
+        train(options(root, tmp_path / "run"))
     return tmp_path / "run"
 
 
@@ -215,10 +176,8 @@ def test_another_stage_may_go_on(
     saved: int,
     resumed: int,
 ) -> None:
-    with monkeypatch.context() as patch:
-        kill_after(patch, micro_steps=2 * (HALF + 1))
-        with pytest.raises(Killed):
-            train(options(root, tmp_path / "run", zero_stage=saved))
+    with dying(micro_steps=2 * (HALF + 1)), pytest.raises(Killed):
+        train(options(root, tmp_path / "run", zero_stage=saved))
     train(options(root, tmp_path / "run", zero_stage=resumed, resume=True))
     losses = [line["loss"] for line in read_metrics(tmp_path / "run")]
     expected = [line["loss"] for line in read_metrics(uninterrupted)]

@@ -1,4 +1,4 @@
-"""The kernels compile for GPUs of two generations, also without a GPU."""
+"""The kernels compile for GPUs of five generations and fit them, also without a GPU."""
 
 import os
 import subprocess
@@ -23,6 +23,6 @@ def test_kernels_compile(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
-    assert len(lines) == 2 * 2 * 5 + 2 * 2
+    assert len(lines) == 2 * (5 + 2 + 5) + 3 * (2 + 2) + 2
     assert all(int(line.split()[-1]) > 1000 for line in lines)
     assert "Warning" not in done.stderr

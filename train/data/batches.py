@@ -62,6 +62,16 @@ class MicroBatch:
         """The batch in page-locked memory, which a GPU copies from without blocking."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
+    def keep_for(self, stream: torch.cuda.Stream) -> None:
+        """Let the allocator reuse the memory only after the work of `stream`, which is not the
+        stream that allocated it."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        _map_tensors(self, keep)
+
 
 def _map_tensors(record: R, function: Callable[[Tensor], Tensor]) -> R:
     """A record of tensors and records, with `function` applied to each tensor."""

@@ -1,6 +1,6 @@
 """A student under DeepSpeed. Workarounds for DeepSpeed 0.19 are commented where they stand.
 
-Call `TrainEngine.micro_step` for each micro-batch; the last call applies the optimizer step.
+`TrainEngine.optimizer_step` takes the micro-batches of a step and updates the weights.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from caskd.store.io import tell
 from caskd.train.config import OptimizerName
 from caskd.train.data import MicroBatch
+from caskd.train.engine.copies import on_device
 from caskd.train.engine.deepspeed_check import (
     CPU_ATTRIBUTES,
     MODULE_ATTRIBUTES,
@@ -148,6 +149,19 @@ class TrainEngine:
         """The wrapped module."""
         return self._engine.module
 
+    def optimizer_step(self, batches: Sequence[MicroBatch], loss_scale: float) -> Tensor:
+        """The micro-steps of one optimizer step, each copied to the device during the one before.
+
+        Returns:
+            The sums [S] over this rank's micro-batches.
+        """
+        last = len(batches) - 1
+        parts = [
+            self.micro_step(batch, loss_scale, last=number == last)
+            for number, batch in enumerate(on_device(batches, self.ranks.device))
+        ]
+        return torch.stack(parts).sum(0)
+
     def micro_step(self, batch: MicroBatch, loss_scale: float, *, last: bool) -> Tensor:
         """Forward and backward of `loss_scale` x the summed loss; the last one updates the weights.
 
@@ -228,6 +242,9 @@ def _quiet_logger(rank: int) -> None:
     """Log warnings of rank 0 only, and on stderr: stdout is for results."""
     # DeepSpeed calls collectives by names that torch 2.13 deprecates with a warning at each call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
+    # DeepSpeed passes device_id to init_process_group, but not for a single rank, where NCCL then
+    # warns that it uses the current device. That is the rank's.
+    warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context")
     deepspeed_logger.setLevel(logging.WARNING if rank == 0 else logging.ERROR)
     deepspeed_logger.handlers = [_StderrHandler()]
 

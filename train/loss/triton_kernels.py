@@ -15,12 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from caskd.models.kernels import block_for
 from caskd.train.loss.tile import GradTerms, NonTopK
-
-_MOST_COLUMNS = 4096
-"""Columns that one program reads at once."""
-
-_NUM_WARPS = 8
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -93,6 +89,7 @@ class TritonKernels:
         num_rows, num_columns = tile.shape
         argmax = tile.new_empty(num_rows, dtype=torch.int64)
         peak, total = tile.new_empty(num_rows), tile.new_empty(num_rows)
+        block = block_for("read", tile.device, num_columns)
         with torch.cuda.device_of(tile):  # type: ignore[no-untyped-call]
             _read_row[(num_rows,)](
                 tile,
@@ -101,8 +98,8 @@ class TritonKernels:
                 peak,
                 total,
                 num_columns,
-                COLUMNS=_columns(num_columns),
-                num_warps=_NUM_WARPS,
+                COLUMNS=block.columns,
+                num_warps=block.num_warps,
                 enable_fp_fusion=True,
             )
         return NonTopK(argmax, peak, total)
@@ -113,9 +110,9 @@ class TritonKernels:
             self._buffer = tile.new_empty(self._shape, dtype=self.operand)
         gradient = self._buffer[: len(live)]
         num_columns = tile.shape[1]
-        columns = _columns(num_columns)
+        block = block_for("differentiate", tile.device, num_columns)
         with torch.cuda.device_of(tile):  # type: ignore[no-untyped-call]
-            _differentiate_row[(len(live), triton.cdiv(num_columns, columns))](
+            _differentiate_row[(len(live), triton.cdiv(num_columns, block.columns))](
                 tile,
                 tile.stride(0),
                 gradient,
@@ -128,12 +125,8 @@ class TritonKernels:
                 terms.softcap or 0.0,
                 num_columns,
                 HAS_SOFTCAP=terms.softcap is not None,
-                COLUMNS=columns,
-                num_warps=_NUM_WARPS,
+                COLUMNS=block.columns,
+                num_warps=block.num_warps,
                 enable_fp_fusion=True,
             )
         return gradient
-
-
-def _columns(num_columns: int) -> int:
-    return int(min(_MOST_COLUMNS, triton.next_power_of_2(num_columns)))

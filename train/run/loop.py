@@ -203,9 +203,7 @@ def train_step(
     count = batch.num_rows if config.normalise == "rows" else batch.num_examples
     count = max(1, count)  # a step without spans has no gradient
     scale = engine.ranks.world_size / count
-    *others, last = batch.micro_batches
-    parts = [engine.micro_step(part, scale, last=False) for part in others]
-    sums = torch.stack([*parts, engine.micro_step(last, scale, last=True)]).sum(0)
+    sums = engine.optimizer_step(batch.micro_batches, scale)
     flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
     *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
     averages = step_metrics(

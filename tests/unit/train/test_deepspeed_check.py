@@ -1,5 +1,7 @@
 """A DeepSpeed without an attribute that caskd uses is refused at start, in one line."""
 
+import importlib
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,7 @@ from caskd.train.engine.deepspeed_check import (
     check_attributes,
     engine_attributes,
 )
+from caskd.train.engine.deepspeed_engine import _quiet_logger
 
 CASES = [(stage, dtype) for stage in (0, 1, 2, 3) for dtype in ("float32", "bfloat16")]
 
@@ -102,3 +105,34 @@ def test_an_optimizer_without_the_private_link_is_refused_before_a_step(
     monkeypatch.delattr(DeepSpeedZeroOptimizer, "_lazy_init_hp_params_optimizer_state")
     with pytest.raises(UsageError, match=r"optimizer\._lazy_init_hp_params_optimizer_state"):
         start(2, "float32")
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_each_rank_of_several_is_bound_to_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """DeepSpeed does it; without device_id NCCL guesses from the global rank, and warns."""
+    backend, given = importlib.import_module("deepspeed.comm.torch"), {}
+    gpus = SimpleNamespace(device_name=lambda: "cuda", device=lambda i: torch.device("cuda", i))
+    monkeypatch.setattr(backend, "get_accelerator", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+
+    def init_process_group(backend: str, device_id: object = None, **_: object) -> None:
+        given["device_id"] = device_id
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
+    backend.TorchBackend.init_process_group(
+        SimpleNamespace(), "nccl", timeout=None, init_method=None, rank=int(rank), world_size=4
+    )
+    assert given["device_id"] == torch.device("cuda", int(rank))
+
+
+def test_the_warning_of_a_single_rank_is_not_shown() -> None:
+    """NCCL uses the current device there, which is the rank's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _quiet_logger(0)
+        warnings.warn("barrier(): using the device under current context. ...", stacklevel=1)
+        with pytest.raises(UserWarning, match="other"):
+            warnings.warn("other", stacklevel=1)
