@@ -15,7 +15,14 @@ from caskd.train.data.order import stream_positions
 from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
-from caskd.train.data.span_batches import SpanReader, collate_spans, span_examples, span_fields
+from caskd.train.data.span_batches import (
+    SpanExample,
+    SpanReader,
+    collate_spans,
+    mapped_shares,
+    span_examples,
+    span_fields,
+)
 from caskd.train.data.spans import Spans, align_tokens
 from caskd.train.data.store_mix import StoreMix
 from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
@@ -29,6 +36,7 @@ __all__ = [
     "MixedOrder",
     "Prefetcher",
     "RandomMask",
+    "SpanExample",
     "SpanReader",
     "Spans",
     "StepBatch",
@@ -42,6 +50,7 @@ __all__ = [
     "fields_to_read",
     "keeps_examples_apart",
     "many_epochs",
+    "mapped_shares",
     "read_fractions",
     "shares",
     "span_examples",

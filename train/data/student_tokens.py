@@ -25,6 +25,7 @@ from caskd.store.corpus import (
     tokenize_examples,
 )
 from caskd.store.spacing import thin
+from caskd.train.data.mapped_topk import shared_ids
 from caskd.train.data.spans import NO_SPAN, IntArray, align_tokens
 
 Mask = npt.NDArray[np.uint8]
@@ -61,6 +62,14 @@ class AlignedExample:
     """C; each has at least one row of both models."""
     num_bytes: int
     """Bytes of the student's tokens of the replies."""
+
+    def one_to_one(self) -> tuple[IntArray, IntArray]:
+        """The rows of the teacher and of the student of each span that is one token of both."""
+        sides = self.teacher_span, self.student_span
+        counts = (np.bincount(side[side >= 0], minlength=self.num_spans) for side in sides)
+        single = np.append(np.logical_and(*(count == 1 for count in counts)), False)
+        teacher, student = (np.flatnonzero(single[side]) for side in sides)
+        return teacher, student
 
 
 class StudentTokens:
@@ -105,13 +114,40 @@ class StudentTokens:
         The store has the tokens, not the tokenizer. Where the texts themselves all start with a
         space, the student sees them without it.
         """
-        whole = np.flatnonzero(self._store.row_counts())
-        batch = self._store.read(whole[thin(len(whole), _SAMPLE)], ())
-        texts = [
-            self._teacher.joined(self._without_bos(ids, mask))
-            for ids, mask in (_part(batch, number) for number in range(len(batch.example_indices)))
-        ]
+        parts = _parts(self._sample)
+        texts = [self._teacher.joined(self._without_bos(ids, mask)) for ids, mask in parts]
         return all(text.startswith(b" ") for text in texts)
+
+    @cached_property
+    def _sample(self) -> StoreBatch:
+        whole = np.flatnonzero(self._store.row_counts())
+        return self._store.read(whole[thin(len(whole), _SAMPLE)], ())
+
+    @cached_property
+    def shared_ids(self) -> IntArray:
+        """The student's id for each id of the teacher; NO_ID where the student has no such token.
+
+        A byte that has a token beside the byte fallback is written as that token.
+        """
+        named = self._tokenizer.get_vocab()
+        fallback = {named.get(f"<0x{byte:02X}>") for byte in range(256)}
+        sides = ((side.tokens, side.special) for side in (self._teacher, self._own))
+        return shared_ids(*sides, last_choice=fallback, ends=self._ends())
+
+    def _ends(self) -> dict[int, int]:
+        """The student's token for each token that ends a reply of the teacher, in a sample."""
+        parts = _parts(self._sample)
+        found: dict[int, int] = {}
+        for part, own in zip(parts, self._tokenized(self._sample, parts), strict=True):
+            if isinstance(own, LeftOut):
+                continue
+            theirs = self._teacher.replies(*part).ends
+            ours = self._own.replies(own.token_ids, own.is_response).ends
+            if len(theirs) == len(ours):
+                for their, our in zip(theirs, ours, strict=True):
+                    if their in self._teacher.special and our in self._own.special:
+                        found.setdefault(their, our)
+        return found
 
     def align(self, batch: StoreBatch) -> list[AlignedExample | LeftOut]:
         """The examples of a batch.
@@ -119,7 +155,7 @@ class StudentTokens:
         Args:
             batch: with the field num_kept.
         """
-        parts = [_part(batch, number) for number in range(len(batch.example_indices))]
+        parts = _parts(batch)
         num_kept = np.split(batch.column("num_kept"), batch.row_offsets[1:-1])
         tokenized = self._tokenized(batch, parts)
         return [
@@ -226,6 +262,8 @@ class Replies:
     """One for each run of response tokens. One that ends with a special token ends with END."""
     sizes: list[IntArray]
     """Bytes of the tokens of each run. Special tokens have none, but the end of a reply has one."""
+    ends: list[int]
+    """Last token of each run."""
 
 
 class Vocabulary:
@@ -250,7 +288,7 @@ class Vocabulary:
     def replies(self, ids: npt.NDArray[np.uint32], mask: Mask) -> Replies:
         """The replies of an example."""
         edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
-        texts, sizes = [], []
+        texts, sizes, ends = [], [], []
         for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
             run = ids[start:stop].tolist()
             parts = [b"" if id_ in self.special else self.tokens[id_] for id_ in run]
@@ -258,12 +296,14 @@ class Vocabulary:
                 parts[-1] = END
             texts.append(b"".join(parts))
             sizes.append(np.array([len(part) for part in parts], np.int64))
-        return Replies(texts, sizes)
+            ends.append(run[-1])
+        return Replies(texts, sizes, ends)
 
 
-def _part(batch: StoreBatch, number: int) -> tuple[npt.NDArray[np.uint32], Mask]:
-    where = slice(batch.token_offsets[number], batch.token_offsets[number + 1])
-    return batch.token_ids[where], batch.is_response[where]
+def _parts(batch: StoreBatch) -> list[tuple[npt.NDArray[np.uint32], Mask]]:
+    """Ids and mask of each example."""
+    both = (np.split(x, batch.token_offsets[1:-1]) for x in (batch.token_ids, batch.is_response))
+    return list(zip(*both, strict=True))
 
 
 def _same_bytes(theirs: Replies, ours: Replies, *, cut_off: bool) -> bool:

@@ -147,7 +147,7 @@ def _fit(plan: RunPlan, engine: TrainEngine, received: list[int]) -> Path:
             skipped += not good
             metrics["skipped_steps"] = skipped
             if plan.tokens is not None:
-                metrics |= {**batch.left_out, "tail_mass": None}  # no top-k is read
+                metrics |= {**batch.left_out, **batch.matched, "tail_mass": None}
                 other_bytes += batch.left_out["other_bytes"]
                 seen = (batch.step + 1 - plan.first_step) * config.global_batch_size
                 check_other_bytes(other_bytes, seen, config.allow_other_bytes)

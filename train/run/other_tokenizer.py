@@ -1,6 +1,6 @@
 """A run whose student has another tokenizer than the teacher: whether it is one, and its spans."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,18 @@ from caskd.store.corpus import (
     vocab_digest,
 )
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.format import TOPK
 from caskd.train.config import TrainConfig
-from caskd.train.data import LeftOut, MixedOrder, StoreMix, StudentTokens
+from caskd.train.data import (
+    LeftOut,
+    MixedOrder,
+    SpanExample,
+    StoreMix,
+    StudentTokens,
+    mapped_shares,
+    span_examples,
+    span_fields,
+)
 from caskd.train.objectives import Objective
 
 SAMPLE = 256
@@ -30,6 +40,8 @@ SAMPLE = 256
 class AlignmentStats:
     """How a student's tokens align with the teacher's, over a sample of examples."""
 
+    mapped: Mapping[str, float | None]
+    """`mapped_shares` of the sample; empty where no top-k is read."""
     num_examples: int
     num_other_bytes: int
     """Examples whose replies have other bytes in the student's tokens."""
@@ -97,6 +109,11 @@ def student_tokens(
     for one in stores:
         _check_store(one, objective, config.objective)
         _check_eos(one, tokenizer, config.student)
+    if objective.maps_topk and config.tail not in (None, "bucket"):
+        raise UsageError(
+            f"--tail {config.tail}: --match bytes-1to1 has one bucket for the teacher's mass that "
+            "the student's tokens do not have; expected bucket; omit --tail"
+        )
     kinds = [one.spec.identity["text"]["kind"] for one in stores]
     text_config = open_config(config.student, "--student").get_text_config()
     longest = getattr(text_config, "max_position_embeddings", None)
@@ -188,6 +205,12 @@ def _check_store(store: TeacherStore, objective: Objective, name: str) -> None:
                 f"--store {store.name}: capture.{field} is {fields[field]}; --objective {name} "
                 f"expects {wanted}; pass --objective xent, or another store"
             )
+    if objective.maps_topk and (store.spec.kind != TOPK.name or fields["tail"] == "unknown"):
+        found = "samples" if store.spec.kind != TOPK.name else "a top-k whose tail is unknown"
+        raise UsageError(
+            f"--store {store.name}: holds {found}; --match bytes-1to1 expects a top-k and its tail "
+            "mass; omit --match, or pass another store"
+        )
 
 
 def _check_eos(store: TeacherStore, tokenizer: Any, student: str) -> None:
@@ -200,26 +223,29 @@ def _check_eos(store: TeacherStore, tokenizer: Any, student: str) -> None:
 
 
 def sample_alignment(
-    store: StoreMix, tokens: Sequence[StudentTokens], order: MixedOrder
+    store: StoreMix, tokens: Sequence[StudentTokens], order: MixedOrder, objective: Objective
 ) -> AlignmentStats:
     """Align the first examples of a run."""
-    examples = order.examples_for_step(0, min(SAMPLE, order.num_examples))
+    chosen = order.examples_for_step(0, min(SAMPLE, order.num_examples))
+    found: list[SpanExample | LeftOut] = []
+    for number, batch, _ in store.read_apart(chosen, span_fields(objective)):
+        found += span_examples(batch, tokens[number])
     counts = np.zeros(10, np.int64)
-    for number, batch, _ in store.read_apart(examples, ("num_kept",)):
-        for aligned in tokens[number].align(batch):
-            counts[0] += 1
-            if isinstance(aligned, LeftOut):
-                counts[1 if aligned is LeftOut.OTHER_BYTES else 2] += 1
-                continue
-            teacher, student = (
-                np.bincount(span[span >= 0], minlength=aligned.num_spans)
-                for span in (aligned.teacher_span, aligned.student_span)
-            )
-            pairs = np.count_nonzero((teacher == 1) & (student == 1))
-            counts[3:7] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
-            longest = teacher.max(initial=0), student.max(initial=0), len(aligned.token_ids)
-            counts[7:] = np.maximum(counts[7:], longest)
-    return AlignmentStats(*counts.tolist())
+    for example in found:
+        counts[0] += 1
+        if isinstance(example, LeftOut):
+            counts[1 if example is LeftOut.OTHER_BYTES else 2] += 1
+            continue
+        aligned = example.aligned
+        teacher, student = (
+            np.bincount(span[span >= 0], minlength=aligned.num_spans)
+            for span in (aligned.teacher_span, aligned.student_span)
+        )
+        pairs = len(aligned.one_to_one()[0])
+        counts[3:7] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
+        longest = teacher.max(initial=0), student.max(initial=0), len(aligned.token_ids)
+        counts[7:] = np.maximum(counts[7:], longest)
+    return AlignmentStats(mapped_shares(found), *counts.tolist())
 
 
 def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None:
@@ -262,6 +288,12 @@ def span_lines(stats: AlignmentStats, *, shares_vocabulary: bool) -> Iterator[st
     """The lines of a plan."""
     yield f"spans        {stats.line()}"
     yield f"sample       {stats.sample_line()}"
+    if stats.mapped:
+        mass = stats.mapped["mapped_mass"] or 0.0
+        yield (
+            f"top-k        in {stats.mapped['mapped_spans']:.1%} of the spans; the student has "
+            f"tokens for {mass:.1%} of the teacher's mass there"
+        )
     if shares_vocabulary:
         yield (
             "note         the student has the teacher's vocabulary: dist and cat-dist use the "

@@ -244,7 +244,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = config.dtype or ("bfloat16" if default_device().type == "cuda" else "float32")
     config = replace(config, dtype=dtype)
-    objective = resolve_objective(config.objective, config.w)
+    objective = resolve_objective(config.objective, config.w, config.match)
     settings = engine_settings(config, world_size)
     check_trackers(config)
     if not config.resume and is_first_rank():  # the other ranks learn of a refusal
@@ -268,7 +268,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         if tokens is not None:
             eval_tokens = student_tokens(config, (eval_store,), tokenizer, objective)
     if tokens is not None:
-        spans = sample_alignment(store, tokens, order)
+        spans = sample_alignment(store, tokens, order, objective)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
         check_any_spans(spans)
     plan = RunPlan(
