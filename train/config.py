@@ -71,7 +71,8 @@ class TrainConfig:
     micro_batch_size: int = 8
     """Examples per rank and forward; further examples of a step are accumulated."""
     token_budget: int | None = None
-    """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible."""
+    """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible. The
+    plan tokenises every example for a student with another tokenizer."""
     mask_from_step: int = 0
     """Number of first steps without the mask; the objective's mask applies afterwards."""
     final_w: float | None = None

@@ -145,26 +145,28 @@ def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: 
     )
 
 
-def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
+def resolve_unmasked(
+    name: str, w: float | None, user: str, match: MatchName = "likelihood"
+) -> Objective:
     """`resolve_objective`, for a caller that passes no mask to the loss.
 
     Args:
         user: the caller's name, for the error.
+        match: as of `resolve_objective`.
 
     Raises:
         UsageError: as `resolve_objective`, the objective needs a mask from the caller, or the
             weight contradicts its name.
     """
-    objective = resolve_objective(name, w)
+    objective = resolve_objective(name, w, match)
+    if objective.maps_topk and not objective.matches_spans:
+        raise UsageError(
+            f"{user}: match {match!r} with objective {name!r}, which matches no spans; expected "
+            "alm or cat-alm; omit match"
+        )
     contradiction = weight_contradiction(name, w, "w", "objective")
     if contradiction is not None:
         raise UsageError(f"{user}: {contradiction}")
-    if objective.matches_spans:
-        raise UsageError(
-            f"{user}: objective {name!r} matches spans of bytes, for students with another "
-            "tokenizer; expected an objective over tokens; run caskd train, which alone aligns the "
-            "two tokenizers"
-        )
     if objective.needs_keep:
         raise UsageError(
             f"{user}: objective {name!r} keeps as many rows as another run; expected caskd train, "

@@ -20,12 +20,18 @@ from caskd.train.data.span_batches import (
     SpanReader,
     collate_spans,
     mapped_shares,
+    read_spans,
     span_examples,
     span_fields,
 )
-from caskd.train.data.spans import Spans, align_tokens
+from caskd.train.data.spans import Spans, Vocabulary, align_tokens
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
+from caskd.train.data.student_tokens import (
+    AlignedExample,
+    LeftOut,
+    StudentTokens,
+    own_vocabulary,
+)
 
 __all__ = [
     "AlignedExample",
@@ -42,6 +48,7 @@ __all__ = [
     "StepBatch",
     "StoreMix",
     "StudentTokens",
+    "Vocabulary",
     "accumulation_steps",
     "align_tokens",
     "check_budget",
@@ -51,7 +58,9 @@ __all__ = [
     "keeps_examples_apart",
     "many_epochs",
     "mapped_shares",
+    "own_vocabulary",
     "read_fractions",
+    "read_spans",
     "shares",
     "span_examples",
     "span_fields",

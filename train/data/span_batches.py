@@ -19,6 +19,7 @@ from caskd.train.data.batches import MicroBatch, StepBatch, StepReader, collate
 from caskd.train.data.mapped_topk import MappedTopK, map_topk
 from caskd.train.data.order import IntArray
 from caskd.train.data.spans import NO_SPAN
+from caskd.train.data.store_mix import StoreMix
 from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
 from caskd.train.loss import MappedRows, TeacherRows, TeacherSpans
 from caskd.train.objectives import Objective
@@ -69,6 +70,25 @@ def span_examples(batch: StoreBatch, tokens: StudentTokens) -> list[SpanExample 
             found.append(example)
         else:
             found.append(aligned)
+    return found
+
+
+def read_spans(
+    store: StoreMix, examples: IntArray, row_fields: Sequence[str], tokens: Sequence[StudentTokens]
+) -> list[SpanExample | LeftOut]:
+    """Examples of several stores, in the given order.
+
+    Args:
+        store: the stores.
+        examples: numbers that count through all of them.
+        row_fields: `span_fields` of the objective.
+        tokens: of each store.
+    """
+    found: list[SpanExample | LeftOut] = [LeftOut.OTHER_BYTES] * len(examples)
+    for number, batch, indices in store.read_apart(examples, row_fields):
+        made = span_examples(batch, tokens[number])
+        for index, example in zip(indices.tolist(), made, strict=True):
+            found[index] = example
     return found
 
 
@@ -199,7 +219,7 @@ class SpanReader(StepReader):
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""
         for step, examples, by_store in self.examples_of_steps(first, stop):
-            aligned = self._aligned(examples)
+            aligned = read_spans(self.store, examples, self.row_fields, self.tokens)
             lengths = np.array(
                 [len(e.aligned.token_ids) if isinstance(e, SpanExample) else 1 for e in aligned],
                 np.int32,
@@ -217,15 +237,6 @@ class SpanReader(StepReader):
                 left_out={reason.value: aligned.count(reason) for reason in LeftOut},
                 matched=mapped_shares(aligned),
             )
-
-    def _aligned(self, examples: IntArray) -> list[SpanExample | LeftOut]:
-        """The examples of a step, in order."""
-        found: list[SpanExample | LeftOut] = [LeftOut.OTHER_BYTES] * len(examples)
-        for number, batch, indices in self.store.read_apart(examples, self.row_fields):
-            made = span_examples(batch, self.tokens[number])
-            for index, example in zip(indices.tolist(), made, strict=True):
-                found[index] = example
-        return found
 
     def _micro_batch(
         self,

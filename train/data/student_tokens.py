@@ -26,12 +26,15 @@ from caskd.store.corpus import (
 )
 from caskd.store.spacing import thin
 from caskd.train.data.mapped_topk import shared_ids
-from caskd.train.data.spans import NO_SPAN, IntArray, align_tokens
-
-Mask = npt.NDArray[np.uint8]
-
-END = b"\xff"
-"""Stands for the token that ends a reply. No text in UTF-8 has this byte."""
+from caskd.train.data.spans import (
+    END,
+    NO_SPAN,
+    IntArray,
+    Mask,
+    Vocabulary,
+    align_tokens,
+    same_bytes,
+)
 
 _NO_LIMIT = 1 << 40
 _SAMPLE = 64
@@ -83,6 +86,7 @@ class StudentTokens:
         columns: of the records.
         chat: how the student sees conversations.
         max_length: positions that the student has; None: no limit.
+        own: `own_vocabulary` of the tokenizer, where it is known.
 
     Attributes:
         max_length: of the student's tokens of an example; longer ones are left out.
@@ -96,14 +100,24 @@ class StudentTokens:
         columns: Columns | None = None,
         chat: ChatOptions | None = None,
         max_length: int | None = None,
+        own: Vocabulary | None = None,
     ) -> None:
         self._tokenizer, self._store = tokenizer, store
         self._records, self._columns = records, columns or Columns(kind="prompt")
         self._chat, self.max_length = chat or ChatOptions(), max_length or _NO_LIMIT
-        self._own = Vocabulary(token_bytes(tokenizer), special_tokens(tokenizer)["special_ids"])
+        self._own = own or own_vocabulary(tokenizer)
+
+    def is_of(self, tokenizer: Any) -> bool:
+        """Whether a tokenizer has these tokens."""
+        return own_vocabulary(tokenizer).digest == self._own.digest
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether the student's tokens are the teacher's."""
+        return self._own.digest == self._store.spec.vocab_digest
 
     @cached_property
-    def _teacher(self) -> "Vocabulary":
+    def _teacher(self) -> Vocabulary:
         known = self._store.spec.special_tokens or {}
         return Vocabulary(self._store.vocab, known.get("special_ids", ()))
 
@@ -149,6 +163,11 @@ class StudentTokens:
                         found.setdefault(their, our)
         return found
 
+    def lengths(self, batch: StoreBatch) -> list[int]:
+        """The student's tokens of each example of a batch; 0 where it has none that fit."""
+        found = self._tokenized(batch, _parts(batch))
+        return [0 if isinstance(own, LeftOut) else len(own.token_ids) for own in found]
+
     def align(self, batch: StoreBatch) -> list[AlignedExample | LeftOut]:
         """The examples of a batch.
 
@@ -173,7 +192,7 @@ class StudentTokens:
         theirs = self._teacher.replies(ids, mask)
         ours = self._own.replies(own.token_ids, own.is_response)
         cut_off = not theirs.texts[-1].endswith(END)
-        if not _same_bytes(theirs, ours, cut_off=cut_off):
+        if not same_bytes(theirs, ours, cut_off=cut_off):
             return LeftOut.OTHER_BYTES
         their_sizes, our_sizes = np.concatenate(theirs.sizes), np.concatenate(ours.sizes)
         if cut_off:
@@ -254,87 +273,15 @@ class StudentTokens:
         return ids[1:] if not mask[0] and int(ids[0]) == known.get("bos_id") else ids
 
 
-@dataclass(frozen=True, eq=False)
-class Replies:
-    """The replies of an example: their bytes, and the bytes of each response token."""
-
-    texts: list[bytes]
-    """One for each run of response tokens. One that ends with a special token ends with END."""
-    sizes: list[IntArray]
-    """Bytes of the tokens of each run. Special tokens have none, but the end of a reply has one."""
-    ends: list[int]
-    """Last token of each run."""
-
-
-class Vocabulary:
-    """Bytes of tokens, and which of them are markup.
-
-    Args:
-        tokens: bytes of each id.
-        special: ids that stand for no text.
-    """
-
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int]) -> None:
-        self.tokens, self.special = tokens, frozenset(special)
-
-    def is_finished(self, ids: npt.NDArray[np.uint32], mask: Mask) -> bool:
-        """Whether the last response token is a special one."""
-        return int(ids[np.flatnonzero(mask)[-1]]) in self.special
-
-    def joined(self, ids: npt.NDArray[np.uint32]) -> bytes:
-        """The bytes of tokens, special ones by their names."""
-        return b"".join(self.tokens[id_] for id_ in ids.tolist())
-
-    def replies(self, ids: npt.NDArray[np.uint32], mask: Mask) -> Replies:
-        """The replies of an example."""
-        edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
-        texts, sizes, ends = [], [], []
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            run = ids[start:stop].tolist()
-            parts = [b"" if id_ in self.special else self.tokens[id_] for id_ in run]
-            if run[-1] in self.special:
-                parts[-1] = END
-            texts.append(b"".join(parts))
-            sizes.append(np.array([len(part) for part in parts], np.int64))
-            ends.append(run[-1])
-        return Replies(texts, sizes, ends)
+def own_vocabulary(tokenizer: Any) -> Vocabulary:
+    """Bytes and markup of a tokenizer's tokens."""
+    return Vocabulary(token_bytes(tokenizer), special_tokens(tokenizer)["special_ids"])
 
 
 def _parts(batch: StoreBatch) -> list[tuple[npt.NDArray[np.uint32], Mask]]:
     """Ids and mask of each example."""
     both = (np.split(x, batch.token_offsets[1:-1]) for x in (batch.token_ids, batch.is_response))
     return list(zip(*both, strict=True))
-
-
-def _same_bytes(theirs: Replies, ours: Replies, *, cut_off: bool) -> bool:
-    """Whether the replies of both sides have the same bytes.
-
-    A space that a tokenizer inserts before a text is no byte of the reply, and is taken off the
-    sizes.
-
-    Args:
-        theirs: of the teacher.
-        ours: of the student.
-        cut_off: the teacher's last reply may end before the student's, or within a character.
-    """
-    count = len(theirs.texts)
-    if count != len(ours.texts) and not (cut_off and count < len(ours.texts)):
-        return False
-    for number, (their, our) in enumerate(zip(theirs.texts, ours.texts, strict=False)):
-        agree = _overlap if cut_off and number == count - 1 else bytes.__eq__
-        if agree(their, our):
-            continue
-        if their.startswith(b" ") and agree(their[1:], our):
-            theirs.sizes[number][0] -= 1
-        elif our.startswith(b" ") and agree(their, our[1:]):
-            ours.sizes[number][0] -= 1
-        else:
-            return False
-    return True
-
-
-def _overlap(their: bytes, our: bytes) -> bool:
-    return their.startswith(our) or our.startswith(their)
 
 
 def _within(
