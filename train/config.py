@@ -1,14 +1,18 @@
 """Options of `caskd train` and `caskd export`. It imports no torch, so that `--help` is fast."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import tyro
 
 from caskd.store.errors import UsageError
 from caskd.train.objectives import (
+    MATCHES,
     OBJECTIVES,
+    MatchName,
     ObjectiveName,
     Tail,
     resolve_objective,
@@ -43,6 +47,9 @@ class TrainConfig:
     objective: ObjectiveName = "cat-dist"
     """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random. alm:
     match likelihoods of spans of text, for any tokenizer."""
+    match: MatchName = "likelihood"
+    """What alm and cat-alm match: the likelihood of each span of text; bytes-1to1 in spans of one
+    token of both models the teacher's top-k, mapped to the student's tokens by their bytes."""
     data: tuple[str, ...] = ()
     """Corpus of stores of conversations, for a student with another tokenizer: it sees them in its
     own chat template."""
@@ -64,7 +71,8 @@ class TrainConfig:
     micro_batch_size: int = 8
     """Examples per rank and forward; further examples of a step are accumulated."""
     token_budget: int | None = None
-    """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible."""
+    """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible. The
+    plan tokenises every example for a student with another tokenizer."""
     mask_from_step: int = 0
     """Number of first steps without the mask; the objective's mask applies afterwards."""
     final_w: float | None = None
@@ -237,6 +245,11 @@ def _check_together(config: TrainConfig) -> None:
             + f"; got --objective {config.objective}",
         ),
         (
+            config.match != MATCHES[0] and not OBJECTIVES[config.objective].matches_spans,
+            f"--match {config.match} needs --objective alm or cat-alm; got --objective "
+            f"{config.objective}",
+        ),
+        (
             config.lora_rank is None and config.lora_alpha is not None,
             "--lora-alpha needs --lora-rank",
         ),
@@ -291,6 +304,10 @@ RESUMABLE_CHANGES = frozenset(
 
 Stores may have moved: a digest checks that they are the same stores with the same weights.
 """
+
+
+ADDED_OPTIONS: Mapping[str, Any] = MappingProxyType({"match": MATCHES[0]})
+"""Options that runs of older versions did not record, and what they did."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,9 @@ class Objective:
     w: float
     matches_spans: bool = False
     """The teacher term matches likelihoods of spans of bytes, not the teacher's top-k."""
+    maps_topk: bool = False
+    """With `matches_spans`: where a span is one token of both models, the teacher term is that of
+    the teacher's top-k, mapped to the student's tokens by their bytes."""
 
     @property
     def has_teacher_term(self) -> bool:
@@ -87,9 +90,21 @@ else:
     ObjectiveName = Literal[tuple(OBJECTIVES)]
     """Names of the table, as `--objective` lists them."""
 
+MatchName = Literal["likelihood", "bytes-1to1"]
+MATCHES: tuple[MatchName, ...] = get_args(MatchName)
+"""Teacher terms of an objective that matches spans, the default first: the likelihood of each span,
+or `Objective.maps_topk`."""
 
-def resolve_objective(objective: str | Objective, w: float | None = None) -> Objective:
+
+def resolve_objective(
+    objective: str | Objective, w: float | None = None, match: MatchName = "likelihood"
+) -> Objective:
     """Look up an objective by its name, and replace its label weight by `w` where that is given.
+
+    Args:
+        objective: a name, or an objective as it is.
+        w: label weight.
+        match: what an objective that matches spans matches.
 
     Raises:
         UsageError: the name is not in `OBJECTIVES`, or the label weight is outside [0, 1].
@@ -107,7 +122,7 @@ def resolve_objective(objective: str | Objective, w: float | None = None) -> Obj
             f"w {w}: expected a label weight from 0 (teacher only) to 1 (label only); pass a "
             "weight in this range"
         )
-    return replace(objective, w=w)
+    return replace(objective, w=w, maps_topk=match != MATCHES[0] or objective.maps_topk)
 
 
 def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: str) -> str | None:
@@ -130,26 +145,28 @@ def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: 
     )
 
 
-def resolve_unmasked(name: str, w: float | None, user: str) -> Objective:
+def resolve_unmasked(
+    name: str, w: float | None, user: str, match: MatchName = "likelihood"
+) -> Objective:
     """`resolve_objective`, for a caller that passes no mask to the loss.
 
     Args:
         user: the caller's name, for the error.
+        match: as of `resolve_objective`.
 
     Raises:
         UsageError: as `resolve_objective`, the objective needs a mask from the caller, or the
             weight contradicts its name.
     """
-    objective = resolve_objective(name, w)
+    objective = resolve_objective(name, w, match)
+    if objective.maps_topk and not objective.matches_spans:
+        raise UsageError(
+            f"{user}: match {match!r} with objective {name!r}, which matches no spans; expected "
+            "alm or cat-alm; omit match"
+        )
     contradiction = weight_contradiction(name, w, "w", "objective")
     if contradiction is not None:
         raise UsageError(f"{user}: {contradiction}")
-    if objective.matches_spans:
-        raise UsageError(
-            f"{user}: objective {name!r} matches spans of bytes, for students with another "
-            "tokenizer; expected an objective over tokens; run caskd train, which alone aligns the "
-            "two tokenizers"
-        )
     if objective.needs_keep:
         raise UsageError(
             f"{user}: objective {name!r} keeps as many rows as another run; expected caskd train, "

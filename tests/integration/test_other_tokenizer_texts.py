@@ -17,6 +17,7 @@ from caskd.store import StoreBatch, TeacherStore
 from caskd.store.corpus import Columns, token_bytes
 from caskd.store.errors import UsageError
 from caskd.train.data import AlignedExample, LeftOut, StudentTokens, align_tokens
+from caskd.train.model import other_tokenizer
 
 PROMPTS = ["What is it?", "é", "It"]
 
@@ -189,13 +190,40 @@ def test_stores_of_different_teachers_and_tokenizers(tmp_path: Path) -> None:
         records = [{"prompt": "What is it?", "response": f" It is {name} so."}] * 4
         captured(tmp_path / name, records, save(tmp_path / name / "teacher", name))
     save(tmp_path / "student", "gpt4-like")
-    last = run(tmp_path, "run", store=tuple(str(tmp_path / name / "store") for name in names))
-    lines = read_metrics(last.parents[1])
+    stores = tuple(str(tmp_path / name / "store") for name in names)
+    options: dict[str, Any] = {"store": stores, "match": "bytes-1to1", "mask_from_step": 2}
+    lines, packed = (
+        read_metrics(run(tmp_path, out, **options, **more).parents[1])
+        for out, more in (("run", {}), ("packed", {"token_budget": 200}))
+    )
+    for line, other in zip(lines, packed, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-4, abs=1e-6)
+        assert 0 < line["mapped_spans"] < 1
+        assert line["mapped_mass"] == pytest.approx(other["mapped_mass"])
     for line in lines:
         assert sum(line["examples_per_store"]) == 4
         assert line["other_bytes"] == 0
     both = [sum(n) for n in zip(*(line["examples_per_store"] for line in lines), strict=True)]
     assert min(both) > 0
+
+
+def test_the_longest_example_of_all_must_fit_the_token_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The long one is in the store that the sample has not reached."""
+    monkeypatch.setattr(other_tokenizer, "SAMPLE", 2)
+    monkeypatch.setattr(other_tokenizer, "_READ_TOGETHER", 5)
+    records = [{"prompt": "What is it?", "response": " It is so."}] * 12
+    long = {"prompt": "What is it?", "response": " It is" + " so" * 40}
+    store = captured(tmp_path, [*records, long], save(tmp_path / "teacher", "byte-level"))
+    save(tmp_path / "student", "gpt4-like")
+    tokens = StudentTokens(TOKENIZERS["gpt4-like"](), store)
+    (longest,) = tokens.lengths(store.read([12], ()))
+    assert longest > 2 * max(tokens.lengths(store.read(range(12), ())))
+    for seed in (0, 1, 2):
+        with pytest.raises(UsageError, match=f"--token-budget {longest} or more"):
+            run(tmp_path, "run", token_budget=longest - 1, seed=seed, dry_run=True)
+    run(tmp_path, "run", token_budget=longest, dry_run=True)
 
 
 def test_a_sampled_store_serves(tmp_path: Path) -> None:

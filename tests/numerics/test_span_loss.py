@@ -1,11 +1,20 @@
 """The span objectives: against float64 autograd, and against the ordinary loss."""
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
-from loss_cases import DEVICES, FAST, make_case
+from loss_cases import DEVICES, FAST, Case, make_case
 from torch import Tensor
 
-from caskd.train.loss import LossSums, TeacherRows, TeacherSpans, cascade_aware_loss, span_loss
+from caskd.train.loss import (
+    LossSums,
+    MappedRows,
+    TeacherRows,
+    TeacherSpans,
+    cascade_aware_loss,
+    span_loss,
+)
 from caskd.train.objectives import Objective
 
 RULES = ("all", "either", "teacher", "student")
@@ -152,3 +161,103 @@ def test_no_rows() -> None:
     assert float(sums.loss.detach()) == 0
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+def with_topk(case: Case, spans: TeacherSpans, shift: int = 0) -> TeacherSpans:
+    """The spans; all but one of those of a single row have a top-k, and one no tail.
+
+    Args:
+        shift: rows by which the top-k is off, the mistake to detect.
+    """
+    sizes = torch.bincount(spans.of_row, minlength=len(spans.correct) + 1)
+    inside = spans.of_row < len(spans.correct)
+    row = (inside & (sizes[spans.of_row] == 1)).nonzero().squeeze(1)[1:]
+    teacher = case.teacher.take((row + shift) % len(case.labels))
+    kept, tail = teacher.num_kept.clone(), teacher.tail_mass.clone()
+    kept[::2] = 3
+    tail[1] = 0
+    teacher = replace(teacher, num_kept=kept, tail_mass=tail)
+    return replace(spans, mapped=MappedRows(row, teacher))
+
+
+def by_hand_with_topk(
+    hidden: Tensor, weight: Tensor, labels: Tensor, spans: TeacherSpans, rule: str, w: float
+) -> Tensor:
+    """The formula: cells and one bucket where there is a top-k, likelihoods elsewhere."""
+    probabilities = (hidden @ weight.T).softmax(1)
+    mapped = spans.mapped
+    total = hidden.new_zeros(())
+    for span in {*range(len(spans.correct))} - {*spans.of_row[mapped.row].tolist()}:
+        one = TeacherSpans(
+            (spans.of_row != span).long(), spans.log_likelihood[[span]], spans.correct[[span]]
+        )
+        total = total + by_hand(hidden, weight, labels, one, rule, w)
+    for number, row in enumerate(mapped.row.tolist()):
+        q, teacher = probabilities[row], mapped.teacher
+        right = bool(q.argmax() == labels[row])
+        theirs = bool(spans.correct[spans.of_row[row]])
+        keeps = {"all": True, "teacher": theirs, "student": right, "either": right or theirs}
+        if not keeps[rule]:
+            continue
+        count, tail = int(teacher.num_kept[number]), teacher.tail_mass[number]
+        ids = teacher.topk_ids[number, :count]
+        p = (teacher.topk_logits[number, :count] - teacher.logsumexp[number]).exp()
+        p = p * (1 - tail) / p.sum()
+        loss = -(p * q[ids].log()).sum()
+        if tail > 0:
+            loss = loss - tail * (1 - q[ids].sum()).log()
+        total = total - w * q[labels[row]].log() + (1 - w) * loss
+    return total
+
+
+@pytest.mark.parametrize("impl", ["dense", "torch"])
+@pytest.mark.parametrize("w", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_mapped_topk_has_the_loss_and_gradient_of_the_formula(
+    impl: str, w: float, rule: str
+) -> None:
+    case = make_case(120)
+    spans = with_topk(case, spans_of(120))
+    assert len(spans.mapped.row) > 5
+    inputs = case.hidden.requires_grad_(), case.weight.requires_grad_()
+    options = {"objective": Objective(rule, w, True, True), "impl": impl, "tile_rows": 4}
+    sums = span_loss(*inputs, case.labels, spans, **options)
+    expected = by_hand_with_topk(*inputs, case.labels, spans, rule, w)
+    torch.testing.assert_close(sums.loss, expected, rtol=1e-10, atol=1e-10)
+    for found, wanted in zip(
+        gradients(sums.loss, *inputs), gradients(expected, *inputs), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+    if w < 1:  # the test would notice a top-k of the next row
+        shifted = span_loss(*inputs, case.labels, with_topk(case, spans_of(120), 1), **options)
+        assert abs(float((shifted.loss - expected).detach())) > 1e-3
+        assert float(sums.teacher_kl) > 0
+
+
+@pytest.mark.parametrize("impl", FAST)
+@pytest.mark.parametrize("rule", ["all", "either"])
+def test_spans_that_all_have_a_topk_are_the_ordinary_objective(impl: str, rule: str) -> None:
+    case = make_case(70, dtype=torch.float32)
+    device = DEVICES.get(impl, "cpu")
+    hidden, weight = (t.to(device).requires_grad_() for t in (case.hidden, case.weight))
+    labels = case.labels.to(device)
+    teacher = TeacherRows(*(getattr(case.teacher, f.name).to(device) for f in fields(TeacherRows)))
+    every = torch.arange(70, device=device)
+    none = torch.zeros(70, dtype=torch.float64, device=device)
+    spans = TeacherSpans(every, none, teacher.argmax == labels, MappedRows(every, teacher))
+    options = {"impl": impl, "tile_rows": 32}
+    own = span_loss(
+        hidden, weight, labels, spans, objective=Objective(rule, 0.3, True, True), **options
+    )
+    ordinary = cascade_aware_loss(
+        hidden, weight, labels, teacher, objective=Objective(rule, 0.3), **options
+    )
+    assert counts(own) == counts(ordinary)
+    for name in ("loss", "label_nll", "teacher_cross_entropy", "teacher_kl"):
+        torch.testing.assert_close(
+            getattr(own, name).float(), getattr(ordinary, name), rtol=2e-5, atol=1e-4
+        )
+    for found, wanted in zip(
+        gradients(own.loss, hidden, weight), gradients(ordinary.loss, hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -33,7 +33,7 @@ from caskd.train.checkpoint.manifest import (
 )
 from caskd.train.checkpoint.rng import load_rng, save_rng
 from caskd.train.checkpoint.tensor_files import REMEDY, SavedTensors, write_tensors
-from caskd.train.config import RESUMABLE_CHANGES
+from caskd.train.config import ADDED_OPTIONS, RESUMABLE_CHANGES
 from caskd.train.engine import TrainEngine
 
 
@@ -210,7 +210,7 @@ def check_same_options(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
         IdentityError: the value of an option outside `RESUMABLE_CHANGES` differs.
     """
     for name, value in config.items():
-        before = recorded.get(name)
+        before = recorded.get(name, ADDED_OPTIONS.get(name))
         if name == "student":  # the weights come from the checkpoint; the folder may have moved
             value, before = Path(value).name, Path(str(before)).name
         if name == "init_from" and value and before:  # the run may have been renamed

@@ -15,10 +15,23 @@ from caskd.train.data.order import stream_positions
 from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
-from caskd.train.data.span_batches import SpanReader, collate_spans, span_examples, span_fields
-from caskd.train.data.spans import Spans, align_tokens
+from caskd.train.data.span_batches import (
+    SpanExample,
+    SpanReader,
+    collate_spans,
+    mapped_shares,
+    read_spans,
+    span_examples,
+    span_fields,
+)
+from caskd.train.data.spans import Spans, Vocabulary, align_tokens
 from caskd.train.data.store_mix import StoreMix
-from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
+from caskd.train.data.student_tokens import (
+    AlignedExample,
+    LeftOut,
+    StudentTokens,
+    own_vocabulary,
+)
 
 __all__ = [
     "AlignedExample",
@@ -29,11 +42,13 @@ __all__ = [
     "MixedOrder",
     "Prefetcher",
     "RandomMask",
+    "SpanExample",
     "SpanReader",
     "Spans",
     "StepBatch",
     "StoreMix",
     "StudentTokens",
+    "Vocabulary",
     "accumulation_steps",
     "align_tokens",
     "check_budget",
@@ -42,7 +57,10 @@ __all__ = [
     "fields_to_read",
     "keeps_examples_apart",
     "many_epochs",
+    "mapped_shares",
+    "own_vocabulary",
     "read_fractions",
+    "read_spans",
     "shares",
     "span_examples",
     "span_fields",

@@ -97,6 +97,7 @@ class StepBatch:
         examples_per_store: `num_examples` by store, in the order of --store.
         left_out: examples of the step that a student with another tokenizer cannot learn from, by
             reason; empty for other students.
+        matched: `mapped_shares` of the step; empty where no top-k is mapped.
     """
 
     step: int
@@ -105,6 +106,7 @@ class StepBatch:
     num_examples: int
     examples_per_store: tuple[int, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    matched: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def fields_to_read(objective: Objective, kind: str = TOPK.name) -> tuple[str, ...]:

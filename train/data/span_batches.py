@@ -6,6 +6,7 @@ C spans.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,11 +14,14 @@ import torch
 
 from caskd.store import StoreBatch
 from caskd.store.corpus import logit_positions, row_labels
+from caskd.store.format import TOPK
 from caskd.train.data.batches import MicroBatch, StepBatch, StepReader, collate
+from caskd.train.data.mapped_topk import MappedTopK, map_topk
 from caskd.train.data.order import IntArray
 from caskd.train.data.spans import NO_SPAN
+from caskd.train.data.store_mix import StoreMix
 from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
-from caskd.train.loss import TeacherSpans
+from caskd.train.loss import MappedRows, TeacherRows, TeacherSpans
 from caskd.train.objectives import Objective
 
 Floats = npt.NDArray[np.float64]
@@ -32,12 +36,17 @@ class SpanExample:
     """[C] sum of label_logit - logsumexp, nats; 0 where these were not read."""
     correct: npt.NDArray[np.bool_]
     """[C] every label is the teacher's argmax."""
+    mapped_rows: IntArray | None = None
+    """[P] the student's rows that have a top-k; None where no top-k is read."""
+    mapped: MappedTopK | None = None
+    """[P] of these rows."""
 
 
 def span_fields(objective: Objective) -> tuple[str, ...]:
     """The row fields that a span objective reads."""
     likelihood = ("label_logit", "logsumexp") if objective.w < 1 else ()
-    return ("argmax", "num_kept", *likelihood)
+    distribution = TOPK.distribution if objective.maps_topk else ()
+    return tuple(dict.fromkeys(("argmax", "num_kept", *likelihood, *distribution)))
 
 
 def span_examples(batch: StoreBatch, tokens: StudentTokens) -> list[SpanExample | LeftOut]:
@@ -55,9 +64,31 @@ def span_examples(batch: StoreBatch, tokens: StudentTokens) -> list[SpanExample 
     for number, aligned in enumerate(tokens.align(batch)):
         rows = slice(batch.row_offsets[number], batch.row_offsets[number + 1])
         if isinstance(aligned, AlignedExample):
-            found.append(_valued(aligned, likelihood[rows], right[rows]))
+            example = _valued(aligned, likelihood[rows], right[rows])
+            if batch.topk_ids is not None:
+                example = _with_topk(example, batch, rows.start, tokens)
+            found.append(example)
         else:
             found.append(aligned)
+    return found
+
+
+def read_spans(
+    store: StoreMix, examples: IntArray, row_fields: Sequence[str], tokens: Sequence[StudentTokens]
+) -> list[SpanExample | LeftOut]:
+    """Examples of several stores, in the given order.
+
+    Args:
+        store: the stores.
+        examples: numbers that count through all of them.
+        row_fields: `span_fields` of the objective.
+        tokens: of each store.
+    """
+    found: list[SpanExample | LeftOut] = [LeftOut.OTHER_BYTES] * len(examples)
+    for number, batch, indices in store.read_apart(examples, row_fields):
+        made = span_examples(batch, tokens[number])
+        for index, example in zip(indices.tolist(), made, strict=True):
+            found[index] = example
     return found
 
 
@@ -69,6 +100,35 @@ def _valued(
     total = np.bincount(span, weights=likelihood[inside], minlength=count).astype(np.float64)
     num_wrong = np.bincount(span, weights=~right[inside], minlength=count)
     return SpanExample(aligned, total, num_wrong == 0)
+
+
+def _with_topk(
+    example: SpanExample, batch: StoreBatch, first: int, tokens: StudentTokens
+) -> SpanExample:
+    """The example with the top-k of its spans of one token of both models.
+
+    Where the labels are not the same token, such as a word with and without an inserted space, the
+    two distributions are not over the same texts.
+
+    Args:
+        first: the example's first row in the batch.
+    """
+    aligned, table = example.aligned, tokens.shared_ids
+    teacher, student = aligned.one_to_one()
+    teacher = teacher + first
+    own_labels = row_labels(aligned.token_ids, aligned.is_response)
+    same = table[batch.labels[teacher]] == own_labels[student]
+    teacher, student = teacher[same], student[same]
+    logits, logsumexp = batch.column("topk_logits"), batch.column("logsumexp")
+    mapped = map_topk(
+        batch.column("topk_ids")[teacher],
+        logits[teacher].astype(np.float64) - logsumexp[teacher].astype(np.float64)[:, None],
+        batch.column("num_kept")[teacher],
+        batch.column("tail_mass")[teacher].astype(np.float64),
+        table,
+    )
+    has_cells = mapped.num_kept > 0
+    return replace(example, mapped_rows=student[has_cells], mapped=mapped.take(has_cells))
 
 
 def collate_spans(
@@ -91,8 +151,43 @@ def collate_spans(
         torch.from_numpy(np.concatenate(of_row)),
         torch.from_numpy(np.concatenate([np.zeros(0), *(e.log_likelihood for e in known)])),
         torch.from_numpy(np.concatenate([np.zeros(0, bool), *(e.correct for e in known)])),
+        _mapped_rows(examples),
     )
     return replace(collate(_tokens_only(aligned), pad_id, packed=packed), spans=spans)
+
+
+def _mapped_rows(examples: Sequence[SpanExample | LeftOut]) -> MappedRows | None:
+    """The rows of a batch that have a top-k; None if there is none."""
+    rows, parts, start = [], [], 0
+    for example in examples:
+        if isinstance(example, LeftOut):
+            continue
+        if example.mapped is not None and example.mapped_rows is not None:
+            rows.append(example.mapped_rows + start)
+            parts.append(example.mapped)
+        start += len(example.aligned.student_span)
+    if not sum(map(len, rows)):
+        return None
+    widest = max(part.ids.shape[1] for part in parts)
+    ids = np.concatenate([_widened(part.ids, widest) for part in parts])
+    mass = np.concatenate([_widened(part.mass, widest) for part in parts])
+    with np.errstate(divide="ignore"):  # padding is -inf
+        log_mass = np.log(mass).astype(np.float32)
+    tail = np.concatenate([part.tail_mass for part in parts]).astype(np.float32)
+    num_kept = np.concatenate([part.num_kept for part in parts])
+    teacher = TeacherRows(
+        argmax=torch.from_numpy(ids[:, 0]),
+        topk_ids=torch.from_numpy(ids),
+        topk_logits=torch.from_numpy(log_mass),
+        num_kept=torch.from_numpy(num_kept),
+        logsumexp=torch.zeros(len(tail)),
+        tail_mass=torch.from_numpy(tail),
+    )
+    return MappedRows(torch.from_numpy(np.concatenate(rows)), teacher)
+
+
+def _widened(cells: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
+    return np.pad(cells, ((0, 0), (0, width - cells.shape[1])))
 
 
 def _tokens_only(aligned: Sequence[AlignedExample]) -> StoreBatch:
@@ -124,7 +219,7 @@ class SpanReader(StepReader):
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""
         for step, examples, by_store in self.examples_of_steps(first, stop):
-            aligned = self._aligned(examples)
+            aligned = read_spans(self.store, examples, self.row_fields, self.tokens)
             lengths = np.array(
                 [len(e.aligned.token_ids) if isinstance(e, SpanExample) else 1 for e in aligned],
                 np.int32,
@@ -140,16 +235,8 @@ class SpanReader(StepReader):
                 num_examples=len(examples),
                 examples_per_store=by_store,
                 left_out={reason.value: aligned.count(reason) for reason in LeftOut},
+                matched=mapped_shares(aligned),
             )
-
-    def _aligned(self, examples: IntArray) -> list[SpanExample | LeftOut]:
-        """The examples of a step, in order."""
-        found: list[SpanExample | LeftOut] = [LeftOut.OTHER_BYTES] * len(examples)
-        for number, batch, indices in self.store.read_apart(examples, self.row_fields):
-            made = span_examples(batch, self.tokens[number])
-            for index, example in zip(indices.tolist(), made, strict=True):
-                found[index] = example
-        return found
 
     def _micro_batch(
         self,
@@ -164,6 +251,19 @@ class SpanReader(StepReader):
             keep = self.mask.keep_counts(step, examples, _span_counts(chosen))
             batch = replace(batch, keep=torch.from_numpy(keep))
         return batch.pin() if self.pin_memory else batch
+
+
+def mapped_shares(examples: Sequence[SpanExample | LeftOut]) -> dict[str, float | None]:
+    """Share of the spans that have a top-k, and the mean teacher mass there whose tokens the
+    student has (None without such a span); empty where no top-k is read."""
+    parts = [e.mapped for e in examples if isinstance(e, SpanExample) and e.mapped is not None]
+    if not parts:
+        return {}
+    tails = np.concatenate([part.tail_mass for part in parts])
+    return {
+        "mapped_spans": len(tails) / max(1, int(_span_counts(examples).sum())),
+        "mapped_mass": 1 - float(tails.mean()) if len(tails) else None,
+    }
 
 
 def _span_counts(examples: Sequence[SpanExample | LeftOut]) -> npt.NDArray[np.int64]:

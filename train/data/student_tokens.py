@@ -25,12 +25,16 @@ from caskd.store.corpus import (
     tokenize_examples,
 )
 from caskd.store.spacing import thin
-from caskd.train.data.spans import NO_SPAN, IntArray, align_tokens
-
-Mask = npt.NDArray[np.uint8]
-
-END = b"\xff"
-"""Stands for the token that ends a reply. No text in UTF-8 has this byte."""
+from caskd.train.data.mapped_topk import shared_ids
+from caskd.train.data.spans import (
+    END,
+    NO_SPAN,
+    IntArray,
+    Mask,
+    Vocabulary,
+    align_tokens,
+    same_bytes,
+)
 
 _NO_LIMIT = 1 << 40
 _SAMPLE = 64
@@ -62,6 +66,14 @@ class AlignedExample:
     num_bytes: int
     """Bytes of the student's tokens of the replies."""
 
+    def one_to_one(self) -> tuple[IntArray, IntArray]:
+        """The rows of the teacher and of the student of each span that is one token of both."""
+        sides = self.teacher_span, self.student_span
+        counts = (np.bincount(side[side >= 0], minlength=self.num_spans) for side in sides)
+        single = np.append(np.logical_and(*(count == 1 for count in counts)), False)
+        teacher, student = (np.flatnonzero(single[side]) for side in sides)
+        return teacher, student
+
 
 class StudentTokens:
     """Tokenises examples of one store with another tokenizer.
@@ -74,6 +86,7 @@ class StudentTokens:
         columns: of the records.
         chat: how the student sees conversations.
         max_length: positions that the student has; None: no limit.
+        own: `own_vocabulary` of the tokenizer, where it is known.
 
     Attributes:
         max_length: of the student's tokens of an example; longer ones are left out.
@@ -87,14 +100,24 @@ class StudentTokens:
         columns: Columns | None = None,
         chat: ChatOptions | None = None,
         max_length: int | None = None,
+        own: Vocabulary | None = None,
     ) -> None:
         self._tokenizer, self._store = tokenizer, store
         self._records, self._columns = records, columns or Columns(kind="prompt")
         self._chat, self.max_length = chat or ChatOptions(), max_length or _NO_LIMIT
-        self._own = Vocabulary(token_bytes(tokenizer), special_tokens(tokenizer)["special_ids"])
+        self._own = own or own_vocabulary(tokenizer)
+
+    def is_of(self, tokenizer: Any) -> bool:
+        """Whether a tokenizer has these tokens."""
+        return own_vocabulary(tokenizer).digest == self._own.digest
+
+    @property
+    def shares_vocabulary(self) -> bool:
+        """Whether the student's tokens are the teacher's."""
+        return self._own.digest == self._store.spec.vocab_digest
 
     @cached_property
-    def _teacher(self) -> "Vocabulary":
+    def _teacher(self) -> Vocabulary:
         known = self._store.spec.special_tokens or {}
         return Vocabulary(self._store.vocab, known.get("special_ids", ()))
 
@@ -105,13 +128,45 @@ class StudentTokens:
         The store has the tokens, not the tokenizer. Where the texts themselves all start with a
         space, the student sees them without it.
         """
-        whole = np.flatnonzero(self._store.row_counts())
-        batch = self._store.read(whole[thin(len(whole), _SAMPLE)], ())
-        texts = [
-            self._teacher.joined(self._without_bos(ids, mask))
-            for ids, mask in (_part(batch, number) for number in range(len(batch.example_indices)))
-        ]
+        parts = _parts(self._sample)
+        texts = [self._teacher.joined(self._without_bos(ids, mask)) for ids, mask in parts]
         return all(text.startswith(b" ") for text in texts)
+
+    @cached_property
+    def _sample(self) -> StoreBatch:
+        whole = np.flatnonzero(self._store.row_counts())
+        return self._store.read(whole[thin(len(whole), _SAMPLE)], ())
+
+    @cached_property
+    def shared_ids(self) -> IntArray:
+        """The student's id for each id of the teacher; NO_ID where the student has no such token.
+
+        A byte that has a token beside the byte fallback is written as that token.
+        """
+        named = self._tokenizer.get_vocab()
+        fallback = {named.get(f"<0x{byte:02X}>") for byte in range(256)}
+        sides = ((side.tokens, side.special) for side in (self._teacher, self._own))
+        return shared_ids(*sides, last_choice=fallback, ends=self._ends())
+
+    def _ends(self) -> dict[int, int]:
+        """The student's token for each token that ends a reply of the teacher, in a sample."""
+        parts = _parts(self._sample)
+        found: dict[int, int] = {}
+        for part, own in zip(parts, self._tokenized(self._sample, parts), strict=True):
+            if isinstance(own, LeftOut):
+                continue
+            theirs = self._teacher.replies(*part).ends
+            ours = self._own.replies(own.token_ids, own.is_response).ends
+            if len(theirs) == len(ours):
+                for their, our in zip(theirs, ours, strict=True):
+                    if their in self._teacher.special and our in self._own.special:
+                        found.setdefault(their, our)
+        return found
+
+    def lengths(self, batch: StoreBatch) -> list[int]:
+        """The student's tokens of each example of a batch; 0 where it has none that fit."""
+        found = self._tokenized(batch, _parts(batch))
+        return [0 if isinstance(own, LeftOut) else len(own.token_ids) for own in found]
 
     def align(self, batch: StoreBatch) -> list[AlignedExample | LeftOut]:
         """The examples of a batch.
@@ -119,7 +174,7 @@ class StudentTokens:
         Args:
             batch: with the field num_kept.
         """
-        parts = [_part(batch, number) for number in range(len(batch.example_indices))]
+        parts = _parts(batch)
         num_kept = np.split(batch.column("num_kept"), batch.row_offsets[1:-1])
         tokenized = self._tokenized(batch, parts)
         return [
@@ -137,7 +192,7 @@ class StudentTokens:
         theirs = self._teacher.replies(ids, mask)
         ours = self._own.replies(own.token_ids, own.is_response)
         cut_off = not theirs.texts[-1].endswith(END)
-        if not _same_bytes(theirs, ours, cut_off=cut_off):
+        if not same_bytes(theirs, ours, cut_off=cut_off):
             return LeftOut.OTHER_BYTES
         their_sizes, our_sizes = np.concatenate(theirs.sizes), np.concatenate(ours.sizes)
         if cut_off:
@@ -218,83 +273,15 @@ class StudentTokens:
         return ids[1:] if not mask[0] and int(ids[0]) == known.get("bos_id") else ids
 
 
-@dataclass(frozen=True, eq=False)
-class Replies:
-    """The replies of an example: their bytes, and the bytes of each response token."""
-
-    texts: list[bytes]
-    """One for each run of response tokens. One that ends with a special token ends with END."""
-    sizes: list[IntArray]
-    """Bytes of the tokens of each run. Special tokens have none, but the end of a reply has one."""
+def own_vocabulary(tokenizer: Any) -> Vocabulary:
+    """Bytes and markup of a tokenizer's tokens."""
+    return Vocabulary(token_bytes(tokenizer), special_tokens(tokenizer)["special_ids"])
 
 
-class Vocabulary:
-    """Bytes of tokens, and which of them are markup.
-
-    Args:
-        tokens: bytes of each id.
-        special: ids that stand for no text.
-    """
-
-    def __init__(self, tokens: Sequence[bytes], special: Sequence[int]) -> None:
-        self.tokens, self.special = tokens, frozenset(special)
-
-    def is_finished(self, ids: npt.NDArray[np.uint32], mask: Mask) -> bool:
-        """Whether the last response token is a special one."""
-        return int(ids[np.flatnonzero(mask)[-1]]) in self.special
-
-    def joined(self, ids: npt.NDArray[np.uint32]) -> bytes:
-        """The bytes of tokens, special ones by their names."""
-        return b"".join(self.tokens[id_] for id_ in ids.tolist())
-
-    def replies(self, ids: npt.NDArray[np.uint32], mask: Mask) -> Replies:
-        """The replies of an example."""
-        edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
-        texts, sizes = [], []
-        for start, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            run = ids[start:stop].tolist()
-            parts = [b"" if id_ in self.special else self.tokens[id_] for id_ in run]
-            if run[-1] in self.special:
-                parts[-1] = END
-            texts.append(b"".join(parts))
-            sizes.append(np.array([len(part) for part in parts], np.int64))
-        return Replies(texts, sizes)
-
-
-def _part(batch: StoreBatch, number: int) -> tuple[npt.NDArray[np.uint32], Mask]:
-    where = slice(batch.token_offsets[number], batch.token_offsets[number + 1])
-    return batch.token_ids[where], batch.is_response[where]
-
-
-def _same_bytes(theirs: Replies, ours: Replies, *, cut_off: bool) -> bool:
-    """Whether the replies of both sides have the same bytes.
-
-    A space that a tokenizer inserts before a text is no byte of the reply, and is taken off the
-    sizes.
-
-    Args:
-        theirs: of the teacher.
-        ours: of the student.
-        cut_off: the teacher's last reply may end before the student's, or within a character.
-    """
-    count = len(theirs.texts)
-    if count != len(ours.texts) and not (cut_off and count < len(ours.texts)):
-        return False
-    for number, (their, our) in enumerate(zip(theirs.texts, ours.texts, strict=False)):
-        agree = _overlap if cut_off and number == count - 1 else bytes.__eq__
-        if agree(their, our):
-            continue
-        if their.startswith(b" ") and agree(their[1:], our):
-            theirs.sizes[number][0] -= 1
-        elif our.startswith(b" ") and agree(their, our[1:]):
-            ours.sizes[number][0] -= 1
-        else:
-            return False
-    return True
-
-
-def _overlap(their: bytes, our: bytes) -> bool:
-    return their.startswith(our) or our.startswith(their)
+def _parts(batch: StoreBatch) -> list[tuple[npt.NDArray[np.uint32], Mask]]:
+    """Ids and mask of each example."""
+    both = (np.split(x, batch.token_offsets[1:-1]) for x in (batch.token_ids, batch.is_response))
+    return list(zip(*both, strict=True))
 
 
 def _within(

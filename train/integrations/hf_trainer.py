@@ -25,12 +25,13 @@ from caskd.models import (
 )
 from caskd.store.errors import UsageError
 from caskd.store.format import TOPK
-from caskd.train.integrations.store_dataset import TEACHER, StoreDataset
-from caskd.train.integrations.trainer_checks import check_settings
-from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss
+from caskd.train.integrations.items import TEACHER, num_terms, spans_of
+from caskd.train.integrations.store_dataset import StoreDataset
+from caskd.train.integrations.trainer_checks import check_positions, check_settings
+from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss, span_loss
 from caskd.train.metrics import step_metrics
 from caskd.train.model import SUM_NAMES, text_notes
-from caskd.train.objectives import Tail, resolve_tail, resolve_unmasked
+from caskd.train.objectives import Tail, resolve_objective, resolve_tail, resolve_unmasked
 
 FLAG = "CascadeTrainer"
 
@@ -62,7 +63,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         tail: Tail | None = None,
         **kwargs: Any,
     ) -> None:
-        resolve_unmasked(objective, w, "CascadeTrainer")  # checked here, not at the first step
+        chosen = resolve_unmasked(objective, w, FLAG)  # checked here, not at the first step
         kwargs.setdefault("data_collator", StoreDataset.collate)
         super().__init__(*args, **kwargs)
         check_settings(self)
@@ -70,7 +71,9 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         kind = getattr(self.train_dataset or self.eval_dataset, "kind", TOPK.name)
         self.tail = resolve_tail(tail, kind)
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
-            dataset.check_tail(self.tail)
+            dataset.check_objective(chosen, FLAG)
+            if not dataset.has_spans:
+                dataset.check_tail(self.tail)
         self.model_accepts_loss_kwargs = True  # the loss is divided once, by rows, in compute_loss
         self._sums: LossSums | None = None  # of the rows since the last log
         if self.is_fsdp_enabled or _stage_of(self) == 3:
@@ -86,8 +89,9 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         for dataset in _store_datasets(self.train_dataset, self.eval_dataset):
             if hasattr(self.processing_class, "get_vocab"):
                 dataset.check_tokenizer(self.processing_class, FLAG)
+            check_positions(plain.config, dataset)
             _check_batches(split, dataset)
-            if self.is_world_process_zero():
+            if self.is_world_process_zero() and not dataset.has_spans:
                 self._warn_of_text(dataset)
         self._warn_of_many_epochs()
 
@@ -143,10 +147,10 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of a step, and its number of rows over all ranks."""
+        """The micro-batches of a step, and its number of rows or spans over all ranks."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(len(sample["gather_index"]) for sample in samples), device=device)
-        return samples, self.accelerator.gather(rows).sum()
+        count = torch.tensor(sum(num_terms(sample) for sample in samples), device=device)
+        return samples, self.accelerator.gather(count).sum().clamp(min=1)
 
     def compute_loss(
         self,
@@ -158,7 +162,7 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
         """The loss per row: of the whole step if its row count is given, else of this batch."""
         sums = self._loss_sums(self._hidden(model, inputs), inputs)
         if num_items_in_batch is None:
-            loss = sums.loss / sums.num_rows
+            loss = sums.loss / sums.num_rows.clamp(min=1)
         else:  # ranks average their gradients
             loss = sums.loss * self.accelerator.num_processes / num_items_in_batch
         if model.training:
@@ -228,12 +232,25 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
     @staticmethod
     def _cascade_metrics(totals: list[float], dataset: Any) -> dict[str, float | None]:
         knows_argmax = getattr(dataset, "knows_argmax", True)
-        return step_metrics(dict(zip(SUM_NAMES, totals, strict=True)), knows_argmax=knows_argmax)
+        sums = dict(zip(SUM_NAMES, totals, strict=True))
+        metrics = step_metrics(sums, knows_argmax=knows_argmax)
+        return metrics | ({"tail_mass": None} if getattr(dataset, "has_spans", False) else {})
 
     def _loss_sums(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> LossSums:
         """The loss of a batch and its counts, from the last hidden states [B, T, H]."""
-        split = self._split
+        split, spans = self._split, spans_of(inputs)
         index = inputs["gather_index"]  # [N]
+        if spans is not None:
+            return span_loss(
+                hidden.flatten(0, 1)[index],
+                split.weight,
+                inputs["labels"].flatten()[index + 1],
+                spans,
+                objective=resolve_objective(self.objective, self.w),
+                bias=split.bias,
+                logit_softcap=split.form.softcap,
+                logit_scale=split.form.scale,
+            )
         names = [field.name for field in fields(TeacherRows)]
         return cascade_aware_loss(
             hidden.flatten(0, 1)[index],

@@ -7,29 +7,33 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from caskd.models import check_vocabulary
-from caskd.store import StoreBatch, TeacherStore
+from caskd.store import TeacherStore
 from caskd.store.errors import IdentityError, UsageError
 from caskd.train.data import (
     MixedOrder,
     StoreMix,
+    StudentTokens,
     fields_to_read,
     many_epochs,
+    read_spans,
+    span_fields,
     stream_positions,
-    teacher_rows,
 )
-from caskd.train.loss import IGNORE_LABEL
-from caskd.train.model import text_notes
-from caskd.train.objectives import OBJECTIVES, Tail, resolve_unmasked
-
-Example = dict[str, Tensor]
-
-TEACHER = "teacher_"
+from caskd.train.integrations.items import Example, collate_items, span_item, split
+from caskd.train.model import (
+    SpanOptions,
+    check_any_spans,
+    check_other_bytes,
+    sample_alignment,
+    student_tokens,
+    text_notes,
+)
+from caskd.train.objectives import OBJECTIVES, MatchName, Objective, Tail, resolve_unmasked
 
 
 class StoreDataset(IterableDataset[Example]):
@@ -38,7 +42,8 @@ class StoreDataset(IterableDataset[Example]):
     It yields dicts: `input_ids` [T]; `labels` [T], -100 except on predicted tokens and not shifted,
     as in transformers; `logit_positions` [N], the position of the hidden state that predicts each
     row; and `teacher_*` [N] or [N, k], the stored teacher rows. `StoreDataset.collate` makes a
-    batch of them.
+    batch of them. For a student with another tokenizer the tokens are its own, and `spans` takes
+    the place of `teacher_*`.
 
     Ranks and DataLoader workers share the examples. The batches are the same for any number of
     them, if `batch_size` equals the DataLoader's. With one store, an epoch is every example once.
@@ -56,13 +61,19 @@ class StoreDataset(IterableDataset[Example]):
         rank: of this process; by default torch.distributed's, or 0.
         world_size: number of processes that share the examples; by default torch.distributed's,
             or 1.
-        tokenizer: the student's. If it is given, another vocabulary than the stores' is refused,
-            and other end tokens, BOS or chat template are warned of.
+        tokenizer: the student's. If its vocabulary is not the stores', or the objective matches
+            spans, the examples are in its tokens. If it is, other end tokens, BOS or chat template
+            are warned of.
+        match: as of `--match`, for a student with another tokenizer; so are the next ones.
+        data: corpora of stores of conversations.
+        messages_column: of `data`.
+        max_length: positions of the student: longer examples are left out.
+        allow_other_bytes: share of the examples whose bytes its tokenizer may change.
         accept_imported: read stores that `caskd import` made of another program's rows.
 
     Raises:
-        CaskdError: a store cannot be opened, or cannot be mixed with the others, or the
-            vocabularies differ.
+        CaskdError: a store cannot be opened, or cannot be mixed with the others; or the tokenizer
+            cannot be aligned with it, or too many examples of a sample have other bytes.
     """
 
     def __init__(
@@ -76,6 +87,11 @@ class StoreDataset(IterableDataset[Example]):
         rank: int | None = None,
         world_size: int | None = None,
         tokenizer: Any = None,
+        match: MatchName = "likelihood",
+        data: Sequence[str] = (),
+        messages_column: str = "messages",
+        max_length: int | None = None,
+        allow_other_bytes: float = 0.01,
         accept_imported: bool = False,
     ) -> None:
         if (rank is None) != (world_size is None):
@@ -93,17 +109,73 @@ class StoreDataset(IterableDataset[Example]):
         self._shared = shared.share_memory_()
         self._calls_seen = 0
         self._resumed = False
-        chosen = resolve_unmasked(objective, w, "StoreDataset")
-        self._mix = StoreMix.open(stores)  # checked here, not in a worker
+        chosen = resolve_unmasked(objective, w, "StoreDataset", match)
+        if chosen.matches_spans and tokenizer is None:
+            raise UsageError(
+                f"StoreDataset: objective {objective!r} reads the text in the student's tokens, "
+                "and tokenizer is None; expected the student's; pass StoreDataset(tokenizer=...)"
+            )
+        # Opened and checked here, not in a worker.
+        self._mix = StoreMix.open(stores, one_vocabulary=tokenizer is None)
         self._mix.check_known(chosen, None)
         self._mix.check_imported(None if accept_imported else "accept_imported=True")
         self._known_order: MixedOrder | None = None
-        self.kind = self._mix.spec.kind
-        self._row_fields = fields_to_read(chosen, self.kind)
+        self.kind, self.max_length = self._mix.spec.kind, max_length
+        self._objective, self._tokens = chosen, None
         if tokenizer is not None:
-            check_vocabulary(tokenizer, self._mix.spec, "StoreDataset(tokenizer=...)")
-            for note in text_notes(self.opened, tokenizer):
-                warnings.warn(f"StoreDataset: {note}", stacklevel=2)
+            options = SpanOptions(
+                student="StoreDataset(tokenizer=...)",
+                objective_name=objective,
+                objective=chosen,
+                data=tuple(data),
+                messages_column=messages_column,
+                max_length=max_length,
+            )
+            self._tokens = student_tokens(self.opened, tokenizer, options)
+            self._pad_id = tokenizer.pad_token_id or 0
+            if self._tokens is not None:
+                self._check_alignment(self._tokens, allow_other_bytes)
+            else:
+                for note in text_notes(self.opened, tokenizer):
+                    warnings.warn(f"StoreDataset: {note}", stacklevel=2)
+        self._row_fields = self._fields_of(chosen)
+
+    def _check_alignment(self, tokens: Sequence[StudentTokens], allowed: float) -> None:
+        """Refuse a tokenizer that changes the bytes of many examples, as a sample shows."""
+        stats = sample_alignment(self._mix, tokens, self._order, self._objective)
+        check_other_bytes(stats.num_other_bytes, stats.num_examples, allowed)
+        check_any_spans(stats)
+
+    def _fields_of(self, objective: Objective) -> tuple[str, ...]:
+        if self._tokens is not None:
+            return span_fields(objective)
+        return fields_to_read(objective, self.kind)
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether the examples are in the tokens of a student with another tokenizer."""
+        return self._tokens is not None
+
+    def check_objective(self, objective: Objective, user: str) -> None:
+        """Refuse an objective that needs what the examples do not have.
+
+        Args:
+            objective: of the training.
+            user: the caller's name, for the error.
+
+        Raises:
+            UsageError: the objective reads other fields.
+        """
+        if objective.matches_spans and not self.has_spans:
+            raise UsageError(
+                f"{user}: the objective matches spans of bytes, and the dataset has the teacher's "
+                "tokens; expected the student's; pass StoreDataset(tokenizer=..., objective=...)"
+            )
+        if self.has_spans and not {*self._fields_of(objective)} <= {*self._row_fields}:
+            raise UsageError(
+                f"{user}: the objective has a teacher term, and that of the dataset has none; "
+                "expected one objective and w for both; pass them to StoreDataset, too"
+            )
 
     @property
     def opened(self) -> Sequence[TeacherStore]:
@@ -125,7 +197,9 @@ class StoreDataset(IterableDataset[Example]):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest example."""
+        """No example has more tokens."""
+        if self._tokens is not None:
+            return max(one.max_length for one in self._tokens)
         return int(self._mix.token_counts().max())
 
     def check_tokenizer(self, tokenizer: Any, user: str) -> None:
@@ -138,11 +212,18 @@ class StoreDataset(IterableDataset[Example]):
         Raises:
             IdentityError: the vocabularies differ.
         """
+        if self._tokens is not None:
+            if not all(one.is_of(tokenizer) for one in self._tokens):
+                raise IdentityError(
+                    f"{user}: the processing_class has another vocabulary than the tokenizer of "
+                    "StoreDataset; expected the student's tokenizer; pass it to both"
+                )
+            return
         try:
             check_vocabulary(tokenizer, self._mix.spec, f"{user}: the processing_class")
         except IdentityError as error:
             raise IdentityError(
-                f"{error}; or run caskd train, which alone aligns another tokenizer"
+                f"{error}; or pass StoreDataset(tokenizer=...), which aligns another tokenizer"
             ) from None
 
     def many_epochs(self, *, steps: int, batch: int, flags: tuple[str, str]) -> Iterator[str]:
@@ -180,9 +261,15 @@ class StoreDataset(IterableDataset[Example]):
             mix.prefetch(order.at(positions + order.examples_per_window), self._row_fields)
             examples = order.at(positions[skipped:])
             skipped = 0
-            for example in split(mix.read(examples, self._row_fields)):
+            for example in self._read(examples):
                 self._yielded += 1
                 yield example
+
+    def _read(self, examples: Any) -> Iterator[Example]:
+        if self._tokens is None:
+            return split(self._mix.read(examples, self._row_fields))
+        found = read_spans(self._mix, examples, self._row_fields, self._tokens)
+        return (span_item(example, self._pad_id) for example in found)
 
     def state_dict(self) -> dict[str, int]:
         """The position of this reader, for a reader of the same rank and worker."""
@@ -214,28 +301,14 @@ class StoreDataset(IterableDataset[Example]):
         self._resumed = True
 
     @staticmethod
-    def collate(examples: Sequence[Mapping[str, Tensor]], pad_id: int = 0) -> dict[str, Tensor]:
+    def collate(examples: Sequence[Mapping[str, Any]], pad_id: int = 0) -> dict[str, Tensor]:
         """A batch: `input_ids`, `attention_mask` and `labels` [B, T], padded on the right.
 
         If the examples have teacher rows, the batch also has `gather_index` [N] into the flattened
-        [B * T] hidden states, and `teacher_*`, the concatenated rows of all examples.
+        [B * T] hidden states, and `teacher_*`, the concatenated rows of all examples; with spans,
+        the tensors of `span_tensors` in place of them.
         """
-        lengths = [len(example["input_ids"]) for example in examples]
-        batch = {
-            name: torch.nn.utils.rnn.pad_sequence(
-                [example[name] for example in examples], batch_first=True, padding_value=filler
-            )
-            for name, filler in (("input_ids", pad_id), ("labels", IGNORE_LABEL))
-        }
-        longest = max(lengths)
-        batch["attention_mask"] = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
-        if "logit_positions" in examples[0]:
-            index = [e["logit_positions"] + b * longest for b, e in enumerate(examples)]
-            batch["gather_index"] = torch.cat(index)
-        for name in examples[0]:
-            if name.startswith(TEACHER):
-                batch[name] = torch.cat(_padded_to_widest([example[name] for example in examples]))
-        return batch
+        return collate_items(examples, pad_id)
 
     def _batches(self, order: MixedOrder) -> Iterator[Any]:
         """The positions of each of this reader's batches."""
@@ -272,34 +345,3 @@ def _ranks_here() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def split(batch: StoreBatch) -> Iterator[Example]:
-    """The examples of a batch, one by one."""
-    tokens = torch.from_numpy(batch.token_ids.astype(np.int64))
-    row_labels = torch.from_numpy(batch.labels.astype(np.int64))
-    positions = torch.from_numpy(batch.logit_positions)
-    teacher = vars(teacher_rows(batch))
-    rows = {TEACHER + name: column for name, column in teacher.items() if column is not None}
-    token_offsets, row_offsets = batch.token_offsets.tolist(), batch.row_offsets.tolist()
-    for index in range(len(batch.example_indices)):
-        in_tokens = slice(token_offsets[index], token_offsets[index + 1])
-        in_rows = slice(row_offsets[index], row_offsets[index + 1])
-        labels = torch.full((in_tokens.stop - in_tokens.start,), IGNORE_LABEL)
-        labels[positions[in_rows] + 1] = row_labels[in_rows]
-        yield {
-            "input_ids": tokens[in_tokens],
-            "labels": labels,
-            "logit_positions": positions[in_rows],
-            **{name: column[in_rows] for name, column in rows.items()},
-        }
-
-
-def _padded_to_widest(columns: list[Tensor]) -> list[Tensor]:
-    """Columns [N, k] of stores with different k, padded to the largest k; `num_kept` masks that."""
-    if columns[0].ndim == 1:
-        return columns
-    widest = max(column.shape[1] for column in columns)
-    filler = float("-inf") if columns[0].is_floating_point() else 0
-    pad = torch.nn.functional.pad
-    return [pad(column, (0, widest - column.shape[1]), value=filler) for column in columns]

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from caskd.store.errors import UsageError
+from caskd.train.integrations.store_dataset import StoreDataset
 
 IGNORED_ARGUMENTS: MappingProxyType[str, Any] = MappingProxyType(
     {
@@ -60,6 +61,21 @@ def check_settings(trainer: Any) -> None:
         raise UsageError(
             f"CascadeTrainer: got {trainer.args.n_gpu} GPUs in one process, expected one GPU per "
             "process; start it with torchrun --nproc-per-node, or set CUDA_VISIBLE_DEVICES"
+        )
+
+
+def check_positions(config: Any, dataset: StoreDataset) -> None:
+    """Refuse examples in the student's tokens that may be longer than the student's positions.
+
+    Raises:
+        UsageError: names the length to pass.
+    """
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if dataset.has_spans and longest is not None and dataset.longest > longest:
+        raise UsageError(
+            f"CascadeTrainer: StoreDataset has max_length {dataset.max_length}, and the student "
+            f"has {longest:,} positions; expected at most as many; pass StoreDataset(..., "
+            f"max_length={longest})"
         )
 
 

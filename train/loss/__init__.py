@@ -3,7 +3,7 @@
 from caskd.train.loss.api import cascade_aware_loss, tile_bytes
 from caskd.train.loss.eval_stats import ROW_STATS, best_step, eval_metrics, row_stats, sum_row_stats
 from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
-from caskd.train.loss.span_loss import TeacherSpans, span_loss
+from caskd.train.loss.span_loss import MappedRows, TeacherSpans, span_loss
 from caskd.train.loss.types import Head, LossRows, LossSums, TeacherRows
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Head",
     "LossRows",
     "LossSums",
+    "MappedRows",
     "TeacherRows",
     "TeacherSpans",
     "best_step",

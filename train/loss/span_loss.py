@@ -13,7 +13,12 @@ Its derivative with respect to each log-probability in the span is the negative 
 so the gradient is a weighted cross-entropy of the student's own tokens. It takes two passes: the
 first computes L_S, the second is the fused cross-entropy with these row weights.
 
-Dimension letters: N rows (student tokens), C spans, V student vocabulary, H hidden width.
+A span of one token of both models may have the teacher's top-k in the student's ids. Its loss is
+then that of `cascade_aware_loss` with a tail bucket: the cross-entropy of the top-k takes the place
+of the matching term.
+
+Dimension letters: N rows (student tokens), C spans, P rows with a top-k, V student vocabulary, H
+hidden width.
 """
 
 from dataclasses import dataclass, replace
@@ -22,9 +27,9 @@ import torch
 from torch import Tensor
 
 from caskd.train.loss.api import Impl, check_choices, compute_dtype, fused_call
-from caskd.train.loss.dense import dense_logits
+from caskd.train.loss.dense import dense_logits, dense_loss
 from caskd.train.loss.fused import fused_label_stats, fused_loss
-from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
+from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
 from caskd.train.objectives import AnyRule, Objective
 
 SCALE = 100.0
@@ -32,6 +37,19 @@ SCALE = 100.0
 then has one scale."""
 OFFSET = 1e-6
 """Keeps exp(L / SCALE) below 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class MappedRows:
+    """Rows whose span is one token of both models, with the teacher's top-k in the student's ids.
+
+    The mass of ids that the student does not have is in `tail_mass`.
+    """
+
+    row: Tensor
+    """[P] int64, ascending: which of the N rows."""
+    teacher: TeacherRows
+    """[P], each with at least one cell; `argmax` is not read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +62,8 @@ class TeacherSpans:
     """[C] L_T: sum of label_logit - logsumexp over the span's teacher rows, nats."""
     correct: Tensor
     """[C] bool: the label is the teacher's argmax in all of the span's teacher rows."""
+    mapped: MappedRows | None = None
+    """None matches likelihoods alone."""
 
 
 def span_sums(values: Tensor, spans: TeacherSpans) -> Tensor:
@@ -127,23 +147,59 @@ def span_loss(
     """
     check_choices("none", impl, tile_rows)
     head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
+    if objective.w == 1:
+        spans = replace(spans, mapped=None)
     if impl == "dense":
         logits = dense_logits(hidden, head, compute_dtype(hidden, lm_head_weight))
         nll = logits.logsumexp(1) - logits.gather(1, labels[:, None]).squeeze(1)
         argmax = logits.detach().argmax(1)
-        return _summed(nll, argmax == labels, labels, spans, objective, keep)[0]
+        sums, _, keep = _summed(nll, argmax == labels, labels, spans, objective, keep)
+        return _with_topk(sums, hidden, head, labels, spans, keep, objective, impl, tile_rows)
     rows = LossRows(labels, None, None)
     index = torch.arange(len(labels), device=labels.device)
     terms = LossTerms("all", 1.0, "none")
     call = fused_call(hidden, head, rows, index, terms, impl=impl, tile_rows=tile_rows)
     nll, argmax = fused_label_stats(hidden, head, call)
-    sums, weights = _summed(nll, argmax == labels, labels, spans, objective, keep)
+    sums, weights, keep = _summed(nll, argmax == labels, labels, spans, objective, keep)
     # Every row goes through the head, as in `cascade_aware_loss`: equal tiles, equal sums.
     weighted = replace(call, rows=LossRows(labels, None, weights.to(nll.dtype)))
+    if spans.mapped is not None:
+        others = torch.ones_like(labels, dtype=torch.bool)
+        others[spans.mapped.row] = False
+        weighted = replace(weighted, index=others.nonzero().squeeze(1))
     loss = fused_loss(hidden, head, weighted).loss
     if objective.w == 1:
         return replace(sums, loss=loss)
-    return replace(sums, loss=loss + (sums.loss - loss).detach())
+    sums = replace(sums, loss=loss + (sums.loss - loss).detach())
+    return _with_topk(sums, hidden, head, labels, spans, keep, objective, impl, tile_rows)
+
+
+def _with_topk(
+    sums: LossSums,
+    hidden: Tensor,
+    head: Head,
+    labels: Tensor,
+    spans: TeacherSpans,
+    keep: Tensor,
+    objective: Objective,
+    impl: Impl,
+    tile_rows: int | None,
+) -> LossSums:
+    """The sums, with the loss of the spans that have a top-k added."""
+    if spans.mapped is None:
+        return sums
+    index = spans.mapped.row
+    own, kept = hidden[index], keep[spans.of_row[index]]
+    rows = LossRows(labels[index], spans.mapped.teacher, kept.to(sums.loss.dtype))
+    terms = LossTerms("all", objective.w, "bucket")
+    if impl == "dense":
+        found = dense_loss(own, head, rows, terms, compute_dtype(own, head.weight))
+    else:
+        every = torch.arange(len(index), device=index.device)
+        call = fused_call(own, head, rows, every, terms, impl=impl, tile_rows=tile_rows)
+        found = fused_loss(own, head, call)
+    names = ("loss", "teacher_cross_entropy", "teacher_kl")
+    return replace(sums, **{name: getattr(sums, name) + getattr(found, name) for name in names})
 
 
 def _summed(
@@ -153,21 +209,26 @@ def _summed(
     spans: TeacherSpans,
     objective: Objective,
     keep: Tensor | None,
-) -> tuple[LossSums, Tensor]:
-    """The sums of a batch, and the weight [N] of each row's -log p in the gradient."""
+) -> tuple[LossSums, Tensor, Tensor]:
+    """The sums of a batch without the loss of spans that have a top-k, the weight [N] of each row's
+    -log p in the gradient, and the mask [C]."""
     if keep is None:
         keep = span_keep(correct, spans, objective.rule)
     student = -span_sums(nll, spans)
     loss, weight = matching_loss(spans.log_likelihood, student, objective.w)
     matching, _ = matching_loss(spans.log_likelihood, student.detach(), 0.0)
     perfect, _ = matching_loss(spans.log_likelihood, spans.log_likelihood, 0.0)
-    kept_weight = torch.where(keep, weight.detach(), 0)
+    likened = torch.ones_like(keep)  # spans whose likelihood is matched
+    if spans.mapped is not None:
+        likened[spans.of_row[spans.mapped.row]] = False
+    matching, perfect = (torch.where(likened, values, 0) for values in (matching, perfect))
+    kept_weight = torch.where(keep & likened, weight.detach(), 0)
     none = kept_weight.new_zeros(1)
     count = torch.full((), len(keep), dtype=torch.int64, device=nll.device)
     zero = torch.zeros_like(count)
     distilled = count if objective.w < 1 else zero
     sums = LossSums(
-        loss=torch.where(keep, loss, 0).sum().to(nll.dtype),
+        loss=torch.where(keep & likened, loss, 0).sum().to(nll.dtype),
         label_nll=nll.detach().sum(),
         teacher_cross_entropy=matching.sum() if objective.w < 1 else none.sum(),
         teacher_kl=(matching - perfect).sum() if objective.w < 1 else none.sum(),
@@ -179,4 +240,4 @@ def _summed(
         student_correct=correct.sum(),
         teacher_correct=spans.correct.sum(),
     )
-    return sums, torch.cat([kept_weight, none])[spans.of_row]
+    return sums, torch.cat([kept_weight, none])[spans.of_row], keep

@@ -40,6 +40,7 @@ from caskd.train.model import (
     LossOptions,
     StudentWithLoss,
     add_adapters,
+    check_other_bytes,
     load_student,
     recompute_activations,
     student_groups,
@@ -47,7 +48,6 @@ from caskd.train.model import (
 from caskd.train.objectives import Objective
 from caskd.train.run.failures import agree, planned_by_all_ranks, user_errors
 from caskd.train.run.memory_forecast import size_of, table
-from caskd.train.run.other_tokenizer import check_other_bytes
 from caskd.train.run.out_folder import clear_for_resume, record_save
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.run_log import RunLog, describe_run
@@ -147,7 +147,7 @@ def _fit(plan: RunPlan, engine: TrainEngine, received: list[int]) -> Path:
             skipped += not good
             metrics["skipped_steps"] = skipped
             if plan.tokens is not None:
-                metrics |= {**batch.left_out, "tail_mass": None}  # no top-k is read
+                metrics |= {**batch.left_out, **batch.matched, "tail_mass": None}
                 other_bytes += batch.left_out["other_bytes"]
                 seen = (batch.step + 1 - plan.first_step) * config.global_batch_size
                 check_other_bytes(other_bytes, seen, config.allow_other_bytes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from caskd.models import default_device
 from caskd.store import TeacherStore
-from caskd.store.corpus import token_bytes, vocab_digest, vocab_size
+from caskd.store.corpus import vocab_size
 from caskd.store.format import check_imported
 from caskd.store.io import counted
 from caskd.train.checkpoint import (
@@ -33,24 +33,22 @@ from caskd.train.data import (
 )
 from caskd.train.engine import Settings
 from caskd.train.model import (
+    AlignmentStats,
     LoraOptions,
     TeacherText,
+    check_any_spans,
     check_config,
+    check_other_bytes,
     load_tokenizer,
+    longest_of_all,
     lora_options,
+    sample_alignment,
+    span_lines,
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
 from caskd.train.run.engine_settings import engine_settings
 from caskd.train.run.initial import InitialWeights, initial_weights
-from caskd.train.run.other_tokenizer import (
-    AlignmentStats,
-    check_any_spans,
-    check_other_bytes,
-    sample_alignment,
-    span_lines,
-    student_tokens,
-)
 from caskd.train.run.out_folder import (
     check_starts_anew,
     check_unused,
@@ -58,6 +56,7 @@ from caskd.train.run.out_folder import (
     is_first_rank,
 )
 from caskd.train.run.schedule import widest_read
+from caskd.train.run.span_run import tokens_of_run
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 
@@ -196,8 +195,8 @@ class RunPlan:
             yield f"start        from the weights of {self.initial.recorded[:-52]}"
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
-        if self.spans is not None:
-            same = self.store.spec.vocab_digest == vocab_digest(token_bytes(self.tokenizer))
+        if self.spans is not None and self.tokens is not None:
+            same = self.tokens[0].shares_vocabulary
             yield from span_lines(self.spans, shares_vocabulary=same)
         for note in () if self.text is None else self.text.notes:
             yield f"text         {note}"
@@ -245,7 +244,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = config.dtype or ("bfloat16" if default_device().type == "cuda" else "float32")
     config = replace(config, dtype=dtype)
-    objective = resolve_objective(config.objective, config.w)
+    objective = resolve_objective(config.objective, config.w, config.match)
     settings = engine_settings(config, world_size)
     check_trackers(config)
     if not config.resume and is_first_rank():  # the other ranks learn of a refusal
@@ -264,15 +263,15 @@ def plan_run(config: TrainConfig) -> RunPlan:
     if config.resume:
         checkpoint, done = _resumed(config.out, _recorded(config, mask, initial), store)
     tokenizer = load_tokenizer(config.student)
-    tokens = student_tokens(config, store.stores, tokenizer, objective)
+    tokens = tokens_of_run(config, store.stores, tokenizer, objective)
     eval_store = eval_tokens = spans = None
     if config.eval_store is not None:
         eval_store = open_eval_store(config.eval_store, store.spec, one_vocabulary=tokens is None)
         check_imported(eval_store.spec, f"--eval-store {config.eval_store}", accept)
         if tokens is not None:
-            eval_tokens = student_tokens(config, (eval_store,), tokenizer, objective)
+            eval_tokens = tokens_of_run(config, (eval_store,), tokenizer, objective)
     if tokens is not None:
-        spans = sample_alignment(store, tokens, order)
+        spans = sample_alignment(store, tokens, order, objective)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
         check_any_spans(spans)
     plan = RunPlan(
@@ -307,7 +306,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
         initial=initial,
     )
     if config.token_budget is not None:
-        check_budget(config.token_budget, config.global_batch_size, world_size, plan.longest)
+        longest = plan.longest if tokens is None else longest_of_all(store, tokens)
+        check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     check_config(config.student, plan.vocab_size, plan.longest_possible)
     return plan
 

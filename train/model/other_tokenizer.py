@@ -1,12 +1,12 @@
-"""A run whose student has another tokenizer than the teacher: whether it is one, and its spans."""
+"""A student with another tokenizer than its teacher: whether it has one, and how the two align."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from caskd.models import check_template, check_vocabulary, open_config
+from caskd.models import check_template, check_vocabulary
 from caskd.store import TeacherStore
 from caskd.store.corpus import (
     ChatOptions,
@@ -14,22 +14,33 @@ from caskd.store.corpus import (
     Record,
     corpus_digest,
     read_records,
-    token_bytes,
-    vocab_digest,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.train.config import TrainConfig
-from caskd.train.data import LeftOut, MixedOrder, StoreMix, StudentTokens
-from caskd.train.objectives import Objective
+from caskd.store.format import TOPK
+from caskd.train.data import (
+    LeftOut,
+    MixedOrder,
+    StoreMix,
+    StudentTokens,
+    mapped_shares,
+    own_vocabulary,
+    read_spans,
+    span_fields,
+)
+from caskd.train.objectives import Objective, Tail
 
 SAMPLE = 256
 """Examples that are aligned before a run starts."""
+_READ_TOGETHER = 1024
+"""Examples that are read at once where all are tokenised."""
 
 
 @dataclass(frozen=True)
 class AlignmentStats:
     """How a student's tokens align with the teacher's, over a sample of examples."""
 
+    mapped: Mapping[str, float | None]
+    """`mapped_shares` of the sample; empty where no top-k is read."""
     num_examples: int
     num_other_bytes: int
     """Examples whose replies have other bytes in the student's tokens."""
@@ -69,59 +80,68 @@ class AlignmentStats:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpanOptions:
+    """What training over spans needs besides stores and tokenizer."""
+
+    student: str
+    """The option that named the student and its value, such as `--student gpt2`."""
+    objective_name: str
+    objective: Objective
+    tail: Tail | None = None
+    data: tuple[str, ...] = ()
+    """Corpora of stores of conversations."""
+    messages_column: str = "messages"
+    max_length: int | None = None
+    """Positions of the student; None: no limit."""
+
+
 def student_tokens(
-    config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any, objective: Objective
+    stores: Sequence[TeacherStore], tokenizer: Any, options: SpanOptions
 ) -> tuple[StudentTokens, ...] | None:
-    """The student's tokens of each store; None where it shares the vocabulary of all of them.
+    """The student's tokens of each store; None where it shares the vocabulary of all of them and
+    the objective reads the teacher's tokens.
 
     Raises:
         IdentityError: the objective needs one vocabulary, and the student has another.
         UsageError: a store lacks what the objective reads, or its text cannot be rendered.
     """
-    own = vocab_digest(token_bytes(tokenizer))
-    shared = all(one.spec.vocab_digest == own for one in stores)
+    own, objective = own_vocabulary(tokenizer), options.objective
+    shared = all(one.spec.vocab_digest == own.digest for one in stores)
     if shared and not objective.matches_spans:
-        if config.data:
-            raise UsageError(
-                f"--data {' '.join(config.data)}: --student {config.student} has the teacher's "
-                "tokenizer, and reads the stores alone; expected no --data; omit it"
-            )
         return None
-    if config.best_metric == "kl":
-        raise UsageError(
-            "--best-metric kl: is not measured for a student with another tokenizer; expected nll, "
-            "accuracy or ece; pass one of these"
-        )
     if objective.needs_distribution:
-        _refuse_distribution(config, stores, tokenizer)
+        _refuse_distribution(options, stores, tokenizer)
     for one in stores:
-        _check_store(one, objective, config.objective)
-        _check_eos(one, tokenizer, config.student)
+        _check_store(one, objective, options.objective_name)
+        _check_eos(one, tokenizer, options.student)
+    if objective.maps_topk and options.tail not in (None, "bucket"):
+        raise UsageError(
+            f"--tail {options.tail}: --match bytes-1to1 has one bucket for the teacher's mass that "
+            "the student's tokens do not have; expected bucket; omit --tail"
+        )
     kinds = [one.spec.identity["text"]["kind"] for one in stores]
-    text_config = open_config(config.student, "--student").get_text_config()
-    longest = getattr(text_config, "max_position_embeddings", None)
-    corpora = _Corpora(config, tokenizer, longest) if "messages" in kinds else None
-    return tuple(
-        StudentTokens(tokenizer, one, max_length=longest)
-        if corpora is None or kind != "messages"
-        else corpora.tokens(one)
-        for one, kind in zip(stores, kinds, strict=True)
-    )
+    corpora = _Corpora(options, tokenizer) if "messages" in kinds else None
+    found = []
+    for one, kind in zip(stores, kinds, strict=True):
+        given = corpora.of(one) if corpora is not None and kind == "messages" else {}
+        found.append(StudentTokens(tokenizer, one, max_length=options.max_length, own=own, **given))
+    return tuple(found)
 
 
 class _Corpora:
     """The conversations of --data, by the digest of the corpus: of each file, and of all."""
 
-    def __init__(self, config: TrainConfig, tokenizer: Any, longest: int | None) -> None:
-        self._tokenizer, self._data, self._longest = tokenizer, config.data, longest
-        if not config.data:
+    def __init__(self, options: SpanOptions, tokenizer: Any) -> None:
+        self._data = options.data
+        if not options.data:
             raise UsageError(
                 "--data: not given; expected the corpus of the stores of conversations, which a "
                 "student with another tokenizer sees in its own chat template; pass --data FILE"
             )
-        check_template(tokenizer, f"--student {config.student}")
-        self._columns = Columns(messages=config.messages_column, kind="messages")
-        files = [list(read_records([file])) for file in config.data]
+        check_template(tokenizer, options.student)
+        self._columns = Columns(messages=options.messages_column, kind="messages")
+        files = [list(read_records([file])) for file in options.data]
         self._records = {
             self._digest(records): records for records in [*files, [r for f in files for r in f]]
         }
@@ -129,8 +149,8 @@ class _Corpora:
     def _digest(self, records: list[Record]) -> str:
         return corpus_digest(iter(records), self._columns)[0]
 
-    def tokens(self, store: TeacherStore) -> StudentTokens:
-        """The student's tokens of a store of conversations.
+    def of(self, store: TeacherStore) -> dict[str, Any]:
+        """Arguments of `StudentTokens` for a store of conversations.
 
         Raises:
             IdentityError: the store was captured from another corpus.
@@ -146,21 +166,14 @@ class _Corpora:
                 "pass its files in the same order, beside those of the other stores"
             )
         chat = ChatOptions(turns=identity["text"].get("chat_turns", "all"))
-        return StudentTokens(
-            self._tokenizer,
-            store,
-            records.__getitem__,
-            columns=self._columns,
-            chat=chat,
-            max_length=self._longest,
-        )
+        return {"records": records.__getitem__, "columns": self._columns, "chat": chat}
 
 
 def _refuse_distribution(
-    config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any
+    options: SpanOptions, stores: Sequence[TeacherStore], tokenizer: Any
 ) -> None:
-    flag = f"--student {config.student}"
-    other = "cat-alm" if config.objective.startswith("cat") else "alm"
+    flag = options.student
+    other = "cat-alm" if options.objective_name.startswith("cat") else "alm"
     try:
         for one in stores:
             check_vocabulary(tokenizer, one.spec, flag)
@@ -188,38 +201,54 @@ def _check_store(store: TeacherStore, objective: Objective, name: str) -> None:
                 f"--store {store.name}: capture.{field} is {fields[field]}; --objective {name} "
                 f"expects {wanted}; pass --objective xent, or another store"
             )
+    if objective.maps_topk and (store.spec.kind != TOPK.name or fields["tail"] == "unknown"):
+        found = "samples" if store.spec.kind != TOPK.name else "a top-k whose tail is unknown"
+        raise UsageError(
+            f"--store {store.name}: holds {found}; --match bytes-1to1 expects a top-k and its tail "
+            "mass; omit --match, or pass another store"
+        )
 
 
 def _check_eos(store: TeacherStore, tokenizer: Any, student: str) -> None:
     text = store.spec.identity["text"]
     if text["kind"] != "messages" and text["eos"] and tokenizer.eos_token_id is None:
         raise UsageError(
-            f"--student {student}: its tokenizer has no EOS token, and the responses of "
+            f"{student}: its tokenizer has no EOS token, and the responses of "
             f"{store.name} end with one; expected eos_token in tokenizer_config.json; add it"
         )
 
 
 def sample_alignment(
-    store: StoreMix, tokens: Sequence[StudentTokens], order: MixedOrder
+    store: StoreMix, tokens: Sequence[StudentTokens], order: MixedOrder, objective: Objective
 ) -> AlignmentStats:
     """Align the first examples of a run."""
-    examples = order.examples_for_step(0, min(SAMPLE, order.num_examples))
+    chosen = order.examples_for_step(0, min(SAMPLE, order.num_examples))
+    found = read_spans(store, chosen, span_fields(objective), tokens)
     counts = np.zeros(10, np.int64)
-    for number, batch, _ in store.read_apart(examples, ("num_kept",)):
-        for aligned in tokens[number].align(batch):
-            counts[0] += 1
-            if isinstance(aligned, LeftOut):
-                counts[1 if aligned is LeftOut.OTHER_BYTES else 2] += 1
-                continue
-            teacher, student = (
-                np.bincount(span[span >= 0], minlength=aligned.num_spans)
-                for span in (aligned.teacher_span, aligned.student_span)
-            )
-            pairs = np.count_nonzero((teacher == 1) & (student == 1))
-            counts[3:7] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
-            longest = teacher.max(initial=0), student.max(initial=0), len(aligned.token_ids)
-            counts[7:] = np.maximum(counts[7:], longest)
-    return AlignmentStats(*counts.tolist())
+    for example in found:
+        counts[0] += 1
+        if isinstance(example, LeftOut):
+            counts[1 if example is LeftOut.OTHER_BYTES else 2] += 1
+            continue
+        aligned = example.aligned
+        teacher, student = (
+            np.bincount(span[span >= 0], minlength=aligned.num_spans)
+            for span in (aligned.teacher_span, aligned.student_span)
+        )
+        pairs = len(aligned.one_to_one()[0])
+        counts[3:7] += np.array([teacher.sum(), student.sum(), aligned.num_spans, pairs])
+        longest = teacher.max(initial=0), student.max(initial=0), len(aligned.token_ids)
+        counts[7:] = np.maximum(counts[7:], longest)
+    return AlignmentStats(mapped_shares(found), *counts.tolist())
+
+
+def longest_of_all(store: StoreMix, tokens: Sequence[StudentTokens]) -> int:
+    """The student's tokens of the longest example; it tokenises all of them."""
+    examples, longest = np.flatnonzero(store.row_counts()), 1
+    for start in range(0, len(examples), _READ_TOGETHER):
+        for number, batch, _ in store.read_apart(examples[start : start + _READ_TOGETHER], ()):
+            longest = max(longest, *tokens[number].lengths(batch))
+    return longest
 
 
 def check_other_bytes(num_other: int, num_examples: int, allowed: float) -> None:
@@ -262,6 +291,12 @@ def span_lines(stats: AlignmentStats, *, shares_vocabulary: bool) -> Iterator[st
     """The lines of a plan."""
     yield f"spans        {stats.line()}"
     yield f"sample       {stats.sample_line()}"
+    if stats.mapped:
+        mass = stats.mapped["mapped_mass"] or 0.0
+        yield (
+            f"top-k        in {stats.mapped['mapped_spans']:.1%} of the spans; the student has "
+            f"tokens for {mass:.1%} of the teacher's mass there"
+        )
     if shares_vocabulary:
         yield (
             "note         the student has the teacher's vocabulary: dist and cat-dist use the "
