@@ -14,7 +14,9 @@ from caskd.cli.main import main
 from caskd.eval import PredictConfig, predict
 from caskd.eval.answers import read_predictions
 from caskd.eval.inference.cascades import budget_threshold
+from caskd.eval.next_token.teacher_forcing import student_rows
 from caskd.models.decoding import TokenCascade, load_for_decoding
+from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.train import train
 from caskd.train.checkpoint import newest_complete, read_state
@@ -192,6 +194,30 @@ def test_the_measured_threshold_depends_on_no_batch_and_no_worker(root, exported
     assert read_predictions(str(root / "fixed.parquet")).metadata["token_cascade"] == {
         key: value for key, value in described.items() if key not in ("call_budget", "calibration")
     }
+
+
+def test_next_tokens_are_scored_with_the_call_token(root, exported):
+    """Offline: `call` beside the other rules; the token is in no other figure."""
+    words = ["eval", "--next-token", str(root / "store"), "--out", str(root / "report")]
+    for name, path in (("asks", exported), ("plain", root / "student")):
+        words += ["--student", f"{name}={path}"]
+    assert main(words) == 0
+    summary = json.loads((root / "report" / "summary.json").read_text())
+    asks, plain = (one["rules"] for one in summary["students"])
+    assert list(asks) == [*plain, "call"]
+    assert asks["call"]["audc"] != asks["entropy"]["audc"]
+    loaded = load_for_decoding(str(exported), "--student", device="cpu")
+    store = TeacherStore.open(str(root / "store"))
+    rows = student_rows(loaded, store, 1)
+    batch = store.read(np.array([0]))
+    with torch.no_grad():
+        ids = torch.from_numpy(batch.token_ids.astype(np.int64))[None]
+        logits = loaded.model(ids).logits[0, batch.logit_positions].double()
+    call = loaded.call_id
+    odds = logits[:, call] - logits[:, :call].logsumexp(1)
+    np.testing.assert_allclose(rows.call_log_odds, odds, rtol=0, atol=1e-4)
+    best = logits[:, :call].log_softmax(1).amax(1)
+    np.testing.assert_allclose(rows.best_logprob, best, rtol=0, atol=1e-4)
 
 
 def test_mistakes_are_named(root, exported, capsys):
