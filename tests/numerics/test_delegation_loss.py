@@ -162,6 +162,21 @@ def test_without_delegated_rows_the_loss_is_the_plain_one_bit_for_bit(call_case)
             torch.testing.assert_close(own_weight[:VOCAB], head, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("impl", ["dense", "torch"])
+def test_a_row_that_keeps_the_whole_vocabulary_has_no_tail(impl):
+    """A rounded tail_mass has no column left to be the target of: CALL is not one."""
+    case = make_case(vocab_size=VOCAB, top_k=VOCAB)
+    tail_mass = torch.full_like(case.teacher.tail_mass, 1e-3)
+    narrow = replace(case, teacher=replace(case.teacher, tail_mass=tail_mass))
+    wide = replace(narrow, weight=torch.cat([case.weight, case.weight[:1]]))
+    plain, (of_hidden, _) = gradients(narrow, None, objective="dist", impl=impl)
+    ours, (own_hidden, _) = gradients(
+        wide, Delegation("loss", VOCAB, NOTHING), objective="dist", impl=impl
+    )
+    torch.testing.assert_close(ours.loss, plain.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(own_hidden, of_hidden, rtol=0, atol=1e-12)
+
+
 def test_where_every_row_is_delegated_no_label_has_a_gradient(call_case):
     delegation = Delegation("random", VOCAB, Threshold(0, 1.0))
     first, of_first = gradients(call_case, delegation, objective="xent")
