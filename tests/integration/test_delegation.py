@@ -104,7 +104,7 @@ def test_any_program_can_open_the_export_and_emits_the_token(exported):
     call = json.loads((exported / "config.json").read_text())["call_token_id"]
     assert tokenizer.convert_tokens_to_ids("<CALL>") == call == len(tokenizer) - 1
     assert model.get_output_embeddings().weight.shape[0] == call + 1
-    assert f"<CALL> (id {call})" in (exported / "README.md").read_text()
+    assert f"(id {call}) asks a larger model" in (exported / "README.md").read_text()
     inputs = tokenizer("a1 b", return_tensors="pt")
     with torch.no_grad():
         ids = model.generate(
