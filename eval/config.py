@@ -9,7 +9,17 @@ _NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --
 
 
 TokenRuleName = Literal[
-    "spec", "chow", "diff", "opt", "token-v1", "token-v2", "token-v3", "entropy", "margin", "rsd"
+    "spec",
+    "chow",
+    "diff",
+    "opt",
+    "token-v1",
+    "token-v2",
+    "token-v3",
+    "entropy",
+    "margin",
+    "call",
+    "rsd",
 ]
 
 
@@ -84,6 +94,13 @@ class PredictConfig:
     p_th: float | None = None
     """The large model's token is kept if the small model gives it at least this probability (rsd).
     Default: 0.01."""
+    call_threshold: float | None = None
+    """The large model chooses a token if the log-odds of the small model's CALL token are at least
+    this many nats (call)."""
+    call_budget: float | None = None
+    """In place of --call-threshold: the share of tokens to give to the large model. The threshold
+    is measured on the small model's answers to up to 32 prompts of --data, before the first
+    answer."""
     gamma: int | None = None
     """Tokens that the small model drafts for one forward pass of the large one, for rules that read
     both models. Default: 5."""

@@ -57,11 +57,12 @@ from caskd.models.opening import (
 from caskd.models.parameters import ParameterCount, count_parameters
 from caskd.models.small_copies import check_class
 from caskd.models.split_model import SplitModel, check_matrix, check_split
-from caskd.models.vocabulary import check_vocabulary, stop_ids
+from caskd.models.vocabulary import CALL_TOKEN, call_id, check_vocabulary, stop_ids
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "CALL_TOKEN",
     "TEXT_FILE",
     "Arrange",
     "BatchGroups",
@@ -71,6 +72,7 @@ __all__ = [
     "SplitModel",
     "arranged_groups",
     "build_model",
+    "call_id",
     "check_causal",
     "check_class",
     "check_device_name",

@@ -12,9 +12,11 @@ from caskd.store.errors import UsageError
 from caskd.train.objectives import (
     MATCHES,
     OBJECTIVES,
+    DelegateRule,
     MatchName,
     ObjectiveName,
     Tail,
+    delegate_contradiction,
     resolve_objective,
     weight_contradiction,
 )
@@ -66,6 +68,12 @@ class TrainConfig:
     tail: Tail | None = None
     """How to treat teacher mass outside the top-k, for dist. Default: bucket; for sampled stores:
     none."""
+    delegate: DelegateRule | None = None
+    """Also train a CALL token, with which the student asks for the large model, on the rows with
+    the highest score: loss, rho, gap, unacceptable, random; l2d: learning to defer, with xent."""
+    delegate_share: float | None = None
+    """Share of all rows that --delegate trains on CALL, in place of their label. Default: 0.15; l2d
+    has none."""
     global_batch_size: int = 32
     """Examples per optimizer step, summed over all ranks."""
     micro_batch_size: int = 8
@@ -181,6 +189,7 @@ class TrainConfig:
                 raise UsageError(f"{flag} {number}: expected more than 0; pass another number")
         _check_together(self)
         _check_weights(self)
+        _check_delegation(self)
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -271,6 +280,19 @@ def _check_weights(config: TrainConfig) -> None:
             f"--mask-from-step is {config.mask_from_step}, but --steps is {config.steps}, so that "
             f"--objective {name} would never apply its mask; expected fewer than --steps"
         )
+
+
+def _check_delegation(config: TrainConfig) -> None:
+    """Refuse options that contradict a CALL token."""
+    wrong = delegate_contradiction(
+        config.delegate,
+        config.delegate_share,
+        objective=config.objective,
+        lora_rank=config.lora_rank,
+        init_from=config.init_from,
+    )
+    if wrong is not None:
+        raise UsageError(wrong)
 
 
 RESUMABLE_CHANGES = frozenset(

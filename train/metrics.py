@@ -35,6 +35,38 @@ def step_metrics(
     }
 
 
+def delegation_metrics(
+    sums: Mapping[str, float],
+    num_delegated: float,
+    delegated_loss: float,
+    num_outside: float,
+    rule: str,
+) -> dict[str, float | None]:
+    """Averages of a step that trains a CALL column.
+
+    `delegated_share` is of all rows; for l2d, of rows in which the student would defer.
+    `delegated_loss` and `other_loss` are per delegated row and per other row. For the rule
+    `unacceptable`, `outside_topk` is the share of rows whose student argmax is outside the
+    teacher's top-k, where its probability counts as 0.
+
+    Args:
+        sums: of the step.
+        num_delegated: delegated rows.
+        delegated_loss: sum of their losses.
+        num_outside: rows whose student argmax is outside the top-k.
+        rule: of the choice.
+    """
+    num_rows = sums["num_rows"]
+    values = {
+        "delegated_share": _ratio(num_delegated, num_rows),
+        "delegated_loss": _ratio(delegated_loss, num_delegated),
+        "other_loss": _ratio(sums["loss"] - delegated_loss, num_rows - num_delegated),
+    }
+    if rule == "unacceptable":
+        values["outside_topk"] = _ratio(num_outside, num_rows)
+    return values
+
+
 def _ratio(value: float, count: float) -> float | None:
     return finite_or_none(value / count) if count else None
 

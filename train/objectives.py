@@ -33,6 +33,13 @@ TAILS_OF_KIND = MappingProxyType(
 have no tail; a top-k always has one."""
 
 
+DelegateRule = Literal["loss", "rho", "gap", "unacceptable", "random", "l2d"]
+"""Which rows teach the CALL token: those with the highest scores, or l2d, learning to defer."""
+
+DELEGATE_SHARE = 0.15
+"""Default share of the rows to delegate (arXiv 2602.12005)."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """The mask rule and the weight of the label term."""
@@ -143,6 +150,47 @@ def weight_contradiction(name: str, w: float | None, flag: str, objective_flag: 
         f"{flag} is {w:g}, but {objective_flag} {name} is the label term alone, whose weight is 1; "
         f"omit {flag}, or pass {objective_flag} {other}, which adds the teacher term"
     )
+
+
+def delegate_contradiction(
+    rule: DelegateRule | None,
+    share: float | None,
+    *,
+    objective: str,
+    lora_rank: int | None,
+    init_from: object,
+) -> str | None:
+    """What is wrong with the options of a run that trains a CALL token; None if nothing is."""
+    if rule is None:
+        return None if share is None else "--delegate-share needs --delegate RULE"
+    if share is not None and not 0 < share < 1:
+        return (
+            f"--delegate-share {share:g}: expected more than 0 and less than 1; pass a share in "
+            "this range, or omit --delegate"
+        )
+    if rule == "l2d" and share is not None:
+        return f"--delegate l2d reads no share; got --delegate-share {share:g}; omit it"
+    if rule == "l2d" and objective != "xent":
+        return (
+            "--delegate l2d is an objective over labels; expected --objective xent; got "
+            f"--objective {objective}"
+        )
+    if OBJECTIVES[objective].matches_spans:
+        return (
+            f"--delegate {rule}: --objective {objective} matches spans of text; expected an "
+            "objective over tokens, and a student with the teacher's tokenizer"
+        )
+    if lora_rank is not None:
+        return (
+            f"--delegate {rule}: --lora-rank {lora_rank} freezes the head, which has the CALL "
+            "column; expected a student whose weights are trained; omit --lora-rank"
+        )
+    if init_from is not None:
+        return (
+            f"--delegate {rule}: --init-from {init_from} has weights without a CALL column; run "
+            "caskd export on that run, and pass the exported model as --student"
+        )
+    return None
 
 
 def resolve_unmasked(

@@ -4,12 +4,13 @@ A token cascade answers one example at a time, so that its answers cannot depend
 """
 
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from caskd.eval.answers import CASCADE_COUNTS, TOKEN_CASCADE, Predictions
+from caskd.eval.answers import CASCADE_COUNTS, TOKEN_CASCADE, Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.requests import EvalExample
 from caskd.models.decoding import (
@@ -26,10 +27,12 @@ _DEFAULTS = {"alpha": 0.2, "p_th": 0.01}
 _GAMMA = 5
 _FLIP_EXAMPLES = 8
 _BOUNDS = {
-    "alpha": (1.0, "a cost from 0 to 1"),
-    "threshold": (math.inf, "nats, 0 or more"),
-    "p_th": (math.inf, "a probability, 0 or more (above 1 no token passes)"),
+    "alpha": (0.0, 1.0, "a cost from 0 to 1"),
+    "threshold": (0.0, math.inf, "nats, 0 or more"),
+    "p_th": (0.0, math.inf, "a probability, 0 or more (above 1 no token passes)"),
+    "call_threshold": (-math.inf, math.inf, "log-odds in nats"),
 }
+_CALIBRATION_PROMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class RuleFlags:
     """The number that the rule reads; None for a rule without one."""
     gamma: int | None
     """Tokens of a draft; None for a rule that needs no drafts."""
+    budget: float | None = None
+    """Share of tokens for the large model, from which the number is measured; None if it is
+    given."""
+    calibration: Mapping[str, int] | None = None
+    """Prompts and tokens from which it was measured."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -50,6 +58,8 @@ class RuleFlags:
             "rule": self.rule,
             **({name: self.setting} if name else {}),
             **({"gamma": self.gamma} if self.gamma else {}),
+            **({"call_budget": self.budget} if self.budget else {}),
+            **({"calibration": dict(self.calibration)} if self.calibration else {}),
         }
 
 
@@ -69,7 +79,8 @@ def rule_flags(config: PredictConfig) -> RuleFlags | None:
             "model; omit one of the two"
         )
     rule = TOKEN_RULES[name]
-    for other in ("alpha", "threshold", "p_th"):
+    _check_budget(config)
+    for other in _BOUNDS:
         if other != rule.setting and getattr(config, other) is not None:
             expected = _flag(rule.setting) if rule.setting else "no number"
             raise UsageError(
@@ -84,13 +95,34 @@ def rule_flags(config: PredictConfig) -> RuleFlags | None:
     gamma = _GAMMA if config.gamma is None else config.gamma
     if gamma < 1:
         raise UsageError(f"--gamma {gamma}: expected 1 or more; pass another number")
-    setting = _setting(config, name) if rule.setting else None
-    return RuleFlags(name, setting, gamma if rule.reads_large else None)
+    measured = config.call_budget is not None
+    setting = _setting(config, name) if rule.setting and not measured else None
+    return RuleFlags(name, setting, gamma if rule.reads_large else None, config.call_budget)
+
+
+def _check_budget(config: PredictConfig) -> None:
+    """Refuse a budget of another rule, beside a threshold, or out of its bounds."""
+    budget = config.call_budget
+    if budget is None:
+        return
+    if config.token_rule != "call" or config.call_threshold is not None:
+        found = f"--token-rule {config.token_rule}"
+        if config.call_threshold is not None:
+            found = f"--call-threshold {config.call_threshold:g}"
+        raise UsageError(
+            f"--call-budget {budget:g}: was given with {found}; expected --token-rule call without "
+            "a threshold, which is measured from the budget; omit one of the two"
+        )
+    if not 0.0 < budget < 1.0:
+        raise UsageError(
+            f"--call-budget {budget:g}: expected a share of tokens, more than 0 and less than 1; "
+            "pass another number"
+        )
 
 
 def _check_none(config: PredictConfig) -> None:
     """Refuse flags of a token cascade without its two main ones."""
-    names = ("large", "token_rule", "alpha", "threshold", "p_th", "gamma")
+    names = ("large", "token_rule", *_BOUNDS, "call_budget", "gamma")
     given = [name for name in names if getattr(config, name) is not None]
     if given:
         lacking = [_flag(n) for n in ("large", "token_rule") if getattr(config, n) is None]
@@ -108,11 +140,11 @@ def _setting(config: PredictConfig, rule: str) -> float:
     value = _DEFAULTS.get(name) if given is None else given
     if value is None:
         raise UsageError(
-            f"--token-rule {rule}: has no {_flag(name)}; expected {_BOUNDS[name][1]}; "
-            f"pass {_flag(name)} NUMBER"
+            f"--token-rule {rule}: has no {_flag(name)}; expected {_BOUNDS[name][2]}; "
+            f"pass {_flag(name)} NUMBER{', or --call-budget SHARE' if rule == 'call' else ''}"
         )
-    most, words = _BOUNDS[name]
-    if not (0.0 <= value <= most and math.isfinite(value)):
+    least, most, words = _BOUNDS[name]
+    if not (least <= value <= most and math.isfinite(value)):
         raise UsageError(f"{_flag(name)} {value:g}: expected {words}; pass another number")
     return value
 
@@ -125,6 +157,12 @@ def open_cascade(config: PredictConfig, flags: RuleFlags, small: LoadedModel) ->
         IdentityError: the two cannot continue one text.
     """
     assert config.large is not None, "there are flags of a rule only with a large model"
+    if TOKEN_RULES[flags.rule].reads_call and small.call_id is None:
+        raise UsageError(
+            f"--token-rule {flags.rule}: --model {config.model} has no CALL token (call_token_id "
+            "in config.json); expected a student of caskd train --delegate; pass its export, or "
+            "another rule"
+        )
     large = load_for_decoding(config.large, "--large", dtype=config.dtype, device=config.device)
     own_templates = config.chat_template is None
     check_pair(small, large, f"--large {config.large}", own_templates=own_templates)
@@ -147,6 +185,38 @@ def check_rolls_back(
     """
     longest = max(len(request.prompt) for request in requests) + config.max_new_tokens
     check_caches(cascade, (f"--model {config.model}", f"--large {config.large}"), longest)
+
+
+def calibrated(
+    cascade: TokenCascade,
+    flags: RuleFlags,
+    requests: Sequence[EvalExample],
+    max_new_tokens: int,
+) -> tuple[TokenCascade, RuleFlags]:
+    """Measure the number of a rule for its budget; the same two where it is given.
+
+    The small model alone answers the prompts whose digests come first, so that the number depends
+    on neither the order of the data nor batches, workers and kills.
+    """
+    if flags.budget is None:
+        return cascade, flags
+    prompts = {digest(json.dumps(one.prompt).encode()): one.prompt for one in requests}
+    chosen = [prompts[name] for name in sorted(prompts)[:_CALIBRATION_PROMPTS]]
+    found = [s for one in chosen for s in cascade.call_log_odds(one, max_new_tokens)]
+    setting = budget_threshold(found, flags.budget)
+    counts = {"prompts": len(chosen), "tokens": len(found)}
+    return cascade.with_setting(setting), replace(flags, setting=setting, calibration=counts)
+
+
+def budget_threshold(scores: Sequence[float], budget: float) -> float:
+    """The threshold that about `budget` of the scores reach: halfway to the next lower score."""
+    ordered = sorted(scores, reverse=True)
+    num = round(budget * len(ordered))
+    if num == 0:
+        return round(ordered[0] + 1.0, 6)
+    if num == len(ordered):
+        return round(ordered[-1] - 1.0, 6)
+    return round((ordered[num - 1] + ordered[num]) / 2, 6)
 
 
 def cascade_metadata(

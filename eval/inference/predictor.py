@@ -14,6 +14,7 @@ import numpy as np
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.cascades import (
+    calibrated,
     cascade_lines,
     cascade_metadata,
     check_rolls_back,
@@ -89,6 +90,7 @@ def predict(config: PredictConfig) -> Predictions | None:
     rows: _RowsOf = partial(_rows, loaded, config, tasks)
     if cascade is not None and flags is not None:
         check_rolls_back(config, cascade, requests)
+        cascade, flags = calibrated(cascade, flags, requests, config.max_new_tokens)
         metadata |= cascade_metadata(loaded, cascade, flags)
         rows = partial(_cascade_rows, cascade, config, tasks)
     parts = Parts(out, metadata, len(plan))

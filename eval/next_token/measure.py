@@ -36,9 +36,18 @@ TOKEN_RULES: "Mapping[str, Callable[[ForcedRows], FloatArray]]" = {
     "log-probability": lambda rows: -rows.best_logprob,
     "margin": lambda rows: -rows.margin,
     "entropy": lambda rows: rows.entropy,
+    "call": lambda rows: rows.call_log_odds,
 }
-"""Deferral rules of next tokens: scores [N] by name; the first is the main rule."""
+"""Deferral rules of next tokens: scores [N] by name; the first is the main rule. `call` is for
+students with a CALL token."""
 MAIN_RULE = next(iter(TOKEN_RULES))
+
+
+def rules_of(rows: "ForcedRows") -> list[str]:
+    """Names of the rules that a student's rows have a score for."""
+    return [
+        name for name in TOKEN_RULES if name != "call" or not np.isnan(rows.call_log_odds).any()
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +114,8 @@ def measure_student(
         identity=identity,
         rows=rows,
         curves={
-            name: deferral_curve(rule(rows), rows.right, teacher.right)
-            for name, rule in TOKEN_RULES.items()
+            name: deferral_curve(TOKEN_RULES[name](rows), rows.right, teacher.right)
+            for name in rules_of(rows)
         },
         tasks={
             name: deferral_curve(score[part], rows.right[part], teacher.right[part])

@@ -10,7 +10,7 @@ from caskd.eval.report import PAPER, arm_lines, dress, in_percent, legend_below,
 from caskd.store.spacing import thin
 
 MAX_POINTS = 1001
-_DASHES = ("-", "--", "-.")
+_DASHES = dict(zip(TOKEN_RULES, ("-", "--", "-.", ":"), strict=True))
 
 
 def next_token_figure(results: Sequence[StudentResult]) -> Figure:
@@ -26,16 +26,17 @@ def next_token_figure(results: Sequence[StudentResult]) -> Figure:
         accuracy.plot([0, 1], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
         oracle = (curve.oracle_rate, curve.oracle_quality)
         accuracy.plot(*oracle, color=color, lw=0.9, ls=":")
-        for dashes, other in zip(_DASHES, result.curves.values(), strict=True):
+        for rule, other in result.curves.items():
             points = thin(other.deferral_rate.size, MAX_POINTS)
             above = (other.quality - other.random)[points]
-            gain.plot(other.deferral_rate[points], above, color=color, ls=dashes, lw=1.3)
+            gain.plot(other.deferral_rate[points], above, color=color, ls=_DASHES[rule], lw=1.3)
     dress(accuracy, "Next-token accuracy", "deferral rate", "accuracy")
     dress(gain, "Gain over random deferral, by rule", "deferral rate", "accuracy above random")
     for axes in (accuracy, gain):
         in_percent(axes)
     keys = {"random deferral": "--", "oracle": ":"}
-    keys |= {f"right: {rule}": dashes for rule, dashes in zip(TOKEN_RULES, _DASHES, strict=True)}
+    shown = {rule for result in results for rule in result.curves}
+    keys |= {f"right: {rule}": dashes for rule, dashes in _DASHES.items() if rule in shown}
     handles = [
         Line2D([], [], ls=dashes, lw=0.9, color=PAPER.soft, label=name)
         for name, dashes in keys.items()

@@ -14,7 +14,6 @@ from caskd.eval.config import EvalConfig
 from caskd.eval.curves import curve_figures
 from caskd.eval.next_token.measure import (
     MAIN_RULE,
-    TOKEN_RULES,
     StudentResult,
     differences,
     measure_student,
@@ -178,7 +177,7 @@ def _student(result: StudentResult) -> dict[str, Any]:
         "expected_acceptance": list(result.acceptance),
         "audc_low": low,
         "audc_high": high,
-        "rules": {rule: result.figures(rule) for rule in TOKEN_RULES},
+        "rules": {rule: result.figures(rule) for rule in result.curves},
         "tasks": {
             strip_control(task): curve_figures(curve) for task, curve in result.tasks.items()
         },
@@ -212,7 +211,7 @@ def _student_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
 
 def _rule_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
     for result in analysis.results:
-        for rule in TOKEN_RULES:
+        for rule in result.curves:
             yield {"student": result.label, "rule": rule, **result.figures(rule)}
 
 

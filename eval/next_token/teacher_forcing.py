@@ -55,6 +55,9 @@ class ForcedRows:
     of speculative sampling (arXiv 2211.17192): 1 minus their total variation distance."""
     acceptance_high: FloatArray
     """The largest: the store holds the teacher's top-k, and bounds what lies outside of it."""
+    call_log_odds: FloatArray
+    """Logit of the CALL token less the log-sum-exp of all others, which no other field contains;
+    nan where the model has no such token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +152,7 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
             supported.
     """
     flag = f"--student {loaded.identity['name']}"
-    check_vocabulary(loaded.tokenizer, store.spec, flag)
+    check_vocabulary(loaded.tokenizer, store.spec, flag, loaded.call_id)
     chosen = _with_rows(store, limit)
     lengths = store.token_counts()[chosen]
     most = loaded.max_positions
@@ -170,15 +173,17 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
         for indices in padded_batches(lengths, TOKEN_BUDGET):
             batch = store.read(chosen[indices], fields=_TEACHER)
             rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-            values[:, rows] = row_values(split, batch, groups)
+            values[:, rows] = row_values(split, batch, groups, loaded.call_id)
             known[rows] = batch.column("num_kept") > 0
             shown.advance(len(rows))
     return ForcedRows(*values[:, known])
 
 
 @torch.inference_mode()
-def row_values(split: SplitModel, batch: StoreBatch, groups: BatchGroups) -> FloatArray:
-    """Values [7, N] of the fields of `ForcedRows` for the rows of some examples."""
+def row_values(
+    split: SplitModel, batch: StoreBatch, groups: BatchGroups, call_id: int | None = None
+) -> FloatArray:
+    """Values [8, N] of the fields of `ForcedRows` for the rows of some examples."""
     input_ids, mask = (tensor.to(split.device) for tensor in _padded(batch))
     hidden = hidden_in_groups(split, groups, input_ids, mask).flatten(0, 1)
     longest = input_ids.shape[1]
@@ -190,10 +195,20 @@ def row_values(split: SplitModel, batch: StoreBatch, groups: BatchGroups) -> Flo
     for start in range(0, len(positions), TILE_ROWS):
         part = slice(start, start + TILE_ROWS)
         logits = split.logits(hidden[positions[part]])  # [n, V]
+        logits, call = _without_call(logits, call_id)
         values = _tile_values(logits, labels[part])
         bounds = acceptance_bounds(logits, ids[part], kept[part])
-        tiles.append(torch.cat((values, torch.stack(bounds).to(values.dtype))).cpu())
+        tiles.append(torch.cat((values, torch.stack(bounds).to(values.dtype), call[None])).cpu())
     return np.asarray(torch.cat(tiles, dim=1).double().numpy())
+
+
+def _without_call(logits: Tensor, call_id: int | None) -> tuple[Tensor, Tensor]:
+    """Logits [n, V] with -inf for the CALL token, and its log-odds [n]; nan without the token."""
+    if call_id is None:
+        return logits, torch.full_like(logits[:, 0], torch.nan)
+    at_call = logits[:, call_id].clone()
+    others = logits.index_fill(1, torch.tensor([call_id], device=logits.device), -torch.inf)
+    return others, at_call - others.logsumexp(dim=-1)
 
 
 def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:

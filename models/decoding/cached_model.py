@@ -31,12 +31,23 @@ class CachedModel:
     Attributes:
         num_forwards: forward passes since the last `restart`.
         num_computed: positions of those passes.
+        log_odds: [num] of the CALL token at the positions of the last `logits`: its logit less the
+            log-sum-exp of the V others; None where it is not read.
     """
 
-    def __init__(self, model: Any, vocab_size: int) -> None:
-        """Of the model's columns, `vocab_size` are tokens; the others are padding."""
+    log_odds: Tensor | None = None
+
+    def __init__(self, model: Any, vocab_size: int, call_id: int | None = None) -> None:
+        """Of the model's columns, `vocab_size` are tokens; the others are padding.
+
+        Args:
+            model: the causal LM.
+            vocab_size: V, without a CALL token.
+            call_id: the column of the CALL token; None if it is not read.
+        """
         self._model = model
         self._vocab_size = vocab_size
+        self._call_id = call_id
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.restart()
 
@@ -67,8 +78,12 @@ class CachedModel:
         self._length += len(new)
         self.num_forwards += 1
         self.num_computed += len(new)
-        logits: Tensor = output.logits[0, -num:, : self._vocab_size]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        whole: Tensor = output.logits[0, -num:]
+        whole = whole if whole.dtype == torch.float64 else whole.float()
+        logits = whole[:, : self._vocab_size]
+        if self._call_id is not None:
+            self.log_odds = whole[:, self._call_id] - logits.logsumexp(dim=-1)
+        return logits
 
     def probabilities(self, ids: Sequence[int], num: int) -> Tensor:
         """Probabilities [num, V] of the token after each of the last `num` ids.

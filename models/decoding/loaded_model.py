@@ -18,7 +18,7 @@ from caskd.models.opening import (
     quantization_of,
 )
 from caskd.models.parameters import count_parameters
-from caskd.models.vocabulary import stop_ids
+from caskd.models.vocabulary import call_id, stop_ids
 from caskd.store.corpus import template_digest, tokenizer_digest
 from caskd.store.errors import UsageError
 
@@ -35,6 +35,9 @@ class LoadedModel:
     """Name, revision, digests and sizes."""
     groups: BatchGroups
     """Which prompts may share a batch."""
+    call_id: int | None = None
+    """Id of its CALL token, the last of its vocabulary, which no answer contains; None: it has
+    none."""
 
     @property
     def max_positions(self) -> int | None:
@@ -78,14 +81,18 @@ def load_for_decoding(
     ends = stop_ids(tokenizer, model.generation_config, open_generation_config(source))
     # Greedy decoding only: generate() would take a repetition penalty, a temperature and every
     # other setting that it is not given from the model's own generation config.
+    call = call_id(model.config, tokenizer, f"{flag} {source}")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (*ends, 0)[0]
     model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=list(ends) or None, pad_token_id=pad
+        do_sample=False,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+        suppress_tokens=None if call is None else [call],
     )
     identity = _identity(source, model, tokenizer)
     name = f"{identity['name']} ({type(model).__name__})"
     groups = decoding_groups(model, ends, f"{flag} {source}", name)
-    return LoadedModel(model, tokenizer, ends, identity, groups)
+    return LoadedModel(model, tokenizer, ends, identity, groups, call)
 
 
 def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:

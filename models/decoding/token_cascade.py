@@ -51,6 +51,7 @@ class TokenCascade:
     Attributes:
         small: the small model, whose tokenizer reads and writes the texts.
         large: the large model.
+        rule: name of the rule.
         drafts: whether the rule needs the large model at every token, so that drafts pay.
         is_exact: whether both models compute in float64, where answers do not depend on gamma.
     """
@@ -74,13 +75,15 @@ class TokenCascade:
         """
         self.small = small
         self.large = large
+        self.rule = rule
         self._rule = TOKEN_RULES[rule]
         self._setting = setting
         self.drafts = self._rule.reads_large
         self.is_exact = all(one.model.dtype == torch.float64 for one in (small, large))
         self._gamma = gamma if self.drafts else 1
-        vocab_size = len(token_bytes(small.tokenizer))
-        self._small = CachedModel(small.model, vocab_size)
+        vocab_size = len(_tokens(small))
+        call = small.call_id if self._rule.reads_call else None
+        self._small = CachedModel(small.model, vocab_size, call)
         self._large = CachedModel(large.model, vocab_size)
 
     @torch.inference_mode()
@@ -134,6 +137,22 @@ class TokenCascade:
         )
 
     @torch.inference_mode()
+    def call_log_odds(self, prompt: Sequence[int], max_new_tokens: int) -> list[float]:
+        """Log-odds of the CALL token at each token of the small model's own answer."""
+        new: list[int] = []
+        found: list[float] = []
+        self._small.restart()
+        while len(new) < max_new_tokens and not (new and new[-1] in self.small.stop_ids):
+            new.append(int(self._small.logits([*prompt, *new], 1).argmax()))
+            assert self._small.log_odds is not None
+            found += self._small.log_odds.tolist()
+        return found
+
+    def with_setting(self, setting: float) -> "TokenCascade":
+        """The same models and rule with another number."""
+        return TokenCascade(self.small, self.large, self.rule, setting, self._gamma)
+
+    @torch.inference_mode()
     def num_flips(self, prompt: Sequence[int], token_ids: Sequence[int]) -> int:
         """Tokens of an answer that one forward pass of each model over the answer would replace.
 
@@ -145,7 +164,7 @@ class TokenCascade:
         self._large.restart()
         q = self._small.probabilities(text[:-1], len(token_ids))
         p = self._large.probabilities(text[:-1], len(token_ids))
-        by_large = large_decides(self._rule, self._setting, q, p)
+        by_large = large_decides(self._rule, self._setting, q, p, self._small.log_odds)
         chosen = torch.where(by_large, p.argmax(dim=-1), q.argmax(dim=-1))
         return sum(a != b for a, b in zip(chosen.tolist(), token_ids, strict=True))
 
@@ -163,13 +182,20 @@ class TokenCascade:
     ) -> tuple[list[bool], list[int], list[float]]:
         """For each drafted token: whether the large model decides, the token, its log-prob."""
         p = q
-        if self.drafts or bool(large_decides(self._rule, self._setting, q, q)):
+        # Only the log-odds of the last pass are there: a rule that reads them drafts nothing.
+        call = self._small.log_odds
+        if self.drafts or bool(large_decides(self._rule, self._setting, q, q, call)):
             # The large model may have read less than the small one, never more.
             p = self._large.probabilities([*text, *drafted[:-1]], len(drafted))
-        by_large = large_decides(self._rule, self._setting, q, p)
+        by_large = large_decides(self._rule, self._setting, q, p, call)
         of_choice = torch.where(by_large[:, None], p, q)
         logprobs, chosen = of_choice.max(dim=-1)
         return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
+
+
+def _tokens(loaded: LoadedModel) -> list[bytes]:
+    """The vocabulary without the CALL token, which is its last."""
+    return token_bytes(loaded.tokenizer)[: loaded.call_id]
 
 
 def check_pair(
@@ -187,8 +213,8 @@ def check_pair(
         IdentityError: their vocabularies, ends of answers or chat templates differ.
     """
     name = small.identity["name"]
-    sizes = [len(token_bytes(model.tokenizer)) for model in (small, large)]
-    digests = [vocab_digest(token_bytes(model.tokenizer)) for model in (small, large)]
+    sizes = [len(_tokens(model)) for model in (small, large)]
+    digests = [vocab_digest(_tokens(model)) for model in (small, large)]
     if digests[0] != digests[1]:
         raise IdentityError(
             f"{flag}: its vocabulary ({sizes[1]:,} tokens, digest {digests[1][:12]}) differs from "

@@ -1,6 +1,7 @@
 """Rules of a token cascade: at which tokens the large model's choice replaces the small model's.
 
-Sources: speculative cascades (arXiv 2405.19261), reverse speculative decoding (arXiv 2509.22230).
+Sources: speculative cascades (arXiv 2405.19261), reverse speculative decoding (arXiv 2509.22230),
+LaCy (arXiv 2602.12005).
 A rule marks tokens of the proposing model that are refused. The target distribution of every rule
 is `proposer * (1 - refused) + other * (mass of the proposer on refused tokens)`, and its greedy
 form emits the proposer's likeliest token, or the other model's where that one is refused.
@@ -16,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Setting = Literal["alpha", "threshold", "p_th"]
+Setting = Literal["alpha", "threshold", "p_th", "call_threshold"]
 Refused = Callable[[Tensor, Tensor, float], Tensor]
 """From q, p and the setting to bool [N, V], or [N, 1] where all tokens of a position are alike."""
 
@@ -31,6 +32,8 @@ class TokenRule:
     reads_large: bool = True
     """Whether the rule reads p; if not, `refused` is also called with q in its place."""
     proposer: Literal["small", "large"] = "small"
+    reads_call: bool = False
+    """Whether `refused` gets, in place of q, log-odds [N, 1] of the small model's CALL token."""
 
 
 def _always(q: Tensor, _p: Tensor, _setting: float) -> Tensor:
@@ -75,6 +78,10 @@ def _unreachable(q: Tensor, _p: Tensor, p_th: float) -> Tensor:
     return q < p_th
 
 
+def _call(log_odds: Tensor, _p: Tensor, threshold: float) -> Tensor:
+    return log_odds >= threshold
+
+
 TOKEN_RULES: Mapping[str, TokenRule] = {
     "spec": TokenRule(_always),
     "chow": TokenRule(_chow, "alpha", reads_large=False),
@@ -85,12 +92,15 @@ TOKEN_RULES: Mapping[str, TokenRule] = {
     "token-v3": TokenRule(_token_v3, "alpha"),
     "entropy": TokenRule(_entropy, "threshold", reads_large=False),
     "margin": TokenRule(_margin, "threshold", reads_large=False),
+    "call": TokenRule(_call, "call_threshold", reads_large=False, reads_call=True),
     "rsd": TokenRule(_unreachable, "p_th", proposer="large"),
 }
 """By the names of `--token-rule`."""
 
 
-def large_decides(rule: TokenRule, setting: float, q: Tensor, p: Tensor) -> Tensor:
+def large_decides(
+    rule: TokenRule, setting: float, q: Tensor, p: Tensor, log_odds: Tensor | None = None
+) -> Tensor:
     """Whether the greedy form emits the large model's likeliest token: bool [N].
 
     Args:
@@ -98,7 +108,12 @@ def large_decides(rule: TokenRule, setting: float, q: Tensor, p: Tensor) -> Tens
         setting: its number; any for a rule without one.
         q: probabilities [N, V] of the small model.
         p: probabilities [N, V] of the large model; not read by rules of the small model alone.
+        log_odds: [N] of the CALL token, its logit less the log-sum-exp of all others; for rules
+            that read it.
     """
+    if rule.reads_call:
+        assert log_odds is not None
+        return rule.refused(log_odds[:, None], p, setting)[:, 0]
     proposed = (q if rule.proposer == "small" else p).argmax(dim=-1, keepdim=True)
     refused = rule.refused(q, p, setting).expand_as(q).gather(-1, proposed)[:, 0]
     return refused if rule.proposer == "small" else ~refused

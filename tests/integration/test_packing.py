@@ -124,7 +124,7 @@ def test_a_run_by_tokens_learns_the_same(root: Path, tmp_path: Path) -> None:
 def test_a_student_that_cannot_pack_is_padded(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("caskd.train.run.loop.keeps_examples_apart", lambda model, longest: False)
+    monkeypatch.setattr("caskd.train.run.start.keeps_examples_apart", lambda model, longest: False)
     config = config_for(root, out=str(tmp_path / "padded"), token_budget=60, steps=2)
     train(config)
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from caskd.train import train
 from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path, is_complete
 from caskd.train.checkpoint import save as checkpoint_module
 from caskd.train.config import TrainConfig
-from caskd.train.run import loop as loop_module
+from caskd.train.run import start as start_module
 from caskd.train.run.plan import plan_run
 
 HALF, WHOLE = 3, 6
@@ -119,8 +119,8 @@ def test_damage_to_any_file_is_noticed_before_any_is_loaded(
 
     checkpoint = checkpoint_path(half_way, HALF)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "load_weights", loading)
-        patch.setattr(loop_module, "load_checkpoint", loading)
+        patch.setattr(start_module, "load_weights", loading)
+        patch.setattr(start_module, "load_checkpoint", loading)
         for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
             content = path.read_bytes()
             for damaged in damages(content):

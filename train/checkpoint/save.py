@@ -58,6 +58,8 @@ class RunState:
         config: the resolved options.
         text: EOS, BOS, template of the stores, for the export (`TeacherText`); None in checkpoints
             of older versions.
+        delegation: counts of earlier steps that give the share of delegated rows; None without
+            --delegate.
     """
 
     step: int
@@ -69,6 +71,7 @@ class RunState:
     teacher: str
     config: Mapping[str, Any]
     text: Mapping[str, Any] | None = None
+    delegation: Mapping[str, Any] | None = None
 
 
 def save_checkpoint(directory: Path, engine: TrainEngine, tokenizer: Any, state: RunState) -> None:

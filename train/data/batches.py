@@ -21,6 +21,7 @@ from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
+from caskd.train.delegation import DelegateReader, DelegateRows
 from caskd.train.loss import TeacherRows, TeacherSpans
 from caskd.train.objectives import Objective
 
@@ -43,6 +44,7 @@ class MicroBatch:
             computes the mask.
         spans: of the rows, C of them, and the teacher's values of each; None where the student has
             the teacher's tokenizer.
+        delegate: what the choice of delegated rows reads; None without a CALL column.
     """
 
     input_ids: Tensor
@@ -53,6 +55,7 @@ class MicroBatch:
     position_ids: Tensor | None = None
     keep: Tensor | None = None
     spans: TeacherSpans | None = None
+    delegate: DelegateRows | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The batch on `device`."""
@@ -218,8 +221,11 @@ class StepReader:
             yield step, examples, tuple(counts.tolist())
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BatchReader(StepReader):
     """Reads the batches of one rank, step by step."""
+
+    delegate: DelegateReader | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""
@@ -241,4 +247,6 @@ class BatchReader(StepReader):
         batch = collate(read, self.pad_id, packed=self.split.packed)
         if self.mask is not None:
             batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
+        if self.delegate is not None:
+            batch = replace(batch, delegate=self.delegate.rows(step, read))
         return batch.pin() if self.pin_memory else batch

@@ -6,6 +6,8 @@ from typing import Any
 
 from caskd.store.errors import UsageError
 from caskd.store.io import StrangeFileError, read_json_object
+from caskd.train.config import TrainConfig
+from caskd.train.data import accumulation_steps
 
 Settings = dict[str, Any]
 
@@ -19,6 +21,27 @@ _FLAGS = {
     ("bf16", "enabled"): "--dtype",
     ("fp16", "enabled"): "--dtype (float16 is not supported)",
 }
+
+
+def engine_settings(config: TrainConfig, world_size: int) -> Settings:
+    """DeepSpeed's configuration of a run, with the user's own merged into it."""
+    if config.token_budget is None:
+        micro, batch = config.micro_batch_size, config.global_batch_size
+        accumulation = accumulation_steps(batch, micro, world_size)
+    else:  # the number of micro-steps varies; DeepSpeed only needs to know that it exceeds 1
+        micro, accumulation = 1, 2
+        batch = micro * accumulation * world_size
+    settings = deepspeed_settings(
+        global_batch_size=batch,
+        micro_batch_size=micro,
+        accumulation_steps=accumulation,
+        clip_grad_norm=config.clip_grad_norm,
+        zero_stage=config.zero_stage,
+        dtype=str(config.dtype),
+        offload=config.offload,
+    )
+    path = config.deepspeed_config
+    return settings if path is None else merge_settings(settings, read_settings(path), str(path))
 
 
 def deepspeed_settings(

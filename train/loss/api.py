@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
+from caskd.train.delegation import DelegateRows, Delegation
 from caskd.train.loss.checks import check_columns, check_teacher, check_values
 from caskd.train.loss.dense import dense_loss
 from caskd.train.loss.fused import FusedCall, fused_loss
@@ -46,6 +47,8 @@ def cascade_aware_loss(
     logit_scale: float | None = None,
     row_weights: Tensor | None = None,
     keep: Tensor | None = None,
+    delegation: Delegation | None = None,
+    delegate: DelegateRows | None = None,
     impl: Impl = "auto",
     tile_rows: int | None = None,
 ) -> LossSums:
@@ -73,6 +76,9 @@ def cascade_aware_loss(
         row_weights: [N] constant factor of each row's loss; masks and counts ignore it.
         keep: [N] bool, the caller's mask, which replaces the objective's rule; random-* objectives
             have no rule and need it.
+        delegation: the CALL column among the V, which is outside every normaliser except on
+            delegated rows (arXiv 2602.12005); None if the head has none.
+        delegate: what its choice of rows reads of each row.
         impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, `triton` for CUDA
             devices; `auto` is `triton` where a trial shows that it works, else `torch`.
         tile_rows: rows of one tile of the fused loss; None fits them to the device.
@@ -95,14 +101,18 @@ def cascade_aware_loss(
     chosen = Objective(own_rule, chosen.w)
     check_choices(tail, impl, tile_rows)
     check_teacher(objective, chosen, teacher)
-    rows = LossRows(labels.long(), teacher, None if row_weights is None else row_weights.detach())
+    if delegation is not None and delegate is not None:
+        # A delegated row counts whatever the mask, so that no row is dropped before the forward.
+        delegate, keep = replace(delegate, keep=keep), None
+    weights = None if row_weights is None else row_weights.detach()
+    rows = LossRows(labels.long(), teacher, weights, delegate)
     check_columns(hidden, lm_head_weight, bias, rows, keep)
     check_values(rows, tail, len(lm_head_weight))
 
     index = _rows_that_can_count(rows, chosen, keep)
-    # `index` has applied a teacher-only mask already.
-    rule: MaskRule = "all" if own_rule == "teacher" else own_rule
-    terms = LossTerms(rule, chosen.w, tail)
+    # Without delegation, `index` has applied a teacher-only mask already.
+    rule: MaskRule = "all" if own_rule == "teacher" and delegation is None else own_rule
+    terms = LossTerms(rule, chosen.w, tail, delegation)
     head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
     if impl == "dense":
         dtype = compute_dtype(hidden, lm_head_weight)
@@ -157,7 +167,7 @@ def _rows_that_can_count(rows: LossRows, objective: Objective, keep: Tensor | No
     if rows.teacher is not None:
         if objective.needs_teacher:
             counted = counted & rows.teacher.present()
-        if objective.rule == "teacher":
+        if objective.rule == "teacher" and rows.delegate is None:
             counted = counted & keep_mask(None, rows.teacher.argmax, rows.labels, "teacher")
     return counted.nonzero().squeeze(1)
 

@@ -24,16 +24,25 @@ def dense_loss(
         dtype: of the product with the head; what follows is in float32, or in float64 for float64.
     """
     logits = dense_logits(hidden, head, dtype)
+    log_odds, num_columns = None, logits.shape[1]
+    if terms.delegation is not None:
+        call_logit = logits[:, terms.delegation.column]
+        column = torch.tensor([terms.delegation.column], device=logits.device)
+        logits = logits.index_fill(1, column, -torch.inf)
+        log_odds = call_logit - logits.logsumexp(1)
+        num_columns -= 1
     logprobs = logits.log_softmax(1)
     targets = None
     cross_entropy = None
     if rows.teacher is not None and rows.teacher.has_distribution:
-        targets = teacher_targets(rows.teacher, terms.tail, logits.shape[1], logits.dtype)
+        targets = teacher_targets(rows.teacher, terms.tail, num_columns, logits.dtype)
         cross_entropy = _cross_entropy(logprobs, targets)
     student = StudentRows(
         argmax=logits.detach().argmax(1),
         label_nll=-logprobs.gather(1, rows.labels[:, None]).squeeze(1),
         teacher_cross_entropy=cross_entropy,
+        confidence=logprobs.detach().amax(1),
+        log_odds=log_odds,
     )
     return sum_rows(student, rows, targets, terms)[0]
 

@@ -30,7 +30,9 @@ NUM_BINS = 15
 
 
 @torch.no_grad()
-def row_stats(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
+def row_stats(
+    hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule, call_column: int | None = None
+) -> Tensor:
     """Statistics [N, len(ROW_STATS)] of each row, float32.
 
     `confidence` is the probability of the student's argmax. `kl` runs from the teacher's stored
@@ -41,22 +43,30 @@ def row_stats(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tens
         rows: with the teacher's distribution.
         rule: of the mask in column `kept`. For `random` the column is nan: that mask is defined for
             training steps only.
+        call_column: of the head, which is outside its softmax; None if it has none.
     """
     size = max(1, TILE_BYTES // (4 * len(head.weight)))
     parts = []
     for start in range(0, len(hidden), size):
         tile = torch.arange(start, min(start + size, len(hidden)), device=hidden.device)
-        parts.append(_tile_stats(hidden[tile], head, rows.take(tile), rule))
+        parts.append(_tile_stats(hidden[tile], head, rows.take(tile), rule, call_column))
     return torch.cat(parts) if parts else hidden.new_zeros(0, len(ROW_STATS)).float()
 
 
-def _tile_stats(hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule) -> Tensor:
-    logprobs = _logits(hidden, head).log_softmax(1)  # [n, V]
+def _tile_stats(
+    hidden: Tensor, head: Head, rows: LossRows, rule: AnyRule, call_column: int | None
+) -> Tensor:
+    logits = _logits(hidden, head)  # [n, V]
+    num_columns = logits.shape[1]
+    if call_column is not None:
+        logits[:, call_column] = -torch.inf
+        num_columns -= 1
+    logprobs = logits.log_softmax(1)
     confidence, argmax = logprobs.max(1)
     nll = -logprobs.gather(1, rows.labels[:, None]).squeeze(1)
     kl, distilled, teacher_argmax = torch.zeros_like(nll), torch.zeros_like(nll), None
     if rows.teacher is not None:
-        targets = teacher_targets(rows.teacher, "bucket", logprobs.shape[1], logprobs.dtype)
+        targets = teacher_targets(rows.teacher, "bucket", num_columns, logprobs.dtype)
         kl = torch.where(targets.present, _kl(logprobs, targets), 0)
         distilled, teacher_argmax = targets.present.to(kl.dtype), rows.teacher.argmax
     kept = (

@@ -92,7 +92,8 @@ def _run_tiles(
     """Sums, and the gradients of hidden [N, H], weight [V, H] and bias [V] where wanted."""
     operand, exact = product_dtype(call.dtype, hidden.device)
     weight = head.weight.detach().to(operand)
-    sums = LossSums.zeros(hidden.device, exact)
+    delegates = call.terms.delegation is not None
+    sums = LossSums.zeros(hidden.device, exact, delegates=delegates)
     tile_rows = _even_tile_rows(len(call.index), call.tile_rows)
     tile = weight.new_empty((tile_rows, len(weight)), dtype=exact)
     kernels = _make_kernels(call, tile, operand)
@@ -110,7 +111,7 @@ def _run_tiles(
                 forward, inputs = forward.take(live), inputs[live]
                 index = call.index[part : part + tile_rows][live]
             if len(live):
-                gradient = differentiate_(logits, live, forward, head, call.terms.w, kernels)
+                gradient = differentiate_(logits, live, forward, head, call.terms, kernels)
                 gradients.add_(gradient, inputs, weight, index)
     return sums, gradients.finish(head)
 

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caskd.train.delegation import (
+    CELLS,
+    CallTerms,
+    Delegation,
+    call_terms,
+    cells_of,
+    chosen_rows,
+)
 from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.objectives import Tail
+from caskd.train.objectives import DelegateRule, Tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +99,10 @@ def kept_cells(teacher: TeacherRows) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class StudentRows:
-    """The student's values of each row in one forward; `sum_rows` adds them up."""
+    """The student's values of each row in one forward; `sum_rows` adds them up.
+
+    A CALL column is in none of them but `log_odds`.
+    """
 
     argmax: Tensor
     """[N] ties to the lowest id."""
@@ -99,23 +110,27 @@ class StudentRows:
     """[N] -log p_S(label)."""
     teacher_cross_entropy: Tensor | None
     """[N]; None without a teacher distribution."""
+    confidence: Tensor
+    """[N] log p_S(argmax)."""
+    log_odds: Tensor | None = None
+    """[N] logit of the CALL column less the log-sum-exp of all others; None without the column."""
 
 
 def sum_rows(
     student: StudentRows, rows: LossRows, targets: Targets | None, terms: LossTerms
-) -> tuple[LossSums, Tensor]:
-    """The sums of these rows, and the factor [N] of each row's loss: 0 where the mask drops it.
+) -> tuple[LossSums, Tensor, CallTerms | None]:
+    """The sums of these rows, the factor [N] of each row's loss, and the terms of a CALL column.
 
-    `num_rows` and `teacher_correct` stay 0, because they also count rows that never get here.
+    The factor is 0 where the mask drops the row; a delegated row is never dropped. `num_rows` and
+    `teacher_correct` stay 0, because they also count rows that never get here.
     """
     teacher_argmax = None if rows.teacher is None else rows.teacher.argmax
     keep = keep_mask(student.argmax, teacher_argmax, rows.labels, terms.rule)
-    factor = keep.to(student.label_nll.dtype)
-    if rows.weights is not None:
-        factor = factor * rows.weights.to(factor.dtype)
+    if rows.delegate is not None and rows.delegate.keep is not None:
+        keep = keep & rows.delegate.keep
     # Where the factor is 0 the loss is skipped, not multiplied: inf * 0 must not reach the sum.
     row_loss = terms.w * student.label_nll
-    zero = torch.zeros((), device=factor.device, dtype=factor.dtype)
+    zero = torch.zeros((), device=keep.device, dtype=student.label_nll.dtype)
     cross_entropy, kl, tail_mass, num_distilled = zero, zero, zero, zero.long()
     if targets is not None and student.teacher_cross_entropy is not None:
         row_loss = row_loss + (1 - terms.w) * student.teacher_cross_entropy
@@ -124,6 +139,14 @@ def sum_rows(
         kl = torch.where(targets.present, measured + targets.negative_entropy(), 0).sum()
         tail_mass = targets.tail_mass.sum()
         num_distilled = targets.present.sum()
+    call = calls = None
+    if terms.delegation is not None:
+        call, calls = _delegated(student, rows, targets, terms.delegation)
+        row_loss = torch.where(call.own, call.loss, row_loss)
+        keep = keep | call.own
+    factor = keep.to(student.label_nll.dtype)
+    if rows.weights is not None:
+        factor = factor * rows.weights.to(factor.dtype)
     loss = torch.where(factor != 0, factor * row_loss, 0).sum()
     sums = LossSums(
         loss=loss,
@@ -137,5 +160,66 @@ def sum_rows(
         num_distilled=num_distilled,
         student_correct=(student.argmax == rows.labels).sum(),
         teacher_correct=zero.long(),
+        delegation=calls,
     )
-    return sums, factor
+    return sums, factor, call
+
+
+@torch.no_grad()
+def delegation_scores(
+    rule: DelegateRule, student: StudentRows, rows: LossRows, targets: Targets | None
+) -> Tensor:
+    """Score [N] of each row, the largest delegated first; -inf where it is never delegated.
+
+    `loss`: -log p_S(y). `rho`: log p_T(y) - log p_S(y) (Rho-1, the teacher as its reference).
+    `gap`: the same where the teacher's argmax is the label and the student's is not.
+    `unacceptable`: 1 - p_T(a) / max p_T where the student's argmax a is not the label, with p_T 0
+    outside the top-k. `random`: equal scores.
+    """
+    nll = student.label_nll
+    if rule == "random":
+        return torch.zeros_like(nll)
+    if rule == "loss":
+        return nll.clone()
+    wrong = student.argmax != rows.labels
+    if rule == "unacceptable":
+        assert targets is not None
+        chosen = (targets.ids == student.argmax[:, None]) & targets.valid
+        probability = torch.where(chosen, targets.mass, 0).sum(1)
+        distance = 1 - probability / targets.mass.amax(1)
+        return torch.where(wrong & (distance > 0), distance, -torch.inf)
+    assert rows.delegate is not None
+    assert rows.delegate.label_logprob is not None
+    excess = rows.delegate.label_logprob.to(nll.dtype) + nll
+    if rule == "gap":
+        excess = torch.where(wrong & _teacher_is_right(rows), excess, -torch.inf)
+    return excess
+
+
+def _teacher_is_right(rows: LossRows) -> Tensor:
+    assert rows.teacher is not None
+    return rows.teacher.present() & (rows.teacher.argmax == rows.labels)
+
+
+def _delegated(
+    student: StudentRows, rows: LossRows, targets: Targets | None, delegation: Delegation
+) -> tuple[CallTerms, Tensor]:
+    """Terms of the rows that train the CALL column, and their sums [NUM_DELEGATION_SUMS]."""
+    assert student.log_odds is not None
+    rule, nothing = delegation.rule, rows.labels.new_zeros(CELLS)
+    if rule == "l2d":
+        marked, cells = _teacher_is_right(rows), nothing
+        delegated = student.log_odds.detach() >= student.confidence.detach()
+    else:
+        assert rows.delegate is not None
+        found = cells_of(delegation_scores(rule, student, rows, targets))
+        marked = delegated = chosen_rows(found, rows.delegate.uniform, delegation.threshold)
+        cells = nothing + torch.bincount(found + 1, minlength=CELLS + 1)[1:]
+    call = call_terms(rule, student.log_odds, student.label_nll, marked)
+    outside = nothing.sum()
+    if targets is not None:
+        inside = ((targets.ids == student.argmax[:, None]) & targets.valid).any(1)
+        outside = (targets.present & ~inside).sum()
+    loss = torch.where(delegated, call.loss.detach(), 0).sum()
+    sums = torch.stack([delegated.sum().double(), loss.double(), outside.double()])
+    return call, torch.cat([sums, cells.double()])

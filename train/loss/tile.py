@@ -11,6 +11,9 @@ neither the student's tail nor these cells are computed as a difference, which w
 once the tail is below the rounding of the head. And q_j / Q' is a softmax of the cells outside K
 alone, which does not underflow however small Q' is.
 
+A CALL column is removed from the tile like a top-k cell, so that it is in no softmax. Its loss has
+other factors in place of w + u (P + r), and its own cell (see `caskd.train.delegation`).
+
 `TileKernels` compute whole rows; everything in this module is [n] or [n, k].
 
 Dimension letters: n rows of a tile, m of them live, k stored cells of a teacher row, V student
@@ -23,6 +26,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from caskd.train.delegation import CallTerms
 from caskd.train.loss.targets import StudentRows, Targets, sum_rows, teacher_targets
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms
 
@@ -98,6 +102,10 @@ class TileForward:
     total: Tensor
     """[n] sum of exp(logit - peak) over all logits."""
     topk: TopKForward | None
+    call: CallTerms | None = None
+    """Of a head with a CALL column."""
+    call_logit: Tensor | None = None
+    """[n] of that column."""
 
     def take(self, index: Tensor) -> "TileForward":
         """The rows at `index`."""
@@ -109,17 +117,25 @@ class TileForward:
             self.peak[index],
             self.total[index],
             None if self.topk is None else self.topk.take(index),
+            None if self.call is None else self.call.take(index),
+            None if self.call_logit is None else self.call_logit[index],
         )
 
 
 def forward_tile_(
     logits: Tensor, rows: LossRows, terms: LossTerms, kernels: TileKernels
 ) -> tuple[LossSums, TileForward]:
-    """Sums and per-row values of logits [n, V]. It removes the top-k cells from `logits`."""
+    """Sums and per-row values of logits [n, V]. It removes the top-k cells from `logits`, and the
+    CALL column."""
+    call_logit, num_columns = None, logits.shape[1]
+    if terms.delegation is not None:
+        call_logit = logits[:, terms.delegation.column].clone()
+        logits[:, terms.delegation.column] = -torch.inf
+        num_columns -= 1
     label_logit = logits.gather(1, rows.labels[:, None]).squeeze(1)
     topk = None
     if rows.teacher is not None and rows.teacher.has_distribution:
-        targets = teacher_targets(rows.teacher, terms.tail, logits.shape[1], logits.dtype)
+        targets = teacher_targets(rows.teacher, terms.tail, num_columns, logits.dtype)
         topk = TopKForward(targets, logits.gather(1, targets.ids))
         # A row without a teacher row has filler id 0 in every cell; its logits stay as they are.
         remaining = topk.logits.masked_fill(targets.present[:, None], -torch.inf)
@@ -135,9 +151,14 @@ def forward_tile_(
         teacher_cross_entropy=(
             None if topk is None else _cross_entropy(topk, rest, peak, log_total)
         ),
+        confidence=-log_total,
+        log_odds=None if call_logit is None else (call_logit - peak) - log_total,
     )
-    sums, factor = sum_rows(student, rows, None if topk is None else topk.targets, terms)
-    return sums, TileForward(factor, rows.labels, label_logit, rest, peak, total, topk)
+    sums, factor, call = sum_rows(student, rows, None if topk is None else topk.targets, terms)
+    forward = TileForward(
+        factor, rows.labels, label_logit, rest, peak, total, topk, call, call_logit
+    )
+    return sums, forward
 
 
 def _with_topk(rest: NonTopK, topk: TopKForward) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +184,12 @@ def _cross_entropy(topk: TopKForward, rest: NonTopK, peak: Tensor, log_total: Te
 
 
 def differentiate_(
-    tile: Tensor, live: Tensor, forward: TileForward, head: Head, w: float, kernels: TileKernels
+    tile: Tensor,
+    live: Tensor,
+    forward: TileForward,
+    head: Head,
+    terms: LossTerms,
+    kernels: TileKernels,
 ) -> Tensor:
     """The gradient [m, V] with respect to `hidden @ weight.T` of the rows `live` of a tile.
 
@@ -173,21 +199,30 @@ def differentiate_(
     Args:
         forward: of the live rows.
     """
-    u = 1 - w
-    rest = forward.rest
+    rest, call = forward.rest, forward.call
     factor = forward.factor if head.scale is None else forward.factor * head.scale
     share = (rest.peak - forward.peak).exp() / forward.total
-    on_all, on_tail = torch.full_like(factor, w), torch.zeros_like(factor)
-    if forward.topk is not None and u > 0:
+    on_label, u = torch.full_like(factor, terms.w), torch.full_like(factor, 1 - terms.w)
+    on_all, on_tail = on_label, torch.zeros_like(factor)
+    if forward.topk is not None and terms.w < 1:
         targets = forward.topk.targets
-        on_all = w + u * (targets.mass.sum(1) + targets.tail)
+        on_all = on_label + u * (targets.mass.sum(1) + targets.tail)
         on_tail = torch.where(targets.tail > 0, u * targets.tail / rest.total, 0)
-    at_label = -w * factor * _slope(forward.label_logit, head.softcap)
+    if call is not None:
+        on_all, on_label = (
+            torch.where(call.own, call.on_all, on_all),
+            torch.where(call.own, call.on_label, on_label),
+        )
+        u, on_tail = u.masked_fill(call.own, 0), on_tail.masked_fill(call.own, 0)
+    at_label = -on_label * factor * _slope(forward.label_logit, head.softcap)
     weight = factor * (on_all * share - on_tail)
-    terms = GradTerms(rest.peak, weight, forward.labels, at_label, head.softcap)
-    gradient = kernels.differentiate_(tile, live, terms)
+    grad_terms = GradTerms(rest.peak, weight, forward.labels, at_label, head.softcap)
+    gradient = kernels.differentiate_(tile, live, grad_terms)
     if forward.topk is not None:
         _put_topk_(gradient, forward, factor * on_all, factor * u, at_label, head.softcap)
+    if call is not None and terms.delegation is not None and forward.call_logit is not None:
+        at_call = factor * call.on_call * _slope(forward.call_logit, head.softcap)
+        gradient[:, terms.delegation.column] = at_call.to(gradient.dtype)
     return gradient
 
 

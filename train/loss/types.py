@@ -9,7 +9,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from caskd.train.delegation import CELLS, DelegateRows, Delegation
 from caskd.train.objectives import MaskRule, Tail
+
+NUM_DELEGATION_SUMS = 3 + CELLS
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,8 @@ class LossRows:
     teacher: TeacherRows | None
     weights: Tensor | None
     """[N] constant factor of each row's loss; None is 1."""
+    delegate: DelegateRows | None = None
+    """What the choice of delegated rows reads; None without a CALL column."""
 
     def take(self, index: Tensor | slice) -> "LossRows":
         """The rows at `index` [n]."""
@@ -67,6 +72,7 @@ class LossRows:
             self.labels[index],
             None if self.teacher is None else self.teacher.take(index),
             None if self.weights is None else self.weights[index],
+            None if self.delegate is None else self.delegate.take(index),
         )
 
 
@@ -77,6 +83,8 @@ class LossTerms:
     rule: MaskRule
     w: float
     tail: Tail
+    delegation: Delegation | None = None
+    """The CALL column of the head; None if it has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,21 +152,31 @@ class LossSums:
     """Measured rows whose student argmax is the label."""
     teacher_correct: Tensor
     """Rows among `num_rows` whose teacher argmax is the label."""
+    delegation: Tensor | None = None
+    """`NUM_DELEGATION_SUMS` float64 sums of a head with a CALL column: rows delegated (l2d: rows in
+    which the student would defer), their loss, rows whose student argmax is outside the teacher's
+    top-k, then the rows of each cell of scores."""
 
     def __add__(self, other: Self) -> "LossSums":
         return LossSums(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The fields in order: five float sums, then six int64 counts."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        """The fields in order: five float sums, six int64 counts, and `delegation` if it is not
+        None."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value for value in values if value is not None)
 
     def detach(self) -> "LossSums":
         """The sums without the graph, for logs."""
         return LossSums(*(tensor.detach() for tensor in self.tensors()))
 
     @classmethod
-    def zeros(cls, device: torch.device, dtype: torch.dtype) -> "LossSums":
-        """The sums of no rows."""
-        sums = (torch.zeros((), device=device, dtype=dtype) for _ in range(5))
-        counts = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(6))
-        return cls(*sums, *counts)
+    def zeros(
+        cls, device: torch.device, dtype: torch.dtype, *, delegates: bool = False
+    ) -> "LossSums":
+        """The sums of no rows, with those of a CALL column if the head has one."""
+        zeros = [torch.zeros((), device=device, dtype=dtype) for _ in range(5)]
+        zeros += [torch.zeros((), device=device, dtype=torch.int64) for _ in range(6)]
+        if delegates:
+            zeros.append(torch.zeros(NUM_DELEGATION_SUMS, device=device, dtype=torch.float64))
+        return cls(*zeros)

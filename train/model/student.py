@@ -27,6 +27,7 @@ from caskd.models import (
 )
 from caskd.store.errors import UsageError
 from caskd.train.data import MicroBatch
+from caskd.train.delegation import Delegation
 from caskd.train.loss import (
     Head,
     LossRows,
@@ -38,7 +39,7 @@ from caskd.train.loss import (
 from caskd.train.objectives import Objective, Tail
 
 FLAG = "--student"
-SUM_NAMES = tuple(field.name for field in fields(LossSums))
+SUM_NAMES = tuple(field.name for field in fields(LossSums) if field.name != "delegation")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class LossOptions:
 
     objective: Objective
     tail: Tail
+    delegation: Delegation | None = None
+    """The CALL column; None if the student has none."""
 
 
 class StudentWithLoss(nn.Module):
@@ -82,6 +85,8 @@ class StudentWithLoss(nn.Module):
     def forward(self, batch: MicroBatch) -> Any:
         """The summed loss of the batch's rows, and all of `SUM_NAMES` as float64 [S], detached.
 
+        With a CALL column, the sums of `LossSums.delegation` stand behind them.
+
         In evaluation, the `row_stats` [N, len(ROW_STATS)].
         """
         hidden = self.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)  # [B, T, H]
@@ -94,7 +99,9 @@ class StudentWithLoss(nn.Module):
             rows = LossRows(batch.labels, batch.teacher, None)
             # A mask over spans is no property of a row.
             rule = objective.rule if batch.spans is None else "random"
-            return row_stats(hidden, whole_head, rows, rule)
+            delegation = self.options.delegation
+            column = None if delegation is None else delegation.column
+            return row_stats(hidden, whole_head, rows, rule, column)
         if batch.spans is not None:
             sums = span_loss(
                 hidden,
@@ -119,8 +126,10 @@ class StudentWithLoss(nn.Module):
             logit_softcap=softcap,
             logit_scale=scale,
             keep=batch.keep if objective.needs_keep else None,
+            delegation=self.options.delegation,
+            delegate=batch.delegate,
         )
-        return sums.loss, torch.stack([value.detach().double() for value in sums.tensors()])
+        return sums.loss, torch.hstack([value.detach().double() for value in sums.tensors()])
 
     def hidden(
         self,

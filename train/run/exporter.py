@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from caskd.models import (
+    CALL_TOKEN,
     build_model,
     num_embeddings,
     open_adapter,
@@ -145,6 +146,11 @@ def _write(source: Path, state: RunState, work: Path, out: Path, *, adapter: boo
             notes += keep_padding_row(model)
             model.save_pretrained(written)
         _copy_tokenizer(source / STUDENT, written)
+        if state.config.get("delegate") is not None:
+            notes.append(
+                f"{CALL_TOKEN} (id {model.config.call_token_id}) asks a larger model for the next "
+                "token: caskd predict --large MODEL --token-rule call"
+            )
         if text is not None:
             notes += write_teacher_text(text, written)
         card = model_card(

@@ -15,43 +15,22 @@ from caskd.store.io import check_room, counted, first_signal, tell
 from caskd.train.checkpoint import (
     NonFiniteError,
     checkpoint_path,
-    load_checkpoint,
-    load_weights,
     prune,
-    repeat_bit_for_bit,
     save_checkpoint,
-    seed_everything,
     step_of,
 )
 from caskd.train.config import TrainConfig
-from caskd.train.data import (
-    BatchReader,
-    Prefetcher,
-    SpanReader,
-    StepBatch,
-    fields_to_read,
-    keeps_examples_apart,
-    span_fields,
-)
+from caskd.train.data import Prefetcher, StepBatch
 from caskd.train.engine import Ranks, TrainEngine, init_distributed
-from caskd.train.metrics import finite_or_none, step_metrics
-from caskd.train.model import (
-    SUM_NAMES,
-    LossOptions,
-    StudentWithLoss,
-    add_adapters,
-    check_other_bytes,
-    load_student,
-    recompute_activations,
-    student_groups,
-)
-from caskd.train.objectives import Objective
+from caskd.train.metrics import delegation_metrics, finite_or_none, step_metrics
+from caskd.train.model import SUM_NAMES, check_other_bytes
 from caskd.train.run.failures import agree, planned_by_all_ranks, user_errors
 from caskd.train.run.memory_forecast import size_of, table
 from caskd.train.run.out_folder import clear_for_resume, record_save
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.run_log import RunLog, describe_run
-from caskd.train.run.schedule import lr_at, objective_at, widest_read
+from caskd.train.run.schedule import lr_at
+from caskd.train.run.start import batch_reader, loss_options, pad_id, start_engine
 from caskd.train.run.validation import evaluate
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -199,92 +178,24 @@ def train_step(
         decay_steps=config.decay_steps,
     )
     engine.set_lr(lr)
-    engine.module.options = LossOptions(_objective(plan, batch.step), plan.tail)
+    engine.module.options = loss_options(plan, batch.step)
     count = batch.num_rows if config.normalise == "rows" else batch.num_examples
     count = max(1, count)  # a step without spans has no gradient
     scale = engine.ranks.world_size / count
     sums = engine.optimizer_step(batch.micro_batches, scale)
     flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
     *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
-    averages = step_metrics(
-        dict(zip(SUM_NAMES, totals, strict=True)), knows_argmax=plan.store.knows_argmax
-    )
+    named = dict(zip(SUM_NAMES, totals, strict=False))
+    averages = step_metrics(named, knows_argmax=plan.store.knows_argmax)
     metrics: dict[str, Any] = {"step": batch.step + 1, **averages}
+    if plan.keeper is not None:
+        num, loss, outside, *cells = totals[len(SUM_NAMES) :]
+        metrics |= delegation_metrics(named, num, loss, outside, plan.keeper.rule)
+        plan.keeper.add(cells, named["num_rows"])
     metrics["loss"] = finite_or_none(averages["loss"] or 0.0)
     metrics["lr"] = lr
     metrics["grad_norm"] = finite_or_none(engine.grad_norm())
     return metrics, terminations > 0
-
-
-def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
-    """Put the student under DeepSpeed, new or restored from the plan's checkpoint."""
-    config = plan.config
-    if config.deterministic:
-        repeat_bit_for_bit()
-    # Each rank has its own seed, also a rank that joins when a run is resumed.
-    seed_everything(config.seed + ranks.rank + (plan.first_step << 20))
-    model = load_student(config.student, plan.vocab_size)
-    if plan.lora is not None:
-        add_adapters(model, plan.lora, config.student)
-    if plan.checkpoint is not None:
-        load_weights(plan.checkpoint, model)
-    elif plan.initial is not None:
-        load_weights(plan.initial.checkpoint, model)
-    if config.gradient_checkpointing:
-        recompute_activations(model)
-    options = LossOptions(_objective(plan, plan.first_step), plan.tail)
-    longest = plan.longest_possible
-    groups = student_groups(
-        config.student,
-        model,
-        longest,
-        gathers=config.zero_stage == 3 and ranks.world_size > 1,
-        quiet=ranks.rank > 0,
-    )
-    packs = config.token_budget is not None and keeps_examples_apart(model, longest)
-    engine = TrainEngine(
-        StudentWithLoss(model, options, packs=packs, groups=groups),
-        plan.settings,
-        ranks,
-        optimizer_name=config.optimizer,
-        weight_decay=config.weight_decay,
-    )
-    if plan.checkpoint is not None:
-        load_checkpoint(plan.checkpoint, engine)
-    return engine
-
-
-def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader | SpanReader:
-    """The reader of this rank's batches."""
-    config, widest = plan.config, widest_read(plan.objective, plan.config.final_w)
-    common: dict[str, Any] = {
-        "store": plan.store,
-        "order": plan.order,
-        "pad_id": _pad_id(plan),
-        "global_batch_size": config.global_batch_size,
-        "split": replace(plan.split, packed=packed),
-        "rank": ranks.rank,
-        "pin_memory": ranks.device.type == "cuda",
-        "mask": plan.mask,
-    }
-    if plan.tokens is not None:
-        return SpanReader(tokens=plan.tokens, row_fields=span_fields(widest), **common)
-    return BatchReader(row_fields=fields_to_read(widest, plan.store.spec.kind), **common)
-
-
-def _pad_id(plan: RunPlan) -> int:
-    return plan.tokenizer.pad_token_id or 0  # masked; any id with an embedding works
-
-
-def _objective(plan: RunPlan, step: int) -> Objective:
-    config = plan.config
-    return objective_at(
-        step,
-        objective=plan.objective,
-        steps=config.steps,
-        mask_from_step=config.mask_from_step,
-        final_w=config.final_w,
-    )
 
 
 def _evaluate_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int) -> bool:
@@ -294,12 +205,12 @@ def _evaluate_if_due(plan: RunPlan, engine: TrainEngine, log: RunLog, step: int)
     if store is None or not due or log.evaluations.has(step):
         return False
     # Always with the mask of the last step, so that all lines of eval.jsonl are comparable.
-    engine.module.options = LossOptions(plan.objective, plan.tail)
+    engine.module.options = replace(loss_options(plan, step), objective=plan.objective)
     metrics = evaluate(
         engine,
         store,
         log.bar,
-        pad_id=_pad_id(plan),
+        pad_id=pad_id(plan),
         micro_batch_size=config.micro_batch_size,
         tokens=plan.eval_tokens,
     )

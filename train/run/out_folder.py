@@ -16,10 +16,15 @@ from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.store.io import check_readable, claimed, files, read_json_object, refuse_occupied
 from caskd.train.checkpoint import (
     CHECKPOINTS,
+    STATE,
+    RunState,
+    check_resumable,
     check_same_options,
     checkpoint_path,
     newest_complete,
+    read_state,
     unfinished_saves,
+    verify,
 )
 from caskd.train.metrics import METRICS_FILE
 from caskd.train.run.validation import EVAL_FILE
@@ -132,6 +137,24 @@ def _seals(stores: Any) -> str:
     if not isinstance(stores, list):
         return "no list of stores"
     return ", ".join(str(dict(store).get("seal"))[:12] for store in stores)
+
+
+def resumed(
+    out: Path, options: dict[str, Any], stores: list[Any], store_digest: str
+) -> tuple[Path | None, RunState | None]:
+    """The checkpoint to resume from and its position; None twice if the run starts anew."""
+    checkpoint = checkpoint_to_resume(out)
+    if checkpoint is None:
+        check_starts_anew(out, options, stores)
+        unfinished_saves(out, 0)
+        return None, None
+    verify(checkpoint, only=(STATE,))
+    done = read_state(checkpoint)
+    check_resumable(done, config=options, store_digest=store_digest)
+    if is_first_rank():  # the other ranks wait for this one
+        verify(checkpoint)
+    unfinished_saves(out, done.step)
+    return checkpoint, done
 
 
 def clear_for_resume(out: Path, first_step: int, *, anew: bool) -> str | None:

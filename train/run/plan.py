@@ -11,14 +11,7 @@ from caskd.store import TeacherStore
 from caskd.store.corpus import vocab_size
 from caskd.store.format import check_imported
 from caskd.store.io import counted
-from caskd.train.checkpoint import (
-    STATE,
-    RunState,
-    check_resumable,
-    read_state,
-    unfinished_saves,
-    verify,
-)
+from caskd.train.checkpoint import RunState
 from caskd.train.config import TrainConfig
 from caskd.train.data import (
     MicroBatchSplit,
@@ -31,7 +24,8 @@ from caskd.train.data import (
     read_fractions,
     shares,
 )
-from caskd.train.engine import Settings
+from caskd.train.delegation import ShareKeeper, share_keeper
+from caskd.train.engine import Settings, engine_settings
 from caskd.train.model import (
     AlignmentStats,
     LoraOptions,
@@ -47,13 +41,11 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
-from caskd.train.run.engine_settings import engine_settings
 from caskd.train.run.initial import InitialWeights, initial_weights
 from caskd.train.run.out_folder import (
-    check_starts_anew,
     check_unused,
-    checkpoint_to_resume,
     is_first_rank,
+    resumed,
 )
 from caskd.train.run.schedule import widest_read
 from caskd.train.run.span_run import tokens_of_run
@@ -84,6 +76,7 @@ class RunPlan:
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
         initial: weights of another run to start with.
+        keeper: share of delegated rows; None without --delegate.
     """
 
     config: TrainConfig
@@ -104,6 +97,7 @@ class RunPlan:
     checkpoint: Path | None
     done: RunState | None
     initial: InitialWeights | None
+    keeper: ShareKeeper | None
 
     @property
     def first_step(self) -> int:
@@ -162,6 +156,7 @@ class RunPlan:
             teacher=self.store.teacher,
             config=self.options,
             text=None if self.text is None else self.text.to_json(),
+            delegation=None if self.keeper is None else self.keeper.to_json(),
         )
 
     def summary(self) -> Iterator[str]:
@@ -183,6 +178,9 @@ class RunPlan:
                 f"mask         keeps {kept.mean():.1%} of the rows at random, {kept.min():.1%} to "
                 f"{kept.max():.1%} per step (fractions {self.mask.digest[:12]})"
             )
+        if self.keeper is not None:
+            share = "" if self.keeper.share is None else f", {self.keeper.share:.1%} of the rows"
+            yield f"delegation   {self.keeper.rule}{share}, CALL is id {self.keeper.column:,}"
         yield f"batch        {config.global_batch_size} examples = {self._batch_split()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
         in_epochs = f" = {epochs:.2f} epochs" if len(order.orders) == 1 else ""
@@ -261,7 +259,9 @@ def plan_run(config: TrainConfig) -> RunPlan:
     checkpoint = done = None
     initial = initial_weights(config)
     if config.resume:
-        checkpoint, done = _resumed(config.out, _recorded(config, mask, initial), store)
+        checkpoint, done = resumed(
+            config.out, _recorded(config, mask, initial), _store_records(store), store.digest
+        )
     tokenizer = load_tokenizer(config.student)
     tokens = tokens_of_run(config, store.stores, tokenizer, objective)
     eval_store = eval_tokens = spans = None
@@ -274,6 +274,10 @@ def plan_run(config: TrainConfig) -> RunPlan:
         spans = sample_alignment(store, tokens, order, objective)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
         check_any_spans(spans)
+    text = None
+    if tokens is None:
+        teacher = config.teacher_tokenizer
+        text = teacher_text(store.stores, config.student, tokenizer, teacher_tokenizer=teacher)
     plan = RunPlan(
         config=config,
         world_size=world_size,
@@ -282,14 +286,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         objective=objective,
         mask=mask,
         tokenizer=tokenizer,
-        text=None
-        if tokens is not None
-        else teacher_text(
-            store.stores,
-            config.student,
-            tokenizer,
-            teacher_tokenizer=config.teacher_tokenizer,
-        ),
+        text=text,
         tokens=tokens,
         spans=spans,
         settings=settings,
@@ -304,30 +301,19 @@ def plan_run(config: TrainConfig) -> RunPlan:
         checkpoint=checkpoint,
         done=done,
         initial=initial,
+        keeper=share_keeper(  # adds the CALL token, after `text`
+            config,
+            store.stores,
+            tokenizer,
+            one_vocabulary=tokens is None,
+            saved=None if done is None else done.delegation,
+        ),
     )
     if config.token_budget is not None:
         longest = plan.longest if tokens is None else longest_of_all(store, tokens)
         check_budget(config.token_budget, config.global_batch_size, world_size, longest)
     check_config(config.student, plan.vocab_size, plan.longest_possible)
     return plan
-
-
-def _resumed(
-    out: Path, options: dict[str, Any], store: StoreMix
-) -> tuple[Path | None, RunState | None]:
-    """The checkpoint to resume from and its position; None twice if the run starts anew."""
-    checkpoint = checkpoint_to_resume(out)
-    if checkpoint is None:
-        check_starts_anew(out, options, _store_records(store))
-        unfinished_saves(out, 0)
-        return None, None
-    verify(checkpoint, only=(STATE,))
-    done = read_state(checkpoint)
-    check_resumable(done, config=options, store_digest=store.digest)
-    if is_first_rank():  # the other ranks wait for this one
-        verify(checkpoint)
-    unfinished_saves(out, done.step)
-    return checkpoint, done
 
 
 def _store_records(store: StoreMix) -> list[dict[str, Any]]:
