@@ -40,6 +40,7 @@ from caskd.models.opening import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     build_model,
+    check_divisible,
     check_openable,
     check_quantization,
     describe_quantization,
@@ -51,6 +52,7 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
     quantization_of,
+    rank_parameters,
     read_adapter_settings,
 )
 from caskd.models.parameters import ParameterCount, count_parameters
@@ -73,6 +75,7 @@ __all__ = [
     "check_causal",
     "check_class",
     "check_device_name",
+    "check_divisible",
     "check_matrix",
     "check_openable",
     "check_quantization",
@@ -109,6 +112,7 @@ __all__ = [
     "pick_device",
     "probe_tokens",
     "quantization_of",
+    "rank_parameters",
     "read_adapter_settings",
     "run_model",
     "stop_ids",

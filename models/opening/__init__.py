@@ -18,12 +18,14 @@ from caskd.models.opening.quantization import (
     describe_quantization,
     quantization_of,
 )
+from caskd.models.opening.tensor_parallel import check_divisible, rank_parameters
 from caskd.models.opening.weights import build_model, open_adapter, open_empty, open_model
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "build_model",
+    "check_divisible",
     "check_openable",
     "check_quantization",
     "check_source",
@@ -37,5 +39,6 @@ __all__ = [
     "open_model",
     "open_tokenizer",
     "quantization_of",
+    "rank_parameters",
     "read_adapter_settings",
 ]
