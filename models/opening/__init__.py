@@ -12,6 +12,7 @@ from caskd.models.opening.locating import (
     check_source,
     config_folder,
     locate,
+    refuse_gguf,
 )
 from caskd.models.opening.quantization import (
     check_quantization,
@@ -41,4 +42,5 @@ __all__ = [
     "quantization_of",
     "rank_parameters",
     "read_adapter_settings",
+    "refuse_gguf",
 ]

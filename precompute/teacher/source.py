@@ -20,12 +20,15 @@ from caskd.models import (
     open_tokenizer,
     quantization_of,
     rank_parameters,
+    refuse_gguf,
 )
 from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
 from caskd.store.imports import require
 
 FLAG = "--teacher"
+_UNPACKED = frozenset({"compressed-tensors"})
+"""Methods whose weights transformers unpacks, so that they take as much as others in memory."""
 _NO_LIMIT = 1_000_000_000  # transformers' value for a tokenizer without a limit is 10^30
 
 
@@ -83,6 +86,7 @@ def find_checkpoint(
     """
     found = locate(teacher, FLAG)
     if not list(found.folder.glob("*.safetensors")):
+        refuse_gguf(found.folder, f"{FLAG} {teacher}")
         raise UsageError(
             f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
             f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
@@ -150,7 +154,8 @@ def weight_bytes(model: Any, folder: Path, load_dtype: str, num_ranks: int = 1) 
         num_ranks: ranks that divide them.
     """
     count = count_parameters(model)
-    if quantization_of(model.config) is None:
+    quantised = quantization_of(model.config)
+    if quantised is None or quantised["method"] in _UNPACKED:
         size = getattr(torch, load_dtype).itemsize
         most = rank_parameters(model, num_ranks) if num_ranks > 1 else count.total
         return WeightBytes(count.total, count.active, size * count.total, size * most)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.captures import config_for
 from helpers.tiny import save_tiny, tiny_tokenizer
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoConfig, BloomConfig, BloomForCausalLM, LlamaConfig, MixtralConfig
 
 from caskd.models import build_model, check_divisible, rank_parameters
 from caskd.precompute import PrecomputeConfig, plan
@@ -93,6 +93,12 @@ def test_a_class_without_a_plan_is_refused_at_the_door(tmp_path: Path) -> None:
         find_checkpoint(str(tmp_path), "auto", tensor_parallel=2)
     for fact in ("BloomForCausalLM", "tp_plan", "--device-map auto", "--backend server"):
         assert fact in str(caught.value)
+
+
+def test_a_class_whose_plan_computes_other_logits_is_refused() -> None:
+    model = build_model(AutoConfig.for_model("hrm_text"), "model", device="meta")
+    with pytest.raises(UsageError, match=r"HrmTextForCausalLM computes other.*omit"):
+        check_divisible(model, 2, "--teacher t")
 
 
 def test_heads_that_no_rank_can_share_are_refused_at_the_door(tmp_path: Path) -> None:
