@@ -91,7 +91,7 @@ def rank_parameters(model: Any, num_ranks: int) -> int:
 
 
 def _is_divided(name: str, weight: Any, plan: Mapping[str, str]) -> bool:
-    generic = re.sub(r"\d+", "*", name)
+    generic = re.sub(r"(?<=\.)\d+(?=\.)", "*", name)  # but not that of fc1
     style = plan.get(generic) or plan.get(generic.rpartition(".")[0])
     if style is None or style in _WHOLE_STYLES:
         return False

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from helpers.captures import config_for
 from helpers.tiny import save_tiny, tiny_tokenizer
-from transformers import AutoConfig, BloomConfig, BloomForCausalLM, LlamaConfig, MixtralConfig
+from transformers import (
+    AutoConfig,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    MixtralConfig,
+    PhiConfig,
+)
 
 from caskd.models import build_model, check_divisible, rank_parameters
 from caskd.precompute import PrecomputeConfig, plan
@@ -133,6 +140,13 @@ def test_the_memory_of_a_rank_by_hand() -> None:
     total = sum(weight.numel() for weight in model.parameters())
     whole = 3 * 8 + 2 * 8  # norms and the router
     assert rank_parameters(model, 2) == whole + (total - whole) // 2
+    del sizes["head_dim"]
+    phi = PhiConfig(**sizes)
+    model = build_model(phi, "model", device="meta")  # mlp.fc1 is a name, not a layer's number
+    total = sum(weight.numel() for weight in model.parameters())
+    whole = 2 * 2 * 8 + 8 + 8  # two norms, and the biases behind the two sums
+    heads_bias = 5  # of an odd number, the first rank has one more
+    assert rank_parameters(model, 2) == whole + (total - whole - heads_bias) // 2 + 3
 
 
 def test_the_plan_prints_parameters_and_the_memory_of_each_rank(
