@@ -41,6 +41,7 @@ from caskd.models.opening import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     build_model,
+    check_divisible,
     check_openable,
     check_quantization,
     describe_quantization,
@@ -52,7 +53,9 @@ from caskd.models.opening import (
     open_model,
     open_tokenizer,
     quantization_of,
+    rank_parameters,
     read_adapter_settings,
+    refuse_gguf,
 )
 from caskd.models.parameters import ParameterCount, count_parameters
 from caskd.models.small_copies import check_class
@@ -76,6 +79,7 @@ __all__ = [
     "check_causal",
     "check_class",
     "check_device_name",
+    "check_divisible",
     "check_matrix",
     "check_openable",
     "check_quantization",
@@ -113,7 +117,9 @@ __all__ = [
     "pick_device",
     "probe_tokens",
     "quantization_of",
+    "rank_parameters",
     "read_adapter_settings",
+    "refuse_gguf",
     "run_model",
     "stop_ids",
     "to_device",

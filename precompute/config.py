@@ -139,6 +139,10 @@ class PrecomputeConfig:
     server_concurrency: int = 32
     """With --backend server: requests that each URL has at a time."""
 
+    tensor_parallel: int = 1
+    """Number of devices over which each weight of the teacher is divided. With --backend
+    transformers torchrun starts that many processes, which are one worker."""
+
     adapter: str | None = None
     """A peft adapter to apply to the teacher: a folder, or a hub id."""
 
@@ -219,6 +223,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
         "max_length": (2, None),
         "token_budget": (1, None),
         "server_concurrency": (1, 4096),
+        "tensor_parallel": (1, 1024),
         "tokenize_processes": (1, None),
     }
     for name, (low, high) in limits.items():
@@ -296,6 +301,7 @@ def _check_backend(config: PrecomputeConfig) -> None:
         "--attention": (config.attention != "auto", "has its own attention"),
         "--device": (config.device != "auto", "has its own devices"),
         "--device-map": (config.device_map is not None, "has its own devices"),
+        "--tensor-parallel": (config.tensor_parallel != 1, "divides the model itself"),
     }
     for flag, (given, why) in decided_there.items():
         if given:

@@ -25,6 +25,12 @@ class TeacherError(CaskdError):
     exit_code = 1
 
 
+class LostTeacherError(CaskdError):
+    """A process that runs the teacher ended; committed shards are kept."""
+
+    exit_code = 1
+
+
 class StoppedError(CaskdError):
     """A signal stopped the command; finished work is kept, and the same command resumes."""
 

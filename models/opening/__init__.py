@@ -12,18 +12,21 @@ from caskd.models.opening.locating import (
     check_source,
     config_folder,
     locate,
+    refuse_gguf,
 )
 from caskd.models.opening.quantization import (
     check_quantization,
     describe_quantization,
     quantization_of,
 )
+from caskd.models.opening.tensor_parallel import check_divisible, rank_parameters
 from caskd.models.opening.weights import build_model, open_adapter, open_empty, open_model
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
     "build_model",
+    "check_divisible",
     "check_openable",
     "check_quantization",
     "check_source",
@@ -37,5 +40,7 @@ __all__ = [
     "open_model",
     "open_tokenizer",
     "quantization_of",
+    "rank_parameters",
     "read_adapter_settings",
+    "refuse_gguf",
 ]

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from caskd.store.errors import CaskdError, UsageError, reason
-from caskd.store.io import check_readable, refuse_mixup
+from caskd.store.io import check_readable, escape_control, refuse_mixup
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -76,11 +76,32 @@ def check_source(source: str | Path, flag: str, wanted: str = "model") -> None:
         UsageError: names what the folder is, and the command for it.
     """
     text = str(source)
+    refuse_gguf(Path(source), f"{flag} {text}")
     refuse_mixup(source, f"{flag} {text}", wanted)
     looks_like_a_path = text.count("/") > 1 or text.startswith((".", "/", "~"))
     if looks_like_a_path and not Path(source).is_dir():
         raise UsageError(
             f"{flag} {text}: no such folder; expected a folder or a hub id; check {flag}"
+        )
+
+
+def refuse_gguf(path: Path, subject: str) -> None:
+    """Refuse a GGUF file, and a folder that holds no other weights.
+
+    transformers would dequantise it into another model than the one that llama.cpp runs.
+
+    Raises:
+        UsageError: names the file and what to do.
+    """
+    file = path if path.suffix == ".gguf" and path.is_file() else None
+    if file is None and path.is_dir() and not list(path.glob("*.safetensors")):
+        file = min(path.glob("*.gguf"), default=None)
+    if file is not None:
+        raise UsageError(
+            f"{subject}: its weights are GGUF ({escape_control(file.name)}), which caskd does not "
+            "open; expected a folder with weights in safetensors; serve the GGUF file with vLLM "
+            "and pass --backend server with the folder of its tokenizer and config, or pass the "
+            "model before quantisation"
         )
 
 

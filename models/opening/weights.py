@@ -22,6 +22,7 @@ from caskd.models.opening.locating import (
     opening_errors,
 )
 from caskd.models.opening.quantization import check_quantization
+from caskd.models.opening.tensor_parallel import distributed_options
 from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
 from caskd.store.io import check_readable, escape_control, value_text
@@ -63,6 +64,7 @@ def open_model(
     dtype: str = "auto",
     attention: str | None = None,
     device_map: str | dict[str, str | int] | None = None,
+    tensor_parallel: int = 1,
     name: str | None = None,
 ) -> Any:
     """A causal LM with its weights, on the CPU unless `device_map` lays it out.
@@ -73,6 +75,7 @@ def open_model(
         dtype: name of the weights' dtype; `auto` is that of the files.
         attention: attention implementation; by default transformers chooses.
         device_map: layout over several devices, as transformers takes it.
+        tensor_parallel: ranks of torch.distributed that divide the weights; all of them call this.
         name: the checkpoint's name in errors; by default `source`.
 
     Raises:
@@ -87,13 +90,16 @@ def open_model(
     shown = source if name is None else name
     if config_folder(source) is not None:  # else an adapter
         check_quantization(open_config(source, flag), f"{flag} {shown}")
-    options, expected = {}, f"{WHOLE}: pass another {flag}"
+    expected = f"{WHOLE}: pass another {flag}"
+    options: dict[str, Any] = {}
     if attention is not None:
         options = {"attn_implementation": attention}
         expected = (
             f"{WHOLE}, and an attention implementation that is installed and that the model "
             f"supports (got {attention}): pass --attention sdpa or eager"
         )
+    if tensor_parallel > 1:
+        options |= distributed_options(tensor_parallel)
     with opening_errors(shown, flag, "model", expected), memory_errors():
         model, report = AutoModelForCausalLM.from_pretrained(
             source,

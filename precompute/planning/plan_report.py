@@ -73,6 +73,8 @@ def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
         + (f", attention {teacher['attention']}" if teacher["attention"] else "")
         + (f", adapter {adapter['name']}" if adapter else ""),
     )
+    if teacher["weights"]:
+        yield "weights", _weights(teacher)
     yield (
         "vocabulary",
         f"{vocabulary['size']:,} tokens, "
@@ -103,6 +105,15 @@ def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:
         f"{labels['distinct']:,} distinct tokens, {labels['share_of_vocabulary']:.1%} of the "
         f"vocabulary; the 100 most frequent are {labels['share_of_top_100']:.0%} of the rows",
     )
+
+
+def _weights(teacher: Facts) -> str:
+    """Parameters and memory of the weights, and of each rank's part."""
+    weights, ranks = teacher["weights"], teacher["tensor_parallel"]
+    active = weights["num_active"]
+    some = "" if active in (None, weights["num_parameters"]) else f" ({active:,} per token)"
+    each = f", {bytes_text(weights['per_device'])} on each of {ranks} ranks" if ranks > 1 else ""
+    return f"{weights['num_parameters']:,} parameters{some}, {bytes_text(weights['total'])}{each}"
 
 
 def _duplicates(facts: Facts) -> str:

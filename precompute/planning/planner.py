@@ -1,10 +1,11 @@
 """`caskd plan`: check a capture, tokenise its corpus, lay out the empty store, and report it."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from caskd.precompute.planning.identity import Job, check_job, corpus_records
 from caskd.precompute.planning.plan_report import next_step, plan_lines, shards_there
 from caskd.precompute.planning.policies import check_examples
 from caskd.precompute.planning.tokenization import tokenize_corpus
+from caskd.precompute.teacher import follow, rank_group
 from caskd.store.commits import commit_record
 from caskd.store.corpus import TokenizedExample
 from caskd.store.format import StoreSpec
@@ -65,6 +67,15 @@ def plan_command(config: PlanConfig) -> None:
         UsageError: an option, a file or a value is invalid.
         IdentityError: the store exists and has another identity.
     """
+    launched = "RANK" in os.environ  # by torchrun, whose processes must not all plan
+    with rank_group(config, os.environ) if config.probe or launched else nullcontext() as group:
+        if group is not None and group.rank > 0:
+            follow(config, group)
+        else:
+            _report_plan(config)
+
+
+def _report_plan(config: PlanConfig) -> None:
     job = check_job(config)
     with _planned(config, job) as planned:
         facts = plan_facts(config, job, planned)
@@ -127,6 +138,8 @@ def plan_facts(config: PrecomputeConfig, job: Job, planned: Plan) -> dict[str, A
             "load_dtype": capture["load_dtype"],
             "attention": capture.get("attention"),
             "num_ids": job.source.num_ids,
+            "weights": None if job.source.weights is None else asdict(job.source.weights),
+            "tensor_parallel": config.tensor_parallel,
         },
         "identity": spec.identity,
         "geometry": {

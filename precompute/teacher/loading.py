@@ -23,17 +23,18 @@ def load_model(source: TransformersCheckpoint, device: torch.device) -> Any:
                 dtype=source.load_dtype,
                 attention=source.attention,
                 device_map=source.device_map,
+                tensor_parallel=source.tensor_parallel,
                 name=source.name,
             )
             if source.adapter is not None:
                 adapter = source.adapter
                 model = open_adapter(model, adapter.folder, "--adapter", name=adapter.name)
-            if source.device_map is None:
+            if source.device_map is None and source.tensor_parallel == 1:
                 model = model.to(device)
     except MemoryError as error:
         raise UsageError(
             f"{FLAG} {source.name}: the weights in {source.load_dtype} do not fit on {device} "
             f"({error}); expected a device with more memory; pass --device-map auto to use all "
-            "devices, or --dtype bfloat16 with another --store"
+            "devices, a larger --tensor-parallel, or --dtype bfloat16 with another --store"
         ) from error
     return model.requires_grad_(False).eval()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from caskd.precompute.teacher.source import WeightBytes
 from caskd.store.format import StoreSpec
 from caskd.store.write import ShardExample
 
@@ -62,6 +63,10 @@ class TeacherSource(Protocol):
     @property
     def max_length(self) -> int | None:
         """Tokens that one example may have; None without a limit."""
+
+    @property
+    def weights(self) -> WeightBytes | None:
+        """Memory that the weights take here; None where another process decides."""
 
     def identity(self) -> dict[str, Any]:
         """Fields of `identity.teacher` in store.json."""

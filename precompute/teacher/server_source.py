@@ -96,6 +96,10 @@ class ServerSource:
         limits = [model.limit - 1 for model in self.models if model.limit is not None]
         return min([*limits, *([own] if own is not None else [])], default=None)
 
+    @property
+    def weights(self) -> None:
+        """Unknown: the server holds the weights."""
+
     def identity(self) -> dict[str, Any]:
         """Fields of `identity.teacher` in store.json.
 

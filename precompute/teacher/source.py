@@ -4,23 +4,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from caskd.models import (
     SplitModel,
     check_class,
+    check_divisible,
     check_quantization,
+    count_parameters,
+    describe_quantization,
     locate,
     open_adapter,
     open_config,
     open_empty,
     open_tokenizer,
     quantization_of,
+    rank_parameters,
+    refuse_gguf,
 )
 from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
 from caskd.store.imports import require
 
 FLAG = "--teacher"
+_UNPACKED = frozenset({"compressed-tensors"})
+"""Methods whose weights transformers unpacks, so that they take as much as others in memory."""
 _NO_LIMIT = 1_000_000_000  # transformers' value for a tokenizer without a limit is 10^30
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Memory that a teacher's weights take, without activations."""
+
+    num_parameters: int
+    """Logical ones: a weight that is stored in 4 bits counts like one in 32."""
+    num_active: int | None
+    """Parameters that one token uses; None where the config of a mixture does not name them."""
+    total: int
+    per_device: int
+    """With --tensor-parallel, of the rank that holds the most."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +64,8 @@ class TransformersCheckpoint:
     adapter: AdapterSource | None = None
     device_map: str | dict[str, str | int] | None = None
     """How transformers lays the model out over several devices; None for one device."""
+    tensor_parallel: int = 1
+    weights: WeightBytes | None = None
 
 
 def find_checkpoint(
@@ -51,16 +75,18 @@ def find_checkpoint(
     adapter: str | None = None,
     attention: str = "auto",
     device_map: str | None = None,
+    tensor_parallel: int = 1,
 ) -> TransformersCheckpoint:
     """Locate a teacher and read its config and tokenizer.
 
     Raises:
         UsageError: no such folder or hub id, no causal LM that caskd computes, no tokenizer, no
-            safetensors or other weights than the config's, or a quantiser or attention
-            implementation that is not installed.
+            safetensors or other weights than the config's, a quantiser or attention
+            implementation that is not installed, or a model that cannot be divided.
     """
     found = locate(teacher, FLAG)
     if not list(found.folder.glob("*.safetensors")):
+        refuse_gguf(found.folder, f"{FLAG} {teacher}")
         raise UsageError(
             f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
             f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
@@ -80,6 +106,8 @@ def find_checkpoint(
         model = open_adapter(model, found_adapter.folder, "--adapter", name=found_adapter.name)
     num_ids = SplitModel(model, FLAG).num_ids
     check_class(config, f"{FLAG} {found.name}")
+    if tensor_parallel > 1:
+        _check_divisible(model, config, tensor_parallel, f"{FLAG} {found.name}")
     own_attention = str(getattr(model.config, "_attn_implementation", None))
     used_attention = own_attention if attention == "auto" else attention
     _check_attention(used_attention, load_dtype)  # a config can name one, too
@@ -95,7 +123,44 @@ def find_checkpoint(
         quantization=quantization_of(config),
         adapter=found_adapter,
         device_map=device_map,
+        tensor_parallel=tensor_parallel,
+        weights=weight_bytes(model, found.folder, load_dtype, tensor_parallel),
     )
+
+
+def _check_divisible(model: Any, config: Any, num_ranks: int, subject: str) -> None:
+    """Refuse a teacher that transformers cannot divide over so many ranks.
+
+    Raises:
+        UsageError: it is quantised, or its class has no plan or its heads no such divisor.
+    """
+    quantised = describe_quantization(config)
+    if quantised is not None:
+        raise UsageError(
+            f"{subject}: its weights are quantised ({quantised}), which --tensor-parallel "
+            f"{num_ranks} does not divide; expected weights that are not; omit "
+            "--tensor-parallel, or serve the model and pass --backend server"
+        )
+    check_divisible(model, num_ranks, subject)
+
+
+def weight_bytes(model: Any, folder: Path, load_dtype: str, num_ranks: int = 1) -> WeightBytes:
+    """The memory of a model's weights.
+
+    Args:
+        model: with or without weights.
+        folder: of the checkpoint, whose files are the size of quantised weights.
+        load_dtype: of weights that are not quantised.
+        num_ranks: ranks that divide them.
+    """
+    count = count_parameters(model)
+    quantised = quantization_of(model.config)
+    if quantised is None or quantised["method"] in _UNPACKED:
+        size = getattr(torch, load_dtype).itemsize
+        most = rank_parameters(model, num_ranks) if num_ranks > 1 else count.total
+        return WeightBytes(count.total, count.active, size * count.total, size * most)
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return WeightBytes(count.total, count.active, stored, stored)
 
 
 def length_limit(text_config: Any, tokenizer: Any) -> int | None:

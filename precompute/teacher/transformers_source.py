@@ -8,7 +8,10 @@ import torch
 from caskd.models import config_digest, pick_device, weights_digest
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.rows import targets_of
-from caskd.precompute.teacher.source import TransformersCheckpoint, find_checkpoint
+from caskd.precompute.teacher.divided_teacher import DividedTeacher
+from caskd.precompute.teacher.protocol import Teacher
+from caskd.precompute.teacher.rank_group import PLAN, current_group
+from caskd.precompute.teacher.source import TransformersCheckpoint, WeightBytes, find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.errors import UsageError
 from caskd.store.format import StoreSpec
@@ -37,6 +40,7 @@ class TransformersSource:
             adapter=config.adapter,
             attention=config.attention,
             device_map=config.device_map,
+            tensor_parallel=config.tensor_parallel,
         )
         return cls(checkpoint, config.device, config.deterministic)
 
@@ -60,6 +64,11 @@ class TransformersSource:
         """Tokens that one example may have; None without a limit."""
         return self.checkpoint.max_length
 
+    @property
+    def weights(self) -> WeightBytes | None:
+        """Memory of the weights."""
+        return self.checkpoint.weights
+
     def identity(self) -> dict[str, Any]:
         """Fields of `identity.teacher` in store.json."""
         checkpoint = self.checkpoint
@@ -82,8 +91,10 @@ class TransformersSource:
             "temperature": 1.0,
         }
 
-    def load(self, spec: StoreSpec, *, gpu: int | None = None) -> TransformersTeacher:
+    def load(self, spec: StoreSpec, *, gpu: int | None = None) -> Teacher:
         """Load the weights, onto GPU number `gpu` of this machine where it has GPUs.
+
+        Rank 0 of a divided teacher makes the other ranks load theirs.
 
         Raises:
             UsageError: the checkpoint does not load, or there is no such GPU.
@@ -96,10 +107,18 @@ class TransformersSource:
                     f"GPUs; expected one worker per GPU; pass --nproc-per-node {num_gpus}"
                 )
             torch.cuda.set_device(gpu)
-        return TransformersTeacher(
+        group = current_group()
+        if group is not None and group.rank == 0:
+            group.send(PLAN, spec.to_json())
+            group.in_step = True
+        teacher = TransformersTeacher(
             self.checkpoint,
             vocab_size=spec.vocab_size,
             targets=targets_of(spec),
             device=self.device,
             deterministic=self.deterministic,
         )
+        if group is None or group.rank > 0:
+            return teacher
+        group.in_step = False
+        return DividedTeacher(teacher, group)

@@ -33,6 +33,7 @@ from caskd.precompute.teacher.copies import CopiedFields
 from caskd.precompute.teacher.loading import load_model
 from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
 from caskd.store.corpus import logit_positions, row_labels
+from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample
 
 PACKAGES = ("torch", "transformers", "tokenizers")
@@ -68,6 +69,7 @@ class TransformersTeacher:
             opened.enter_context(fixed_kernels(deterministic))
             model = load_model(checkpoint, self.device)
             self.split = SplitModel(model, FLAG)
+            _check_width(self.split, checkpoint)
             check_split(model, self.split, self.num_columns)
             check_causal(self.split, f"{FLAG} {checkpoint.name}", num_ids=self.num_columns)
             name = f"{checkpoint.name} ({type(model).__name__})"
@@ -156,3 +158,17 @@ class TransformersTeacher:
             logits = self.split.narrow_logits(product[part], self.num_columns)
             own = labels[part].to(logits.device), numbers[part].to(logits.device)
             yield self.targets.columns(logits, *own)
+
+
+def _check_width(split: SplitModel, checkpoint: TransformersCheckpoint) -> None:
+    """Refuse a model whose head returns fewer columns than its config has, as one rank's part.
+
+    Raises:
+        UsageError: names both widths.
+    """
+    if split.num_ids != checkpoint.num_ids:
+        raise UsageError(
+            f"{FLAG} {checkpoint.name}: {split.architecture} has {split.num_ids} logits of a token "
+            f"when it is loaded, but {checkpoint.num_ids} by its config; expected as many on each "
+            "rank: omit --tensor-parallel, or pass another model"
+        )

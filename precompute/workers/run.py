@@ -7,6 +7,7 @@ from typing import Any
 
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import Job, check_job, check_non_finite, plan_job
+from caskd.precompute.teacher import follow, rank_group
 from caskd.precompute.workers.ray_executor import fill_on_ray
 from caskd.precompute.workers.scheduling import PendingShards, WorkerInfo, worker_info
 from caskd.precompute.workers.signals import Stopped, StopSignals, stop_signals
@@ -29,21 +30,26 @@ def precompute(config: PrecomputeConfig) -> TeacherStore | None:
     `--worker` and `--num-workers`. The worker that finds every shard committed seals the store.
 
     Returns:
-        The store; None with `dry_run`.
+        The store; None with `dry_run`, and from rank 1 on of a divided teacher.
 
     Raises:
         UsageError: an option, a file or a value is invalid.
         IdentityError: the store exists and has another identity.
         TeacherError: NaN or Inf in more examples than --max-non-finite accepts.
         FailedShardsError: some shards could not be computed; all others are committed.
+        LostTeacherError: a rank of a divided teacher ended.
         StoppedError: SIGTERM, SIGINT or SIGHUP stopped the run; exit code 143, 130 or 129.
     """
-    info = worker_info(config, os.environ)
-    with stop_signals() as stop:
-        try:
-            return _capture(config, info, stop)
-        except Stopped as stopped:
-            raise StoppedError(_stopped_line(config, stopped), stopped.number) from None
+    with rank_group(config, os.environ) as group:
+        if group is not None and group.rank > 0:
+            follow(config, group)
+            return None
+        info = worker_info(config, os.environ)
+        with stop_signals() as stop:
+            try:
+                return _capture(config, info, stop)
+            except Stopped as stopped:
+                raise StoppedError(_stopped_line(config, stopped), stopped.number) from None
 
 
 def _capture(config: PrecomputeConfig, info: WorkerInfo, stop: StopSignals) -> TeacherStore | None:

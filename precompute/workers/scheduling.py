@@ -51,10 +51,11 @@ def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerI
         raise UsageError(
             f"--num-workers {config.num_workers}: expected 1 or more; pass another number"
         )
-    if config.executor != "torchrun" and many:
+    if config.executor != "torchrun" and many and config.tensor_parallel == 1:
         raise UsageError(
             f"--executor {config.executor}: torchrun started {environ['WORLD_SIZE']} processes; "
-            "expected one worker per process; add --executor torchrun"
+            "expected one worker per process; add --executor torchrun, or --tensor-parallel "
+            f"{environ['WORLD_SIZE']} for one worker of all of them"
         )
     if config.executor != "local":
         _check_device_flags(config)

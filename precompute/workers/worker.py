@@ -24,7 +24,7 @@ from caskd.precompute.teacher import Teacher
 from caskd.precompute.workers.fill import TokenBudget, start_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
-from caskd.store.errors import CaskdError, CorruptError, IdentityError, reason
+from caskd.store.errors import CaskdError, CorruptError, IdentityError, LostTeacherError, reason
 from caskd.store.io import progress, tell
 from caskd.store.write import ShardWork, StoreWriter
 
@@ -117,6 +117,7 @@ class Worker:
             ShardFailedError: the shard cannot be computed; the worker can go on with another.
             StoreWriteError: the previous shard could not be written.
             IdentityError: another model answers behind a URL.
+            LostTeacherError: a process that runs the teacher ended.
             TeacherError: up to the previous shard, NaN or Inf in more examples than
                 `max_non_finite` accepts.
         """
@@ -124,8 +125,8 @@ class Worker:
             work = self.writer.shard(shard)
             rows = self.targets.filler(self.writer.spec.shard_rows)
             finish = self._start(work, rows, commit_record.shard_unit(shard), report)
-        except IdentityError:
-            raise  # of a served teacher: no other shard would be this teacher's
+        except (IdentityError, LostTeacherError):
+            raise  # no other shard would be this teacher's, or could be computed
         except Exception as error:
             raise ShardFailedError(shard, error) from error
         if finish is None:
@@ -233,6 +234,7 @@ def environment_facts(
         "executor": config.executor,
         "worker": info.rank,
         "num_workers": info.world_size,
+        "tensor_parallel": config.tensor_parallel,
         "device": described["device"],
         "num_threads": described["num_threads"],
         "num_cores": os.cpu_count(),

@@ -52,6 +52,7 @@ class BigramSource:
     name: str = "bigram"
     tokenizer: object = field(default_factory=tiny_tokenizer)
     num_ids: int = NUM_IDS
+    weights: None = None
     max_length: int = 100
     version: str = "1.0"
     calls: list = field(default_factory=list)
