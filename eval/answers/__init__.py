@@ -3,6 +3,7 @@
 from caskd.eval.answers.arms import Run, label_seeds, read_runs, seeds_of, split_name
 from caskd.eval.answers.checks import CASCADE_COUNTS, is_bounded
 from caskd.eval.answers.predictions_file import (
+    SERVED,
     TOKEN_CASCADE,
     WHOLE,
     Predictions,
@@ -17,6 +18,7 @@ from caskd.eval.answers.ragged import Ragged
 
 __all__ = [
     "CASCADE_COUNTS",
+    "SERVED",
     "TOKEN_CASCADE",
     "WHOLE",
     "Predictions",

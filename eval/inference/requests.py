@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from caskd.eval.answers import Predictions, digest
@@ -48,8 +49,22 @@ class EvalExample:
     """Options of a multiple-choice question; else empty."""
     option_ids: list[int]
     """First token of each option."""
+    asked: str | dict[str, Any] | None = None
+    """What a server is asked in place of token ids: a text, or the fields of a conversation."""
     rendered_bos: bool = False
     """The prompt came rendered with BOS, so that no second one was added."""
+
+    @property
+    def size(self) -> int:
+        """Length of the prompt: tokens, or characters of what a server is asked."""
+        return len(self.prompt) if self.asked is None else len(json.dumps(self.asked))
+
+    @property
+    def prompt_digest(self) -> str:
+        """Digest of the prompt's token ids, or of what a server is asked."""
+        if self.asked is None:
+            return digest(np.asarray(self.prompt, dtype="<u4").tobytes())
+        return digest(json.dumps(self.asked, sort_keys=True).encode())
 
     @property
     def content(self) -> list[Any]:
@@ -119,7 +134,19 @@ def build_request(
     Raises:
         UsageError: a column is missing or has values of another type.
     """
-    options = _texts(record, config.options_column, "--options-column")
+    example = _example(record, columns, index, config)
+    return replace(
+        example,
+        prompt=prompt_ids(tokenizer, record, columns, chat),
+        option_ids=_first_tokens(
+            example.options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
+        ),
+        rendered_bos=rendered_bos(tokenizer, record, columns),
+    )
+
+
+def _example(record: Record, columns: Columns, index: int, config: PredictConfig) -> EvalExample:
+    """One record without the tokens of its prompt."""
     return EvalExample(
         example_id=str(index if record.get("id") is None else record["id"]),
         source_index=index,
@@ -127,13 +154,53 @@ def build_request(
         references=_texts(record, config.references_column, "--references-column")
         or [reference_text(record, columns)],
         question_digest=digest(question_text(record, columns).encode()),
-        prompt=prompt_ids(tokenizer, record, columns, chat),
-        options=options,
-        option_ids=_first_tokens(
-            options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
-        ),
-        rendered_bos=rendered_bos(tokenizer, record, columns),
+        prompt=[],
+        options=_texts(record, config.options_column, "--options-column"),
+        option_ids=[],
     )
+
+
+def build_asked(records: Sequence[Record], config: PredictConfig) -> list[EvalExample]:
+    """Turn records into what a server is asked that has a tokenizer and a template of its own.
+
+    Under `--api chat` a `prompt` is one user turn; under completions it is sent as text.
+
+    Raises:
+        UsageError: a column is missing or has values of another type, or a flag or kind of data
+            needs the tokenizer of --model.
+    """
+    _check_named(config, records)
+    records = [_with_response(record, config) for record in records]
+    columns = choose_columns(config, records[0])
+    arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
+    given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
+    if config.api == "completions" and columns.kind == "messages":
+        raise UsageError(
+            "--api completions: the data has messages, which need a chat template, and no --model "
+            "names its tokenizer; expected --api chat, or --model FOLDER; pass one of them"
+        )
+    requests = []
+    for index, record in enumerate(records):
+        try:
+            example = _example(record, columns, index, config)
+            if config.api == "chat":
+                asked: Any = {**_conversation(record, columns), **given}
+            else:
+                asked = str(column_value(record, columns, "prompt"))
+            requests.append(replace(example, asked=asked))
+        except UsageError as error:
+            raise UsageError(f"record {index}: {error}") from None
+    return requests
+
+
+def _conversation(record: Record, columns: Columns) -> dict[str, Any]:
+    if columns.kind == "prompt":
+        prompt = str(column_value(record, columns, "prompt"))
+        return {"messages": [{"role": "user", "content": prompt}]}
+    turns = column_value(record, columns, "messages")
+    last = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"][-1]
+    asked = [{k: v for k, v in turn.items() if v is not None} for turn in turns[:last]]
+    return {"messages": asked, **template_values(record, columns)}
 
 
 def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
@@ -239,7 +306,7 @@ def check_requests(
                 "unique ids; set a unique id for each"
             )
         length = len(request.prompt)
-        if not length:
+        if not length and request.asked in (None, ""):
             raise UsageError(f"record {index}: has an empty prompt; expected a question; remove it")
         if max_positions is not None and length + max_new_tokens > max_positions:
             raise UsageError(

@@ -58,7 +58,7 @@ def curve_rows(analysis: Analysis) -> Rows:
     """The points of the main rule's curves, with every cost."""
     for result in analysis.results:
         costs = {_UNIT_COLUMNS[unit]: values for unit, values in result.costs.items()}
-        extra = {"flops_per_token": result.token_flops, **costs}
+        extra = {**_flops(result, result.token_flops), **costs}
         yield from _point_rows({"small": result.label}, result.curve, extra)
 
 
@@ -66,8 +66,12 @@ def rule_curve_rows(analysis: Analysis) -> Rows:
     """The points of every rule's curves."""
     for result in analysis.results:
         for name, rule in result.rules.items():
-            extra = {"flops_per_token": rule.token_flops}
+            extra = _flops(result, rule.token_flops)
             yield from _point_rows({"small": result.label, "rule": name}, rule.curve, extra)
+
+
+def _flops(result: CascadeResult, values: Any) -> dict[str, Any]:
+    return {"flops_per_token": values} if result.has_flops else {}
 
 
 _UNIT_COLUMNS = {

@@ -47,7 +47,7 @@ class RuleResult:
     figures: Mapping[str, Any]
     """Curve figures over all points, and AUROC, AURC and ECE of the score."""
     token_flops: FloatArray
-    """[P] FLOPs per token on the paper's axis."""
+    """[P] FLOPs per token on the paper's axis; NaN if a model's parameters are not known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,11 @@ class CascadeResult:
     def token_flops(self) -> FloatArray:
         """[P] FLOPs per token of the first rule."""
         return self.main.token_flops
+
+    @property
+    def has_flops(self) -> bool:
+        """Whether the parameters of both models are known."""
+        return self.pair.has_flops
 
 
 def measure_cascade(
@@ -179,7 +184,7 @@ def cost_shares(
     Raises:
         UsageError: a model has no price.
     """
-    units = {"flops": (flops(pair.small), flops(pair.large))}
+    units = {"flops": (flops(pair.small), flops(pair.large))} if pair.has_flops else {}
     if prices is not None:
         models = (pair.small, pair.large)
         small, large = (money(model, price_of(prices, model.model_name)) for model in models)
@@ -211,6 +216,7 @@ def warnings(results: Sequence[CascadeResult]) -> list[str]:
     """What a reader must know before trusting the figures."""
     return [
         *_empty_answers(results),
+        *_unknown_sizes(results),
         *_swapped(results),
         *_small_leads(results),
     ]
@@ -226,6 +232,24 @@ def _empty_answers(results: Sequence[CascadeResult]) -> Iterator[str]:
                 f"{count:,} of {len(answers):,} answers of {strip_control(name)} are empty; check "
                 "its stop texts, chat template and end-of-sequence token."
             )
+        for reason, words in (("content_filter", "refused"), ("length", "cut at the limit")):
+            count = answers.num_finished_by(reason)
+            if count:
+                yield (
+                    f"{count:,} of {len(answers):,} answers of {strip_control(name)} were {words}"
+                    f" (finish_reason {reason})."
+                )
+
+
+def _unknown_sizes(results: Sequence[CascadeResult]) -> Iterator[str]:
+    """Served models whose files name no parameters: their computation is not known."""
+    models = [model for result in results for model in (result.pair.small, result.pair.large)]
+    names = dict.fromkeys(model.model_name for model in models if model.num_parameters is None)
+    if names:
+        yield (
+            f"The number of parameters of {', '.join(map(strip_control, names))} is not known: "
+            "figures in FLOPs are left out. Pass --prices to see cost in money."
+        )
 
 
 def _swapped(results: Sequence[CascadeResult]) -> Iterator[str]:
@@ -236,7 +260,7 @@ def _swapped(results: Sequence[CascadeResult]) -> Iterator[str]:
             ("active parameters", small.num_active_parameters, large.num_active_parameters),
             ("parameters", small.num_parameters, large.num_parameters),
         ):
-            if ours > theirs:
+            if ours is not None and theirs is not None and ours > theirs:
                 yield (
                     f"--small {result.label} has {ours:,} {what}, --large "
                     f"{strip_control(large.model_name)} has {theirs:,}: were the two swapped? If "

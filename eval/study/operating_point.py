@@ -197,6 +197,11 @@ def _extreme(constraint: Constraint, values: FloatArray) -> float:
 def _cost(pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | None) -> Shares:
     if prices is not None:
         return cost_shares(pair, scores, prices)["money"]
+    if not pair.has_flops:
+        raise UsageError(
+            "--operating-point: a model's number of parameters is not known, nor its FLOPs; "
+            "expected a price list; pass --prices FILE"
+        )
     small, large = (
         np.full(len(pair), flops_per_token(model.num_active_parameters))
         for model in (pair.small, pair.large)
