@@ -48,7 +48,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "precompute": Command(
         "caskd.precompute.command:PrecomputeCommand",
-        "caskd.precompute.command:precompute_command",
+        "caskd.cli.precompute_command:precompute_command",
         "run the teacher over a corpus and write its outputs to a store",
     ),
     "store info": Command(

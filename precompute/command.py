@@ -1,12 +1,11 @@
 """`caskd precompute`: a capture, or with `--sample-responses` the teacher's own answers."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from caskd.precompute.config import PrecomputeConfig
-from caskd.store.errors import UsageError
 
 _NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --sample-responses is given)")
 _TEACHER = tyro.conf.arg(help_behavior_hint="(required, unless answers come from --api chat)")
@@ -40,36 +39,3 @@ class PrecomputeCommand(PrecomputeConfig):
     api: Literal["completions", "chat"] = "completions"
     """With --sample-responses and --backend server: /v1/completions, which gets token ids; or
     /v1/chat/completions, where the server renders messages itself and a prompt is one user turn."""
-
-
-def precompute_command(config: PrecomputeCommand) -> Any:
-    """Run `caskd precompute`.
-
-    Raises:
-        UsageError: a flag is missing, or has no meaning for what was asked.
-    """
-    if config.sample_responses is not None:
-        from caskd.precompute.responses import sample_responses
-
-        return sample_responses(config, config.sample_responses)
-    only_answers = {
-        "--temperature": config.temperature is not None,
-        "--seed": config.seed is not None,
-        "--max-new-tokens": config.max_new_tokens is not None,
-        "--api": config.api != "completions",
-    }
-    for flag, given in only_answers.items():
-        if given:
-            raise UsageError(
-                f"{flag}: was given without --sample-responses; expected both or neither; omit "
-                f"{flag}, or pass --sample-responses FILE.jsonl"
-            )
-    for flag, value in (("--teacher", config.teacher), ("--store", config.store)):
-        if not value:
-            raise UsageError(
-                f"{flag}: missing; expected by caskd precompute; add a value, or run caskd "
-                "precompute --help"
-            )
-    from caskd.precompute.workers import precompute
-
-    return precompute(config)

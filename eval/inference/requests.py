@@ -81,9 +81,9 @@ def build_requests(
         UsageError: a column is missing or has values of another type, or a flag is invalid.
         IdentityError: a flag contradicts what the model was trained on.
     """
-    _check_named(config, records)
+    check_named(config, records)
     text_tokens(tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
-    records = [_with_response(record, config) for record in records]
+    records = [with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
     chat = _chat_options(config, tokenizer, columns)
     requests = []
@@ -134,7 +134,7 @@ def build_request(
     Raises:
         UsageError: a column is missing or has values of another type.
     """
-    example = _example(record, columns, index, config)
+    example = bare_example(record, columns, index, config)
     return replace(
         example,
         prompt=prompt_ids(tokenizer, record, columns, chat),
@@ -145,7 +145,9 @@ def build_request(
     )
 
 
-def _example(record: Record, columns: Columns, index: int, config: PredictConfig) -> EvalExample:
+def bare_example(
+    record: Record, columns: Columns, index: int, config: PredictConfig
+) -> EvalExample:
     """One record without the tokens of its prompt."""
     return EvalExample(
         example_id=str(index if record.get("id") is None else record["id"]),
@@ -160,50 +162,7 @@ def _example(record: Record, columns: Columns, index: int, config: PredictConfig
     )
 
 
-def build_asked(records: Sequence[Record], config: PredictConfig) -> list[EvalExample]:
-    """Turn records into what a server is asked that has a tokenizer and a template of its own.
-
-    Under `--api chat` a `prompt` is one user turn; under completions it is sent as text.
-
-    Raises:
-        UsageError: a column is missing or has values of another type, or a flag or kind of data
-            needs the tokenizer of --model.
-    """
-    _check_named(config, records)
-    records = [_with_response(record, config) for record in records]
-    columns = choose_columns(config, records[0])
-    arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
-    given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
-    if config.api == "completions" and columns.kind == "messages":
-        raise UsageError(
-            "--api completions: the data has messages, which need a chat template, and no --model "
-            "names its tokenizer; expected --api chat, or --model FOLDER; pass one of them"
-        )
-    requests = []
-    for index, record in enumerate(records):
-        try:
-            example = _example(record, columns, index, config)
-            if config.api == "chat":
-                asked: Any = {**_conversation(record, columns), **given}
-            else:
-                asked = str(column_value(record, columns, "prompt"))
-            requests.append(replace(example, asked=asked))
-        except UsageError as error:
-            raise UsageError(f"record {index}: {error}") from None
-    return requests
-
-
-def _conversation(record: Record, columns: Columns) -> dict[str, Any]:
-    if columns.kind == "prompt":
-        prompt = str(column_value(record, columns, "prompt"))
-        return {"messages": [{"role": "user", "content": prompt}]}
-    turns = column_value(record, columns, "messages")
-    last = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"][-1]
-    asked = [{k: v for k, v in turn.items() if v is not None} for turn in turns[:last]]
-    return {"messages": asked, **template_values(record, columns)}
-
-
-def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
+def check_named(config: PredictConfig, records: Sequence[Record]) -> None:
     """Stop if a column named by a flag is missing; default names may be missing."""
     for field in ("references_column", "options_column"):
         name = getattr(config, field)
@@ -214,7 +173,7 @@ def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
             )
 
 
-def _with_response(record: Record, config: PredictConfig) -> Record:
+def with_response(record: Record, config: PredictConfig) -> Record:
     """The first of several references serves as the response if there is no response column."""
     several = record.get(config.references_column)
     if config.response_column in record or not isinstance(several, list) or not several:

@@ -7,10 +7,10 @@ from typing import Any
 
 from caskd.eval.answers import SERVED, Predictions, digest
 from caskd.eval.config import PredictConfig
+from caskd.eval.inference.asked import build_asked
 from caskd.eval.inference.ready import Ready, Row, row_of, tasks_of
 from caskd.eval.inference.requests import (
     EvalExample,
-    build_asked,
     build_requests,
     check_requests,
     text_identity,
