@@ -40,7 +40,7 @@ package:
 models:
     OMP_NUM_THREADS=1 python tests/architectures/table.py
 
-# every class of transformers, and the fault tests at their large counts, into benchmarks/results/faults.csv
+# every class of transformers, the fault tests at their large counts, 200 prompts a token rule, into benchmarks/results/faults.csv
 nightly:
     CASKD_ARCHITECTURES=all OMP_NUM_THREADS=1 nice -n 10 pytest tests/architectures
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py
@@ -48,3 +48,4 @@ nightly:
     CASKD_RANKS=1,2,4 CASKD_CASES="0:float32 1:float32 2:float32 3:float32 0:bfloat16 2:bfloat16 3:bfloat16" nice -n 10 pytest --timeout 14400 tests/distributed/test_resize.py
     CASKD_SCHEDULES=1000 CASKD_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_s3_faults.py
     CASKD_CAPTURE_KILLS=100 nice -n 10 pytest --timeout 3600 tests/integration/test_capture_kills.py
+    CASKD_PROMPTS=200 nice -n 10 pytest tests/unit/models/test_token_cascade_decoding.py
