@@ -119,6 +119,10 @@ class EvalConfig:
     token_cascade: tuple[str, ...] = ()
     """Predictions of a token cascade (caskd predict --large) on the same examples, FILE or
     NAME=FILE: one point beside the curves; repeat the flag."""
+    outcomes: tuple[str, ...] = ()
+    """Outcome table instead of predictions: JSONL, CSV, Parquet or Arrow; repeat the flag. Columns:
+    example_id, model, quality, and where known score or confidence, cost, latency_ms,
+    prompt_tokens, output_tokens, task. --small, --chain and --large then take model names."""
     out: str
     """Folder for the report: figures, tables and index.html."""
     rule: tuple[str, ...] = ()
@@ -144,8 +148,12 @@ class EvalConfig:
     the first --small (mean over its seeds) and the large model."""
     operating_point: str | None = None
     """Choose small model, rule and threshold under a bound, and write them to cascade.json:
-    quality>=0.86, cost<=5e8 or deferral_rate<=0.3. Cost is in FLOPs per token, or with --prices in
-    money per example."""
+    quality>=0.86, cost<=5e8 or deferral_rate<=0.3. Cost is in FLOPs per token, with --prices in
+    money per example, with --outcomes in the unit of the column cost."""
+    guarantee: str | None = None
+    """Choose a threshold for each small model and rule on the calibration split so that the mean
+    loss of later questions is bounded: risk<=.05 or regret<=.05. Risk is 1 - quality of an answer
+    that the small model keeps, regret by how much the large model's is better."""
     prices: str | None = None
     """Price list, JSON or TOML: for each model name the prices of a million prompt tokens (prompt)
     and of a million output tokens (output)."""

@@ -25,6 +25,8 @@ CASCADE_COUNTS = (
 )  # fmt: skip
 """Columns of a token cascade: what each model chose, drafted and computed for an answer."""
 
+OUTCOMES = "outcomes"
+"""`kind` in the metadata of rows of an outcome table."""
 ROUNDING = 1e-4
 """A log-probability of a server in half precision may exceed 0 by that much."""
 _LARGEST = float(np.finfo(np.float64).max)
@@ -84,7 +86,9 @@ def check_values(file: str, table: pa.Table, metadata: Mapping[str, Any]) -> Non
 
 
 def is_bounded(metadata: Mapping[str, Any]) -> bool:
-    """Whether caskd knows every metric of a file, so that its quality is from 0 to 1."""
+    """Whether quality is from 0 to 1: of metrics that caskd knows, or of all rows of a table."""
+    if metadata.get("kind") == OUTCOMES:
+        return bool(metadata["bounded"])
     return all(map(is_known, _metrics(metadata)))
 
 

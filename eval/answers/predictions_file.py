@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from caskd.eval.answers.checks import CASCADE_COUNTS, check_values, num_parameters
+from caskd.eval.answers.checks import CASCADE_COUNTS, OUTCOMES, check_values, num_parameters
 from caskd.store.corpus import parquet_batches, size_limit
 from caskd.store.errors import UsageError
 from caskd.store.io import StrangeFileError, check_readable, parse_json, refuse_mixup, value_text
@@ -30,6 +30,8 @@ TOKEN_CASCADE = "token-cascade"
 """`kind` in the metadata of answers that two models wrote together."""
 SERVED = "server"
 """`model.engine` in the metadata of answers that came from a server."""
+TOKEN_FLOPS = "FLOPs per token"
+"""Unit of the cost of a model's answers in predictions files."""
 
 SCHEMA = pa.schema(
     [
@@ -100,6 +102,21 @@ class Predictions:
         return active or self.num_parameters
 
     @property
+    def is_outcomes(self) -> bool:
+        """Whether these are rows of an outcome table: no answers, no parameters, own costs."""
+        return self.metadata.get("kind") == OUTCOMES
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether the cost of an answer is known: by the model's parameters, or as stated."""
+        return self.is_outcomes or self.num_parameters is not None
+
+    @property
+    def cost_unit(self) -> str:
+        """Unit of the cost of an answer (`caskd.eval.curves.answer_cost`)."""
+        return str(self.metadata.get("cost_unit", TOKEN_FLOPS))
+
+    @property
     def is_token_cascade(self) -> bool:
         """Whether a small and a large model wrote the answers together, token by token."""
         return self.metadata.get("kind") == TOKEN_CASCADE
@@ -142,7 +159,9 @@ class Predictions:
         return [options or [] for options in found]
 
     def num_empty(self) -> int:
-        """Answers without any text."""
+        """Answers without any text; an outcome table has no texts to count."""
+        if self.is_outcomes:
+            return 0
         return sum(not text.strip() for text in self.strings("text"))
 
     def num_finished_by(self, reason: str) -> int:

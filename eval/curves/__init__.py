@@ -1,11 +1,12 @@
 """Deferral curves, costs, confidence and chains of models, in numpy alone."""
 
 from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
-from caskd.eval.curves.confidence import aurc, auroc, calibration_error
+from caskd.eval.curves.confidence import aurc, auroc, calibration_error, isotonic_confidence
 from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
 from caskd.eval.curves.cost import (
     Price,
     Shares,
+    answer_cost,
     flops,
     flops_per_token,
     money,
@@ -23,6 +24,8 @@ from caskd.eval.curves.deferral import (
     finite_scores,
 )
 from caskd.eval.curves.figures import RATES, curve_figures
+from caskd.eval.curves.risk_control import quantile_bound, safe_threshold
+from caskd.eval.curves.router_figures import aiq, arena_score, dominates
 
 __all__ = [
     "MIN_GAP",
@@ -32,7 +35,10 @@ __all__ = [
     "Link",
     "Price",
     "Shares",
+    "aiq",
+    "answer_cost",
     "apply_thresholds",
+    "arena_score",
     "aurc",
     "auroc",
     "bleu_curve",
@@ -41,13 +47,17 @@ __all__ = [
     "curve_figures",
     "defer_order",
     "deferral_curve",
+    "dominates",
     "finite_scores",
     "flops",
     "flops_per_token",
+    "isotonic_confidence",
     "money",
     "ngram_counts",
     "price_of",
+    "quantile_bound",
     "read_prices",
+    "safe_threshold",
     "shares",
     "tail_seconds",
     "token_cost",

@@ -8,6 +8,7 @@ Legend: E examples.
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import isotonic_regression
 
 from caskd.eval.curves.deferral import defer_order
 
@@ -46,6 +47,26 @@ def aurc(score: FloatArray, quality: FloatArray) -> float:
     risk = np.add.reduceat(1.0 - quality[order], ends[:-1]) / sizes
     surest_first = np.repeat(risk, sizes)[::-1]
     return float(np.mean(np.cumsum(surest_first) / np.arange(1, score.size + 1)))
+
+
+def isotonic_confidence(score: FloatArray, quality: FloatArray, new: FloatArray) -> FloatArray:
+    """Expected quality of new answers from their scores, which need not be probabilities.
+
+    Isotonic regression: the falling step function of the score that is nearest to the qualities. A
+    new score has the value of the highest calibration score that is not above it, or of the lowest.
+
+    Args:
+        score: [E] of the calibration examples.
+        quality: [E] of the calibration examples.
+        new: [N] scores of other examples.
+
+    Returns:
+        [N] expected quality.
+    """
+    values, block, counts = np.unique(score, return_inverse=True, return_counts=True)
+    means = np.bincount(block, weights=quality) / counts
+    fitted = isotonic_regression(means, weights=counts, increasing=False).x
+    return np.asarray(fitted[np.maximum(np.searchsorted(values, new, side="right") - 1, 0)])
 
 
 def calibration_error(confidence: FloatArray, quality: FloatArray) -> float:

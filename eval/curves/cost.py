@@ -85,6 +85,13 @@ def token_cost(
     )
 
 
+def answer_cost(predictions: Predictions) -> FloatArray:
+    """[E] cost of each answer: FLOPs per token, or the cost that an outcome table states."""
+    if predictions.is_outcomes:
+        return predictions.numbers("cost")
+    return np.full(len(predictions), flops_per_token(predictions.num_active_parameters))
+
+
 def flops(predictions: Predictions) -> tuple[FloatArray, FloatArray]:
     """FLOPs [E] of each prompt, and of each answer."""
     each = flops_per_token(predictions.num_active_parameters)

@@ -104,10 +104,10 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
         )
-    if config.small or config.large or config.token_cascade:
+    if config.small or config.large or config.token_cascade or config.outcomes:
         raise UsageError(
-            "--next-token: was given with --small or --large or --token-cascade; expected "
-            "--student only; omit those three, or omit --next-token"
+            "--next-token: was given with --small, --large, --token-cascade or --outcomes; "
+            "expected --student only; omit those, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")

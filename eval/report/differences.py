@@ -162,7 +162,9 @@ def comparisons(analysis: Analysis, _: Mapping[str, Picture]) -> Section:
     together = (ALL_TASKS, WITHIN_TASK)
     pooled = [c for c in found.more if c.task in together and c.measure != COST]
     by_task = [c for c in found.more if c.task not in together]
-    tables = [table(_ARMS, map(asdict, found.arms))]
+    is_table = analysis.outcomes is not None
+    heads = {**_ARMS, "cost_at_quality": ("cost there", ".4g")} if is_table else _ARMS
+    tables = [table(heads, map(asdict, found.arms))]
     if pooled:
         tables.append(contrast_table(pooled, "By other measures"))
     if by_task:
@@ -171,11 +173,15 @@ def comparisons(analysis: Analysis, _: Mapping[str, Picture]) -> Section:
         f"Intervals resample the test {analysis.resampled}, the same ones for all models, and the "
         "training seeds of an arm that has several. Intervals over seeds alone are Student's t; "
         "trust them if seeds are few. No difference is shown if either interval contains zero. "
-        "With one seed the intervals do not cover what another training run would give.",
+        + (
+            ""
+            if is_table
+            else "With one seed the intervals do not cover what another training run would give."
+        ),
         f"The target is quality {found.target.quality:.4f}. The rate at target is the smallest "
         "deferral rate that reaches it (lower is better). A seed or a replicate that never reaches "
         "it counts as rate 1, which pays for deferring everything. differences.csv compares the "
-        "FLOPs per token at the target.",
+        f"{analysis.results[0].pair.large.cost_unit} at the target.",
     ]
     if analysis.results[0].tasks:
         notes.append(_WITHIN)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.curves import flops_per_token, token_cost
+from caskd.eval.curves import answer_cost
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -28,6 +28,7 @@ _UNITS = {
     "seconds": "seconds per example",
     "money": "money per 1,000 examples",
 }
+_TITLES = {"flops": "Computation", "seconds": "Time", "money": "Money", "cost": "Cost"}
 
 
 def curve_figure(analysis: Analysis) -> Figure:
@@ -38,18 +39,17 @@ def curve_figure(analysis: Analysis) -> Figure:
     results = analysis.results
     figure, (by_rate, by_cost) = panels(2, sharey=True)
     for result, color, label in _colored(results):
-        curve, sizes = result.curve, (result.pair.small, result.pair.large)
-        oracle_cost = token_cost(curve.oracle_rate, *(p.num_active_parameters for p in sizes))
+        curve = result.curve
         for axes, x, oracle_x in (
             (by_rate, curve.deferral_rate, curve.oracle_rate),
-            (by_cost, result.token_flops, oracle_cost),
+            (by_cost, result.main_cost, result.oracle_cost),
         ):
             _line(axes, oracle_x, curve.oracle_quality, color=color, lw=0.9, ls=":")
             axes.plot(x[[0, -1]], curve.random[[0, -1]], color=color, lw=0.9, ls="--")
             _line(axes, x, curve.quality, color=color, lw=1.5, label=label)
     large = results[0].pair.large
     by_cost.plot(
-        [flops_per_token(large.num_active_parameters)],
+        [float(answer_cost(large).mean())],
         [results[0].curve.quality_large],
         marker="*",
         ms=9,
@@ -58,12 +58,11 @@ def curve_figure(analysis: Analysis) -> Figure:
     )
     points = _points(by_cost, analysis, "flops_per_token")
     in_percent(by_rate)
-    known = all(result.has_flops for result in results)
+    known = all(result.has_cost for result in results)
     if known:
         in_powers(by_cost)
     dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
-    unit = "FLOPs per token (2 per parameter)" if known else "FLOPs are not known: see money, time"
-    dress(by_cost, "Quality by cost", unit)
+    dress(by_cost, "Quality by cost", _main_unit(results) if known else "cost is not known")
     keys = _keys(random="--", oracle=":")
     star = Line2D(
         [],
@@ -125,16 +124,18 @@ def rules_figure(analysis: Analysis) -> Figure:
     return figure
 
 
-def cost_figure(analysis: Analysis) -> Figure:
-    """Quality over cost per example: computation, seconds, and with prices money."""
+def cost_figure(analysis: Analysis) -> Figure | None:
+    """Quality over cost per example: computation, seconds, and with prices money; None without."""
     results = analysis.results
     units = list(results[0].costs)
+    if not units:
+        return None
     figure, found = panels(len(units), sharey=True)
     for result, color, label in _colored(results):
         for axes, unit in zip(found, units, strict=True):
             cost = result.costs[unit] * (1000 if unit == "money" else 1)
             _line(axes, cost, result.curve.quality, color=color, lw=1.5, label=label)
-            if unit == "seconds":
+            if unit == "seconds" and result.tail is not None:
                 rate, tail = result.tail
                 reached = np.interp(rate, result.curve.deferral_rate, result.curve.quality)
                 axes.plot(tail, reached, color=color, lw=1.0, ls=":")
@@ -143,9 +144,10 @@ def cost_figure(analysis: Analysis) -> Figure:
             _points(axes, analysis, f"{unit}_per_example")
         in_powers(axes)
         first = axes is found[0]
-        title = {"flops": "Computation", "seconds": "Time", "money": "Money"}[unit]
-        dress(axes, title, _UNITS[unit], QUALITY if first else None)
-    handles = [*_handles(found[0]), *_keys(**{"95th percentile of the seconds": ":"})]
+        label = _main_unit(results) if unit == "cost" else _UNITS[unit]
+        dress(axes, _TITLES[unit], label, QUALITY if first else None)
+    keys = _keys(**{"95th percentile of the seconds": ":"}) if "seconds" in units else []
+    handles = [*_handles(found[0]), *keys]
     legend_below(figure, handles)
     return figure
 
@@ -166,12 +168,13 @@ def bleu_figure(analysis: Analysis) -> Figure | None:
 
 def chain_figure(analysis: Analysis) -> Figure | None:
     """The chain's frontier and the two-model cascades on one cost axis; None without a chain."""
-    chain, priced = analysis.chain, analysis.priced
+    chain = analysis.chain
     if chain is None:
         return None
+    priced = analysis.priced and analysis.outcomes is None
     figure, (axes,) = panels(1)
     for number, result in enumerate(analysis.results, 1):
-        cost = 1000 * result.costs["money"] if priced else result.token_flops
+        cost = 1000 * result.costs["money"] if priced else result.main_cost
         _line(
             axes,
             cost,
@@ -191,7 +194,7 @@ def chain_figure(analysis: Analysis) -> Figure | None:
         label=label,
     )
     in_powers(axes)
-    unit = _UNITS["money"] if priced else "FLOPs per token (2 per parameter)"
+    unit = _UNITS["money"] if priced else _main_unit(analysis.results)
     dress(axes, "A chain of models", unit, QUALITY)
     legend_below(figure, _handles(axes))
     return figure
@@ -201,6 +204,12 @@ def _colored(results: Sequence[CascadeResult]) -> list[tuple[CascadeResult, str,
     """Each result with its arm's color, and the arm's name as label at its first seed."""
     lines = arm_lines([result.arm for result in results])
     return [(result, *line) for result, line in zip(results, lines, strict=True)]
+
+
+def _main_unit(results: Sequence[CascadeResult]) -> str:
+    """Label of the axis of the main cost."""
+    large = results[0].pair.large
+    return large.cost_unit if large.is_outcomes else "FLOPs per token (2 per parameter)"
 
 
 def _points(axes: Any, analysis: Analysis, cost: str) -> list[Line2D]:

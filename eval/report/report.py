@@ -9,8 +9,8 @@ from typing import Any
 
 from caskd.eval.answers import Predictions
 from caskd.eval.config import EvalConfig
-from caskd.eval.curves import curve_figures
-from caskd.eval.report import differences, plots, sections, tables
+from caskd.eval.curves import answer_cost, curve_figures
+from caskd.eval.report import differences, plots, promises, sections, tables
 from caskd.eval.report.folder import CASCADE, FORMAT, check_folder
 from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
 from caskd.eval.serving import cascade_fields
@@ -36,6 +36,7 @@ CONTENTS = (
         section=sections.overview,
     ),
     Part(section=sections.operating_point),
+    Part(tables={"guarantee": tables.guarantee_rows}, section=promises.thresholds),
     Part(
         tables={"differences": differences.difference_rows, "seeds": differences.seed_rows},
         section=differences.comparisons,
@@ -56,6 +57,7 @@ CONTENTS = (
         },
         section=sections.cost,
     ),
+    Part(tables={"benchmarks": lambda analysis: analysis.benchmarks}, section=promises.benchmarks),
     Part(
         tables={"token_cascades": tables.token_cascade_rows},
         section=sections.token_cascades,
@@ -91,7 +93,7 @@ def cascade_report(config: EvalConfig) -> Report:
     """
     check_folder(Path(config.out))
     analysis = analyze(config)
-    summary = _summary(analysis)
+    summary = cascade_summary(analysis)
     title = f"Cascades with {summary['large']['name']} as the large model"
     files = build_files(CONTENTS, analysis, title, summary)
     if analysis.point is not None:
@@ -100,7 +102,8 @@ def cascade_report(config: EvalConfig) -> Report:
     return Report(summary, files, partial(tables.show, analysis))
 
 
-def _summary(analysis: Analysis) -> dict[str, Any]:
+def cascade_summary(analysis: Analysis) -> dict[str, Any]:
+    """The content of summary.json."""
     results, found = analysis.results, analysis.comparisons
     large = results[0].pair.large
     return {
@@ -111,6 +114,11 @@ def _summary(analysis: Analysis) -> dict[str, Any]:
         "quality": large.metadata["quality"],
         "split": dict(analysis.split),
         "num_questions": analysis.num_questions,
+        "outcomes": analysis.outcomes.summary() if analysis.outcomes else None,
+        "cost_unit": large.cost_unit,
+        "guarantee": analysis.guarantee.summary() if analysis.guarantee else None,
+        "do_not_cascade": [asdict(one) for one in analysis.dominations],
+        "benchmarks": analysis.benchmarks,
         "large": _model(large),
         "smalls": [_small(result) for result in results],
         "arms": [asdict(arm) for arm in found.arms],
@@ -150,9 +158,14 @@ def _small(result: CascadeResult) -> dict[str, Any]:
 
 
 def _model(predictions: Predictions) -> dict[str, Any]:
-    return {
+    named = {
         "name": strip_control(predictions.model_name),
         "file": strip_control(predictions.source),
+    }
+    if predictions.is_outcomes:
+        return {**named, "mean_cost": float(answer_cost(predictions).mean())}
+    return {
+        **named,
         "num_parameters": predictions.num_parameters,
         "num_active_parameters": predictions.num_active_parameters,
         "data_digest": predictions.metadata.get("data_digest"),

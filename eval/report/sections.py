@@ -33,6 +33,7 @@ _RULES: Heads = {
 _CONFIDENCE: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "auroc": ("AUROC", ".3f"),
     "aurc": ("AURC", ".4f"), "ece": ("ECE", ".3f"),
+    "ece_isotonic": ("ECE, isotonic", ".3f"),
 }  # fmt: skip
 _DRIFT: Heads = {
     "small": ("small model", "text"), "rule": ("rule", "text"), "wanted_rate": ("wanted", ".0%"),
@@ -121,6 +122,8 @@ def operating_point(analysis: Analysis, _: Mapping[str, Picture]) -> Section | N
         return None
     first, *estimates = point_lines(analysis.point)
     note = "Load cascade.json with caskd.eval.Cascade.load."
+    if analysis.outcomes is not None:
+        note = "cascade.json records the threshold; apply it to your own score."
     return Section("Operating point", texts=[first], bullets=estimates, notes=[note])
 
 
@@ -158,14 +161,20 @@ def rules(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
         notes=[
             f"The figure is of {analysis.results[0].label}; the first rule is "
             f"{analysis.main_rule}. AUROC, AURC and ECE (lower is better for the last two) "
-            "measure the score against the small model's own answers, without the large model.",
+            "measure the score against the small model's own answers, without the large model. "
+            "Isotonic: after isotonic regression of quality on the score of the calibration "
+            "examples, which turns any score into a probability.",
             *(f"Left out: {line}" for line in analysis.left_out),
         ],
     )
 
 
-def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
-    """Computation, time and money."""
+def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section | None:
+    """Computation, time and money; None for an outcome table without costs and times."""
+    if "cost" not in pictures:
+        return None
+    if analysis.outcomes is not None:
+        return _table_cost(analysis, pictures["cost"])
     models = [model for one in analysis.results for model in (one.pair.small, one.pair.large)]
     notes = list(dict.fromkeys(note for model in models for note in _experts(model)))
     text = (
@@ -174,6 +183,15 @@ def cost(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section:
         "line is the 95th percentile."
     )
     return Section("Cost per example", texts=[text], pictures=[pictures["cost"]], notes=notes)
+
+
+def _table_cost(analysis: Analysis, picture: Picture) -> Section:
+    """Cost and time as an outcome table states them."""
+    text = (
+        "Costs and times are those of the table, of the small model and, for deferred examples, of "
+        "both models, one after the other. A dotted line is the 95th percentile of the seconds."
+    )
+    return Section("Cost per example", texts=[text], pictures=[picture])
 
 
 def _experts(model: Predictions) -> Iterator[str]:

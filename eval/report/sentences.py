@@ -1,9 +1,10 @@
 """Results of a study as sentences, for the terminal and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from caskd.eval.stats import McNemar
-from caskd.eval.study import FIXED_RATE, Contrast, OperatingPoint, TokenCascadePoint
+from caskd.eval.study import FIXED_RATE, Contrast, Guarantee, OperatingPoint, TokenCascadePoint
 
 
 def questions_line(num_examples: int, num_questions: int) -> str:
@@ -69,6 +70,26 @@ def point_lines(point: OperatingPoint) -> list[str]:
         f"only the large model {test.only_second:,} times, McNemar p = {test.p_value:.3g}: "
         f"{_VERDICTS.get(test.verdict, test.verdict)}",
     ]
+
+
+def guarantee_lines(guarantee: Guarantee | None) -> list[str]:
+    """What is promised, then a line for each threshold; nothing without `--guarantee`."""
+    if guarantee is None:
+        return []
+    quantity = guarantee.promise.quantity
+    return [
+        f"Guarantee {guarantee.promise}, from {guarantee.num_questions:,} calibration questions:",
+        *(
+            f"  {row['small']}, rule {row['rule']}: {_threshold(row)}; on the test examples "
+            f"{quantity} {row[quantity]:.4f}, deferral rate {row['deferral_rate']:.4f}, quality "
+            f"{row['quality']:.4f}"
+            for row in guarantee.rows
+        ),
+    ]
+
+
+def _threshold(row: Mapping[str, Any]) -> str:
+    return row["answer"] if row["threshold"] is None else f"threshold {row['threshold']:.6g}"
 
 
 def token_cascade_lines(points: Sequence[TokenCascadePoint]) -> list[str]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from caskd.eval.curves import DeferralCurve, curve_figures
 from caskd.eval.report.sentences import (
     difference_line,
+    guarantee_lines,
     point_lines,
     questions_line,
     token_cascade_lines,
@@ -58,7 +59,7 @@ def curve_rows(analysis: Analysis) -> Rows:
     """The points of the main rule's curves, with every cost."""
     for result in analysis.results:
         costs = {_UNIT_COLUMNS[unit]: values for unit, values in result.costs.items()}
-        extra = {**_flops(result, result.token_flops), **costs}
+        extra = {**_main_cost(result, result.main_cost), **costs}
         yield from _point_rows({"small": result.label}, result.curve, extra)
 
 
@@ -66,19 +67,25 @@ def rule_curve_rows(analysis: Analysis) -> Rows:
     """The points of every rule's curves."""
     for result in analysis.results:
         for name, rule in result.rules.items():
-            extra = _flops(result, rule.token_flops)
+            extra = _main_cost(result, rule.main_cost)
             yield from _point_rows({"small": result.label, "rule": name}, rule.curve, extra)
-
-
-def _flops(result: CascadeResult, values: Any) -> dict[str, Any]:
-    return {"flops_per_token": values} if result.has_flops else {}
 
 
 _UNIT_COLUMNS = {
     "flops": "flops_per_example",
     "seconds": "seconds_per_example",
     "money": "money_per_example",
+    "cost": "cost_per_example",
 }
+
+
+def _main_column(result: CascadeResult) -> str:
+    return "cost_per_example" if result.pair.small.is_outcomes else "flops_per_token"
+
+
+def _main_cost(result: CascadeResult, values: Any) -> dict[str, Any]:
+    """The column of the main cost; none where it is not known."""
+    return {_main_column(result): values} if result.has_cost else {}
 
 
 def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[str, Any]) -> Rows:
@@ -98,6 +105,8 @@ def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[st
 def tail_rows(analysis: Analysis) -> Rows:
     """95th percentile of the seconds per example along the curve."""
     for result in analysis.results:
+        if result.tail is None:
+            return
         for rate, seconds in zip(*(part.tolist() for part in result.tail), strict=True):
             yield {"small": result.label, "deferral_rate": rate, "seconds_p95": seconds}
 
@@ -114,6 +123,11 @@ def bleu_rows(analysis: Analysis) -> Rows:
 def chain_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
     """One row per setting on the chain's frontier."""
     return analysis.chain.rows() if analysis.chain is not None else ()
+
+
+def guarantee_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
+    """One row per threshold of `--guarantee`; no row without it."""
+    return analysis.guarantee.rows if analysis.guarantee is not None else ()
 
 
 def token_cascade_rows(analysis: Analysis) -> Iterable[Mapping[str, Any]]:
@@ -153,6 +167,8 @@ def show(analysis: Analysis) -> None:
     if analysis.point is not None:
         for line in point_lines(analysis.point):
             console.print(_shown(line), soft_wrap=True)
+    for line in guarantee_lines(analysis.guarantee):
+        console.print(_shown(line), soft_wrap=True)
     for line in token_cascade_lines(analysis.token_cascades):
         console.print(escape(line), soft_wrap=True)
     for warning in analysis.warnings:

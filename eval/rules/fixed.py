@@ -28,8 +28,17 @@ class Rule:
     """The stored column that it reads."""
     statistic: Callable[[Ragged], FloatArray]
     """[E] score, from that column."""
-    is_logprob: bool = True
-    """Whether exp(-score) is a probability, whose calibration can be measured."""
+    confidence: Callable[[FloatArray], FloatArray | None] = lambda score: np.exp(-score)
+    """[E] the probability that an answer is right, from the score; None if there is none."""
+
+
+def _unknown(score: FloatArray) -> None:
+    """A score that is no probability, so that its calibration cannot be measured."""
+
+
+def _stated(score: FloatArray) -> FloatArray | None:
+    """Minus the score, where all of it is a probability."""
+    return -score if score.min() >= -1.0 and score.max() <= 0.0 else None
 
 
 def _option(options: Ragged) -> FloatArray:
@@ -54,10 +63,20 @@ RULES: Mapping[str, Rule] = {
         Rule("max", _LOGPROBS, lambda tokens: -tokens.max()),
         Rule("first-token", _LOGPROBS, lambda tokens: -tokens.first()),
         Rule("option", "option_logprobs", _option),
-        Rule("entropy", "token_entropies", Ragged.mean, is_logprob=False),
-        Rule("margin", "token_margins", lambda margins: -margins.mean(), is_logprob=False),
+        Rule("entropy", "token_entropies", Ragged.mean, _unknown),
+        Rule("margin", "token_margins", lambda margins: -margins.mean(), _unknown),
     )
 }
+OUTCOME_RULES: Mapping[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("score", "score", Ragged.first, _unknown),
+        Rule("confidence", "score", Ragged.first, _stated),
+        Rule("none", "score", Ragged.first, _unknown),
+    )
+}
+"""Rules of outcome tables: the column `score`, minus the column `confidence`, or one score for all
+examples where the table has neither."""
 DEFAULT_RULES = tuple(
     name for rule in RULES for name in ((rule, f"{QUANTILE}0.4") if rule == "max" else (rule,))
 )
@@ -65,7 +84,7 @@ DEFAULT_RULES = tuple(
 
 
 def fixed_rule(name: str) -> Rule | None:
-    """The fixed rule of this name: one of `RULES`, or `quantile-Q`.
+    """The fixed rule of this name: one of `RULES` or `OUTCOME_RULES`, or `quantile-Q`.
 
     `average` is minus the mean log-probability (CAT, arXiv 2406.00060); `quantile-Q` minus the
     Q-quantile (Gupta et al., arXiv 2404.10136), of which Q = 0 is `min` and Q = 1 is `max`;
@@ -79,7 +98,7 @@ def fixed_rule(name: str) -> Rule | None:
         UsageError: Q is not a number from 0 to 1.
     """
     if not name.startswith(QUANTILE):
-        return RULES.get(name)
+        return RULES.get(name) or OUTCOME_RULES.get(name)
     try:
         share = float(name.removeprefix(QUANTILE))
     except ValueError:

@@ -48,9 +48,9 @@ class Pair:
         return num_units(self.units, len(self))
 
     @property
-    def has_flops(self) -> bool:
-        """Whether the parameters of both models are known."""
-        return None not in (self.small.num_parameters, self.large.num_parameters)
+    def has_cost(self) -> bool:
+        """Whether the main cost of both models is known."""
+        return self.small.has_cost and self.large.has_cost
 
     def __len__(self) -> int:
         return len(self.large)
@@ -98,6 +98,7 @@ class Pair:
             how = {
                 "prompt": "pass the questions with --data",
                 "hidden": "rerun caskd predict with --hidden",
+                "score": "pass a table with --outcomes",
             }
             if self.small.metadata["model"].get("engine") == SERVED:
                 served = "serve the model with one that gives them, or answer in this process"

@@ -94,7 +94,7 @@ def _score(name: str, test: Pair, fit: Pair | None) -> RuleScores:
     rule = fixed_rule(name)
     if rule is not None:
         score = test.score(name)
-        return RuleScores(name, score, np.exp(-score) if rule.is_logprob else None)
+        return RuleScores(name, score, rule.confidence(score))
     if name not in ROUTERS:
         raise unknown_rule(name, ROUTERS)
     if fit is None:

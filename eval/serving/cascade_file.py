@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from caskd.eval.rules import ROUTERS, Router, fixed_rule
+from caskd.eval.rules import OUTCOME_RULES, ROUTERS, Router, fixed_rule
 from caskd.eval.study import OperatingPoint
 from caskd.store.errors import UsageError, reason
 from caskd.store.io import read_json_object, value_text
@@ -98,6 +98,12 @@ def read_cascade(file: str) -> CascadeFile:
 
 def _parse(fields: Mapping[str, Any]) -> CascadeFile:
     rule, router = str(fields["rule"]), fields["router"]
+    if rule in OUTCOME_RULES:
+        raise UsageError(
+            f"cascade.json: its rule is the column {rule} of an outcome table, which caskd cannot "
+            "compute for new answers; expected a rule of predictions; compare your own score with "
+            f"the threshold {value_text(fields['threshold'])}"
+        )
     if rule not in ROUTERS and fixed_rule(rule) is None:
         raise ValueError
     if (rule in ROUTERS) != (router is not None):

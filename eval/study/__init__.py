@@ -15,6 +15,7 @@ from caskd.eval.study.contrast import (
     contrasts,
     seed_warnings,
 )
+from caskd.eval.study.guarantee import DELTA, Guarantee
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, CascadeResult
 from caskd.eval.study.operating_point import OperatingPoint
 from caskd.eval.study.token_cascades import TokenCascadePoint
@@ -23,6 +24,7 @@ __all__ = [
     "ALL_TASKS",
     "AUDC",
     "COST",
+    "DELTA",
     "FIXED_RATE",
     "GAIN",
     "MIN_TASK_EXAMPLES",
@@ -34,6 +36,7 @@ __all__ = [
     "CascadeResult",
     "Contrast",
     "FigureReplicates",
+    "Guarantee",
     "OperatingPoint",
     "TokenCascadePoint",
     "analyze",

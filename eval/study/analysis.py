@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from caskd.eval.answers import is_bounded
 from caskd.eval.config import EvalConfig
 from caskd.eval.curves import Price, read_prices
+from caskd.eval.outcomes import OutcomeTable
 from caskd.eval.rules import RuleScores, score_pairs
 from caskd.eval.study.chain import ChainResult, measure_chain
 from caskd.eval.study.compare import Comparisons, compare
 from caskd.eval.study.experiment import Experiment, read_experiment
+from caskd.eval.study.guarantee import Guarantee, guarantee, parse_promise
 from caskd.eval.study.measure import CascadeResult, measure_cascade, warnings
 from caskd.eval.study.operating_point import (
     OperatingPoint,
@@ -19,6 +22,7 @@ from caskd.eval.study.operating_point import (
     parse_constraint,
 )
 from caskd.eval.study.samples import default_threshold, sample_rows
+from caskd.eval.study.table_figures import Domination, benchmark_rows, dominations
 from caskd.eval.study.threshold_drift import drift_rows
 from caskd.eval.study.token_cascades import TokenCascadePoint, read_token_cascades
 from caskd.store.errors import UsageError
@@ -47,6 +51,10 @@ class Analysis:
     token_cascades: list[TokenCascadePoint]
     priced: bool
     """Whether there is a price list."""
+    guarantee: Guarantee | None = None
+    """The thresholds of `--guarantee`."""
+    outcomes: OutcomeTable | None = None
+    """The table in place of predictions files."""
 
     @property
     def main_rule(self) -> str:
@@ -63,10 +71,27 @@ class Analysis:
         """What intervals and tests resample, in one word."""
         return "examples" if self.num_questions == len(self.results[0].pair) else "questions"
 
+    @cached_property
+    def dominations(self) -> list[Domination]:
+        """Models of a table that are better and no dearer than others, also in the chain."""
+        groups = [[result.pair for result in self.results]]
+        if self.chain is not None:
+            groups.append(self.chain.pairs)
+        found = (one for pairs in groups for one in dominations(pairs))
+        return list({(one.better, one.worse): one for one in found}.values())
+
+    @cached_property
+    def benchmarks(self) -> list[dict[str, Any]]:
+        """Figures of router benchmarks, of an outcome table with costs."""
+        return benchmark_rows(self.results)
+
     @property
     def warnings(self) -> list[str]:
         """What a reader must know first."""
         found = [*warnings(self.results), *self.comparisons.warnings]
+        if self.outcomes is not None:
+            beaten = (one.sentence for one in self.dominations)
+            found = [*beaten, *self.outcomes.warnings(), *found]
         if self.point is not None and self.point.chosen_on == "test":
             found.append(
                 "The operating point was chosen on the examples that measure it, so its figures "
@@ -89,17 +114,28 @@ def analyze(config: EvalConfig) -> Analysis:
         IdentityError: predictions that do not belong together.
     """
     constraint = parse_constraint(config.operating_point) if config.operating_point else None
+    promise = parse_promise(config.guarantee) if config.guarantee else None
     prices = read_prices(config.prices) if config.prices else None
     _check_chain(config)
     experiment = read_experiment(config, config.small or config.chain)
+    calibrations = experiment.calibrations
     bounded = is_bounded(experiment.tests[0].large.metadata)
     check_quality_bounds(config.target_quality, constraint, bounded=bounded)
-    scores, left_out = score_pairs(experiment.tests, experiment.fits, config.rule)
+    scores, left_out = score_pairs(experiment.tests, experiment.fits, experiment.rules)
     results = [
-        measure_cascade(run.label, run.arm, pair, by_rule, prices=prices, bleu=config.bleu)
-        for run, pair, by_rule in zip(experiment.runs, experiment.tests, scores, strict=True)
+        measure_cascade(
+            run.label,
+            run.arm,
+            pair,
+            by_rule,
+            calibration=calibrations[index] if calibrations else None,
+            prices=prices,
+            bleu=config.bleu,
+        )
+        for index, (run, pair, by_rule) in enumerate(
+            zip(experiment.runs, experiment.tests, scores, strict=True)
+        )
     ]
-    calibrations = experiment.calibrations
     point = choose(constraint, results, calibrations, prices) if constraint else None
     shown, rule, threshold = (
         (point.result, point.scores, point.threshold)
@@ -123,6 +159,10 @@ def analyze(config: EvalConfig) -> Analysis:
             is_split=config.calibration is not None,
         ),
         priced=prices is not None,
+        guarantee=guarantee(promise, results, calibrations, prices, bounded=bounded)
+        if promise
+        else None,
+        outcomes=experiment.outcomes,
     )
 
 

@@ -15,9 +15,9 @@ from caskd.eval.curves import (
     Frontier,
     Link,
     Price,
+    answer_cost,
     apply_thresholds,
     chain_frontier,
-    flops_per_token,
     money,
     price_of,
 )
@@ -46,6 +46,8 @@ class ChainResult:
     """[F] on the test split."""
     calibrated: bool
     """Whether a calibration split chose the thresholds."""
+    pairs: list[Pair]
+    """Each model but the last on the test split, with the last."""
 
     def summary(self) -> dict[str, Any]:
         """The chain in summary.json."""
@@ -123,6 +125,7 @@ def measure_chain(
         cost=cost,
         quality=quality,
         calibrated=calibrations is not None,
+        pairs=list(tests),
     )
 
 
@@ -136,13 +139,13 @@ def _links(
 
 
 def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
-    if prices is None:
-        if predictions.num_parameters is None:
+    if prices is None or predictions.is_outcomes:
+        if not predictions.has_cost:
             raise UsageError(
                 f"--chain: the number of parameters of {value_text(predictions.model_name)} is not "
                 "known, nor its FLOPs; expected a price list; pass --prices FILE"
             )
-        return np.full(len(predictions), flops_per_token(predictions.num_active_parameters))
+        return answer_cost(predictions)
     read, written = money(predictions, price_of(prices, predictions.model_name))
     return read + written
 

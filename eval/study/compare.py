@@ -128,7 +128,8 @@ def compare(results: Sequence[CascadeResult], target_quality: float | None = Non
             for a, b in combinations(results, 2)
             if arms.count(a.arm) == arms.count(b.arm) == 1
         ],
-        warnings=list(seed_warnings(arms)),
+        # The models of a table are what they are: nobody trains them again.
+        warnings=[] if results[0].pair.large.is_outcomes else list(seed_warnings(arms)),
     )
 
 

@@ -131,7 +131,7 @@ def find_target(results: Sequence[CascadeResult], quality: float | None) -> Targ
     ]
     sure = [1.0 if rate is None else rate for rate in rates]
     costs = [
-        float(_cost(r, np.array(rate))) if r.has_flops else None
+        float(_cost(r, np.array(rate))) if r.has_cost else None
         for r, rate in zip(results, sure, strict=True)
     ]
     return Target(
@@ -232,7 +232,9 @@ def _within(
 
 
 def _cost(result: CascadeResult, rate: FloatArray) -> FloatArray:
-    """FLOPs per token at these deferral rates."""
+    """Main cost at these deferral rates: FLOPs per token, or that of an outcome table."""
+    if result.pair.small.is_outcomes:
+        return np.interp(rate, result.curve.deferral_rate, result.main_cost)
     return token_cost(
         rate,
         result.pair.small.num_active_parameters,

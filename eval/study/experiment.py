@@ -16,11 +16,15 @@ from caskd.eval.answers import (
     split_name,
 )
 from caskd.eval.config import EvalConfig
+from caskd.eval.curves import read_prices
 from caskd.eval.inference import read_questions, with_questions
+from caskd.eval.outcomes import CALLS, OutcomeTable, read_table
 from caskd.eval.rules import ROUTERS, Pair
+from caskd.eval.study.flags import check_flags
 from caskd.eval.study.rescoring import rescore
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
+from caskd.store.io import strip_control
 
 
 @dataclass(frozen=True)
@@ -35,66 +39,108 @@ class Experiment:
     """Examples that fit rules; separate, because a fitted rule is overconfident on its own data."""
     split: dict[str, object]
     """How the examples were split, for the summary."""
+    rules: Sequence[str]
+    """Rules that were asked for, or that of the outcome table; empty for all."""
+    outcomes: OutcomeTable | None = None
+    """The table in place of predictions files."""
 
 
 def read_experiment(config: EvalConfig, small: Sequence[str]) -> Experiment:
-    """Open and join every predictions file.
+    """Open and join every predictions file, or the outcome tables, and split the examples.
 
     Args:
         config: flags of the command.
-        small: the files of the small models, FILE or NAME=FILE.
+        small: the files of the small models, FILE or NAME=FILE; with outcome tables model names.
 
     Raises:
-        UsageError: a file is missing or not a predictions file, or flags contradict each other.
+        UsageError: a file is missing or of another kind, or flags contradict each other.
         IdentityError: predictions that do not belong together.
     """
-    _check_flags(config, small)
-
-    def read(file: str, flag: str) -> Predictions:
-        return prepared(read_predictions(file), flag)
-
-    def prepared(predictions: Predictions, flag: str) -> Predictions:
-        predictions.check_one_model(flag)
-        return rescore(predictions, config.task_metric)
-
-    runs = [
-        replace(run, predictions=prepared(run.predictions, "--small")) for run in read_runs(small)
-    ]
-    questions = None
-    if config.data:
-        columns = Columns(prompt=config.prompt_column, messages=config.messages_column)
-        questions = read_questions(config.data, columns)
-
-    def join(ours: Predictions, theirs: Predictions) -> Pair:
-        return Pair(with_questions(ours, questions) if questions is not None else ours, theirs)
-
-    large = read(config.large, "--large")
-    pairs = [join(run.predictions, large) for run in runs]
-    if config.calibration_large is not None:
-        other = read(config.calibration_large, "--calibration-large")
-        files = [split_name(value)[1] for value in config.calibration_small]
-        calibrations = [join(read(file, "--calibration-small"), other) for file in files]
-        _check_apart(pairs[0], calibrations[0])
-        return _halved(config, Experiment(runs, pairs, calibrations, None, {"by": "files"}))
+    check_flags(config, small)
+    whole = _read_outcomes(config, small) if config.outcomes else _read_files(config, small)
+    if whole.calibrations is not None:
+        return _halved(config, whole)
     if config.calibration is None:
-        split = {"by": "none", "num_test": len(large), "num_calibration": 0, "num_fit": 0}
-        return Experiment(runs, pairs, None, None, split)
+        count = len(whole.tests[0])
+        split = {"by": "none", "num_test": count, "num_calibration": 0, "num_fit": 0}
+        return replace(whole, split=split)
+    large = whole.tests[0].large
     marked = calibration_mask(_names(large), config.calibration, config.calibration_seed)
-    calibrations = [pair.take(np.flatnonzero(marked)) for pair in pairs]
-    tests = [pair.take(np.flatnonzero(~marked)) for pair in pairs]
-    split = {
-        "by": "hash of the question",
-        "share": config.calibration,
-        "seed": config.calibration_seed,
-    }
-    return _halved(config, Experiment(runs, tests, calibrations, None, split))
+    return _halved(
+        config,
+        replace(
+            whole,
+            tests=[pair.take(np.flatnonzero(~marked)) for pair in whole.tests],
+            calibrations=[pair.take(np.flatnonzero(marked)) for pair in whole.tests],
+            split={
+                "by": "hash of the question",
+                "share": config.calibration,
+                "seed": config.calibration_seed,
+            },
+        ),
+    )
+
+
+def _read_outcomes(config: EvalConfig, small: Sequence[str]) -> Experiment:
+    """The asked models of outcome tables, joined on the examples that all of them answered."""
+    prices = read_prices(config.prices) if config.prices else None
+    table = read_table(config.outcomes, small, config.large, prices)
+    if config.chain and table.cost_unit == CALLS:
+        raise UsageError(
+            "--chain: the table has no column cost; expected the cost of each answer; add it, or "
+            "pass --prices for a table with prompt_tokens and output_tokens"
+        )
+    runs = [
+        Run(label, label, table.models[name])
+        for name, label in ((name, strip_control(name)) for name in small)
+    ]
+    large = table.models[config.large]
+    pairs = [Pair(run.predictions, large) for run in runs]
+    return Experiment(runs, pairs, None, None, {}, (table.rule,), table)
+
+
+def _read_files(config: EvalConfig, small: Sequence[str]) -> Experiment:
+    runs = [
+        replace(run, predictions=_prepared(run.predictions, "--small", config))
+        for run in read_runs(small)
+    ]
+    large = _prepared(read_predictions(config.large), "--large", config)
+    questions = _questions(config)
+    pairs = [_join(run.predictions, large, questions) for run in runs]
+    if config.calibration_large is None:
+        return Experiment(runs, pairs, None, None, {}, config.rule)
+    other = _prepared(read_predictions(config.calibration_large), "--calibration-large", config)
+    calibrations = []
+    for value in config.calibration_small:
+        ours = _prepared(read_predictions(split_name(value)[1]), "--calibration-small", config)
+        calibrations.append(_join(ours, other, questions))
+    _check_apart(pairs[0], calibrations[0])
+    return Experiment(runs, pairs, calibrations, None, {"by": "files"}, config.rule)
+
+
+def _prepared(predictions: Predictions, flag: str, config: EvalConfig) -> Predictions:
+    predictions.check_one_model(flag)
+    return rescore(predictions, config.task_metric)
+
+
+def _questions(config: EvalConfig) -> dict[str, str] | None:
+    """Text of each question by its digest, with `--data`."""
+    if not config.data:
+        return None
+    return read_questions(
+        config.data, Columns(prompt=config.prompt_column, messages=config.messages_column)
+    )
+
+
+def _join(ours: Predictions, theirs: Predictions, questions: dict[str, str] | None) -> Pair:
+    return Pair(with_questions(ours, questions) if questions is not None else ours, theirs)
 
 
 def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
     """Half of the calibration examples fit rules, if any rule needs fitting."""
     assert whole.calibrations is not None, "called only where there are some"
     fits, calibrations = None, whole.calibrations
-    if not config.rule or set(config.rule) & ROUTERS.keys():
+    if not whole.rules or set(whole.rules) & ROUTERS.keys():
         names = _names(calibrations[0].large)
         marked = calibration_mask(names, 0.5, config.calibration_seed + 1)
         fits = [pair.take(np.flatnonzero(marked)) for pair in calibrations]
@@ -104,40 +150,12 @@ def _halved(config: EvalConfig, whole: Experiment) -> Experiment:
         "num_calibration": len(calibrations[0]),
         "num_fit": len(fits[0]) if fits else 0,
     }
-    return Experiment(whole.runs, whole.tests, calibrations, fits, {**whole.split, **counts})
+    split = {**whole.split, **counts}
+    return replace(whole, calibrations=calibrations, fits=fits, split=split)
 
 
 def _names(predictions: Predictions) -> list[str]:
     return question_names(predictions.strings("question_digest"), predictions.strings("example_id"))
-
-
-def _check_flags(config: EvalConfig, small: Sequence[str]) -> None:
-    if not small:
-        raise UsageError(
-            "--small: no small model; expected one or more; pass --small FILE, once for each"
-        )
-    if not config.large:
-        raise UsageError("--large: no large model; expected one; pass --large FILE")
-    if config.student or config.limit is not None:
-        raise UsageError(
-            "--student or --limit: was given without --next-token; expected both; "
-            "pass --next-token STORE, or omit --student and --limit"
-        )
-    if bool(config.calibration_small) != (config.calibration_large is not None):
-        raise UsageError(
-            "--calibration-small and --calibration-large: only one was given; expected both or "
-            "neither; pass both"
-        )
-    if config.calibration_small and config.calibration is not None:
-        raise UsageError(
-            "--calibration and --calibration-small: both were given; expected one of them; omit "
-            "the other"
-        )
-    if config.calibration_small and len(config.calibration_small) != len(small):
-        raise UsageError(
-            f"--calibration-small: got {len(config.calibration_small)} for {len(small)} small "
-            "models; expected one each; pass them in the same order"
-        )
 
 
 def _check_apart(test: Pair, calibration: Pair) -> None:

@@ -12,6 +12,7 @@ from caskd.eval.curves import (
     DeferralCurve,
     Price,
     Shares,
+    answer_cost,
     aurc,
     auroc,
     bleu_curve,
@@ -19,6 +20,7 @@ from caskd.eval.curves import (
     curve_figures,
     deferral_curve,
     flops,
+    isotonic_confidence,
     money,
     ngram_counts,
     price_of,
@@ -26,6 +28,7 @@ from caskd.eval.curves import (
     tail_seconds,
     token_cost,
 )
+from caskd.eval.outcomes import CALLS
 from caskd.eval.rules import Pair, RuleScores
 from caskd.store.io import strip_control
 from caskd.store.spacing import thin
@@ -46,8 +49,9 @@ class RuleResult:
     """Thinned to `MAX_POINTS` points."""
     figures: Mapping[str, Any]
     """Curve figures over all points, and AUROC, AURC and ECE of the score."""
-    token_flops: FloatArray
-    """[P] FLOPs per token on the paper's axis; NaN if a model's parameters are not known."""
+    main_cost: FloatArray
+    """[P] mean cost: FLOPs per token (NaN if a model's parameters are not known), or per example
+    the cost that an outcome table states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +66,11 @@ class CascadeResult:
     tasks: Mapping[str, DeferralCurve]
     """A curve per task, each with its own thresholds; empty if there is a single task."""
     costs: Mapping[str, FloatArray]
-    """[P] mean cost per example at each point: flops, seconds, and with prices money."""
-    tail: tuple[FloatArray, FloatArray]
-    """Deferral rates, and the 95th percentile of the seconds per example at each."""
+    """[P] mean cost per example at each point: flops, seconds, and with prices money; of an
+    outcome table cost and seconds, where it has them."""
+    tail: tuple[FloatArray, FloatArray] | None
+    """Deferral rates, and the 95th percentile of the seconds per example at each; None without
+    seconds."""
     bleu: tuple[FloatArray, FloatArray] | None
     """Deferral rates, and corpus BLEU at each; None without `--bleu`."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -81,14 +87,21 @@ class CascadeResult:
         return self.main.curve
 
     @property
-    def token_flops(self) -> FloatArray:
-        """[P] FLOPs per token of the first rule."""
-        return self.main.token_flops
+    def main_cost(self) -> FloatArray:
+        """[P] main cost of the first rule."""
+        return self.main.main_cost
 
     @property
-    def has_flops(self) -> bool:
-        """Whether the parameters of both models are known."""
-        return self.pair.has_flops
+    def oracle_cost(self) -> FloatArray:
+        """[O] main cost of the oracle at its deferral rates."""
+        lead = self.pair.large_quality - self.pair.small_quality
+        points = thin(np.unique(lead).size + 1, MAX_POINTS)
+        return cost_along(self.pair, lead, self.curve.oracle_rate, points)
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether the main cost of both models is known."""
+        return self.pair.has_cost
 
 
 def measure_cascade(
@@ -97,6 +110,7 @@ def measure_cascade(
     pair: Pair,
     scores: Mapping[str, RuleScores],
     *,
+    calibration: Pair | None = None,
     prices: Mapping[str, Price] | None = None,
     bleu: str | None = None,
 ) -> CascadeResult:
@@ -107,6 +121,7 @@ def measure_cascade(
         arm: the arm of which it is one seed.
         pair: answers of both models.
         scores: scores by rule, the main rule first.
+        calibration: answers to the calibration examples, which calibrate every score.
         prices: prices of tokens by model name.
         bleu: tokenizer for corpus BLEU; None for no corpus BLEU.
 
@@ -124,7 +139,7 @@ def measure_cascade(
         label=label,
         arm=arm,
         pair=pair,
-        rules={name: _rule_result(pair, rule_scores) for name, rule_scores in scores.items()},
+        rules={name: _rule_result(pair, own, calibration) for name, own in scores.items()},
         tasks={
             name: deferral_curve(
                 first.score[part], pair.small_quality[part], pair.large_quality[part]
@@ -132,12 +147,12 @@ def measure_cascade(
             for name, part in parts.items()
         },
         costs={unit: cost.mean(first.score)[points] for unit, cost in costs.items()},
-        tail=tail_seconds(first.score, costs["seconds"]),
+        tail=tail_seconds(first.score, costs["seconds"]) if "seconds" in costs else None,
         bleu=_bleu(pair, first.score, bleu) if bleu else None,
     )
 
 
-def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
+def _rule_result(pair: Pair, scores: RuleScores, calibration: Pair | None) -> RuleResult:
     curve = deferral_curve(scores.score, pair.small_quality, pair.large_quality)
     points = thin(curve.deferral_rate.size, MAX_POINTS)
     thinned = replace(
@@ -159,24 +174,60 @@ def _rule_result(pair: Pair, scores: RuleScores) -> RuleResult:
         "ece": None
         if scores.confidence is None
         else calibration_error(scores.confidence, pair.small_quality),
+        "ece_isotonic": None if calibration is None else _isotonic_error(pair, scores, calibration),
     }
     return RuleResult(
         scores=scores,
         curve=thinned,
         figures={**curve_figures(curve), **rest},
-        token_flops=token_cost(
-            thinned.deferral_rate,
-            pair.small.num_active_parameters,
-            pair.large.num_active_parameters,
-            before_generation=scores.before_generation,
+        main_cost=cost_along(
+            pair, scores.score, thinned.deferral_rate, points, saves=scores.before_generation
         ),
     )
+
+
+def _isotonic_error(pair: Pair, scores: RuleScores, calibration: Pair) -> float | None:
+    """Calibration error of a score after isotonic regression on the calibration examples."""
+    quality = calibration.small_quality
+    if quality.min() < 0.0 or quality.max() > 1.0:
+        return None
+    confidence = isotonic_confidence(scores.apply(calibration), quality, scores.score)
+    return calibration_error(confidence, pair.small_quality)
+
+
+def cost_along(
+    pair: Pair,
+    score: FloatArray,
+    rate: FloatArray,
+    points: npt.NDArray[np.int64],
+    *,
+    saves: bool = False,
+) -> FloatArray:
+    """Mean main cost [P] along a curve.
+
+    Args:
+        pair: answers of both models.
+        score: [E] deferral score.
+        rate: [P] deferral rates.
+        points: [P] the points of the whole curve that these rates are.
+        saves: whether deferring an example saves the small model's answer to it.
+    """
+    if pair.small.is_outcomes:
+        return main_shares(pair, saves=saves).mean(score)[points]
+    sizes = (model.num_active_parameters for model in (pair.small, pair.large))
+    return token_cost(rate, *sizes, before_generation=saves)
+
+
+def main_shares(pair: Pair, *, saves: bool) -> Shares:
+    """Main cost of each example, by the case that incurs it."""
+    small, large = answer_cost(pair.small), answer_cost(pair.large)
+    return shares(small, large, saved=small if saves else None)
 
 
 def cost_shares(
     pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | None
 ) -> dict[str, Shares]:
-    """Cost of each example in flops, seconds and, with a price list, money.
+    """Cost of each example in flops, seconds and, with a price list, money; or as a table states.
 
     A rule on the small model's hidden state pays for reading the prompt. Its seconds count in full,
     because predictions files do not separate reading from writing.
@@ -184,7 +235,9 @@ def cost_shares(
     Raises:
         UsageError: a model has no price.
     """
-    units = {"flops": (flops(pair.small), flops(pair.large))} if pair.has_flops else {}
+    if pair.small.is_outcomes:
+        return _stated_costs(pair)
+    units = {"flops": (flops(pair.small), flops(pair.large))} if pair.has_cost else {}
     if prices is not None:
         models = (pair.small, pair.large)
         small, large = (money(model, price_of(prices, model.model_name)) for model in models)
@@ -200,6 +253,16 @@ def cost_shares(
         pair.large.numbers("seconds"),
         saved=seconds if scores.reads_prompt_alone else None,
     )
+    return found
+
+
+def _stated_costs(pair: Pair) -> dict[str, Shares]:
+    """Costs of an outcome table: those that it has for both models."""
+    found = {}
+    if pair.small.cost_unit != CALLS:
+        found["cost"] = main_shares(pair, saves=False)
+    if all("seconds" in model.columns.column_names for model in (pair.small, pair.large)):
+        found["seconds"] = shares(pair.small.numbers("seconds"), pair.large.numbers("seconds"))
     return found
 
 
@@ -244,7 +307,7 @@ def _empty_answers(results: Sequence[CascadeResult]) -> Iterator[str]:
 def _unknown_sizes(results: Sequence[CascadeResult]) -> Iterator[str]:
     """Served models whose files name no parameters: their computation is not known."""
     models = [model for result in results for model in (result.pair.small, result.pair.large)]
-    names = dict.fromkeys(model.model_name for model in models if model.num_parameters is None)
+    names = dict.fromkeys(model.model_name for model in models if not model.has_cost)
     if names:
         yield (
             f"The number of parameters of {', '.join(map(strip_control, names))} is not known: "
@@ -256,6 +319,8 @@ def _swapped(results: Sequence[CascadeResult]) -> Iterator[str]:
     """Small models that cost more than the large one: perhaps the two flags were swapped."""
     for result in results:
         small, large = result.pair.small, result.pair.large
+        if small.is_outcomes:
+            continue
         for what, ours, theirs in (
             ("active parameters", small.num_active_parameters, large.num_active_parameters),
             ("parameters", small.num_parameters, large.num_parameters),

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.curves import DeferralCurve, Price, Shares, deferral_curve, flops_per_token, shares
+from caskd.eval.curves import DeferralCurve, Price, Shares, deferral_curve
+from caskd.eval.outcomes import MONEY
 from caskd.eval.rules import Pair, RuleScores
 from caskd.eval.stats import McNemar, interval, mcnemar, mean_replicates
-from caskd.eval.study.measure import CascadeResult, cost_shares
+from caskd.eval.study.measure import CascadeResult, cost_shares, main_shares
 from caskd.store.errors import UsageError
 
 FloatArray = npt.NDArray[np.float64]
 
-TOKEN_FLOPS, MONEY = "FLOPs per token", "money per example"
 _CONSTRAINT = re.compile(r"\s*(quality|cost|deferral_rate)\s*(>=|<=)\s*([-+.\deE]+)\s*")
 
 
@@ -59,8 +59,8 @@ class OperatingPoint:
     deferral_rate: Estimate
     cost: Estimate
     cost_unit: str
-    seconds: float
-    """Mean per example."""
+    seconds: float | None
+    """Mean per example; None without times."""
     against_large: McNemar
     """The cascade against the large model alone."""
 
@@ -148,7 +148,7 @@ def choose(
     for result, pair, scores in _candidates(results, calibrations):
         score = scores.apply(pair) if calibrations else scores.score
         curve = deferral_curve(score, pair.small_quality, pair.large_quality)
-        cost = _cost(pair, scores, prices).mean(score)
+        cost = point_shares(pair, scores, prices).mean(score)
         point = _best_point(constraint, curve, cost)
         values = {"quality": curve.quality, "deferral_rate": curve.deferral_rate, "cost": cost}
         nearest.append(float(_extreme(constraint, values[constraint.quantity])))
@@ -194,19 +194,16 @@ def _extreme(constraint: Constraint, values: FloatArray) -> float:
     return float(values.max() if constraint.quantity == "quality" else values.min())
 
 
-def _cost(pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | None) -> Shares:
-    if prices is not None:
+def point_shares(pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | None) -> Shares:
+    """Cost of each example: money with prices, else the main cost."""
+    if prices is not None and not pair.small.is_outcomes:
         return cost_shares(pair, scores, prices)["money"]
-    if not pair.has_flops:
+    if not pair.has_cost:
         raise UsageError(
-            "--operating-point: a model's number of parameters is not known, nor its FLOPs; "
-            "expected a price list; pass --prices FILE"
+            "--large: a model's number of parameters is not known, nor its FLOPs; expected a price "
+            "list; pass --prices FILE"
         )
-    small, large = (
-        np.full(len(pair), flops_per_token(model.num_active_parameters))
-        for model in (pair.small, pair.large)
-    )
-    return shares(small, large, saved=small if scores.before_generation else None)
+    return main_shares(pair, saves=scores.before_generation)
 
 
 def _estimate(
@@ -219,8 +216,9 @@ def _estimate(
 ) -> OperatingPoint:
     pair = result.pair
     deferred = scores.score >= threshold
+    seconds = cost_shares(pair, scores, None).get("seconds")
     quality = np.where(deferred, pair.large_quality, pair.small_quality)
-    values = np.stack([quality, deferred, _cost(pair, scores, prices).of(deferred)])
+    values = np.stack([quality, deferred, point_shares(pair, scores, prices).of(deferred)])
     means, replicates = values.mean(axis=1), mean_replicates(values, units=pair.units)
     estimates = [
         Estimate(mean=float(mean), low=low, high=high)
@@ -235,7 +233,7 @@ def _estimate(
         quality=estimates[0],
         deferral_rate=estimates[1],
         cost=estimates[2],
-        cost_unit=MONEY if prices is not None else TOKEN_FLOPS,
-        seconds=float(cost_shares(pair, scores, None)["seconds"].of(deferred).mean()),
+        cost_unit=MONEY if prices is not None else pair.small.cost_unit,
+        seconds=None if seconds is None else float(seconds.of(deferred).mean()),
         against_large=mcnemar(quality, pair.large_quality, pair.units),
     )

@@ -33,6 +33,7 @@ def read_records(
     files: Sequence[str],
     wanted: Collection[str] | None = None,
     on_bad_text: OnBadText = "error",
+    flag: str = "--data",
 ) -> Iterator[Record]:
     """Stream the records of all files in order, after checking that every file exists.
 
@@ -45,70 +46,71 @@ def read_records(
         wanted: columns whose values are read; a table file's other columns have a mark instead.
             By default all columns.
         on_bad_text: what becomes of half a surrogate pair in JSON: an error, or U+FFFD.
+        flag: the flag that names the files, for errors.
 
     Raises:
         UsageError: no files, a missing file, an unknown file type, or no record at all.
     """
     if not files:
         raise UsageError(
-            "--data: no file given; expected at least one; pass --data FILE [FILE ...]"
+            f"{flag}: no file given; expected at least one; pass {flag} FILE [FILE ...]"
         )
-    found = [one for file in files for one in _expanded(file)]
+    found = [one for file in files for one in _expanded(file, flag)]
     for file in found:
-        refuse_mixup(file, f"--data {file}", "data")
+        refuse_mixup(file, f"{flag} {file}", "data")
         if not Path(file).is_file():
-            raise UsageError(f"--data {file}: no such file; {_missing_cure(file)}")
+            raise UsageError(f"{flag} {file}: no such file; {_missing_cure(file, flag)}")
         if Path(file).suffix.lower() not in _ENDINGS:
             raise UsageError(
-                f"--data {file}: ends in {Path(file).suffix!r}; expected one of "
+                f"{flag} {file}: ends in {Path(file).suffix!r}; expected one of "
                 f"{', '.join(_ENDINGS)}; convert it, or pass another file"
             )
-    return _stream(found, wanted, on_bad_text)
+    return _stream(found, wanted, on_bad_text, flag)
 
 
-def _expanded(file: str) -> list[str]:
-    """The files that one value of --data names.
+def _expanded(file: str, flag: str) -> list[str]:
+    """The files that one value of a flag names.
 
     Raises:
         UsageError: a folder without data files or with several types, or a pattern without a match.
     """
     if file.startswith(HUB_SCHEME):
-        return [_hub_file(file)]
+        return [_hub_file(file, flag)]
     if Path(file).is_dir():
-        return _files_of(file)
+        return _files_of(file, flag)
     if Path(file).exists() or not glob.has_magic(file):
         return [file]
     matches = sorted(name for name in glob.glob(file) if Path(name).is_file())
     if not matches:
-        raise UsageError(f"--data {file}: no file matches; expected one or more; check the pattern")
+        raise UsageError(f"{flag} {file}: no file matches; expected one or more; check the pattern")
     return matches
 
 
-def _files_of(folder: str) -> list[str]:
+def _files_of(folder: str, flag: str) -> list[str]:
     """The data files directly inside a folder, by name.
 
     Raises:
         UsageError: there are none, or files of several types.
     """
-    refuse_mixup(folder, f"--data {folder}", "data")
+    refuse_mixup(folder, f"{flag} {folder}", "data")
     names = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
     names = [n for n in names if n.lower().endswith(DATA_ENDINGS) and not n.startswith((".", "_"))]
     endings = sorted({Path(name).suffix.lower() for name in names})
     if len(endings) != 1:
         found = f"holds {' and '.join(endings)} files" if endings else "a folder without data files"
         raise UsageError(
-            f"--data {folder}: {found}; expected files of one type, one of "
+            f"{flag} {folder}: {found}; expected files of one type, one of "
             f"{', '.join(DATA_ENDINGS)}; pass the files, or a pattern such as "
             f"'{Path(folder) / ('*' + (endings or DATA_ENDINGS)[0])}'"
         )
     return [str(Path(folder) / name) for name in names]
 
 
-def _missing_cure(file: str) -> str:
+def _missing_cure(file: str, flag: str) -> str:
     """What to pass instead of a file that does not exist."""
     hub = _HUB_ID.fullmatch(file)
     if hub is None or Path(file).suffix.lower() in DATA_ENDINGS:
-        return "expected an existing file; check --data"
+        return f"expected an existing file; check {flag}"
     return (
         "expected an existing file, or a file of a data set on the hub; pass "
         f"{HUB_SCHEME}datasets/{hub[1]}/PATH, such as .../data/train-00000-of-00001.parquet"
@@ -118,7 +120,7 @@ def _missing_cure(file: str) -> str:
 _HUB_ID = re.compile(r"(?:https://huggingface\.co/datasets/)?([\w.-]+/[\w.-]+)")
 
 
-def _hub_file(url: str) -> str:
+def _hub_file(url: str, flag: str) -> str:
     """Local path of a dataset file on the Hub, downloaded unless the Hub's cache has it.
 
     Raises:
@@ -127,7 +129,7 @@ def _hub_file(url: str) -> str:
     match = _HUB_URL.fullmatch(url)
     if match is None:
         raise UsageError(
-            f"--data {url}: not a file of a dataset; expected hf://datasets/USER/NAME/PATH; pass "
+            f"{flag} {url}: not a file of a dataset; expected hf://datasets/USER/NAME/PATH; pass "
             "one such as .../data/train-00000-of-00001.parquet"
         )
     from huggingface_hub import hf_hub_download
@@ -137,21 +139,21 @@ def _hub_file(url: str) -> str:
     try:
         return hf_hub_download(repository, path, repo_type="dataset", revision=revision)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        check_readable(error, f"--data {url}")
+        check_readable(error, f"{flag} {url}")
         raise UsageError(
-            f"--data {url}: download failed with {type(error).__name__}; expected an existing "
-            "file; check --data, the connection, and HF_TOKEN for a private dataset"
+            f"{flag} {url}: download failed with {type(error).__name__}; expected an existing "
+            f"file; check {flag}, the connection, and HF_TOKEN for a private dataset"
         ) from error
 
 
 def _stream(
-    files: Sequence[str], wanted: Collection[str] | None, on_bad_text: OnBadText
+    files: Sequence[str], wanted: Collection[str] | None, on_bad_text: OnBadText, flag: str
 ) -> Iterator[Record]:
     count = 0
     for file in files:
         suffix = Path(file).suffix.lower()
         if suffix == ".jsonl":
-            records = _read_jsonl(file, wanted, on_bad_text)
+            records = _read_jsonl(file, wanted, on_bad_text, flag)
         else:
             records = _TABLES[suffix](file, wanted)
         for number, record in enumerate(records):
@@ -161,14 +163,14 @@ def _stream(
             )
     if count == 0:
         names = ", ".join(map(repr, files[:3])) + (", ..." if files[3:] else "")
-        raise UsageError(f"--data {names}: no records; expected one or more; check the files")
+        raise UsageError(f"{flag} {names}: no records; expected one or more; check the files")
 
 
 def _read_jsonl(
-    file: str, wanted: Collection[str] | None, on_bad_text: OnBadText
+    file: str, wanted: Collection[str] | None, on_bad_text: OnBadText, flag: str
 ) -> Iterator[Record]:
     # Windows editors write a byte order mark.
-    with _opened(file) as lines:
+    with _opened(file, flag) as lines:
         number = 0
         while line := _next_line(lines, file, number + 1):
             number += 1
@@ -179,13 +181,13 @@ def _read_jsonl(
                 yield record
 
 
-def _opened(file: str) -> TextIO:
+def _opened(file: str, flag: str) -> TextIO:
     try:
         return open(file, encoding="utf-8-sig")
     except OSError as error:
-        check_readable(error, f"--data {file}")
+        check_readable(error, f"{flag} {file}")
         raise UsageError(
-            f"--data {file}: {reason(error)}; expected a readable file; check --data"
+            f"{flag} {file}: {reason(error)}; expected a readable file; check {flag}"
         ) from None
 
 

@@ -56,7 +56,8 @@ _KINDS = {
     "data": _Kind(
         "a data file",
         (),
-        "caskd precompute and caskd predict take it as --data",
+        "caskd precompute and caskd predict take it as --data, caskd eval as --outcomes if it is "
+        "an outcome table",
     ),
 }
 """In the order in which they are tried: a run holds a config.json too."""

@@ -149,7 +149,7 @@ def test_before_generation_costs_no_small_answer(files, tmp_path):
         rule=("prompt-router", "average"), data=(files["data"],), calibration=0.5,
     )  # fmt: skip
     [one] = analyze(config).results
-    flops = {name: rule.token_flops for name, rule in one.rules.items()}
+    flops = {name: rule.main_cost for name, rule in one.rules.items()}
     assert flops["prompt-router"][[0, -1]].tolist() == [20.0, 200.0]
     assert flops["average"][[0, -1]].tolist() == [20.0, 220.0]
     large = (
