@@ -47,8 +47,8 @@ COMMANDS: dict[str, Command] = {
         "tokenise a corpus, lay out its store and forecast the capture",
     ),
     "precompute": Command(
-        "caskd.precompute.config:PrecomputeConfig",
-        "caskd.precompute:precompute",
+        "caskd.precompute.command:PrecomputeCommand",
+        "caskd.cli.precompute_command:precompute_command",
         "run the teacher over a corpus and write its outputs to a store",
     ),
     "import": Command(

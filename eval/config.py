@@ -7,6 +7,8 @@ import tyro
 
 _NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --chain is given)")
 
+_MODEL_NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --backend server is given)")
+
 
 TokenRuleName = Literal[
     "spec",
@@ -27,8 +29,10 @@ TokenRuleName = Literal[
 class PredictConfig:
     """Decode greedily in batches, and store every answer with its token log-probabilities."""
 
-    model: str
-    """Model that answers: a folder or a hub id that transformers can open."""
+    model: Annotated[str, _MODEL_NEEDED] = ""
+    """Model that answers: a folder or a hub id that transformers can open. With --backend server it
+    is the tokenizer and config of the served model, and is needed to send token ids and to count
+    FLOPs."""
     data: tuple[str, ...]
     """Files with the examples: JSONL, Parquet, Arrow or CSV."""
     out: str
@@ -69,6 +73,19 @@ class PredictConfig:
     hidden: int | None = None
     """Store the hidden state of each prompt's last token after this layer: -1 is the last layer, 0
     the embedding."""
+    backend: Literal["transformers", "server"] = "transformers"
+    """What answers: transformers in this process, or an OpenAI-compatible server at --url."""
+    url: tuple[str, ...] = ()
+    """With --backend server: URL of the server, all before /v1; repeat the flag for servers of one
+    model, which share the examples. A token of access is read from CASKD_SERVER_TOKEN."""
+    api: Literal["completions", "chat"] = "completions"
+    """With --backend server: /v1/completions, which gets token ids (without --model the prompt's
+    text); or /v1/chat/completions, where the server renders messages itself and a prompt is one
+    user turn."""
+    served_model: str | None = None
+    """With --backend server: name of the model there, if the server lists several."""
+    server_concurrency: int = 32
+    """With --backend server: requests that each URL has at a time."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights; auto uses the format of the files."""
     device: str = "auto"

@@ -103,6 +103,10 @@ class PrecomputeConfig:
     on_bad_text: Literal["error", "replace"] = "error"
     """Policy for JSON text with half of a surrogate pair: stop, or write U+FFFD in its place."""
 
+    on_unfinished: Literal["skip", "keep"] = "skip"
+    """Policy for answers that a limit cut (records with `finished: false`): leave them out and
+    count them, or keep them without an end, so that they teach no stopping."""
+
     on_duplicate: Literal["keep", "skip"] = "keep"
     """Policy for exact repeats of earlier examples: keep their rows, or skip and count them."""
 

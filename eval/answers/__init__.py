@@ -3,6 +3,7 @@
 from caskd.eval.answers.arms import Run, label_seeds, read_runs, seeds_of, split_name
 from caskd.eval.answers.checks import CASCADE_COUNTS, OUTCOMES, is_bounded
 from caskd.eval.answers.predictions_file import (
+    SERVED,
     TOKEN_CASCADE,
     TOKEN_FLOPS,
     WHOLE,
@@ -19,6 +20,7 @@ from caskd.eval.answers.ragged import Ragged
 __all__ = [
     "CASCADE_COUNTS",
     "OUTCOMES",
+    "SERVED",
     "TOKEN_CASCADE",
     "TOKEN_FLOPS",
     "WHOLE",

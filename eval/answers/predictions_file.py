@@ -28,6 +28,8 @@ FORMAT_VERSION = 1
 
 TOKEN_CASCADE = "token-cascade"
 """`kind` in the metadata of answers that two models wrote together."""
+SERVED = "server"
+"""`model.engine` in the metadata of answers that came from a server."""
 TOKEN_FLOPS = "FLOPs per token"
 """Unit of the cost of a model's answers in predictions files."""
 
@@ -48,6 +50,8 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),  # the batch's time, shared equally
     ]
 )
+TOKEN_COLUMNS = ("token_ids", "token_logprobs")
+"""Columns that are null where a server names no ids or log-probabilities of its tokens."""
 OPTIONAL = pa.schema(
     [
         ("token_margins", pa.list_(pa.float32())),  # log-probability minus that of the second
@@ -56,6 +60,7 @@ OPTIONAL = pa.schema(
         ("hidden", pa.list_(pa.float32())),  # state of the prompt's last token
         ("references", pa.list_(pa.string())),  # where there are several; the first is `reference`
         ("options", pa.list_(pa.string())),
+        ("finish_reason", pa.string()),  # of a served answer: stop, length or content_filter
         # Of a token cascade: tokens that each model chose, drafts, forward passes, positions.
         *((name, pa.int32()) for name in CASCADE_COUNTS),
     ]
@@ -83,22 +88,28 @@ class Predictions:
         return str(self.metadata["model"]["name"])
 
     @property
-    def num_parameters(self) -> int:
-        """Parameters of the model, embeddings included."""
-        return int(self.metadata["model"]["num_parameters"])
+    def num_parameters(self) -> int | None:
+        """Parameters of the model, embeddings included; None for a served one of unknown size."""
+        return num_parameters(self.metadata["model"]["num_parameters"])
 
     @property
-    def num_active_parameters(self) -> int:
+    def num_active_parameters(self) -> int | None:
         """Parameters that one token uses: all, but of a mixture of experts the chosen ones only.
 
         All of them, too, where the file does not name the number.
         """
-        return int(self.metadata["model"].get("num_active_parameters") or self.num_parameters)
+        active: int | None = self.metadata["model"].get("num_active_parameters")
+        return active or self.num_parameters
 
     @property
     def is_outcomes(self) -> bool:
         """Whether these are rows of an outcome table: no answers, no parameters, own costs."""
         return self.metadata.get("kind") == OUTCOMES
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether the cost of an answer is known: by the model's parameters, or as stated."""
+        return self.is_outcomes or self.num_parameters is not None
 
     @property
     def cost_unit(self) -> str:
@@ -152,6 +163,12 @@ class Predictions:
         if self.is_outcomes:
             return 0
         return sum(not text.strip() for text in self.strings("text"))
+
+    def num_finished_by(self, reason: str) -> int:
+        """Answers of a server that ended for this reason: length, content_filter."""
+        if "finish_reason" not in self.columns.column_names:
+            return 0
+        return self.strings("finish_reason").count(reason)
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Predictions":
         """The examples at these indices, in this order."""
@@ -223,7 +240,7 @@ def read_predictions(file: str) -> Predictions:
         raise UsageError(
             f"{file}: holds no example; expected at least one; rerun caskd predict with more data"
         )
-    _check_rows(file, own)
+    _check_rows(file, own, is_served=metadata["model"].get("engine") == SERVED)
     check_values(file, own, metadata)
     return Predictions(path.name, metadata, own)
 
@@ -261,14 +278,16 @@ def _header(file: str, table: pa.Table) -> Mapping[str, Any]:
             f"{file}: format version is {value_text(number)}; expected {FORMAT_VERSION}; "
             "install a newer caskd"
         )
-    if num_parameters(parameters) is None:
+    unknown = parameters is None and header["model"].get("engine") == SERVED
+    if num_parameters(parameters) is None and not unknown:
         raise UsageError(
             f"{file}: metadata model.num_parameters is {value_text(parameters)}, expected a whole "
             "number above 0; rerun caskd predict"
         )
-    if active is not None and not (type(active) is int and 0 < active <= parameters):
+    if active is not None and not (type(active) is int and 0 < active <= (parameters or 0)):
         raise _not_predictions(
-            file, f"num_active_parameters is {value_text(active)}, expected 1 to {parameters:,}"
+            file,
+            f"num_active_parameters is {value_text(active)}, expected 1 to {parameters or 0:,}",
         )
     return dict(header)
 
@@ -293,8 +312,9 @@ def _with_digests(table: pa.Table) -> pa.Table:
     return table.set_column(table.column_names.index(name), name, filled)
 
 
-def _check_rows(file: str, table: pa.Table) -> None:
-    if any(table.column(name).null_count for name in SCHEMA.names):
+def _check_rows(file: str, table: pa.Table, *, is_served: bool) -> None:
+    needed = [name for name in SCHEMA.names if not (is_served and name in TOKEN_COLUMNS)]
+    if any(table.column(name).null_count for name in needed):
         raise _not_predictions(file, "values are missing")
     names = sorted(table.column("example_id").to_pylist())
     twice = next((name for name, after in pairwise(names) if name == after), None)

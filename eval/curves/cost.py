@@ -62,21 +62,22 @@ def shares(small: FloatArray, large: FloatArray, *, saved: FloatArray | None = N
     return Shares(always=small - kept, kept=kept, deferred=large)
 
 
-def flops_per_token(num_parameters: int) -> float:
-    """FLOPs of one token: 2 per parameter, as in CAT (arXiv 2406.00060)."""
-    return 2.0 * num_parameters
+def flops_per_token(num_parameters: int | None) -> float:
+    """FLOPs of one token: 2 per parameter, as in CAT (arXiv 2406.00060); NaN if not known."""
+    return np.nan if num_parameters is None else 2.0 * num_parameters
 
 
 def token_cost(
     deferral_rate: FloatArray,
-    small_parameters: int,
-    large_parameters: int,
+    small_parameters: int | None,
+    large_parameters: int | None,
     *,
     before_generation: bool = False,
 ) -> FloatArray:
     """FLOPs per token [P] of the cascade at each deferral rate: the paper's axis.
 
-    It ignores prompts and the different lengths of answers; `flops` counts both.
+    It ignores prompts and the different lengths of answers; `flops` counts both. All are NaN if the
+    parameters of a model are not known.
     """
     answered = 1.0 - deferral_rate if before_generation else 1.0
     return answered * flops_per_token(small_parameters) + deferral_rate * flops_per_token(

@@ -14,6 +14,7 @@ import numpy as np
 from caskd.eval.answers import Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.cascades import (
+    RuleFlags,
     calibrated,
     cascade_lines,
     cascade_metadata,
@@ -23,6 +24,7 @@ from caskd.eval.inference.cascades import (
     rule_flags,
 )
 from caskd.eval.inference.parts import Parts, check_out
+from caskd.eval.inference.ready import Ready, Row, RowsOf, row_of, tasks_of
 from caskd.eval.inference.requests import (
     EvalExample,
     build_requests,
@@ -30,8 +32,8 @@ from caskd.eval.inference.requests import (
     question_records,
     text_identity,
 )
-from caskd.eval.metrics import check_references
-from caskd.eval.tasks import Task, choose_tasks, describe, quality
+from caskd.eval.inference.served import check_backend, served
+from caskd.eval.tasks import Task, describe
 from caskd.models import check_openable, longest_first, pick_device
 from caskd.models.decoding import (
     Answer,
@@ -48,7 +50,6 @@ from caskd.store.errors import UsageError
 from caskd.store.io import progress, tell
 
 MAX_PARTS = 1000
-_RowsOf = Callable[[Sequence[EvalExample]], Iterator[dict[str, Any]]]
 
 
 def predict(config: PredictConfig) -> Predictions | None:
@@ -67,8 +68,18 @@ def predict(config: PredictConfig) -> Predictions | None:
     """
     out = Path(config.out)
     _check_numbers(config)
+    check_backend(config)
     flags = rule_flags(config)
     check_out(out)
+    if config.backend == "server":
+        records = list(itertools.islice(question_records(config), config.limit))
+        with served(config, records) as ready:
+            return _run(config, ready)
+    return _run(config, _local(config, flags))
+
+
+def _local(config: PredictConfig, flags: RuleFlags | None) -> Ready:
+    """One model of this process, or two that write each answer together."""
     pick_device(config.device)
     check_openable(config.model, "--model")
     if config.large is not None:
@@ -77,47 +88,46 @@ def predict(config: PredictConfig) -> Predictions | None:
     loaded = load_for_decoding(config.model, "--model", dtype=config.dtype, device=config.device)
     cascade = None if flags is None else open_cascade(config, flags, loaded)
     requests, chat = build_requests(loaded.tokenizer, records, config)
+    check_requests(requests, max_positions(loaded, cascade), config.max_new_tokens)
+    tasks = tasks_of(config, requests)
+    check_stop_texts(loaded.tokenizer, [text for task in tasks.values() for text in task.stop])
+    metadata = _metadata(config, loaded, requests, tasks, chat)
+    rows = partial(_rows, loaded, config, tasks)
+    if cascade is None or flags is None:
+        return Ready(requests, tasks, metadata, _each(rows), lambda written: [])
+    check_rolls_back(config, cascade, requests)
+    cascade, flags = calibrated(cascade, flags, requests, config.max_new_tokens)
+    metadata |= cascade_metadata(loaded, cascade, flags)
+    rows = partial(_cascade_rows, cascade, config, tasks)
+    lines = partial(cascade_lines, cascade=cascade, requests=requests)
+    return Ready(requests, tasks, metadata, _each(rows), lines)
+
+
+def _each(rows: Callable[[Sequence[EvalExample]], Iterator[Row]]) -> RowsOf:
+    """Answer one batch after another."""
+    return lambda batches: (list(rows(batch)) for batch in batches)
+
+
+def _run(config: PredictConfig, ready: Ready) -> Predictions | None:
+    out, requests = Path(config.out), ready.requests
     rendered = sum(request.rendered_bos for request in requests)
     if rendered:
         tell(f"{out}: {rendered:,} prompts came rendered with BOS; no second one is added")
-    check_requests(requests, max_positions(loaded, cascade), config.max_new_tokens)
-    stop = [text.replace("\\n", "\n").replace("\\t", "\t") for text in config.stop]
-    tasks = choose_tasks((request.task for request in requests), config.task_metric, stop)
-    _check_references(requests, tasks)
-    check_stop_texts(loaded.tokenizer, [text for task in tasks.values() for text in task.stop])
-    plan = plan_parts([len(request.prompt) for request in requests], config.batch_size)
-    metadata = _metadata(config, loaded, requests, tasks, chat)
-    rows: _RowsOf = partial(_rows, loaded, config, tasks)
-    if cascade is not None and flags is not None:
-        check_rolls_back(config, cascade, requests)
-        cascade, flags = calibrated(cascade, flags, requests, config.max_new_tokens)
-        metadata |= cascade_metadata(loaded, cascade, flags)
-        rows = partial(_cascade_rows, cascade, config, tasks)
-    parts = Parts(out, metadata, len(plan))
-    _answer_missing(config, requests, plan, parts, rows)
+    plan = plan_parts([request.size for request in requests], config.batch_size)
+    parts = Parts(out, ready.metadata, len(plan))
+    _answer_missing(config, requests, plan, parts, ready.rows)
     written = parts.join()
     if written is None:
         left = len(parts.missing())
         tell(f"{out}: {left:,} of {len(plan):,} parts are missing; the last worker joins them")
         return None
-    mean, names = written.numbers("quality").mean(), describe(tasks)
+    mean, names = written.numbers("quality").mean(), describe(ready.tasks)
     empty = written.num_empty()
     said = f", {empty:,} of them empty" if empty else ""
     tell(f"{out}: {len(written):,} answers of {written.model_name}{said}, {names}: {mean:.4f}")
-    if cascade is not None:
-        for line in cascade_lines(written, cascade, requests):
-            tell(f"{out}: {line}")
+    for line in ready.lines(written):
+        tell(f"{out}: {line}")
     return written
-
-
-def _check_references(requests: Sequence[EvalExample], tasks: dict[str, Task]) -> None:
-    """Refuse references that no answer could match, before any decoding."""
-    for request in requests:
-        try:
-            metric = tasks[request.task].metric
-            check_references(metric, request.references, request.options)
-        except UsageError as error:
-            raise UsageError(f"record {request.source_index}: {error}") from None
 
 
 def _answer_missing(
@@ -125,7 +135,7 @@ def _answer_missing(
     requests: Sequence[EvalExample],
     plan: Sequence[Sequence[Sequence[int]]],
     parts: Parts,
-    rows_of: _RowsOf,
+    rows_of: RowsOf,
 ) -> None:
     """Answer the unfinished parts of this worker, and write each when it is done."""
     missing = parts.missing(config.worker, config.num_workers)
@@ -134,10 +144,12 @@ def _answer_missing(
     if left < total:
         tell(f"{config.out}: {total - left:,} of {total:,} examples are already answered")
     with progress("predict", total, "examples", done=total - left) as shown:
+        wanted = (batch for part in missing for batch in plan[part])
+        found = rows_of([requests[index] for index in batch] for batch in wanted)
         for part in missing:
-            rows: list[dict[str, Any]] = []
+            rows: list[Row] = []
             for batch in plan[part]:
-                rows += rows_of([requests[index] for index in batch])
+                rows += next(found)
                 shown.advance(len(batch))
             parts.write(part, rows)
 
@@ -162,7 +174,7 @@ def _rows(
     config: PredictConfig,
     tasks: dict[str, Task],
     requests: Sequence[EvalExample],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Rows of one model's answers to a batch."""
     started = time.perf_counter()
     answers = decode_batch(
@@ -183,7 +195,7 @@ def _cascade_rows(
     config: PredictConfig,
     tasks: dict[str, Task],
     requests: Sequence[EvalExample],
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Rows of answers that two models write together, one example at a time."""
     for request in requests:
         task, started = tasks[request.task], time.perf_counter()
@@ -193,24 +205,15 @@ def _cascade_rows(
 
 def _row(
     request: EvalExample, answer: Answer | TokenCascadeAnswer, task: Task, seconds: float
-) -> dict[str, Any]:
+) -> Row:
     """A row: the fields of an answer are named as their columns."""
-    several = len(request.references) > 1
-    return {
-        "example_id": request.example_id,
-        "source_index": request.source_index,
-        "prompt_digest": digest(np.asarray(request.prompt, dtype="<u4").tobytes()),
-        "question_digest": request.question_digest,
-        "task": request.task,
+    columns = {
         **vars(answer),
-        "reference": request.references[0],
-        "references": request.references if several else None,
-        "options": request.options or None,
-        "quality": quality(task, answer.text, request.references, request.options),
         "prompt_tokens": len(request.prompt),
         "output_tokens": len(answer.token_ids),
         "seconds": seconds,
     }
+    return row_of(request, task, columns)
 
 
 def _metadata(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from caskd.eval.answers import Predictions, digest
@@ -48,8 +49,22 @@ class EvalExample:
     """Options of a multiple-choice question; else empty."""
     option_ids: list[int]
     """First token of each option."""
+    asked: str | dict[str, Any] | None = None
+    """What a server is asked in place of token ids: a text, or the fields of a conversation."""
     rendered_bos: bool = False
     """The prompt came rendered with BOS, so that no second one was added."""
+
+    @property
+    def size(self) -> int:
+        """Length of the prompt: tokens, or characters of what a server is asked."""
+        return len(self.prompt) if self.asked is None else len(json.dumps(self.asked))
+
+    @property
+    def prompt_digest(self) -> str:
+        """Digest of the prompt's token ids, or of what a server is asked."""
+        if self.asked is None:
+            return digest(np.asarray(self.prompt, dtype="<u4").tobytes())
+        return digest(json.dumps(self.asked, sort_keys=True).encode())
 
     @property
     def content(self) -> list[Any]:
@@ -66,9 +81,9 @@ def build_requests(
         UsageError: a column is missing or has values of another type, or a flag is invalid.
         IdentityError: a flag contradicts what the model was trained on.
     """
-    _check_named(config, records)
+    check_named(config, records)
     text_tokens(tokenizer)  # refuses a tokenizer whose bytes do not reproduce its text
-    records = [_with_response(record, config) for record in records]
+    records = [with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
     chat = _chat_options(config, tokenizer, columns)
     requests = []
@@ -119,7 +134,21 @@ def build_request(
     Raises:
         UsageError: a column is missing or has values of another type.
     """
-    options = _texts(record, config.options_column, "--options-column")
+    example = bare_example(record, columns, index, config)
+    return replace(
+        example,
+        prompt=prompt_ids(tokenizer, record, columns, chat),
+        option_ids=_first_tokens(
+            example.options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
+        ),
+        rendered_bos=rendered_bos(tokenizer, record, columns),
+    )
+
+
+def bare_example(
+    record: Record, columns: Columns, index: int, config: PredictConfig
+) -> EvalExample:
+    """One record without the tokens of its prompt."""
     return EvalExample(
         example_id=str(index if record.get("id") is None else record["id"]),
         source_index=index,
@@ -127,16 +156,13 @@ def build_request(
         references=_texts(record, config.references_column, "--references-column")
         or [reference_text(record, columns)],
         question_digest=digest(question_text(record, columns).encode()),
-        prompt=prompt_ids(tokenizer, record, columns, chat),
-        options=options,
-        option_ids=_first_tokens(
-            options, lambda option: answer_ids(tokenizer, record, columns, option, chat)
-        ),
-        rendered_bos=rendered_bos(tokenizer, record, columns),
+        prompt=[],
+        options=_texts(record, config.options_column, "--options-column"),
+        option_ids=[],
     )
 
 
-def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
+def check_named(config: PredictConfig, records: Sequence[Record]) -> None:
     """Stop if a column named by a flag is missing; default names may be missing."""
     for field in ("references_column", "options_column"):
         name = getattr(config, field)
@@ -147,7 +173,7 @@ def _check_named(config: PredictConfig, records: Sequence[Record]) -> None:
             )
 
 
-def _with_response(record: Record, config: PredictConfig) -> Record:
+def with_response(record: Record, config: PredictConfig) -> Record:
     """The first of several references serves as the response if there is no response column."""
     several = record.get(config.references_column)
     if config.response_column in record or not isinstance(several, list) or not several:
@@ -239,7 +265,7 @@ def check_requests(
                 "unique ids; set a unique id for each"
             )
         length = len(request.prompt)
-        if not length:
+        if not length and request.asked in (None, ""):
             raise UsageError(f"record {index}: has an empty prompt; expected a question; remove it")
         if max_positions is not None and length + max_new_tokens > max_positions:
             raise UsageError(

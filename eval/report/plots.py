@@ -32,7 +32,10 @@ _TITLES = {"flops": "Computation", "seconds": "Time", "money": "Money", "cost": 
 
 
 def curve_figure(analysis: Analysis) -> Figure:
-    """Quality over deferral rate and over FLOPs, with the random and oracle lines."""
+    """Quality over deferral rate and over FLOPs, with the random and oracle lines.
+
+    Where the parameters of a model are not known, the second axis is empty and says so.
+    """
     results = analysis.results
     figure, (by_rate, by_cost) = panels(2, sharey=True)
     for result, color, label in _colored(results):
@@ -55,9 +58,11 @@ def curve_figure(analysis: Analysis) -> Figure:
     )
     points = _points(by_cost, analysis, "flops_per_token")
     in_percent(by_rate)
-    in_powers(by_cost)
+    known = all(result.has_cost for result in results)
+    if known:
+        in_powers(by_cost)
     dress(by_rate, "Quality by deferral rate", "deferral rate", QUALITY)
-    dress(by_cost, "Quality by cost", _main_unit(results))
+    dress(by_cost, "Quality by cost", _main_unit(results) if known else "cost is not known")
     keys = _keys(random="--", oracle=":")
     star = Line2D(
         [],

@@ -170,4 +170,5 @@ def _model(predictions: Predictions) -> dict[str, Any]:
         "num_active_parameters": predictions.num_active_parameters,
         "data_digest": predictions.metadata.get("data_digest"),
         "num_empty_answers": predictions.num_empty(),
+        "num_refused_answers": predictions.num_finished_by("content_filter"),
     }

@@ -59,7 +59,7 @@ def curve_rows(analysis: Analysis) -> Rows:
     """The points of the main rule's curves, with every cost."""
     for result in analysis.results:
         costs = {_UNIT_COLUMNS[unit]: values for unit, values in result.costs.items()}
-        extra = {_main_column(result): result.main_cost, **costs}
+        extra = {**_main_cost(result, result.main_cost), **costs}
         yield from _point_rows({"small": result.label}, result.curve, extra)
 
 
@@ -67,7 +67,7 @@ def rule_curve_rows(analysis: Analysis) -> Rows:
     """The points of every rule's curves."""
     for result in analysis.results:
         for name, rule in result.rules.items():
-            extra = {_main_column(result): rule.main_cost}
+            extra = _main_cost(result, rule.main_cost)
             yield from _point_rows({"small": result.label, "rule": name}, rule.curve, extra)
 
 
@@ -81,6 +81,11 @@ _UNIT_COLUMNS = {
 
 def _main_column(result: CascadeResult) -> str:
     return "cost_per_example" if result.pair.small.is_outcomes else "flops_per_token"
+
+
+def _main_cost(result: CascadeResult, values: Any) -> dict[str, Any]:
+    """The column of the main cost; none where it is not known."""
+    return {_main_column(result): values} if result.has_cost else {}
 
 
 def _point_rows(keys: Mapping[str, str], curve: DeferralCurve, extra: Mapping[str, Any]) -> Rows:

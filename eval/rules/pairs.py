@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from caskd.eval.answers import Predictions, Ragged, Units, num_units, question_units
+from caskd.eval.answers import SERVED, Predictions, Ragged, Units, num_units, question_units
 from caskd.eval.rules.fixed import deferral_scores, fixed_rule, unknown_rule
 from caskd.store.errors import IdentityError, UsageError
 
@@ -46,6 +46,11 @@ class Pair:
     def num_questions(self) -> int:
         """Number of different questions."""
         return num_units(self.units, len(self))
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether the main cost of both models is known."""
+        return self.small.has_cost and self.large.has_cost
 
     def __len__(self) -> int:
         return len(self.large)
@@ -95,6 +100,9 @@ class Pair:
                 "hidden": "rerun caskd predict with --hidden",
                 "score": "pass a table with --outcomes",
             }
+            if self.small.metadata["model"].get("engine") == SERVED:
+                served = "serve the model with one that gives them, or answer in this process"
+                how |= dict.fromkeys(("token_logprobs", "token_margins", "token_entropies"), served)
             raise UsageError(
                 f"{self.small.source}: holds no {name}; expected one value per example; "
                 f"{how.get(name, 'rerun caskd predict')}, or omit the rule that reads it"
@@ -131,10 +139,10 @@ def _check_questions(small: Predictions, large: Predictions) -> None:
             "became tokens in different ways, expected one rule; rerun caskd predict for both"
         )
     columns = ["question_digest", "reference", "task"]
-    same_tokenizer = small.metadata["model"].get("tokenizer_digest") == large.metadata["model"].get(
-        "tokenizer_digest"
-    )
-    if same_tokenizer:  # then prompts must be equal token by token, chat template included
+    digests = [model.metadata["model"].get("tokenizer_digest") for model in (small, large)]
+    served = [model.metadata["model"].get("engine") for model in (small, large)]
+    if digests[0] == digests[1] and not (any(served) and None in digests):
+        # Then prompts must be equal token by token, chat template included.
         columns.append("prompt_digest")
     for column in columns:
         ours, theirs = (

@@ -70,12 +70,19 @@ def score_pairs(
                 for index, test in enumerate(tests)
             ]
         except UsageError as error:
-            if wanted or name == DEFAULT_RULES[0]:
+            quality_alone = any(not test.has("token_logprobs") for test in tests)
+            if wanted or (name == DEFAULT_RULES[0] and not quality_alone):
                 raise
             left_out.append(f"{name}: {error}")
             continue
         for by_rule, rule_scores in zip(scores, found, strict=True):
             by_rule[name] = rule_scores
+    if not scores[0]:
+        raise UsageError(
+            f"--small: no deferral rule can be computed ({left_out[0]}); expected one; "
+            "prompt-router needs the question alone: pass --data FILE, --calibration 0.5 and "
+            "--rule prompt-router"
+        )
     return scores, left_out
 
 

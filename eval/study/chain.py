@@ -22,7 +22,8 @@ from caskd.eval.curves import (
     price_of,
 )
 from caskd.eval.rules import Pair, RuleScores
-from caskd.store.io import strip_control
+from caskd.store.errors import UsageError
+from caskd.store.io import strip_control, value_text
 from caskd.store.spacing import thin
 
 FloatArray = npt.NDArray[np.float64]
@@ -139,6 +140,11 @@ def _links(
 
 def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
     if prices is None or predictions.is_outcomes:
+        if not predictions.has_cost:
+            raise UsageError(
+                f"--chain: the number of parameters of {value_text(predictions.model_name)} is not "
+                "known, nor its FLOPs; expected a price list; pass --prices FILE"
+            )
         return answer_cost(predictions)
     read, written = money(predictions, price_of(prices, predictions.model_name))
     return read + written

@@ -51,8 +51,8 @@ class ArmArea:
     """Mean over the seeds."""
     rate_at_quality: float
     """Mean of the deferral rates that reach the target; 1 for a seed that never does."""
-    cost_at_quality: float
-    """Mean of the FLOPs per token there."""
+    cost_at_quality: float | None
+    """Mean of the FLOPs per token there; None if they are not known."""
     num_seeds_short: int
     """Seeds that never reach the target."""
 
@@ -150,6 +150,7 @@ def _arm_area(
 ) -> ArmArea:
     areas = np.array([results[index].curve.audc for index in indices])
     # The arm minus zero: its own interval, with its seeds resampled as in a difference.
+    costs = [cost for index in indices if (cost := target.cost[index]) is not None]
     zero = (np.zeros(areas.size), np.zeros((areas.size, replicates.shape[1])))
     own = arm_difference((areas, replicates[indices]), zero)
     return ArmArea(
@@ -161,6 +162,6 @@ def _arm_area(
         high=own.high,
         quality_small=statistics.fmean(results[index].curve.quality_small for index in indices),
         rate_at_quality=statistics.fmean(target.rate[index] for index in indices),
-        cost_at_quality=statistics.fmean(target.cost[index] for index in indices),
+        cost_at_quality=statistics.fmean(costs) if len(costs) == len(indices) else None,
         num_seeds_short=sum(not target.reached[index] for index in indices),
     )

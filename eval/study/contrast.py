@@ -65,8 +65,8 @@ class Target:
     quality: float
     rate: list[float]
     """[S] smallest deferral rate that reaches it; 1 if none does."""
-    cost: list[float]
-    """[S] FLOPs per token at that rate."""
+    cost: list[float | None]
+    """[S] FLOPs per token at that rate; None if a model's parameters are not known."""
     reached: list[bool]
     """[S] whether any rate reaches it."""
 
@@ -130,7 +130,10 @@ def find_target(results: Sequence[CascadeResult], quality: float | None) -> Targ
         for result in results
     ]
     sure = [1.0 if rate is None else rate for rate in rates]
-    costs = [float(_cost(r, np.array(rate))) for r, rate in zip(results, sure, strict=True)]
+    costs = [
+        float(_cost(r, np.array(rate))) if r.has_cost else None
+        for r, rate in zip(results, sure, strict=True)
+    ]
     return Target(
         quality=quality, rate=sure, cost=costs, reached=[rate is not None for rate in rates]
     )
@@ -149,15 +152,24 @@ def figure_replicates(
     large = results[0].pair.large_quality
     series = [(result.main.scores.score, result.pair.small_quality) for result in results]
     pooled = pooled_replicates(series, large, target.quality, units=results[0].pair.units)
-    costs = np.stack([_cost(r, rate) for r, rate in zip(results, pooled.rate, strict=True)])
     main = [result.main.figures for result in results]
     by_task = _by_task(results, series, large) if results[0].tasks else []
     return [
         *_three_figures(ALL_TASKS, main, area_replicates, pooled.small, pooled.large),
         FigureReplicates(ALL_TASKS, RATE, np.array(target.rate), pooled.rate),
-        FigureReplicates(ALL_TASKS, COST, np.array(target.cost), costs),
+        *_costs(results, pooled.rate, target),
         *by_task,
     ]
+
+
+def _costs(
+    results: Sequence[CascadeResult], rate: FloatArray, target: Target
+) -> Iterator[FigureReplicates]:
+    """Cost at the target from replicates [S, B] of the rate; nothing where it is not known."""
+    known = [cost for cost in target.cost if cost is not None]
+    if len(known) == len(results):
+        costs = np.stack([_cost(result, each) for result, each in zip(results, rate, strict=True)])
+        yield FigureReplicates(ALL_TASKS, COST, np.array(known), costs)
 
 
 def _three_figures(

@@ -50,7 +50,8 @@ class RuleResult:
     figures: Mapping[str, Any]
     """Curve figures over all points, and AUROC, AURC and ECE of the score."""
     main_cost: FloatArray
-    """[P] mean cost: FLOPs per token, or per example the cost that an outcome table states."""
+    """[P] mean cost: FLOPs per token (NaN if a model's parameters are not known), or per example
+    the cost that an outcome table states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +97,11 @@ class CascadeResult:
         lead = self.pair.large_quality - self.pair.small_quality
         points = thin(np.unique(lead).size + 1, MAX_POINTS)
         return cost_along(self.pair, lead, self.curve.oracle_rate, points)
+
+    @property
+    def has_cost(self) -> bool:
+        """Whether the main cost of both models is known."""
+        return self.pair.has_cost
 
 
 def measure_cascade(
@@ -231,7 +237,7 @@ def cost_shares(
     """
     if pair.small.is_outcomes:
         return _stated_costs(pair)
-    units = {"flops": (flops(pair.small), flops(pair.large))}
+    units = {"flops": (flops(pair.small), flops(pair.large))} if pair.has_cost else {}
     if prices is not None:
         models = (pair.small, pair.large)
         small, large = (money(model, price_of(prices, model.model_name)) for model in models)
@@ -273,6 +279,7 @@ def warnings(results: Sequence[CascadeResult]) -> list[str]:
     """What a reader must know before trusting the figures."""
     return [
         *_empty_answers(results),
+        *_unknown_sizes(results),
         *_swapped(results),
         *_small_leads(results),
     ]
@@ -288,6 +295,24 @@ def _empty_answers(results: Sequence[CascadeResult]) -> Iterator[str]:
                 f"{count:,} of {len(answers):,} answers of {strip_control(name)} are empty; check "
                 "its stop texts, chat template and end-of-sequence token."
             )
+        for reason, words in (("content_filter", "refused"), ("length", "cut at the limit")):
+            count = answers.num_finished_by(reason)
+            if count:
+                yield (
+                    f"{count:,} of {len(answers):,} answers of {strip_control(name)} were {words}"
+                    f" (finish_reason {reason})."
+                )
+
+
+def _unknown_sizes(results: Sequence[CascadeResult]) -> Iterator[str]:
+    """Served models whose files name no parameters: their computation is not known."""
+    models = [model for result in results for model in (result.pair.small, result.pair.large)]
+    names = dict.fromkeys(model.model_name for model in models if not model.has_cost)
+    if names:
+        yield (
+            f"The number of parameters of {', '.join(map(strip_control, names))} is not known: "
+            "figures in FLOPs are left out. Pass --prices to see cost in money."
+        )
 
 
 def _swapped(results: Sequence[CascadeResult]) -> Iterator[str]:
@@ -300,7 +325,7 @@ def _swapped(results: Sequence[CascadeResult]) -> Iterator[str]:
             ("active parameters", small.num_active_parameters, large.num_active_parameters),
             ("parameters", small.num_parameters, large.num_parameters),
         ):
-            if ours > theirs:
+            if ours is not None and theirs is not None and ours > theirs:
                 yield (
                     f"--small {result.label} has {ours:,} {what}, --large "
                     f"{strip_control(large.model_name)} has {theirs:,}: were the two swapped? If "

@@ -198,6 +198,11 @@ def point_shares(pair: Pair, scores: RuleScores, prices: Mapping[str, Price] | N
     """Cost of each example: money with prices, else the main cost."""
     if prices is not None and not pair.small.is_outcomes:
         return cost_shares(pair, scores, prices)["money"]
+    if not pair.has_cost:
+        raise UsageError(
+            "--large: a model's number of parameters is not known, nor its FLOPs; expected a price "
+            "list; pass --prices FILE"
+        )
     return main_shares(pair, saves=scores.before_generation)
 
 

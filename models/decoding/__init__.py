@@ -2,6 +2,7 @@
 
 from caskd.models.decoding.greedy import Answer, decode_batch, hidden_index
 from caskd.models.decoding.loaded_model import LoadedModel, load_for_decoding
+from caskd.models.decoding.responses import Sampling, respond
 from caskd.models.decoding.sampled_tokens import (
     accept_or_redraw,
     draw,
@@ -21,6 +22,7 @@ __all__ = [
     "TOKEN_RULES",
     "Answer",
     "LoadedModel",
+    "Sampling",
     "TokenCascade",
     "TokenCascadeAnswer",
     "accept_or_redraw",
@@ -31,6 +33,7 @@ __all__ = [
     "draw",
     "hidden_index",
     "load_for_decoding",
+    "respond",
     "target_distribution",
     "uniforms_at",
 ]

@@ -106,7 +106,7 @@ def _decode_together(
     steps = torch.stack(recorder.steps, dim=-1).tolist()  # [B, 3, N]
     answers = []
     for index, (row, figures) in enumerate(zip(new_ids, steps, strict=True)):
-        end = _end(row, loaded.stop_ids, watch.ends.get(index))
+        end = answer_end(row, loaded.stop_ids, watch.ends.get(index))
         text = loaded.tokenizer.decode(row[:end], skip_special_tokens=True)
         logprobs, margins, entropies = (values[:end] for values in figures)
         answers.append(
@@ -168,7 +168,7 @@ class _Watch:
         return self._stops[index].cut(text) if self._stops else text
 
 
-def _end(ids: Sequence[int], stop_ids: Sequence[int], text_end: int | None) -> int:
+def answer_end(ids: Sequence[int], stop_ids: Sequence[int], text_end: int | None = None) -> int:
     """Number of new tokens of an answer: up to its first stop id, or its stop text."""
     found = (count for count, token in enumerate(ids, 1) if token in stop_ids)
     end = next(found, len(ids))

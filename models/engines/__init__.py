@@ -1,11 +1,13 @@
 """Models that run in another process: clients of vLLM's and SGLang's servers."""
 
+from caskd.models.engines.answer_shapes import FILTERED, Question, ServedAnswer
 from caskd.models.engines.fingerprint import (
     ask_fingerprint,
     fixed_prompts,
     key_of,
     measure_fingerprint,
 )
+from caskd.models.engines.generation import ServedGenerator
 from caskd.models.engines.http_client import (
     CONCURRENCY,
     TOKEN_VARIABLE,
@@ -13,16 +15,22 @@ from caskd.models.engines.http_client import (
     ServerError,
     server_url,
 )
+from caskd.models.engines.least_busy import LeastBusy
 from caskd.models.engines.prompt_rows import CLAMPED, NonFiniteError, PromptRows
 from caskd.models.engines.served_model import ServedModel
 
 __all__ = [
     "CLAMPED",
     "CONCURRENCY",
+    "FILTERED",
     "TOKEN_VARIABLE",
+    "LeastBusy",
     "NonFiniteError",
     "PromptRows",
+    "Question",
     "RequestRefusedError",
+    "ServedAnswer",
+    "ServedGenerator",
     "ServedModel",
     "ServerError",
     "ask_fingerprint",

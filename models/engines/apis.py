@@ -161,6 +161,22 @@ def open_api(http: HttpServer, served_model: str | None) -> tuple[PromptApi, int
     return VllmApi(http, str(found["id"]), version), _limit([found])
 
 
+def served_name(http: HttpServer, served_model: str | None) -> tuple[str, int | None]:
+    """The name of the model to ask, and its limit of tokens (None: the server names none).
+
+    Raises:
+        ServerError: nothing answers.
+        UsageError: the server lists several models, and none was named.
+    """
+    listed = answered(lambda: http.ask("/v1/models"))
+    models = listed.get("data", []) if isinstance(listed, dict) else []
+    known = [m for m in models if isinstance(m, dict) and m.get("id") == served_model]
+    if served_model is not None and (known or not models):
+        return served_model, _limit(known)
+    found = _chosen(models, served_model, http.url)
+    return str(found["id"]), _limit([found])
+
+
 def _chosen(models: Any, served_model: str | None, url: str) -> dict[str, Any]:
     known = [m for m in models if isinstance(m, dict) and "id" in m]
     names = [str(m["id"]) for m in known]

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,12 +14,14 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from caskd.store.errors import CaskdError, UsageError, reason
-from caskd.store.io import escape_control, parse_json
+from caskd.store.io import escape_control, parse_json, tell
 
 TOKEN_VARIABLE = "CASKD_SERVER_TOKEN"
 CONCURRENCY = 32
 """Requests that one server has at a time, unless told otherwise."""
 ATTEMPTS = 7
+SAID_AFTER = 4
+"""Failed attempts, 3.5 s after the first, behind which a line says that a request still waits."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 _AGAIN = frozenset({408, 425, 429, *range(500, 600)})
@@ -69,14 +72,16 @@ class HttpServer:
 
     Attributes:
         url: as `server_url` returns it.
+        concurrency: requests that it may have at a time.
         interrupted: set after a failure or a new connection in place of a lost one: another
             process may answer now. Whoever checks that clears it.
     """
 
     def __init__(self, url: str, *, concurrency: int = CONCURRENCY) -> None:
-        self.url = server_url(url)
+        self.url, self.concurrency = server_url(url), concurrency
         self.interrupted = threading.Event()
         self._stopping = threading.Event()
+        self._said = threading.Event()
         self._token = os.environ.get(TOKEN_VARIABLE) or None
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._pool = urllib3.connection_from_url(
@@ -121,7 +126,9 @@ class HttpServer:
             else:
                 if status == 200:
                     try:
-                        return parse_json(data, constants=True)
+                        found = parse_json(data, constants=True)
+                        self._said.clear()
+                        return found
                     except ValueError:
                         problem = f"{len(data):,} bytes that are not whole JSON"
                 elif status in _AGAIN:
@@ -130,6 +137,8 @@ class HttpServer:
                 else:
                     self._refuse(path, status, data)
             self.interrupted.set()
+            if attempt + 1 == SAID_AFTER:
+                self._say_waiting(path, problem)
             if attempt + 1 == ATTEMPTS or self._stopping.wait(wait):
                 break
         raise ServerError(
@@ -137,6 +146,16 @@ class HttpServer:
             "expected an answer; check that the server runs, and its log, then run the same "
             "command again"
         )
+
+    def _say_waiting(self, path: str, problem: str) -> None:
+        """One line for all requests that wait for this server, until it answers again."""
+        if not self._said.is_set():
+            self._said.set()
+            tell(
+                f"--url {self.url}: {path} failed {SAID_AFTER} times, the last with {problem}; "
+                f"asking again, {ATTEMPTS} times in all",
+                file=sys.stderr,
+            )
 
     def _send(self, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes, float]:
         """Send one request; its status, content and seconds of `Retry-After`."""

@@ -84,6 +84,7 @@ class CorpusStats:
         self._note_first(example.status, example)
         self.text_counts["own_borders"] += example.own_border
         self.text_counts["rendered_bos"] += example.rendered_bos
+        self.text_counts["kept_unfinished"] += example.kept_unfinished
         self.text_counts["context_turns"] += example.num_context_turns
         self.first_refusal = self.first_refusal or example.reason
         if example.status == "duplicate":  # an existing store skipped it when it was planned

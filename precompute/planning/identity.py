@@ -78,6 +78,8 @@ def check_job(config: PrecomputeConfig) -> Job:
             "on_long": options.on_long,
             "on_duplicate": config.on_duplicate,
             "rule": TEXT_RULE,
+            # Absent means skip, as in stores of older versions.
+            **({"on_unfinished": "keep"} if config.on_unfinished == "keep" else {}),
             **_template_identity(source.tokenizer, columns, options.chat),
         },
         "corpus": {"digest": digest, "num_records": num_records},
@@ -162,6 +164,7 @@ def text_options(
         on_long=config.on_long,
         vocab_size=num_columns,
         chat=chat,
+        keep_unfinished=config.on_unfinished == "keep",
     )
 
 

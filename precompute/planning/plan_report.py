@@ -16,11 +16,13 @@ _SKIPPED = {
     "empty": "without a response token",
     "out_of_vocabulary": "with a token or a text outside the vocabulary",
     "chat_refused": "refused by the chat template",
+    "unfinished": "unfinished answers, left out; --on-unfinished keep keeps them without an end",
 }
 _TEXT_COUNTS = {
     "own_borders": "examples keep the given part's own tokens, where the whole text would merge "
     "across its border",
     "rendered_bos": "records came rendered with BOS; no second one is added",
+    "kept_unfinished": "answers are unfinished, and kept without an end (--on-unfinished keep)",
     "context_turns": "replies are context: they render differently in the whole conversation",
 }
 _TEXT = {

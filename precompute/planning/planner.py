@@ -156,6 +156,7 @@ def plan_facts(config: PrecomputeConfig, job: Job, planned: Plan) -> dict[str, A
             "on_long": config.on_long,
             "on_empty": config.on_empty,
             "on_bad_chat": config.on_bad_chat,
+            "on_unfinished": config.on_unfinished,
             "on_duplicate": config.on_duplicate,
             "on_out_of_vocabulary": config.on_out_of_vocabulary,
             "max_non_finite": config.max_non_finite,

@@ -3,17 +3,15 @@
 Legend: N rows of a batch, k cells kept per row.
 """
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caskd.models import peak_process_bytes
-from caskd.models.engines import NonFiniteError, ServedModel
+from caskd.models.engines import LeastBusy, NonFiniteError, ServedModel
 from caskd.precompute.rows import Fields, filler_rows, log_prob_fields
 from caskd.store.corpus import logit_positions
 from caskd.store.write import ShardExample
@@ -30,14 +28,13 @@ class ServerTeacher:
         self, models: Sequence[ServedModel], *, top_k: int, min_mass: float, concurrency: int
     ) -> None:
         self.models, self.top_k, self.min_mass = models, top_k, min_mass
-        self._busy = [0] * len(models)
-        self._lock = threading.Lock()
+        self._servers = LeastBusy(models)
         self._threads = ThreadPoolExecutor(concurrency * len(models), "caskd-server")
 
     def describe(self) -> dict[str, Any]:
         """The servers' kind and version, not their URLs."""
         engines = " and ".join(sorted({model.engine for model in self.models}))
-        return {"packages": {}, "device": f"server {engines}", "num_threads": len(self._busy)}
+        return {"packages": {}, "device": f"server {engines}", "num_threads": len(self.models)}
 
     def peak_memory(self) -> tuple[str, int]:
         """Peak bytes of this process: those of the server are not known."""
@@ -71,7 +68,7 @@ class ServerTeacher:
         tokens = example.token_ids[: positions[-1] + 2].tolist()
         first = int(positions[0]) + 1
         try:
-            with self._least_busy() as model:
+            with self._servers.pick() as model:
                 found = model.checked_score(tokens, first, self.top_k)
         except NonFiniteError:
             return filler_rows(example.row_count, self.top_k)
@@ -83,14 +80,3 @@ class ServerTeacher:
             found.label_ranks[own],
             self.min_mass,
         )
-
-    @contextmanager
-    def _least_busy(self) -> Iterator[ServedModel]:
-        with self._lock:
-            number = self._busy.index(min(self._busy))
-            self._busy[number] += 1
-        try:
-            yield self.models[number]
-        finally:
-            with self._lock:
-                self._busy[number] -= 1

@@ -9,6 +9,7 @@ from caskd.store.corpus.chat import (
     given_chat_options,
 )
 from caskd.store.corpus.columns import (
+    FINISHED,
     Columns,
     Record,
     column_value,
@@ -45,6 +46,7 @@ from caskd.store.corpus.vocabulary import (
 
 __all__ = [
     "CHAT_FLAGS",
+    "FINISHED",
     "TEXT_RULE",
     "ChatOptions",
     "ChatRefusedError",

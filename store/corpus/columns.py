@@ -36,6 +36,8 @@ KINDS: tuple[Kind, ...] = ("messages", "prompt", "text")
 """Kinds of corpus in the order in which `decide_columns` tries them."""
 TEMPLATE_COLUMNS = ("tools", "documents")
 """Columns beside the messages that reach the chat template."""
+FINISHED = "finished"
+"""Column of answers that a model gave: false where its limit cut the answer."""
 _SHAREGPT = "conversations"
 _ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -63,7 +65,8 @@ class Columns:
 def text_columns(columns: Columns) -> frozenset[str]:
     """Names of all columns that can reach a text or its task."""
     roles = ("prompt", "response", "messages", "text", "task")
-    return frozenset({*(getattr(columns, r) for r in roles), _SHAREGPT, *TEMPLATE_COLUMNS})
+    own = {getattr(columns, role) for role in roles}
+    return frozenset({*own, _SHAREGPT, FINISHED, *TEMPLATE_COLUMNS})
 
 
 def decide_columns(record: Record, columns: Columns) -> Columns:
@@ -188,8 +191,13 @@ def ignored_columns(record: Record, columns: Columns) -> list[str]:
     """Columns of a record of messages that nothing reads."""
     if columns.kind != "messages":
         return []
-    known = {columns.messages, columns.task, *TEMPLATE_COLUMNS}
+    known = {columns.messages, columns.task, FINISHED, *TEMPLATE_COLUMNS}
     return [name for name, value in record.items() if name not in known and value is not None]
+
+
+def is_unfinished(record: Record) -> bool:
+    """Whether the limit of the model that answered has cut the (last) response."""
+    return record.get(FINISHED) is False
 
 
 def record_task(record: Record, columns: Columns) -> str:
@@ -207,6 +215,8 @@ def canonical_record(record: Record, columns: Columns) -> bytes:
     }
     content |= template_values(record, columns)
     content["task"] = record_task(record, columns)
+    if is_unfinished(record):
+        content[FINISHED] = False
     return json.dumps(content, sort_keys=True, ensure_ascii=True, default=str).encode()
 
 

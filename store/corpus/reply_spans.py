@@ -218,3 +218,23 @@ def _opened(tag: re.Match[str]) -> str:
 def _closed(tag: re.Match[str]) -> str:
     _indent, head, dash, close = tag.groups()
     return f"{{{{{dash} '{_END}' }}}}{head}{dash}{close}"
+
+
+def without_end(
+    text: str, replies: Sequence[tuple[int, int]], content: str
+) -> list[tuple[int, int]]:
+    """The replies, the last one up to the end of its content, before what the template adds.
+
+    Raises:
+        ChatRefusedError: the template changes the content.
+    """
+    if not replies:
+        return []
+    (start, stop), content = replies[-1], content.strip()
+    place = text.rfind(content, start, stop)
+    if not content or place < 0:
+        raise ChatRefusedError(
+            "the chat template changes the text of an unfinished reply, whose end is then unknown; "
+            "expected it unchanged: remove that record, or pass --on-unfinished skip"
+        )
+    return [*replies[:-1], (start, place + len(content))]

@@ -18,10 +18,11 @@ from caskd.store.corpus.columns import (
     Record,
     column_value,
     decide_columns,
+    is_unfinished,
     record_task,
     template_values,
 )
-from caskd.store.corpus.reply_spans import RenderedChat, render_chat
+from caskd.store.corpus.reply_spans import RenderedChat, render_chat, without_end
 from caskd.store.corpus.text_tokens import TextTokens, text_tokens
 from caskd.store.errors import UsageError
 
@@ -42,14 +43,17 @@ class TextOptions:
     """Size of the teacher's vocabulary; an example with a larger id gets no rows."""
     chat: ChatOptions = field(default_factory=ChatOptions)
     """How conversations are rendered."""
+    keep_unfinished: bool = False
+    """Whether an unfinished answer has rows, without an end; else it is left out."""
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
     """One example: `token_ids` and `is_response` [T]; examples without rows have T = 0.
 
-    `status` is ok, truncated, too_long, empty, out_of_vocabulary, duplicate or chat_refused; the
-    last five have no rows. `full_length` is the number of tokens before truncation or rejection.
+    `status` is ok, truncated, too_long, empty, out_of_vocabulary, duplicate, chat_refused or
+    unfinished; the last six have no rows. `full_length` is the number of tokens before truncation
+    or rejection.
     """
 
     token_ids: npt.NDArray[np.uint32]
@@ -64,17 +68,21 @@ class TokenizedExample:
     """The text came rendered with BOS, so that no second one was added."""
     num_context_turns: int = 0
     """Replies that are context, because their prefix renders differently in the whole."""
+    kept_unfinished: bool = False
+    """The answer was cut when it was made, and has no end here either."""
     reason: str = ""
     """Why the chat template cannot place the conversation."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A record's text, its replies in it, and whether EOS and BOS are added."""
+    """A record's text, and its replies in it."""
 
     text: str
     replies: Sequence[tuple[int, int]]
     chat: RenderedChat | None = None
+    unfinished: bool = False
+    """The last reply has no end."""
 
     @property
     def borders(self) -> list[int]:
@@ -104,10 +112,13 @@ def tokenize_examples(
             index.
     """
     codec = text_tokens(tokenizer)
-    texts: list[_Text | ChatRefusedError] = []
+    texts: list[_Text | ChatRefusedError | None] = []  # None: left out
     for index, record in enumerate(records, start=first_index):
         with _name_record(index):
             decided = decide_columns(record, columns)
+            if is_unfinished(record) and not options.keep_unfinished:
+                texts.append(None)
+                continue
             try:
                 texts.append(_text(tokenizer, record, decided, options.chat))
             except ChatRefusedError as refused:
@@ -116,8 +127,10 @@ def tokenize_examples(
     examples = []
     for index, (record, text) in enumerate(zip(records, texts, strict=True), start=first_index):
         task = record_task(record, columns)
-        if isinstance(text, ChatRefusedError):
-            none = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
+        none = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
+        if text is None:
+            examples.append(TokenizedExample(*none, "unfinished", index, task))
+        elif isinstance(text, ChatRefusedError):
             examples.append(TokenizedExample(*none, "chat_refused", index, task, reason=str(text)))
         else:
             examples.append(_example(tokenizer, codec, text, options, (index, task)))
@@ -131,10 +144,14 @@ def _text(tokenizer: Any, record: Record, columns: Columns, chat: ChatOptions) -
         conversation = Conversation(messages, template_values(record, columns))
         special = text_tokens(tokenizer).special
         rendered = render_chat(tokenizer, conversation, chat, special)
-        return _Text(rendered.text, rendered.replies, rendered)
+        if not is_unfinished(record):
+            return _Text(rendered.text, rendered.replies, rendered)
+        replies = without_end(rendered.text, rendered.replies, last_reply(messages))
+        return _Text(rendered.text, replies, rendered, unfinished=True)
     prompt = column_value(record, columns, "prompt") if columns.kind == "prompt" else ""
     response = column_value(record, columns, "response" if columns.kind == "prompt" else "text")
-    return _Text(prompt + response, [(len(prompt), len(prompt) + len(response))])
+    spans = [(len(prompt), len(prompt) + len(response))]
+    return _Text(prompt + response, spans, unfinished=is_unfinished(record))
 
 
 def _parts(codec: TextTokens, text: _Text) -> list[str]:
@@ -163,6 +180,7 @@ def _example(
         is_response=example.is_response[:length],
         status=status,
         full_length=last,
+        kept_unfinished=text.unfinished,
     )
 
 
@@ -204,7 +222,7 @@ def _plain_example(
         response, own = codec.continuation(text.text[border:]), True
     exact = codec.reproduces(text.text, prompt + response, [(border, len(prompt))])
     bad = not exact or codec.has_unknown(response)
-    if response and options.eos and response[-1] != _eos_id(tokenizer):
+    if response and options.eos and not text.unfinished and response[-1] != _eos_id(tokenizer):
         response = [*response, _eos_id(tokenizer)]
     before, rendered = _with_leading(codec, prompt, response)
     ids = [*before, *response]

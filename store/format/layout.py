@@ -29,9 +29,10 @@ STATUSES = (
     "non_finite",
     "duplicate",
     "chat_refused",
+    "unfinished",
 )
 """Names of the values of the `status` array."""
-NUM_STATUSES = {1: 7, 2: 8}
+NUM_STATUSES = {1: 7, 2: 9}
 """Number of them that a format version knows."""
 GROUP_METADATA = canonical_json({"attributes": {}, "node_type": "group", "zarr_format": 3})
 

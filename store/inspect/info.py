@@ -1,12 +1,18 @@
-"""Summary of a store from its metadata alone; opens no array."""
+"""Summary of a store from its metadata, and from a bounded sample of its label ranks."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from caskd.store.errors import StoreError
 from caskd.store.format import ROW_KINDS, unusual_capture
 from caskd.store.inspect.capture_progress import CaptureStatus, shards_text
 from caskd.store.io import bytes_text, counted, escape_control
 from caskd.store.read import TeacherStore
+
+MEASURED_BLOCKS, BLOCK_EXAMPLES = 16, 128
+"""Examples whose label ranks are read: all of a small store, evenly spaced blocks of a larger."""
 
 
 def store_info(url: str | Path) -> dict[str, Any]:
@@ -42,6 +48,7 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "failed_shards": capture.failed_shards() if capture else [],
         "shard_rows": spec.shard_rows,
         "statuses": statuses,
+        "label_is_argmax": _label_is_argmax(store) if store.sealed else None,
         "tasks": list(spec.tasks),
         "bytes": sum(sizes.values()),
         "bytes_per_row": round(sum(sizes.values()) / rows, 3) if rows else None,
@@ -55,6 +62,23 @@ def store_info(url: str | Path) -> dict[str, Any]:
         },
         "identity": spec.identity,
     }
+
+
+def _label_is_argmax(store: TeacherStore) -> dict[str, Any] | None:
+    """Share of rows with label_rank 0; None where ranks are not known or cannot be read."""
+    if store.spec.capture_fields["argmax"] == "unknown":
+        return None
+    last = max(len(store) - BLOCK_EXAMPLES, 0)
+    blocks = np.unique(np.linspace(0, last, MEASURED_BLOCKS).astype(np.int64))
+    chosen = np.unique(np.add.outer(blocks, np.arange(BLOCK_EXAMPLES)))
+    try:
+        batch = store.read(chosen[chosen < len(store)], ("num_kept", "label_rank"))
+    except (StoreError, OSError):
+        return None  # caskd store verify names the damage
+    ranks = batch.column("label_rank")[batch.column("num_kept") > 0]
+    if not len(ranks):
+        return None
+    return {"share": float((ranks == 0).mean()), "num_rows": len(ranks)}
 
 
 def info_text(info: dict[str, Any]) -> str:
@@ -80,6 +104,15 @@ def info_text(info: dict[str, Any]) -> str:
     if info["statuses"]:
         listed = ", ".join(f"{n:,} {status}" for status, n in sorted(info["statuses"].items()))
         rows.append(("statuses", listed if info["sealed"] else f"{listed}, so far"))
+    if info["label_is_argmax"]:
+        measured = info["label_is_argmax"]
+        rows.append(
+            (
+                "labels",
+                f"{measured['share']:.1%} are the teacher's argmax (label_rank 0), measured on "
+                f"{counted(measured['num_rows'], 'row')}",
+            )
+        )
     if info["failed_shards"]:
         rows.append(
             ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute retries them")

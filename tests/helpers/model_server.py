@@ -22,8 +22,10 @@ class ModelServer:
         model: a transformers model; another one may be put in its place.
         kind: vllm or sglang.
         fault: which fault a request meets: 500, 429, 400, kill, hang, truncated, wrong_ids, nan,
-            clamp or foreign_id.
-        asked: the bodies of the scoring requests.
+            clamp or foreign_id; an answer also filtered, blocked, refused, empty, unfinished,
+            no_usage or other_model.
+        asked: the bodies of the scoring requests, and of those for answers.
+        gives_logprobs: of the tokens of answers; without, they are `ignored` or `refused`.
         headers: of all requests.
         gone: refuses every request with a closed connection while it is set.
     """
@@ -35,6 +37,8 @@ class ModelServer:
         self.max_model_len = options.get("max_model_len", 257)
         self.token = options.get("token")
         self.tokenizer = options.get("tokenizer")
+        self.gives_logprobs = options.get("gives_logprobs", True)
+        self.limit_name = options.get("limit_name", "max_tokens")
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.gone = threading.Event()
@@ -119,6 +123,67 @@ class ModelServer:
             own[1][1] = tokens[start + 1] = tops[1][0][1]
         return {"text": "x", "meta_info": {"input_token_logprobs": own, "input_top_logprobs": tops}}
 
+    def generated(self, body: dict[str, Any], fault: Fault) -> Any:
+        """The answer of /v1/completions without `prompt_logprobs`, or of /v1/chat/completions."""
+        ids, cells, text, end, num_prompt = self._answer(body)
+        if fault in ("filtered", "empty", "refused"):
+            text, ids, cells = "", [], []
+            end = "content_filter" if fault == "filtered" else "stop"
+        reason = None if fault == "unfinished" else end
+        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+        named = body.get("logprobs") and self.gives_logprobs is True
+        if "messages" in body:
+            choice["message"] = {"role": "assistant", "content": text or None}
+            if fault == "refused":
+                choice["message"]["refusal"] = "I cannot help with that."
+            if named:
+                content = [
+                    {
+                        "token": token,
+                        "logprob": value,
+                        "top_logprobs": [{"token": t, "logprob": v} for t, v in top.items()],
+                    }
+                    for token, value, top in cells
+                ]
+                choice["logprobs"] = {"content": content}
+        else:
+            choice["text"] = text
+            if named:
+                names = ("tokens", "token_logprobs", "top_logprobs")
+                lists = [list(column) for column in zip(*cells, strict=True)] or [[], [], []]
+                choice["logprobs"] = dict(zip(names, lists, strict=True))
+        usage = {"prompt_tokens": num_prompt, "completion_tokens": len(ids)}
+        found = {"model": self.name, "choices": [choice], "usage": usage}
+        if fault == "no_usage":
+            del found["usage"]
+        return {**found, "model": "another"} if fault == "other_model" else found
+
+    def _answer(self, body: dict[str, Any]) -> tuple[list[int], list[Any], str, str, int]:
+        """Ids, their log-probabilities, text, how it ended, tokens of the prompt."""
+        tokenizer, heat = self.tokenizer, body["temperature"]
+        asked = body.get("prompt")
+        if "messages" in body:
+            asked = "".join(message["content"] for message in body["messages"])
+        if isinstance(asked, str):
+            asked = tokenizer.encode(asked, add_special_tokens=False)
+        draws = torch.Generator().manual_seed(body.get("seed", 0))
+        ids: list[int] = []
+        cells: list[Any] = []
+        text = ""
+        while len(ids) < body[self.limit_name]:
+            row = self.logprobs([*asked, *ids])[-1]
+            drawn = row.argmax()
+            if heat:
+                drawn = torch.multinomial((row / heat).softmax(0), 1, generator=draws)
+            ids.append(int(drawn))
+            top = {tokenizer.decode([int(i)]): float(row[i]) for i in row.topk(2).indices}
+            cells.append((tokenizer.decode(ids[-1:]), float(row[ids[-1]]), top))
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            found = [text.find(wanted) for wanted in body.get("stop", []) if wanted in text]
+            if found or ids[-1] == tokenizer.eos_token_id:
+                return ids, cells, text[: min(found, default=len(text))], "stop", len(asked)
+        return ids, cells, text, "length", len(asked)
+
 
 class _Handler(BaseHTTPRequestHandler):
     owner: ModelServer
@@ -169,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
             ids = owner.tokenizer.encode(body["prompt"], add_special_tokens=False)
             return {"tokens": ids, "count": len(ids)}
         scoring = {"vllm": "/v1/completions", "sglang": "/generate"}[owner.kind]
-        if self.path != scoring:
+        if self.path not in (scoring, "/v1/completions", "/v1/chat/completions"):
             return None
         with owner._lock:
             number = len(owner.asked)
@@ -198,6 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return "sent"
         k = body.get("prompt_logprobs", body.get("top_logprobs_num"))
+        if k is None:
+            return self._generated(body, fault)
         if k > min(owner.max_logprobs, owner.model.config.vocab_size):
             text = f"Requested prompt logprobs of {k}, which is greater than max allowed: "
             self._send(400, {"message": text + str(owner.max_logprobs)})
@@ -206,6 +273,24 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(400, {"message": "Out of range float values are not JSON compliant"})
             return "sent"
         found = getattr(owner, owner.kind)(body, fault)
+        if fault == "truncated":
+            self._send(200, found, cut=40)
+            return "sent"
+        return found
+
+    def _generated(self, body: dict[str, Any], fault: Fault) -> Any:
+        owner = self.owner
+        wrong = None
+        if owner.limit_name not in body:
+            wrong = f"Unsupported parameter: use '{owner.limit_name}' instead"
+        elif owner.gives_logprobs == "refused" and body.get("logprobs"):
+            wrong = "logprobs are not supported by this model"
+        elif fault == "blocked":
+            wrong = "The response was filtered (code: content_filter)"
+        if wrong is not None:
+            self._send(400, {"error": {"message": wrong}})
+            return "sent"
+        found = owner.generated(body, fault)
         if fault == "truncated":
             self._send(200, found, cut=40)
             return "sent"

@@ -35,6 +35,7 @@ def test_a_server_is_described(model: Any, kind: str, capsys: pytest.CaptureFixt
     assert "480 fixed tokens" in found["server 0 fingerprint"]["found"]
 
 
+@pytest.mark.slow
 def test_urls_of_two_models_are_told_apart(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     other = tiny_model(tiny_tokenizer(), seed=1)
     with serving(model) as one, serving(model) as two, serving(other) as three:

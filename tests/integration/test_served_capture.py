@@ -62,6 +62,7 @@ def check_equal(store: TeacherStore, plain: TeacherStore) -> None:
     assert not a.column("logsumexp").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_served_capture_equals_one_of_this_process(
     teacher: Path, model: Any, plain: TeacherStore, tmp_path: Path, kind: str
@@ -84,6 +85,7 @@ def test_a_served_capture_equals_one_of_this_process(
     assert b"127.0.0.1" not in text
 
 
+@pytest.mark.slow
 def test_weights_are_not_needed(
     teacher: Path, model: Any, plain: TeacherStore, tmp_path: Path
 ) -> None:
@@ -142,10 +144,11 @@ def test_what_may_be_asked_twice_is_asked_again(
     check_equal(store, plain)
 
 
+@pytest.mark.slow
 def test_a_hanging_request_is_given_up_and_asked_again(
     teacher: Path, model: Any, plain: TeacherStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "READ_SECONDS", 1.0)
+    monkeypatch.setattr(http_client, "READ_SECONDS", 0.5)
     with serving(model) as server:
         server.fault = first_times(1, "hang", after=110)
         store = precompute(served_config(teacher, tmp_path, server.url))
@@ -191,6 +194,7 @@ def test_a_wrong_answer_fails_its_shard_and_a_rerun_completes_the_store(
     check_equal(store, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_is_a_status_of_its_example_alone(
     teacher: Path, model: Any, plain: TeacherStore, tmp_path: Path, kind: str
@@ -223,6 +227,7 @@ def test_a_clamped_label_has_probability_zero(teacher: Path, model: Any, tmp_pat
     assert verify_store(store.root, full=True).ok
 
 
+@pytest.mark.slow
 def test_another_model_behind_the_url_ends_the_capture(
     teacher: Path, model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ def model(teacher: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(teacher).eval()
 
 
+@pytest.mark.slow
 def test_the_token_stays_secret(
     teacher: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

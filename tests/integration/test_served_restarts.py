@@ -37,6 +37,7 @@ def equal_rows(a: TeacherStore, b: TeacherStore) -> bool:
     return all(np.array_equal(x.column(name), y.column(name)) for name in a.row_fields)
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_costs_time_alone(
     teacher: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_server_that_restarts_costs_time_alone(
     assert equal_rows(torn, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_worker_that_waits_for_an_answer_ends_at_once(
     teacher: Path, model: Any, tmp_path: Path, number: int, code: int

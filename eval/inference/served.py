@@ -1,0 +1,221 @@
+"""`caskd predict --backend server`: the answers of a model behind one or several URLs."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from caskd.eval.answers import SERVED, Predictions, digest
+from caskd.eval.config import PredictConfig
+from caskd.eval.inference.asked import build_asked
+from caskd.eval.inference.ready import Ready, Row, row_of, tasks_of
+from caskd.eval.inference.requests import (
+    EvalExample,
+    build_requests,
+    check_requests,
+    text_identity,
+)
+from caskd.eval.tasks import Task, describe
+from caskd.models import (
+    build_model,
+    config_digest,
+    count_parameters,
+    locate,
+    open_config,
+    open_tokenizer,
+)
+from caskd.models.engines import FILTERED, Question, ServedGenerator
+from caskd.store.corpus import ChatOptions, Record, given_chat_options, tokenizer_digest
+from caskd.store.errors import UsageError
+
+_FLAG = "--model"
+
+
+def check_backend(config: PredictConfig) -> None:
+    """Refuse flags that the backend cannot follow, and a missing model or URL.
+
+    Raises:
+        UsageError: names the flag and what to do.
+    """
+    if config.backend == "transformers":
+        _check_here(config)
+        return
+    if not config.url:
+        raise UsageError(
+            "--backend server: no URL; expected at least one; pass --url http://HOST:PORT"
+        )
+    if not 1 <= config.server_concurrency <= 4096:
+        raise UsageError(
+            f"--server-concurrency {config.server_concurrency}: expected 1 to 4,096; pass another "
+            "number"
+        )
+    decided_there = {
+        "--hidden": (config.hidden is not None, "gives no hidden states"),
+        "--large": (config.large is not None, "has one model"),
+        "--dtype": (config.dtype != "auto", "has its own dtype"),
+        "--device": (config.device != "auto", "has its own devices"),
+    }
+    if config.api == "chat" or not config.model:
+        decided_there |= {
+            "--chat-template": (config.chat_template is not None, "renders conversations itself"),
+            "--train-template-tokens": (
+                config.train_template_tokens,
+                "renders conversations itself",
+            ),
+        }
+    for flag, (given, why) in decided_there.items():
+        if given:
+            raise UsageError(
+                f"--backend server and {flag}: the server {why}; expected one of the two; omit "
+                f"{flag}, or answer with --backend transformers"
+            )
+
+
+def _check_here(config: PredictConfig) -> None:
+    only_there = {
+        "--url": bool(config.url),
+        "--served-model": config.served_model is not None,
+        "--api chat": config.api != "completions",
+    }
+    for flag, given in only_there.items():
+        if given:
+            raise UsageError(
+                f"{flag}: was given with --backend transformers; expected --backend server; add "
+                f"it, or omit {flag}"
+            )
+    if not config.model:
+        raise UsageError(
+            "--model: missing; expected a folder or a hub id; pass --model MODEL, or --backend "
+            "server with --url"
+        )
+
+
+@contextmanager
+def served(config: PredictConfig, records: Sequence[Record]) -> Iterator[Ready]:
+    """Open the servers for the length of a block.
+
+    Raises:
+        ServerError: one does not answer, or refuses a short question.
+        UsageError: a record, a flag or the served model's name is wrong.
+        IdentityError: the URLs answer as different models.
+    """
+    requests, chat, described = _requests(config, records)
+    tasks = tasks_of(config, requests)
+    opened = ServedGenerator.open(
+        config.url,
+        config.api,
+        served_model=config.served_model,
+        concurrency=config.server_concurrency,
+    )
+    with closing(opened) as generator:
+        limit = generator.limit if described.get("tokenizer_digest") else None
+        check_requests(requests, limit, config.max_new_tokens)
+        metadata = _metadata(config, generator, described, requests, tasks, chat)
+
+        def rows(batches: Iterable[Sequence[EvalExample]]) -> Iterator[list[Row]]:
+            return _rows(generator, config, tasks, batches)
+
+        yield Ready(requests, tasks, metadata, rows, _lines)
+
+
+def _requests(
+    config: PredictConfig, records: Sequence[Record]
+) -> tuple[list[EvalExample], ChatOptions, dict[str, Any]]:
+    """The requests, how conversations are rendered, and what --model says of the served model."""
+    described: dict[str, Any] = {"num_parameters": None}
+    tokenizer = None
+    if config.model:
+        found = locate(config.model, _FLAG, weights=False)
+        count = count_parameters(
+            build_model(open_config(found.folder, _FLAG), _FLAG, device="meta")
+        )
+        described = {
+            "config_digest": config_digest(found.folder),
+            "num_parameters": count.total,
+            **({"num_active_parameters": count.active} if count.routed else {}),
+        }
+        if config.api == "completions":
+            tokenizer = open_tokenizer(found.folder, _FLAG)
+            described["tokenizer_digest"] = tokenizer_digest(tokenizer)
+    if tokenizer is not None:
+        return *build_requests(tokenizer, records, config), described
+    given = given_chat_options(None, config.template_arguments, False)
+    return build_asked(records, config), ChatOptions(**given), described
+
+
+def _rows(
+    generator: ServedGenerator,
+    config: PredictConfig,
+    tasks: dict[str, Task],
+    batches: Iterable[Sequence[EvalExample]],
+) -> Iterator[list[Row]]:
+    """Rows of each batch; later batches are asked before the first one is complete."""
+    wanted = [list(batch) for batch in batches]
+    questions = (
+        Question(
+            request.prompt if request.asked is None else request.asked,
+            config.max_new_tokens,
+            stop=tasks[request.task].stop,
+        )
+        for batch in wanted
+        for request in batch
+    )
+    answers = generator.answers(questions)
+    for batch in wanted:
+        yield [
+            row_of(request, tasks[request.task], {"token_ids": None, **vars(answer)})
+            for request, answer in zip(batch, answers, strict=False)
+        ]
+
+
+def _metadata(
+    config: PredictConfig,
+    generator: ServedGenerator,
+    described: dict[str, Any],
+    requests: Sequence[EvalExample],
+    tasks: dict[str, Task],
+    chat: ChatOptions,
+) -> dict[str, Any]:
+    """Metadata of the predictions file; the parts of one file agree in all of it."""
+    first, *rest = tasks.values()
+    return {
+        "model": {
+            "name": generator.model,
+            "engine": SERVED,
+            "answers_as": generator.answers_as,
+            **described,
+        },
+        "decoding": {
+            "strategy": "greedy",
+            "max_new_tokens": config.max_new_tokens,
+            "batch_size": config.batch_size,
+            "stop": [text for text in first.stop if all(text in task.stop for task in rest)],
+            "device": SERVED,
+            "api": config.api,
+            "log_probs": generator.form.log_probs,
+        },
+        "tasks": {
+            name: {"metric": task.metric, "normalize": task.normalize, "stop": list(task.stop)}
+            for name, task in tasks.items()
+        },
+        "quality": describe(tasks),
+        "text": text_identity(chat),
+        "data_digest": digest(json.dumps([request.content for request in requests]).encode()),
+        "versions": {},
+    }
+
+
+def _lines(written: Predictions) -> list[str]:
+    """What the server counted: tokens, refusals, cut answers."""
+    read, wrote = (int(written.numbers(f"{name}_tokens").sum()) for name in ("prompt", "output"))
+    refused, cut = written.num_finished_by(FILTERED), written.num_finished_by("length")
+    lines = [
+        f"{read:,} prompt tokens and {wrote:,} output tokens as the server counts them; "
+        f"{refused:,} answers refused (content_filter), {cut:,} cut at --max-new-tokens"
+    ]
+    if not written.metadata["decoding"]["log_probs"]:
+        lines.append(
+            "the server gives no log-probabilities of its answers: they have a quality alone, and "
+            "serve as --large; as --small every rule that reads token_logprobs falls away"
+        )
+    return lines

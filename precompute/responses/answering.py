@@ -1,0 +1,192 @@
+"""What answers questions: transformers in this process, or a server."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from caskd.models import check_template, locate, open_tokenizer, padded_batches
+from caskd.models.decoding import LoadedModel, Sampling, load_for_decoding, respond
+from caskd.models.engines import FILTERED, Question, ServedGenerator
+from caskd.precompute.command import PrecomputeCommand
+from caskd.precompute.responses.questions import answered, conversation
+from caskd.store.corpus import (
+    CHAT_FLAGS,
+    TEXT_RULE,
+    ChatOptions,
+    Columns,
+    Record,
+    check_chat_flags,
+    given_chat_options,
+    prompt_ids,
+    tokenizer_digest,
+)
+from caskd.store.errors import UsageError
+from caskd.store.io import parse_json
+
+_FLAG = "--teacher"
+_SERVER_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer of the teacher."""
+
+    text: str
+    finished: bool
+    """Whether it ended by itself, not at the limit or by a refusal."""
+    refused: bool = False
+
+
+class Answering(Protocol):
+    """A teacher that answers the records of a corpus."""
+
+    identity: dict[str, Any]
+    """What the answers depend on, in JSON types, beside the questions."""
+    batches: list[list[int]]
+    """Records that are answered together."""
+
+    def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
+        """The answers of each batch, in the order of its records."""
+
+
+class _Here:
+    """A model in this process."""
+
+    def __init__(
+        self, loaded: LoadedModel, prompts: list[list[int]], config: PrecomputeCommand, limit: int
+    ) -> None:
+        self._loaded, self._prompts, self._limit = loaded, prompts, limit
+        _check_lengths(prompts, loaded.max_positions, limit)
+        self._sampling = sampling_of(config)
+        self.identity = {"teacher": loaded.identity, "stop_ids": list(loaded.stop_ids)}
+        lengths = np.array([len(prompt) + limit for prompt in prompts], np.int64)
+        found = padded_batches(lengths, config.token_budget)
+        self.batches = [positions.tolist() for positions in found]
+
+    def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
+        """As in `Answering`."""
+        for batch in batches:
+            prompts, keys = [self._prompts[index] for index in batch], list(map(str, batch))
+            found = respond(self._loaded, prompts, keys, self._limit, self._sampling)
+            yield [self._response(ids) for ids in found]
+
+    def _response(self, ids: Sequence[int]) -> Response:
+        text = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
+        return Response(text, finished=bool(ids) and ids[-1] in self._loaded.stop_ids)
+
+
+class _Served:
+    """A model behind URLs."""
+
+    def __init__(
+        self, generator: ServedGenerator, asked: list[Any], config: PrecomputeCommand, limit: int
+    ) -> None:
+        self._generator, self._asked, self._limit = generator, asked, limit
+        self._sampling = sampling_of(config)
+        named = {"name": generator.model, "answers_as": generator.answers_as}
+        self.identity = {"teacher": {"engine": "server", **named, "api": config.api}}
+        starts = range(0, len(asked), _SERVER_BATCH)
+        self.batches = [
+            list(range(start, min(start + _SERVER_BATCH, len(asked)))) for start in starts
+        ]
+
+    def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
+        """As in `Answering`."""
+        wanted = [list(batch) for batch in batches]
+        found = self._generator.answers(self._question(i) for batch in wanted for i in batch)
+        for batch in wanted:
+            yield [
+                Response(
+                    answer.text, answer.finish_reason == "stop", answer.finish_reason == FILTERED
+                )
+                for _, answer in zip(batch, found, strict=False)
+            ]
+
+    def _question(self, index: int) -> Question:
+        drawn = self._sampling
+        if drawn is None:
+            return Question(self._asked[index], self._limit)
+        key = hashlib.sha256(f"{drawn.seed}\n{index}".encode()).digest()
+        seed = int.from_bytes(key[:4], "big") >> 1
+        return Question(self._asked[index], self._limit, temperature=drawn.temperature, seed=seed)
+
+
+def sampling_of(config: PrecomputeCommand) -> Sampling | None:
+    """How tokens are drawn; None for the likeliest each time."""
+    return Sampling(config.temperature, config.seed or 0) if config.temperature else None
+
+
+@contextmanager
+def open_answering(
+    config: PrecomputeCommand, records: Sequence[Record], columns: Columns, limit: int
+) -> Iterator[Answering]:
+    """Open the teacher for the length of a block.
+
+    Raises:
+        UsageError: it does not open, or a record cannot be asked.
+        ServerError: a server does not answer.
+    """
+    if config.backend == "transformers":
+        loaded = load_for_decoding(config.teacher, _FLAG, dtype=config.dtype, device=config.device)
+        prompts, text = _prompts(loaded.tokenizer, config, records, columns)
+        here = _Here(loaded, prompts, config, limit)
+        here.identity["text"] = text
+        yield here
+        return
+    asked: list[Any]
+    if config.api == "chat":
+        arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
+        given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
+        asked, text = [{**conversation(r, columns), **given} for r in records], given
+    else:
+        tokenizer = open_tokenizer(locate(config.teacher, _FLAG, weights=False).folder, _FLAG)
+        asked, text = _prompts(tokenizer, config, records, columns)
+        text["tokenizer_digest"] = tokenizer_digest(tokenizer)
+    opened = ServedGenerator.open(
+        config.url,
+        config.api,
+        served_model=config.served_model,
+        concurrency=config.server_concurrency,
+    )
+    with closing(opened) as generator:
+        if config.api == "completions":
+            _check_lengths(asked, generator.limit, limit)
+        served = _Served(generator, asked, config, limit)
+        served.identity["text"] = text
+        yield served
+
+
+def _prompts(
+    tokenizer: Any, config: PrecomputeCommand, records: Sequence[Record], columns: Columns
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Token ids of each question, as a capture shows them, and the rule behind them."""
+    given = given_chat_options(
+        config.chat_template, config.template_arguments, config.train_template_tokens
+    )
+    check_chat_flags(str(columns.kind), given)
+    if columns.kind == "messages" and config.chat_template is None:
+        check_template(tokenizer, f"{_FLAG} {config.teacher}")
+    chat, prompts = ChatOptions(**given), []
+    for index, record in enumerate(records):
+        try:
+            prompts.append(prompt_ids(tokenizer, answered(record, columns), columns, chat))
+        except UsageError as error:
+            raise UsageError(f"record {index}: {error}") from None
+        if not prompts[-1]:
+            raise UsageError(f"record {index}: has an empty prompt; expected a question; remove it")
+    named = {name: getattr(chat, name) for name in CHAT_FLAGS}
+    return prompts, {"rule": TEXT_RULE, **named}
+
+
+def _check_lengths(prompts: Sequence[Sequence[int]], most: int | None, limit: int) -> None:
+    for index, prompt in enumerate(prompts):
+        if most is not None and len(prompt) + limit > most:
+            raise UsageError(
+                f"record {index}: {len(prompt):,} prompt tokens and --max-new-tokens {limit:,}; "
+                f"expected at most the {most:,} tokens that the teacher takes; lower "
+                "--max-new-tokens or remove that record"
+            )
