@@ -124,10 +124,13 @@ class PrecomputeConfig:
     """Attention implementation; auto uses transformers' default. Flash attention needs no
     padding."""
 
-    backend: Literal["transformers", "server"] = "transformers"
-    """What runs the teacher: transformers in this process, or a server of vLLM or SGLang at --url.
-    A server gives log-probabilities; --teacher is then the folder (or hub id) of the served model's
-    tokenizer and config, whose weights are not needed."""
+    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    """What runs the teacher: transformers in this process, a vLLM engine that this process starts,
+    or a server of vLLM or SGLang at --url. A server gives log-probabilities; --teacher is then the
+    folder (or hub id) of the served model's tokenizer and config, whose weights are not needed."""
+
+    tensor_parallel: int = 1
+    """With --backend vllm: devices that share each layer of the teacher."""
 
     url: tuple[str, ...] = ()
     """With --backend server: URL of the server, all before /v1; repeat the flag for servers of one
@@ -219,6 +222,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
         "max_length": (2, None),
         "token_budget": (1, None),
         "server_concurrency": (1, 4096),
+        "tensor_parallel": (1, 1024),
         "tokenize_processes": (1, None),
     }
     for name, (low, high) in limits.items():
@@ -230,7 +234,6 @@ def check_numbers(config: PrecomputeConfig) -> None:
             )
     _check_kind(config)
     _check_encoding(config)
-    _check_backend(config)
     if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
             f"--min-mass {config.min_mass}: expected a probability above 0 and at most 1; "
@@ -267,42 +270,6 @@ def _check_encoding(config: PrecomputeConfig) -> None:
             f"--encoding {config.encoding}: not an encoding of {kind} rows; expected "
             f"{' or '.join(names)}; pass --encoding {names[0]}"
         )
-
-
-def _check_backend(config: PrecomputeConfig) -> None:
-    """Refuse flags that the backend cannot follow.
-
-    Raises:
-        UsageError: names the flag and what to do.
-    """
-    if config.backend != "server":
-        only_there = {"--url": config.url, "--served-model": config.served_model}
-        for flag, value in only_there.items():
-            if value:
-                raise UsageError(
-                    f"{flag}: was given with --backend {config.backend}; expected --backend "
-                    f"server; add it, or omit {flag}"
-                )
-        return
-    if not config.url:
-        raise UsageError(
-            "--backend server: no URL; expected at least one; pass --url http://HOST:PORT"
-        )
-    decided_there = {
-        "--sample": (config.sample is not None, "gives no whole distribution to draw from"),
-        "--deterministic": (config.deterministic, "composes its own batches"),
-        "--adapter": (config.adapter is not None, "applies adapters itself"),
-        "--dtype": (config.dtype != "auto", "has its own dtype"),
-        "--attention": (config.attention != "auto", "has its own attention"),
-        "--device": (config.device != "auto", "has its own devices"),
-        "--device-map": (config.device_map is not None, "has its own devices"),
-    }
-    for flag, (given, why) in decided_there.items():
-        if given:
-            raise UsageError(
-                f"--backend server and {flag}: the server {why}; expected one of the two; omit "
-                f"{flag}, or capture with --backend transformers"
-            )
 
 
 def _check_kind(config: PrecomputeConfig) -> None:

@@ -1,4 +1,4 @@
-"""Models that run in another process: clients of vLLM's and SGLang's servers."""
+"""Models in other processes: a vLLM engine, and clients of vLLM's and SGLang's servers."""
 
 from caskd.models.engines.fingerprint import (
     ask_fingerprint,
@@ -13,21 +13,34 @@ from caskd.models.engines.http_client import (
     ServerError,
     server_url,
 )
-from caskd.models.engines.prompt_rows import CLAMPED, NonFiniteError, PromptRows
+from caskd.models.engines.prompt_rows import CLAMPED, NonFiniteError, PromptRows, ordered_rows
 from caskd.models.engines.served_model import ServedModel
+from caskd.models.engines.vllm_engine import (
+    EngineError,
+    EngineOptions,
+    VllmEngine,
+    check_version,
+    vllm_version,
+)
 
 __all__ = [
     "CLAMPED",
     "CONCURRENCY",
     "TOKEN_VARIABLE",
+    "EngineError",
+    "EngineOptions",
     "NonFiniteError",
     "PromptRows",
     "RequestRefusedError",
     "ServedModel",
     "ServerError",
+    "VllmEngine",
     "ask_fingerprint",
+    "check_version",
     "fixed_prompts",
     "key_of",
     "measure_fingerprint",
+    "ordered_rows",
     "server_url",
+    "vllm_version",
 ]
