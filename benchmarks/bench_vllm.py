@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -90,8 +90,8 @@ def served(model: str, k: int) -> Iterator[str]:
 
 
 def measured(arm: str, run: Callable[[], Any], rows: int, options: Any) -> dict[str, Any]:
-    """CPU seconds of some rounds after one that is not counted."""
-    run()
+    """CPU seconds of some rounds after one that is not counted; its rows under `rows`."""
+    found = run()
     spent, walls = [], []
     for _ in range(options.rounds):
         before, began = cpu_seconds(), time.monotonic()
@@ -100,6 +100,7 @@ def measured(arm: str, run: Callable[[], Any], rows: int, options: Any) -> dict[
         walls.append(time.monotonic() - began)
     line = {
         "arm": arm,
+        "rows": found if isinstance(found, Mapping) else None,
         "num_rows": rows,
         "cpu_ms_per_row": round(1e3 * float(np.median(spent)) / rows, 3),
         "cpu_ms_min": round(1e3 * min(spent) / rows, 3),
@@ -110,6 +111,22 @@ def measured(arm: str, run: Callable[[], Any], rows: int, options: Any) -> dict[
     }
     tell(f"{arm}: {line['cpu_ms_per_row']} ms of CPU a row")
     return line
+
+
+def distances(rows: Any, plain: Any) -> dict[str, Any]:
+    """How far the rows of an arm are from those of transformers."""
+    total, own = plain["logsumexp"], rows["logsumexp"]
+    label = (rows["label_logit"] - own) - (plain["label_logit"] - total)
+    tail = np.abs(rows["tail_mass"] - plain["tail_mass"])
+    return {
+        "argmax_equal": float((rows["argmax"] == plain["argmax"]).mean()),
+        "ids_in_order": round(float((rows["topk_ids"] == plain["topk_ids"]).mean()), 5),
+        "label_logprob_max": f"{np.abs(label).max():.2g}",
+        "logsumexp_max": f"{np.abs(own - total).max():.2g}" if own.any() else "",
+        "tail_max": f"{tail.max():.2g}",
+        "tail_relative_max": f"{(tail / plain['tail_mass']).max():.2g}",
+        "rank_equal": round(float((rows["label_rank"] == plain["label_rank"]).mean()), 4),
+    }
 
 
 def engine_arms(config: Any, examples: Any, capture: Any, options: Any) -> Iterator[dict[str, Any]]:
@@ -164,7 +181,11 @@ def main() -> None:
     )
     lines.append(measured("transformers", lambda: dict(plain.rows(examples)), rows, options))
     forward = lines[0]["cpu_ms_per_row"]
+    exact = lines[-1]["rows"]
     for line in lines:
+        rows = line.pop("rows")
+        if rows is not None:
+            line.update(distances(rows, exact))
         line["over_forward"] = round(line["cpu_ms_per_row"] / forward, 3)
     facts = {
         "model": Path(options.model).name,
