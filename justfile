@@ -40,7 +40,7 @@ package:
 models:
     OMP_NUM_THREADS=1 python tests/architectures/table.py
 
-# every class of transformers, and the fault tests at their large counts, into benchmarks/results/faults.csv
+# every class of transformers, the fault tests at their large counts, 200 prompts a token rule, into benchmarks/results/faults.csv
 nightly:
     CASKD_ARCHITECTURES=all OMP_NUM_THREADS=1 nice -n 10 pytest tests/architectures
     OMP_NUM_THREADS=1 nice -n 10 python benchmarks/bench_faults.py
@@ -49,3 +49,4 @@ nightly:
     CASKD_SCHEDULES=1000 CASKD_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_s3_faults.py
     CASKD_CAPTURE_KILLS=100 nice -n 10 pytest --timeout 3600 tests/integration/test_capture_kills.py
     nice -n 10 pytest --timeout 1800 -m nightly -rs tests/integration # in an environment with caskd[vllm]
+    CASKD_PROMPTS=200 nice -n 10 pytest tests/unit/models/test_token_cascade_decoding.py

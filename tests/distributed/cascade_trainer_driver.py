@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from caskd.train import CascadeTrainer, StoreDataset
@@ -37,6 +38,9 @@ def main() -> None:
     if arguments.process_index == 0:
         steps = [line for line in trainer.state.log_history if "keep_fraction" in line]
         torch.save({"steps": steps, "weights": trainer.model.state_dict(), "evals": evals}, out)
+    # A rank that ends while another still uses the group may abort.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

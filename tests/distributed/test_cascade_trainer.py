@@ -25,7 +25,7 @@ def drive(root: Path, num_ranks: int, micro: int) -> dict[str, Any]:
     done = subprocess.run(
         words, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[:6000]
     return torch.load(out)
 
 

@@ -1,5 +1,6 @@
 """Training data from s3:// yields the same examples as the local store, for every rank."""
 
+import faulthandler
 import os
 import shutil
 from collections.abc import Iterator
@@ -47,6 +48,11 @@ def test_the_reader_gives_the_batches_of_the_local_store(local: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def show_where_it_hangs(worker: int) -> None:
+    """The threads' stacks go to stderr before the loader gives up."""
+    faulthandler.dump_traceback_later(80)
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
 @pytest.mark.slow
 def test_workers_of_every_kind(local: Path, start: str) -> None:
@@ -60,6 +66,9 @@ def test_workers_of_every_kind(local: Path, start: str) -> None:
     expected = batches(here)
     shutil.rmtree(os.environ["CASKD_CACHE"])  # so that the workers make requests
     for dataset in (remote, here) if start == "fork" else (remote,):
-        found = batches(dataset, num_workers=2, multiprocessing_context=start, timeout=100)
+        found = batches(
+            dataset, num_workers=2, multiprocessing_context=start, timeout=100,
+            worker_init_fn=show_where_it_hangs,
+        )  # fmt: skip
         for ours, theirs in zip(found, expected, strict=True):
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -238,6 +238,12 @@ def test_files_stay_small() -> None:
     assert not long
 
 
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by their bare names, so that one of two of a name is not collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_examples_stay_short() -> None:
     for path in (ROOT / "examples").glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 100, path

@@ -137,5 +137,5 @@ def test_text_that_is_no_text_is_refused(value, found):
 def test_a_column_that_vanishes_later_is_refused():
     records = [{"prompt": "a", "response": "b"}, {"text": "a"}]
     columns = decide_columns(records[0], Columns())
-    with pytest.raises(UsageError, match=r"has text, .* prompt and response; .*two stores"):
+    with pytest.raises(UsageError, match=r"has text; expected prompt and response.*two stores"):
         corpus_digest(iter(records), columns)

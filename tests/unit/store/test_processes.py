@@ -50,6 +50,13 @@ def num_open() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def open_below(folder: Path) -> list[str]:
+    """The files below a folder that this process holds open, and nobody else's."""
+    numbers = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    paths = [os.path.realpath(number) for number in numbers]
+    return [path for path in paths if path.startswith(f"{folder}/")]
+
+
 def in_a_fork(act: Callable[[], object]) -> str:
     """What `act` returns or raises in a forked process, as text."""
     reader, writer = os.pipe()
@@ -72,11 +79,13 @@ def test_open_files_of_all_stores_stay_below_the_limit(tmp_path: Path) -> None:
     made = [make_store(tmp_path / f"s{i}", num=40, seed=i, shard_rows=16) for i in range(3)]
     expected = [store.read(range(40)).labels.tolist() for store in made]
     OPEN_FILES.clear()
-    before = num_open()
+    gc.collect()
+    before, held = num_open(), open_below(tmp_path)
     with limit_of_files(before + 12):
         stores = [TeacherStore.open(store.root) for store in made]
         assert [store.read(range(40)).labels.tolist() for store in stores] == expected
         assert 0 < len(OPEN_FILES) <= (before + 12) // 4
+        assert len(open_below(tmp_path)) > len(held)
         # Forked readers begin with no open file of their parent.
         told = in_a_fork(lambda: (stores[0].read(range(40)).labels.tolist(), len(OPEN_FILES)))
         assert told == str((expected[0], min(len(OPEN_FILES), (before + 12) // 4)))
@@ -84,7 +93,7 @@ def test_open_files_of_all_stores_stay_below_the_limit(tmp_path: Path) -> None:
     made.clear()
     gc.collect()
     assert len(OPEN_FILES) == 0
-    assert num_open() == before
+    assert open_below(tmp_path) == held
 
 
 def test_files_of_others_leave_room_for_one(store: TeacherStore) -> None:
