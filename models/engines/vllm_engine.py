@@ -5,14 +5,17 @@ What caskd adds inside vLLM's workers is a mixin class of the caller (`worker_ex
 """
 
 import importlib.util
+import multiprocessing
 import os
+import queue
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from caskd.models.engines.prompt_rows import Cells
 from caskd.store.errors import CaskdError, UsageError, reason
@@ -34,6 +37,12 @@ _ENVIRONMENT = {
 _ENVIRONMENT_OF_CPUS = {
     "TORCHDYNAMO_DISABLE": "1",  # compiles for half a minute what runs for milliseconds
 }
+
+
+_LIVENESS_SECONDS = 1.0
+_CLOSE_SECONDS = 60.0
+
+Answer = TypeVar("Answer")
 
 
 class EngineError(CaskdError):
@@ -112,6 +121,7 @@ class VllmEngine:
         on_gpu = torch.cuda.is_available()
         for name, value in {**_ENVIRONMENT, **({} if on_gpu else _ENVIRONMENT_OF_CPUS)}.items():
             os.environ.setdefault(name, value)
+        before = multiprocessing.active_children()
         gpu_options: dict[str, Any] = {"gpu_memory_utilization": _GPU_SHARE} if on_gpu else {}
         try:
             import vllm
@@ -142,15 +152,18 @@ class VllmEngine:
                 f"{options.tensor_parallel} that it runs; see its log above"
             ) from error
 
+        self._processes = [p for p in multiprocessing.active_children() if p not in before]
+
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call a method of the mixin in every worker; their answers.
 
         Raises:
             EngineError: the engine died.
         """
-        with self._watched():
-            found: list[Any] = self._llm.collective_rpc(method, args=args)
-            return found
+        with self._one_line():
+            return while_alive(
+                lambda: list(self._llm.collective_rpc(method, args=args)), self._processes
+            )
 
     def run(
         self,
@@ -183,16 +196,15 @@ class VllmEngine:
             )
             for n in range(len(prompts))
         ]
-        with self._watched():
-            found = self._llm.generate(
-                [{"prompt_token_ids": list(prompt)} for prompt in prompts],
-                parameters,
-                use_tqdm=False,
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        with self._one_line():
+            found = while_alive(
+                lambda: self._llm.generate(requests, parameters, use_tqdm=False), self._processes
             )
         return [[] if cells is None else _cells(output.prompt_logprobs) for output in found]
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _one_line(self) -> Iterator[None]:
         """Turn what vLLM raises into errors of one line."""
         try:
             yield
@@ -207,8 +219,58 @@ class VllmEngine:
 
     def close(self) -> None:
         """End the engine's processes."""
-        with suppress(Exception):  # one that died has nothing left to end
-            self._llm.llm_engine.engine_core.shutdown()
+
+        def shutdown() -> None:
+            with suppress(Exception):  # one that died has nothing left to end
+                self._llm.llm_engine.engine_core.shutdown()
+
+        ending = threading.Thread(target=shutdown, daemon=True)
+        ending.start()
+        ending.join(_CLOSE_SECONDS)
+
+
+class Watched(Protocol):
+    """A process that may die."""
+
+    name: str
+
+    @property
+    def exitcode(self) -> int | None:
+        """None while it lives."""
+
+
+def while_alive(work: Callable[[], Answer], processes: Sequence[Watched]) -> Answer:
+    """Run `work` for as long as these processes live.
+
+    vLLM 0.32 waits for ever for the answer of an engine process that was killed.
+
+    Raises:
+        EngineError: one of them died; `work` may still be waiting in its thread.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((work(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True, name="caskd-vllm").start()
+    while True:
+        try:
+            answer, error = answers.get(timeout=_LIVENESS_SECONDS)
+        except queue.Empty:
+            dead = [process for process in processes if process.exitcode is not None]
+            if dead:
+                raise EngineError(
+                    f"--backend vllm: the engine failed (its process {dead[0].name} ended with "
+                    f"{dead[0].exitcode}); expected an answer; see its log above, and run the same "
+                    "command again"
+                ) from None
+        else:
+            if error is not None:
+                raise error
+            return answer  # type: ignore[return-value]
 
 
 def _cells(flat: Any) -> list[Cells]:

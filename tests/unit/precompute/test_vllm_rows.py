@@ -1,7 +1,9 @@
 """The hook inside vLLM's workers: rows of any schedule, and the self-test that compares them."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -237,6 +239,19 @@ def test_a_runner_without_the_hook_is_refused_by_name(
     monkeypatch.delattr(FakeRunner, "_get_prompt_logprobs_dict")
     with pytest.raises(EngineError, match=r"no _get_prompt_logprobs_dict.*--backend server"):
         live(padded).get()
+
+
+def test_an_answer_is_not_awaited_from_a_dead_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "_LIVENESS_SECONDS", 0.01)
+    alive, dead = (SimpleNamespace(name="EngineCore", exitcode=code) for code in (None, -9))
+    never = threading.Event()
+    with pytest.raises(EngineError, match=r"EngineCore ended with -9"):
+        vllm_engine.while_alive(never.wait, [alive, dead])
+    never.set()
+    slow = threading.Event()
+    assert vllm_engine.while_alive(lambda: slow.wait(0.05), [alive]) is False
+    with pytest.raises(ZeroDivisionError):
+        vllm_engine.while_alive(lambda: 1 // 0, [alive])
 
 
 @pytest.mark.parametrize(
