@@ -1,6 +1,6 @@
 """The row fields of a store from logits: top-k or sampled targets."""
 
-from caskd.precompute.rows.log_probs import response_fields
+from caskd.precompute.rows.log_probs import log_prob_fields, response_fields
 from caskd.precompute.rows.packed import Piece, assembled, pack
 from caskd.precompute.rows.targets import (
     Numbers,
@@ -20,6 +20,7 @@ __all__ = [
     "TopKTargets",
     "assembled",
     "filler_rows",
+    "log_prob_fields",
     "pack",
     "response_fields",
     "targets_from",

@@ -165,8 +165,7 @@ def test_a_killed_engine_costs_a_shard_and_starts_anew(
     os.kill(found[0], signal.SIGKILL)
     _, error = process.communicate()
     assert process.returncode == 1, error[-3000:]
-    last = error.strip().splitlines()[-1]
-    assert "the engine failed" in last or "shards are committed" in last
+    assert "the engine failed" in error
     assert "retries only those" in error
     store = TeacherStore.open(config.store, allow_unsealed=True)
     assert store.num_committed_shards() == store.spec.num_shards - 1
