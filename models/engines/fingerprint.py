@@ -23,6 +23,8 @@ DECIMALS = 6
 
 Score = Callable[[Sequence[int]], PromptRows]
 """Rows of all tokens of a prompt but the first, with `TOP` cells."""
+ScoreAll = Callable[[Sequence[Sequence[int]]], Sequence[PromptRows]]
+"""The same of several prompts that are computed together."""
 
 
 def fixed_prompts(num_ids: int, key: int) -> list[list[int]]:
@@ -43,11 +45,22 @@ def ask_fingerprint(score: Score, prompts: Sequence[Sequence[int]]) -> dict[str,
     return _answers([score(prompt) for prompt in prompts])
 
 
-def measure_fingerprint(score: Score, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """The answers with the tolerance that asking twice shows: alone and all at once."""
+def measure_fingerprint(
+    score: Score, prompts: Sequence[Sequence[int]], score_all: ScoreAll | None = None
+) -> dict[str, Any]:
+    """The answers with the tolerance that asking twice shows: alone and all at once.
+
+    Args:
+        score: asks one prompt; without `score_all`, many threads call it at once, too.
+        prompts: from `fixed_prompts`.
+        score_all: asks all of them at once.
+    """
     alone = ask_fingerprint(score, prompts)
-    with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
-        together = _answers(list(pool.map(score, prompts)))
+    if score_all is not None:
+        together = _answers(score_all(prompts))
+    else:
+        with ThreadPoolExecutor(max_workers=len(prompts)) as pool:
+            together = _answers(list(pool.map(score, prompts)))
     mean, largest = fingerprint_distance(alone, together)
     tolerance = {
         "mean": round(max(LEAST_MEAN, MARGIN * mean), DECIMALS),

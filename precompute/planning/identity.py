@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from caskd.models import check_device_name, check_template
+from caskd.precompute.backend_flags import check_backend
 from caskd.precompute.config import PrecomputeConfig, check_numbers
 from caskd.precompute.planning.policies import check_planned_flags
 from caskd.precompute.teacher import TeacherSource, find_teacher
@@ -59,6 +60,7 @@ def check_job(config: PrecomputeConfig) -> Job:
     """
     check_device_name(config.device)
     check_numbers(config)
+    check_backend(config)
     columns = decide_columns(next(corpus_records(config)), config.columns)
     source = find_teacher(config)
     vocab = token_bytes(source.tokenizer)

@@ -1,15 +1,28 @@
 """The row fields of a store from logits: top-k or sampled targets."""
 
-from caskd.precompute.rows.log_probs import log_prob_fields
-from caskd.precompute.rows.targets import Numbers, Targets, targets_of
+from caskd.precompute.rows.log_probs import log_prob_fields, response_fields
+from caskd.precompute.rows.packed import Piece, assembled, pack
+from caskd.precompute.rows.targets import (
+    Numbers,
+    Targets,
+    TopKTargets,
+    targets_from,
+    targets_of,
+)
 from caskd.precompute.rows.topk import Columns, Fields, filler_rows
 
 __all__ = [
     "Columns",
     "Fields",
     "Numbers",
+    "Piece",
     "Targets",
+    "TopKTargets",
+    "assembled",
     "filler_rows",
     "log_prob_fields",
+    "pack",
+    "response_fields",
+    "targets_from",
     "targets_of",
 ]

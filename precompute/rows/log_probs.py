@@ -6,7 +6,7 @@ Legend: N rows, R rows of a shard, k cells kept per row.
 import numpy as np
 import numpy.typing as npt
 
-from caskd.models.engines import CLAMPED
+from caskd.models.engines import CLAMPED, PromptRows
 from caskd.precompute.rows.topk import Fields, filler_rows
 from caskd.store.cells import kept_cells
 
@@ -43,6 +43,17 @@ def log_prob_fields(
     rows["argmax"][:] = ids[:, 0]
     rows["label_rank"][:] = label_ranks
     return rows
+
+
+def response_fields(found: PromptRows, rows: npt.NDArray[np.integer], min_mass: float) -> Fields:
+    """Row fields of some of a prompt's rows."""
+    return log_prob_fields(
+        found.ids[rows],
+        found.logprobs[rows],
+        found.label_logprobs[rows],
+        found.label_ranks[rows],
+        min_mass,
+    )
 
 
 def log_prob_counts(rows: Fields, top_k: int) -> dict[str, int]:

@@ -134,4 +134,9 @@ _TARGETS_OF_KIND: Mapping[str, Callable[[Mapping[str, Any]], Targets]] = {
 
 def targets_of(spec: StoreSpec) -> Targets:
     """The targets that the identity of a planned store defines."""
-    return _TARGETS_OF_KIND[spec.kind](spec.identity["capture"])
+    return targets_from({**spec.identity["capture"], "kind": spec.kind})
+
+
+def targets_from(capture: Mapping[str, Any]) -> Targets:
+    """The targets that these fields of `identity.capture` define."""
+    return _TARGETS_OF_KIND[capture["kind"]](capture)

@@ -6,10 +6,12 @@ from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.teacher.protocol import TeacherSource
 from caskd.precompute.teacher.server_source import ServerSource
 from caskd.precompute.teacher.transformers_source import TransformersSource
+from caskd.precompute.teacher.vllm_source import VllmSource
 from caskd.store.errors import UsageError
 
 _BACKENDS: Mapping[str, Callable[[PrecomputeConfig], TeacherSource]] = {
     "transformers": TransformersSource.find,
+    "vllm": VllmSource.find,
     "server": ServerSource.find,
 }
 

