@@ -45,11 +45,10 @@ from store_rows import RESULTS, setting, write_table
 
 from caskd.models import SplitModel, pad, padded_batches, peak_process_bytes, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
+from caskd.precompute.checkpoints import find_checkpoint, load_model
 from caskd.precompute.planning.identity import check_job
 from caskd.precompute.planning.probe import encoded_bytes
 from caskd.precompute.teacher import find_teacher
-from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_source import TransformersSource
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.precompute.workers.worker import Worker

@@ -25,9 +25,9 @@ from store_rows import setting, write_table
 
 from caskd.models.engines import ServedModel, vllm_version
 from caskd.precompute import PrecomputeConfig
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.precompute.rows import TopKTargets
 from caskd.precompute.teacher.server_teacher import ServerTeacher
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.precompute.teacher.vllm_source import VllmSource
 from caskd.precompute.teacher.vllm_teacher import VllmTeacher

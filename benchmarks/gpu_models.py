@@ -103,7 +103,7 @@ def random_model(folder: str | Path, device: torch.device | str, dtype: torch.dt
 
 def accept_shapes() -> None:
     """Let this process plan with models without weights, which caskd refuses at the door."""
-    for door in ("caskd.precompute.teacher.source", "caskd.train.model.student"):
+    for door in ("caskd.precompute.checkpoints.source", "caskd.train.model.student"):
         mock.patch(f"{door}.open_empty", _empty).start()
 
 

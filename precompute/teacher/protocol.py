@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from caskd.precompute.teacher.source import WeightBytes
+from caskd.precompute.checkpoints import WeightBytes
 from caskd.store.format import StoreSpec
 from caskd.store.write import ShardExample
 

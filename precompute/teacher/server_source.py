@@ -21,9 +21,9 @@ from caskd.models.engines import (
     key_of,
     measure_fingerprint,
 )
+from caskd.precompute.checkpoints import FLAG, length_limit
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.teacher.server_teacher import ServerTeacher
-from caskd.precompute.teacher.source import FLAG, length_limit
 from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import IdentityError
 from caskd.store.fingerprint import FINGERPRINT

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 from caskd.models import config_digest, pick_device, weights_digest
+from caskd.precompute.checkpoints import TransformersCheckpoint, WeightBytes, find_checkpoint
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.rows import targets_of
 from caskd.precompute.teacher.divided_teacher import DividedTeacher
 from caskd.precompute.teacher.protocol import Teacher
 from caskd.precompute.teacher.rank_group import PLAN, current_group
-from caskd.precompute.teacher.source import TransformersCheckpoint, WeightBytes, find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.errors import UsageError
 from caskd.store.format import StoreSpec

@@ -28,10 +28,9 @@ from caskd.models import (
     pick_device,
     to_device,
 )
+from caskd.precompute.checkpoints import FLAG, TransformersCheckpoint, load_model
 from caskd.precompute.rows import Columns, Targets
 from caskd.precompute.teacher.copies import CopiedFields
-from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
 from caskd.store.corpus import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample

@@ -26,9 +26,9 @@ from caskd.models.engines import (
     measure_fingerprint,
     vllm_version,
 )
+from caskd.precompute.checkpoints import FLAG, check_safetensors, length_limit, load_dtype_of
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.teacher.server_source import FINGERPRINT_CELLS
-from caskd.precompute.teacher.source import FLAG, check_safetensors, length_limit, load_dtype_of
 from caskd.precompute.teacher.vllm_teacher import LiveEngine, VllmTeacher, prompt_rows
 from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import IdentityError, UsageError

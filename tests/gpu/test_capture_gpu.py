@@ -7,11 +7,11 @@ from helpers.captures import RECORDS, config_for
 from helpers.tiny import save_tiny
 
 from caskd.precompute import precompute
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.precompute.rows.pass_check import passes_for
 from caskd.precompute.rows.passes import TorchPasses
 from caskd.precompute.rows.targets import SampledTargets, TopKTargets
 from caskd.precompute.rows.topk import row_columns, row_fields
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.corpus import num_rows
 from caskd.store.write import ShardExample

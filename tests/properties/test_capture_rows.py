@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.rows.topk import filler_rows
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.precompute.workers.fill import TokenBudget, fill_shard
 from caskd.store.corpus import logit_positions, num_rows, row_labels

@@ -22,7 +22,7 @@ from caskd.models import (
     open_tokenizer,
 )
 from caskd.models.decoding import load_for_decoding
-from caskd.precompute.teacher.source import find_checkpoint
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.store.errors import UsageError
 
 OPENERS = [open_config, open_tokenizer, open_model, load_for_decoding]

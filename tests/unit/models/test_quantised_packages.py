@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from caskd.precompute import precompute
-from caskd.precompute.teacher.source import find_checkpoint
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.verify import verify_store

@@ -20,11 +20,11 @@ from transformers import (
 
 from caskd.models import build_model, check_divisible, rank_parameters
 from caskd.precompute import PrecomputeConfig, plan
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.precompute.config import check_numbers
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.planning.planner import plan_command
 from caskd.precompute.teacher.rank_group import check_flags, packed, rank_group, unpacked
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.workers.scheduling import WorkerInfo, worker_info
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample

@@ -11,11 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from caskd.models import SplitModel, pack, pad
+from caskd.precompute.checkpoints import find_checkpoint, load_model
 from caskd.precompute.planning.planner import plan
 from caskd.precompute.rows.targets import TopKTargets
 from caskd.precompute.teacher import transformers_teacher as teacher_module
-from caskd.precompute.teacher.loading import load_model
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.corpus import num_rows
 from caskd.store.errors import UsageError

@@ -6,10 +6,10 @@ import torch
 from helpers.tiny import save_tiny
 from helpers.waits import WaitError, no_waits
 
+from caskd.precompute.checkpoints import find_checkpoint
 from caskd.precompute.rows import topk
 from caskd.precompute.rows.passes import TorchPasses
 from caskd.precompute.rows.targets import SampledTargets, TopKTargets
-from caskd.precompute.teacher.source import find_checkpoint
 from caskd.precompute.teacher.transformers_teacher import TransformersTeacher
 from caskd.store.corpus import num_rows
 from caskd.store.write import ShardExample

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from caskd.models import memory_errors, open_adapter, open_model
-from caskd.precompute.teacher.source import FLAG, TransformersCheckpoint
+from caskd.precompute.checkpoints.source import FLAG, TransformersCheckpoint
 from caskd.store.errors import UsageError
 
 

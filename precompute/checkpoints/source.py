@@ -22,7 +22,7 @@ from caskd.models import (
     rank_parameters,
     refuse_gguf,
 )
-from caskd.precompute.teacher.lora import AdapterSource, describe_adapter
+from caskd.precompute.checkpoints.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
 from caskd.store.imports import require
 
