@@ -7,6 +7,7 @@ from caskd.store.corpus.chat import (
     ChatRefusedError,
     check_chat_flags,
     given_chat_options,
+    reference_text,
 )
 from caskd.store.corpus.columns import (
     FINISHED,
@@ -30,7 +31,6 @@ from caskd.store.corpus.tokens import (
     answer_ids,
     conversation_ids,
     prompt_ids,
-    reference_text,
     rendered_bos,
     tokenize_examples,
 )

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from caskd.store.corpus.bounded_render import TemplateError, render_template
+from caskd.store.corpus.columns import Columns, Record, column_value, decide_columns
 from caskd.store.errors import UsageError, reason
 from caskd.store.io import parse_json
 
@@ -278,3 +279,12 @@ def _without_nulls(message: Message) -> dict[str, Any]:
         for k, v in message.items()
         if k == "content" or not (v is None or (k == "tool_calls" and v == []))
     }
+
+
+def reference_text(record: Record, columns: Columns) -> str:
+    """The expected output: the response, the last assistant turn's content, or the text."""
+    columns = decide_columns(record, columns)
+    if columns.kind == "messages":
+        return last_reply(column_value(record, columns, "messages"))
+    role = "response" if columns.kind == "prompt" else "text"
+    return str(column_value(record, columns, role))

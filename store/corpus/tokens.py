@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.store.corpus.alignment import num_rows
-from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, Conversation, last_reply
+from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, Conversation
 from caskd.store.corpus.columns import (
     Columns,
     Record,
@@ -325,15 +325,6 @@ def answer_ids(
         given = text.text[: text.replies[-1][0]]
     found = codec.cut(given + lead + answer, [len(given)])
     return found.ids[found.cuts[0] :]
-
-
-def reference_text(record: Record, columns: Columns) -> str:
-    """The expected output: the response, the last assistant turn's content, or the text."""
-    columns = decide_columns(record, columns)
-    if columns.kind == "messages":
-        return last_reply(column_value(record, columns, "messages"))
-    role = "response" if columns.kind == "prompt" else "text"
-    return str(column_value(record, columns, role))
 
 
 def _eos_id(tokenizer: Any) -> int:
