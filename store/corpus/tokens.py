@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.store.corpus.alignment import num_rows
-from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, Conversation
+from caskd.store.corpus.chat import ChatOptions, ChatRefusedError, Conversation, last_reply
 from caskd.store.corpus.columns import (
     Columns,
     Record,
