@@ -154,6 +154,11 @@ class VllmEngine:
 
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Its processes that are children of this one."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call a method of the mixin in every worker; their answers.
 

@@ -88,6 +88,7 @@ class FakeEngine:
 
     started: ClassVar[list["FakeEngine"]] = []
     version = "0.32.0"
+    process_ids = ()
     fault: Callable[["FakeEngine", Sequence[Sequence[int]]], None] = staticmethod(lambda *_: None)
     """Called with the engine and its prompts; may raise."""
 

@@ -1,5 +1,6 @@
 """The hook inside vLLM's workers: rows of any schedule, and the self-test that compares them."""
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,32 @@ def test_an_answer_is_not_awaited_from_a_dead_process(monkeypatch: pytest.Monkey
     assert vllm_engine.while_alive(lambda: slow.wait(0.05), [alive]) is False
     with pytest.raises(ZeroDivisionError):
         vllm_engine.while_alive(lambda: 1 // 0, [alive])
+
+
+def test_an_engine_ends_once_it_has_another_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    parents = iter([7, 7, 7, 7, 7, 1])
+    monkeypatch.setattr(vllm_hook, "_FOLLOW_SECONDS", 0.0)
+
+    def end(process: int, number: int) -> None:
+        ended.append(process)
+        if process == os.getpid():
+            raise SystemExit  # this process would be gone
+
+    def parent(process: int) -> int:
+        assert not ended
+        return next(parents)
+
+    monkeypatch.setattr(vllm_hook, "_parent", parent)
+    monkeypatch.setattr(vllm_hook.os, "kill", end)
+    with pytest.raises(SystemExit):
+        vllm_hook._follow(7, [11, 12])
+    assert ended == [11, 12, os.getpid()]
+    assert not list(parents)
+
+
+def test_the_parent_of_a_process_is_known() -> None:
+    assert vllm_hook._parent(os.getpid()) == os.getppid()
 
 
 @pytest.mark.parametrize(
