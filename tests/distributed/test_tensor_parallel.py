@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.captures import config_for, fork_caskd, outcome, words_for
+from helpers.captures import config_for, words_for
 from helpers.tiny import ragged_records, save_tiny
 
 from caskd.precompute import precompute
@@ -27,16 +27,20 @@ BOUND = 2e-6
 """Largest difference of a value in float32: sums of 32 and 64 products in another order."""
 
 
-def start_ranks(words: list[str], folder: Path) -> list[int]:
-    """Fork ranks 0 and 1 as torchrun starts them, with a log each; returns their process ids."""
+def start_ranks(words: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
+    """Start ranks 0 and 1 as torchrun does, with a log each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
-    def start(rank: int) -> int:
-        own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        return fork_caskd(words, folder / f"{rank}.log", lambda: os.environ.update(own))
+    def start(rank: int) -> subprocess.Popen[bytes]:
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "caskd.cli", *words]
+        with (folder / f"{rank}.log").open("a") as log:
+            return subprocess.Popen(
+                command, env={**os.environ, **common, **own}, stdout=log, stderr=log
+            )
 
     return [start(rank) for rank in (0, 1)]
 
@@ -83,8 +87,8 @@ def test_a_killed_rank_ends_the_worker_and_its_shard_is_taken_again(tmp_path, vi
     while len(list(commits.glob("0*.json"))) < 3:
         assert time.monotonic() < deadline, (tmp_path / "0.log").read_text()
         time.sleep(0.01)
-    os.kill(ranks[victim], signal.SIGKILL)
-    codes = [outcome(rank) for rank in ranks]
+    ranks[victim].kill()
+    codes = [rank.wait(120) for rank in ranks]
     assert codes == ([-signal.SIGKILL, 1] if victim == 0 else [1, -signal.SIGKILL])
     survivor = (tmp_path / f"{1 - victim}.log").read_text()
     lines = [line for line in survivor.splitlines() if line.startswith("caskd: ")]
@@ -95,10 +99,10 @@ def test_a_killed_rank_ends_the_worker_and_its_shard_is_taken_again(tmp_path, vi
     done = len(list(commits.glob("0*.json")))
     assert done < TeacherStore.open(config.store, allow_unsealed=True).spec.num_shards
 
-    again = start_ranks(words_for(config), tmp_path) if victim else [
-        fork_caskd(words_for(replace(config, tensor_parallel=1)), tmp_path / "0.log")
-    ]  # fmt: skip
-    assert [outcome(rank) for rank in again] == [0] * len(again)
+    if victim:
+        assert [rank.wait(120) for rank in start_ranks(words_for(config), tmp_path)] == [0, 0]
+    else:
+        precompute(replace(config, tensor_parallel=1))
     (tmp_path / "whole").mkdir()
     whole = config_for(teacher, tmp_path / "whole", records, shard_rows=64)
     precompute(whole)
