@@ -194,6 +194,12 @@ class EvalConfig:
     student: tuple[str, ...] = ()
     """With --next-token: a student, DIR or NAME=DIR; repeat the flag to compare several. Folders
     with the same NAME are training seeds of one arm, as with --small."""
+    router: str | None = None
+    """With --next-token: folder of caskd router fit for the --student: one more rule. All rules are
+    then measured only on questions that the router was not fitted on."""
+    teacher_parameters: int | None = None
+    """With --next-token: parameters that a token of the teacher activates, for the mean of both
+    models."""
     accept_imported: bool = False
     """With --next-token: measure on a store that caskd import made of another program's rows."""
     limit: int | None = None

@@ -1,5 +1,6 @@
 """Routers of tokens: labels, threshold, files and refusals, against hand-made definitions."""
 
+import csv
 import json
 import shutil
 
@@ -169,3 +170,40 @@ def test_mistakes_are_named(root, tmp_path, capsys, changes, named):
     changes = {n: root / v if n in ("out", "student") else v for n, v in changes.items()}
     assert main(words(root, changes.pop("out", tmp_path / "out"), **changes)) == 2
     assert named in capsys.readouterr().err
+
+
+def test_the_report_measures_all_rules_on_questions_the_router_has_not_seen(root, fitted, loaded):
+    flags = {"next-token": root / "store", "student": root / "student", "router": fitted}
+    flags |= {"out": root / "report", "teacher-parameters": 1000}
+    assert main(["eval", *(w for n, v in flags.items() for w in (f"--{n}", str(v)))]) == 0
+    summary = json.loads((root / "report" / "summary.json").read_text())
+    assert list(summary["students"][0]["rules"]) == [
+        "log-probability", "margin", "entropy", "router",
+    ]  # fmt: skip
+    store, router = TeacherStore.open(root / "store"), open_router(str(fitted), "--router")
+    inputs = router_rows(loaded, store, None)
+    test = ~np.isin(inputs.questions, router.questions)
+    assert summary["num_rows"] == test.sum() < store.spec.num_rows
+    rows = student_rows(loaded, store, None, router.scorer(loaded, "--router x"))
+    sent = (rows.routed >= router.threshold)[test]
+    right = np.where(sent, inputs.teacher_right[test], rows.right[test]).mean()
+    fine = np.where(sent, 1.0, 1.0 - labels_of("acceptable", inputs)[test]).mean()
+    with open(root / "report" / "next_token_shares.csv") as file:
+        table = list(csv.DictReader(file))
+    [own] = [row for row in table if row["rule"] == "router, its threshold"]
+    size = loaded.identity["num_parameters"] + router.num_parameters
+    expected = {"large_share": sent.mean(), "accuracy": right, "acceptable": fine}
+    expected["activated_parameters"] = size + 1000 * sent.mean()
+    assert {name: float(own[name]) for name in expected} == pytest.approx(expected, abs=1e-9)
+    by_rule = {row["rule"]: row for row in table if float(row["large_share"]) == 0.3}
+    assert float(by_rule["oracle"]["accuracy"]) >= float(by_rule["router"]["accuracy"])
+    assert "random" in by_rule
+
+
+def test_a_router_of_another_student_is_refused_by_eval(root, fitted, tmp_path, capsys):
+    flags = ["--next-token", str(root / "store"), "--router", str(fitted)]
+    flags += ["--out", str(tmp_path / "report"), "--student"]
+    assert main(["eval", *flags, str(root / "teacher")]) == 3
+    assert f"--router {fitted}" in capsys.readouterr().err
+    assert main(["eval", *flags, str(root / "teacher"), str(root / "student")]) == 2
+    assert "2 students" in capsys.readouterr().err
