@@ -110,6 +110,7 @@ def test_splits_hold_whole_questions_once():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_rerun_writes_the_same_bytes_and_another_seed_does_not(root, fitted, capsys):
     assert main(words(root, root / "again")) == 0
     assert "AUROC" in capsys.readouterr().out
