@@ -131,12 +131,20 @@ COMMANDS: dict[str, Command] = {
         "caskd.eval.evaluate:evaluate",
         "measure the cascade: quality against cost at every threshold",
     ),
+    "router fit": Command(
+        "caskd.eval.config:RouterFitConfig",
+        "caskd.eval.next_token:router_fit_command",
+        "fit a router of tokens for a student, from a store",
+    ),
     "doctor": Command(
         "caskd.cli.doctor:DoctorConfig",
         "caskd.cli.doctor:doctor",
         "check packages, devices and host, and print how to fix problems",
     ),
 }
+
+_GROUPS = ("store", "router")
+"""Words before the names of several commands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,10 +245,11 @@ def _dispatch(words: list[str]) -> int:
 
         tell(f"caskd {metadata.version('caskd')}")
         return 0
-    if words[0] == "store" and (len(words) == 1 or words[1] in ("-h", "--help")):
-        tell(overview({name: row for name, row in COMMANDS.items() if name.startswith("store ")}))
+    if words[0] in _GROUPS and (len(words) == 1 or words[1] in ("-h", "--help")):
+        group = f"{words[0]} "
+        tell(overview({name: row for name, row in COMMANDS.items() if name.startswith(group)}))
         return 0
-    num_words = 2 if words[0] == "store" else 1
+    num_words = 2 if words[0] in _GROUPS else 1
     name = " ".join(words[:num_words])
     if name not in COMMANDS:
         raise UsageError(unknown_command(name))
@@ -282,6 +291,6 @@ def overview(commands: Mapping[str, Command]) -> str:
 
 def unknown_command(name: str) -> str:
     """Error text for an unknown command, with the closest known one."""
-    close = get_close_matches(name, [*COMMANDS, "store"], n=1, cutoff=0.5)
+    close = get_close_matches(name, [*COMMANDS, *_GROUPS], n=1, cutoff=0.5)
     hint = f"did you mean 'caskd {close[0]}'? " if close else ""
     return f"no command '{name}'; {hint}run 'caskd --help' for the list"

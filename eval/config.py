@@ -10,6 +10,8 @@ _NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --
 _MODEL_NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --backend server is given)")
 
 
+RouterLabel = Literal["identical", "divergent", "gap", "acceptable"]
+
 TokenRuleName = Literal[
     "spec",
     "chow",
@@ -192,7 +194,35 @@ class EvalConfig:
     student: tuple[str, ...] = ()
     """With --next-token: a student, DIR or NAME=DIR; repeat the flag to compare several. Folders
     with the same NAME are training seeds of one arm, as with --small."""
+    router: str | None = None
+    """With --next-token: folder of caskd router fit for the --student: one more rule. All rules are
+    then measured only on questions that the router was not fitted on."""
+    teacher_parameters: int | None = None
+    """With --next-token: parameters that a token of the teacher activates, for the mean of both
+    models."""
     accept_imported: bool = False
     """With --next-token: measure on a store that caskd import made of another program's rows."""
     limit: int | None = None
     """With --next-token: use only the first LIMIT examples of the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterFitConfig:
+    """Fit a router of tokens for one student on a store's own texts, without the teacher."""
+
+    store: str
+    """Directory or URL of the store."""
+    student: str
+    """Folder of the student that the router is for."""
+    label: RouterLabel
+    """Tokens that the large model should choose: the student's likeliest token is not the teacher's
+    (identical); is none that the teacher finds nearly as likely, either (divergent); is wrong where
+    the teacher's is right (gap); is neither right nor such a token (acceptable)."""
+    out: str
+    """Folder to write; it must be new or empty."""
+    recall: float = 0.95
+    """Share of these tokens that the threshold must find."""
+    seed: int = 0
+    """Seed of weights, order and dropout."""
+    limit: int | None = None
+    """Use only the first LIMIT examples of the store."""

@@ -37,17 +37,17 @@ TOKEN_RULES: "Mapping[str, Callable[[ForcedRows], FloatArray]]" = {
     "margin": lambda rows: -rows.margin,
     "entropy": lambda rows: rows.entropy,
     "call": lambda rows: rows.call_log_odds,
+    "router": lambda rows: rows.routed,
 }
 """Deferral rules of next tokens: scores [N] by name; the first is the main rule. `call` is for
-students with a CALL token."""
+students with a CALL token, `router` for those with a fitted router."""
 MAIN_RULE = next(iter(TOKEN_RULES))
 
 
 def rules_of(rows: "ForcedRows") -> list[str]:
     """Names of the rules that a student's rows have a score for."""
-    return [
-        name for name in TOKEN_RULES if name != "call" or not np.isnan(rows.call_log_odds).any()
-    ]
+    lacking = {"call": rows.call_log_odds, "router": rows.routed}
+    return [name for name in TOKEN_RULES if not np.isnan(lacking.get(name, 0.0)).any()]
 
 
 @dataclass(frozen=True, eq=False)

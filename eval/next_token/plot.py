@@ -1,6 +1,7 @@
 """The figure of a report on next tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -10,7 +11,7 @@ from caskd.eval.report import PAPER, arm_lines, dress, in_percent, legend_below,
 from caskd.store.spacing import thin
 
 MAX_POINTS = 1001
-_DASHES = dict(zip(TOKEN_RULES, ("-", "--", "-.", ":"), strict=True))
+_DASHES = dict(zip(TOKEN_RULES, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), strict=True))
 
 
 def next_token_figure(results: Sequence[StudentResult]) -> Figure:
@@ -34,7 +35,7 @@ def next_token_figure(results: Sequence[StudentResult]) -> Figure:
     dress(gain, "Gain over random deferral, by rule", "deferral rate", "accuracy above random")
     for axes in (accuracy, gain):
         in_percent(axes)
-    keys = {"random deferral": "--", "oracle": ":"}
+    keys: dict[str, Any] = {"random deferral": "--", "oracle": ":"}
     shown = {rule for result in results for rule in result.curves}
     keys |= {f"right: {rule}": dashes for rule, dashes in _DASHES.items() if rule in shown}
     handles = [

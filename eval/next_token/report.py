@@ -1,7 +1,6 @@
 """`caskd eval --next-token`: the files of a report on next tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +17,16 @@ from caskd.eval.next_token.measure import (
     differences,
     measure_student,
 )
-from caskd.eval.next_token.plot import MAX_POINTS, next_token_figure
+from caskd.eval.next_token.plot import next_token_figure
+from caskd.eval.next_token.routed import check_router_flags, rows_of, share_rows, unseen_rows
+from caskd.eval.next_token.table_rows import (
+    Found,
+    NextTokenAnalysis,
+    curve_rows,
+    difference_rows,
+    rule_rows,
+    student_rows,
+)
 from caskd.eval.report import (
     FORMAT,
     Heads,
@@ -33,24 +41,21 @@ from caskd.eval.report import (
     contrast_fields,
     contrast_table,
     difference_line,
-    difference_row,
     file_names,
     questions_line,
     table,
 )
-from caskd.eval.study import ALL_TASKS, Contrast, seed_warnings
+from caskd.eval.study import seed_warnings
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.format import check_imported
 from caskd.store.io import strip_control, tell
-from caskd.store.spacing import thin
 
 if TYPE_CHECKING:
     from caskd.eval.next_token.teacher_forcing import StoreRows
+    from caskd.models.decoding import TokenRouter
 
 FORMAT_VERSION = 1
-Found = Sequence[Sequence[Contrast]]
-"""Differences by figure, the area first."""
 _STUDENTS: Heads = {
     "student": ("student", "text"), "task": ("task", "text"), "num_examples": ("rows", ",d"),
     "quality_small": ("student", ".4f"), "quality_large": ("teacher", ".4f"),
@@ -65,13 +70,11 @@ _RULES: Heads = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class NextTokenAnalysis:
-    """The numbers of one report."""
-
-    summary: dict[str, Any]
-    results: Sequence[StudentResult]
-    differences: Found
+_SHARES: Heads = {
+    "student": ("student", "text"), "rule": ("rule", "text"), "large_share": ("share", ".1%"),
+    "accuracy": ("accuracy", ".4f"), "acceptable": ("acceptable", ".4f"),
+    "activated_parameters": ("parameters per token", ",.0f"),
+}  # fmt: skip
 
 
 def next_token_report(config: EvalConfig) -> Report:
@@ -82,6 +85,7 @@ def next_token_report(config: EvalConfig) -> Report:
         IdentityError: a student's vocabulary is not the store's.
     """
     from caskd.eval.next_token.teacher_forcing import check_teacher, store_rows
+    from caskd.models.decoding import open_router
 
     _check_flags(config)
     check_folder(Path(config.out))
@@ -90,19 +94,31 @@ def next_token_report(config: EvalConfig) -> Report:
     check_teacher(store)
     accept = None if config.accept_imported else "--accept-imported"
     check_imported(store.spec, f"--next-token {config.next_token}", accept)
+    router = None if config.router is None else open_router(config.router, _flag(config))
     teacher = store_rows(store, config.limit)
     results = [
-        _measure(*student, store, teacher, config.limit) for student in _labeled(config.student)
+        _measure(*student, store, teacher, config, router) for student in _labeled(config.student)
     ]
+    if router is not None:
+        teacher = rows_of(teacher, unseen_rows(router, teacher, _flag(config)))
     found = differences(results)
     summary = _summary(store, teacher, results, found)
-    analysis = NextTokenAnalysis(summary, results, found)
+    if router is not None:
+        names = ("label", "threshold", "recall_target", "student", "store", "digest")
+        summary["router"] = {name: router.description[name] for name in names}
+    shares = [row for one in results for row in share_rows(one, config.teacher_parameters, router)]
+    analysis = NextTokenAnalysis(summary, results, found, shares)
     title = f"Next tokens: cascades with {strip_control(store.spec.teacher)} as the large model"
     files = build_files(CONTENTS, analysis, title, summary)
     return Report(summary, files, partial(_show, analysis))
 
 
+def _flag(config: EvalConfig) -> str:
+    return f"--router {config.router}"
+
+
 def _check_flags(config: EvalConfig) -> None:
+    check_router_flags(config)
     if not config.student:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
@@ -125,13 +141,23 @@ def _labeled(students: Sequence[str]) -> list[tuple[str, str, str]]:
 
 
 def _measure(
-    label: str, arm: str, folder: str, store: TeacherStore, teacher: "StoreRows", limit: int | None
+    label: str,
+    arm: str,
+    folder: str,
+    store: TeacherStore,
+    teacher: "StoreRows",
+    config: EvalConfig,
+    router: "TokenRouter | None",
 ) -> StudentResult:
-    from caskd.eval.next_token.teacher_forcing import student_rows
+    from caskd.eval.next_token.teacher_forcing import student_rows as read_student
     from caskd.models.decoding import load_for_decoding
 
     loaded = load_for_decoding(folder, "--student")
-    rows = student_rows(loaded, store, limit)
+    scorer = None if router is None else router.scorer(loaded, _flag(config))
+    rows = read_student(loaded, store, config.limit, scorer)
+    if router is not None:
+        unseen = unseen_rows(router, teacher, _flag(config))
+        rows, teacher = rows_of(rows, unseen), rows_of(teacher, unseen)
     return measure_student(label, arm, loaded.identity, rows, teacher, store.spec.tasks)
 
 
@@ -184,57 +210,6 @@ def _student(result: StudentResult) -> dict[str, Any]:
     }
 
 
-def _student_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
-    seen: list[str] = []
-    for result in analysis.results:
-        low, high = result.area_interval()
-        interval = {"audc_low": low, "audc_high": high}
-        keys = {"arm": result.arm, "seed": seen.count(result.arm)}
-        seen.append(result.arm)
-        yield {
-            "student": result.label,
-            "task": ALL_TASKS,
-            **curve_figures(result.curve),
-            **interval,
-            **keys,
-        }
-        for task, curve in result.tasks.items():
-            none = dict.fromkeys(interval)
-            yield {
-                "student": result.label,
-                "task": strip_control(task),
-                **curve_figures(curve),
-                **none,
-                **keys,
-            }
-
-
-def _rule_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
-    for result in analysis.results:
-        for rule in result.curves:
-            yield {"student": result.label, "rule": rule, **result.figures(rule)}
-
-
-def _curve_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
-    for result in analysis.results:
-        for rule, curve in result.curves.items():
-            for point in thin(curve.deferral_rate.size, MAX_POINTS):
-                yield {
-                    "student": result.label,
-                    "rule": rule,
-                    "deferral_rate": float(curve.deferral_rate[point]),
-                    "threshold": float(curve.threshold[point]),
-                    "accuracy": float(curve.quality[point]),
-                    "random": float(curve.random[point]),
-                }
-
-
-def _difference_rows(analysis: NextTokenAnalysis) -> Iterator[dict[str, Any]]:
-    for contrasts in analysis.differences:
-        for contrast in contrasts:
-            yield difference_row(contrast, MAIN_RULE)
-
-
 def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> Section:
     summary = analysis.summary
     where = summary["store"]
@@ -259,7 +234,7 @@ def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> S
             *(f"{result.label}: {_acceptance_text(result)}" for result in analysis.results),
         ],
         pictures=[pictures["next_token"]],
-        tables=[table(_STUDENTS, _student_rows(analysis), "Accuracy of the cascade")],
+        tables=[table(_STUDENTS, student_rows(analysis), "Accuracy of the cascade")],
         notes=[note],
     )
 
@@ -293,12 +268,13 @@ def _more_differences(analysis: NextTokenAnalysis, _: Mapping[str, Picture]) -> 
 
 
 def _rules(analysis: NextTokenAnalysis, _: Mapping[str, Picture]) -> Section:
-    return Section("Rules", tables=[table(_RULES, _rule_rows(analysis))])
+    shares = table(_SHARES, analysis.shares, "Quality at shares of the teacher's tokens")
+    return Section("Rules", tables=[table(_RULES, rule_rows(analysis)), shares])
 
 
 CONTENTS = (
     Part(
-        tables={"next_token": _student_rows, "next_token_curve": _curve_rows},
+        tables={"next_token": student_rows, "next_token_curve": curve_rows},
         plots={
             "next_token": Plot(
                 "Next-token accuracy over deferral rate",
@@ -307,8 +283,14 @@ CONTENTS = (
         },
         section=_overview,
     ),
-    Part(tables={"differences": _difference_rows}, section=_more_differences),
-    Part(tables={"next_token_rules": _rule_rows}, section=_rules),
+    Part(tables={"differences": difference_rows}, section=_more_differences),
+    Part(
+        tables={
+            "next_token_rules": rule_rows,
+            "next_token_shares": lambda analysis: analysis.shares,
+        },
+        section=_rules,
+    ),
 )
 """The parts of a report on next tokens, in the order of the page."""
 NEXT_TOKEN_FILES = file_names(CONTENTS)

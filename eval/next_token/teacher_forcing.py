@@ -6,6 +6,8 @@ The body runs on whole examples, the head on rows alone and tile by tile, so tha
 Legend: B examples of a batch, L padded length, N rows, V the student's own columns, H hidden.
 """
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
@@ -14,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from caskd.eval.next_token.teacher_topk import acceptance_bounds, choice_ratio, teacher_kept
 from caskd.models import (
     BatchGroups,
     SplitModel,
@@ -23,7 +26,7 @@ from caskd.models import (
     masked_groups,
     padded_batches,
 )
-from caskd.models.decoding import LoadedModel
+from caskd.models.decoding import LoadedModel, RouterScorer
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.format import TOPK
@@ -33,7 +36,7 @@ FloatArray = npt.NDArray[np.float64]
 
 TILE_ROWS = 256
 TOKEN_BUDGET = 4096
-_TEACHER = ("topk_ids", "topk_logits", "logsumexp", "num_kept")
+_TEACHER = ("topk_ids", "topk_logits", "logsumexp", "num_kept", "argmax")
 _FIELDS = ("argmax", "label_logit", "logsumexp", "num_kept")
 
 
@@ -58,6 +61,11 @@ class ForcedRows:
     call_log_odds: FloatArray
     """Logit of the CALL token less the log-sum-exp of all others, which no other field contains;
     nan where the model has no such token."""
+    choice_ratio: FloatArray
+    """The teacher's probability of the most likely token, over that of the teacher's own choice;
+    0 outside of the stored top-k."""
+    routed: FloatArray
+    """A router's probability that the teacher should choose; nan without a router."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +82,8 @@ class StoreRows:
     right: FloatArray
     """1.0 where the teacher's most likely token is the label, else 0.0."""
     label_logprob: FloatArray
+    question_digests: npt.NDArray[np.int64]
+    """Names the question of each row in every store of the same tokenizer."""
 
 
 def check_teacher(store: TeacherStore) -> None:
@@ -128,6 +138,7 @@ def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
         label_logprob=(batch.column("label_logit") - batch.column("logsumexp"))[known].astype(
             np.float64
         ),
+        question_digests=np.repeat(_question_digests(batch), counts)[known],
     )
 
 
@@ -135,16 +146,74 @@ def _first_asked(batch: StoreBatch) -> npt.NDArray[np.int64]:
     """[B] the first example with the same question."""
     first: dict[bytes, int] = {}
     found = np.array(batch.example_indices, dtype=np.int64)
-    for place, (start, end) in enumerate(pairwise(batch.token_offsets.tolist())):
-        asked = int(np.argmax(batch.is_response[start:end]))
-        if asked > 1:
-            question = batch.token_ids[start : start + asked].tobytes()
+    for place, question in enumerate(_asked(batch)):
+        if question is not None:
             found[place] = first.setdefault(question, int(found[place]))
     return found
 
 
-def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> ForcedRows:
+def _asked(batch: StoreBatch) -> Iterator[bytes | None]:
+    """The tokens of each example's question; None for a question of at most one token."""
+    for start, end in pairwise(batch.token_offsets.tolist()):
+        asked = int(np.argmax(batch.is_response[start:end]))
+        yield batch.token_ids[start : start + asked].tobytes() if asked > 1 else None
+
+
+def _question_digests(batch: StoreBatch) -> npt.NDArray[np.int64]:
+    """[B] first 8 bytes of sha256 of each question; of the whole example if it has no question."""
+    wholes = (batch.token_ids[a:b].tobytes() for a, b in pairwise(batch.token_offsets.tolist()))
+    read = [hashlib.sha256(q or whole) for q, whole in zip(_asked(batch), wholes, strict=True)]
+    return np.array([int.from_bytes(one.digest()[:8], "big", signed=True) for one in read])
+
+
+def student_rows(
+    loaded: LoadedModel, store: TeacherStore, limit: int | None, router: RouterScorer | None = None
+) -> ForcedRows:
     """The student's values of the same rows.
+
+    Raises:
+        IdentityError: the student's vocabulary is not the store's.
+        UsageError: an example is longer than the student takes, or its architecture is not
+            supported.
+    """
+    forced = open_forced(loaded, store, limit)
+    values = np.empty((len(fields(ForcedRows)), forced.num_rows))
+    known = np.empty(forced.num_rows, dtype=bool)
+    for rows, batch in forced.batches():
+        values[:, rows] = row_values(forced.split, batch, forced.groups, loaded.call_id, router)
+        known[rows] = batch.column("num_kept") > 0
+    return ForcedRows(*values[:, known])
+
+
+@dataclass(frozen=True, eq=False)
+class ForcedStudent:
+    """A student and the examples of a store that it reads."""
+
+    split: SplitModel
+    groups: BatchGroups
+    store: TeacherStore
+    chosen: npt.NDArray[np.int64]
+    """Indices of the examples that have rows."""
+    name: str
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all examples."""
+        return int(self.store.row_counts()[self.chosen].sum())
+
+    def batches(self) -> Iterator[tuple[npt.NDArray[np.int64], StoreBatch]]:
+        """The indices [n] of the rows of each batch, and the batch; examples of like length."""
+        starts = np.concatenate(([0], np.cumsum(self.store.row_counts()[self.chosen])))
+        lengths = self.store.token_counts()[self.chosen]
+        with progress(self.name, int(starts[-1]), "rows") as shown:
+            for indices in padded_batches(lengths, TOKEN_BUDGET):
+                rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
+                yield rows, self.store.read(self.chosen[indices], fields=_TEACHER)
+                shown.advance(len(rows))
+
+
+def open_forced(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> ForcedStudent:
+    """Check that a student can read the examples of a store.
 
     Raises:
         IdentityError: the student's vocabulary is not the store's.
@@ -165,41 +234,45 @@ def student_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) ->
     split = SplitModel(loaded.model, flag)
     check_split(loaded.model, split)
     groups = masked_groups(split, flag)
-    counts = store.row_counts()[chosen]
-    starts = np.concatenate(([0], np.cumsum(counts)))
-    values = np.empty((len(fields(ForcedRows)), starts[-1]))
-    known = np.empty(starts[-1], dtype=bool)
-    with progress(loaded.identity["name"], int(starts[-1]), "rows") as shown:
-        for indices in padded_batches(lengths, TOKEN_BUDGET):
-            batch = store.read(chosen[indices], fields=_TEACHER)
-            rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in indices])
-            values[:, rows] = row_values(split, batch, groups, loaded.call_id)
-            known[rows] = batch.column("num_kept") > 0
-            shown.advance(len(rows))
-    return ForcedRows(*values[:, known])
+    return ForcedStudent(split, groups, store, chosen, loaded.identity["name"])
 
 
 @torch.inference_mode()
 def row_values(
-    split: SplitModel, batch: StoreBatch, groups: BatchGroups, call_id: int | None = None
+    split: SplitModel,
+    batch: StoreBatch,
+    groups: BatchGroups,
+    call_id: int | None = None,
+    router: RouterScorer | None = None,
 ) -> FloatArray:
-    """Values [8, N] of the fields of `ForcedRows` for the rows of some examples."""
+    """Values [10, N] of the fields of `ForcedRows` for the rows of some examples."""
+    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(split.device)
+    ids, kept = (part.to(split.device) for part in teacher_kept(batch))
+    tiles = []
+    for part, hidden, whole in forced_tiles(split, batch, groups):
+        logits, call = _without_call(whole, call_id)
+        values = _tile_values(logits, labels[part])
+        bounds = acceptance_bounds(logits, ids[part], kept[part])
+        ratio = choice_ratio(logits.argmax(dim=-1), ids[part], kept[part])
+        routed = torch.full_like(call, torch.nan) if router is None else router(hidden, whole)
+        last = torch.stack((*bounds, call, ratio, routed)).to(values.dtype)
+        tiles.append(torch.cat((values, last)).cpu())
+    return np.asarray(torch.cat(tiles, dim=1).double().numpy())
+
+
+def forced_tiles(
+    split: SplitModel, batch: StoreBatch, groups: BatchGroups
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Rows of some examples tile by tile: their slice, hidden states [n, H], logits [n, V]."""
     input_ids, mask = (tensor.to(split.device) for tensor in _padded(batch))
     hidden = hidden_in_groups(split, groups, input_ids, mask).flatten(0, 1)
     longest = input_ids.shape[1]
     example = np.repeat(np.arange(len(batch.example_indices)), np.diff(batch.row_offsets))
     positions = torch.from_numpy(example * longest + batch.logit_positions).to(hidden.device)
-    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(hidden.device)
-    ids, kept = (part.to(hidden.device) for part in _teacher_kept(batch))
-    tiles = []
     for start in range(0, len(positions), TILE_ROWS):
         part = slice(start, start + TILE_ROWS)
-        logits = split.logits(hidden[positions[part]])  # [n, V]
-        logits, call = _without_call(logits, call_id)
-        values = _tile_values(logits, labels[part])
-        bounds = acceptance_bounds(logits, ids[part], kept[part])
-        tiles.append(torch.cat((values, torch.stack(bounds).to(values.dtype), call[None])).cpu())
-    return np.asarray(torch.cat(tiles, dim=1).double().numpy())
+        states = hidden[positions[part]]
+        yield part, states, split.logits(states)
 
 
 def _without_call(logits: Tensor, call_id: int | None) -> tuple[Tensor, Tensor]:
@@ -222,37 +295,6 @@ def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:
     total = logits.logsumexp(dim=-1)
     entropy = torch.special.entr((logits - total[:, None]).exp()).sum(dim=-1)
     return torch.stack((right.float(), at_label - total, best - total, best - second, entropy))
-
-
-def acceptance_bounds(logits: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest acceptance [n] of a draft model by a teacher of which a top-k is stored.
-
-    With h half the sum of |p - q| over the stored tokens and P, Q the masses of both models on
-    them, the distance lies between h + |P - Q| / 2 and h + ((1 - P) + (1 - Q)) / 2: outside of
-    them, the two agree as far as their masses allow, or share no token.
-
-    Args:
-        logits: [n, V] of the draft model.
-        ids: [n, k] stored tokens; any where `kept` is 0.
-        kept: [n, k] the teacher's probabilities p of them; 0 where fewer are stored.
-    """
-    log_total = logits.logsumexp(dim=-1, keepdim=True)
-    drafted = (logits.gather(-1, ids) - log_total).exp().double() * (kept > 0)
-    inside = 0.5 * (kept - drafted).abs().sum(dim=-1)
-    teacher_mass, draft_mass = kept.sum(dim=-1).clamp(max=1.0), drafted.sum(dim=-1).clamp(max=1.0)
-    least = inside + 0.5 * (teacher_mass - draft_mass).abs()
-    most = inside + 0.5 * ((1.0 - teacher_mass) + (1.0 - draft_mass))
-    return (1.0 - most).clamp(0.0, 1.0), (1.0 - least).clamp(0.0, 1.0)
-
-
-def _teacher_kept(batch: StoreBatch) -> tuple[Tensor, Tensor]:
-    """The teacher's stored tokens [N, k] and their probabilities, 0 behind the last of a row."""
-    logits = batch.column("topk_logits").astype(np.float64)
-    stored = np.arange(logits.shape[1]) < batch.column("num_kept")[:, None]
-    totals = batch.column("logsumexp").astype(np.float64)[:, None]
-    kept = np.exp(np.where(stored, logits - totals, -np.inf))
-    ids = np.where(stored, batch.column("topk_ids"), 0).astype(np.int64)
-    return torch.from_numpy(ids), torch.from_numpy(kept)
 
 
 def _padded(batch: StoreBatch) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,11 @@ def check_flags(config: EvalConfig, small: Sequence[str]) -> None:
             "--student or --limit: was given without --next-token; expected both; "
             "pass --next-token STORE, or omit --student and --limit"
         )
+    if config.router is not None or config.teacher_parameters is not None:
+        raise UsageError(
+            "--router or --teacher-parameters: was given without --next-token; expected both; pass "
+            "--next-token STORE, or omit --router and --teacher-parameters"
+        )
     if config.accept_imported:
         raise UsageError(
             "--accept-imported: was given without --next-token; expected both; pass --next-token "

@@ -16,15 +16,32 @@ from caskd.models.decoding.token_cascade import (
     check_caches,
     check_pair,
 )
+from caskd.models.decoding.token_router import (
+    DESCRIPTION,
+    WEIGHTS,
+    RouterNetwork,
+    RouterReader,
+    RouterScorer,
+    TokenRouter,
+    open_router,
+    router_reader,
+    student_identity,
+)
 from caskd.models.decoding.token_rules import TOKEN_RULES
 
 __all__ = [
+    "DESCRIPTION",
     "TOKEN_RULES",
+    "WEIGHTS",
     "Answer",
     "LoadedModel",
+    "RouterNetwork",
+    "RouterReader",
+    "RouterScorer",
     "Sampling",
     "TokenCascade",
     "TokenCascadeAnswer",
+    "TokenRouter",
     "accept_or_redraw",
     "check_caches",
     "check_pair",
@@ -33,7 +50,10 @@ __all__ = [
     "draw",
     "hidden_index",
     "load_for_decoding",
+    "open_router",
     "respond",
+    "router_reader",
+    "student_identity",
     "target_distribution",
     "uniforms_at",
 ]

@@ -16,8 +16,9 @@ import torch
 from caskd.models.decoding.cached_model import CachedModel, check_roll_back
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.decoding.stop_texts import StopTexts
+from caskd.models.decoding.token_router import vocabulary_of
 from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides
-from caskd.store.corpus import token_bytes, vocab_digest
+from caskd.store.corpus import vocab_digest
 from caskd.store.errors import IdentityError
 
 
@@ -81,7 +82,7 @@ class TokenCascade:
         self.drafts = self._rule.reads_large
         self.is_exact = all(one.model.dtype == torch.float64 for one in (small, large))
         self._gamma = gamma if self.drafts else 1
-        vocab_size = len(_tokens(small))
+        vocab_size = len(vocabulary_of(small))
         call = small.call_id if self._rule.reads_call else None
         self._small = CachedModel(small.model, vocab_size, call)
         self._large = CachedModel(large.model, vocab_size)
@@ -193,11 +194,6 @@ class TokenCascade:
         return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
 
 
-def _tokens(loaded: LoadedModel) -> list[bytes]:
-    """The vocabulary without the CALL token, which is its last."""
-    return token_bytes(loaded.tokenizer)[: loaded.call_id]
-
-
 def check_pair(
     small: LoadedModel, large: LoadedModel, flag: str, *, own_templates: bool = True
 ) -> None:
@@ -213,8 +209,8 @@ def check_pair(
         IdentityError: their vocabularies, ends of answers or chat templates differ.
     """
     name = small.identity["name"]
-    sizes = [len(_tokens(model)) for model in (small, large)]
-    digests = [vocab_digest(_tokens(model)) for model in (small, large)]
+    sizes = [len(vocabulary_of(model)) for model in (small, large)]
+    digests = [vocab_digest(vocabulary_of(model)) for model in (small, large)]
     if digests[0] != digests[1]:
         raise IdentityError(
             f"{flag}: its vocabulary ({sizes[1]:,} tokens, digest {digests[1][:12]}) differs from "
