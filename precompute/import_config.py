@@ -17,8 +17,9 @@ class ImportConfig:
 
     format: tyro.conf.Positional[FormatName]
     """Format of the source: distillkit (compressed Parquet, with compression_config.yaml), dataset
-    (input_ids, target_token_ids and logprobs), axolotl (messages and its logprobs column),
-    nemo-aligner (JSONL with log_sum_exp_logits), or maxtext (ArrayRecord; tail unknown)."""
+    (input_ids, target_token_ids and logprobs, or sampled_ids and sampled_counts), axolotl (messages
+    and its logprobs column), nemo-aligner (JSONL with log_sum_exp_logits), or maxtext (ArrayRecord;
+    tail unknown)."""
 
     source: tyro.conf.Positional[str]
     """File or folder of the source; of distillkit, the folder."""

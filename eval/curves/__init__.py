@@ -1,6 +1,18 @@
 """Deferral curves, costs, confidence and chains of models, in numpy alone."""
 
-from caskd.eval.curves.chains import Frontier, Link, apply_thresholds, chain_frontier
+from caskd.eval.curves.cascade_routing import (
+    MAX_ROUTED,
+    Beliefs,
+    CascadeRouter,
+    expected_best,
+)
+from caskd.eval.curves.chains import (
+    Frontier,
+    Link,
+    apply_thresholds,
+    chain_frontier,
+    unbeaten,
+)
 from caskd.eval.curves.confidence import aurc, auroc, calibration_error, isotonic_confidence
 from caskd.eval.curves.corpus_bleu import bleu_curve, ngram_counts
 from caskd.eval.curves.cost import (
@@ -28,8 +40,11 @@ from caskd.eval.curves.risk_control import quantile_bound, safe_threshold
 from caskd.eval.curves.router_figures import aiq, arena_score, dominates
 
 __all__ = [
+    "MAX_ROUTED",
     "MIN_GAP",
     "RATES",
+    "Beliefs",
+    "CascadeRouter",
     "DeferralCurve",
     "Frontier",
     "Link",
@@ -48,6 +63,7 @@ __all__ = [
     "defer_order",
     "deferral_curve",
     "dominates",
+    "expected_best",
     "finite_scores",
     "flops",
     "flops_per_token",
@@ -61,4 +77,5 @@ __all__ = [
     "shares",
     "tail_seconds",
     "token_cost",
+    "unbeaten",
 ]

@@ -85,7 +85,7 @@ def chain_frontier(
     steps = round(MAX_SETTINGS ** (1.0 / len(links))) - 1
     grids = [_thresholds(link.score, steps) for link in links]
     cost, quality, answered = _settings(links, grids, last_quality, last_cost)
-    best = _unbeaten(cost.ravel(), quality.ravel())
+    best = unbeaten(cost.ravel(), quality.ravel())
     picks = np.unravel_index(best, cost.shape)
     return Frontier(
         cost=cost.ravel()[best],
@@ -178,7 +178,7 @@ def _sums(
     return (table / values.size).reshape(shape + (1,) * (rank - len(shape)))
 
 
-def _unbeaten(cost: FloatArray, quality: FloatArray) -> npt.NDArray[np.int64]:
+def unbeaten(cost: FloatArray, quality: FloatArray) -> npt.NDArray[np.int64]:
     """Indices of the settings that no other beats, by rising cost."""
     order = np.lexsort((-quality, cost))
     best = np.maximum.accumulate(quality[order])

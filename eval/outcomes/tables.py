@@ -131,7 +131,12 @@ def read_table(
     }
     unit, costs = _costs(rows, large, prices)
     tables = {
-        model: _columns(outcomes, rows[large], costs[model], rule if model in smalls else "none")
+        model: _columns(
+            outcomes,
+            rows[large],
+            costs[model],
+            rule if model in smalls or all(row.rule == rule for row in outcomes) else None,
+        )
         for model, outcomes in rows.items()
     }
     source = Path(files[0]).name + (f" and {len(files) - 1} more" if files[1:] else "")
@@ -264,9 +269,9 @@ def _check_all(
 
 
 def _columns(
-    own: Sequence[Outcome], others: Sequence[Outcome], costs: Sequence[float], rule: str
+    own: Sequence[Outcome], others: Sequence[Outcome], costs: Sequence[float], rule: str | None
 ) -> pa.Table:
-    """The columns of predictions that an outcome table has."""
+    """The columns of predictions that an outcome table has; no score with a rule of None."""
     names = [row.example for row in own]
     if len(set(names)) < len(names):
         raise UsageError(
@@ -284,9 +289,10 @@ def _columns(
         "quality": pa.array([row.quality for row in own], pa.float64()),
         "cost": pa.array(costs, pa.float64()),
     }
-    scores = [row.score for row in own] if rule != "none" else [0.0] * len(own)
-    _check_all(own, scores, own[0].model, rule)
-    columns["score"] = pa.array([[score] for score in scores], pa.list_(pa.float64()))
+    if rule is not None:
+        scores = [row.score for row in own] if rule != "none" else [0.0] * len(own)
+        _check_all(own, scores, own[0].model, rule)
+        columns["score"] = pa.array([[score] for score in scores], pa.list_(pa.float64()))
     if all(row.latency_ms is not None for row in own):
         seconds = [(row.latency_ms or 0.0) / 1000 for row in own]
         columns["seconds"] = pa.array(seconds, pa.float64())

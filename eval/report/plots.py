@@ -193,6 +193,18 @@ def chain_figure(analysis: Analysis) -> Figure | None:
         ms=3,
         label=label,
     )
+    if not isinstance(chain.routing, str):
+        spent = 1000 * chain.routing.cost if priced else chain.routing.cost
+        axes.plot(
+            spent,
+            chain.routing.quality,
+            color=PAPER.color(0),
+            lw=1.2,
+            ls="--",
+            marker="x",
+            ms=4,
+            label="cascade routing",
+        )
     in_powers(axes)
     unit = _UNITS["money"] if priced else _main_unit(analysis.results)
     dress(axes, "A chain of models", unit, QUALITY)

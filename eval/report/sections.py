@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from caskd.eval.answers import Predictions
-from caskd.eval.report.page import Heads, Picture, Section, table
+from caskd.eval.report.page import Heads, Picture, Section, Table, table
 from caskd.eval.report.sentences import point_lines, questions_line
 from caskd.eval.report.tables import rule_rows, summary_rows, token_cascade_rows
-from caskd.eval.study import ALL_TASKS, Analysis
+from caskd.eval.study import ALL_TASKS, Analysis, RoutingResult
 from caskd.store.io import strip_control
 from caskd.store.spacing import thin
 
@@ -265,11 +265,25 @@ def chain(analysis: Analysis, pictures: Mapping[str, Picture]) -> Section | None
             f"{order}, rule {chain.rule}. Each model defers the examples whose score reaches its "
             "own threshold; without a threshold it defers none. The rows are those of "
             f"{chain.chosen.num_settings:,} settings tried on the {split} examples that no other "
-            "setting beats in both quality and cost."
+            "setting beats in both quality and cost.",
+            f"Cascade routing was left out: {chain.routing}."
+            if isinstance(chain.routing, str)
+            else "Cascade routing (arXiv 2410.10347) chooses after each answer which model to run "
+            "next, or to stop, by expected quality minus lambda times cost. Estimates and lambdas "
+            "are from the calibration examples.",
         ],
         pictures=[pictures["chain"]],
-        tables=[table(heads, few)],
+        tables=[table(heads, few), *_routing_tables(chain.routing)],
     )
+
+
+def _routing_tables(routing: RoutingResult | str) -> list[Table]:
+    if isinstance(routing, str):
+        return []
+    rows = routing.rows()
+    heads = {name: (name.replace("share answered", "answered"), ".4g") for name in rows[0]}
+    few = [rows[index] for index in thin(len(rows), _CHAIN_ROWS, rounding="down")]
+    return [table(heads, few, "Cascade routing")]
 
 
 def threshold_drift(analysis: Analysis, _: Mapping[str, Picture]) -> Section | None:

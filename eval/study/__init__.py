@@ -1,6 +1,7 @@
 """What a study measures: cascades, contrasts, operating points, samples."""
 
 from caskd.eval.study.analysis import Analysis, analyze
+from caskd.eval.study.chain import RoutingResult
 from caskd.eval.study.compare import FIXED_RATE
 from caskd.eval.study.contrast import (
     AUDC,
@@ -38,6 +39,7 @@ __all__ = [
     "FigureReplicates",
     "Guarantee",
     "OperatingPoint",
+    "RoutingResult",
     "TokenCascadePoint",
     "analyze",
     "contrasts",

@@ -12,14 +12,19 @@ import numpy.typing as npt
 
 from caskd.eval.answers import Predictions
 from caskd.eval.curves import (
+    MAX_ROUTED,
+    Beliefs,
+    CascadeRouter,
     Frontier,
     Link,
     Price,
     answer_cost,
     apply_thresholds,
     chain_frontier,
+    isotonic_confidence,
     money,
     price_of,
+    unbeaten,
 )
 from caskd.eval.rules import Pair, RuleScores
 from caskd.store.errors import UsageError
@@ -29,6 +34,39 @@ from caskd.store.spacing import thin
 FloatArray = npt.NDArray[np.float64]
 
 MAX_POINTS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingResult:
+    """Cost and quality of cascade routing (arXiv 2410.10347) with the same models and rule."""
+
+    models: list[str]
+    lambdas: FloatArray
+    """[F] prices of cost in quality that no other beats on the calibration split."""
+    cost: FloatArray
+    """[F] on the test split."""
+    quality: FloatArray
+    """[F] on the test split."""
+    answered: FloatArray
+    """[F, M + 1] share of the test examples that each model answers."""
+    num_settings: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per lambda."""
+        return [
+            {
+                "cost": float(self.cost[point]),
+                "quality": float(self.quality[point]),
+                "lambda": float(self.lambdas[point]),
+                **{
+                    f"share answered by {number}: {name}": float(share)
+                    for number, (name, share) in enumerate(
+                        zip(self.models, self.answered[point], strict=True), 1
+                    )
+                },
+            }
+            for point in range(self.cost.size)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +86,8 @@ class ChainResult:
     """Whether a calibration split chose the thresholds."""
     pairs: list[Pair]
     """Each model but the last on the test split, with the last."""
+    routing: RoutingResult | str
+    """Cascade routing of the same models, or why it was left out."""
 
     def summary(self) -> dict[str, Any]:
         """The chain in summary.json."""
@@ -57,6 +97,9 @@ class ChainResult:
             "thresholds_chosen_on": "calibration" if self.calibrated else "test",
             "num_settings": self.chosen.num_settings,
             "points": self.rows(),
+            "cascade_routing": {"left_out": self.routing}
+            if isinstance(self.routing, str)
+            else {"num_settings": self.routing.num_settings, "points": self.routing.rows()},
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -117,15 +160,64 @@ def measure_chain(
         for thresholds in frontier.thresholds
     ]
     cost, quality = np.array(points).T
+    models = [strip_control(pair.small.model_name) for pair in tests]
+    models.append(strip_control(tests[0].large.model_name))
     return ChainResult(
-        models=[strip_control(pair.small.model_name) for pair in tests]
-        + [strip_control(tests[0].large.model_name)],
+        models=models,
         rule=scores[0].rule,
         chosen=frontier,
         cost=cost,
         quality=quality,
         calibrated=calibrations is not None,
         pairs=list(tests),
+        routing=_routing(models, tests, calibrations, scores, (links, last_cost), chosen),
+    )
+
+
+def _routing(
+    models: list[str],
+    tests: Sequence[Pair],
+    calibrations: Sequence[Pair] | None,
+    scores: Sequence[RuleScores],
+    costs: tuple[Sequence[Link], FloatArray],
+    chosen: tuple[Sequence[Link], FloatArray, FloatArray],
+) -> RoutingResult | str:
+    """Cascade routing, its beliefs and lambdas from the calibration split; or what it lacks."""
+    if calibrations is None:
+        return "it fits its estimates on other examples; pass --calibration 0.5"
+    if len(models) > MAX_ROUTED:
+        return f"it compares all sets of up to {MAX_ROUTED} models, not of {len(models)}"
+    if scores[0].rule == "none" or scores[0].router is not None:
+        return f"rule {scores[0].rule} scores no answer of the last model; pass a rule of answers"
+    try:
+        last = [Pair(pairs[0].large, pairs[0].large).score(scores[0].rule)
+                for pairs in (calibrations, tests)]  # fmt: skip
+    except UsageError as error:
+        return f"it needs the last model's scores: {error}"
+    seen = [*(link.score for link in chosen[0]), last[0]]
+    right = [*(pair.small_quality for pair in calibrations), chosen[1]]
+    new = [*(link.score for link in costs[0]), last[1]]
+    known, estimates = (
+        np.stack([isotonic_confidence(*of) for of in zip(seen, right, scored, strict=True)], axis=1)
+        for scored in (seen, new)
+    )
+    spent = np.stack([*(link.cost for link in chosen[0]), chosen[2]], axis=1)
+    beliefs = Beliefs.of(known, spent)
+    router = CascadeRouter(beliefs, known)
+    tried = [router.measure(one, np.stack(right, axis=1), spent) for one in beliefs.lambdas]
+    best = unbeaten(*(np.array([point[axis] for point in tried]) for axis in (0, 1)))
+    lambdas = beliefs.lambdas[best]
+    router = CascadeRouter(beliefs, estimates)
+    quality = np.stack([*(pair.small_quality for pair in tests), tests[0].large_quality], 1)
+    paid = np.stack([*(link.cost for link in costs[0]), costs[1]], 1)
+    points = [router.measure(one, quality, paid) for one in lambdas]
+    return RoutingResult(
+        models=models,
+        lambdas=lambdas,
+        cost=np.array([point[0] for point in points]),
+        quality=np.array([point[1] for point in points]),
+        answered=np.stack([point[2] for point in points]),
+        num_settings=beliefs.lambdas.size,
     )
 
 

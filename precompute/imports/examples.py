@@ -44,6 +44,8 @@ class ForeignExample:
     task: str = ""
     num_pad_rows: int = 0
     """Rows dropped because they predict padding."""
+    num_draws: int = 0
+    """Draws of each row, whose `logprobs` are logs of drawn shares; 0: log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def row_fields(cells: Cells, labels: npt.NDArray[Any], top_k: int, *, has_tail: 
     return rows
 
 
-def row_counts(rows: Fields, top_k: int) -> Counter[str]:
+def row_counts(rows: Fields) -> Counter[str]:
     """`capped_rows` of row fields: rows whose label is not among the cells."""
-    known = rows["num_kept"] > 0
-    return Counter({"capped_rows": int((known & (rows["label_rank"] >= top_k)).sum())})
+    unknown = np.isneginf(rows["label_logit"]) & (rows["num_kept"] > 0)
+    return Counter({"capped_rows": int(unknown.sum())})

@@ -5,10 +5,12 @@ Legend: T tokens of an example, n rows of a record, w cells of the widest of the
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from caskd.precompute.imports.draws import drawn_shares
 from caskd.precompute.imports.examples import ABSENT, ForeignExample, Ids, Values
 from caskd.precompute.imports.source import Reading, Source
 from caskd.store.corpus import Columns, Record, conversation_ids, read_records
@@ -18,12 +20,15 @@ _MAX_ID, _MAX_CELLS = (1 << 32) - 1, 1 << 16
 _TOKENS = ("input_ids", "token_ids", "tokens")
 _VALUES = ("target_logprobs", "logprobs")
 _IDS = "target_token_ids"
+_DRAWN = ("sampled_ids", _IDS)
+_COUNTS = ("sampled_counts", "target_counts", "counts")
 _ENTRY = "token_id:"
 _Convert = Callable[[Record, Reading], ForeignExample]
 
 
 def open_dataset(source: str, reading: Reading) -> Source:
-    """Records with `input_ids`, `target_token_ids` and `target_logprobs` or `logprobs`."""
+    """Records with `input_ids`, and of each row either ids and log-probabilities, or drawn ids and
+    counts."""
     return _source(source, reading, _dataset_example, "float32")
 
 
@@ -54,7 +59,7 @@ def _source(source: str, reading: Reading, convert: _Convert, precision: str) ->
 def _examples(
     source: str, records: Iterator[Record], reading: Reading, convert: _Convert
 ) -> Iterator[ForeignExample]:
-    number = 0
+    number, num_draws = 0, None
     while True:
         try:
             record = next(records, None)
@@ -65,6 +70,7 @@ def _examples(
         try:
             _check_temperature(record)
             example = convert(record, reading)
+            num_draws = _draws_so_far(example, num_draws)
         except (UsageError, ValueError, TypeError, OverflowError) as error:
             raise UsageError(
                 f"{source}: record {number}: {reason(error)}; expected a record as "
@@ -86,12 +92,36 @@ def _check_temperature(record: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {str(value)[:20]}; rows are of temperature 1")
 
 
+def _draws_so_far(example: ForeignExample, before: int | None) -> int | None:
+    """Draws of each row of a source; 0 for log-probabilities, None before its first row."""
+    if not len(example.ids):
+        return before
+    if before is not None and example.num_draws != before:
+        kinds = [f"{num} draws a row" if num else "log-probabilities"
+                 for num in (example.num_draws, before)]  # fmt: skip
+        raise ValueError(f"it has {kinds[0]}, but the records before have {kinds[1]}")
+    return example.num_draws
+
+
 def _dataset_example(record: Record, reading: Reading) -> ForeignExample:
     name = _column(record, _TOKENS)
     tokens = _ids(record[name], name)
+    drawn = next((column for column in _COUNTS if record.get(column) is not None), None)
+    if drawn is not None:
+        return _drawn_example(record, tokens, drawn)
     values = _column(record, _VALUES)
     ids, logprobs = _cells(_list(record.get(_IDS), _IDS), _list(record[values], values))
     return _aligned(tokens, ids, logprobs, str(record.get("task") or ""))
+
+
+def _drawn_example(record: Record, tokens: Ids, counts: str) -> ForeignExample:
+    values = next((name for name in _VALUES if record.get(name) is not None), None)
+    if values is not None:
+        raise ValueError(f"has both {counts} and {values}; a store keeps one of them")
+    name = _column(record, _DRAWN)
+    ids, shares, num_draws = drawn_shares(_list(record[name], name), _list(record[counts], counts))
+    example = _aligned(tokens, ids, shares, str(record.get("task") or ""))
+    return replace(example, num_draws=num_draws)
 
 
 def _axolotl_example(record: Record, reading: Reading) -> ForeignExample:

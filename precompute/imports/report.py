@@ -21,10 +21,16 @@ def report_lines(config: ImportConfig, survey: Mapping[str, Any], *, has_tail: b
     """Lines about a source that was read whole."""
     rows, inside = survey["num_rows"], survey["num_labels"]
     tail = "1 - the kept mass" if has_tail else "unknown"
+    kept = f"up to {survey['top_k']:,} log-probabilities a row; tail mass {tail}"
+    if survey["num_draws"]:
+        kept = (
+            f"{survey['num_draws']:,} draws a row, up to {survey['top_k']:,} ids; the teacher's "
+            "argmax is unknown"
+        )
     lines = [
         f"{config.source}: {counted(rows, 'row')} of {counted(survey['num_examples'], 'example')}, "
         f"imported from {config.format}",
-        f"  kept        up to {survey['top_k']:,} log-probabilities a row; tail mass {tail}",
+        f"  kept        {kept}",
         f"  labels      {inside / rows:.1%} of the labels are among the kept ids; the others have "
         "no known probability",
     ]

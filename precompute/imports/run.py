@@ -9,13 +9,14 @@ import numpy as np
 
 from caskd.models import open_tokenizer
 from caskd.precompute.import_config import ImportConfig
+from caskd.precompute.imports.draws import draw_fields
 from caskd.precompute.imports.examples import ForeignExample, clean_cells, row_counts, row_fields
 from caskd.precompute.imports.formats import FORMATS
 from caskd.precompute.imports.replies import read_replies
 from caskd.precompute.imports.report import report_lines
 from caskd.precompute.imports.source import Reading, Source, refuse_pickles
 from caskd.precompute.imports.spool import Spool, SpooledExample
-from caskd.precompute.rows import Fields, filler_rows
+from caskd.precompute.rows import Fields, filler_draws, filler_rows
 from caskd.store.corpus import (
     TEXT_RULE,
     TokenizedExample,
@@ -24,7 +25,7 @@ from caskd.store.corpus import (
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import TOPK, StoreSpec
+from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, StoreSpec
 from caskd.store.io import progress, tell
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, find_store, plan_store
@@ -42,6 +43,8 @@ class Survey:
     num_rows: int = 0
     longest: int = 0
     top_k: int = 0
+    num_draws: int = 0
+    """Draws of each row; 0: rows of log-probabilities."""
     num_labels: int = 0
     """Rows whose label is among the cells."""
     num_unknown_labels: int = 0
@@ -85,6 +88,7 @@ def import_rows(config: ImportConfig) -> TeacherStore | None:
     with Spool.beside(config.store) as spool:
         survey = read_source(source, spool, len(vocab), vocabulary["eos_id"])
         _check_rows(config, survey)
+        _check_encoding(config, SAMPLED.name if survey.num_draws else TOPK.name)
         has_tail = source.has_tail and survey.num_full < survey.num_rows
         identity = _identity(config, survey, source, has_tail, vocabulary, spool)
         lines = report_lines(config, vars(survey), has_tail=has_tail)
@@ -96,10 +100,12 @@ def import_rows(config: ImportConfig) -> TeacherStore | None:
         )
         _fill(config, spec, spool, has_tail=has_tail)
     store = TeacherStore.open(config.store)
+    flags = "--tail bucket" if has_tail else "--tail renormalise"
+    if survey.num_draws:
+        flags = "--objective dist"  # the default's mask reads the teacher's argmax
     tell(
         f"{config.store}: sealed, digest {store.digest[:12]}\nnext: caskd train --store "
-        f"{config.store} --student MODEL --out RUN --accept-imported --tail "
-        f"{'bucket' if has_tail else 'renormalise'}"
+        f"{config.store} --student MODEL --out RUN --accept-imported {flags}"
     )
     return store
 
@@ -137,6 +143,9 @@ def read_source(source: Source, spool: Spool, vocab_size: int, eos_id: int | Non
     for example in source.examples:
         _check_tokens(example, vocab_size)
         cells = clean_cells(example.ids, example.logprobs, vocab_size)
+        if example.num_draws:  # the order of counts means nothing, and ties are usual
+            cells.counts.pop("resorted_rows")
+            cells.counts.pop("tied_argmax_rows")
         spool.append(example, cells)
         labels = row_labels(example.token_ids.astype(np.uint32), example.is_response)
         kept, mass = cells.num_kept, np.exp(cells.logprobs.astype(np.float64)).sum(axis=1)
@@ -150,6 +159,7 @@ def read_source(source: Source, spool: Spool, vocab_size: int, eos_id: int | Non
         survey.num_unknown_labels += int((~hits.any(axis=1) & (kept > 0)).sum())
         survey.num_full += int(((mass > 1 - _FULL) | (kept == 0)).sum())
         survey.ends_in_eos |= bool(len(labels)) and int(labels[-1]) == eos_id
+        survey.num_draws = max(survey.num_draws, example.num_draws)
         survey.counts.update(cells.counts)
     spool.sort()
     return survey
@@ -157,10 +167,21 @@ def read_source(source: Source, spool: Spool, vocab_size: int, eos_id: int | Non
 
 def _check_tokens(example: ForeignExample, vocab_size: int) -> None:
     largest = int(example.token_ids.max(initial=0))
+    if example.num_draws:  # a row without one of its draws would have another number of them
+        largest = max(largest, int(example.ids.max(initial=0)))
     if largest >= vocab_size:
         raise UsageError(
             f"--tokenizer: has {vocab_size:,} ids, but the source has the token id {largest:,}; "
             "expected the tokenizer of the source; pass the teacher's"
+        )
+
+
+def _check_encoding(config: ImportConfig, kind: str) -> None:
+    if (kind, config.encoding) not in ROW_ENCODINGS:
+        names = " or ".join(name for of, name in ROW_ENCODINGS if of == kind)
+        raise UsageError(
+            f"--encoding {config.encoding}: not an encoding of {kind} rows, which {config.source} "
+            f"holds; expected {names}; omit --encoding"
         )
 
 
@@ -205,21 +226,39 @@ def _identity(
             "num_records": survey.num_examples,
         },
         "capture": {
-            "kind": TOPK.name,
-            "top_k": survey.top_k,
-            "min_mass": 1.0,
+            **(_draws(survey) if survey.num_draws else _log_probs(survey, source, has_tail)),
             "load_dtype": "unknown",
-            "logits_dtype": source.precision,
             "attention": None,
             "quantization": None,
             "temperature": 1.0,
             "values": "log-probs",
-            "label": "within_topk" if survey.num_unknown_labels else "exact",
-            "rank": "capped" if survey.num_unknown_labels else "exact",
-            "tail": "complement" if has_tail else "unknown",
             "imported_from": config.format,
         },
         "encoding": config.encoding,
+    }
+
+
+def _log_probs(survey: Survey, source: Source, has_tail: bool) -> dict[str, Any]:
+    return {
+        "kind": TOPK.name,
+        "top_k": survey.top_k,
+        "min_mass": 1.0,
+        "logits_dtype": source.precision,
+        "label": "within_topk" if survey.num_unknown_labels else "exact",
+        "rank": "capped" if survey.num_unknown_labels else "exact",
+        "tail": "complement" if has_tail else "unknown",
+    }
+
+
+def _draws(survey: Survey) -> dict[str, Any]:
+    """Of a sampled store; `argmax` unknown holds for `label_rank`, too."""
+    return {
+        "kind": SAMPLED.name,
+        "num_samples": survey.num_draws,
+        "sample_seed": None,
+        "logits_dtype": "unknown",
+        "label": "within_topk",
+        "argmax": "unknown",
     }
 
 
@@ -230,17 +269,18 @@ def _tokenized(spool: Spool) -> Iterator[TokenizedExample]:
 def _fill(config: ImportConfig, spec: StoreSpec, spool: Spool, *, has_tail: bool) -> None:
     """Commit every missing shard, and seal the store."""
     writer = StoreWriter(config.store)
+    filler = filler_draws if spec.kind == SAMPLED.name else filler_rows
     if writer.sealed:
         return
 
     def rows_of(work: ShardWork, num_rows: int) -> tuple[Fields, list[int], Counter[str]]:
-        rows, counts, lost = filler_rows(num_rows, spec.top_k), Counter[str](), []
+        rows, counts, lost = filler(num_rows, spec.num_cells), Counter[str](), []
         for example in work.examples:
             spooled = spool.read(example.index)
-            fields = example_rows(spooled, spec.top_k, has_tail=has_tail)
+            fields = example_rows(spooled, spec, has_tail=has_tail)
             for name, values in fields.items():
                 rows[name][example.row_start : example.row_start + example.row_count] = values
-            counts += spooled.cells.counts + row_counts(fields, spec.top_k)
+            counts += spooled.cells.counts + row_counts(fields)
             if not fields["num_kept"].all():
                 lost.append(example.index)
         return rows, lost, counts
@@ -258,7 +298,9 @@ def _fill(config: ImportConfig, spec: StoreSpec, spool: Spool, *, has_tail: bool
     writer.seal()
 
 
-def example_rows(example: SpooledExample, top_k: int, *, has_tail: bool) -> Fields:
+def example_rows(example: SpooledExample, spec: StoreSpec, *, has_tail: bool) -> Fields:
     """The row fields of an example of the spool."""
     labels = row_labels(example.token_ids, example.is_response)
-    return row_fields(example.cells, labels, top_k, has_tail=has_tail)
+    if spec.kind == SAMPLED.name:
+        return draw_fields(example.cells, labels, spec.num_samples)
+    return row_fields(example.cells, labels, spec.top_k, has_tail=has_tail)

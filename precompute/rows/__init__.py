@@ -2,6 +2,7 @@
 
 from caskd.precompute.rows.log_probs import log_prob_fields, response_fields
 from caskd.precompute.rows.packed import Piece, assembled, pack
+from caskd.precompute.rows.sampling import filler_draws
 from caskd.precompute.rows.targets import (
     Numbers,
     Targets,
@@ -19,6 +20,7 @@ __all__ = [
     "Targets",
     "TopKTargets",
     "assembled",
+    "filler_draws",
     "filler_rows",
     "log_prob_fields",
     "pack",

@@ -111,7 +111,10 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     size, num_rows = sum(totals["bytes"].values()), spec.num_rows
     known_as = spec.capture_fields
     kept = spec.row_kind.kept_of_text(spec.num_cells, spec.vocab_size)
-    kept += " as log-probs" if known_as["values"] == "log-probs" else ", log-sum-exp"
+    if known_as["values"] == "logits":
+        kept += ", log-sum-exp"
+    elif spec.row_kind.has_tail:
+        kept += " as log-probs"
     kept += ", argmax" if known_as["argmax"] != "unknown" else ""
     kept += ", tail mass" if spec.row_kind.has_tail and known_as["tail"] != "unknown" else ""
     label = "logit and rank" if known_as["argmax"] != "unknown" else "logit"

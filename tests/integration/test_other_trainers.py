@@ -46,3 +46,16 @@ def test_trls_sft_trainer(
     main([student, str(root / "trl"), store, "--steps", "1"])
     assert f"'loss': '{expected[0]:.4g}'" in capsys.readouterr().out
     assert (root / "trl" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lightnings_trainer(root: Path, expected: list[float]) -> None:
+    pytest.importorskip(
+        "lightning", reason="lightning is not installed: examples/lightning_loop.py is not run"
+    )
+    main = runpy.run_path(str(EXAMPLES / "lightning_loop.py"))["main"]
+    words = [str(root / "student"), str(root / "lightning"), str(root / "store"), "--steps", "2"]
+    losses = main([*words, "--accelerator", "cpu"])
+    assert losses == pytest.approx(expected, abs=2e-4)
+    assert (root / "lightning" / "model.safetensors").exists()

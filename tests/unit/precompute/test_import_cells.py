@@ -70,7 +70,7 @@ def test_labels_and_tails_are_those_of_the_cells() -> None:
     assert rows["argmax"].tolist() == [4, 1]
     assert rows["num_kept"].tolist() == [3, 3]
     assert not rows["logsumexp"].any()
-    assert row_counts(rows, 4) == {"capped_rows": 1}
+    assert row_counts(rows) == {"capped_rows": 1}
     # A label of id 0 is not the padding behind the kept cells.
     assert row_fields(cells, np.array([2, 0]), 4, has_tail=False)["tail_mass"].tolist() == [0, 0]
 
