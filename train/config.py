@@ -1,21 +1,23 @@
 """Options of `caskd train` and `caskd export`. It imports no torch, so that `--help` is fast."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import tyro
 
 from caskd.store.errors import UsageError
 from caskd.train.objectives import (
+    CONFIDENCE_WEIGHT,
     MATCHES,
     OBJECTIVES,
+    Confidence,
+    ConfidenceRule,
     DelegateRule,
     MatchName,
     ObjectiveName,
     Tail,
+    confidence_contradiction,
     delegate_contradiction,
     resolve_objective,
     weight_contradiction,
@@ -74,6 +76,11 @@ class TrainConfig:
     delegate_share: float | None = None
     """Share of all rows that --delegate trains on CALL, in place of their label. Default: 0.15; l2d
     has none."""
+    confidence: ConfidenceRule | None = None
+    """Also train the student to be unsure where its first choice is wrong (gatekeeper), or only
+    where the teacher's is then right (cascade-gatekeeper)."""
+    confidence_weight: float | None = None
+    """Weight of --confidence, from 0 to less than 1; the objective has the rest. Default: 0.1."""
     global_batch_size: int = 32
     """Examples per optimizer step, summed over all ranks."""
     micro_batch_size: int = 8
@@ -189,7 +196,15 @@ class TrainConfig:
                 raise UsageError(f"{flag} {number}: expected more than 0; pass another number")
         _check_together(self)
         _check_weights(self)
-        _check_delegation(self)
+        _check_further_terms(self)
+
+    @property
+    def confidence_term(self) -> Confidence | None:
+        """The confidence term; None without --confidence."""
+        if self.confidence is None:
+            return None
+        weight = self.confidence_weight
+        return Confidence(self.confidence, CONFIDENCE_WEIGHT if weight is None else weight)
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -282,8 +297,8 @@ def _check_weights(config: TrainConfig) -> None:
         )
 
 
-def _check_delegation(config: TrainConfig) -> None:
-    """Refuse options that contradict a CALL token."""
+def _check_further_terms(config: TrainConfig) -> None:
+    """Refuse options that contradict a CALL token or a confidence term."""
     wrong = delegate_contradiction(
         config.delegate,
         config.delegate_share,
@@ -291,45 +306,14 @@ def _check_delegation(config: TrainConfig) -> None:
         lora_rank=config.lora_rank,
         init_from=config.init_from,
     )
+    wrong = wrong or confidence_contradiction(
+        config.confidence,
+        config.confidence_weight,
+        objective=config.objective,
+        delegate=config.delegate,
+    )
     if wrong is not None:
         raise UsageError(wrong)
-
-
-RESUMABLE_CHANGES = frozenset(
-    {
-        "store",
-        "accept_imported",
-        "teacher_tokenizer",
-        "out",
-        "resume",
-        "dry_run",
-        "save_every",
-        "keep_checkpoints",
-        "micro_batch_size",
-        "token_budget",
-        "data",
-        "messages_column",
-        "allow_other_bytes",
-        "gradient_checkpointing",
-        "deepspeed_config",
-        "zero_stage",
-        "offload",
-        "eval_store",
-        "eval_every",
-        "best_metric",
-        "timeout_minutes",
-        "tensorboard",
-        "wandb",
-    }
-)
-"""Options that a resumed run may change, because none of them changes the result.
-
-Stores may have moved: a digest checks that they are the same stores with the same weights.
-"""
-
-
-ADDED_OPTIONS: Mapping[str, Any] = MappingProxyType({"match": MATCHES[0]})
-"""Options that runs of older versions did not record, and what they did."""
 
 
 @dataclass(frozen=True, kw_only=True)

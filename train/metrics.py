@@ -14,7 +14,7 @@ MAX_LOG_BYTES = 4 << 30
 
 
 def step_metrics(
-    sums: Mapping[str, float], *, knows_argmax: bool = True
+    sums: Mapping[str, float], *, knows_argmax: bool = True, knows_topk: bool = True
 ) -> dict[str, float | None]:
     """Averages of a step from its sums over all ranks and micro-steps.
 
@@ -22,7 +22,10 @@ def step_metrics(
     (nats, from the teacher) are per row with a teacher distribution, and None if no distribution
     was read. `student_accuracy` is over the rows that went through the student's head: all rows,
     except under masks that are known without the student. `teacher_accuracy` is None where the
-    stores do not know the teacher's argmax. A value that is not finite becomes None.
+    stores do not know the teacher's argmax. `acceptance_low` and `acceptance_high` bound the
+    expected acceptance of the student as the teacher's draft model, per row with a teacher
+    distribution; they are None where that is no top-k (`knows_topk`). A value that is not finite
+    becomes None.
     """
     distilled = sums["num_distilled"]
     return {
@@ -32,6 +35,20 @@ def step_metrics(
         "teacher_accuracy": _ratio(sums["teacher_correct"], knows_argmax * sums["num_rows"]),
         "tail_mass": _ratio(sums["tail_mass"], distilled),
         "kl": _ratio(sums["teacher_kl"], distilled),
+        "acceptance_low": _ratio(sums["acceptance_low"], knows_topk * distilled),
+        "acceptance_high": _ratio(sums["acceptance_high"], knows_topk * distilled),
+    }
+
+
+def confidence_metrics(sums: Mapping[str, float]) -> dict[str, float | None]:
+    """Averages of a step with a confidence term.
+
+    `unsure_share` is the share of the measured rows that are trained to be unsure, `unsure_kl` the
+    divergence of the student from the uniform distribution on them, in nats per such row.
+    """
+    return {
+        "unsure_share": _ratio(sums["num_unsure"], sums["num_measured"]),
+        "unsure_kl": _ratio(sums["unsure_kl"], sums["num_unsure"]),
     }
 
 

@@ -40,6 +40,28 @@ DELEGATE_SHARE = 0.15
 """Default share of the rows to delegate (arXiv 2602.12005)."""
 
 
+ConfidenceRule = Literal["gatekeeper", "cascade-gatekeeper"]
+"""Rows on which the student is trained to be unsure: where its first choice is not the label; of
+these, where the teacher's is."""
+
+CONFIDENCE_WEIGHT = 0.1
+"""Default weight of the confidence term."""
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """A term that makes the student unsure where it is wrong (Gatekeeper, arXiv 2502.19335).
+
+    With the weight A and the uniform distribution U over the V columns of the student's head, the
+    loss of a row is (1 - A) times the objective, plus A * KL(p_S || U) where the rule holds. The
+    paper's alpha is 1 - A, and its loss is that of objective `cat-xent-s`.
+    """
+
+    rule: ConfidenceRule
+    weight: float
+    """In [0, 1). With 0 the term is measured, and loss and gradient are the objective's."""
+
+
 @dataclass(frozen=True)
 class Objective:
     """The mask rule and the weight of the label term."""
@@ -193,6 +215,34 @@ def delegate_contradiction(
     return None
 
 
+def confidence_contradiction(
+    rule: ConfidenceRule | None,
+    weight: float | None,
+    *,
+    objective: str,
+    delegate: DelegateRule | None,
+) -> str | None:
+    """What is wrong with the options of a confidence term; None if nothing is."""
+    if rule is None:
+        return None if weight is None else "--confidence-weight needs --confidence RULE"
+    if weight is not None and not 0 <= weight < 1:
+        return (
+            f"--confidence-weight {weight:g}: expected at least 0 and less than 1, the share of "
+            "the confidence term in the loss; pass a weight in this range, or omit --confidence"
+        )
+    if OBJECTIVES[objective].matches_spans:
+        return (
+            f"--confidence {rule}: --objective {objective} matches spans of text; expected an "
+            "objective over tokens, and a student with the teacher's tokenizer"
+        )
+    if delegate is not None:
+        return (
+            f"--confidence {rule} does not combine with --delegate {delegate}, which replaces the "
+            "loss of the same rows; expected one of the two; omit one"
+        )
+    return None
+
+
 def resolve_unmasked(
     name: str, w: float | None, user: str, match: MatchName = "likelihood"
 ) -> Objective:
@@ -226,7 +276,11 @@ def resolve_unmasked(
 
 
 def check_known(
-    name: str, known_as: Mapping[str, str], objective: Objective, tail: Tail | None
+    name: str,
+    known_as: Mapping[str, str],
+    objective: Objective,
+    tail: Tail | None,
+    confidence: ConfidenceRule | None = None,
 ) -> None:
     """Refuse a store that lacks what an objective reads.
 
@@ -235,10 +289,17 @@ def check_known(
         known_as: its capture fields.
         objective: to train with.
         tail: the tail mode; None if nothing reads the tail.
+        confidence: rule of the confidence term; None without one.
 
     Raises:
         UsageError: names the capture field and what to pass instead.
     """
+    if known_as["argmax"] == "unknown" and confidence == "cascade-gatekeeper":
+        raise UsageError(
+            f"--store {name}: capture.argmax is unknown, and --confidence {confidence} reads the "
+            "teacher's argmax; expected a rule without it; pass --confidence gatekeeper, or a "
+            "store that caskd captured"
+        )
     if known_as["argmax"] == "unknown" and objective.rule in ("either", "teacher"):
         raise UsageError(
             f"--store {name}: capture.argmax is unknown, and the objective's mask reads the "

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from caskd.eval.next_token.teacher_topk import acceptance_bounds, choice_ratio, teacher_kept
+from caskd.eval.next_token.teacher_topk import choice_ratio, draft_acceptance, teacher_kept
 from caskd.models import (
     BatchGroups,
     SplitModel,
@@ -252,7 +252,7 @@ def row_values(
     for part, hidden, whole in forced_tiles(split, batch, groups):
         logits, call = _without_call(whole, call_id)
         values = _tile_values(logits, labels[part])
-        bounds = acceptance_bounds(logits, ids[part], kept[part])
+        bounds = draft_acceptance(logits, ids[part], kept[part])
         ratio = choice_ratio(logits.argmax(dim=-1), ids[part], kept[part])
         routed = torch.full_like(call, torch.nan) if router is None else router(hidden, whole)
         last = torch.stack((*bounds, call, ratio, routed)).to(values.dtype)

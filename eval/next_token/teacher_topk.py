@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caskd.models.decoding import acceptance_bounds
 from caskd.store import StoreBatch
 
 
@@ -32,22 +33,13 @@ def choice_ratio(choices: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
     return found / kept.amax(dim=-1).clamp(min=1e-300)
 
 
-def acceptance_bounds(logits: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest acceptance [n] of a draft model by a teacher of which a top-k is stored.
-
-    With h half the sum of |p - q| over the stored tokens and P, Q the masses of both models on
-    them, the distance lies between h + |P - Q| / 2 and h + ((1 - P) + (1 - Q)) / 2: outside of
-    them, the two agree as far as their masses allow, or share no token.
+def draft_acceptance(logits: Tensor, ids: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """`acceptance_bounds` [n] of a draft model with logits [n, V].
 
     Args:
-        logits: [n, V] of the draft model.
+        logits: [n, V].
         ids: [n, k] stored tokens; any where `kept` is 0.
-        kept: [n, k] the teacher's probabilities p of them; 0 where fewer are stored.
+        kept: [n, k] the teacher's probabilities of them; 0 where fewer are stored.
     """
     log_total = logits.logsumexp(dim=-1, keepdim=True)
-    drafted = (logits.gather(-1, ids) - log_total).exp().double() * (kept > 0)
-    inside = 0.5 * (kept - drafted).abs().sum(dim=-1)
-    teacher_mass, draft_mass = kept.sum(dim=-1).clamp(max=1.0), drafted.sum(dim=-1).clamp(max=1.0)
-    least = inside + 0.5 * (teacher_mass - draft_mass).abs()
-    most = inside + 0.5 * ((1.0 - teacher_mass) + (1.0 - draft_mass))
-    return (1.0 - most).clamp(0.0, 1.0), (1.0 - least).clamp(0.0, 1.0)
+    return acceptance_bounds((logits.gather(-1, ids) - log_total).exp().double(), kept)

@@ -1,5 +1,6 @@
 """Decoding: a model opened with its tokenizer, greedy answers of a batch, and token cascades."""
 
+from caskd.models.decoding.acceptance import acceptance_bounds
 from caskd.models.decoding.greedy import Answer, decode_batch, hidden_index
 from caskd.models.decoding.loaded_model import LoadedModel, load_for_decoding
 from caskd.models.decoding.responses import Sampling, respond
@@ -43,6 +44,7 @@ __all__ = [
     "TokenCascadeAnswer",
     "TokenRouter",
     "accept_or_redraw",
+    "acceptance_bounds",
     "check_caches",
     "check_pair",
     "check_stop_texts",

@@ -16,7 +16,7 @@ from caskd.eval.curves import deferral_curve
 from caskd.eval.next_token.measure import example_replicates
 from caskd.eval.next_token.teacher_forcing import (
     _tile_values,
-    acceptance_bounds,
+    draft_acceptance,
     store_rows,
     student_rows,
 )
@@ -100,7 +100,7 @@ def test_the_acceptance_of_the_whole_distributions_lies_between_the_bounds(num_k
     q, p = logits.softmax(-1)
     kept, ids = p.topk(40, dim=-1)
     kept[:, num_kept:] = 0.0
-    low, high = acceptance_bounds(logits[0], ids, kept)
+    low, high = draft_acceptance(logits[0], ids, kept)
     true = torch.minimum(q, p).sum(-1)
     assert bool((low <= true + 1e-12).all())
     assert bool((true <= high + 1e-12).all())

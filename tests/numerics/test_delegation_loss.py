@@ -35,11 +35,11 @@ def call_case(request):
     return replace(case, weight=torch.cat([case.weight, rows]))
 
 
-def rows_of(case, keep=None):
+def rows_of(case):
     generator = torch.Generator().manual_seed(3)
     label = case.teacher_logits.log_softmax(1).gather(1, case.labels[:, None]).squeeze(1)
     uniform = torch.rand(len(case.labels), generator=generator)
-    return DelegateRows(uniform, label, keep)
+    return DelegateRows(uniform, label)
 
 
 def gradients(case, delegation, **options):

@@ -33,8 +33,8 @@ from caskd.train.checkpoint.manifest import (
 )
 from caskd.train.checkpoint.rng import load_rng, save_rng
 from caskd.train.checkpoint.tensor_files import REMEDY, SavedTensors, write_tensors
-from caskd.train.config import ADDED_OPTIONS, RESUMABLE_CHANGES
 from caskd.train.engine import TrainEngine
+from caskd.train.resumable import ADDED_OPTIONS, RESUMABLE_CHANGES
 
 
 class NonFiniteError(CaskdError):

@@ -17,7 +17,7 @@ from caskd.store.errors import IdentityError, UsageError
 from caskd.store.format import check_imported
 from caskd.train.data.mixture import MixedOrder, check_weights, parse_store, shares
 from caskd.train.data.order import ExampleOrder, IntArray, blocks_of
-from caskd.train.objectives import Objective, Tail, check_known
+from caskd.train.objectives import ConfidenceRule, Objective, Tail, check_known
 
 Array = npt.NDArray[Any]
 
@@ -88,14 +88,16 @@ class StoreMix:
         """Whether every store knows the teacher's most likely token."""
         return all(store.spec.capture_fields["argmax"] != "unknown" for store in self.stores)
 
-    def check_known(self, objective: Objective, tail: Tail | None) -> None:
+    def check_known(
+        self, objective: Objective, tail: Tail | None, confidence: ConfidenceRule | None = None
+    ) -> None:
         """Refuse a store that lacks what an objective reads.
 
         Raises:
             UsageError: names the store and its capture field.
         """
         for store in self.stores:
-            check_known(store.name, store.spec.capture_fields, objective, tail)
+            check_known(store.name, store.spec.capture_fields, objective, tail, confidence)
 
     def check_imported(self, accept: str | None) -> None:
         """Refuse stores of another program's rows, unless they are accepted.

@@ -28,15 +28,11 @@ class DelegateRows:
     """[N] a number in [0, 1) of the row and the step, for rows of one cell."""
     label_logprob: Tensor | None = None
     """[N] log-probability of the label in the teacher; None where the rule does not read it."""
-    keep: Tensor | None = None
-    """[N] bool, the mask of a random-* objective; a delegated row counts whatever it is."""
 
     def take(self, index: Tensor | slice) -> "DelegateRows":
         """The rows at `index` [n]."""
-        columns = (self.uniform, self.label_logprob, self.keep)
-        taken = [None if column is None else column[index] for column in columns]
-        assert taken[0] is not None
-        return DelegateRows(taken[0], *taken[1:])
+        label = self.label_logprob
+        return DelegateRows(self.uniform[index], None if label is None else label[index])
 
 
 @dataclass(frozen=True)

@@ -229,12 +229,13 @@ class CascadeTrainer(Trainer):  # type: ignore[misc]
             self._sums = None
         super().log(logs, *args, **kwargs)
 
-    @staticmethod
-    def _cascade_metrics(totals: list[float], dataset: Any) -> dict[str, float | None]:
+    def _cascade_metrics(self, totals: list[float], dataset: Any) -> dict[str, float | None]:
         knows_argmax = getattr(dataset, "knows_argmax", True)
         sums = dict(zip(SUM_NAMES, totals, strict=True))
-        metrics = step_metrics(sums, knows_argmax=knows_argmax)
-        return metrics | ({"tail_mass": None} if getattr(dataset, "has_spans", False) else {})
+        has_spans = getattr(dataset, "has_spans", False)
+        knows_topk = not has_spans and self.tail != "none"
+        metrics = step_metrics(sums, knows_argmax=knows_argmax, knows_topk=knows_topk)
+        return metrics | ({"tail_mass": None} if has_spans else {})
 
     def _loss_sums(self, hidden: Tensor, inputs: Mapping[str, Tensor]) -> LossSums:
         """The loss of a batch and its counts, from the last hidden states [B, T, H]."""

@@ -13,13 +13,25 @@ from torch import Tensor
 
 from caskd.store.errors import UsageError
 from caskd.train.delegation import DelegateRows, Delegation
-from caskd.train.loss.checks import check_columns, check_teacher, check_values
+from caskd.train.loss.checks import (
+    check_columns,
+    check_confidence,
+    check_teacher,
+    check_values,
+)
 from caskd.train.loss.dense import dense_loss
 from caskd.train.loss.fused import FusedCall, fused_loss
 from caskd.train.loss.kernel_check import kernels_agree
 from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.objectives import TAILS, MaskRule, Objective, Tail, resolve_objective
+from caskd.train.objectives import (
+    TAILS,
+    Confidence,
+    MaskRule,
+    Objective,
+    Tail,
+    resolve_objective,
+)
 
 Impl = Literal["auto", "torch", "triton", "dense"]
 
@@ -49,6 +61,7 @@ def cascade_aware_loss(
     keep: Tensor | None = None,
     delegation: Delegation | None = None,
     delegate: DelegateRows | None = None,
+    confidence: Confidence | None = None,
     impl: Impl = "auto",
     tile_rows: int | None = None,
 ) -> LossSums:
@@ -79,6 +92,8 @@ def cascade_aware_loss(
         delegation: the CALL column among the V, which is outside every normaliser except on
             delegated rows (arXiv 2602.12005); None if the head has none.
         delegate: what its choice of rows reads of each row.
+        confidence: also train the student to be unsure where it is wrong; None: do not. Not with
+            `delegation`, and not with `impl="triton"`.
         impl: `dense` keeps [N, V] logits; `torch` and `triton` are fused, `triton` for CUDA
             devices; `auto` is `triton` where a trial shows that it works, else `torch`.
         tile_rows: rows of one tile of the fused loss; None fits them to the device.
@@ -101,18 +116,21 @@ def cascade_aware_loss(
     chosen = Objective(own_rule, chosen.w)
     check_choices(tail, impl, tile_rows)
     check_teacher(objective, chosen, teacher)
-    if delegation is not None and delegate is not None:
-        # A delegated row counts whatever the mask, so that no row is dropped before the forward.
-        delegate, keep = replace(delegate, keep=keep), None
+    if confidence is not None:
+        check_confidence(confidence, delegation, teacher, impl)
     weights = None if row_weights is None else row_weights.detach()
     rows = LossRows(labels.long(), teacher, weights, delegate)
     check_columns(hidden, lm_head_weight, bias, rows, keep)
     check_values(rows, tail, len(lm_head_weight))
 
-    index = _rows_that_can_count(rows, chosen, keep)
-    # Without delegation, `index` has applied a teacher-only mask already.
-    rule: MaskRule = "all" if own_rule == "teacher" and delegation is None else own_rule
-    terms = LossTerms(rule, chosen.w, tail, delegation)
+    terms = LossTerms(own_rule, chosen.w, tail, delegation, confidence)
+    if (
+        terms.keeps_all_rows
+    ):  # a row that the mask drops may be delegated, or be one to be unsure of
+        rows, keep = replace(rows, keep=keep), None
+    index = _rows_that_can_count(rows, chosen, keep, masks=not terms.keeps_all_rows)
+    if own_rule == "teacher" and not terms.keeps_all_rows:  # `index` has applied it already
+        terms = replace(terms, rule="all")
     head = Head(lm_head_weight, bias, logit_softcap, logit_scale)
     if impl == "dense":
         dtype = compute_dtype(hidden, lm_head_weight)
@@ -141,7 +159,7 @@ def fused_call(
         softcap=head.softcap,
         scale=head.scale,
         dtype=compute_dtype(hidden, head.weight),
-        triton=_uses_triton(impl, hidden.device),
+        triton=terms.confidence is None and _uses_triton(impl, hidden.device),
         tile_rows=tile_rows or fitting_tile_rows(len(head.weight), hidden.device),
         wanted=_wanted_gradients(hidden, head.weight, head.bias),
     )
@@ -159,15 +177,21 @@ def _own_rule(given: str | Objective, objective: Objective, keep: Tensor | None)
     return objective.rule
 
 
-def _rows_that_can_count(rows: LossRows, objective: Objective, keep: Tensor | None) -> Tensor:
-    """[M] ascending: rows that may count, as far as is known before the student's forward."""
+def _rows_that_can_count(
+    rows: LossRows, objective: Objective, keep: Tensor | None, *, masks: bool
+) -> Tensor:
+    """[M] ascending: rows that may count, as far as is known before the student's forward.
+
+    Args:
+        masks: drop rows that a teacher-only mask drops.
+    """
     counted = rows.labels != IGNORE_LABEL
     if keep is not None:
         counted = counted & keep
     if rows.teacher is not None:
         if objective.needs_teacher:
             counted = counted & rows.teacher.present()
-        if objective.rule == "teacher" and rows.delegate is None:
+        if masks and objective.rule == "teacher":
             counted = counted & keep_mask(None, rows.teacher.argmax, rows.labels, "teacher")
     return counted.nonzero().squeeze(1)
 

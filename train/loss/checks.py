@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from caskd.store.errors import UsageError
+from caskd.train.delegation import Delegation
 from caskd.train.loss.mask import IGNORE_LABEL
 from caskd.train.loss.targets import kept_cells
 from caskd.train.loss.types import LossRows, TeacherRows
-from caskd.train.objectives import Objective, Tail
+from caskd.train.objectives import Confidence, Objective, Tail
 
 _SLICE_ROWS = 8192
 """Teacher rows checked together. The check's copies must not grow with the batch."""
@@ -75,6 +76,32 @@ def check_teacher(
         f"objective {given!r} with w={objective.w:g}: no {', '.join(missing)} in the teacher "
         "rows; expected values, got None; read these fields from the store"
     )
+
+
+def check_confidence(
+    confidence: Confidence, delegation: Delegation | None, teacher: TeacherRows | None, impl: str
+) -> None:
+    """Check that a confidence term has what it reads, and fits the other arguments."""
+    if not 0 <= confidence.weight < 1:
+        raise UsageError(
+            f"confidence: weight is {confidence.weight}; expected at least 0 and less than 1; pass "
+            "a weight in this range"
+        )
+    if delegation is not None:
+        raise UsageError(
+            f"confidence {confidence.rule!r}: delegation is {delegation.rule!r}, which replaces "
+            "the loss of the same rows; expected one of the two; pass None for one"
+        )
+    if teacher is None and confidence.rule == "cascade-gatekeeper":
+        raise UsageError(
+            f"confidence {confidence.rule!r}: teacher rows are None; expected TeacherRows; pass "
+            "them, or use 'gatekeeper'"
+        )
+    if impl == "triton":
+        raise UsageError(
+            f"impl='triton': confidence is {confidence.rule!r}, which the Triton kernels do not "
+            "compute; expected impl 'torch', 'dense' or 'auto'; pass one of these"
+        )
 
 
 def check_values(rows: LossRows, tail: Tail, vocab_size: int) -> None:

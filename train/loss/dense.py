@@ -3,6 +3,8 @@
 Dimension letters: N rows, k stored cells of a teacher row, V student vocabulary, H hidden width.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,16 +35,19 @@ def dense_loss(
         num_columns -= 1
     logprobs = logits.log_softmax(1)
     targets = None
-    cross_entropy = None
+    cross_entropy = topk = None
     if rows.teacher is not None and rows.teacher.has_distribution:
         targets = teacher_targets(rows.teacher, terms.tail, num_columns, logits.dtype)
         cross_entropy = _cross_entropy(logprobs, targets)
+        topk = logprobs.detach().gather(1, targets.ids).exp()
     student = StudentRows(
         argmax=logits.detach().argmax(1),
         label_nll=-logprobs.gather(1, rows.labels[:, None]).squeeze(1),
         teacher_cross_entropy=cross_entropy,
         confidence=logprobs.detach().amax(1),
         log_odds=log_odds,
+        topk=topk,
+        uniform_kl=None if terms.confidence is None else _uniform_kl(logprobs),
     )
     return sum_rows(student, rows, targets, terms)[0]
 
@@ -52,6 +57,12 @@ def dense_logits(hidden: Tensor, head: Head, dtype: torch.dtype) -> Tensor:
     logits = F.linear(hidden.to(dtype), head.weight.to(dtype))
     logits = logits.to(torch.promote_types(dtype, torch.float32))
     return head.logits(logits)
+
+
+def _uniform_kl(logprobs: Tensor) -> Tensor:
+    """[N] KL to the uniform distribution over V, from logprobs [N, V]."""
+    finite = logprobs.masked_fill(logprobs == -torch.inf, 0)
+    return math.log(logprobs.shape[1]) + (logprobs.exp() * finite).sum(1)
 
 
 def _cross_entropy(logprobs: Tensor, targets: Targets) -> Tensor:

@@ -15,14 +15,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from caskd.models.decoding import acceptance_bounds
 from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.matmul import product_dtype, write_product_
-from caskd.train.loss.targets import Targets, teacher_targets
+from caskd.train.loss.targets import Targets, stored_probabilities, teacher_targets
 from caskd.train.loss.types import Head, LossRows
 from caskd.train.objectives import AnyRule
 
-ROW_STATS = ("nll", "correct", "confidence", "kl", "distilled", "kept")
-"""Columns of `row_stats`. Their units: nats, 0 or 1, probability, nats, 0 or 1, 0 or 1."""
+ROW_STATS = (
+    "nll", "correct", "confidence", "kl", "distilled", "kept", "acceptance_low", "acceptance_high"
+)  # fmt: skip
+"""Columns of `row_stats`. Their units: nats, 0 or 1, probability, nats, 0 or 1, 0 or 1, and twice
+probability."""
 
 TILE_BYTES = 64 << 20
 NUM_BINS = 15
@@ -36,7 +40,8 @@ def row_stats(
     """Statistics [N, len(ROW_STATS)] of each row, float32.
 
     `confidence` is the probability of the student's argmax. `kl` runs from the teacher's stored
-    distribution, with its tail as one bucket, to the student's; it is 0 where `distilled` is 0.
+    distribution, with its tail as one bucket, to the student's; it is 0 where `distilled` is 0. So
+    are the bounds of the student's acceptance as the teacher's draft model.
 
     Args:
         hidden: [N, H].
@@ -64,18 +69,22 @@ def _tile_stats(
     logprobs = logits.log_softmax(1)
     confidence, argmax = logprobs.max(1)
     nll = -logprobs.gather(1, rows.labels[:, None]).squeeze(1)
+    low, high = torch.zeros_like(nll), torch.zeros_like(nll)
     kl, distilled, teacher_argmax = torch.zeros_like(nll), torch.zeros_like(nll), None
     if rows.teacher is not None:
         targets = teacher_targets(rows.teacher, "bucket", num_columns, logprobs.dtype)
         kl = torch.where(targets.present, _kl(logprobs, targets), 0)
+        kept = stored_probabilities(rows.teacher, targets.valid, logprobs.dtype)
+        bounds = acceptance_bounds(logprobs.gather(1, targets.ids).exp(), kept)
+        low, high = (torch.where(targets.present, bound, 0) for bound in bounds)
         distilled, teacher_argmax = targets.present.to(kl.dtype), rows.teacher.argmax
-    kept = (
+    is_kept = (
         torch.full_like(nll, torch.nan)
         if rule == "random"
         else keep_mask(argmax, teacher_argmax, rows.labels, rule)
     )
     correct = argmax == rows.labels
-    columns = (nll, correct, confidence.exp(), kl, distilled, kept)
+    columns = (nll, correct, confidence.exp(), kl, distilled, is_kept, low, high)
     return torch.stack([column.float() for column in columns], dim=1)
 
 
@@ -131,10 +140,18 @@ class EvalMetrics:
     keep_fraction: float | None
     ece: float | None
     """Expected calibration error: |accuracy - confidence| of each bin, weighted by its rows."""
+    acceptance_low: float | None
+    """Bounds of the expected acceptance of the student as the teacher's draft model."""
+    acceptance_high: float | None
 
 
-def eval_metrics(sums: npt.NDArray[np.float64]) -> EvalMetrics:
-    """The averages of sums [..., columns] of `sum_row_stats`, over all axes but the last."""
+def eval_metrics(sums: npt.NDArray[np.float64], *, knows_topk: bool = True) -> EvalMetrics:
+    """The averages of sums [..., columns] of `sum_row_stats`, over all axes but the last.
+
+    Args:
+        sums: of `sum_row_stats`.
+        knows_topk: whether the rows have the teacher's top-k, which bounds the acceptance.
+    """
     total = sums.reshape(-1, sums.shape[-1]).sum(0)
     num_rows, totals = total[0], dict(zip(ROW_STATS, total[1:].tolist(), strict=False))
     _, correct, confidence = total[1 + len(ROW_STATS) :].reshape(3, NUM_BINS)
@@ -146,6 +163,8 @@ def eval_metrics(sums: npt.NDArray[np.float64]) -> EvalMetrics:
         kl=_ratio(totals["kl"], totals["distilled"]),
         keep_fraction=_ratio(totals["kept"], num_rows),
         ece=ece,
+        acceptance_low=_ratio(totals["acceptance_low"], knows_topk * totals["distilled"]),
+        acceptance_high=_ratio(totals["acceptance_high"], knows_topk * totals["distilled"]),
     )
 
 

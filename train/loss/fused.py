@@ -106,7 +106,7 @@ def _run_tiles(
         tile_sums, forward = forward_tile_(logits, rows, call.terms, kernels)
         sums = sums + tile_sums
         if any(call.wanted):
-            live = forward.factor.nonzero().squeeze(1)
+            live = forward.live()
             if 0 < len(live) < len(inputs):
                 forward, inputs = forward.take(live), inputs[live]
                 index = call.index[part : part + tile_rows][live]
@@ -152,7 +152,7 @@ def _even_tile_rows(num_rows: int, most: int) -> int:
 
 def _make_kernels(call: FusedCall, tile: Tensor, operand: torch.dtype) -> TileKernels:
     if not call.triton:
-        return TorchKernels(operand)
+        return TorchKernels(operand, entropy=call.terms.confidence is not None)
     from caskd.train.loss.triton_kernels import TritonKernels  # Triton may be missing
 
     return TritonKernels(tile, operand)

@@ -233,11 +233,15 @@ def _summed(
         teacher_cross_entropy=matching.sum() if objective.w < 1 else none.sum(),
         teacher_kl=(matching - perfect).sum() if objective.w < 1 else none.sum(),
         tail_mass=none.sum(),
+        acceptance_low=none.sum(),
+        acceptance_high=none.sum(),
+        unsure_kl=none.sum(),
         num_rows=count,
         num_kept=keep.sum(),
         num_measured=torch.full_like(count, len(labels)),
         num_distilled=distilled,
         student_correct=correct.sum(),
         teacher_correct=spans.correct.sum(),
+        num_unsure=zero,
     )
     return sums, torch.cat([kept_weight, none])[spans.of_row], keep

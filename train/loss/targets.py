@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caskd.models.decoding import acceptance_bounds
 from caskd.train.delegation import (
     CELLS,
     CallTerms,
@@ -18,7 +19,7 @@ from caskd.train.delegation import (
 )
 from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.objectives import DelegateRule, Tail
+from caskd.train.objectives import ConfidenceRule, DelegateRule, Tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +75,7 @@ def teacher_targets(
     assert teacher.tail_mass is not None
     ids, valid = kept_cells(teacher)
     present = teacher.present()
-    logprobs = teacher.topk_logits.to(dtype) - teacher.logsumexp.to(dtype)[:, None]
-    mass = logprobs.exp().masked_fill(~valid, 0)
+    mass = stored_probabilities(teacher, valid, dtype)
     left_out = teacher.tail_mass.to(dtype).clamp(0, 1)
     left_out = left_out * (present & (teacher.num_kept < vocab_size))
     if tail != "none":
@@ -114,24 +114,41 @@ class StudentRows:
     """[N] log p_S(argmax)."""
     log_odds: Tensor | None = None
     """[N] logit of the CALL column less the log-sum-exp of all others; None without the column."""
+    topk: Tensor | None = None
+    """[N, k] p_S of the targets' ids; None without a teacher distribution."""
+    uniform_kl: Tensor | None = None
+    """[N] KL(p_S || uniform) over the head's columns, log V less the entropy; None where nothing
+    reads it."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowFactors:
+    """What each row's loss is multiplied by."""
+
+    objective: Tensor
+    """[N] 0 where the mask drops the row; a delegated row is never dropped."""
+    unsure: Tensor | None
+    """[N] of `StudentRows.uniform_kl`; None without a confidence term."""
+    call: CallTerms | None
+    """Terms of a CALL column."""
 
 
 def sum_rows(
     student: StudentRows, rows: LossRows, targets: Targets | None, terms: LossTerms
-) -> tuple[LossSums, Tensor, CallTerms | None]:
-    """The sums of these rows, the factor [N] of each row's loss, and the terms of a CALL column.
+) -> tuple[LossSums, RowFactors]:
+    """The sums of these rows, and the factors of each row's loss.
 
-    The factor is 0 where the mask drops the row; a delegated row is never dropped. `num_rows` and
-    `teacher_correct` stay 0, because they also count rows that never get here.
+    `num_rows` and `teacher_correct` stay 0, because they also count rows that never get here.
     """
     teacher_argmax = None if rows.teacher is None else rows.teacher.argmax
     keep = keep_mask(student.argmax, teacher_argmax, rows.labels, terms.rule)
-    if rows.delegate is not None and rows.delegate.keep is not None:
-        keep = keep & rows.delegate.keep
+    if rows.keep is not None:
+        keep = keep & rows.keep
     # Where the factor is 0 the loss is skipped, not multiplied: inf * 0 must not reach the sum.
     row_loss = terms.w * student.label_nll
     zero = torch.zeros((), device=keep.device, dtype=student.label_nll.dtype)
     cross_entropy, kl, tail_mass, num_distilled = zero, zero, zero, zero.long()
+    acceptance = (zero, zero)
     if targets is not None and student.teacher_cross_entropy is not None:
         row_loss = row_loss + (1 - terms.w) * student.teacher_cross_entropy
         measured = student.teacher_cross_entropy.detach()
@@ -139,6 +156,7 @@ def sum_rows(
         kl = torch.where(targets.present, measured + targets.negative_entropy(), 0).sum()
         tail_mass = targets.tail_mass.sum()
         num_distilled = targets.present.sum()
+        acceptance = _acceptance(student, rows, targets)
     call = calls = None
     if terms.delegation is not None:
         call, calls = _delegated(student, rows, targets, terms.delegation)
@@ -147,22 +165,69 @@ def sum_rows(
     factor = keep.to(student.label_nll.dtype)
     if rows.weights is not None:
         factor = factor * rows.weights.to(factor.dtype)
+    unsure, unsure_kl, num_unsure = None, zero, zero.long()
+    if terms.confidence is not None:
+        assert student.uniform_kl is not None
+        marked = unsure_rows(terms.confidence.rule, student.argmax, rows)
+        unsure = terms.confidence.weight * marked.to(factor.dtype)
+        if rows.weights is not None:
+            unsure = unsure * rows.weights.to(factor.dtype)
+        factor = (1 - terms.confidence.weight) * factor
+        unsure_kl = torch.where(marked, student.uniform_kl.detach(), 0).sum()
+        num_unsure = marked.sum()
     loss = torch.where(factor != 0, factor * row_loss, 0).sum()
+    if unsure is not None and student.uniform_kl is not None:
+        loss = loss + torch.where(unsure != 0, unsure * student.uniform_kl, 0).sum()
     sums = LossSums(
         loss=loss,
         label_nll=student.label_nll.detach().sum(),
         teacher_cross_entropy=cross_entropy,
         teacher_kl=kl,
         tail_mass=tail_mass,
+        acceptance_low=acceptance[0],
+        acceptance_high=acceptance[1],
+        unsure_kl=unsure_kl,
         num_rows=zero.long(),
         num_kept=keep.sum(),
         num_measured=torch.full_like(zero, len(keep), dtype=torch.int64),
         num_distilled=num_distilled,
         student_correct=(student.argmax == rows.labels).sum(),
         teacher_correct=zero.long(),
+        num_unsure=num_unsure,
         delegation=calls,
     )
-    return sums, factor, call
+    return sums, RowFactors(factor, unsure, call)
+
+
+@torch.no_grad()
+def unsure_rows(rule: ConfidenceRule, student_argmax: Tensor, rows: LossRows) -> Tensor:
+    """[N] bool: rows on which the student shall be unsure.
+
+    `gatekeeper`: its argmax is not the label. `cascade-gatekeeper`: nor is it, and the teacher's
+    argmax is.
+    """
+    wrong = student_argmax != rows.labels
+    return wrong & _teacher_is_right(rows) if rule == "cascade-gatekeeper" else wrong
+
+
+@torch.no_grad()
+def _acceptance(student: StudentRows, rows: LossRows, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Sums of both bounds over rows with a teacher distribution."""
+    assert student.topk is not None
+    assert rows.teacher is not None
+    kept = stored_probabilities(rows.teacher, targets.valid, student.topk.dtype)
+    bounds = acceptance_bounds(student.topk, kept)
+    low, high = (torch.where(targets.present, bound, 0).sum() for bound in bounds)
+    return low, high
+
+
+def stored_probabilities(teacher: TeacherRows, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """[N, k] the teacher's probabilities as stored, without `teacher_targets`' scale; 0 where not
+    `valid` [N, k]."""
+    assert teacher.topk_logits is not None
+    assert teacher.logsumexp is not None
+    logprobs = teacher.topk_logits.to(dtype) - teacher.logsumexp.to(dtype)[:, None]
+    return logprobs.exp().masked_fill(~valid, 0)
 
 
 @torch.no_grad()

@@ -11,6 +11,9 @@ neither the student's tail nor these cells are computed as a difference, which w
 once the tail is below the rounding of the head. And q_j / Q' is a softmax of the cells outside K
 alone, which does not underflow however small Q' is.
 
+A confidence term c (log V - H), with H the student's entropy, adds c q_j (log q_j + H) to every
+cell.
+
 A CALL column is removed from the tile like a top-k cell, so that it is in no softmax. Its loss has
 other factors in place of w + u (P + r), and its own cell (see `caskd.train.delegation`).
 
@@ -20,6 +23,7 @@ Dimension letters: n rows of a tile, m of them live, k stored cells of a teacher
 vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,10 +45,13 @@ class NonTopK:
     """[n] the largest logit, finite."""
     total: Tensor
     """[n] sum of exp(logit - peak)."""
+    moment: Tensor | None = None
+    """[n] sum of (logit - peak) exp(logit - peak); None where nothing reads it."""
 
     def take(self, index: Tensor) -> "NonTopK":
         """The rows at `index`."""
-        return NonTopK(self.argmax[index], self.peak[index], self.total[index])
+        moment = None if self.moment is None else self.moment[index]
+        return NonTopK(self.argmax[index], self.peak[index], self.total[index], moment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +68,8 @@ class GradTerms:
     """[m]."""
     softcap: float | None
     """The head's; its slope multiplies the first term. `at_label` already contains it."""
+    log_weight: Tensor | None = None
+    """[m] times logit - peak is added to `weight`; None without a confidence term."""
 
 
 class TileKernels(Protocol):
@@ -106,6 +115,15 @@ class TileForward:
     """Of a head with a CALL column."""
     call_logit: Tensor | None = None
     """[n] of that column."""
+    unsure: Tensor | None = None
+    """[n] factor of the confidence term; None without one."""
+    entropy: Tensor | None = None
+    """[n] of the student, in nats; None without a confidence term."""
+
+    def live(self) -> Tensor:
+        """[m] rows that have a gradient, ascending."""
+        counts = self.factor if self.unsure is None else (self.factor != 0) | (self.unsure != 0)
+        return counts.nonzero().squeeze(1)
 
     def take(self, index: Tensor) -> "TileForward":
         """The rows at `index`."""
@@ -119,6 +137,8 @@ class TileForward:
             None if self.topk is None else self.topk.take(index),
             None if self.call is None else self.call.take(index),
             None if self.call_logit is None else self.call_logit[index],
+            None if self.unsure is None else self.unsure[index],
+            None if self.entropy is None else self.entropy[index],
         )
 
 
@@ -145,6 +165,10 @@ def forward_tile_(
     if topk is not None:
         argmax, peak, total = _with_topk(rest, topk)
     log_total = total.log()
+    entropy = uniform_kl = None
+    if terms.confidence is not None:
+        entropy = _entropy(rest, topk, peak, total)
+        uniform_kl = math.log(logits.shape[1]) - entropy
     student = StudentRows(
         argmax=argmax,
         label_nll=log_total + (peak - label_logit),
@@ -153,12 +177,39 @@ def forward_tile_(
         ),
         confidence=-log_total,
         log_odds=None if call_logit is None else (call_logit - peak) - log_total,
+        topk=None if topk is None else _probabilities(topk.logits, peak, total),
+        uniform_kl=uniform_kl,
     )
-    sums, factor, call = sum_rows(student, rows, None if topk is None else topk.targets, terms)
+    sums, factors = sum_rows(student, rows, None if topk is None else topk.targets, terms)
     forward = TileForward(
-        factor, rows.labels, label_logit, rest, peak, total, topk, call, call_logit
+        factors.objective,
+        rows.labels,
+        label_logit,
+        rest,
+        peak,
+        total,
+        topk,
+        factors.call,
+        call_logit,
+        factors.unsure,
+        entropy,
     )
     return sums, forward
+
+
+def _probabilities(logits: Tensor, peak: Tensor, total: Tensor) -> Tensor:
+    """[n, k] softmax at cells with logits [n, k]."""
+    return (logits - peak[:, None]).exp() / total[:, None]
+
+
+def _entropy(rest: NonTopK, topk: TopKForward | None, peak: Tensor, total: Tensor) -> Tensor:
+    """[n] entropy of the student over all its columns, in nats."""
+    assert rest.moment is not None
+    moment = (rest.peak - peak).exp() * (rest.moment + (rest.peak - peak) * rest.total)
+    if topk is not None:
+        above = (topk.logits - peak[:, None]).masked_fill(~topk.targets.valid, -torch.inf).exp()
+        moment = moment + torch.xlogy(above, above).sum(1)
+    return total.log() - moment / total
 
 
 def _with_topk(rest: NonTopK, topk: TopKForward) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,10 +267,16 @@ def differentiate_(
         u, on_tail = u.masked_fill(call.own, 0), on_tail.masked_fill(call.own, 0)
     at_label = -on_label * factor * _slope(forward.label_logit, head.softcap)
     weight = factor * (on_all * share - on_tail)
-    grad_terms = GradTerms(rest.peak, weight, forward.labels, at_label, head.softcap)
+    unsure = log_weight = None
+    if forward.unsure is not None and forward.entropy is not None:
+        unsure = forward.unsure if head.scale is None else forward.unsure * head.scale
+        log_weight = unsure * share
+        log_share = (rest.peak - forward.peak) - forward.total.log()
+        weight = weight + log_weight * (log_share + forward.entropy)
+    grad_terms = GradTerms(rest.peak, weight, forward.labels, at_label, head.softcap, log_weight)
     gradient = kernels.differentiate_(tile, live, grad_terms)
     if forward.topk is not None:
-        _put_topk_(gradient, forward, factor * on_all, factor * u, at_label, head.softcap)
+        _put_topk_(gradient, forward, factor * on_all, factor * u, unsure, at_label, head.softcap)
     if call is not None and terms.delegation is not None and forward.call_logit is not None:
         at_call = factor * call.on_call * _slope(forward.call_logit, head.softcap)
         gradient[:, terms.delegation.column] = at_call.to(gradient.dtype)
@@ -231,6 +288,7 @@ def _put_topk_(
     forward: TileForward,
     on_all: Tensor,
     on_teacher: Tensor,
+    unsure: Tensor | None,
     at_label: Tensor,
     softcap: float | None,
 ) -> None:
@@ -238,8 +296,11 @@ def _put_topk_(
     assert forward.topk is not None
     targets, logits = forward.topk.targets, forward.topk.logits
     mass = torch.where(targets.valid, targets.mass, targets.mass[:, :1])
-    probability = (logits - forward.peak[:, None]).exp() / forward.total[:, None]
+    probability = _probabilities(logits, forward.peak, forward.total)
     cells = on_all[:, None] * probability - on_teacher[:, None] * mass
+    if unsure is not None and forward.entropy is not None:
+        surprise = torch.xlogy(probability, probability) + probability * forward.entropy[:, None]
+        cells = cells + unsure[:, None] * surprise
     cells = cells * _slope(logits, softcap)
     cells = cells + at_label[:, None] * (targets.ids == forward.labels[:, None])
     gradient.scatter_(1, targets.ids, cells.to(gradient.dtype))

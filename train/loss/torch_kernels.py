@@ -18,6 +18,9 @@ _BLOCK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
 _GROUP = 64
 """Columns of which `first_argmax` takes the largest first."""
 
+_LEAST_LOG = -1000.0
+"""Below the logarithm of every positive float64."""
+
 
 @dataclass(frozen=True)
 class TorchKernels:
@@ -25,6 +28,8 @@ class TorchKernels:
 
     operand: torch.dtype
     """Of the gradient, as the matrix products take it."""
+    entropy: bool = False
+    """Also read `NonTopK.moment`."""
 
     def read_(self, tile: Tensor) -> NonTopK:
         """Read logits [n, V]."""
@@ -34,7 +39,8 @@ class TorchKernels:
             # A row whose cells are all -inf must have a finite peak; its total is 0.
             peak = peak.clamp_min(torch.finfo(peak.dtype).min)
             total = block.sub_(peak[:, None]).exp_().sum(1)
-            parts.append((argmax, peak, total))
+            moment = (torch.xlogy(block, block).sum(1),) if self.entropy else ()
+            parts.append((argmax, peak, total, *moment))
         return NonTopK(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def differentiate_(self, tile: Tensor, live: Tensor, terms: GradTerms) -> Tensor:
@@ -50,9 +56,14 @@ class TorchKernels:
             block = gradient[part]
             if len(live) < len(tile):
                 block.copy_(tile.index_select(0, live[part]))
+            weight = terms.weight[part, None]
+            if terms.log_weight is not None:
+                # A removed cell has the logarithm -inf; times its 0 that would be nan.
+                logs = block.log().clamp_min_(_LEAST_LOG)
+                weight = logs.mul_(terms.log_weight[part, None]).add_(weight)
             if terms.softcap is not None:
                 _dampen_(block, terms.peak[part], terms.softcap)
-            block.mul_(terms.weight[part, None])
+            block.mul_(weight)
         gradient.scatter_add_(1, terms.labels[:, None], terms.at_label[:, None])
         return gradient.to(self.operand)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from caskd.train.delegation import CELLS, DelegateRows, Delegation
-from caskd.train.objectives import MaskRule, Tail
+from caskd.train.objectives import Confidence, MaskRule, Tail
 
 NUM_DELEGATION_SUMS = 3 + CELLS
 
@@ -65,6 +65,8 @@ class LossRows:
     """[N] constant factor of each row's loss; None is 1."""
     delegate: DelegateRows | None = None
     """What the choice of delegated rows reads; None without a CALL column."""
+    keep: Tensor | None = None
+    """[N] bool, the caller's mask, where rows that it drops may count otherwise; else None."""
 
     def take(self, index: Tensor | slice) -> "LossRows":
         """The rows at `index` [n]."""
@@ -73,6 +75,7 @@ class LossRows:
             None if self.teacher is None else self.teacher.take(index),
             None if self.weights is None else self.weights[index],
             None if self.delegate is None else self.delegate.take(index),
+            None if self.keep is None else self.keep[index],
         )
 
 
@@ -85,6 +88,12 @@ class LossTerms:
     tail: Tail
     delegation: Delegation | None = None
     """The CALL column of the head; None if it has none."""
+    confidence: Confidence | None = None
+
+    @property
+    def keeps_all_rows(self) -> bool:
+        """Whether rows that the mask drops may count otherwise, and go through the head."""
+        return self.delegation is not None or bool(self.confidence and self.confidence.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +149,13 @@ class LossSums:
     """Sum of cross-entropy less the teacher's entropy, bucket included: 0 for a perfect student."""
     tail_mass: Tensor
     """Sum of the teacher's tail mass over distilled rows."""
+    acceptance_low: Tensor
+    """Sum over distilled rows of the least acceptance of the student as the teacher's draft model
+    (`caskd.models.decoding.acceptance_bounds`); of no meaning for sampled stores."""
+    acceptance_high: Tensor
+    """Sum of the largest."""
+    unsure_kl: Tensor
+    """Sum of KL(p_S || uniform) over the rows of the confidence term, nats; 0 without the term."""
     num_rows: Tensor
     """Rows with a label."""
     num_kept: Tensor
@@ -152,6 +168,8 @@ class LossSums:
     """Measured rows whose student argmax is the label."""
     teacher_correct: Tensor
     """Rows among `num_rows` whose teacher argmax is the label."""
+    num_unsure: Tensor
+    """Measured rows that the confidence term trains to be unsure; 0 without the term."""
     delegation: Tensor | None = None
     """`NUM_DELEGATION_SUMS` float64 sums of a head with a CALL column: rows delegated (l2d: rows in
     which the student would defer), their loss, rows whose student argmax is outside the teacher's
@@ -161,7 +179,7 @@ class LossSums:
         return LossSums(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The fields in order: five float sums, six int64 counts, and `delegation` if it is not
+        """The fields in order: eight float sums, seven int64 counts, and `delegation` if it is not
         None."""
         values = (getattr(self, field.name) for field in fields(self))
         return tuple(value for value in values if value is not None)
@@ -175,8 +193,8 @@ class LossSums:
         cls, device: torch.device, dtype: torch.dtype, *, delegates: bool = False
     ) -> "LossSums":
         """The sums of no rows, with those of a CALL column if the head has one."""
-        zeros = [torch.zeros((), device=device, dtype=dtype) for _ in range(5)]
-        zeros += [torch.zeros((), device=device, dtype=torch.int64) for _ in range(6)]
+        zeros = [torch.zeros((), device=device, dtype=dtype) for _ in range(8)]
+        zeros += [torch.zeros((), device=device, dtype=torch.int64) for _ in range(7)]
         if delegates:
             zeros.append(torch.zeros(NUM_DELEGATION_SUMS, device=device, dtype=torch.float64))
         return cls(*zeros)

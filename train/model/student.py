@@ -36,7 +36,7 @@ from caskd.train.loss import (
     row_stats,
     span_loss,
 )
-from caskd.train.objectives import Objective, Tail
+from caskd.train.objectives import Confidence, Objective, Tail
 
 FLAG = "--student"
 SUM_NAMES = tuple(field.name for field in fields(LossSums) if field.name != "delegation")
@@ -50,6 +50,7 @@ class LossOptions:
     tail: Tail
     delegation: Delegation | None = None
     """The CALL column; None if the student has none."""
+    confidence: Confidence | None = None
 
 
 class StudentWithLoss(nn.Module):
@@ -128,6 +129,7 @@ class StudentWithLoss(nn.Module):
             keep=batch.keep if objective.needs_keep else None,
             delegation=self.options.delegation,
             delegate=batch.delegate,
+            confidence=self.options.confidence,
         )
         return sums.loss, torch.hstack([value.detach().double() for value in sums.tensors()])
 

@@ -22,7 +22,12 @@ from caskd.train.checkpoint import (
 from caskd.train.config import TrainConfig
 from caskd.train.data import Prefetcher, StepBatch
 from caskd.train.engine import Ranks, TrainEngine, init_distributed
-from caskd.train.metrics import delegation_metrics, finite_or_none, step_metrics
+from caskd.train.metrics import (
+    confidence_metrics,
+    delegation_metrics,
+    finite_or_none,
+    step_metrics,
+)
 from caskd.train.model import SUM_NAMES, check_other_bytes
 from caskd.train.run.failures import agree, planned_by_all_ranks, user_errors
 from caskd.train.run.memory_forecast import size_of, table
@@ -186,12 +191,18 @@ def train_step(
     flag = torch.tensor([float(terminated)], dtype=sums.dtype, device=sums.device)
     *totals, terminations = engine.sum_over_ranks(torch.cat([sums, flag])).tolist()
     named = dict(zip(SUM_NAMES, totals, strict=False))
-    averages = step_metrics(named, knows_argmax=plan.store.knows_argmax)
+    averages = step_metrics(
+        named,
+        knows_argmax=plan.store.knows_argmax,
+        knows_topk=plan.tokens is None and plan.tail != "none",
+    )
     metrics: dict[str, Any] = {"step": batch.step + 1, **averages}
     if plan.keeper is not None:
         num, loss, outside, *cells = totals[len(SUM_NAMES) :]
         metrics |= delegation_metrics(named, num, loss, outside, plan.keeper.rule)
         plan.keeper.add(cells, named["num_rows"])
+    if config.confidence is not None:
+        metrics |= confidence_metrics(named)
     metrics["loss"] = finite_or_none(averages["loss"] or 0.0)
     metrics["lr"] = lr
     metrics["grad_norm"] = finite_or_none(engine.grad_norm())

@@ -7,7 +7,7 @@ from typing import Any
 from caskd.store.io import escape_markdown, parse_json
 from caskd.train.checkpoint import RunState
 from caskd.train.metrics import METRICS_FILE, lines_up_to
-from caskd.train.objectives import resolve_objective
+from caskd.train.objectives import CONFIDENCE_WEIGHT, resolve_objective
 from caskd.train.run.validation import EVAL_FILE
 
 _CARD_METRICS = (
@@ -36,6 +36,7 @@ def model_card(
             f"- objective: {config['objective']}, label weight "
             f"{resolve_objective(config['objective'], config['w']).w:g}{tail}",
             f"- started from: {Path(config['student']).name} ({num_parameters:,} parameters)",
+            *_confidence_lines(config),
             *_initial_lines(config),
             *_unfinished_lines(state),
             f"- steps: {state.step:,} of {config['steps']:,}, each of "
@@ -49,6 +50,13 @@ def model_card(
             "",
         ]
     )
+
+
+def _confidence_lines(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("confidence"):
+        weight = config["confidence_weight"]
+        weight = CONFIDENCE_WEIGHT if weight is None else weight
+        yield f"- confidence: {config['confidence']}, weight {weight:g}"
 
 
 def _initial_lines(config: Mapping[str, Any]) -> Iterator[str]:

@@ -48,7 +48,7 @@ from caskd.train.run.out_folder import (
     resumed,
 )
 from caskd.train.run.schedule import widest_read
-from caskd.train.run.span_run import tokens_of_run
+from caskd.train.run.span_run import check_no_confidence, tokens_of_run
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 
@@ -181,6 +181,8 @@ class RunPlan:
         if self.keeper is not None:
             share = "" if self.keeper.share is None else f", {self.keeper.share:.1%} of the rows"
             yield f"delegation   {self.keeper.rule}{share}, CALL is id {self.keeper.column:,}"
+        if (term := config.confidence_term) is not None:
+            yield f"confidence   {term.rule}, weight {term.weight:g}"
         yield f"batch        {config.global_batch_size} examples = {self._batch_split()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
         in_epochs = f" = {epochs:.2f} epochs" if len(order.orders) == 1 else ""
@@ -252,7 +254,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         mask = RandomMask(config.seed, read_fractions(config.keep_fraction_from, config.steps))
     store = StoreMix.open(config.store, one_vocabulary=False)
     config = replace(config, tail=resolve_tail(config.tail, store.spec.kind))
-    store.check_known(widest_read(objective, config.final_w), config.tail)
+    store.check_known(widest_read(objective, config.final_w), config.tail, config.confidence)
     accept = None if config.accept_imported else "--accept-imported"
     store.check_imported(accept)
     order = store.order(config.seed)
@@ -271,6 +273,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         if tokens is not None:
             eval_tokens = tokens_of_run(config, (eval_store,), tokenizer, objective)
     if tokens is not None:
+        check_no_confidence(config)
         spans = sample_alignment(store, tokens, order, objective)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
         check_any_spans(spans)

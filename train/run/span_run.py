@@ -12,6 +12,19 @@ from caskd.train.model import SpanOptions, student_tokens
 from caskd.train.objectives import Objective
 
 
+def check_no_confidence(config: TrainConfig) -> None:
+    """Refuse a confidence term for a student with another tokenizer.
+
+    Raises:
+        UsageError: --confidence is given.
+    """
+    if config.confidence is not None:
+        raise UsageError(
+            f"--confidence {config.confidence}: --student {config.student} has another tokenizer "
+            "than the teacher; expected one with the teacher's; omit --confidence"
+        )
+
+
 def tokens_of_run(
     config: TrainConfig, stores: Sequence[TeacherStore], tokenizer: Any, objective: Objective
 ) -> tuple[StudentTokens, ...] | None:

@@ -114,4 +114,4 @@ def objective_of(plan: RunPlan, step: int) -> Objective:
 def loss_options(plan: RunPlan, step: int) -> LossOptions:
     """Options of the loss in one step."""
     delegation = None if plan.keeper is None else plan.keeper.now()
-    return LossOptions(objective_of(plan, step), plan.tail, delegation)
+    return LossOptions(objective_of(plan, step), plan.tail, delegation, plan.config.confidence_term)

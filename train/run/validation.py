@@ -6,6 +6,7 @@ eval.jsonl has one line per evaluation: the step, the metrics over all rows, and
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ def evaluate(
             sums += sum_row_stats(stats, torch.from_numpy(task), len(tasks))
         bar.advance(0, f"evaluated {done + 1}/{len(batches)} batches")
     whole = engine.sum_over_ranks(sums.to(ranks.device)).numpy()
-    named = {tasks[i]: asdict(eval_metrics(whole[i])) for i in range(len(tasks)) if whole[i, 0]}
-    metrics = {**asdict(eval_metrics(whole)), "tasks": named}
+    average = partial(eval_metrics, knows_topk=store.spec.row_kind.has_tail)
+    named = {tasks[i]: asdict(average(whole[i])) for i in range(len(tasks)) if whole[i, 0]}
+    metrics = {**asdict(average(whole)), "tasks": named}
     if tokens is not None:
         own = torch.tensor([num_bytes], dtype=torch.float64, device=ranks.device)
         total = float(engine.sum_over_ranks(own)[0])

@@ -70,7 +70,10 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = row_stats(hidden, head, rows, "all")
     monkeypatch.setattr("caskd.train.loss.eval_stats.TILE_BYTES", 4 * V * 5)
     torch.testing.assert_close(row_stats(hidden, head, rows, "all"), whole)
-    assert row_stats(hidden[:0], head, rows.take(torch.arange(0)), "all").shape == (0, 6)
+    assert row_stats(hidden[:0], head, rows.take(torch.arange(0)), "all").shape == (
+        0,
+        len(ROW_STATS),
+    )
 
 
 def test_sums_of_parts_are_the_sum_of_the_whole() -> None:

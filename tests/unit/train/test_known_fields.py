@@ -33,6 +33,13 @@ def test_other_objectives_take_draws_without_an_argmax(tmp_path: Path, name: str
     assert not mix.knows_argmax
 
 
+def test_the_confidence_of_a_cascade_needs_the_argmax(tmp_path: Path) -> None:
+    mix = StoreMix([make_store(tmp_path / "s", "draws")], [1.0])
+    mix.check_known(OBJECTIVES["xent"], "none", "gatekeeper")
+    with pytest.raises(UsageError, match=r"capture\.argmax is unknown.*--confidence gatekeeper"):
+        mix.check_known(OBJECTIVES["xent"], "none", "cascade-gatekeeper")
+
+
 def test_the_bucket_needs_the_tail(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s", "imported")
     mix = StoreMix([store], [1.0])
@@ -47,7 +54,8 @@ def test_the_bucket_needs_the_tail(tmp_path: Path) -> None:
 
 def test_accuracy_of_an_unknown_argmax_is_none() -> None:
     names = ("loss", "num_rows", "num_kept", "student_correct", "num_measured", "teacher_correct")
-    sums = dict.fromkeys((*names, "num_distilled", "tail_mass", "teacher_kl"), 2.0)
+    others = ("tail_mass", "teacher_kl", "acceptance_low", "acceptance_high")
+    sums = dict.fromkeys((*names, "num_distilled", *others), 2.0)
     assert step_metrics(sums)["teacher_accuracy"] == 1.0
     assert step_metrics(sums, knows_argmax=False)["teacher_accuracy"] is None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caskd.train.metrics import MetricsFile, step_metrics
+from caskd.train.metrics import MetricsFile, confidence_metrics, step_metrics
 
 SUMS = {
     "loss": 6.0,
@@ -17,6 +17,10 @@ SUMS = {
     "tail_mass": 0.5,
     "teacher_kl": 1.0,
     "num_distilled": 4.0,
+    "acceptance_low": 1.5,
+    "acceptance_high": 2.5,
+    "unsure_kl": 9.0,
+    "num_unsure": 6.0,
 }
 
 
@@ -28,7 +32,12 @@ def test_each_average_has_its_own_denominator() -> None:
         "teacher_accuracy": 0.75,
         "tail_mass": 0.125,
         "kl": 0.25,
+        "acceptance_low": 0.375,
+        "acceptance_high": 0.625,
     }
+    assert confidence_metrics(SUMS) == {"unsure_share": 0.75, "unsure_kl": 1.5}
+    without = step_metrics(SUMS, knows_topk=False)
+    assert without["acceptance_low"] is without["acceptance_high"] is None
 
 
 def test_what_was_not_read_is_none() -> None:

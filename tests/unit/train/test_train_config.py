@@ -9,8 +9,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from caskd.store.errors import UsageError
-from caskd.train.config import RESUMABLE_CHANGES, TrainConfig
+from caskd.train.config import TrainConfig
 from caskd.train.objectives import OBJECTIVES, TAILS, resolve_unmasked
+from caskd.train.resumable import RESUMABLE_CHANGES
 
 REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
 
