@@ -248,7 +248,7 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
         ),
         (
             ["--next-token", "STORE", "--student", "S", "--large", "x"],
-            "--next-token: was given with --small or --large",
+            "--next-token: was given with --small, --large, --token-cascade or --outcomes",
         ),
         (
             ["--next-token", "STORE", "--student", "S", "--limit", "0"],
