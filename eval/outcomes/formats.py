@@ -17,6 +17,8 @@ from caskd.store.io import DATA_ENDINGS, value_text
 
 _PICKLES = (".pkl", ".pickle", ".npy", ".pt", ".pth", ".joblib")
 LONGEST_NAME = 4096
+_MOST = 1e100
+"""Largest quality or amount: sums of squares stay finite."""
 _NEEDED = ("example_id", "model", "quality")
 _AMOUNTS = ("cost", "latency_ms", "prompt_tokens", "output_tokens")
 _LONG = (*_NEEDED, "score", "confidence", *_AMOUNTS, "task")
@@ -174,10 +176,10 @@ def _text(record: Record, name: str, where: str) -> str:
 
 def _quality(value: Any, name: str, where: str) -> float:
     number = _number(value, name, where)
-    if number is None or not math.isfinite(number):
+    if number is None or not abs(number) <= _MOST:
         raise UsageError(
-            f"{where}: {name} is {value_text(value)}; expected a finite number; fix or remove that "
-            "row"
+            f"{where}: {name} is {value_text(value)}; expected a finite number, at most "
+            f"{_MOST:g}; fix or remove that row"
         )
     return number
 
@@ -185,10 +187,10 @@ def _quality(value: Any, name: str, where: str) -> float:
 def _amount(value: Any, name: str, where: str) -> float | None:
     """A finite number of 0 or more."""
     number = _number(value, name, where)
-    if number is not None and not 0.0 <= number < math.inf:
+    if number is not None and not 0.0 <= number <= _MOST:
         raise UsageError(
-            f"{where}: {name} is {value_text(value)}; expected a finite number, 0 or more; fix "
-            "that row"
+            f"{where}: {name} is {value_text(value)}; expected a finite number from 0 to "
+            f"{_MOST:g}; fix that row"
         )
     return number
 

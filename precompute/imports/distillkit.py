@@ -109,13 +109,14 @@ def _example(values: list[Any], compression: Compression, reading: Reading) -> F
             raise StrangeFileError(f"{name} has {len(found)} rows, not {expected}")
     if len(tokens) and int(tokens.max()) >= 1 << 32:
         raise StrangeFileError(f"input_ids hold {int(tokens.max())}")
-    num = reading.num_kept(tokens.astype(np.int64))
-    has_row = np.ones(num, bool)
-    if len(values) > len(COLUMNS):
+    if len(values) > len(COLUMNS):  # of an export, whose last token is no padding
         labels = _numbers(values[-1].values, least=IGNORED)
         if len(labels) != len(tokens):
             raise StrangeFileError(f"labels have {len(labels)} entries, not {len(tokens)}")
-        has_row &= labels[:num] != IGNORED
+        num, has_row = len(tokens), labels != IGNORED
+    else:
+        num = reading.num_kept(tokens.astype(np.int64))
+        has_row = np.ones(num, bool)
     chosen = np.flatnonzero(has_row[1:])
     logprobs = decode_values(data[chosen], compression)
     ids = np.where(logprobs == NO_PROBABILITY, ABSENT, decode_ids(packed[chosen], compression))

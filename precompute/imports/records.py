@@ -4,11 +4,13 @@ Legend: T tokens of an example, n rows of a record, w cells of the widest of the
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from caskd.precompute.imports.draws import drawn_shares
 from caskd.precompute.imports.examples import ABSENT, ForeignExample, Ids, Values
@@ -23,6 +25,8 @@ _IDS = "target_token_ids"
 _DRAWN = ("sampled_ids", _IDS)
 _COUNTS = ("sampled_counts", "target_counts", "counts")
 _ENTRY = "token_id:"
+_OTHER_FLAGS = re.compile(r"(?:, or|[:;]) pass --[a-z-]+[^;,]*")
+"""Advice of the reader of records that names a flag of another command."""
 _Convert = Callable[[Record, Reading], ForeignExample]
 
 
@@ -72,6 +76,7 @@ def _examples(
             example = convert(record, reading)
             num_draws = _draws_so_far(example, num_draws)
         except (UsageError, ValueError, TypeError, OverflowError) as error:
+            error = _renamed(error) if isinstance(error, UsageError) else error
             raise UsageError(
                 f"{source}: record {number}: {reason(error)}; expected a record as "
                 "docs/import-export.md describes it; correct the record, or check FORMAT"
@@ -81,8 +86,10 @@ def _examples(
 
 
 def _renamed(error: UsageError) -> UsageError:
-    """An error about records, whose reader knows them as --data."""
-    return UsageError(str(error).replace("--data ", "").replace("--data", "SOURCE"))
+    """An error about records, whose reader knows them as --data, without other commands' flags."""
+    text = str(error).replace("pass --chat-template FILE", "write one to the --tokenizer folder")
+    text = _OTHER_FLAGS.sub("", text)
+    return UsageError(text.replace("--data ", "").replace("--data", "SOURCE"))
 
 
 def _check_temperature(record: Mapping[str, Any]) -> None:
@@ -145,12 +152,15 @@ def _prepared_example(record: Record) -> ForeignExample:
     """Of axolotl's tokenised columns, where row j is about token j + 1."""
     tokens = _ids(record.get("input_ids"), "input_ids")
     names = (_IDS, "target_logprobs", "target_mask")
+    if not len(tokens):
+        raise ValueError("input_ids is empty")
     ids, values, mask = (_list(record.get(name), name)[: len(tokens) - 1] for name in names)
     found, logprobs = _cells(ids, values)
-    if [len(row) for row in mask] != [len(row) for row in ids]:
+    flags = [_flags(row, "a row of target_mask") for row in mask]
+    if [len(row) for row in flags] != [len(row or []) for row in ids]:
         raise ValueError(f"target_mask has another shape than {_IDS}")
-    for n, row in enumerate(mask):
-        found[n, : len(row)][np.array(row) == 0] = ABSENT
+    for n, row in enumerate(flags):
+        found[n, : len(row)][~row] = ABSENT
     before = np.full((1, found.shape[1]), ABSENT, np.int64)
     none = np.full(before.shape, np.nan, np.float32)
     rest = np.repeat(before, len(tokens) - 1 - len(found), axis=0)
@@ -171,7 +181,7 @@ def _entry(entry: Any) -> tuple[int, Any]:
 
 def _nemo_example(record: Record, reading: Reading) -> ForeignExample:
     tokens, labels = (_ids(record.get(name), name) for name in ("tokens", "labels"))
-    mask = np.array([bool(flag) for flag in _list(record.get("loss_mask"), "loss_mask")], bool)
+    mask = _flags(record.get("loss_mask"), "loss_mask")
     total = _list(record.get("log_sum_exp_logits"), "log_sum_exp_logits")
     rows = [_list(record.get(name), name) for name in ("topk_token_ids", "topk_logits")]
     if not len(tokens) == len(labels) == len(mask) == len(total) == len(rows[0]):
@@ -230,6 +240,13 @@ def _ids(value: Any, name: str) -> Ids:
     if not all(type(one) is int and 0 <= one <= _MAX_ID for one in found):
         raise ValueError(f"{name} holds something other than token ids")
     return np.array(found, np.int64)
+
+
+def _flags(value: Any, name: str) -> npt.NDArray[np.bool_]:
+    found = _list(value, name)
+    if not all(isinstance(one, int | float) and one in (0, 1) for one in found):
+        raise ValueError(f"{name} holds something other than 0 and 1")
+    return np.array(found, bool)
 
 
 def _cells(ids: Sequence[Any], values: Sequence[Any]) -> tuple[Ids, Values]:

@@ -109,6 +109,20 @@ def test_the_way_back_gives_the_same_rows(tmp_path: Path, encoding: str) -> None
     assert len(digests) == 1
 
 
+def test_the_row_of_eos_comes_back_where_it_is_the_pad_token(tmp_path: Path) -> None:
+    store = prompts_and_rows(tmp_path / "store")
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    for name, back in FORMATS.items():
+        out, again = tmp_path / name, tmp_path / f"{name}-again"
+        words = ["store", "export", str(tmp_path / "store"), "--format", name, "--out", str(out)]
+        assert main(words) == 0
+        words = ["import", back, str(out), "--tokenizer", str(tmp_path / "tokenizer")]
+        assert main([*words, "--teacher-name", "toy", "--store", str(again)]) == 0
+        assert rows_by_label(TeacherStore.open(again)).keys() == rows_by_label(store).keys()
+
+
 def test_rows_stand_where_each_trainer_reads_them(tmp_path: Path) -> None:
     store = prompts_and_rows(tmp_path / "store")
     batch = store.read([0])

@@ -1,7 +1,9 @@
 """`caskd import` of records: data sets, axolotl's column and NeMo-Aligner's JSONL."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from caskd.precompute.imports.examples import ForeignExample
 from caskd.precompute.imports.formats import FORMATS
 from caskd.precompute.imports.source import Reading
 from caskd.store import TeacherStore
+from caskd.store.errors import UsageError
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['role'][0] }} {{ m['content'] }}"
@@ -167,6 +170,34 @@ def test_other_records_are_refused_by_number(
     with pytest.raises(ValueError, match="record 1: ") as caught:
         read(tmp_path / "rows.jsonl", "dataset", reading)
     assert fact in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mask", [[[[1], [1]]] * 2, [["1", "0"]] * 2, [[1, None]] * 2, [[1, 0.5]] * 2]
+)
+def test_masks_hold_zeros_and_ones(tmp_path: Path, reading: Reading, mask: Any) -> None:
+    cells = {"target_token_ids": [[5, 1], [6, 2]], "target_logprobs": [[-1.0, -2.0]] * 2}
+    record = {"input_ids": [4, 5, 6], **cells, "target_mask": mask}
+    write_jsonl(tmp_path / "rows.jsonl", [record])
+    with pytest.raises(UsageError, match=r"record 0: .*target_mask.* 0 and 1"):
+        read(tmp_path / "rows.jsonl", "axolotl", reading)
+    record = {
+        "tokens": [4, 5], "labels": [5, 6], "loss_mask": mask[0], "log_sum_exp_logits": [3.0, 3.0],
+        "topk_token_ids": cells["target_token_ids"], "topk_logits": cells["target_logprobs"],
+    }  # fmt: skip
+    write_jsonl(tmp_path / "rows.jsonl", [record])
+    with pytest.raises(UsageError, match=r"record 0: loss_mask .* 0 and 1"):
+        read(tmp_path / "rows.jsonl", "nemo-aligner", reading)
+
+
+def test_advice_names_flags_of_import_only(tmp_path: Path, reading: Reading) -> None:
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for messages in (chat, "text", [{"role": "user"}]):
+        write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages, "logprobs": []}])
+        with pytest.raises(UsageError) as caught:
+            read(tmp_path / "rows.jsonl", "axolotl", replace(reading, tokenizer=tiny_tokenizer()))
+        flags = set(re.findall(r"--[a-z-]+", str(caught.value)))
+        assert flags <= {"--tokenizer"}, caught.value
 
 
 def test_shifted_labels_are_refused(tmp_path: Path, reading: Reading) -> None:

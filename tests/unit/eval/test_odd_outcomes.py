@@ -13,6 +13,8 @@ from caskd.store.errors import UsageError
         ({"quality": ""}, ("quality", "finite number")),
         ({"quality": "good"}, ("quality", "good")),
         ({"quality": "inf"}, ("quality", "inf")),
+        ({"quality": "-1e308"}, ("quality", "-1e308", "1e+100")),
+        ({"cost": "1e308"}, ("cost", "1e308", "1e+100")),
         ({"score": "nan"}, ("score", "nan")),
         ({"cost": "-1"}, ("cost", "-1")),
         ({"cost": ""}, ("cost", "tiny", "40")),
