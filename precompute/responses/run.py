@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caskd.precompute.backend_flags import check_backend
 from caskd.precompute.command import PrecomputeCommand
 from caskd.precompute.config import check_numbers
 from caskd.precompute.responses.answering import Answering, Response, open_answering, sampling_of
@@ -83,11 +84,38 @@ def _check(config: PrecomputeCommand, out: Path) -> None:
             )
     if not config.teacher and not (config.backend == "server" and config.api == "chat"):
         raise UsageError("--teacher: missing; expected a folder or a hub id; pass --teacher ID")
+    _check_runner(config)
     _check_draws(config)
     check_numbers(config)
     if out.suffix != ".jsonl":
         raise UsageError(f"{_FLAG} {out}: expected a name that ends in .jsonl; rename it")
     check_room(out, _FLAG)
+
+
+def _check_runner(config: PrecomputeCommand) -> None:
+    """Refuse flags that have no meaning for what answers."""
+    if config.backend == "vllm":
+        raise UsageError(
+            f"{_FLAG} and --backend vllm: the engine only captures; expected --backend transformers "
+            "or server; serve the model with vllm serve, and pass --backend server --url URL"
+        )
+    check_backend(config)
+    rendered_there = config.api == "chat" and config.backend == "server"
+    refused = {
+        "--api chat": (config.api == "chat" and not rendered_there, "without --backend server"),
+        f"--tensor-parallel {config.tensor_parallel}": (
+            config.tensor_parallel != 1,
+            f"with {_FLAG}, whose model runs on one device",
+        ),
+        "--chat-template": (rendered_there and config.chat_template is not None, "with --api chat"),
+        "--train-template-tokens": (
+            rendered_there and config.train_template_tokens,
+            "with --api chat",
+        ),
+    }
+    for flag, (given, why) in refused.items():
+        if given:
+            raise UsageError(f"{flag}: was given {why}; expected one of the two; omit {flag}")
 
 
 def _check_draws(config: PrecomputeCommand) -> None:

@@ -156,8 +156,17 @@ def test_a_server_answers_alike(
         (["--seed", "3"], "--temperature"),
         (["--temperature", "0"], "--temperature 0"),
         (["--executor", "ray"], "--executor ray"),
+        (["--backend", "vllm"], "--backend vllm"),
+        (["--backend", "server"], "--url"),
+        (["--url", "http://localhost:1"], "--url"),
+        (["--served-model", "m"], "--served-model"),
+        (["--api", "chat"], "--api chat"),
+        (["--tensor-parallel", "2"], "--tensor-parallel 2"),
+        (["--backend", "server", "--url", "http://localhost:1", "--device", "cpu"], "--device"),
+        (["--backend", "server", "--url", "http://localhost:1", "--api", "chat",
+          "--train-template-tokens"], "--train-template-tokens"),
     ],
-)
+)  # fmt: skip
 def test_flags_without_a_meaning_are_refused(
     teacher: Path, data: Path, tmp_path: Path, flags: list[str], problem: str,
     capsys: pytest.CaptureFixture[str],
