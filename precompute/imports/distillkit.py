@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.precompute.imports.examples import ABSENT, ForeignExample
-from caskd.precompute.imports.source import Reading, Source, source_error
+from caskd.precompute.imports.source import Reading, Source, regular_files, source_error
 from caskd.store.corpus import parquet_batches
 from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.exchange import (
@@ -40,8 +40,8 @@ def open_distillkit(source: str, reading: Reading) -> Source:
         UsageError: a file is missing or is no such file.
     """
     folder = Path(source)
-    names = sorted(path.name for path in folder.glob("*.parquet")) if folder.is_dir() else []
-    if not names:
+    files = regular_files(source, ".parquet") if folder.is_dir() else []
+    if not files:
         raise source_error(
             source, "no .parquet file", f"a folder with data_*.parquet and {CONFIG_FILE}"
         )
@@ -55,7 +55,6 @@ def open_distillkit(source: str, reading: Reading) -> Source:
         raise source_error(
             source, f"no readable {CONFIG_FILE} ({reason(error)})", "the one of the sampler"
         ) from None
-    files = [folder / name for name in names]
     examples = (example for file in files for example in _file_examples(file, compression, reading))
     return Source(examples, precision=compression.exact_dtype)
 

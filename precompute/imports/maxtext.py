@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.precompute.imports.examples import ForeignExample
-from caskd.precompute.imports.source import Reading, Source, source_error
+from caskd.precompute.imports.source import Reading, Source, regular_files, source_error
 from caskd.store.errors import CaskdError, UsageError, reason
 from caskd.store.imports import require
 
@@ -34,8 +34,7 @@ def open_maxtext(source: str, reading: Reading) -> Source:
     module: Any = require(
         "array_record.python.array_record_module", extra="maxtext", needed_by="caskd import maxtext"
     )
-    path = Path(source)
-    files = sorted(path.glob("*.array_record")) if path.is_dir() else [path]
+    files = regular_files(source, ".array_record")
     if not files:
         raise source_error(source, "no .array_record file", "those that MaxText wrote")
     examples = (example for file in files for example in _file_examples(module, file))

@@ -60,6 +60,20 @@ def source_error(source: str, problem: str, expected: str) -> UsageError:
     return UsageError(f"{source}: {problem}; expected {expected}; check SOURCE and FORMAT")
 
 
+def regular_files(source: str, suffix: str) -> list[Path]:
+    """The files of a folder whose names end so, or the one file, in the order of their names.
+
+    Raises:
+        UsageError: one is a pipe, a broken link or a folder: it would be waited for, or lost.
+    """
+    path = Path(source)
+    files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            raise source_error(str(file), "is no regular file", "one that can be read to its end")
+    return files
+
+
 def refuse_pickles(source: str) -> None:
     """Refuse files whose loading would run code.
 

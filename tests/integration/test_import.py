@@ -1,6 +1,7 @@
 """`caskd import distillkit`: the rows of the source, its order, restarts, and damaged sources."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,9 @@ def test_other_sources_are_one_line(
     source.mkdir()
     (source / "rows.pt").write_bytes(b"\x80\x02.")
     refused("pickle")
+    os.mkfifo(source / "data_0.parquet")
+    refused("no regular file")
+    (source / "data_0.parquet").unlink()
     (source / "data_0.parquet").write_bytes(b"PAR1 not really PAR1")
     refused("no readable compression_config.yaml")
     foreign.write_distillkit(source, [], files=0)

@@ -11,7 +11,7 @@ OWN_JSON = {
     "store/corpus/files.py": "records: columns that nobody reads may hold NaN, or a key twice",
     "store/corpus/vocabulary.py": "written by the tokenizer in memory",
     "store/write/planner.py": "written by itself",
-    "eval/inference/parts.py": "written by itself",
+    "store/commits/file_parts.py": "written by itself",
     "eval/curves/cost.py": "TOML",
 }
 """Modules that parse without `caskd.store.io`, and why."""

@@ -20,8 +20,8 @@ from transformers import (
 
 from caskd.models import build_model, check_divisible, rank_parameters
 from caskd.precompute import PrecomputeConfig, plan
+from caskd.precompute.backend_flags import check_backend
 from caskd.precompute.checkpoints import find_checkpoint
-from caskd.precompute.config import check_numbers
 from caskd.precompute.planning.plan_report import plan_lines
 from caskd.precompute.planning.planner import plan_command
 from caskd.precompute.teacher.rank_group import check_flags, packed, rank_group, unpacked
@@ -61,7 +61,7 @@ def test_what_contradicts_is_refused_with_the_next_command(
 
 def test_a_server_divides_its_model_itself() -> None:
     with pytest.raises(UsageError, match=r"--tensor-parallel.*omit"):
-        check_numbers(config(backend="server", url=("http://h",)))
+        check_backend(config(backend="server", url=("http://h",)))
 
 
 def test_all_ranks_are_one_worker() -> None:
