@@ -97,7 +97,8 @@ def _check_runner(config: PrecomputeCommand) -> None:
     if config.backend == "vllm":
         raise UsageError(
             f"{_FLAG} and --backend vllm: the engine only captures; expected --backend "
-            "transformers or server; serve the model with vllm serve, and pass --backend server --url URL"
+            "transformers or server; serve the model with vllm serve, and pass --backend server "
+            "--url URL"
         )
     check_backend(config)
     rendered_there = config.api == "chat" and config.backend == "server"

@@ -232,7 +232,7 @@ def test_other_sources_are_one_line(
         record["compressed_logprobs"] = values.view(np.uint8).reshape(len(values), -1).tolist()
     foreign.write_distillkit(source, records)
     refused("no usable value")
-    assert len(facts) == 8
+    assert len(facts) == 9
 
 
 def test_another_capture_is_not_continued(
