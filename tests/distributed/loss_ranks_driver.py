@@ -8,6 +8,7 @@ Dimension letters: E examples, N rows, H hidden width, V vocabulary.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ def main() -> None:
     if rank == 0:
         gradients = {key: gradient for key, (gradient, _) in results.items()}
         torch.save({"gradients": gradients, "rows": everybodys}, sys.argv[1])
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()
+    os._exit(0)  # the models hold the group, whose threads may wait for ever when both are freed
 
 
 if __name__ == "__main__":
