@@ -82,7 +82,7 @@ def test_a_shown_command_line_is_one_that_caskd_takes(line: str) -> None:
 
 
 def check_command(words: list[str]) -> None:
-    size = 2 if words[0] == "store" else 1
+    size = 2 if " ".join(words[:2]) in COMMANDS else 1
     name = " ".join(words[:size])
     assert name in COMMANDS
     shown = [word for word in words[size:] if word not in ("...", ">", "|")]

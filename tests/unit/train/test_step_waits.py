@@ -37,4 +37,4 @@ def test_every_wait_of_a_micro_step_is_known(root, name):
         loss.backward()
     files = Counter(file for file, _ in waits)
     assert files.pop("masking_utils.py", 0) <= 2
-    assert files == {"checks.py": 2, "api.py": 1, "fused.py": 1}, waits
+    assert files == {"checks.py": 2, "api.py": 1, "tile.py": 1}, waits
