@@ -11,9 +11,7 @@ Legend: T tokens of a pass, R rows of an example, H hidden, V vocabulary.
 
 import os
 import platform
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from caskd.models import peak_process_bytes
 from caskd.precompute.rows import Columns, Piece, Targets, pack, targets_from
 from caskd.precompute.teacher.transformers_teacher import MIN_TILE_ROWS, SLICE_LOGITS, TILE_BYTES
 
@@ -185,13 +184,11 @@ class RowCapture:
         """Device, threads and peak memory of this worker."""
         on_gpu = torch.device(self.device).type == "cuda"
         name = torch.cuda.get_device_name(self.device) if on_gpu else platform.machine()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        in_process = peak if sys.platform == "darwin" else 1024 * peak
         return {
             "device": f"{'cuda' if on_gpu else 'cpu'} {name}",
             "num_threads": torch.get_num_threads(),
             "memory": [
                 "gpu" if on_gpu else "process",
-                torch.cuda.max_memory_allocated(self.device) if on_gpu else in_process,
+                torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_process_bytes(),
             ],
         }

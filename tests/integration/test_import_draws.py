@@ -40,26 +40,12 @@ def record(tokens: np.ndarray, *, num: int) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., int]:
-    """Run `caskd import dataset` of records into tmp_path/store."""
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-
-    def call(records: list[dict[str, Any]], *flags: str) -> int:
-        write_jsonl(tmp_path / "rows.jsonl", records)
-        words = ["import", "dataset", str(tmp_path / "rows.jsonl"), "--teacher-name", "T"]
-        where = ["--tokenizer", str(tmp_path / "tokenizer"), "--store", str(tmp_path / "store")]
-        return main([*words, *where, *flags])
-
-    return call
-
-
 @pytest.mark.parametrize("encoding", ["exact", pytest.param("compact", marks=pytest.mark.slow)])
 def test_a_row_has_the_draws_of_its_own_token(
-    tmp_path: Path, run: Callable[..., int], encoding: str
+    tmp_path: Path, imported: Callable[..., int], encoding: str
 ) -> None:
     texts = foreign.examples(6, shortest=6)
-    assert run([record(tokens, num=4) for tokens in texts], "--encoding", encoding) == 0
+    assert imported([record(tokens, num=4) for tokens in texts], "--encoding", encoding) == 0
     assert main(["store", "verify", "--full", str(tmp_path / "store")]) == 0
     store = TeacherStore.open(tmp_path / "store")
     batches = [store.read([index]) for index in range(len(store))]
@@ -78,9 +64,11 @@ def test_a_row_has_the_draws_of_its_own_token(
     assert not found
 
 
-def test_the_store_names_what_draws_do_not_tell(tmp_path: Path, run: Callable[..., int]) -> None:
+def test_the_store_names_what_draws_do_not_tell(
+    tmp_path: Path, imported: Callable[..., int]
+) -> None:
     texts = foreign.examples(4)
-    assert run([record(tokens, num=2) for tokens in texts]) == 0
+    assert imported([record(tokens, num=2) for tokens in texts]) == 0
     store = TeacherStore.open(tmp_path / "store")
     capture = store.spec.identity["capture"]
     assert (capture["kind"], capture["num_samples"]) == ("sampled", DRAWS)
@@ -168,12 +156,14 @@ def test_other_draws_are_refused_by_number(
     assert fact in str(caught.value)
 
 
-def test_mistakes_are_one_line(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(
+    imported: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     good = record(foreign.examples(1)[0], num=2)
-    assert run([good], "--encoding", "fitted") == 2
+    assert imported([good], "--encoding", "fitted") == 2
     assert "fitted: not an encoding of sampled rows" in capsys.readouterr().err
     outside = {**good, "sampled_ids": [[60], [4]], "sampled_counts": [[20], [20]]}
-    assert run([outside]) == 2
+    assert imported([outside]) == 2
     err = capsys.readouterr().err
     assert "has 51 ids" in err or "has 50 ids" in err
     assert "token id 60" in err
@@ -181,10 +171,10 @@ def test_mistakes_are_one_line(run: Callable[..., int], capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 def test_a_student_trains_from_draws_without_the_teachers_argmax(
-    tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, imported: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny(tmp_path / "student")
-    assert run([record(tokens, num=3) for tokens in foreign.examples(6)]) == 0
+    assert imported([record(tokens, num=3) for tokens in foreign.examples(6)]) == 0
     assert "--accept-imported --objective dist" in capsys.readouterr().out
     words = ["train", "--store", str(tmp_path / "store"), "--student", str(tmp_path / "student")]
     words += ["--steps", "1", "--global-batch-size", "8", "--accept-imported"]

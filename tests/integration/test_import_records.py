@@ -208,20 +208,6 @@ def test_shifted_labels_are_refused(tmp_path: Path, reading: Reading) -> None:
         read(tmp_path / "rows.jsonl", "nemo-aligner", reading)
 
 
-@pytest.fixture
-def imported(tmp_path: Path) -> Callable[..., int]:
-    """Run `caskd import dataset tmp_path/rows.jsonl` into tmp_path/store."""
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-
-    def call(records: list[dict[str, Any]], *flags: str) -> int:
-        write_jsonl(tmp_path / "rows.jsonl", records)
-        words = ["import", "dataset", str(tmp_path / "rows.jsonl"), "--teacher-name", "T"]
-        where = ["--tokenizer", str(tmp_path / "tokenizer"), "--store", str(tmp_path / "store")]
-        return main([*words, *where, *flags])
-
-    return call
-
-
 def test_a_renormalised_source_has_an_unknown_tail(
     tmp_path: Path, imported: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

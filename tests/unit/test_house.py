@@ -35,6 +35,7 @@ FRONT_DOORS = {
     "eval": {"PredictConfig", "predict", "deferral_curve", "DeferralCurve", "Cascade"},
 }  # fmt: skip
 HEAVY = ("torch", "transformers", "deepspeed")
+ENGINES = [("deepspeed", "train/engine"), ("vllm", "models/engines")]
 LONGEST_FILE = 350
 MOST_MODULES = 14
 
@@ -210,11 +211,10 @@ def test_there_is_one_way_to_each_name() -> None:
                     assert not again, f"{path}: {node.value.id}.{node.attr}"
 
 
-def test_only_the_engine_imports_deepspeed() -> None:
-    users = {
-        path for path in files(*ROOMS) if "deepspeed" in {n.split(".")[0] for n in imported(path)}
-    }
-    assert {path.parent.relative_to(ROOT).as_posix() for path in users} == {"train/engine"}
+@pytest.mark.parametrize(("name", "room"), ENGINES)
+def test_an_engine_is_imported_in_one_folder(name: str, room: str) -> None:
+    users = [path for path in files(*ROOMS) if name in {n.split(".")[0] for n in imported(path)}]
+    assert {path.parent for path in users} == {ROOT / room}
 
 
 def test_store_imports_nothing_heavy() -> None:
