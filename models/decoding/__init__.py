@@ -7,6 +7,7 @@ from caskd.models.decoding.responses import Sampling, respond
 from caskd.models.decoding.sampled_tokens import (
     accept_or_redraw,
     draw,
+    emit,
     target_distribution,
     uniforms_at,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "check_stop_texts",
     "decode_batch",
     "draw",
+    "emit",
     "hidden_index",
     "load_for_decoding",
     "open_router",

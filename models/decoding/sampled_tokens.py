@@ -4,6 +4,9 @@ Speculative sampling (arXiv 2211.17192) toward any target (arXiv 2405.19261): a 
 drafting model is accepted with probability min(1, target(x) / draft(x)), else one is drawn from the
 positive part of target - draft. Tokens then have the target distribution.
 
+`emit` gives tokens of the same distribution from one number each, which drafts do not change: it
+accepts fewer drafts, and a rule without refusals gives the proposer's own text token by token.
+
 Legend: N positions, V vocabulary.
 """
 
@@ -61,6 +64,33 @@ def accept_or_redraw(
     # Where q equals the target, nothing is left and nothing is rejected.
     residual = torch.where(residual.sum(dim=-1, keepdim=True) > 0.0, residual, target)
     return accepted, torch.where(accepted, drafted, draw(residual, uniforms[:, 1]))
+
+
+def emit(
+    refused: Tensor, proposer: Tensor, other: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tokens [N] with the target distribution, and whether the proposer's was refused: bool [N].
+
+    The proposer's token is drawn with the number. Where it is refused, the other model's is drawn
+    with the number's place among those of refused tokens, which is uniform again. So the token is
+    `draw(proposer, uniform)` where no token is refused, and `draw(other, uniform)` where all are.
+
+    Args:
+        refused: bool [N, V] tokens of the proposer that the rule refuses.
+        proposer: [N, V] probabilities in float64.
+        other: [N, V] probabilities of the other model.
+        uniform: [N] numbers in [0, 1).
+    """
+    proposed = draw(proposer, uniform)
+    index = proposed[:, None]
+    cumulative = proposer.cumsum(dim=-1)
+    mass = proposer * refused
+    before = cumulative - proposer
+    inside = uniform[:, None] * cumulative[:, -1:] - before.gather(-1, index)
+    place = (mass.cumsum(dim=-1) - mass).gather(-1, index) + inside
+    again = (place / mass.sum(dim=-1, keepdim=True)).nan_to_num(0.0).clamp(0.0, 1.0 - 2.0**-53)
+    was_refused = refused.gather(-1, index)[:, 0]
+    return torch.where(was_refused, draw(other, again[:, 0]), proposed), was_refused
 
 
 def uniforms_at(seed: int, request: str, position: int) -> tuple[float, float, float]:

@@ -1,9 +1,10 @@
 """Decode with two models that share a vocabulary: the small one drafts, a rule of the two decides.
 
-Greedy form of speculative cascades (arXiv 2405.19261): the small model drafts up to gamma tokens,
-the large model scores them in one forward, and the text continues from the first token that the
-rule replaces. Up to rounding, the answer does not depend on gamma. A rule that reads the small
-model alone needs no drafts: the large model reads the text only where it chooses a token.
+Speculative cascades (arXiv 2405.19261): the small model drafts up to gamma tokens, the large model
+scores them in one forward, and the text continues from the first token that the rule replaces. Up
+to rounding, the answer does not depend on gamma: a token is the likeliest, or drawn with a number
+of its place. A rule that reads the small model alone needs no drafts: the large model reads the
+text only where it chooses a token.
 
 Legend: N positions, V vocabulary.
 """
@@ -12,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from caskd.models.decoding.cached_model import CachedModel, check_roll_back
 from caskd.models.decoding.loaded_model import LoadedModel
+from caskd.models.decoding.responses import Sampling
+from caskd.models.decoding.sampled_tokens import draw, emit, uniforms_at
 from caskd.models.decoding.stop_texts import StopTexts
 from caskd.models.decoding.token_router import vocabulary_of
 from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides
@@ -64,6 +68,7 @@ class TokenCascade:
         rule: str,
         setting: float = 0.0,
         gamma: int = 5,
+        sampling: Sampling | None = None,
     ) -> None:
         """Join two models, which `check_pair` has found to fit.
 
@@ -73,6 +78,7 @@ class TokenCascade:
             rule: a name of `TOKEN_RULES`.
             setting: the number that the rule reads.
             gamma: tokens of a draft.
+            sampling: None for the likeliest tokens. Rules read the distributions at temperature 1.
         """
         self.small = small
         self.large = large
@@ -82,6 +88,7 @@ class TokenCascade:
         self.drafts = self._rule.reads_large
         self.is_exact = all(one.model.dtype == torch.float64 for one in (small, large))
         self._gamma = gamma if self.drafts else 1
+        self._sampling = sampling
         vocab_size = len(vocabulary_of(small))
         call = small.call_id if self._rule.reads_call else None
         self._small = CachedModel(small.model, vocab_size, call)
@@ -89,14 +96,15 @@ class TokenCascade:
 
     @torch.inference_mode()
     def answer(
-        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
+        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = (), key: str = ""
     ) -> TokenCascadeAnswer:
-        """Greedy continuation of one prompt.
+        """Continuation of one prompt.
 
         Args:
             prompt: token ids.
             max_new_tokens: length of the longest answer, with the token that ends it.
             stop: texts that end the answer.
+            key: name of the answer, for its draws.
         """
         stops = StopTexts(self.small.tokenizer, stop)
         new: list[int] = []
@@ -107,8 +115,10 @@ class TokenCascade:
         done = False
         while not done and len(new) < max_new_tokens:
             text = [*prompt, *new]
-            drafted, q = self._draft(text, min(self._gamma, max_new_tokens - len(new)))
-            by_large, chosen, step_logprobs = self._decide(text, drafted, q)
+            most = min(self._gamma, max_new_tokens - len(new))
+            uniform = self._uniforms(key, len(new), most)
+            drafted, q = self._draft(text, most, uniform)
+            by_large, chosen, step_logprobs = self._decide(text, drafted, q, uniform)
             num_drafted += len(drafted) if self.drafts else 0
             for draft, token, is_large, logprob in zip(
                 drafted, chosen, by_large, step_logprobs, strict=True
@@ -151,7 +161,7 @@ class TokenCascade:
 
     def with_setting(self, setting: float) -> "TokenCascade":
         """The same models and rule with another number."""
-        return TokenCascade(self.small, self.large, self.rule, setting, self._gamma)
+        return TokenCascade(self.small, self.large, self.rule, setting, self._gamma, self._sampling)
 
     @torch.inference_mode()
     def num_flips(self, prompt: Sequence[int], token_ids: Sequence[int]) -> int:
@@ -169,29 +179,58 @@ class TokenCascade:
         chosen = torch.where(by_large, p.argmax(dim=-1), q.argmax(dim=-1))
         return sum(a != b for a, b in zip(chosen.tolist(), token_ids, strict=True))
 
-    def _draft(self, text: Sequence[int], most: int) -> tuple[list[int], torch.Tensor]:
-        """Tokens [N] of the small model, and its probabilities [N, V] at each of them."""
+    def _uniforms(self, key: str, start: int, num: int) -> Tensor | None:
+        """Numbers [num] of the tokens from `start` on; None for the likeliest tokens."""
+        if self._sampling is None:
+            return None
+        seed = self._sampling.seed
+        numbers = [uniforms_at(seed, key, place)[0] for place in range(start, start + num)]
+        return torch.tensor(numbers, dtype=torch.float64, device=self.small.model.device)
+
+    def _draft(
+        self, text: Sequence[int], most: int, uniform: Tensor | None
+    ) -> tuple[list[int], Tensor]:
+        """Tokens [N] of the small model, and its logits [N, V] at each of them."""
         drafted: list[int] = []
         steps = []
         while len(drafted) < most and not (drafted and drafted[-1] in self.small.stop_ids):
-            steps.append(self._small.probabilities([*text, *drafted], 1))
-            drafted.append(int(steps[-1].argmax()))
+            steps.append(self._small.logits([*text, *drafted], 1))
+            if uniform is None:
+                token = steps[-1].softmax(dim=-1).argmax()
+            else:
+                token = draw(self._heated(steps[-1]), uniform[len(drafted) : len(drafted) + 1])
+            drafted.append(int(token))
         return drafted, torch.cat(steps)
 
     def _decide(
-        self, text: Sequence[int], drafted: Sequence[int], q: torch.Tensor
+        self, text: Sequence[int], drafted: Sequence[int], small: Tensor, uniform: Tensor | None
     ) -> tuple[list[bool], list[int], list[float]]:
         """For each drafted token: whether the large model decides, the token, its log-prob."""
-        p = q
+        q = small.softmax(dim=-1)
+        large, p = small, q
         # Only the log-odds of the last pass are there: a rule that reads them drafts nothing.
         call = self._small.log_odds
         if self.drafts or bool(large_decides(self._rule, self._setting, q, q, call)):
             # The large model may have read less than the small one, never more.
-            p = self._large.probabilities([*text, *drafted[:-1]], len(drafted))
-        by_large = large_decides(self._rule, self._setting, q, p, call)
-        of_choice = torch.where(by_large[:, None], p, q)
-        logprobs, chosen = of_choice.max(dim=-1)
+            large = self._large.logits([*text, *drafted[:-1]], len(drafted))
+            p = large.softmax(dim=-1)
+        if uniform is None:
+            by_large = large_decides(self._rule, self._setting, q, p, call)
+            logprobs, chosen = torch.where(by_large[:, None], p, q).max(dim=-1)
+        else:
+            read = q if call is None else call[:, None]
+            refused = self._rule.refused(read, p, self._setting).expand_as(q)
+            models = (small, large) if self._rule.proposer == "small" else (large, small)
+            drawn = [self._heated(logits) for logits in models]
+            chosen, was_refused = emit(refused, *drawn, uniform[: len(drafted)])
+            by_large = was_refused == (self._rule.proposer == "small")
+            logprobs = torch.where(by_large[:, None], p, q).gather(-1, chosen[:, None])[:, 0]
         return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
+
+    def _heated(self, logits: Tensor) -> Tensor:
+        """Probabilities [N, V] in float64 that tokens are drawn from."""
+        assert self._sampling is not None, "called only where tokens are drawn"
+        return (logits.double() / self._sampling.temperature).softmax(dim=-1)
 
 
 def check_pair(

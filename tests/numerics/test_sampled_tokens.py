@@ -8,6 +8,7 @@ from caskd.models.decoding import (
     TOKEN_RULES,
     accept_or_redraw,
     draw,
+    emit,
     target_distribution,
     uniforms_at,
 )
@@ -76,6 +77,26 @@ def test_the_law_is_the_targets(rule, draws, limit):
     assert float(0.5 * (found - target[0]).abs().sum()) < limit
     overlap = float(torch.minimum(q, target).sum())  # 1 - TV
     assert float(accepted.double().mean()) == pytest.approx(overlap, abs=limit)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rule", NUMBERS)
+def test_one_number_for_each_token_has_the_same_law(rule, seed):
+    """On a grid of numbers, shares of tokens are their probabilities up to the grid."""
+    q, p = distributions(seed)
+    number, chosen = NUMBERS[rule], TOKEN_RULES[rule]
+    grid = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    proposer, other = (q, p) if chosen.proposer == "small" else (p, q)
+    refused = chosen.refused(q, p, number).expand(1, V)
+    wide = [x.expand(len(grid), V) for x in (refused, proposer, other)]
+    emitted, was_refused = emit(*wide, grid)
+    found = torch.bincount(emitted, minlength=V).double() / len(grid)
+    target = target_distribution(chosen, number, q, p)
+    assert float(0.5 * (found - target[0]).abs().sum()) < 5e-4
+    mass = float((proposer * refused).sum())
+    assert float(was_refused.double().mean()) == pytest.approx(mass, abs=5e-4)
+    if mass in (0.0, pytest.approx(1.0)):
+        assert torch.equal(emitted, draw(wide[1 if mass == 0.0 else 2].contiguous(), grid))
 
 
 def test_uniform_numbers_belong_to_a_position():

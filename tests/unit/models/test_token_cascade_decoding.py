@@ -11,7 +11,15 @@ from helpers.architectures import save
 from helpers.pairs import save_pair
 from helpers.tiny import ragged_records, tiny_tokenizer
 
-from caskd.models.decoding import TokenCascade, check_caches, check_pair, load_for_decoding
+from caskd.models.decoding import (
+    Sampling,
+    TokenCascade,
+    check_caches,
+    check_pair,
+    load_for_decoding,
+    respond,
+    uniforms_at,
+)
 from caskd.store.errors import IdentityError, UsageError
 
 NEW_TOKENS = 12
@@ -217,3 +225,65 @@ def test_a_pair_that_cannot_continue_one_text_is_refused_by_name(pair, tmp_path)
     with pytest.raises(IdentityError, match=r"--large L: .*ffffff.*none.*--chat-template"):
         check_pair(small, templated, "--large L")
     check_pair(small, templated, "--large L", own_templates=False)
+
+
+HEAT = Sampling(1.5, seed=3)
+
+
+@torch.inference_mode()
+def drawn_by_hand(pair, rule, prompt, key):
+    """One answer, drawn token by token as the rule states it, and who chose each token."""
+    ids, by_large = list(prompt), []
+    while len(ids) < len(prompt) + NEW_TOKENS:
+        logits = [one.model(torch.tensor([ids])).logits[0, -1].numpy() for one in pair]
+        q, p = (softmax(x) for x in logits)
+        hot = [softmax(x / HEAT.temperature) for x in logits]
+        u = uniforms_at(HEAT.seed, key, len(ids) - len(prompt))[0]
+        if rule == "rsd":
+            refused, first, second = q < SETTINGS["rsd"], hot[1], hot[0]
+        elif rule == "token-v3":
+            refused, first, second = p < (1 - SETTINGS[rule]) * p.max(), *hot
+        else:
+            refused, first, second = np.full(len(q), q.max() < 1 - SETTINGS["chow"]), *hot
+        token = int(np.searchsorted(first.cumsum(), u, side="right"))
+        by_large.append(bool(refused[token]) == (rule != "rsd"))
+        if refused[token]:
+            below = first[:token][refused[:token]].sum() + u - first[:token].sum()
+            token = int(np.searchsorted(second.cumsum(), below / first[refused].sum(), "right"))
+        ids.append(token)
+        if token in pair[0].stop_ids:
+            break
+    return ids[len(prompt) :], sum(by_large)
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+@pytest.mark.parametrize("rule", ["rsd", "token-v3", "chow"])
+def test_drawn_answers_are_the_rules_whatever_is_drafted(pair, prompts, rule):
+    expected = [drawn_by_hand(pair, rule, prompt, str(i)) for i, prompt in enumerate(prompts[:4])]
+    larges, total = sum(large for _, large in expected), sum(len(ids) for ids, _ in expected)
+    assert 0 < larges < total
+    for gamma in (1, 5):
+        cascade = TokenCascade(*pair, rule, SETTINGS[rule], gamma, HEAT)
+        found = [cascade.answer(p, NEW_TOKENS, key=str(i)) for i, p in enumerate(prompts[:4])]
+        assert [(one.token_ids, one.num_large_tokens) for one in found] == expected
+
+
+@pytest.mark.parametrize("sampling", [None, HEAT])
+def test_rsd_without_refusals_is_the_teachers_text_and_with_all_the_students(
+    pair, prompts, sampling
+):
+    keys = [str(i) for i in range(4)]
+    texts = [respond(one, prompts[:4], keys, NEW_TOKENS, sampling) for one in pair]
+    assert texts[0] != texts[1]
+    for p_th, expected in ((0.0, texts[1]), (1.5, texts[0])):
+        cascade = TokenCascade(*pair, "rsd", p_th, 3, sampling)
+        answers = [
+            cascade.answer(p, NEW_TOKENS, key=key) for p, key in zip(prompts[:4], keys, strict=True)
+        ]
+        assert [one.token_ids for one in answers] == expected
+        all_large = [len(one.token_ids) if p_th == 0.0 else 0 for one in answers]
+        assert [one.num_large_tokens for one in answers] == all_large
