@@ -51,6 +51,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.cli.precompute_command:precompute_command",
         "run the teacher over a corpus and write its outputs to a store",
     ),
+    "rollout": Command(
+        "caskd.precompute.rollout_config:RolloutConfig",
+        "caskd.precompute.responses:rollout_command",
+        "write answers with a large model, filtered by a small one, as its training data",
+    ),
     "import": Command(
         "caskd.precompute.import_config:ImportConfig",
         "caskd.precompute.imports:import_command",

@@ -220,10 +220,12 @@ class TokenCascade:
         else:
             read = q if call is None else call[:, None]
             refused = self._rule.refused(read, p, self._setting).expand_as(q)
-            models = (small, large) if self._rule.proposer == "small" else (large, small)
-            drawn = [self._heated(logits) for logits in models]
-            chosen, was_refused = emit(refused, *drawn, uniform[: len(drafted)])
-            by_large = was_refused == (self._rule.proposer == "small")
+            small_proposes = self._rule.proposer == "small"
+            proposer, other = (small, large) if small_proposes else (large, small)
+            chosen, was_refused = emit(
+                refused, self._heated(proposer), self._heated(other), uniform[: len(drafted)]
+            )
+            by_large = was_refused == small_proposes
             logprobs = torch.where(by_large[:, None], p, q).gather(-1, chosen[:, None])[:, 0]
         return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
 

@@ -3,16 +3,16 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from caskd.models import check_template, locate, open_tokenizer, padded_batches
-from caskd.models.decoding import LoadedModel, Sampling, load_for_decoding, respond
+from caskd.models.decoding import LoadedModel, load_for_decoding, respond
 from caskd.models.engines import FILTERED, Question, ServedGenerator
 from caskd.precompute.command import PrecomputeCommand
 from caskd.precompute.responses.questions import answered, conversation
+from caskd.precompute.responses.writing import Answering, AnswersConfig, Response, sampling_of
 from caskd.store.corpus import (
     CHAT_FLAGS,
     TEXT_RULE,
@@ -31,28 +31,6 @@ _FLAG = "--teacher"
 _SERVER_BATCH = 16
 
 
-@dataclass(frozen=True)
-class Response:
-    """An answer of the teacher."""
-
-    text: str
-    finished: bool
-    """Whether it ended by itself, not at the limit or by a refusal."""
-    refused: bool = False
-
-
-class Answering(Protocol):
-    """A teacher that answers the records of a corpus."""
-
-    identity: dict[str, Any]
-    """What the answers depend on, in JSON types, beside the questions."""
-    batches: list[list[int]]
-    """Records that are answered together."""
-
-    def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
-        """The answers of each batch, in the order of its records."""
-
-
 class _Here:
     """A model in this process."""
 
@@ -60,7 +38,7 @@ class _Here:
         self, loaded: LoadedModel, prompts: list[list[int]], config: PrecomputeCommand, limit: int
     ) -> None:
         self._loaded, self._prompts, self._limit = loaded, prompts, limit
-        _check_lengths(prompts, loaded.max_positions, limit)
+        check_lengths(prompts, loaded.max_positions, limit)
         self._sampling = sampling_of(config)
         self.identity = {"teacher": loaded.identity, "stop_ids": list(loaded.stop_ids)}
         lengths = np.array([len(prompt) + limit for prompt in prompts], np.int64)
@@ -115,11 +93,6 @@ class _Served:
         return Question(self._asked[index], self._limit, temperature=drawn.temperature, seed=seed)
 
 
-def sampling_of(config: PrecomputeCommand) -> Sampling | None:
-    """How tokens are drawn; None for the likeliest each time."""
-    return Sampling(config.temperature, config.seed or 0) if config.temperature else None
-
-
 @contextmanager
 def open_answering(
     config: PrecomputeCommand, records: Sequence[Record], columns: Columns, limit: int
@@ -132,7 +105,7 @@ def open_answering(
     """
     if config.backend == "transformers":
         loaded = load_for_decoding(config.teacher, _FLAG, dtype=config.dtype, device=config.device)
-        prompts, text = _prompts(loaded.tokenizer, config, records, columns)
+        prompts, text = prompts_of(loaded.tokenizer, config, _named(config), records, columns)
         here = _Here(loaded, prompts, config, limit)
         here.identity["text"] = text
         yield here
@@ -144,7 +117,7 @@ def open_answering(
         asked, text = [{**conversation(r, columns), **given} for r in records], given
     else:
         tokenizer = open_tokenizer(locate(config.teacher, _FLAG, weights=False).folder, _FLAG)
-        asked, text = _prompts(tokenizer, config, records, columns)
+        asked, text = prompts_of(tokenizer, config, _named(config), records, columns)
         text["tokenizer_digest"] = tokenizer_digest(tokenizer)
     opened = ServedGenerator.open(
         config.url,
@@ -154,22 +127,41 @@ def open_answering(
     )
     with closing(opened) as generator:
         if config.api == "completions":
-            _check_lengths(asked, generator.limit, limit)
+            check_lengths(asked, generator.limit, limit)
         served = _Served(generator, asked, config, limit)
         served.identity["text"] = text
         yield served
 
 
-def _prompts(
-    tokenizer: Any, config: PrecomputeCommand, records: Sequence[Record], columns: Columns
+def _named(config: PrecomputeCommand) -> str:
+    return f"{_FLAG} {config.teacher}"
+
+
+def prompts_of(
+    tokenizer: Any,
+    config: AnswersConfig,
+    model: str,
+    records: Sequence[Record],
+    columns: Columns,
 ) -> tuple[list[list[int]], dict[str, Any]]:
-    """Token ids of each question, as a capture shows them, and the rule behind them."""
+    """Token ids of each question, as a capture shows them, and the rule behind them.
+
+    Args:
+        tokenizer: of the model.
+        config: how conversations are rendered.
+        model: the option that named the model and its value, for errors.
+        records: the corpus.
+        columns: where its questions stand.
+
+    Raises:
+        UsageError: a record cannot be asked.
+    """
     given = given_chat_options(
         config.chat_template, config.template_arguments, config.train_template_tokens
     )
     check_chat_flags(str(columns.kind), given)
     if columns.kind == "messages" and config.chat_template is None:
-        check_template(tokenizer, f"{_FLAG} {config.teacher}")
+        check_template(tokenizer, model)
     chat, prompts = ChatOptions(**given), []
     for index, record in enumerate(records):
         try:
@@ -182,11 +174,16 @@ def _prompts(
     return prompts, {"rule": TEXT_RULE, **named}
 
 
-def _check_lengths(prompts: Sequence[Sequence[int]], most: int | None, limit: int) -> None:
+def check_lengths(prompts: Sequence[Sequence[int]], most: int | None, limit: int) -> None:
+    """Refuse a prompt that leaves less room than an answer may need.
+
+    Raises:
+        UsageError: names the record and the numbers.
+    """
     for index, prompt in enumerate(prompts):
         if most is not None and len(prompt) + limit > most:
             raise UsageError(
                 f"record {index}: {len(prompt):,} prompt tokens and --max-new-tokens {limit:,}; "
-                f"expected at most the {most:,} tokens that the teacher takes; lower "
+                f"expected at most the {most:,} tokens that the model takes; lower "
                 "--max-new-tokens or remove that record"
             )

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from caskd.cli.main import main
 from caskd.models.engines import http_client
-from caskd.precompute.responses import run
+from caskd.precompute.responses import writing
 from caskd.store import TeacherStore
 
 NEW_TOKENS = 24
@@ -102,7 +102,7 @@ def test_answers_depend_on_no_batch_worker_or_kill(
     half = line(teacher, data, shared, *small, "--num-workers", "2", "--worker")
     assert main([*half, "1"]) == 0
     assert not shared.exists()
-    real, left = run._part_bytes, [2]
+    real, left = writing._part_bytes, [2]
 
     def dying(*args: Any) -> bytes:
         left[0] -= 1
@@ -110,7 +110,7 @@ def test_answers_depend_on_no_batch_worker_or_kill(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(run, "_part_bytes", dying)
+    monkeypatch.setattr(writing, "_part_bytes", dying)
     assert main([*half, "0"]) == 130
     left[0] = 100
     assert main(line(teacher, data, shared, *small)) == 0
