@@ -76,6 +76,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.cli.store_commands:verify_command",
         "read a store again and check every byte",
     ),
+    "store audit": Command(
+        "caskd.eval.config:StoreAuditConfig",
+        "caskd.eval.next_token:store_audit_command",
+        "show how far a store's texts are from a student",
+    ),
     "store repair": Command(
         "caskd.cli.store_commands:RepairConfig",
         "caskd.cli.store_commands:repair_command",

@@ -226,3 +226,20 @@ class RouterFitConfig:
     """Seed of weights, order and dropout."""
     limit: int | None = None
     """Use only the first LIMIT examples of the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreAuditConfig:
+    """Measure how far a store's texts are from a student, before it trains on them."""
+
+    store: tyro.conf.Positional[str]
+    """Directory or URL of the store."""
+    student: str
+    """Student whose probability of each label is measured, by one forward pass: a folder or a hub
+    id. It must have the store's vocabulary."""
+    limit: int | None = None
+    """Use only the first LIMIT examples of the store."""
+    device: str = "auto"
+    """Device to run on: cpu, cuda, cuda:1; auto uses a GPU if there is one."""
+    json: bool = False
+    """Print one JSON object instead of text."""

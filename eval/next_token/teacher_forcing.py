@@ -86,15 +86,20 @@ class StoreRows:
     """Names the question of each row in every store of the same tokenizer."""
 
 
-def check_teacher(store: TeacherStore) -> None:
+def check_teacher(store: TeacherStore, flag: str | None = None) -> None:
     """Refuse a store from which the teacher's accuracy or its label log-probabilities are unknown.
+
+    Args:
+        store: to read.
+        flag: how the user named it, for errors; as --next-token by default.
 
     Raises:
         UsageError: names the store's kind or its capture field.
     """
+    flag = flag or f"--next-token {store.name}"
     if store.spec.kind != TOPK.name:
         raise UsageError(
-            f"--next-token {store.name}: a store of kind {store.spec.kind!r} does not hold the "
+            f"{flag}: a store of kind {store.spec.kind!r} does not hold the "
             f"teacher's most likely token; expected kind {TOPK.name!r}; pass a store that was "
             "precomputed without --sample"
         )
@@ -102,7 +107,7 @@ def check_teacher(store: TeacherStore) -> None:
     for name, unusable in (("argmax", "unknown"), ("label", "within_topk")):
         if known_as[name] == unusable:
             raise UsageError(
-                f"--next-token {store.name}: capture.{name} is {unusable}; expected exact, "
+                f"{flag}: capture.{name} is {unusable}; expected exact, "
                 "because the teacher's accuracy and label log-probabilities are read from it; "
                 "pass a store that caskd captured"
             )
