@@ -7,6 +7,7 @@ from typing import Any, Literal
 import tyro
 
 from caskd.store.errors import UsageError
+from caskd.train.mask_options import MaskName, mask_contradiction
 from caskd.train.objectives import (
     CONFIDENCE_WEIGHT,
     MATCHES,
@@ -64,6 +65,11 @@ class TrainConfig:
     bytes of their replies; of at least 256 examples, in a smaller store too."""
     keep_fraction_from: Path | None = None
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
+    mask: MaskName | None = None
+    """Rows that count, in place of the objective's mask. reachable: those to whose label the
+    student gives at least --p-th before its first step."""
+    p_th: float | None = None
+    """With --mask reachable: least probability of a label. Default: 0.01."""
     w: float | None = None
     """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
     dist, 0 for alm."""
@@ -298,7 +304,7 @@ def _check_weights(config: TrainConfig) -> None:
 
 
 def _check_further_terms(config: TrainConfig) -> None:
-    """Refuse options that contradict a CALL token or a confidence term."""
+    """Refuse options that contradict a CALL token, a confidence term or a mask by the student."""
     wrong = delegate_contradiction(
         config.delegate,
         config.delegate_share,
@@ -312,6 +318,8 @@ def _check_further_terms(config: TrainConfig) -> None:
         objective=config.objective,
         delegate=config.delegate,
     )
+    given = resolve_objective(config.objective)
+    wrong = wrong or mask_contradiction(config.mask, config.p_th, given, config.delegate)
     if wrong is not None:
         raise UsageError(wrong)
 

@@ -15,6 +15,7 @@ from caskd.train.data.order import stream_positions
 from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
+from caskd.train.data.reachable import ReachableMask, measured_mask, read_mask, write_mask
 from caskd.train.data.span_batches import (
     SpanExample,
     SpanReader,
@@ -42,6 +43,7 @@ __all__ = [
     "MixedOrder",
     "Prefetcher",
     "RandomMask",
+    "ReachableMask",
     "SpanExample",
     "SpanReader",
     "Spans",
@@ -58,12 +60,15 @@ __all__ = [
     "keeps_examples_apart",
     "many_epochs",
     "mapped_shares",
+    "measured_mask",
     "own_vocabulary",
     "read_fractions",
+    "read_mask",
     "read_spans",
     "shares",
     "span_examples",
     "span_fields",
     "stream_positions",
     "teacher_rows",
+    "write_mask",
 ]

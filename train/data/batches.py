@@ -6,7 +6,7 @@ length in tokens, N predicted tokens of a micro-batch, k cells of each.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,19 @@ from caskd.train.data.micro_steps import MicroBatchSplit
 from caskd.train.data.mixture import MixedOrder
 from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
-from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.store_mix import StoreMix
 from caskd.train.delegation import DelegateReader, DelegateRows
 from caskd.train.loss import TeacherRows, TeacherSpans
 from caskd.train.objectives import Objective
 
 R = TypeVar("R")
+
+
+class RowMask(Protocol):
+    """A mask of the store's rows that does not depend on the student's forward pass."""
+
+    def keep(self, step: int, batch: StoreBatch) -> npt.NDArray[np.bool_]:
+        """Mask [N] of a batch's rows at a step; 0 is the first step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +46,8 @@ class MicroBatch:
         labels: [N].
         teacher: the stored teacher rows; None where the student has another tokenizer.
         position_ids: [B, T] restarting at 0 in each packed example; None without packing.
-        keep: [N] bool, or [C] with spans, the mask of a random-* objective; None where the loss
-            computes the mask.
+        keep: [N] bool, or [C] with spans, the mask of a random-* objective or of --mask; None where
+            the loss computes the mask.
         spans: of the rows, C of them, and the teacher's values of each; None where the student has
             the teacher's tokenizer.
         delegate: what the choice of delegated rows reads; None without a CALL column.
@@ -202,7 +208,6 @@ class StepReader:
     split: MicroBatchSplit
     rank: int
     pin_memory: bool
-    mask: RandomMask | None = None
 
     def examples_of_steps(
         self, first: int, stop: int
@@ -225,6 +230,7 @@ class StepReader:
 class BatchReader(StepReader):
     """Reads the batches of one rank, step by step."""
 
+    mask: RowMask | None = None
     delegate: DelegateReader | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:

@@ -18,6 +18,7 @@ from caskd.store.format import TOPK
 from caskd.train.data.batches import MicroBatch, StepBatch, StepReader, collate
 from caskd.train.data.mapped_topk import MappedTopK, map_topk
 from caskd.train.data.order import IntArray
+from caskd.train.data.random_mask import RandomMask
 from caskd.train.data.spans import NO_SPAN
 from caskd.train.data.store_mix import StoreMix
 from caskd.train.data.student_tokens import AlignedExample, LeftOut, StudentTokens
@@ -215,6 +216,7 @@ class SpanReader(StepReader):
     """
 
     tokens: Sequence[StudentTokens]
+    mask: RandomMask | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""

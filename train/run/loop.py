@@ -35,7 +35,13 @@ from caskd.train.run.out_folder import clear_for_resume, record_save
 from caskd.train.run.plan import RunPlan, plan_run
 from caskd.train.run.run_log import RunLog, describe_run
 from caskd.train.run.schedule import lr_at
-from caskd.train.run.start import batch_reader, loss_options, pad_id, start_engine
+from caskd.train.run.start import (
+    batch_reader,
+    loss_options,
+    mask_of_student,
+    pad_id,
+    start_engine,
+)
 from caskd.train.run.validation import evaluate
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -112,7 +118,8 @@ def _fit(plan: RunPlan, engine: TrainEngine, received: list[int]) -> Path:
     config, step, saved = plan.config, plan.first_step, plan.checkpoint
     skipped = plan.done.skipped_steps if plan.done else 0
     in_a_row = other_bytes = 0
-    reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs))
+    mask = mask_of_student(plan, engine)
+    reader = batch_reader(plan, engine.ranks, packed=bool(engine.module.packs), mask=mask)
 
     with (
         Prefetcher(reader.steps(step, config.steps), " ".join(config.store)) as batches,

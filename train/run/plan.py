@@ -26,6 +26,7 @@ from caskd.train.data import (
 )
 from caskd.train.delegation import ShareKeeper, share_keeper
 from caskd.train.engine import Settings, engine_settings
+from caskd.train.mask_options import masked_by_student
 from caskd.train.model import (
     AlignmentStats,
     LoraOptions,
@@ -48,7 +49,7 @@ from caskd.train.run.out_folder import (
     resumed,
 )
 from caskd.train.run.schedule import widest_read
-from caskd.train.run.span_run import check_no_confidence, tokens_of_run
+from caskd.train.run.span_run import check_vocabulary_of_options, tokens_of_run
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 
@@ -168,9 +169,9 @@ class RunPlan:
             f"in {counted(order.num_blocks, 'shard')}"
         )
         tail = "" if self.tokens is not None else f", tail {self.tail}"
+        rule = config.mask or self.objective.rule
         yield (
-            f"objective    {config.objective}: mask {self.objective.rule}, label weight "
-            f"{self.objective.w:g}{tail}"
+            f"objective    {config.objective}: mask {rule}, label weight {self.objective.w:g}{tail}"
         )
         if self.mask is not None:
             kept = self.mask.fractions
@@ -244,7 +245,9 @@ def plan_run(config: TrainConfig) -> RunPlan:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     dtype = config.dtype or ("bfloat16" if default_device().type == "cuda" else "float32")
     config = replace(config, dtype=dtype)
-    objective = resolve_objective(config.objective, config.w, config.match)
+    objective = masked_by_student(
+        resolve_objective(config.objective, config.w, config.match), config.mask
+    )
     settings = engine_settings(config, world_size)
     check_trackers(config)
     if not config.resume and is_first_rank():  # the other ranks learn of a refusal
@@ -273,7 +276,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
         if tokens is not None:
             eval_tokens = tokens_of_run(config, (eval_store,), tokenizer, objective)
     if tokens is not None:
-        check_no_confidence(config)
+        check_vocabulary_of_options(config)
         spans = sample_alignment(store, tokens, order, objective)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
         check_any_spans(spans)

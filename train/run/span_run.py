@@ -12,17 +12,18 @@ from caskd.train.model import SpanOptions, student_tokens
 from caskd.train.objectives import Objective
 
 
-def check_no_confidence(config: TrainConfig) -> None:
-    """Refuse a confidence term for a student with another tokenizer.
+def check_vocabulary_of_options(config: TrainConfig) -> None:
+    """Refuse options that a student with another tokenizer does not have.
 
     Raises:
-        UsageError: --confidence is given.
+        UsageError: --confidence or --mask is given.
     """
-    if config.confidence is not None:
-        raise UsageError(
-            f"--confidence {config.confidence}: --student {config.student} has another tokenizer "
-            "than the teacher; expected one with the teacher's; omit --confidence"
-        )
+    for flag, value in (("--confidence", config.confidence), ("--mask", config.mask)):
+        if value is not None:
+            raise UsageError(
+                f"{flag} {value}: --student {config.student} has another tokenizer than the "
+                f"teacher; expected one with the teacher's; omit {flag}"
+            )
 
 
 def tokens_of_run(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from caskd.store.io import tell
 from caskd.train.checkpoint import (
     load_checkpoint,
     load_weights,
@@ -11,13 +12,18 @@ from caskd.train.checkpoint import (
 )
 from caskd.train.data import (
     BatchReader,
+    ReachableMask,
     SpanReader,
     fields_to_read,
     keeps_examples_apart,
+    measured_mask,
+    read_mask,
     span_fields,
+    write_mask,
 )
 from caskd.train.delegation import DelegateReader, add_call_column, delegate_fields
 from caskd.train.engine import Ranks, TrainEngine
+from caskd.train.mask_options import P_TH
 from caskd.train.model import (
     LossOptions,
     StudentWithLoss,
@@ -71,8 +77,47 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     return engine
 
 
-def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchReader | SpanReader:
-    """The reader of this rank's batches."""
+def mask_of_student(plan: RunPlan, engine: TrainEngine) -> ReachableMask | None:
+    """The mask of --mask: computed before the first step, else read from --out; None without it.
+
+    Raises:
+        CorruptError: the run has taken steps, and the mask in --out is missing or another.
+    """
+    config, ranks = plan.config, engine.ranks
+    if config.mask is None:
+        return None
+    p_th = P_TH if config.p_th is None else config.p_th
+    made_from = {"mask": config.mask, "p_th": p_th, "stores": plan.store.digest}
+    if plan.checkpoint is not None:
+        return read_mask(config.out, plan.store, made_from)
+    mask = measured_mask(
+        plan.store,
+        p_th,
+        evaluate=engine.evaluate,
+        sum_over_ranks=engine.sum_over_ranks,
+        batch_size=config.micro_batch_size,
+        pad_id=pad_id(plan),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=ranks.device,
+    )
+    if ranks.rank == 0:
+        write_mask(config.out, mask, made_from)
+        tell(f"mask         keeps {mask.fraction:.1%} of the rows: p_S(label) >= {p_th:g}")
+    return mask
+
+
+def batch_reader(
+    plan: RunPlan, ranks: Ranks, *, packed: bool = False, mask: ReachableMask | None = None
+) -> BatchReader | SpanReader:
+    """The reader of this rank's batches.
+
+    Args:
+        plan: of the run.
+        ranks: this process among them.
+        packed: whether examples share rows.
+        mask: of --mask; None without it.
+    """
     config, widest = plan.config, widest_read(plan.objective, plan.config.final_w)
     common: dict[str, Any] = {
         "store": plan.store,
@@ -82,7 +127,7 @@ def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchR
         "split": replace(plan.split, packed=packed),
         "rank": ranks.rank,
         "pin_memory": ranks.device.type == "cuda",
-        "mask": plan.mask,
+        "mask": plan.mask if mask is None else mask,
     }
     if plan.tokens is not None:
         return SpanReader(tokens=plan.tokens, row_fields=span_fields(widest), **common)
