@@ -258,13 +258,17 @@ def _dispatch(words: list[str]) -> int:
 
 def run_command(name: str, args: Sequence[str]) -> int:
     """Parse the options of one subcommand and run it; return its exit code."""
+    from caskd.cli.config_file import blamed, take_config, with_file
     from caskd.cli.values import parse_config
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
     description = f"{command.help[0].upper()}{command.help[1:]}."
-    config = parse_config(config_class, args, f"caskd {name}", description)
-    code = resolve(command.function)(config)
+    words, file = take_config(args)
+    words, origin = with_file(file, words, name, config_class, COMMANDS)
+    with blamed(origin):
+        config = parse_config(config_class, words, f"caskd {name}", description)
+        code = resolve(command.function)(config)
     return code if isinstance(code, int) else 0
 
 

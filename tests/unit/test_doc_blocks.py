@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from caskd.cli.config_file import take_config
 from caskd.cli.main import COMMANDS, resolve
 from caskd.cli.values import check_words
 from caskd.store.errors import UsageError
@@ -85,8 +86,8 @@ def check_command(words: list[str]) -> None:
     size = 2 if " ".join(words[:2]) in COMMANDS else 1
     name = " ".join(words[:size])
     assert name in COMMANDS
-    shown = [word for word in words[size:] if word not in ("...", ">", "|")]
-    shortened = "..." in words
+    shown, file = take_config([word for word in words[size:] if word not in ("...", ">", "|")])
+    shortened = "..." in words or file is not None
     missing = pytest.raises(UsageError, match=": missing; ") if shortened else nullcontext()
     with missing:
         check_words(resolve(COMMANDS[name].config), shown, f"caskd {name}")
