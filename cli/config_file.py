@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from caskd.cli.arguments import flag_of, is_sequence, merge_repeated, multi_value_flags
-from caskd.cli.values import HELP_WORDS, form_of, kinds_of, positionals_of, read_words
+from caskd.cli.values import form_of, kinds_of, positionals_of, read_words
 from caskd.store.errors import UsageError
 from caskd.store.io import StrangeFileError, read_regular
 
@@ -78,7 +78,7 @@ def with_file(
     Raises:
         UsageError: a word is wrong, or the file: one line with its table, key and value.
     """
-    if path is None or any(word in HELP_WORDS for word in words):
+    if path is None:
         return list(words), Origin()
     where = f"{path} [{name.replace(' ', '.')}]"
     values = _values(_table(path, name, commands), where, name, config_class)

@@ -29,11 +29,9 @@ def parse_config(config_class: type, args: Sequence[str], prog: str, description
 
     Raises:
         UsageError: one line about the flag, its value and what is expected.
-        SystemExit: 0 after `--help`.
     """
     merged = merge_repeated(args, multi_value_flags(config_class))
-    if not any(word in HELP_WORDS for word in merged):
-        check_words(config_class, merged, prog)
+    check_words(config_class, merged, prog)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
