@@ -121,6 +121,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.train:train",
         "train a student from a store, without the teacher",
     ),
+    "status": Command(
+        "caskd.train.status:StatusConfig",
+        "caskd.train.status:status_command",
+        "show how far a training run is; --watch follows it",
+    ),
     "export": Command(
         "caskd.train.config:ExportConfig",
         "caskd.train.run:export_command",

@@ -8,7 +8,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "begin": ("demo", "init", "doctor", "completion"),
     "run the teacher once": ("plan", "precompute", "import"),
     "keep and share its store": ("store",),
-    "train students": ("train", "export"),
+    "train students": ("train", "status", "export"),
     "measure the cascade": ("predict", "eval", "router"),
 }
 """Commands, or the first word of several, by purpose."""
@@ -109,7 +109,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "store verify": ("caskd store verify my-store --full",),
     "store push": ("caskd store push my-store s3://bucket/my-store",),
     "store pull": ("caskd store pull s3://bucket/my-store my-store",),
-    "store export": ("caskd store export my-store my-rows --format parquet",),
+    "store export": ("caskd store export my-store --format parquet --out my-rows",),
     "router fit": (
         "caskd router fit --store my-store --student my-student --label divergent --out my-router",
     ),
@@ -119,6 +119,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "caskd train --config caskd.toml --objective xent --out my-baseline",
         "torchrun --nproc-per-node 8 -m caskd.cli train --config caskd.toml",
     ),
+    "status": ("caskd status my-run --watch",),
     "export": (
         "caskd export my-run my-student",
         "caskd export my-run my-student --best",
