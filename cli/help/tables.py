@@ -6,7 +6,7 @@ examples gets one with the flags that it needs.
 
 PURPOSES: dict[str, tuple[str, ...]] = {
     "begin": ("demo", "init", "doctor", "completion"),
-    "run the teacher once": ("plan", "precompute", "import"),
+    "run the teacher once": ("plan", "precompute", "rollout", "import"),
     "keep and share its store": ("store",),
     "train students": ("train", "status", "export"),
     "measure the cascade": ("predict", "eval", "router"),
@@ -100,6 +100,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "caskd precompute --config caskd.toml --worker 3 --num-workers 8",
         "caskd precompute --teacher BIG --data prompts.jsonl --sample-responses answers.jsonl",
     ),
+    "rollout": (
+        "caskd rollout --model my-student --large BIG --data prompts.jsonl --out traces.jsonl",
+    ),
     "store info": (
         "caskd store info my-store",
         "caskd store info my-store --watch",
@@ -107,6 +110,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "store show": ("caskd store show my-store --example 3",),
     "store verify": ("caskd store verify my-store --full",),
+    "store audit": ("caskd store audit my-store --student my-student",),
     "store push": ("caskd store push my-store s3://bucket/my-store",),
     "store pull": ("caskd store pull s3://bucket/my-store my-store",),
     "store export": ("caskd store export my-store --format parquet --out my-rows",),
