@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -13,7 +14,7 @@ from better_runs import STAGES, Cascade, FloatArray, Stage, cascade, figures, fi
 from report_read import Row
 from scipy.stats import ttest_rel
 
-from caskd.eval.answers import question_units
+from caskd.eval.answers import Units, question_units
 from caskd.eval.stats import Difference, area_replicates, arm_difference, mean_replicates
 
 ABOVE, BELOW, NOTHING = "above", "below", "no difference shown"
@@ -22,9 +23,9 @@ Seeds = Mapping[int, Cascade]
 
 
 def contrast_rows(work: Path) -> list[Row]:
-    """The comparisons of every stage, and those of the bases, which are in no family."""
+    """The comparisons of stages 2 and 3, and those of the bases, which are in no family."""
     rows: list[Row] = []
-    for stage in STAGES:
+    for stage in STAGES[1:]:
         found = list(_contrasts(work, stage))
         family = [row for row in found if row["in_family"]]
         for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
@@ -83,7 +84,7 @@ def _contrasts(work: Path, stage: Stage) -> Iterator[Row]:
             shared = sorted(set(arms[first]) & set(arms[second]))
             if not shared:
                 continue
-            ours, theirs = ([arms[arm][seed] for seed in shared] for arm in (first, second))
+            ours, theirs = (tuple(arms[arm][seed] for seed in shared) for arm in (first, second))
             yield {
                 "stage": stage.name, "pool": pool, "condition": condition, "first": first,
                 "second": second, "measure": measure, **difference(ours, theirs, measure),
@@ -116,7 +117,7 @@ def _by_place(work: Path, stage: Stage) -> dict[tuple[str, str], dict[str, dict[
     return found
 
 
-def difference(first: Sequence[Cascade], second: Sequence[Cascade], measure: str) -> Row:
+def difference(first: tuple[Cascade, ...], second: tuple[Cascade, ...], measure: str) -> Row:
     """Mean difference of two arms over the same seeds, with its intervals and p value."""
     values = [np.array([figures(one)[measure] for one in arm]) for arm in (first, second)]
     replicates = [_replicates(arm, measure) for arm in (first, second)]
@@ -131,12 +132,23 @@ def difference(first: Sequence[Cascade], second: Sequence[Cascade], measure: str
     }  # fmt: skip
 
 
-def _replicates(arm: Sequence[Cascade], measure: str) -> FloatArray:
+def _replicates(arm: tuple[Cascade, ...], measure: str) -> FloatArray:
     """[R, B] the measure of each seed on the same resampled questions."""
-    large, units = arm[0].large, question_units(arm[0].questions)
-    options = {"num_replicates": NUM_REPLICATES, "units": units}
-    areas = area_replicates([(one.score, one.small) for one in arm], large, **options)
     if measure == AUDC:
-        return areas
-    small = mean_replicates(np.stack([one.small for one in arm]), **options)
-    return areas - (small + mean_replicates(large[None], **options)) / 2
+        return _areas(arm)
+    small = _means(*(one.small for one in arm), units=_units(arm))
+    return _areas(arm) - (small + _means(arm[0].large, units=_units(arm))) / 2
+
+
+@cache
+def _areas(arm: tuple[Cascade, ...]) -> FloatArray:
+    series = [(one.score, one.small) for one in arm]
+    return area_replicates(series, arm[0].large, num_replicates=NUM_REPLICATES, units=_units(arm))
+
+
+def _means(*qualities: FloatArray, units: Units) -> FloatArray:
+    return mean_replicates(np.stack(qualities), num_replicates=NUM_REPLICATES, units=units)
+
+
+def _units(arm: tuple[Cascade, ...]) -> Units:
+    return question_units(arm[0].questions)
