@@ -114,11 +114,11 @@ class Comparison:
         arms = {pool: confirmed_arms(own) for pool, own in candidates.items() if own}
         yield from self._runs(arms, FRESH, TEST_PART)
 
-    def pretrained(self, candidate: str | None) -> Iterator[Job]:
-        """Stage 3."""
+    def pretrained(self, candidate: str | None, seeds: Sequence[int] = PRETRAINED) -> Iterator[Job]:
+        """Some seeds of stage 3; removes the weights of runs that are measured."""
         if self.teacher is not None:
             arms = confirmed_arms([candidate] if candidate else [])
-            yield from self._runs({PRETRAINED_POOL: arms}, PRETRAINED, TEST_PART, CONDITIONS[:1])
+            yield from self._runs({PRETRAINED_POOL: arms}, seeds, TEST_PART, CONDITIONS[:1])
 
     def _runs(
         self,

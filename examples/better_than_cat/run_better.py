@@ -17,7 +17,7 @@ from pathlib import Path
 import reproduction  # noqa: F401
 from better_contrasts import contrast_rows, wins_and_gains
 from better_jobs import Comparison, distinct
-from better_plan import BASES, SCREENED_POOLS, choose, promising, screened_arms, winner
+from better_plan import BASES, PRETRAINED, SCREENED_POOLS, choose, promising, screened_arms, winner
 from better_runs import CONFIRMATION, SCREENING, run_rows, runs_of
 from jobs import Job
 from lanes import Lanes
@@ -60,7 +60,9 @@ def carry_out(comparison: Comparison, stages: Stages) -> int:
         found = [row for row in contrast_rows(work) if row["stage"] == CONFIRMATION]
         best = winner(*wins_and_gains(found))
         note("winner.json", {"winner": best})
-        stages.finish("pretrained pool", comparison.pretrained(best))
+        for number in range(1, len(PRETRAINED) + 1):  # each removes the weights of earlier ones
+            seeds = PRETRAINED[:number]
+            stages.finish(f"pretrained pool, seed {seeds[-1]}", comparison.pretrained(best, seeds))
     everything = {
         pool: [arm for arm in screened_arms(pool) if arm not in BASES[:1]]
         for pool in SCREENED_POOLS
