@@ -1,7 +1,8 @@
 """Processes of their own that have their imports behind them, and ranks without a launcher.
 
 Each is a fork of one server, which has torch, transformers and DeepSpeed loaded and nothing else:
-no thread, no model, no group. What differs from `python -m caskd.cli` is the time it takes.
+no thread, no model, no group. What differs from `python -m caskd.cli`: it starts at once, and it
+runs no function of `atexit`.
 """
 
 import multiprocessing
@@ -125,7 +126,8 @@ def run_ranks(count: int, words: Sequence[str], timeout: float = 300, **more: st
             assert time.monotonic() < deadline, [rank.stderr[-2000:] for rank in ranks]
             time.sleep(0.05)
         codes = [rank.poll() for rank in ranks]
-        assert codes == [0] * count, [rank.stderr[-4000:] for rank in ranks]
+        said = [rank.stderr[-4000:] for rank in ranks]
+        assert codes == [0] * count, f"exit codes {codes}: {said}"
     finally:
         for rank in ranks:
             rank.kill()
