@@ -53,7 +53,7 @@ def test_the_reader_on_the_page_reads_a_store(
 def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_rows: int) -> None:
     store = sampled_stores.make_store(tmp_path / "s", num=120, shard_rows=shard_rows)
     read_draws = reader("read_draws")
-    for example in np.flatnonzero(store.row_counts()):
+    for example in np.flatnonzero(store.row_counts())[::3]:  # the page reads slowly
         ids, shares = read_draws(store.root, example)
         batch = store.read([example])
         # The page hands cells out by place, caskd by count.
