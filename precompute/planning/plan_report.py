@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from caskd.precompute.planning.corpus_stats import bars
-from caskd.store.format import SAMPLED
+from caskd.store.format import HEAD_SAMPLED, SAMPLED
 from caskd.store.io import bytes_text, counted, duration_text, rate_text
 
 Facts = Mapping[str, Any]
@@ -137,6 +137,11 @@ def _duplicates(facts: Facts) -> str:
 def _targets(capture: Mapping[str, Any]) -> str:
     if capture["kind"] == SAMPLED.name:
         return f"{capture['num_samples']:,} samples per row, seed {capture['sample_seed']}"
+    if capture["kind"] == HEAD_SAMPLED.name:
+        return (
+            f"top {capture['head']:,} per row and {capture['num_samples']:,} samples of the other "
+            f"tokens, seed {capture['sample_seed']}"
+        )
     min_mass = capture["min_mass"]
     fewer = f", fewer where they reach probability {min_mass:g}" if min_mass < 1 else ""
     return f"top {capture['top_k']:,} per row{fewer}"
