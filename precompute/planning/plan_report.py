@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from caskd.precompute.planning.alternatives import alternative_lines
 from caskd.precompute.planning.corpus_stats import bars
 from caskd.store.format import HEAD_SAMPLED, SAMPLED
 from caskd.store.io import bytes_text, counted, duration_text, rate_text
@@ -213,7 +214,9 @@ def _forecast(facts: Facts) -> list[str]:
             ]
         )
     )
-    return [*lines, *_break_even(online), *_shard_advice(facts)]
+    others = probe["alternatives"]
+    instead = alternative_lines(others, others[0]["num_rows"] if others else 0)
+    return [*lines, *_break_even(online), *instead, *_shard_advice(facts)]
 
 
 def _shard_advice(facts: Facts) -> list[str]:

@@ -36,11 +36,8 @@ from caskd.store.write import ShardExample
 Numbers = npt.NDArray[np.float64]
 
 
-class Targets(Protocol):
-    """Computes the row fields of a store from logits."""
-
-    def filler(self, num_rows: int) -> Fields:
-        """Rows without a teacher."""
+class Reduction(Protocol):
+    """Reduces logits to row fields."""
 
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
         """Random numbers [N, n] for the rows of a batch; n is 0 where nothing is drawn."""
@@ -56,6 +53,13 @@ class Targets(Protocol):
 
     def stored(self, columns: Fields) -> Fields:
         """Row fields from columns that were copied to the host."""
+
+
+class Targets(Reduction, Protocol):
+    """Computes the row fields of a store from logits."""
+
+    def filler(self, num_rows: int) -> Fields:
+        """Rows without a teacher."""
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
         """Row fields of a tile at once, for a backend that may wait for its logits."""
