@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from store_rows import setting, write_table
+from store_rows import bare_identity, setting, write_table
 
 from caskd.models import open_tokenizer
 from caskd.precompute.planning.corpus_stats import CorpusStats
-from caskd.store.corpus import TokenizedExample, vocab_digest
+from caskd.store.corpus import TokenizedExample
 from caskd.store.write import plan_store
 
 WORDS = 12_000
@@ -67,23 +67,8 @@ def lay_out(num: int, path: str) -> None:
     """Statistics, repeats and layout of `made_up` examples."""
     vocab = [b"t%d" % n for n in range(49_152)]
     stats = CorpusStats(len(vocab))
-    identity = {
-        "teacher": {"name": "none", "revision": None, "weights_digest": "00", "adapter": None},
-        "vocabulary": {
-            "size": len(vocab), "digest": vocab_digest(vocab), "tokenizer_digest": "00",
-        },
-        "text": {
-            "kind": "prompt", "eos": True, "max_length": 90, "on_long": "error",
-            "template_digest": None,
-        },
-        "corpus": {"digest": "00", "num_records": num},
-        "capture": {
-            "kind": "topk", "top_k": 64, "min_mass": 1.0, "load_dtype": "float32",
-            "logits_dtype": "float32", "attention": "sdpa", "quantization": None,
-            "temperature": 1.0,
-        },
-        "encoding": "compact",
-    }  # fmt: skip
+    kept = {"kind": "topk", "top_k": 64, "min_mass": 1.0}
+    identity = bare_identity(kept, vocab, num, "compact")
     examples = stats.observe(made_up(num), skip_duplicates=False)
     plan_store(path, identity, examples, shard_rows=65_536, vocab=vocab)
     stats.facts()

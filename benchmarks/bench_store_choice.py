@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from bench_tails import LENGTH, NUM_BINS, Student, batches, capture
 from scipy.stats import t as student_t
-from store_rows import setting, write_table
+from store_rows import bare_identity, setting, write_table
 from torch.nn import functional as F
 
 from caskd.precompute.rows import targets_of
-from caskd.store.corpus import TokenizedExample, vocab_digest
+from caskd.store.corpus import TokenizedExample
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, plan_store
 from caskd.train.data import fields_to_read, teacher_rows
@@ -100,27 +100,6 @@ def joined(paths: list[Path], characters: int) -> str:
     return "\n".join(parts)
 
 
-def identity(kept: dict[str, Any], vocab: list[bytes], num: int, seed: int) -> dict[str, Any]:
-    """Identity of an arm's store."""
-    draws = {} if kept["kind"] == "topk" else {"sample_seed": seed}
-    return {
-        "teacher": {"name": "teacher", "revision": None, "weights_digest": "00", "adapter": None},
-        "vocabulary": {
-            "size": len(vocab), "digest": vocab_digest(vocab), "tokenizer_digest": "00",
-        },
-        "text": {
-            "kind": "text", "eos": False, "max_length": LENGTH, "on_long": "error",
-            "template_digest": None,
-        },
-        "corpus": {"digest": "00", "num_records": num},
-        "capture": {
-            **kept, **draws, "load_dtype": "float32", "logits_dtype": "float32",
-            "attention": "sdpa", "quantization": None, "temperature": 1.0,
-        },
-        "encoding": ENCODINGS[kept["kind"]],
-    }  # fmt: skip
-
-
 def store_of(shared: Setting, arm: str, seed: int) -> TeacherStore:
     """The store of an arm, written the first time; a top-k is the same for every seed."""
     kept = ARMS[arm]
@@ -139,7 +118,9 @@ def store_of(shared: Setting, arm: str, seed: int) -> TeacherStore:
         mask = np.append(0, labels[sequence].numpy() >= 0).astype(np.uint8)
         examples.append(TokenizedExample(tokens, mask, "ok", n, "text"))
     rows = sum(int(example.is_response.sum()) for example in examples)
-    made = identity(kept, vocab, len(examples), seed)
+    draws = {} if kept["kind"] == "topk" else {"sample_seed": seed}
+    encoding = ENCODINGS[kept["kind"]]
+    made = bare_identity({**kept, **draws}, vocab, len(examples), encoding)
     plan_store(path, made, examples, shard_rows=-(-rows // 512) * 512, vocab=vocab)
     writer = StoreWriter(path)
 
@@ -347,8 +328,8 @@ def main() -> None:
         )
     probed = json.loads(args.bytes.read_text()) if args.bytes else {}
     lines, means = tables(shared, args.seeds, probed)
-    columns = {"V": args.vocab, "w": args.w, "steps": args.steps, "sequences": args.sequences,
-               "texts": " ".join(path.name for path in args.text)} | setting(args.notes)  # fmt: skip
+    columns = {"V": args.vocab, "w": args.w, "steps": args.steps, "sequences": args.sequences}
+    columns |= {"texts": " ".join(path.name for path in args.text)} | setting(args.notes)
     write_table("store_choice", lines, columns)
     write_table("store_choice_means", means, columns)
 

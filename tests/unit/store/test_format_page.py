@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import sampled_stores, stores
+from helpers import head_stores, sampled_stores, stores
 
 from caskd.store.format import ROW_ENCODINGS, layout
+from caskd.train.data import teacher_rows
 
 PAGE = Path(__file__).parents[3] / "docs" / "store-format.md"
 
@@ -63,6 +64,24 @@ def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_row
         np.testing.assert_allclose(
             shares, batch.column("sampled_counts") / sampled_stores.NUM_SAMPLES
         )
+
+
+@pytest.mark.parametrize("shard_rows", [32, 1024])
+def test_the_reader_of_head_and_draws_on_the_page(tmp_path: Path, shard_rows: int) -> None:
+    store = head_stores.make_store(tmp_path / "s", num=16, shard_rows=shard_rows)
+    read_head_draws = reader("read_head_draws")
+    for example in np.flatnonzero(store.row_counts()):
+        batch = store.read([example])
+        teacher = teacher_rows(batch)
+        assert teacher.topk_ids is not None
+        assert teacher.topk_logits is not None
+        rows = np.arange(batch.num_rows)[:, None]
+        wanted = np.zeros((batch.num_rows, len(stores.VOCAB)))
+        np.add.at(wanted, (rows, teacher.topk_ids.numpy()), np.exp(teacher.topk_logits.numpy()))
+        ids, target = read_head_draws(store.root, example)
+        found = np.zeros_like(wanted)
+        np.add.at(found, (rows, ids), target)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "encoding"), ROW_ENCODINGS)
