@@ -198,8 +198,9 @@ def _with_head(batch: StoreBatch, share: npt.NDArray[np.float64]) -> npt.NDArray
     head = np.exp(logits - batch.column("logsumexp").astype(np.float64)[:, None])
     head[np.arange(used) >= batch.column("num_head")[:, None]] = 0
     total = head.sum(axis=1, keepdims=True)
-    whole: npt.NDArray[np.float64] = head * ((1 - drawn) / np.where(total > 0, total, 1))
-    return whole + share * drawn
+    scaled = head * ((1 - drawn) / np.where(total > 0, total, 1))
+    target: npt.NDArray[np.float64] = scaled + share * drawn
+    return target
 
 
 def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
