@@ -98,7 +98,7 @@ def alternative_lines(found: Sequence[Mapping[str, Any]], num_rows: int) -> list
     if not found:
         return []
     width = max(len(each["flags"]) for each in found)
-    lines = [f"  instead     bytes per row of other targets, on {num_rows:,} rows of the probe"]
+    lines = [f"  instead     bytes of a row with other targets, on {num_rows:,} rows of the probe"]
     return lines + [
         f"    {each['flags'].ljust(width)} {each['bytes_per_row']:>7.1f}  "
         f"({each['mean_cells']:.1f} cells, {each['encoding']})"
