@@ -75,8 +75,11 @@ class PredictConfig:
     hidden: int | None = None
     """Store the hidden state of each prompt's last token after this layer: -1 is the last layer, 0
     the embedding."""
-    backend: Literal["transformers", "server"] = "transformers"
-    """What answers: transformers in this process, or an OpenAI-compatible server at --url."""
+    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    """What answers: transformers in this process, a vLLM engine that this process starts, or an
+    OpenAI-compatible server at --url."""
+    tensor_parallel: int = 1
+    """With --backend vllm: number of devices over which each weight is divided."""
     url: tuple[str, ...] = ()
     """With --backend server: URL of the server, all before /v1; repeat the flag for servers of one
     model, which share the examples. A token of access is read from CASKD_SERVER_TOKEN."""
