@@ -134,8 +134,9 @@ class StoreArrays:
             if self._is_of_shard(name):
                 slots = min(self.spec.num_shards, SHARD_TABLES)
             else:
-                length = self._length(name) or shape[0]
-                slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
+                rows = shape[0] if name not in self.spec.row_encoding.derived else self.spec.chunk_rows
+                length = self._length(name) or rows
+                slots = min(-(-length // rows), max(2, entries // rows))
             self._caches[name] = ChunkCache(slots, shape, dtype, partial(self._decode, name))
         return self._caches[name]
 

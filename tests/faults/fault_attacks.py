@@ -19,7 +19,7 @@ LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
     """Files of a valid topk store in each encoding, and of a sampled store."""
     sampled_stores.make_store(where / "sampled")
-    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted")]
+    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted2")]
     return {
         path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
         for path in (*paths, where / "sampled")

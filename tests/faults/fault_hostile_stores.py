@@ -30,7 +30,7 @@ class HostileStore:
     """A store to be written: its files, and actions on the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"  # or `exact`, `fitted`, or `sampled` for a compact sampled store
+    encoding: str = "compact"  # or `exact`, `fitted2`, or `sampled` for a compact sampled store
     fits: bool = True  # whether digests are updated
     after: list[Callable[[Path], None]] = field(default_factory=list)
 
