@@ -254,9 +254,7 @@ def put_ids(steps: Array, stored: Mapping[str, Array], out: Array) -> None:
     blank(out, num_kept, 0)
 
 
-def _put_in_order(
-    ids: Array, codes: Array, num_kept: Array, vocab_size: int, out: Array
-) -> None:
+def _put_in_order(ids: Array, codes: Array, num_kept: Array, vocab_size: int, out: Array) -> None:
     """Put ids by code, then id, into `out` [N, k - 1]; ids and codes [k - 1, N]."""
     bits = (vocab_size - 1).bit_length()
     dtype = np.dtype("u4" if bits + _CODE_BITS < 32 else "u8")
