@@ -201,7 +201,9 @@ def _tail_base(codes: Array, num_kept: Array) -> Array:
     """The code [N] of 1 minus the sum of the decoded cells; codes [k, N]."""
     mass = _MASS.take(codes)
     blank(mass.T, num_kept, 0)
-    left = np.maximum(_ONE - mass.sum(axis=0, dtype=np.int64), 0)
+    # The sum of rounded cells stays far below 2, so it fits 32 bits, which add up fastest.
+    total = mass.sum(axis=0, dtype=np.uint32).astype(np.int64)
+    left = np.maximum(_ONE - total, 0)
     base: Array = MAX_CODE + 1 - np.searchsorted(_RISING, left, side="right")
     return base
 
