@@ -162,6 +162,35 @@ class FittedTopK(RowEncoding):
         _DECODERS[name](stored, out)
 
 
+class OldFittedTopK(FittedTopK):
+    """The predecessor, which no new store has: places of all cells, by row, then by rank."""
+
+    name = "fitted"
+    is_written = False
+    cell_arrays = (
+        RowArray("topk_id_places", "uint32", "ragged", field="topk_ids"),
+        *FittedTopK.cell_arrays[1:],
+    )
+
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
+        """Never called: no store is planned with it."""
+        raise AssertionError(self.name)
+
+    def decode(
+        self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
+    ) -> None:
+        """Decode a field, or an intermediate array, of one chunk."""
+        if name != "topk_ids":
+            super().decode(name, stored, id_orders, out)
+            return
+        packed = stored["topk_id_places"]
+        cells = kept_cells(stored["num_kept"], packed.shape[1])
+        places = from_front(packed, cells, [(0, len(cells))])
+        _put_ids(places.T[1:], stored, out)
+
+
 def _differences(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
     """Differences [k, N] between the codes of neighbouring ranks; 0 in padding."""
     steps = np.ascontiguousarray(codes.T)
@@ -237,10 +266,10 @@ def _decode_ids(stored: Mapping[str, Array], out: Array) -> None:
     if not all_kept(num_kept, out.shape[1]):
         cells = kept_cells(num_kept, out.shape[1]).T[1:]
         packed = from_front(packed, cells, [(0, len(cells))])
-    put_ids(packed, stored, out)
+    _put_ids(packed, stored, out)
 
 
-def put_ids(steps: Array, stored: Mapping[str, Array], out: Array) -> None:
+def _put_ids(steps: Array, stored: Mapping[str, Array], out: Array) -> None:
     """Decode topk_ids [N, k] into `out` from the steps [k - 1, N] of the cells behind the first."""
     codes, num_kept, table = stored["topk_codes"], stored["num_kept"], stored["topk_id_table"]
     shape = stored["topk_id_lists"].shape

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from caskd.store.format.codecs import Array
 from caskd.store.format.draw_encoding import CompactDraws
-from caskd.store.format.fitted_encoding import FittedTopK
-from caskd.store.format.old_fitted_encoding import OldFittedTopK
+from caskd.store.format.fitted_encoding import FittedTopK, OldFittedTopK
 from caskd.store.format.rows import SAMPLED, TOPK, RowEncoding, RowKind
 from caskd.store.format.topk_encoding import CompactTopK
 
