@@ -53,7 +53,7 @@ def value_attacks() -> dict[str, Attack]:
         "exact: num_kept far": at("num_kept", 0, 500),
         "fitted2: places far": at("topk_id_places", (0, 0), 2**32 - 1),
         "fitted2: places that lead out": at("topk_id_places", 0, 2**31),
-        "fitted2: places of nothing": at("topk_id_places", 0, 0),
+        "fitted2: places of nothing": at("topk_id_places", slice(None), 0),
         "fitted2: a list too far": at("topk_id_list", 0, 255),
         "fitted2: lists far": at("topk_id_lists", (0, 0), 2**32 - 1),
         "fitted2: lists that wrap": at("topk_id_lists", 0, 2**32 - 7),
