@@ -17,7 +17,7 @@ from caskd.store.verify import verify_store
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
 SAMPLED = DATA / "golden-v1-sampled"
-KINDS = ("fitted", "fitted2", "served", "imported", "draws")
+KINDS = ("fitted", "fitted2", "served", "imported", "draws", "head")
 VERSION_2 = [DATA / f"golden-v2-{kind}" for kind in KINDS]
 KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
 KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
