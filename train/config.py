@@ -72,7 +72,8 @@ class TrainConfig:
     none."""
     delegate: DelegateRule | None = None
     """Also train a CALL token, with which the student asks for the large model, on the rows with
-    the highest score: loss, rho, gap, unacceptable, random; l2d: learning to defer, with xent."""
+    the highest score: loss, rho, gap, unacceptable, random; l2d, ova: learning to
+    defer, with xent."""
     delegate_share: float | None = None
     """Share of all rows that --delegate trains on CALL, in place of their label. Default: 0.15; l2d
     has none."""

@@ -61,7 +61,7 @@ def delegation_metrics(
 ) -> dict[str, float | None]:
     """Averages of a step that trains a CALL column.
 
-    `delegated_share` is of all rows; for l2d, of rows in which the student would defer.
+    `delegated_share` is of all rows; for l2d and ova, of rows in which the student would defer.
     `delegated_loss` and `other_loss` are per delegated row and per other row. For the rule
     `unacceptable`, `outside_topk` is the share of rows whose student argmax is outside the
     teacher's top-k, where its probability counts as 0.

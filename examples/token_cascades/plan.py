@@ -10,7 +10,8 @@ SEEDS = (0, 1, 2, 3, 4)
 
 DELEGATED = ("loss", "fact-loss", "rho", "gap", "unacceptable", "random", "l2d", "ova")
 """Rules of --delegate, each with --objective xent and the default share; `random` is the placebo.
-l2d and ova are consistent surrogates without a share, fact-loss reads the spans of `FACTS`."""
+l2d and ova are consistent surrogates without a share, scored by their own rule of deferral;
+fact-loss reads the spans of `FACTS`."""
 PLAIN = "xent"
 """The arm without a CALL token, on which all other rules are measured."""
 ARMS = MappingProxyType(
@@ -94,6 +95,4 @@ CLAIMS = (
 )
 """LaCy's orderings (arXiv 2602.12005) on plain text: the contrast that decides each, its measure,
 and what is expected. FActScore, the paper's own measure, cannot be computed on these models. The
-claims are decided on the pool `text`."""
-CLOSE = 0.01
-"""Two arms are within this if both intervals are."""
+claims are decided on the pool `text`; two arms are `within` if both intervals are within 0.01."""

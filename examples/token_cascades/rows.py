@@ -19,14 +19,22 @@ ACCEPTABLE = 0.3
 """As in `caskd eval --next-token`."""
 
 
-def scores(rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Scores [N] of every rule that the rows have, the highest first to the large model."""
+def scores(rows: Mapping[str, Array], arm: str = "") -> dict[str, Array]:
+    """Scores [N] of every rule that the rows have, the highest first to the large model.
+
+    Students of l2d and ova defer where the large model is more likely right than they are.
+    """
+    call = rows["call_log_odds"]
+    if arm == "ova":
+        call = -np.logaddexp(0.0, -call)
+    if arm in ("l2d", "ova"):
+        call = call - rows["best_logprob"]
     found = {
         "log-probability": -rows["best_logprob"],
         "margin": -rows["margin"],
         "entropy": rows["entropy"],
         "token-v3": -rows["choice_ratio"],
-        "call": rows["call_log_odds"],
+        "call": call,
         "router": rows["routed"],
         "random": np.random.default_rng(0).uniform(size=len(rows["right"])),
     }

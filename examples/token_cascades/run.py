@@ -4,8 +4,8 @@
     python report.py WORK
 
 You may interrupt it at any time: the same command resumes, and report.py shows the results so far.
-`--list` prints the command lines and runs nothing; those of the answers need the finished models. SOURCES holds the sets of
-`../reproduce_cat/prepare_data.py`.
+`--list` prints the command lines and runs nothing; those of the answers need the finished models.
+SOURCES holds the sets of `../reproduce_cat/prepare_data.py`.
 """
 
 import argparse

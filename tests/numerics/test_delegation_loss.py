@@ -201,26 +201,35 @@ def test_a_delegated_row_counts_whatever_the_mask(call_case, impl):
 
 
 @pytest.mark.parametrize("impl", ["dense", "torch"])
-def test_l2d_is_its_formula(call_case, impl):
+@pytest.mark.parametrize("rule", ["l2d", "ova"])
+def test_learning_to_defer_is_its_formula(call_case, rule, impl):
     hidden, weight = call_case.hidden.clone(), call_case.weight.clone()
     hidden.requires_grad_()
     weight.requires_grad_()
     logp = (hidden @ weight.T).log_softmax(1)
     right = (call_case.teacher.argmax == call_case.labels).double()
     label = logp.gather(1, call_case.labels[:, None]).squeeze(1)
-    wanted = (-label - right * logp[:, VOCAB]).sum()
+    own = (hidden @ weight.T)[:, vocabulary(call_case)]
+    if rule == "l2d":
+        wanted = (-label - right * logp[:, VOCAB]).sum()
+        defers = logp[:, VOCAB] >= logp[:, vocabulary(call_case)].amax(1)
+    else:
+        is_right = ((hidden @ weight.T)[:, VOCAB] - own.logsumexp(1)).sigmoid()
+        nll = -own.log_softmax(1).gather(1, call_case.labels[:, None]).squeeze(1)
+        wanted = (nll - right * is_right.log() - (1 - right) * (1 - is_right).log()).sum()
+        defers = is_right >= own.softmax(1).amax(1)
     wanted.backward()
     sums, (of_hidden, of_weight) = gradients(
-        call_case, Delegation("l2d", VOCAB, NOTHING), objective="xent", impl=impl, tile_rows=16
+        call_case, Delegation(rule, VOCAB, NOTHING), objective="xent", impl=impl, tile_rows=16
     )
     torch.testing.assert_close(sums.loss, wanted.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(of_hidden, hidden.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(of_weight, weight.grad, rtol=0, atol=1e-11)
-    defers = logp[:, VOCAB] >= logp[:, [v for v in range(len(weight)) if v != VOCAB]].amax(1)
     assert sums.delegation[0] == defers.sum() > 0
 
 
-def test_l2d_learns_bayes_rule_on_a_separable_toy():
+@pytest.mark.parametrize("rule", ["l2d", "ova"])
+def test_learning_to_defer_learns_bayes_rule_on_a_separable_toy(rule):
     """The teacher is right on contexts 0 and 1, wrong on 2 and 3; labels are coins of p = 0.7 or 1.
 
     The student should defer on 0, where it would be wrong in 3 of 10 cases, and not on 2 and 3.
@@ -241,15 +250,19 @@ def test_l2d_learns_bayes_rule_on_a_separable_toy():
         optimizer.zero_grad()
         sums = cascade_aware_loss(
             hidden, weight, labels, teacher, objective="xent",
-            delegation=Delegation("l2d", 2, NOTHING), delegate=DelegateRows(torch.zeros(1000)),
+            delegation=Delegation(rule, 2, NOTHING), delegate=DelegateRows(torch.zeros(1000)),
         )  # fmt: skip
         loss = sums.loss / 1000 + 1e-6 * weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(step)
-    defers = weight[2] >= weight[:2].amax(0)
+    log_odds = weight[2] - weight[:2].logsumexp(0)
+    confidence = weight[:2].log_softmax(0).amax(0)
+    defers = Delegation(rule, 2, NOTHING).defers(log_odds, confidence)
     assert defers.tolist() == [True, True, False, False]
+    if rule == "ova":
+        assert log_odds.sigmoid().tolist() == pytest.approx([1, 1, 0, 0], abs=0.01)
 
 
 def test_the_measures_of_an_evaluation_have_no_call_column(call_case):
@@ -285,7 +298,38 @@ def test_the_counts_of_a_run_survive_a_checkpoint_exactly():
     keeper = ShareKeeper("loss", 0.15, VOCAB)
     assert keeper.now().threshold == NOTHING
     for step in range(5):
-        keeper.add(np.random.default_rng(step).integers(0, 9, CELLS).tolist(), 4 * CELLS + step)
+        counts = np.random.default_rng(step).integers(0, 9, CELLS).tolist()
+        keeper.add(counts, 4 * CELLS + step, 900 + step)
     again = ShareKeeper("loss", 0.15, VOCAB, keeper.to_json())
     assert again.now() == keeper.now()
     assert again.to_json() == keeper.to_json()
+    old = {name: keeper.to_json()[name] for name in ("cells", "num_rows")}
+    assert ShareKeeper("loss", 0.15, VOCAB, old).now().threshold != NOTHING
+
+
+def test_a_short_run_reaches_its_share_while_the_scores_fall():
+    """From the first step, which delegates nothing, and with scores that fall by the step."""
+    generator = torch.Generator().manual_seed(2)
+    keeper, delegated, rows = ShareKeeper("loss", 0.15, VOCAB), [], 2000
+    for step in range(40):
+        falling = 4 * 0.93**step + 2 * torch.randn(rows, generator=generator).abs()
+        cells = cells_of(falling)
+        uniform = torch.rand(rows, generator=generator)
+        chosen = chosen_rows(cells, uniform, keeper.now().threshold)
+        delegated.append(int(chosen.sum()))
+        keeper.add(np.bincount(cells, minlength=CELLS).tolist(), rows, delegated[-1])
+    shares = np.array(delegated) / rows
+    assert shares[0] == 0
+    assert shares.mean() == pytest.approx(0.15, abs=0.01)
+    assert shares[20:].mean() == pytest.approx(0.15, abs=0.01)
+    assert shares.max() < 0.31
+
+
+def test_rows_that_a_rule_never_delegates_are_not_owed():
+    keeper = ShareKeeper("gap", 0.3, VOCAB)
+    for _ in range(50):
+        keeper.add([0.0] * (CELLS - 1) + [10.0], 100, 10)
+    assert keeper.now().threshold == Threshold(0, 1.0)
+    for _ in range(10):
+        keeper.add([0.0] * (CELLS - 1) + [100.0], 100, 60)
+    assert keeper.now().threshold.fraction < 0.6

@@ -11,12 +11,11 @@ from caskd.train.delegation.choice import (
     chosen_rows,
     threshold_for,
 )
-from caskd.train.delegation.history import HISTORY_DECAY, ShareKeeper
+from caskd.train.delegation.history import ShareKeeper
 from caskd.train.delegation.row_source import DelegateReader, delegate_fields
 
 __all__ = [
     "CELLS",
-    "HISTORY_DECAY",
     "NOTHING",
     "CallTerms",
     "DelegateReader",

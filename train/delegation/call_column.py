@@ -14,7 +14,7 @@ from caskd.store.corpus import vocab_size
 from caskd.store.errors import UsageError
 from caskd.train.config import TrainConfig
 from caskd.train.delegation.history import ShareKeeper
-from caskd.train.objectives import DELEGATE_SHARE, DelegateRule
+from caskd.train.objectives import DELEGATE_SHARE, LEARNS_TO_DEFER, DelegateRule
 
 
 def share_keeper(
@@ -54,12 +54,13 @@ def share_keeper(
         _check_fields(rule, store.name, store.spec)
     share = config.delegate_share or DELEGATE_SHARE
     column = add_call_token(tokenizer, config.student)
-    return ShareKeeper(rule, None if rule == "l2d" else share, column, saved)
+    return ShareKeeper(rule, None if rule in LEARNS_TO_DEFER else share, column, saved)
 
 
 def _check_fields(rule: DelegateRule, name: str, spec: StoreSpec) -> None:
     known = spec.capture_fields
     needed = {"rho": ("label",), "gap": ("label", "argmax"), "l2d": ("argmax",)}
+    needed["ova"] = needed["l2d"]
     for field in needed.get(rule, ()):
         if known[field] == "unknown":
             raise UsageError(

@@ -19,7 +19,7 @@ from caskd.train.delegation import (
 )
 from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.objectives import ConfidenceRule, DelegateRule, Tail
+from caskd.train.objectives import LEARNS_TO_DEFER, ConfidenceRule, DelegateRule, Tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,9 +272,9 @@ def _delegated(
     """Terms of the rows that train the CALL column, and their sums [NUM_DELEGATION_SUMS]."""
     assert student.log_odds is not None
     rule, nothing = delegation.rule, rows.labels.new_zeros(CELLS)
-    if rule == "l2d":
+    if rule in LEARNS_TO_DEFER:
         marked, cells = _teacher_is_right(rows), nothing
-        delegated = student.log_odds.detach() >= student.confidence.detach()
+        delegated = delegation.defers(student.log_odds.detach(), student.confidence.detach())
     else:
         assert rows.delegate is not None
         found = cells_of(delegation_scores(rule, student, rows, targets))
