@@ -33,9 +33,16 @@ TAILS_OF_KIND = MappingProxyType(
 have no tail; a top-k always has one."""
 
 
-DelegateRule = Literal["loss", "rho", "gap", "unacceptable", "random", "l2d", "ova"]
+DelegateRule = Literal[
+    "loss", "rho", "gap", "unacceptable", "random", "fact-loss", "fact-unacceptable", "l2d", "ova"
+]
 """Which rows teach the CALL token: those with the highest scores; l2d and ova teach it on all rows
 whether the teacher is right, beside the label."""
+
+FACTS: Mapping[DelegateRule, DelegateRule] = MappingProxyType(
+    {"fact-loss": "loss", "fact-unacceptable": "unacceptable"}
+)
+"""Rules on marked rows alone, and the rule whose score these have."""
 
 LEARNS_TO_DEFER: tuple[DelegateRule, ...] = ("l2d", "ova")
 """Rules without a share: losses that are consistent for the choice between student and teacher."""

@@ -186,6 +186,24 @@ def test_where_every_row_is_delegated_no_label_has_a_gradient(call_case):
     assert all(torch.equal(a, b) for a, b in zip(of_first, of_second, strict=True))
 
 
+@pytest.mark.parametrize("rule", ["loss", "unacceptable"])
+def test_only_marked_rows_are_facts(call_case, rule):
+    rows = rows_of(call_case)
+    marked = torch.arange(len(rows.uniform)) % 3 == 0
+    threshold = Threshold(CELLS // 2, 1.0)
+    found = {}
+    for name, given in ((rule, rows), (f"fact-{rule}", replace(rows, marked=marked))):
+        sums = cascade_aware_loss(
+            call_case.hidden, call_case.weight, call_case.labels, call_case.teacher, delegate=given,
+            objective="xent", delegation=Delegation(name, VOCAB, threshold), impl="torch",
+        )  # fmt: skip
+        found[name] = sums
+    chosen = (cells_of(scores(call_case, rule)) >= threshold.cell) & marked
+    assert found[f"fact-{rule}"].delegation[0] == chosen.sum() < found[rule].delegation[0]
+    wanted = expected(call_case, chosen, "xent")
+    torch.testing.assert_close(found[f"fact-{rule}"].loss, wanted, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("impl", ["dense", "torch"])
 def test_a_delegated_row_counts_whatever_the_mask(call_case, impl):
     delegation = Delegation("random", VOCAB, Threshold(CELLS // 2, 0.5))

@@ -12,6 +12,7 @@ from caskd.train.delegation.choice import (
     threshold_for,
 )
 from caskd.train.delegation.history import ShareKeeper
+from caskd.train.delegation.marks import Marks, read_marks
 from caskd.train.delegation.row_source import DelegateReader, delegate_fields
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DelegateReader",
     "DelegateRows",
     "Delegation",
+    "Marks",
     "ShareKeeper",
     "Threshold",
     "add_call_column",
@@ -29,6 +31,7 @@ __all__ = [
     "cells_of",
     "chosen_rows",
     "delegate_fields",
+    "read_marks",
     "share_keeper",
     "threshold_for",
 ]

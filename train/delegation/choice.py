@@ -28,11 +28,16 @@ class DelegateRows:
     """[N] a number in [0, 1) of the row and the step, for rows of one cell."""
     label_logprob: Tensor | None = None
     """[N] log-probability of the label in the teacher; None where the rule does not read it."""
+    marked: Tensor | None = None
+    """[N] bool: rows that the corpus marks; None where the rule does not read it."""
 
     def take(self, index: Tensor | slice) -> "DelegateRows":
         """The rows at `index` [n]."""
-        label = self.label_logprob
-        return DelegateRows(self.uniform[index], None if label is None else label[index])
+        label, marked = (
+            None if column is None else column[index]
+            for column in (self.label_logprob, self.marked)
+        )
+        return DelegateRows(self.uniform[index], label, marked)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from caskd.store.errors import CorruptError
+from caskd.store.errors import CorruptError, IdentityError
 from caskd.train.delegation.call_loss import Delegation
 from caskd.train.delegation.choice import (
     CATCH_UP_STEPS,
@@ -17,6 +17,7 @@ from caskd.train.delegation.choice import (
     share_to_aim_at,
     threshold_for,
 )
+from caskd.train.delegation.marks import Marks
 from caskd.train.objectives import DelegateRule
 
 HISTORY_DECAY = 0.9
@@ -39,6 +40,7 @@ class ShareKeeper:
         rule: of the choice.
         share: of the rows to delegate; None for rules without one.
         column: of the CALL token.
+        marks: rows that the corpus marks, for the rules that read them.
     """
 
     def __init__(
@@ -47,15 +49,18 @@ class ShareKeeper:
         share: float | None,
         column: int,
         saved: Mapping[str, Any] | None = None,
+        marks: Marks | None = None,
     ) -> None:
         """Begin without counts, or with those of a checkpoint.
 
         Raises:
             CorruptError: the saved counts are damaged.
+            IdentityError: the checkpoint's run had other marks.
         """
         self.rule = rule
         self.share = share
         self.column = column
+        self.marks = marks
         self._counts = np.zeros(CELLS)
         self._num_rows = 0.0
         self._behind = 0.0
@@ -68,11 +73,21 @@ class ShareKeeper:
                 # Earlier checkpoints have no such numbers.
                 self._behind = float(saved.get("behind", 0.0))
                 self._last_rows = float(saved.get("last_rows", 0.0))
+                found = saved.get("marks")
             except (AttributeError, KeyError, TypeError, ValueError, IndexError):
                 raise CorruptError(
                     "state.json: its counts of delegation scores are damaged; expected cells and "
                     "num_rows; resume from an earlier checkpoint"
                 ) from None
+            self._check_marks(found)
+
+    def _check_marks(self, found: object) -> None:
+        own = None if self.marks is None else self.marks.digest
+        if found != own:
+            raise IdentityError(
+                f"--data: marks other tokens (digest {str(own)[:12]}) than the run to resume "
+                f"(digest {str(found)[:12]}); expected the same marks; pass the corpus of that run"
+            )
 
     def now(self) -> Delegation:
         """The rule, the column and the threshold of the next step."""
@@ -103,4 +118,5 @@ class ShareKeeper:
             "num_rows": self._num_rows,
             "behind": self._behind,
             "last_rows": self._last_rows,
+            **({} if self.marks is None else {"marks": self.marks.digest}),
         }

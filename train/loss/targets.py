@@ -19,7 +19,7 @@ from caskd.train.delegation import (
 )
 from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.objectives import LEARNS_TO_DEFER, ConfidenceRule, DelegateRule, Tail
+from caskd.train.objectives import FACTS, LEARNS_TO_DEFER, ConfidenceRule, DelegateRule, Tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +239,13 @@ def delegation_scores(
     `loss`: -log p_S(y). `rho`: log p_T(y) - log p_S(y) (Rho-1, the teacher as its reference).
     `gap`: the same where the teacher's argmax is the label and the student's is not.
     `unacceptable`: 1 - p_T(a) / max p_T where the student's argmax a is not the label, with p_T 0
-    outside the top-k. `random`: equal scores.
+    outside the top-k. `random`: equal scores. `fact-`: -inf also where the corpus marks no fact.
     """
+    if rule in FACTS:
+        assert rows.delegate is not None
+        assert rows.delegate.marked is not None
+        scores = delegation_scores(FACTS[rule], student, rows, targets)
+        return torch.where(rows.delegate.marked, scores, -torch.inf)
     nll = student.label_nll
     if rule == "random":
         return torch.zeros_like(nll)
