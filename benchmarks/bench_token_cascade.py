@@ -14,6 +14,8 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +73,22 @@ def answers(
         yield answer, cascade.num_flips(prompt, answer.token_ids)
 
 
-def equality(pair: Pair, prompts: Sequence[list[int]]) -> Iterator[dict[str, Any]]:
-    """A row for each rule and gamma."""
+def equality(folder: Path, rule: str, prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
+    """A row for each gamma."""
+    pair = load_pair(folder, "float64")
     sequential = SequentialCascade(pair, random_router(pair), NEW_TOKENS)
-    for rule in TOKEN_RULES:
-        wanted = [sequential(rule, prompt) for prompt in prompts]
-        for gamma in GAMMAS:
-            found = [answer for answer, _ in answers(pair, rule, gamma, prompts)]
-            differing = sum(
-                (one.token_ids, one.num_large_tokens) != (ids, sum(large))
-                for one, (ids, large) in zip(found, wanted, strict=True)
-            )
-            tokens = sum(len(one.token_ids) for one in found)
-            print(f"{rule}, gamma {gamma}: {differing} of {len(found)} answers differ", flush=True)
-            yield {
+    wanted = [sequential(rule, prompt) for prompt in prompts]
+    rows = []
+    for gamma in GAMMAS:
+        found = [answer for answer, _ in answers(pair, rule, gamma, prompts)]
+        differing = sum(
+            (one.token_ids, one.num_large_tokens) != (ids, sum(large))
+            for one, (ids, large) in zip(found, wanted, strict=True)
+        )
+        tokens = sum(len(one.token_ids) for one in found)
+        print(f"{rule}, gamma {gamma}: {differing} of {len(found)} answers differ", flush=True)
+        rows.append(
+            {
                 "rule": rule,
                 "number": SETTINGS[rule] if TOKEN_RULES[rule].setting else "",
                 "gamma": gamma,
@@ -97,26 +101,20 @@ def equality(pair: Pair, prompts: Sequence[list[int]]) -> Iterator[dict[str, Any
                 "small_forwards": sum(one.num_small_forwards for one in found),
                 "large_forwards": sum(one.num_large_forwards for one in found),
             }
-
-
-def flips(pair: Pair, prompts: Sequence[list[int]]) -> Iterator[dict[str, Any]]:
-    """A row for each rule: flips at gamma 4, and answers that differ from those at gamma 1."""
-    for rule in TOKEN_RULES:
-        short, found = (list(answers(pair, rule, gamma, prompts)) for gamma in (1, 4))
-        tokens = sum(len(one.token_ids) for one, _ in found)
-        changed = sum(
-            a.token_ids != b.token_ids for (a, _), (b, _) in zip(short, found, strict=True)
         )
-        num = sum(flipped for _, flipped in found)
-        print(f"{rule}, bfloat16: {num} of {tokens} tokens flip", flush=True)
-        yield {
-            "rule": rule,
-            "prompts": len(found),
-            "tokens": tokens,
-            "flips": num,
-            "flip_rate": round(num / tokens, 5),
-            "answers_that_depend_on_gamma": changed,
-        }
+    return rows
+
+
+def flips(folder: Path, rule: str, prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
+    """One row: flips at gamma 4, and answers that differ from those at gamma 1."""
+    pair = load_pair(folder, "bfloat16")
+    short, found = (list(answers(pair, rule, gamma, prompts)) for gamma in (1, 4))
+    tokens = sum(len(one.token_ids) for one, _ in found)
+    num = sum(flipped for _, flipped in found)
+    changed = sum(a.token_ids != b.token_ids for (a, _), (b, _) in zip(short, found, strict=True))
+    print(f"{rule}, bfloat16: {num} of {tokens} tokens flip", flush=True)
+    row = {"rule": rule, "prompts": len(found), "tokens": tokens, "flips": num}
+    return [row | {"flip_rate": round(num / tokens, 5), "answers_that_depend_on_gamma": changed}]
 
 
 def law() -> Iterator[dict[str, Any]]:
@@ -153,20 +151,23 @@ def main() -> None:
     """Write the three tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--notes", default="")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     columns = {"torch": torch.__version__, **setting(args.notes)}
     write_table("token_cascade_law", list(law()), columns)
     tokenizer = tiny_tokenizer()
     records = ragged_records(args.prompts)
     prompts = [tokenizer(record["prompt"])["input_ids"] for record in records]
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(args.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         save_pair(Path(name))
-        half = list(flips(load_pair(Path(name), "bfloat16"), prompts))
-        write_table("token_cascade_bfloat16", half, columns)
-        exact = list(equality(load_pair(Path(name), "float64"), prompts))
-        write_table("token_cascade_equality", exact, columns)
+        for table, measure in (("equality", equality), ("bfloat16", flips)):
+            parts = pool.map(partial(measure, Path(name), prompts=prompts), TOKEN_RULES)
+            rows = [row for part in parts for row in part]
+            write_table(f"token_cascade_{table}", rows, columns)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def measure(work: Path, pool: str) -> dict[str, Arm]:
             with np.load(file) as content:
                 rows = dict(content)
             for rule, score in scores(rows, arm).items():
-                if arm == PLAIN or rule in ("call", "random"):
+                if arm == PLAIN or rule == "call":
                     name = f"{arm}/{rule}"
                     found.setdefault(name, Arm()).add(seed, rows, score.astype(float))
     return found
@@ -194,10 +194,9 @@ def draw(pools: Mapping[str, Mapping[str, Arm]], file: Path) -> None:
     figure = Figure(figsize=(5.2 * len(pools), 4.2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(pools)))
     for axes, (pool, found) in zip(panels, pools.items(), strict=True):
-        shown = [name for name in found if name.startswith(PLAIN) or not name.endswith("/random")]
-        for number, name in enumerate(shown):
+        for number, (name, one) in enumerate(found.items()):
             style = "-" if name.startswith(PLAIN) else "--"
-            mean = np.mean(found[name].curves, axis=0)
+            mean = np.mean(one.curves, axis=0)
             axes.plot(GRID, mean, style, color=f"C{number % 10}", lw=1.2, label=name)
         if f"{PLAIN}/entropy" in found:
             oracle = np.mean(found[f"{PLAIN}/entropy"].oracles, axis=0)

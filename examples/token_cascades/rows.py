@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
+_PLACEBO_SEED = 20_260_101
 ACCEPTABLE = 0.3
 """As in `caskd eval --next-token`."""
 
@@ -36,7 +37,7 @@ def scores(rows: Mapping[str, Array], arm: str = "") -> dict[str, Array]:
         "token-v3": -rows["choice_ratio"],
         "call": call,
         "router": rows["routed"],
-        "random": np.random.default_rng(0).uniform(size=len(rows["right"])),
+        "random": np.random.default_rng(_PLACEBO_SEED).uniform(size=len(rows["right"])),
     }
     return {name: own for name, own in found.items() if not np.isnan(own).any()}
 
