@@ -41,6 +41,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.cli.demo:demo",
         "run every step on embedded tasks: CPU, minutes, no download",
     ),
+    "init": Command(
+        "caskd.cli.project:InitConfig",
+        "caskd.cli.project:init_command",
+        "write a config file and a script of the six commands for one's own data",
+    ),
     "plan": Command(
         "caskd.precompute.config:PlanConfig",
         "caskd.precompute.planning:plan_command",
@@ -116,6 +121,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.train:train",
         "train a student from a store, without the teacher",
     ),
+    "status": Command(
+        "caskd.train.status:StatusConfig",
+        "caskd.train.status:status_command",
+        "show how far a training run is; --watch follows it",
+    ),
     "export": Command(
         "caskd.train.config:ExportConfig",
         "caskd.train.run:export_command",
@@ -136,6 +146,11 @@ COMMANDS: dict[str, Command] = {
         "caskd.eval.next_token:router_fit_command",
         "fit a router of tokens for a student, from a store",
     ),
+    "completion": Command(
+        "caskd.cli.help:CompletionConfig",
+        "caskd.cli.help:completion_command",
+        "print a script that completes commands and flags in bash, zsh or fish",
+    ),
     "doctor": Command(
         "caskd.cli.doctor:DoctorConfig",
         "caskd.cli.doctor:doctor",
@@ -143,6 +158,8 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
+_HELP_PAGE = "caskd.cli.help:help_page"
+_PURPOSES = "caskd.cli.help:purposes"
 _GROUPS = ("store", "router")
 """Words before the names of several commands."""
 
@@ -258,13 +275,20 @@ def _dispatch(words: list[str]) -> int:
 
 def run_command(name: str, args: Sequence[str]) -> int:
     """Parse the options of one subcommand and run it; return its exit code."""
-    from caskd.cli.values import parse_config
+    from caskd.cli.config_file import blamed, take_config, with_file
+    from caskd.cli.values import HELP_WORDS, parse_config
 
     command = COMMANDS[name]
     config_class = resolve(command.config)
     description = f"{command.help[0].upper()}{command.help[1:]}."
-    config = parse_config(config_class, args, f"caskd {name}", description)
-    code = resolve(command.function)(config)
+    if any(word in HELP_WORDS for word in args):
+        tell(resolve(_HELP_PAGE)(name, config_class, description))
+        raise SystemExit(0)
+    words, file = take_config(args)
+    words, origin = with_file(file, words, name, config_class, COMMANDS)
+    with blamed(origin):
+        config = parse_config(config_class, words, f"caskd {name}", description)
+        code = resolve(command.function)(config)
     return code if isinstance(code, int) else 0
 
 
@@ -275,15 +299,17 @@ def resolve(target: str) -> Any:
 
 
 def overview(commands: Mapping[str, Command]) -> str:
-    """Help text that lists a table of commands."""
+    """Help text that lists a table of commands by purpose."""
     width = max(len(name) for name in commands)
-    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in commands.items()]
+    lines: list[str] = []
+    for purpose, names in resolve(_PURPOSES)(commands).items():
+        lines += ["", f"{purpose}:"]
+        lines += [f"  {name.ljust(width)}  {commands[name].help}" for name in names]
     return "\n".join(
         [
             "Run the big model once. Train every small model from the cask.",
             "",
             "usage: caskd COMMAND [OPTIONS]      caskd COMMAND --help      caskd --version",
-            "",
             *lines,
         ]
     )

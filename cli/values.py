@@ -15,7 +15,7 @@ import tyro
 from caskd.cli.arguments import flag_of, is_sequence, merge_repeated, multi_value_flags
 from caskd.store.errors import CaskdError, UsageError
 
-_HELP = ("-h", "--help")
+HELP_WORDS = ("-h", "--help")
 
 
 def parse_config(config_class: type, args: Sequence[str], prog: str, description: str) -> Any:
@@ -29,11 +29,9 @@ def parse_config(config_class: type, args: Sequence[str], prog: str, description
 
     Raises:
         UsageError: one line about the flag, its value and what is expected.
-        SystemExit: 0 after `--help`.
     """
     merged = merge_repeated(args, multi_value_flags(config_class))
-    if not any(word in _HELP for word in merged):
-        check_words(config_class, merged, prog)
+    check_words(config_class, merged, prog)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -60,14 +58,35 @@ def _unboxed(box: str, prog: str) -> str:
 
 def check_words(config_class: type, words: Sequence[str], prog: str) -> None:
     """Check flags, number of values and the form of each value, and that nothing is missing."""
+    given, free, _ = read_words(config_class, words, prog)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
+    _check_complete(fields, positionals_of(config_class), given, free, prog)
+
+
+def positionals_of(config_class: type) -> list[str]:
+    """Fields that are words without a flag, in their order."""
     hints = get_type_hints(config_class, include_extras=True)
+    return [name for name, hint in hints.items() if tyro.conf.Positional in markers_of(hint)]
+
+
+def read_words(
+    config_class: type, words: Sequence[str], prog: str
+) -> tuple[set[str], list[str], list[str]]:
+    """Check flags, number of values and the form of each value.
+
+    Returns:
+        the fields that were given by a flag, the words without a flag, and all other words.
+
+    Raises:
+        UsageError: one line about the flag, its value and what is expected.
+    """
     plain = get_type_hints(config_class)
-    positionals = [name for name in fields if tyro.conf.Positional in _markers(hints[name])]
-    flags = {flag_of(name): name for name in fields if name not in positionals}
+    positionals = positionals_of(config_class)
+    flags = {flag_of(name): name for name in plain if name not in positionals}
     given: set[str] = set()
     rest = list(words)
     free: list[str] = []
+    flagged: list[str] = []
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
@@ -79,18 +98,21 @@ def check_words(config_class: type, words: Sequence[str], prog: str) -> None:
         if name is None or (flag not in flags and plain[name] is not bool):
             raise UsageError(_unknown_flag(flag, flags, prog))
         given.add(name)
+        flagged.append(word)
         if plain[name] is bool:
             continue
         most = len(rest) if is_sequence(plain[name]) else 1
         values = [value] if equals else list(_values(rest, most))
+        flagged += [] if equals else values
         for one in values:
             _check_value(flag, one, plain[name])
         if not values and not is_sequence(plain[name]):
-            raise UsageError(f"{flag}: has no value; expected {_form(plain[name])}; add one")
-    _check_complete(fields, positionals, given, free, prog)
+            raise UsageError(f"{flag}: has no value; expected {form_of(plain[name])}; add one")
+    return given, free, flagged
 
 
-def _markers(hint: Any) -> tuple[Any, ...]:
+def markers_of(hint: Any) -> tuple[Any, ...]:
+    """What tyro is told about a field beside its type."""
     return getattr(hint, "__metadata__", ())
 
 
@@ -132,15 +154,15 @@ def _unknown_flag(flag: str, flags: dict[str, str], prog: str) -> str:
 
 def _check_value(flag: str, text: str, hint: Any) -> None:
     """Refuse a value that is not of the field's type."""
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     if not any(_is_of(text, kind) for kind in kinds):
-        raise UsageError(f"{flag} {text}: expected {_form(hint)}; pass one of that form")
+        raise UsageError(f"{flag} {text}: expected {form_of(hint)}; pass one of that form")
 
 
-def _kinds(hint: Any) -> list[Any]:
+def kinds_of(hint: Any) -> list[Any]:
     """The simple types of a field: of `int | None` and of `tuple[int, ...]` int."""
     if get_origin(hint) in (Union, UnionType, tuple, list):
-        return [kind for part in get_args(hint) if part is not Ellipsis for kind in _kinds(part)]
+        return [kind for part in get_args(hint) if part is not Ellipsis for kind in kinds_of(part)]
     return [hint]
 
 
@@ -157,14 +179,14 @@ def _is_of(text: str, kind: Any) -> bool:
     return True
 
 
-def _form(hint: Any) -> str:
+def form_of(hint: Any) -> str:
     """How to say what values a field takes."""
     names = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
     forms = [
         f"one of {', '.join(map(str, get_args(kind)))}"
         if get_origin(kind) is Literal
         else names.get(kind, "a value")
-        for kind in _kinds(hint)
+        for kind in kinds_of(hint)
         if kind is not NoneType
     ]
     return " or ".join(forms)

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
@@ -35,6 +36,21 @@ _NUM_BYTES = 50 << 20
 """The demo writes about that much."""
 OBJECTIVES = ("xent", "cat-xent")
 SETTINGS = "demo.json"
+WORDS = {
+    "train": (
+        "keep: the share of tokens that count in the loss. xent keeps all; cat-xent only those "
+        "whose label the student or the teacher would choose."
+    ),
+    "predict": (
+        "log-probabilities: a model gives one to each token of its answer. Their average is its "
+        "confidence."
+    ),
+    "eval": (
+        "deferral: a question on which the small model is not confident goes to the large one. "
+        "AUDC: the area under quality against the share of deferred questions; 1 is best."
+    ),
+}
+"""What a command's words mean, printed before it runs for the first time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +139,7 @@ def _run_all(
     tell(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
     tell(f"{num_train:,} train examples, {SWAPPED_SHARE:.0%} of them with the response of another")
     tell("prompt: label noise, which the teacher, trained on clean labels, can detect")
+    tell("Stop the demo whenever you like: the same command goes on.")
     settings = {"seed": seed, "num_train": num_train, "num_test": num_test, "steps": steps}
     if not (_recorded(out) or {}).get("prepared"):
         files.replace_file(out / SETTINGS, json.dumps(settings).encode())
@@ -137,7 +154,7 @@ def _run_all(
     cat_xent, xent, teacher = (_predictions(out, name) for name in ("cat-xent", "xent", "teacher"))
     report = str(out / "report")
     stages.run("eval", "--small", cat_xent, "--small", xent, "--large", teacher, "--out", report)
-    tell(closing(out, stages.seconds))
+    tell(closing(out, stages.seconds, read_json_object(out / "report" / "summary.json")))
 
 
 class Stages:
@@ -151,6 +168,7 @@ class Stages:
         self.device = device
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
+        self._explained: set[str] = set()
 
     @property
     def device_flag(self) -> list[str]:
@@ -165,6 +183,9 @@ class Stages:
 
     def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
         """Print a command line and run it, in this or in its own process."""
+        if command in WORDS and command not in self._explained:
+            self._explained.add(command)
+            tell(f"\n{WORDS[command]}", flush=True)
         tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
         if own_process:
             code = _in_own_process(command, args, visible_gpus(self.device))
@@ -242,8 +263,14 @@ def _predictions(out: Path, name: str) -> str:
     return str(out / "predictions" / f"{name}.parquet")
 
 
-def closing(out: Path, seconds: dict[str, float]) -> str:
-    """Final output: durations, paths, and the commands for the user's own models and data."""
+def closing(out: Path, seconds: dict[str, float], summary: Mapping[str, Any]) -> str:
+    """Final output: durations, paths, the result in a sentence, and commands for own data.
+
+    Args:
+        out: folder of the demo.
+        seconds: by stage.
+        summary: content of the report's summary.json.
+    """
     width = max(map(len, seconds))
     times = [f"  {stage.ljust(width)}  {spent:6.1f} s" for stage, spent in seconds.items()]
     return "\n".join(
@@ -253,17 +280,30 @@ def closing(out: Path, seconds: dict[str, float]) -> str:
             f"  {'total'.ljust(width)}  {sum(seconds.values()):6.1f} s",
             "",
             f"the report        {out / 'report' / 'index.html'}",
-            f"the curve         {out / 'report' / 'deferral_curve.png'}",
             f"the store         {out / 'store'}",
             f"the models        {out / 'models'}",
             f"training metrics  {out / 'runs'}",
             "",
-            "To run this on your own models and data:",
+            result(summary),
+            f"The picture: {out / 'report' / 'deferral_curve.png'}",
             "",
-            "  caskd precompute --teacher BIG_MODEL --data train.jsonl --store my-store --top-k 64",
-            "  caskd train --store my-store --student SMALL_MODEL --out my-run --steps 1000",
-            "  caskd export my-run my-model",
+            "The same with your own data (prompt and response, or messages) and models:",
             "",
-            "Then run caskd predict with each model, and caskd eval, as above.",
+            "  caskd init my-project --data train.jsonl --teacher BIG_MODEL --student SMALL_MODEL",
+            "  sh my-project/run.sh",
+            "  caskd status my-project/run --watch    # from another terminal",
         ]
+    )
+
+
+def result(summary: Mapping[str, Any]) -> str:
+    """The result of the demo in a sentence."""
+    first, second = summary["smalls"][:2]
+    figures, other = first["all"], second["all"]
+    return (
+        f"With 30 % of the questions deferred to the teacher, the cascade of {first['name']} "
+        f"answers {figures['quality_at_30']:.0%} correctly, and that of {second['name']} "
+        f"{other['quality_at_30']:.0%}; alone the students answer "
+        f"{figures['quality_small']:.0%} and {other['quality_small']:.0%}, "
+        f"the teacher {figures['quality_large']:.0%}."
     )

@@ -87,6 +87,20 @@ def _report_plan(config: PlanConfig) -> None:
     tell(json.dumps(facts, indent=1) if config.json else "\n".join(lines))
 
 
+def survey(config: PrecomputeConfig) -> dict[str, Any]:
+    """Every derived number of a plan, which is not written.
+
+    Args:
+        config: of the capture, with `dry_run`; its store must not exist.
+
+    Raises:
+        UsageError: an option, a file or a value is invalid.
+    """
+    job = check_job(config)
+    with _planned(config, job) as planned:
+        return plan_facts(config, job, planned)
+
+
 def plan_job(config: PrecomputeConfig, job: Job) -> StoreSpec:
     """Plan the store of a checked capture, unless it exists."""
     existing = find_store(config.store)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers.captures import sealed_files
 
-from caskd.cli.demo.runner import Stages, run_demo, visible_gpus
+from caskd.cli.demo.runner import Stages, result, run_demo, visible_gpus
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 
@@ -72,8 +72,24 @@ def test_it_prints_commands_paths_and_times(finished_demo: tuple[Path, str]) -> 
         "predict", "predict", "predict", "eval",
     ]  # fmt: skip
     assert str(out / "report" / "index.html") in printed
-    assert "caskd precompute --teacher BIG_MODEL" in printed
+    assert printed.count("keep: the share of tokens") == 1
+    assert printed.index("AUDC: the area") < printed.index("$ caskd eval")
+    end = printed.rpartition("total")[2]
+    assert "30 % of the questions" in end
+    assert str(out / "report" / "deferral_curve.png") in end
+    typed = [line.strip() for line in end.splitlines() if line.startswith("  caskd ")]
+    assert "caskd init my-project --data train.jsonl --teacher BIG_MODEL" in typed[0]
     assert "train cat-xent" in printed
+
+
+def test_the_result_names_the_figures_of_the_summary() -> None:
+    figures = {"quality_at_30": 0.71, "quality_small": 0.4, "quality_large": 0.97}
+    other = {**figures, "quality_at_30": 0.62, "quality_small": 0.3}
+    smalls = [{"name": "cat-xent", "all": figures}, {"name": "xent", "all": other}]
+    said = result({"smalls": smalls})
+    assert [word for word in said.split() if word.strip(";,.").endswith("%")][1:] == [
+        "71%", "62%;", "40%", "30%,", "97%."
+    ]  # fmt: skip
 
 
 def test_another_demo_is_refused_by_name(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from caskd.cli.config_file import take_config
 from caskd.cli.main import COMMANDS, resolve
 from caskd.cli.values import check_words
 from caskd.store.errors import UsageError
@@ -24,6 +25,7 @@ PAGES = sorted(
 NOT_OURS = {
     "pip": "installs packages: needs the network",
     "export": "sets credentials and caches of the reader's own machine",
+    "sh": "runs the script that caskd init wrote, which has a test of its own",
     "just": "runs the test suite itself",
     "pytest": "runs the test suite itself",
     "srun": "needs a SLURM cluster; the caskd command behind it is checked",
@@ -85,8 +87,9 @@ def check_command(words: list[str]) -> None:
     size = 2 if " ".join(words[:2]) in COMMANDS else 1
     name = " ".join(words[:size])
     assert name in COMMANDS
-    shown = [word for word in words[size:] if word not in ("...", ">", "|")]
-    shortened = "..." in words
+    words = words[: words.index(">")] if ">" in words else words
+    shown, file = take_config([word for word in words[size:] if word not in ("...", "|")])
+    shortened = "..." in words or file is not None
     missing = pytest.raises(UsageError, match=": missing; ") if shortened else nullcontext()
     with missing:
         check_words(resolve(COMMANDS[name].config), shown, f"caskd {name}")

@@ -13,6 +13,7 @@ OWN_JSON = {
     "store/write/planner.py": "written by itself",
     "store/commits/file_parts.py": "written by itself",
     "eval/curves/cost.py": "TOML",
+    "cli/config_file.py": "TOML",
 }
 """Modules that parse without `caskd.store.io`, and why."""
 
