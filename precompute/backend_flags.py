@@ -47,6 +47,7 @@ def _decided_elsewhere(config: PrecomputeConfig) -> Iterator[tuple[str, str]]:
     }
     server = {
         "--sample": (config.sample is not None, "gives no whole distribution to draw from"),
+        "--head": (config.head is not None, "gives no whole distribution to draw from"),
         "--adapter": (config.adapter is not None, "applies adapters itself"),
         "--dtype": (config.dtype != "auto", "has its own dtype"),
         "--tensor-parallel": (config.tensor_parallel != 1, "divides the model itself"),

@@ -68,8 +68,8 @@ class TrainConfig:
     """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
     dist, 0 for alm."""
     tail: Tail | None = None
-    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for sampled stores:
-    none."""
+    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for stores of
+    samples, with or without a head: none."""
     delegate: DelegateRule | None = None
     """Also train a CALL token, with which the student asks for the large model, on the rows with
     the highest score: loss, rho, gap, unacceptable, random; fact-*: only on tokens that --data

@@ -67,6 +67,7 @@ def _check(config: PrecomputeCommand, out: Path) -> None:
     refused = {
         "--store": bool(config.store),
         "--sample": config.sample is not None,
+        "--head": config.head is not None,
         "--top-k": config.top_k is not None,
         "--min-mass": config.min_mass is not None,
         "--adapter": config.adapter is not None,

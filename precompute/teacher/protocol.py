@@ -5,11 +5,12 @@ its teacher is run. `find_teacher` in `factory.py` picks the backend.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from caskd.precompute.checkpoints import WeightBytes
+from caskd.precompute.rows import Reduction
 from caskd.store.format import StoreSpec
 from caskd.store.write import ShardExample
 
@@ -43,6 +44,16 @@ class Teacher(Protocol):
 
     def close(self) -> None:
         """Release what the teacher holds; its process goes back to the state before loading."""
+
+
+@runtime_checkable
+class LocalTeacher(Teacher, Protocol):
+    """A teacher whose whole logits are in this process, which can reduce them in other ways."""
+
+    def rows_for(
+        self, reduction: Reduction, examples: Sequence[ShardExample]
+    ) -> Mapping[str, NDArray[Any]]:
+        """`rows` with other targets than those of the store."""
 
 
 class TeacherSource(Protocol):

@@ -18,6 +18,7 @@ from caskd.store.format.names import (
 from caskd.store.format.row_encodings import ROW_ENCODINGS
 from caskd.store.format.rows import (
     FIELD_DTYPES,
+    HEAD_SAMPLED,
     ROW_KINDS,
     SAMPLED,
     TOPK,
@@ -41,6 +42,7 @@ __all__ = [
     "DIGEST_LIST",
     "ENVIRONMENT",
     "FIELD_DTYPES",
+    "HEAD_SAMPLED",
     "README",
     "ROW_ENCODINGS",
     "ROW_KINDS",

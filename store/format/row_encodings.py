@@ -6,9 +6,9 @@ To add an encoding: write a module with a subclass of RowEncoding, and add its i
 from collections.abc import Mapping
 
 from caskd.store.format.codecs import Array
-from caskd.store.format.draw_encoding import CompactDraws
+from caskd.store.format.draw_encoding import CompactDraws, CompactHeadDraws
 from caskd.store.format.fitted_encoding import FittedTopK
-from caskd.store.format.rows import SAMPLED, TOPK, RowEncoding, RowKind
+from caskd.store.format.rows import HEAD_SAMPLED, SAMPLED, TOPK, RowEncoding, RowKind
 from caskd.store.format.topk_encoding import CompactTopK
 
 
@@ -41,6 +41,8 @@ ROW_ENCODINGS: Mapping[tuple[str, str], RowEncoding] = {
         Exact(TOPK, cell_bytes=(2.8, 5.2)),
         Exact(SAMPLED, cell_bytes=(0.15, 1.0)),
         FittedTopK(),
+        CompactHeadDraws(),
+        Exact(HEAD_SAMPLED, cell_bytes=(0.3, 1.6)),
     )
 }
 """(`capture.kind`, `encoding`) of a store's identity -> its encoding."""

@@ -178,7 +178,8 @@ def _decide_plan(
     )
     problem = untrusted_json.geometry_problem({**vars(spec), "num_cells": spec.num_cells})
     if problem:
-        cells = f"{spec.row_kind.cells_key} {spec.num_cells}"
+        capture = spec.identity["capture"]
+        cells = ", ".join(f"{key} {capture[key]}" for key in spec.row_kind.cells_keys)
         raise UsageError(
             f"--shard-rows {shard_rows}: not possible with {cells} ({problem}); expected a value "
             "within these limits; pass another --shard-rows"

@@ -17,7 +17,7 @@ from caskd.store.verify import verify_store
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
 SAMPLED, FITTED = DATA / "golden-v1-sampled", DATA / "golden-v2-fitted"
-VERSION_2 = [DATA / f"golden-v2-{kind}" for kind in ("served", "imported", "draws")]
+VERSION_2 = [DATA / f"golden-v2-{kind}" for kind in ("served", "imported", "draws", "head")]
 KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
 KNOWN_FITTED = json.loads((DATA / "golden-v2-fitted.json").read_text(encoding="utf-8"))
 KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
@@ -39,7 +39,7 @@ def test_a_golden_store_is_small_and_verifies(path: Path) -> None:
         (FITTED, KNOWN_FITTED),
         *((path, json.loads(path.with_suffix(".json").read_text())) for path in VERSION_2),
     ],
-    ids=["exact", "sampled", "fitted", "served", "imported", "draws"],
+    ids=["exact", "sampled", "fitted", "served", "imported", "draws", "head"],
 )
 def test_a_golden_store_holds_the_known_values(path: Path, known: dict[str, Any]) -> None:
     store = TeacherStore.open(path)
