@@ -204,7 +204,7 @@ def train_step(
     if plan.keeper is not None:
         num, loss, outside, *cells = totals[len(SUM_NAMES) :]
         metrics |= delegation_metrics(named, num, loss, outside, plan.keeper.rule)
-        plan.keeper.add(cells, named["num_rows"])
+        plan.keeper.add(cells, named["num_rows"], num)
     if config.confidence is not None:
         metrics |= confidence_metrics(named)
     metrics["loss"] = finite_or_none(averages["loss"] or 0.0)

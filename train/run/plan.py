@@ -183,6 +183,8 @@ class RunPlan:
             )
         if self.keeper is not None:
             share = "" if self.keeper.share is None else f", {self.keeper.share:.1%} of the rows"
+            marks = self.keeper.marks
+            share += "" if marks is None else f", of {marks.share:.1%} marked"
             yield f"delegation   {self.keeper.rule}{share}, CALL is id {self.keeper.column:,}"
         if (term := config.confidence_term) is not None:
             yield f"confidence   {term.rule}, weight {term.weight:g}"

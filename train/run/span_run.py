@@ -9,7 +9,7 @@ from caskd.store.errors import UsageError
 from caskd.train.config import TrainConfig
 from caskd.train.data import RowWeights, StudentTokens
 from caskd.train.model import SpanOptions, student_tokens
-from caskd.train.objectives import Objective
+from caskd.train.objectives import FACTS, Objective
 
 
 def check_row_terms(
@@ -53,10 +53,11 @@ def tokens_of_run(
         max_length=getattr(text_config, "max_position_embeddings", None),
     )
     tokens = student_tokens(stores, tokenizer, options)
-    if tokens is None and config.data:
+    if tokens is None and config.data and config.delegate not in FACTS:
         raise UsageError(
             f"--data {' '.join(config.data)}: --student {config.student} has the teacher's "
-            "tokenizer, and reads the stores alone; expected no --data; omit it"
+            "tokenizer, and reads the stores alone; expected no --data but for --delegate fact-*; "
+            "omit it"
         )
     if tokens is not None and config.best_metric == "kl":
         raise UsageError(

@@ -89,7 +89,7 @@ def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchR
     kind, names = plan.store.spec.kind, fields_to_read(widest, plan.store.spec.kind)
     delegate = None
     if plan.keeper is not None:
-        delegate = DelegateReader(plan.keeper.rule, config.seed)
+        delegate = DelegateReader(plan.keeper.rule, config.seed, plan.keeper.marks)
         names = tuple(dict.fromkeys((*names, *delegate_fields(plan.keeper.rule, kind))))
     if plan.row_weights is not None:
         names = tuple(dict.fromkeys((*names, *plan.row_weights.fields)))
