@@ -16,6 +16,7 @@ from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
 from caskd.train.data.reachable import ReachableMask, measured_mask, read_mask, write_mask
+from caskd.train.data.row_weights import RowWeights, WeighedRows
 from caskd.train.data.span_batches import (
     SpanExample,
     SpanReader,
@@ -44,6 +45,7 @@ __all__ = [
     "Prefetcher",
     "RandomMask",
     "ReachableMask",
+    "RowWeights",
     "SpanExample",
     "SpanReader",
     "Spans",
@@ -51,6 +53,7 @@ __all__ = [
     "StoreMix",
     "StudentTokens",
     "Vocabulary",
+    "WeighedRows",
     "accumulation_steps",
     "align_tokens",
     "check_budget",

@@ -7,19 +7,28 @@ from caskd.models import open_config
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.train.config import TrainConfig
-from caskd.train.data import StudentTokens
+from caskd.train.data import RowWeights, StudentTokens
 from caskd.train.model import SpanOptions, student_tokens
-from caskd.train.objectives import Objective
+from caskd.train.objectives import FACTS, Objective
 
 
-def check_vocabulary_of_options(config: TrainConfig) -> None:
-    """Refuse options that a student with another tokenizer does not have.
+def check_row_terms(
+    config: TrainConfig, row_weights: RowWeights | None, *, one_vocabulary: bool
+) -> None:
+    """Refuse what reads the teacher's rows, for a student whose rows are others.
 
     Raises:
-        UsageError: --confidence or --mask is given.
+        UsageError: --confidence, --mask or row weights, and another tokenizer; or row weights and
+            a CALL column.
     """
+    if row_weights is not None and (config.delegate is not None or not one_vocabulary):
+        found = "another tokenizer" if config.delegate is None else f"--delegate {config.delegate}"
+        raise UsageError(
+            f"row_weights {row_weights.name}: --student {config.student} has {found}; expected the "
+            "teacher's tokenizer and no CALL token; omit row_weights"
+        )
     for flag, value in (("--confidence", config.confidence), ("--mask", config.mask)):
-        if value is not None:
+        if value is not None and not one_vocabulary:
             raise UsageError(
                 f"{flag} {value}: --student {config.student} has another tokenizer than the "
                 f"teacher; expected one with the teacher's; omit {flag}"
@@ -45,10 +54,11 @@ def tokens_of_run(
         max_length=getattr(text_config, "max_position_embeddings", None),
     )
     tokens = student_tokens(stores, tokenizer, options)
-    if tokens is None and config.data:
+    if tokens is None and config.data and config.delegate not in FACTS:
         raise UsageError(
             f"--data {' '.join(config.data)}: --student {config.student} has the teacher's "
-            "tokenizer, and reads the stores alone; expected no --data; omit it"
+            "tokenizer, and reads the stores alone; expected no --data but for --delegate fact-*; "
+            "omit it"
         )
     if tokens is not None and config.best_metric == "kl":
         raise UsageError(
