@@ -67,7 +67,7 @@ def answers(
 ) -> Iterator[tuple[TokenCascadeAnswer, int]]:
     """Each answer, and its flips."""
     router = random_router(pair)
-    cascade = TokenCascade(*pair_of(rule, pair), rule, SETTINGS[rule], gamma, router)
+    cascade = TokenCascade(*pair_of(rule, pair), rule, SETTINGS[rule], gamma, router=router)
     for prompt in prompts:
         answer = cascade.answer(prompt, NEW_TOKENS)
         yield answer, cascade.num_flips(prompt, answer.token_ids)

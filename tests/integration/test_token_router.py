@@ -226,7 +226,7 @@ def test_cached_decoding_gives_the_router_the_inputs_of_teacher_forcing(root, fi
     for record in ragged_records(4):
         prompt = loaded.tokenizer(record["prompt"])["input_ids"]
         seen.clear()
-        answer = TokenCascade(loaded, teacher, "router", 0.5, 1, spy).answer(prompt, num)
+        answer = TokenCascade(loaded, teacher, "router", 0.5, 1, router=spy).answer(prompt, num)
         text = torch.tensor([[*prompt, *answer.token_ids]])
         states = split.hidden(text)[0, len(prompt) - 1 : -1]
         expected = scorer.reader.inputs(states, split.logits(states))

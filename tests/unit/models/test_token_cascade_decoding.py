@@ -62,7 +62,7 @@ def sequential(pair, router):
 
 
 def check_equal(pair, sequential, router, prompts, rule, gamma):
-    cascade = TokenCascade(*pair_of(rule, pair), rule, SETTINGS[rule], gamma, router)
+    cascade = TokenCascade(*pair_of(rule, pair), rule, SETTINGS[rule], gamma, router=router)
     answers = [cascade.answer(prompt, NEW_TOKENS) for prompt in prompts]
     expected = [sequential(rule, prompt) for prompt in prompts]
     assert [answer.token_ids for answer in answers] == [ids for ids, _ in expected]
