@@ -34,7 +34,7 @@ from caskd.store.format.spec import (
     check_imported,
     identity_differences,
 )
-from caskd.store.format.versions import needed_version, unusual_capture
+from caskd.store.format.versions import needed_version, unknown_fields, unusual_capture
 
 __all__ = [
     "COMMITS",
@@ -69,6 +69,7 @@ __all__ = [
     "identity_differences",
     "layout",
     "needed_version",
+    "unknown_fields",
     "untrusted_json",
     "unusual_capture",
     "written_encodings",

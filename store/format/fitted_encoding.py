@@ -193,7 +193,7 @@ class OldFittedTopK(FittedTopK):
 
 def _differences(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
     """Differences [k, N] between the codes of neighbouring ranks; 0 in padding."""
-    steps = np.ascontiguousarray(codes.T)
+    steps = np.array(codes.T, order="C")  # a copy, also of one row
     steps[1:] -= steps[:-1].copy()
     steps[~cells.T] = 0
     return steps

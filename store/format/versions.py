@@ -30,6 +30,17 @@ def capture_fields(capture: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(capture.get(name, known[0])) for name, known in CAPTURE_VALUES.items()}
 
 
+def unknown_fields(known_as: Mapping[str, str]) -> dict[str, str]:
+    """Row fields that hold no information in a store with these `capture_fields`.
+
+    Returns:
+        Row field -> the capture field that says so.
+    """
+    unknown = dict.fromkeys(("argmax", "label_rank"), "argmax")
+    unknown["tail_mass"] = "tail"
+    return {field: name for field, name in unknown.items() if known_as[name] == "unknown"}
+
+
 def unusual_capture(identity: Mapping[str, Any]) -> str:
     """The capture fields that differ from an ordinary capture's, in words; empty if none does."""
     capture = identity["capture"]

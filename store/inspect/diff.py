@@ -4,14 +4,13 @@ Legend: N rows of a block of examples.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from caskd.store.format import identity_differences
+from caskd.store.format import identity_differences, unknown_fields
 from caskd.store.io import escape_control, progress
 from caskd.store.read import StoreBatch, TeacherStore
 
@@ -87,7 +86,7 @@ def _compare(a: TeacherStore, b: TeacherStore, examples: Any, found: StoreDiff) 
         return
     batch_a, batch_b = a.read(examples[same]), b.read(examples[same])
     known_a, known_b = a.spec.capture_fields, b.spec.capture_fields
-    unknown = _unknown_fields(known_a) | _unknown_fields(known_b)
+    unknown = {*unknown_fields(known_a), *unknown_fields(known_b)}
     if known_a["values"] != known_b["values"]:
         batch_a, batch_b = map(_log_probabilities, (batch_a, batch_b))
     found.num_rows += batch_a.num_rows
@@ -100,12 +99,6 @@ def _compare(a: TeacherStore, b: TeacherStore, examples: Any, found: StoreDiff) 
         index = int(np.searchsorted(batch_a.row_offsets, row, side="right")) - 1
         first_of_example = int(batch_a.row_offsets[index])
         found.first_row = int(batch_a.example_indices[index]), row - first_of_example
-
-
-def _unknown_fields(known_as: Mapping[str, str]) -> set[str]:
-    """Row fields that hold no information in a store with these capture fields."""
-    unknown = {"argmax", "label_rank"} if known_as["argmax"] == "unknown" else set()
-    return unknown | ({"tail_mass"} if known_as["tail"] == "unknown" else set())
 
 
 def _log_probabilities(batch: StoreBatch) -> StoreBatch:

@@ -1,5 +1,6 @@
 """The wheel holds all code and data, and its commands run outside the checkout."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -75,6 +76,8 @@ def test_every_module_imports_from_the_wheel(unpacked: Path) -> None:
         for name in files_of(unpacked / "caskd")
         if name.endswith(".py") and not name.endswith("__main__.py")
     ]
+    if importlib.util.find_spec("vllm") is None:
+        names.remove("caskd.models.engines.vllm_steps")  # a class of vLLM, imported by its workers
     code = (
         "import importlib, sys\n"
         f"found = [importlib.import_module(name) for name in {names!r}]\n"

@@ -16,7 +16,12 @@ from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
 from caskd.train.data.reachable import ReachableMask, measured_mask, read_mask, write_mask
-from caskd.train.data.row_weights import RowWeights, WeighedRows
+from caskd.train.data.row_weights import (
+    RowWeights,
+    WeighedRows,
+    check_weighed_fields,
+    checked_weights,
+)
 from caskd.train.data.span_batches import (
     SpanExample,
     SpanReader,
@@ -57,6 +62,8 @@ __all__ = [
     "accumulation_steps",
     "align_tokens",
     "check_budget",
+    "check_weighed_fields",
+    "checked_weights",
     "collate",
     "collate_spans",
     "fields_to_read",

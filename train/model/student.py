@@ -26,7 +26,7 @@ from caskd.models import (
     open_tokenizer,
 )
 from caskd.store.errors import UsageError
-from caskd.train.data import MicroBatch, RowWeights
+from caskd.train.data import MicroBatch, RowWeights, checked_weights
 from caskd.train.delegation import Delegation
 from caskd.train.loss import (
     Head,
@@ -148,7 +148,7 @@ class StudentWithLoss(nn.Module):
             form = self.split.form
             head = Head(self.split.weight, self.split.bias, form.softcap, form.scale)
             right = student_right(hidden, head, batch.labels)
-        return rule.weights(batch.weighed, right)
+        return checked_weights(rule.name, rule.weights(batch.weighed, right))
 
     def hidden(
         self,

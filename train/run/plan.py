@@ -21,6 +21,7 @@ from caskd.train.data import (
     StoreMix,
     StudentTokens,
     check_budget,
+    check_weighed_fields,
     many_epochs,
     read_fractions,
     shares,
@@ -267,6 +268,7 @@ def plan_run(config: TrainConfig, row_weights: RowWeights | None = None) -> RunP
     store.check_known(widest_read(objective, config.final_w), config.tail, config.confidence)
     accept = None if config.accept_imported else "--accept-imported"
     store.check_imported(accept)
+    check_weighed_fields(row_weights, store.stores)
     order = store.order(config.seed)
     checkpoint = done = None
     initial = initial_weights(config)

@@ -275,6 +275,22 @@ def test_a_store_has_format_2_no_pilot_and_reads_in_any_order(
     assert same(again.read(range(16)), whole)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, len(stores.VOCAB)])
+def test_a_shard_of_one_row_has_the_values_of_its_row(tmp_path: Path, top_k: int) -> None:
+    one = [e for e in stores.examples(60, longest=3) if e.is_response[1:].sum() == 1][:8]
+    found = []
+    for encoding in ("exact", "fitted2"):
+        made = stores.identity(top_k, encoding)
+        stores.plan_store(tmp_path / encoding, made, one, shard_rows=1, vocab=stores.VOCAB)
+        stores.fill(tmp_path / encoding).seal()
+        assert not verify_store(tmp_path / encoding, full=True).problems
+        found.append(TeacherStore.open(tmp_path / encoding).read(range(len(one))))
+    log_p = [batch.column("label_logit") - batch.column("logsumexp") for batch in found]
+    np.testing.assert_allclose(log_p[1], log_p[0], atol=2.0**-8 + 1e-5)
+    tails = [np.sqrt(batch.column("tail_mass")) for batch in found]
+    np.testing.assert_allclose(tails[1], tails[0], atol=2e-3)
+
+
 def test_a_shard_needs_nothing_of_another(tmp_path: Path) -> None:
     plan = tmp_path / "s"
     made = stores.identity(4, "fitted2")
