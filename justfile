@@ -56,5 +56,6 @@ nightly:
     CASKD_RANKS=1,2,4 CASKD_CASES="0:float32 1:float32 2:float32 3:float32 0:bfloat16 2:bfloat16 3:bfloat16" nice -n 10 pytest --timeout 14400 tests/distributed/test_resize.py
     CASKD_SCHEDULES=1000 CASKD_KILLS=200 nice -n 10 pytest --timeout 14400 tests/integration/test_s3_faults.py
     CASKD_CAPTURE_KILLS=100 nice -n 10 pytest --timeout 3600 tests/integration/test_capture_kills.py
+    CASKD_BROWSER=${CASKD_BROWSER:-chromium} nice -n 10 pytest -m browser -rs tests/integration/test_report_browser.py
     nice -n 10 pytest --timeout 1800 -m nightly -rs tests/integration # in an environment with caskd[vllm]
     CASKD_PROMPTS=200 nice -n 10 pytest tests/unit/models/test_token_cascade_decoding.py

@@ -4,11 +4,13 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 
+from caskd.eval.report.terms import explained, explained_head
 from caskd.eval.study import ALL_TASKS
 
 Heads = Mapping[str, tuple[str, str]]
@@ -65,25 +67,56 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Slider:
+    """A slider over the thresholds of each small model."""
+
+    series: str
+    """JSON: a list with the numbers of each small model, and no text."""
+    unit: str
+    """Of the cost."""
+    names: Sequence[str]
+    """Of the small models."""
+    first: int = 0
+    """The small model that shows first."""
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading and its content, in this order."""
 
     heading: str = ""
+    lead: str = ""
+    """One sentence above all else."""
     warnings: Sequence[str] = field(default=())
     texts: Sequence[str] = field(default=())
     bullets: Sequence[str] = field(default=())
+    slider: Slider | None = None
     pictures: Sequence[Picture] = field(default=())
     tables: Sequence[Table] = field(default=())
+    terms: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = field(default=())
 
 
 def html_bytes(title: str, sections: Sequence[Section], version: str) -> bytes:
-    """Render the page; every text in it is escaped, and its only script sorts tables."""
-    source = resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True)
-    environment.filters["csp_digest"] = _csp_digest
-    template = environment.from_string(source)
+    """Render the page; every text in it is escaped, and its one script sorts and slides."""
+    template = _template()
     return template.render(title=title, sections=sections, version=version).encode()
+
+
+@cache
+def _template() -> Template:
+    source, style, script = (
+        resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+        for name in ("page.html.j2", "page.css", "page.js")
+    )
+    environment = Environment(autoescape=True, trim_blocks=True)
+    environment.globals |= {"style": style, "script": script}
+    environment.filters |= {
+        "csp_digest": _csp_digest,
+        "explained": explained,
+        "explained_head": explained_head,
+    }
+    return environment.from_string(source)
 
 
 def _csp_digest(text: str) -> str:

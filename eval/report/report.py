@@ -10,7 +10,7 @@ from typing import Any
 from caskd.eval.answers import Predictions
 from caskd.eval.config import EvalConfig
 from caskd.eval.curves import answer_cost, curve_figures
-from caskd.eval.report import differences, plots, promises, sections, tables
+from caskd.eval.report import differences, opening, plots, promises, sections, tables
 from caskd.eval.report.folder import CASCADE, FORMAT, check_folder
 from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
 from caskd.eval.serving import cascade_fields
@@ -28,6 +28,7 @@ from caskd.store.io import strip_control
 FORMAT_VERSION = 1
 
 CONTENTS = (
+    Part(section=opening.decision),
     Part(
         tables={"summary": tables.summary_rows, "curve": tables.curve_rows},
         plots={
@@ -77,6 +78,7 @@ CONTENTS = (
         section=sections.threshold_drift,
     ),
     Part(tables={"samples": lambda analysis: analysis.samples}, section=sections.samples),
+    Part(section=opening.terms),
 )
 """The parts of a report on cascades, in the order of the page. A new table, figure or section is
 one entry here."""
@@ -140,6 +142,7 @@ def cascade_summary(analysis: Analysis) -> dict[str, Any]:
         "token_cascades": list(tables.token_cascade_rows(analysis)),
         "chain": analysis.chain.summary() if analysis.chain else None,
         "operating_point": cascade_fields(analysis.point) if analysis.point else None,
+        "decision": analysis.decision.summary(),
         "warnings": analysis.warnings,
     }
 

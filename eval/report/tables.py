@@ -18,7 +18,7 @@ from caskd.eval.report.sentences import (
     questions_line,
     token_cascade_lines,
 )
-from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult
+from caskd.eval.study import ALL_TASKS, NO_TASK, Analysis, CascadeResult, sentence
 from caskd.store.io import csv_cell, escape_control, strip_control
 
 Rows = Iterator[dict[str, Any]]
@@ -173,6 +173,7 @@ def show(analysis: Analysis) -> None:
         console.print(escape(line), soft_wrap=True)
     for warning in analysis.warnings:
         console.print(f"[yellow]Warning:[/] {_shown(warning)}", soft_wrap=True)
+    console.print(_shown(sentence(analysis.decision)), soft_wrap=True)
 
 
 def _shown(text: str) -> str:

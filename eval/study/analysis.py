@@ -12,8 +12,9 @@ from caskd.eval.outcomes import OutcomeTable
 from caskd.eval.rules import RuleScores, score_pairs
 from caskd.eval.study.chain import ChainResult, measure_chain
 from caskd.eval.study.compare import Comparisons, compare
+from caskd.eval.study.decision import CostLine, Decision, cost_lines, decide
 from caskd.eval.study.experiment import Experiment, read_experiment
-from caskd.eval.study.guarantee import Guarantee, guarantee, parse_promise
+from caskd.eval.study.guarantee import Guarantee, drift_rows, guarantee, parse_promise
 from caskd.eval.study.measure import CascadeResult, measure_cascade, warnings
 from caskd.eval.study.operating_point import (
     OperatingPoint,
@@ -23,7 +24,6 @@ from caskd.eval.study.operating_point import (
 )
 from caskd.eval.study.samples import default_threshold, sample_rows
 from caskd.eval.study.table_figures import Domination, benchmark_rows, dominations
-from caskd.eval.study.threshold_drift import drift_rows
 from caskd.eval.study.token_cascades import TokenCascadePoint, read_token_cascades
 from caskd.store.errors import UsageError
 from caskd.store.io import strip_control
@@ -44,6 +44,9 @@ class Analysis:
     """Empty without a calibration split."""
     chain: ChainResult | None
     point: OperatingPoint | None
+    decision: Decision
+    cost_lines: list[CostLine]
+    """The main rule of each small model, threshold by threshold."""
     samples: list[dict[str, Any]]
     """Examples on both sides of the threshold."""
     samples_of: str
@@ -137,6 +140,7 @@ def analyze(config: EvalConfig) -> Analysis:
         )
     ]
     point = choose(constraint, results, calibrations, prices) if constraint else None
+    lines = cost_lines(results, prices)
     shown, rule, threshold = (
         (point.result, point.scores, point.threshold)
         if point
@@ -150,6 +154,8 @@ def analyze(config: EvalConfig) -> Analysis:
         threshold_drift=list(drift_rows(results, calibrations)) if calibrations else [],
         chain=_chain(config, experiment, scores, prices) if config.chain else None,
         point=point,
+        decision=decide(results, lines, calibrations, prices, point),
+        cost_lines=lines,
         samples=sample_rows(shown, rule, threshold),
         samples_of=f"{shown.label}, rule {rule.rule}, threshold {threshold:.6g}",
         token_cascades=read_token_cascades(
