@@ -83,10 +83,11 @@ class Server:
 
 
 class Counted:
-    """Rows that were asked for, and an action behind the first commits.
+    """Rows that the teacher computed, and an action behind the first commits.
 
-    A row is a token of a prompt or a response whose probability the teacher computed. Those of the
-    fingerprint and of tests at start have prompts of their own, and count as `checks`.
+    A row is a token of a prompt or a response with its log-probabilities. A store holds those of
+    responses alone; its first 256 are computed twice, for the pilot. Rows of the fingerprint and of
+    the test of an engine have prompts of their own, and count as checks, too.
     """
 
     def __init__(self, store: Path, options: Any, action: Callable[[], None] | None) -> None:
@@ -96,7 +97,7 @@ class Counted:
         self._lock = threading.Lock()
 
     def ask(self, tokens: Sequence[int], num_rows: int) -> None:
-        """Count a request; the first one behind enough commits meets the action."""
+        """Count an answer; the first one behind enough commits meets the action."""
         with self._lock:
             self.rows += num_rows
             self.checks += num_rows * (tuple(tokens[:8]) in self._fixed)
@@ -151,9 +152,10 @@ def server_arms(options: Any, base: dict[str, Any]) -> list[dict[str, Any]]:
             counted = Counted(store, options, action)
 
             def send(http: Any, path: str, body: Any, counted: Counted = counted) -> Any:
-                if isinstance(body, dict) and "prompt_logprobs" in body:
+                answer = real(http, path, body)
+                if isinstance(body, dict) and "prompt_logprobs" in body and answer[0] == 200:
                     counted.ask(body["prompt"], len(body["prompt"]) - 1)
-                return real(http, path, body)
+                return answer
 
             HttpServer._send = send  # type: ignore[method-assign]
             config = PrecomputeConfig(store=str(store), backend="server", url=(server.url,), **base)
