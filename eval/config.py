@@ -23,6 +23,7 @@ TokenRuleName = Literal[
     "entropy",
     "margin",
     "call",
+    "router",
     "rsd",
 ]
 
@@ -112,7 +113,10 @@ class PredictConfig:
     to token-v3. Default: 0.2."""
     threshold: float | None = None
     """The large model chooses a token if the small model's entropy is at least this many nats
-    (entropy), or its two likeliest tokens are at most this many nats apart (margin)."""
+    (entropy), or its two likeliest tokens are at most this many nats apart (margin), or the
+    router's probability is at least this (router; default: the router's own threshold)."""
+    router: str | None = None
+    """With --token-rule router: folder of caskd router fit for --model."""
     p_th: float | None = None
     """The large model's token is kept if the small model gives it at least this probability (rsd).
     Default: 0.01."""

@@ -98,7 +98,7 @@ def _local(config: PredictConfig, flags: RuleFlags | None) -> Ready:
     cascade, flags = calibrated(cascade, flags, requests, config.max_new_tokens)
     metadata |= cascade_metadata(loaded, cascade, flags)
     rows = partial(_cascade_rows, cascade, config, tasks)
-    lines = partial(cascade_lines, cascade=cascade, requests=requests)
+    lines = partial(cascade_lines, cascade=cascade, requests=requests, flags=flags)
     return Ready(requests, tasks, metadata, _each(rows), lines)
 
 
