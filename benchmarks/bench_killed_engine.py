@@ -17,17 +17,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from store_rows import setting, write_table
 
-from caskd.models.engines import VllmEngine, vllm_version
+from caskd.models import open_config, open_tokenizer
+from caskd.models.engines import VllmEngine, fixed_prompts, key_of, vllm_version
 from caskd.models.engines.http_client import HttpServer
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore, verify_store
+from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import CaskdError
 from caskd.store.io import tell
 
@@ -81,20 +83,36 @@ class Server:
 
 
 class Counted:
-    """Rows that were asked for, and an action behind the first commits."""
+    """Rows that the teacher computed, and an action behind the first commits.
 
-    def __init__(self, store: Path, after: int, action: Callable[[], None] | None) -> None:
-        self.rows, self.store, self.after, self.action = 0, store, after, action
+    A row is a token of a prompt or a response with its log-probabilities. A store holds those of
+    responses alone; its first 256 are computed twice, for the pilot. Rows of the fingerprint and of
+    the test of an engine have prompts of their own, and count as checks, too.
+    """
+
+    def __init__(self, store: Path, options: Any, action: Callable[[], None] | None) -> None:
+        self.rows, self.checks = 0, 0
+        self.store, self.after, self.action = store, options.after, action
+        self._fixed = fixed_beginnings(options.model)
         self._lock = threading.Lock()
 
-    def ask(self, num_rows: int) -> None:
-        """Count a request; the first one behind enough commits meets the action."""
+    def ask(self, tokens: Sequence[int], num_rows: int) -> None:
+        """Count an answer; the first one behind enough commits meets the action."""
         with self._lock:
             self.rows += num_rows
+            self.checks += num_rows * (tuple(tokens[:8]) in self._fixed)
             commits = list((self.store / "commits").glob("[0-9]*.json"))
             if self.action is not None and len(commits) >= self.after:
                 action, self.action = self.action, None
                 action()
+
+
+def fixed_beginnings(model: str) -> set[tuple[int, ...]]:
+    """The first eight ids of each prompt of the fingerprint."""
+    vocab = token_bytes(open_tokenizer(Path(model), "MODEL"))
+    num_ids = min(len(vocab), open_config(Path(model), "MODEL").get_text_config().vocab_size)
+    prompts = fixed_prompts(num_ids, key_of(vocab_digest(vocab)))
+    return {tuple(prompt[:8]) for prompt in prompts}
 
 
 def captured(
@@ -118,6 +136,7 @@ def captured(
                 "num_rows": len(store.read(range(len(store))).labels),
                 "num_shards": store.spec.num_shards,
                 "rows_asked": counted.rows,
+                "rows_of_checks": counted.checks,
                 "commands": commands,
                 "seconds": round(time.monotonic() - began, 1),
             }
@@ -130,12 +149,13 @@ def server_arms(options: Any, base: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         for arm, action in (("alive", None), ("killed", server.kill_and_start)):
             store = options.work / f"server-{arm}"
-            counted = Counted(store, options.after, action)
+            counted = Counted(store, options, action)
 
             def send(http: Any, path: str, body: Any, counted: Counted = counted) -> Any:
-                if isinstance(body, dict) and "prompt_logprobs" in body:
-                    counted.ask(len(body["prompt"]) - 1)
-                return real(http, path, body)
+                answer = real(http, path, body)
+                if isinstance(body, dict) and "prompt_logprobs" in body and answer[0] == 200:
+                    counted.ask(body["prompt"], len(body["prompt"]) - 1)
+                return answer
 
             HttpServer._send = send  # type: ignore[method-assign]
             config = PrecomputeConfig(store=str(store), backend="server", url=(server.url,), **base)
@@ -170,10 +190,11 @@ def engine_arms(options: Any, base: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         for arm, action in (("alive", None), ("killed", kill)):
             store = options.work / f"engine-{arm}"
-            counted = Counted(store, options.after, action)
+            counted = Counted(store, options, action)
 
             def run(engine: Any, prompts: Any, counted: Counted = counted, **further: Any) -> Any:
-                counted.ask(sum(map(len, prompts)))
+                for prompt in prompts:  # without its last label
+                    counted.ask(prompt, len(prompt))
                 return real_run(engine, prompts, **further)
 
             VllmEngine.run = run  # type: ignore[method-assign]

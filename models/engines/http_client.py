@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -73,8 +74,8 @@ class HttpServer:
     Attributes:
         url: as `server_url` returns it.
         concurrency: requests that it may have at a time.
-        interrupted: set after a failure or a new connection in place of a lost one: another
-            process may answer now. Whoever checks that clears it.
+        interrupted: set after a failure, or when a connection is opened while none of the earlier
+            ones is open: another process may answer now. Whoever checks that clears it.
     """
 
     def __init__(self, url: str, *, concurrency: int = CONCURRENCY) -> None:
@@ -84,6 +85,8 @@ class HttpServer:
         self._said = threading.Event()
         self._token = os.environ.get(TOKEN_VARIABLE) or None
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+        self._connected = False
+        self._lock = threading.Lock()
         self._pool = urllib3.connection_from_url(
             self.url,
             maxsize=concurrency,
@@ -95,20 +98,28 @@ class HttpServer:
         self._pool.ConnectionCls = self._watched(HTTPSConnection if secure else HTTPConnection)
 
     def _watched(self, base: Any) -> Any:
-        """A connection class that reports when it connects again."""
+        """A connection class that reports when it connects."""
         server = self
 
         class Watched(base):  # type: ignore[misc]
-            connected_before = False
-
             def connect(self) -> None:
                 super().connect()
-                if self.connected_before:
-                    server.interrupted.set()
-                self.connected_before = True
-                server._connections.add(self)
+                server._note_connection(self)
 
         return Watched
+
+    def _note_connection(self, connection: HTTPConnection) -> None:
+        """Keep a connection that was just opened, and notice if it is the only one.
+
+        Servers close connections that stay idle for some seconds (5 in vLLM). As long as another
+        connection of before is open, the process behind it lives, and has the port.
+        """
+        with self._lock:
+            others = [other for other in self._connections if other is not connection]
+            if self._connected and not any(map(_is_open, others)):
+                self.interrupted.set()
+            self._connected = True
+            self._connections.add(connection)
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that the server answers to a POST of `body`, or to a GET without one.
@@ -196,13 +207,28 @@ class HttpServer:
     def close(self) -> None:
         """End all connections, so that no thread goes on waiting for an answer."""
         self._stopping.set()
-        for connection in list(self._connections):
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
             if connection.sock is not None:
                 try:
                     connection.sock.shutdown(socket.SHUT_RDWR)
                 except OSError:
                     continue  # ended already
         self._pool.close()
+
+
+def _is_open(connection: HTTPConnection) -> bool:
+    """Whether the other end of a connection, which another thread may use, has not closed it."""
+    if connection.sock is None:
+        return False
+    poll = select.poll()
+    try:
+        # Without the flag (outside of Linux), an answer that waits to be read looks like an end.
+        poll.register(connection.sock, getattr(select, "POLLRDHUP", select.POLLIN))
+        return not poll.poll(0)
+    except (OSError, ValueError):  # closed meanwhile
+        return False
 
 
 def answered(ask: Callable[[], Any]) -> Any | None:

@@ -53,9 +53,9 @@ class ModelServer:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def drop_connections(self) -> None:
-        """Close every connection, as a restart does."""
-        for connection in self.connections:
+    def drop_connections(self, keep: int = 0) -> None:
+        """Close all connections, as a restart does, or all but the newest ones."""
+        for connection in self.connections[: len(self.connections) - keep]:
             connection.close_connection = True
             try:
                 connection.connection.shutdown(2)

@@ -1,5 +1,6 @@
 """Captures from a server: equal to those of the same model in this process, through every fault."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -282,4 +283,34 @@ def test_a_lost_idle_connection_asks_for_the_fingerprint_again(
         server.model = tiny_model(tiny_tokenizer(), seed=1)
         with pytest.raises(IdentityError, match="another model"):
             teacher_of_store.rows(examples)
+        teacher_of_store.close()
+
+
+def test_idle_connections_that_the_server_closes_ask_for_no_fingerprint(
+    teacher: Path, model: Any, tmp_path: Path
+) -> None:
+    """While one connection of before is open, the others may be closed and opened again."""
+    with serving(model) as server:
+        config = served_config(teacher, tmp_path, server.url)
+        job = check_job(config)
+        teacher_of_store = find_teacher(config).load(plan_job(config, job))
+        together = threading.Barrier(3, timeout=20)
+
+        def meet(n: int, body: dict[str, Any]) -> None:
+            together.wait()  # no connection is free before all three are open
+
+        examples = StoreWriter(config.store).shard(0).examples[:3]
+        server.fault = meet
+        first = teacher_of_store.rows(examples)
+        for _ in range(2):
+            before, opened = len(server.asked), len(server.connections)
+            server.drop_connections(keep=1)
+            again = teacher_of_store.rows(examples)
+            assert len(server.connections) == opened + 2
+            assert len(server.asked) == before + 3
+            np.testing.assert_array_equal(again["topk_ids"], first["topk_ids"])
+        server.fault = lambda n, body: None
+        server.drop_connections()
+        teacher_of_store.rows(examples)
+        assert len(server.asked) >= before + 3 + 3 + 32
         teacher_of_store.close()
