@@ -60,7 +60,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "labels": None,
 }
 """Arm -> what its store keeps; None where there is no store."""
-ENCODINGS = {"topk": "fitted", "sampled": "compact", "head_sampled": "compact"}
+ENCODINGS = {"topk": "fitted2", "sampled": "compact", "head_sampled": "compact"}
 FIGURES = ("nll", "kl", "ece", "audc")
 REPLICATES = 1000
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
-from caskd.store.format import HEAD_SAMPLED, ROW_ENCODINGS, SAMPLED, TOPK, RowKind, layout
+from caskd.store.format import HEAD_SAMPLED, SAMPLED, TOPK, RowKind, layout, written_encodings
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64
@@ -16,7 +16,7 @@ MAX_SAMPLES = 8_192  # a chunk of 512 rows then has 4 million cells
 if TYPE_CHECKING:
     EncodingName = str
 else:
-    EncodingName = Literal[tuple(dict.fromkeys(name for _, name in ROW_ENCODINGS))]
+    EncodingName = Literal[tuple(written_encodings())]
     """Names of the table, as `--encoding` lists them; not every one is for both kinds of rows."""
 
 
@@ -52,9 +52,9 @@ class PrecomputeConfig:
     """Seed of the samples. They depend on the seed and the row only, not on batches or workers."""
 
     encoding: EncodingName = "compact"
-    """Row encoding: compact rounds logits (mean KL at most 1e-5); fitted too, and the label within
-    0.004 nat, in a sixth fewer bytes (format 2, top-k only, slower to read and write); exact keeps
-    every bit."""
+    """Row encoding: compact rounds logits (mean KL at most 1e-5); fitted2 too, and the label
+    within 0.004 nat, in a sixth fewer bytes (format 2, top-k only, slower to read and write); exact
+    keeps every bit."""
 
     shard_rows: int | None = None
     """Response tokens per shard, the unit of work; 65,536 by default, or as planned. A stopped run
@@ -277,8 +277,8 @@ def _check_encoding(config: PrecomputeConfig) -> None:
         UsageError: there is no such encoding for these rows.
     """
     kind = config.row_kind.name
-    if (kind, config.encoding) not in ROW_ENCODINGS:
-        names = [name for of, name in ROW_ENCODINGS if of == kind]
+    names = written_encodings(kind)
+    if config.encoding not in names:
         raise UsageError(
             f"--encoding {config.encoding}: not an encoding of {kind} rows; expected "
             f"{' or '.join(names)}; pass --encoding {names[0]}"

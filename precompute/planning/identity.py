@@ -27,6 +27,7 @@ from caskd.store.corpus import (
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.fingerprint import FINGERPRINT
 from caskd.store.format import SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
 from caskd.store.io import parse_json
 from caskd.store.write import find_store
@@ -93,8 +94,16 @@ def check_job(config: PrecomputeConfig) -> Job:
         absent = SPECIAL_TOKEN_FIELDS - existing.identity["vocabulary"].keys()
         for field in absent:
             del identity["vocabulary"][field]
-        check_identity(existing, identity, config.store)
+        planned = existing.identity["teacher"].get(FINGERPRINT)
+        known = {} if planned is None else {FINGERPRINT: planned}
+        teacher = {**identity["teacher"], **known}
+        check_identity(existing, {**identity, "teacher": teacher}, config.store)
         check_planned_flags(config, existing)
+    fingerprint = source.fingerprint()
+    if fingerprint is not None:
+        identity["teacher"][FINGERPRINT] = fingerprint
+        if existing is not None:
+            check_identity(existing, identity, config.store)
     return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
 
 

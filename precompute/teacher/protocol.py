@@ -80,7 +80,13 @@ class TeacherSource(Protocol):
         """Memory that the weights take here; None where another process decides."""
 
     def identity(self) -> dict[str, Any]:
-        """Fields of `identity.teacher` in store.json."""
+        """Fields of `identity.teacher` in store.json that need no running teacher."""
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What recognises a running teacher that digests do not name; None where they do.
+
+        It may start the teacher, so that it is asked for last.
+        """
 
     def capture(self) -> Mapping[str, Any]:
         """Fields of `identity.capture` in store.json that the backend decides."""

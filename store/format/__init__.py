@@ -15,7 +15,7 @@ from caskd.store.format.names import (
     STORE_JSON,
     canonical_json,
 )
-from caskd.store.format.row_encodings import ROW_ENCODINGS
+from caskd.store.format.row_encodings import ROW_ENCODINGS, written_encodings
 from caskd.store.format.rows import (
     FIELD_DTYPES,
     HEAD_SAMPLED,
@@ -71,4 +71,5 @@ __all__ = [
     "needed_version",
     "untrusted_json",
     "unusual_capture",
+    "written_encodings",
 ]

@@ -189,6 +189,7 @@ class RowEncoding(ABC):
         uses_id_orders: whether ids are stored as positions in `id_order`, which a pilot fits.
         exact: whether every value comes back with the bits that the teacher computed.
         cell_bytes: bytes per cell on disk, smallest and largest of real stores.
+        is_written: whether a new store may have it; others are only read.
     """
 
     kind: RowKind
@@ -198,6 +199,7 @@ class RowEncoding(ABC):
     derived: Mapping[str, Derived] = MappingProxyType({})
     uses_id_orders: bool = False
     exact: bool = True
+    is_written: bool = True
     cell_bytes: tuple[float, float]
 
     @abstractmethod

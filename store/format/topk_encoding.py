@@ -97,12 +97,13 @@ def decode_logits(steps: Array, num_kept: Array, logsumexp: Array, out: Array) -
     blank(out, num_kept, -np.inf)
 
 
-def running_sum(steps: Array) -> Array:
+def running_sum(steps: Array, out: Array | None = None) -> Array:
     """Codes [k, N] from their differences along the first axis."""
     if steps.shape[1] % 4 or not steps.flags.c_contiguous:
-        return np.cumsum(steps, axis=0, dtype=np.uint16)
+        return np.cumsum(steps, axis=0, dtype=np.uint16, out=out)
     # Adds four uint16 at once; codes that caskd writes never carry into the next one.
-    return np.cumsum(steps.view(np.uint64), axis=0).view(np.uint16)
+    into = None if out is None else out.view(np.uint64)
+    return np.cumsum(steps.view(np.uint64), axis=0, out=into).view(np.uint16)
 
 
 def logit_steps(logits: Array, logsumexp: Array, cells: npt.NDArray[np.bool_]) -> Array:

@@ -20,7 +20,7 @@ CAPTURE_VALUES: Mapping[str, tuple[str, ...]] = {
     "tail": ("exact", "complement", "unknown"),
 }
 """Fields of `identity.capture` and their values; the first one is meant where a field is absent."""
-_ENCODINGS_OF_2 = frozenset({"fitted"})
+_ENCODINGS_OF_2 = frozenset({"fitted", "fitted2"})
 _KINDS_OF_2 = frozenset({"head_sampled"})
 _ONLY_IN_2 = ("engine_version", "imported_from")
 

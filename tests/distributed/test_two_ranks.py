@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training import capture, read_metrics
+from helpers.training import capture, config_for, read_metrics
 from helpers.warm import run_ranks, start_ranks
 
+from caskd.train import train
 from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path
 from caskd.train.checkpoint.tensor_files import SavedTensors
 
@@ -46,7 +47,8 @@ def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_two_ranks_resume_bitwise(root: Path, tmp_path: Path) -> None:
-    stage = ("--zero-stage", "3")
+    """With a CALL token, whose rows are chosen by counts that the ranks sum up."""
+    stage = ("--zero-stage", "3", "--delegate", "rho", "--delegate-share", "0.3")
     first = torchrun(words_for(root, tmp_path / "run", *stage))
     assert first.returncode == 0, first.stderr[-3000:]
     assert first.stdout.count("8 examples = 2 x 2 ranks x 2 accumulation") == 1, (
@@ -59,6 +61,12 @@ def test_two_ranks_resume_bitwise(root: Path, tmp_path: Path) -> None:
     run_ranks(2, words_for(root, tmp_path / "run", *stage, "--resume"))
     assert read_metrics(tmp_path / "run") == read_metrics(whole)
     assert [line["step"] for line in read_metrics(whole)] == [1, 2, 3, 4, 5, 6]
+    one = {"objective": "cat-dist", "delegate": "rho", "delegate_share": 0.3}
+    train(config_for(root, "one-rank", **one))
+    for line, alone in zip(read_metrics(whole), read_metrics(root / "one-rank"), strict=True):
+        assert line["delegated_share"] == pytest.approx(alone["delegated_share"], abs=1e-12)
+        assert line["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert 0.1 < line["delegated_share"] < 0.6
     ours, theirs = (
         dict(SavedTensors(checkpoint_path(run, 6) / "weights")) for run in (tmp_path / "run", whole)
     )

@@ -20,7 +20,7 @@ def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
     """Files of a valid topk store in each encoding, and of draws without and with a head."""
     sampled_stores.make_store(where / "sampled")
     head_stores.make_store(where / "head")
-    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted")]
+    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted2")]
     return {
         path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
         for path in (*paths, where / "sampled", where / "head")

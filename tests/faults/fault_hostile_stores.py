@@ -31,7 +31,7 @@ class HostileStore:
     """A store to be written: its files, and actions on the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"  # or `exact`, `fitted`; or `sampled`, `head`: compact draws
+    encoding: str = "compact"  # or `exact`, `fitted2`; or `sampled`, `head`: compact draws
     fits: bool = True  # whether digests are updated
     after: list[Callable[[Path], None]] = field(default_factory=list)
 

@@ -32,6 +32,8 @@ NOT_OURS = {
     "#SBATCH": "needs a SLURM cluster",
 }
 """First words of lines that are not run here, and why."""
+FOLDERS = ("", "examples/reproduce_cat", "examples/better_than_cat")
+"""Where the scripts of a page are."""
 LAUNCHERS = ("torchrun", "deepspeed", "srun")
 
 
@@ -96,7 +98,7 @@ def check_command(words: list[str]) -> None:
 
 
 def check_script(words: list[str]) -> None:
-    found = [path for folder in ("", "examples/reproduce_cat") if (path := ROOT / folder / words[0])
+    found = [path for folder in FOLDERS if (path := ROOT / folder / words[0])
              and path.is_file()]  # fmt: skip
     assert found, words[0]
     source = found[0].read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from caskd.train.data.mixture import MixedOrder
 from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
+from caskd.train.data.row_weights import RowWeights, WeighedRows, weighed_rows
 from caskd.train.data.store_mix import StoreMix
 from caskd.train.delegation import DelegateReader, DelegateRows
 from caskd.train.loss import TeacherRows, TeacherSpans
@@ -45,6 +46,7 @@ class MicroBatch:
         spans: of the rows, C of them, and the teacher's values of each; None where the student has
             the teacher's tokenizer.
         delegate: what the choice of delegated rows reads; None without a CALL column.
+        weighed: what a rule of row weights reads; None without one.
     """
 
     input_ids: Tensor
@@ -56,6 +58,7 @@ class MicroBatch:
     keep: Tensor | None = None
     spans: TeacherSpans | None = None
     delegate: DelegateRows | None = None
+    weighed: WeighedRows | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The batch on `device`."""
@@ -246,6 +249,7 @@ class BatchReader(StepReader):
     """Reads the batches of one rank, step by step."""
 
     delegate: DelegateReader | None = None
+    row_weights: RowWeights | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""
@@ -269,4 +273,6 @@ class BatchReader(StepReader):
             batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
         if self.delegate is not None:
             batch = replace(batch, delegate=self.delegate.rows(step, read))
+        if self.row_weights is not None:
+            batch = replace(batch, weighed=weighed_rows(self.row_weights, step, read))
         return batch.pin() if self.pin_memory else batch

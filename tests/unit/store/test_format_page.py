@@ -101,7 +101,7 @@ def test_the_reader_of_a_fitted_store_on_the_page(
     tmp_path: Path, shard_rows: int, top_k: int
 ) -> None:
     store = stores.make_store(
-        tmp_path / "s", encoding="fitted", num=16, shard_rows=shard_rows, top_k=top_k, ragged=True
+        tmp_path / "s", encoding="fitted2", num=16, shard_rows=shard_rows, top_k=top_k, ragged=True
     )
     read_fitted = reader("read_fitted")
     for example in np.flatnonzero(store.row_counts()):
