@@ -47,7 +47,9 @@ WORDS = {
     ),
     "eval": (
         "deferral: a question on which the small model is not confident goes to the large one. "
-        "AUDC: the area under quality against the share of deferred questions; 1 is best."
+        "AUDC: the area under quality against the share of deferred questions; 1 is best. random "
+        "and oracle: the same where chance, or the right answers, choose them. APGR: how much of "
+        "the gap between both models the cascade closes, on average."
     ),
 }
 """What a command's words mean, printed before it runs for the first time."""

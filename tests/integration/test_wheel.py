@@ -1,4 +1,4 @@
-"""The wheel holds all code and data, and its commands run outside the checkout."""
+"""sdist and wheel hold all code and data, and the wheel's commands run outside the checkout."""
 
 import importlib.util
 import os
@@ -18,24 +18,29 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the sources, unpacked; the build leaves the checkout alone."""
-    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sdist of a copy of the sources, and a wheel built from it; the checkout stays as it is."""
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", *ROOMS):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source],
         check=True,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": ""},
     )
-    [wheel] = folder.glob("caskd-*.whl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unpacked(built: Path) -> Path:
+    [wheel] = built.glob("caskd-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "unpacked")
-    return folder / "unpacked"
+        archive.extractall(built / "unpacked")
+    return built / "unpacked"
 
 
 def files_of(folder: Path) -> Iterator[str]:
@@ -52,6 +57,15 @@ def command(unpacked: Path, *words: str) -> dict[str, object]:
         "env": {**os.environ, "PYTHONPATH": str(unpacked), "HF_HUB_OFFLINE": "1"},
         "text": True,
     }
+
+
+def test_twine_accepts_both(built: Path) -> None:
+    pytest.importorskip("twine", reason="needs twine, of caskd[dev]")
+    packages = [*built.glob("caskd-*.whl"), *built.glob("caskd-*.tar.gz")]
+    assert len(packages) == 2
+    line = [sys.executable, "-m", "twine", "check", "--strict", *packages]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_wheel_has_every_file_of_every_room(unpacked: Path) -> None:
