@@ -24,7 +24,7 @@ from reference import command_pages, python_page  # noqa: E402
 CONFIG = Path(__file__).with_name("zensical.toml")
 PLACE = "      # flags: one generated page per command\n"
 FRONT = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "LICENSE")
-MADE_HERE = ("site", "__pycache__")
+NO_PAGES = ("site", "__pycache__")
 
 
 def stage(folder: Path) -> None:
@@ -32,8 +32,10 @@ def stage(folder: Path) -> None:
     pages = folder / "pages"
     for name in FRONT:
         copy(ROOT / name, pages)
-    for path in sorted((ROOT / "docs").rglob("*")):
-        if path.is_file() and path.suffix != ".py" and not set(path.parts) & set(MADE_HERE):
+    docs = ROOT / "docs"
+    for path in sorted(docs.rglob("*")):
+        place = path.relative_to(docs)
+        if path.is_file() and path.suffix != ".py" and place.parts[0] not in NO_PAGES:
             copy(path, pages)
     bring_along(pages)
     reference = pages / "docs" / "reference"
