@@ -1,6 +1,6 @@
 """Draw the pictures of README.md and docs/concepts.md into docs/pictures/.
 
-    python docs/draw_pictures.py
+python docs/draw_pictures.py
 """
 
 from collections.abc import Sequence
@@ -104,7 +104,16 @@ def deferral() -> str:
     def at(rate: float, quality: float) -> tuple[float, float]:
         return 70 + 400 * rate, 260 - 230 * (quality - 0.4) / 0.6
 
-    curve = [(0, 0.5), (0.1, 0.58), (0.2, 0.66), (0.3, 0.74), (0.45, 0.84), (0.6, 0.9), (0.8, 0.94), (1, 0.95)]
+    curve = [
+        (0, 0.5),
+        (0.1, 0.58),
+        (0.2, 0.66),
+        (0.3, 0.74),
+        (0.45, 0.84),
+        (0.6, 0.9),
+        (0.8, 0.94),
+        (1, 0.95),
+    ]
     points = [at(*p) for p in curve]
     area = " ".join(f"{x:g},{y:g}" for x, y in [(70, 260), *points, (470, 260)])
     ticks = [text(70 + 400 * r, 280, f"{r:.0%}", size=12, color=SOFT) for r in (0, 0.5, 1)]
@@ -145,7 +154,9 @@ def mask() -> str:
             parts.append(box(190 + 104 * i, y, 96, 40, [word], fill))
     parts.append(text(450, 240, "1492: neither model predicts it; the loss leaves it out and the cascade "
                       "defers it", size=13, color=SOFT))  # fmt: skip
-    return picture(740, 262, "The mask keeps a token that the student or the teacher predicts", *parts)
+    return picture(
+        740, 262, "The mask keeps a token that the student or the teacher predicts", *parts
+    )
 
 
 def tail() -> str:
@@ -171,7 +182,15 @@ def tail() -> str:
 
 
 def store() -> str:
-    columns = ("topk_ids", "topk_logits", "logsumexp", "tail_mass", "argmax", "label_logit", "label_rank")
+    columns = (
+        "topk_ids",
+        "topk_logits",
+        "logsumexp",
+        "tail_mass",
+        "argmax",
+        "label_logit",
+        "label_rank",
+    )
     cells = [box(250 + 70 * i, 150, 64, 44, [name.split("_")[0], name.partition("_")[2] or " "], BLUE,
                  size=11)
              for i, name in enumerate(columns)]  # fmt: skip
@@ -192,7 +211,9 @@ def store() -> str:
     )  # fmt: skip
 
 
-PICTURES = {f"{draw.__name__}.svg": draw for draw in (overview, cascade, deferral, mask, tail, store)}
+PICTURES = {
+    f"{draw.__name__}.svg": draw for draw in (overview, cascade, deferral, mask, tail, store)
+}
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)

@@ -46,7 +46,10 @@ def _cell(text: str) -> str:
 def python_page() -> str:
     """Markdown of the names that `caskd.store`, `caskd.train` and `caskd.eval` offer."""
     lines = ["# Python reference", ""]
-    lines += ["Generated from the docstrings. [The guide](../python.md) shows how the parts fit.", ""]
+    lines += [
+        "Generated from the docstrings. [The guide](../python.md) shows how the parts fit.",
+        "",
+    ]
     for dotted in MODULES:
         module = import_module(dotted)
         lines += [f"## {dotted}", "", (module.__doc__ or "").split("\n\n")[0].strip(), ""]
@@ -74,7 +77,9 @@ def _is_config(value: Any) -> bool:
 
 def _documented(member: Any) -> bool:
     kinds = (classmethod, staticmethod, property)
-    return (isinstance(member, kinds) or inspect.isfunction(member)) and bool(_unwrapped(member).__doc__)
+    return (isinstance(member, kinds) or inspect.isfunction(member)) and bool(
+        _unwrapped(member).__doc__
+    )
 
 
 def _unwrapped(member: Any) -> Any:
