@@ -1,9 +1,9 @@
-"""Size by field, error and speed of the encodings `compact` and `fitted` on the same rows.
+"""Size by field, error and speed of the encodings `compact` and `fitted2` on the same rows.
 
     python benchmarks/bench_store_fitted.py STORE [STORE ...]
 
 The stores have encoding exact and one teacher. Sizes are those of sealed stores of all rows, by
-shard size, and of row arrays by kind of text and cut to a mass. Each kind of a `fitted` line is a
+shard size, and of row arrays by kind of text and cut to a mass. Each kind of a `fitted2` line is a
 shard of its own, its lists included. Times are processor times of one core, medians over rounds,
 with both encodings in turn; reading includes opening the store. Writes results/store_fitted.csv.
 """
@@ -25,7 +25,7 @@ from caskd.store.format import ROW_ENCODINGS, encode_shards, layout
 from caskd.store.read import TeacherStore, arrays
 
 SHARDS = (2048, 8192, 65_536)
-ENCODINGS = ("compact", "fitted")
+ENCODINGS = ("compact", "fitted2")
 MASSES = (1.0, 0.999, 0.99)
 
 

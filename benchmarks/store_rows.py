@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from hardware import hardware
 
-from caskd.store.corpus import TokenizedExample
+from caskd.store.corpus import TokenizedExample, vocab_digest
 from caskd.store.format import TOPK
 from caskd.store.read import TeacherStore
 from caskd.store.write import StoreWriter, plan_store
@@ -96,6 +96,28 @@ def _shard(rows: StoredRows, work: Any, starts: np.ndarray, length: int) -> dict
             shard[name][example.row_start : stop] = values[source : source + example.row_count]
     shard["topk_logits"][shard["num_kept"] == 0] = -np.inf
     return shard
+
+
+def bare_identity(
+    kept: dict[str, Any], vocab: list[bytes], num_records: int, encoding: str
+) -> dict[str, Any]:
+    """Identity of a store of made-up text, with what its rows keep of the teacher."""
+    return {
+        "teacher": {"name": "teacher", "revision": None, "weights_digest": "00", "adapter": None},
+        "vocabulary": {
+            "size": len(vocab), "digest": vocab_digest(vocab), "tokenizer_digest": "00",
+        },
+        "text": {
+            "kind": "text", "eos": False, "max_length": 4096, "on_long": "error",
+            "template_digest": None,
+        },
+        "corpus": {"digest": "00", "num_records": num_records},
+        "capture": {
+            **kept, "load_dtype": "float32", "logits_dtype": "float32", "attention": "sdpa",
+            "quantization": None, "temperature": 1.0,
+        },
+        "encoding": encoding,
+    }  # fmt: skip
 
 
 def setting(notes: str) -> dict[str, Any]:

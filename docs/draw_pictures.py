@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Draw the pictures of README.md and docs/concepts.md into docs/pictures/.
 
 python docs/draw_pictures.py

@@ -23,6 +23,7 @@ TokenRuleName = Literal[
     "entropy",
     "margin",
     "call",
+    "router",
     "rsd",
 ]
 
@@ -75,8 +76,11 @@ class PredictConfig:
     hidden: int | None = None
     """Store the hidden state of each prompt's last token after this layer: -1 is the last layer, 0
     the embedding."""
-    backend: Literal["transformers", "server"] = "transformers"
-    """What answers: transformers in this process, or an OpenAI-compatible server at --url."""
+    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    """What answers: transformers in this process, a vLLM engine that this process starts, or an
+    OpenAI-compatible server at --url."""
+    tensor_parallel: int = 1
+    """With --backend vllm: number of devices over which each weight is divided."""
     url: tuple[str, ...] = ()
     """With --backend server: URL of the server, all before /v1; repeat the flag for servers of one
     model, which share the examples. A token of access is read from CASKD_SERVER_TOKEN."""
@@ -109,7 +113,10 @@ class PredictConfig:
     to token-v3. Default: 0.2."""
     threshold: float | None = None
     """The large model chooses a token if the small model's entropy is at least this many nats
-    (entropy), or its two likeliest tokens are at most this many nats apart (margin)."""
+    (entropy), or its two likeliest tokens are at most this many nats apart (margin), or the
+    router's probability is at least this (router; default: the router's own threshold)."""
+    router: str | None = None
+    """With --token-rule router: folder of caskd router fit for --model."""
     p_th: float | None = None
     """The large model's token is kept if the small model gives it at least this probability (rsd).
     Default: 0.01."""

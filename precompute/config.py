@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
-from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, RowKind, layout
+from caskd.store.format import HEAD_SAMPLED, SAMPLED, TOPK, RowKind, layout, written_encodings
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64
@@ -16,7 +16,7 @@ MAX_SAMPLES = 8_192  # a chunk of 512 rows then has 4 million cells
 if TYPE_CHECKING:
     EncodingName = str
 else:
-    EncodingName = Literal[tuple(dict.fromkeys(name for _, name in ROW_ENCODINGS))]
+    EncodingName = Literal[tuple(written_encodings())]
     """Names of the table, as `--encoding` lists them; not every one is for both kinds of rows."""
 
 
@@ -44,13 +44,17 @@ class PrecomputeConfig:
     """Store N samples from the full distribution instead of the top-k (train with --tail none). 50
     samples take about a third of the bytes of 64 logits."""
 
+    head: int | None = None
+    """With --sample: store the H likeliest tokens of each row with their probabilities, and draw
+    the samples from the others (format 2). The estimate stays unbiased; its variance is smaller."""
+
     sample_seed: int = 0
     """Seed of the samples. They depend on the seed and the row only, not on batches or workers."""
 
     encoding: EncodingName = "compact"
-    """Row encoding: compact rounds logits (mean KL at most 1e-5); fitted too, and the label within
-    0.004 nat, in a sixth fewer bytes (format 2, top-k only, slower to read and write); exact keeps
-    every bit."""
+    """Row encoding: compact rounds logits (mean KL at most 1e-5); fitted2 too, and the label
+    within 0.004 nat, in a sixth fewer bytes (format 2, top-k only, slower to read and write); exact
+    keeps every bit."""
 
     shard_rows: int | None = None
     """Response tokens per shard, the unit of work; 65,536 by default, or as planned. A stopped run
@@ -190,7 +194,9 @@ class PrecomputeConfig:
     @property
     def row_kind(self) -> RowKind:
         """The kind of rows to store."""
-        return TOPK if self.sample is None else SAMPLED
+        if self.sample is None:
+            return TOPK
+        return SAMPLED if self.head is None else HEAD_SAMPLED
 
     @property
     def columns(self) -> Columns:
@@ -224,6 +230,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
     limits = {
         "top_k": (1, MAX_TOP_K),
         "sample": (1, MAX_SAMPLES),
+        "head": (1, MAX_SAMPLES),
         "sample_seed": (0, 2**63 - 1),
         "max_length": (2, None),
         "token_budget": (1, None),
@@ -270,8 +277,8 @@ def _check_encoding(config: PrecomputeConfig) -> None:
         UsageError: there is no such encoding for these rows.
     """
     kind = config.row_kind.name
-    if (kind, config.encoding) not in ROW_ENCODINGS:
-        names = [name for of, name in ROW_ENCODINGS if of == kind]
+    names = written_encodings(kind)
+    if config.encoding not in names:
         raise UsageError(
             f"--encoding {config.encoding}: not an encoding of {kind} rows; expected "
             f"{' or '.join(names)}; pass --encoding {names[0]}"
@@ -290,6 +297,11 @@ def _check_kind(config: PrecomputeConfig) -> None:
                 f"--sample {config.sample} and {flag} {value}: both were given; expected one of "
                 f"them, a store holds samples or a top-k; omit {flag} or --sample"
             )
+    if config.sample is None and config.head is not None:
+        raise UsageError(
+            f"--head {config.head}: was given without --sample; expected both, the head's tokens "
+            f"beside draws of the others; add --sample 50, or pass --top-k {config.head} instead"
+        )
     if config.sample is None and config.sample_seed:
         raise UsageError(
             f"--sample-seed {config.sample_seed}: was given without --sample; expected both or "

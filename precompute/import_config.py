@@ -45,7 +45,7 @@ class ImportConfig:
     is dropped. Only where both are one token."""
 
     encoding: EncodingName = "compact"
-    """Row encoding, as of caskd precompute: compact and fitted round log-probabilities (mean KL at
+    """Row encoding, as of caskd precompute: compact and fitted2 round log-probabilities (mean KL at
     most 1e-5); exact keeps every bit of the source."""
 
     shard_rows: int = DEFAULT_SHARD_ROWS

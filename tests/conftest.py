@@ -1,12 +1,14 @@
 """Settings for every test: offline, one thread, quiet third parties."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 from hypothesis import settings
 
 # The same examples each time, and no deadline: it would measure the machine.
@@ -31,3 +33,12 @@ def pytest_configure(config):  # type: ignore[no-untyped-def]
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",  # peft asks for it
     ):
         config.addinivalue_line("filterwarnings", ignored)
+
+
+@pytest.fixture
+def without_figures() -> Iterator[None]:
+    """Reports with empty figures; test_report.py and test_router_figures.py look at drawn ones."""
+    from helpers.figures import blank_figures
+
+    with blank_figures():
+        yield

@@ -56,7 +56,7 @@ class TrainConfig:
     token of both models the teacher's top-k, mapped to the student's tokens by their bytes."""
     data: tuple[str, ...] = ()
     """Corpus of stores of conversations, for a student with another tokenizer: it sees them in its
-    own chat template."""
+    own chat template. With --delegate fact-*: the corpus of --store, with a column marks."""
     messages_column: str = "messages"
     """Column of --data with the conversations."""
     allow_other_bytes: float = 0.01
@@ -68,14 +68,15 @@ class TrainConfig:
     """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
     dist, 0 for alm."""
     tail: Tail | None = None
-    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for sampled stores:
-    none."""
+    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for stores of
+    samples, with or without a head: none."""
     delegate: DelegateRule | None = None
     """Also train a CALL token, with which the student asks for the large model, on the rows with
-    the highest score: loss, rho, gap, unacceptable, random; l2d: learning to defer, with xent."""
+    the highest score: loss, rho, gap, unacceptable, random; fact-*: only on tokens that --data
+    marks; l2d, ova: learning to defer, with xent."""
     delegate_share: float | None = None
     """Share of all rows that --delegate trains on CALL, in place of their label. Default: 0.15; l2d
-    has none."""
+    and ova have none."""
     confidence: ConfidenceRule | None = None
     """Also train the student to be unsure where its first choice is wrong (gatekeeper), or only
     where the teacher's is then right (cascade-gatekeeper)."""

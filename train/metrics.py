@@ -61,10 +61,10 @@ def delegation_metrics(
 ) -> dict[str, float | None]:
     """Averages of a step that trains a CALL column.
 
-    `delegated_share` is of all rows; for l2d, of rows in which the student would defer.
-    `delegated_loss` and `other_loss` are per delegated row and per other row. For the rule
-    `unacceptable`, `outside_topk` is the share of rows whose student argmax is outside the
-    teacher's top-k, where its probability counts as 0.
+    `delegated_share` is of all rows; for l2d and ova, of rows in which the student would defer.
+    `delegated_loss` and `other_loss` are per delegated row and per other row. For the rules
+    `unacceptable` and `fact-unacceptable`, `outside_topk` is the share of rows whose student argmax
+    is outside the teacher's top-k, where its probability counts as 0.
 
     Args:
         sums: of the step.
@@ -79,7 +79,7 @@ def delegation_metrics(
         "delegated_loss": _ratio(delegated_loss, num_delegated),
         "other_loss": _ratio(sums["loss"] - delegated_loss, num_rows - num_delegated),
     }
-    if rule == "unacceptable":
+    if rule.endswith("unacceptable"):
         values["outside_topk"] = _ratio(num_outside, num_rows)
     return values
 

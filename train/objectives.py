@@ -33,8 +33,19 @@ TAILS_OF_KIND = MappingProxyType(
 have no tail; a top-k always has one."""
 
 
-DelegateRule = Literal["loss", "rho", "gap", "unacceptable", "random", "l2d"]
-"""Which rows teach the CALL token: those with the highest scores, or l2d, learning to defer."""
+DelegateRule = Literal[
+    "loss", "rho", "gap", "unacceptable", "random", "fact-loss", "fact-unacceptable", "l2d", "ova"
+]
+"""Which rows teach the CALL token: those with the highest scores; l2d and ova teach it on all rows
+whether the teacher is right, beside the label."""
+
+FACTS: Mapping[DelegateRule, DelegateRule] = MappingProxyType(
+    {"fact-loss": "loss", "fact-unacceptable": "unacceptable"}
+)
+"""Rules on marked rows alone, and the rule whose score these have."""
+
+LEARNS_TO_DEFER: tuple[DelegateRule, ...] = ("l2d", "ova")
+"""Rules without a share: losses that are consistent for the choice between student and teacher."""
 
 DELEGATE_SHARE = 0.15
 """Default share of the rows to delegate (arXiv 2602.12005)."""
@@ -190,11 +201,11 @@ def delegate_contradiction(
             f"--delegate-share {share:g}: expected more than 0 and less than 1; pass a share in "
             "this range, or omit --delegate"
         )
-    if rule == "l2d" and share is not None:
-        return f"--delegate l2d reads no share; got --delegate-share {share:g}; omit it"
-    if rule == "l2d" and objective != "xent":
+    if rule in LEARNS_TO_DEFER and share is not None:
+        return f"--delegate {rule} reads no share; got --delegate-share {share:g}; omit it"
+    if rule in LEARNS_TO_DEFER and objective != "xent":
         return (
-            "--delegate l2d is an objective over labels; expected --objective xent; got "
+            f"--delegate {rule} is an objective over labels; expected --objective xent; got "
             f"--objective {objective}"
         )
     if OBJECTIVES[objective].matches_spans:

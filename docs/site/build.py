@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Build the documentation site.
 
     python docs/site/build.py --out site

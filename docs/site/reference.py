@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Reference pages from the code: flags of every command, and the Python interface from docstrings."""
 
 import inspect

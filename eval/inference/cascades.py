@@ -17,9 +17,11 @@ from caskd.models.decoding import (
     TOKEN_RULES,
     LoadedModel,
     TokenCascade,
+    TokenRouter,
     check_caches,
     check_pair,
     load_for_decoding,
+    open_router,
 )
 from caskd.store.errors import UsageError
 
@@ -32,6 +34,7 @@ _BOUNDS = {
     "p_th": (0.0, math.inf, "a probability, 0 or more (above 1 no token passes)"),
     "call_threshold": (-math.inf, math.inf, "log-odds in nats"),
 }
+_ROUTER_BOUNDS = (0.0, 1.0, "a probability from 0 to 1")
 _CALIBRATION_PROMPTS = 32
 
 
@@ -49,6 +52,8 @@ class RuleFlags:
     given."""
     calibration: Mapping[str, int] | None = None
     """Prompts and tokens from which it was measured."""
+    router: TokenRouter | None = None
+    """For the rule `router`."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -60,6 +65,15 @@ class RuleFlags:
             **({"gamma": self.gamma} if self.gamma else {}),
             **({"call_budget": self.budget} if self.budget else {}),
             **({"calibration": dict(self.calibration)} if self.calibration else {}),
+            **({"router": self._router_fields(self.router)} if self.router else {}),
+        }
+
+    def _router_fields(self, router: TokenRouter) -> dict[str, Any]:
+        """Which router it is, and the share of tokens that it sent on its own test split."""
+        own = self.setting == router.threshold
+        return {
+            **{name: router.description[name] for name in ("label", "store", "digest")},
+            "offline_share": router.description["test"]["routed_share"] if own else None,
         }
 
 
@@ -95,9 +109,32 @@ def rule_flags(config: PredictConfig) -> RuleFlags | None:
     gamma = _GAMMA if config.gamma is None else config.gamma
     if gamma < 1:
         raise UsageError(f"--gamma {gamma}: expected 1 or more; pass another number")
+    router = _router(config)
     measured = config.call_budget is not None
-    setting = _setting(config, name) if rule.setting and not measured else None
-    return RuleFlags(name, setting, gamma if rule.reads_large else None, config.call_budget)
+    setting = _setting(config, name, router) if rule.setting and not measured else None
+    return RuleFlags(
+        name, setting, gamma if rule.reads_large else None, config.call_budget, router=router
+    )
+
+
+def _router(config: PredictConfig) -> TokenRouter | None:
+    """The router of the rule `router`, None for any other."""
+    reads = config.token_rule is not None and TOKEN_RULES[config.token_rule].score == "router"
+    if reads and config.router is None:
+        raise UsageError(
+            f"--token-rule {config.token_rule}: has no router; expected the folder that caskd "
+            "router fit wrote for --model; pass --router FOLDER"
+        )
+    if config.router is not None and not reads:
+        raise UsageError(
+            f"--router {config.router}: rule {config.token_rule} reads no router; expected "
+            "--token-rule router; omit --router"
+        )
+    return None if config.router is None else open_router(config.router, _router_flag(config))
+
+
+def _router_flag(config: PredictConfig) -> str:
+    return f"--router {config.router}"
 
 
 def _check_budget(config: PredictConfig) -> None:
@@ -122,7 +159,7 @@ def _check_budget(config: PredictConfig) -> None:
 
 def _check_none(config: PredictConfig) -> None:
     """Refuse flags of a token cascade without its two main ones."""
-    names = ("large", "token_rule", *_BOUNDS, "call_budget", "gamma")
+    names = ("large", "token_rule", *_BOUNDS, "call_budget", "gamma", "router")
     given = [name for name in names if getattr(config, name) is not None]
     if given:
         lacking = [_flag(n) for n in ("large", "token_rule") if getattr(config, n) is None]
@@ -133,17 +170,18 @@ def _check_none(config: PredictConfig) -> None:
         )
 
 
-def _setting(config: PredictConfig, rule: str) -> float:
+def _setting(config: PredictConfig, rule: str, router: TokenRouter | None) -> float:
     name = TOKEN_RULES[rule].setting
     assert name is not None, "called only for rules that read a number"
     given: float | None = getattr(config, name)
-    value = _DEFAULTS.get(name) if given is None else given
+    default = _DEFAULTS.get(name) if router is None else router.threshold
+    value = default if given is None else given
     if value is None:
         raise UsageError(
             f"--token-rule {rule}: has no {_flag(name)}; expected {_BOUNDS[name][2]}; "
             f"pass {_flag(name)} NUMBER{', or --call-budget SHARE' if rule == 'call' else ''}"
         )
-    least, most, words = _BOUNDS[name]
+    least, most, words = _BOUNDS[name] if router is None else _ROUTER_BOUNDS
     if not (least <= value <= most and math.isfinite(value)):
         raise UsageError(f"{_flag(name)} {value:g}: expected {words}; pass another number")
     return value
@@ -157,16 +195,17 @@ def open_cascade(config: PredictConfig, flags: RuleFlags, small: LoadedModel) ->
         IdentityError: the two cannot continue one text.
     """
     assert config.large is not None, "there are flags of a rule only with a large model"
-    if TOKEN_RULES[flags.rule].reads_call and small.call_id is None:
+    if TOKEN_RULES[flags.rule].score == "call" and small.call_id is None:
         raise UsageError(
             f"--token-rule {flags.rule}: --model {config.model} has no CALL token (call_token_id "
             "in config.json); expected a student of caskd train --delegate; pass its export, or "
             "another rule"
         )
+    router = None if flags.router is None else flags.router.scorer(small, _router_flag(config))
     large = load_for_decoding(config.large, "--large", dtype=config.dtype, device=config.device)
     own_templates = config.chat_template is None
     check_pair(small, large, f"--large {config.large}", own_templates=own_templates)
-    return TokenCascade(small, large, flags.rule, flags.setting or 0.0, flags.gamma or 1)
+    return TokenCascade(small, large, flags.rule, flags.setting or 0.0, flags.gamma or 1, router)
 
 
 def max_positions(small: LoadedModel, cascade: TokenCascade | None) -> int | None:
@@ -202,7 +241,7 @@ def calibrated(
         return cascade, flags
     prompts = {digest(json.dumps(one.prompt).encode()): one.prompt for one in requests}
     chosen = [prompts[name] for name in sorted(prompts)[:_CALIBRATION_PROMPTS]]
-    found = [s for one in chosen for s in cascade.call_log_odds(one, max_new_tokens)]
+    found = [s for one in chosen for s in cascade.own_scores(one, max_new_tokens)]
     setting = budget_threshold(found, flags.budget)
     counts = {"prompts": len(chosen), "tokens": len(found)}
     return cascade.with_setting(setting), replace(flags, setting=setting, calibration=counts)
@@ -236,7 +275,10 @@ def cascade_metadata(
 
 
 def cascade_lines(
-    written: Predictions, cascade: TokenCascade, requests: Sequence[EvalExample]
+    written: Predictions,
+    cascade: TokenCascade,
+    requests: Sequence[EvalExample],
+    flags: RuleFlags,
 ) -> list[str]:
     """What the answers cost in tokens and forwards, and in inexact arithmetic the flip rate."""
     names = ("output_tokens", *CASCADE_COUNTS)
@@ -254,6 +296,13 @@ def cascade_lines(
         f"{totals['num_large_forwards']:,} large; positions computed: "
         f"{totals['num_small_computed']:,} small, {totals['num_large_computed']:,} large"
     ]
+    if flags.router is not None:
+        share = flags.fields["router"]["offline_share"]
+        offline = "unknown for this threshold" if share is None else f"{share:.1%}"
+        lines.append(
+            f"router: threshold {flags.setting:g}; large share offline (the router's test split) "
+            f"{offline}, in these answers {totals['num_large_tokens'] / tokens:.1%}"
+        )
     if cascade.drafts and not cascade.is_exact:
         lists = written.columns.column("token_ids").to_pylist()
         found = list(itertools.islice(zip(requests, lists, strict=True), _FLIP_EXAMPLES))

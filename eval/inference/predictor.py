@@ -1,7 +1,6 @@
 """`caskd predict`: one model's greedy answers to a set of examples, with log-probabilities."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from caskd.eval.answers import Predictions, digest
+from caskd.eval.answers import Predictions
 from caskd.eval.config import PredictConfig
+from caskd.eval.inference.backends import check_backend
 from caskd.eval.inference.cascades import (
     RuleFlags,
     calibrated,
@@ -23,23 +23,21 @@ from caskd.eval.inference.cascades import (
     open_cascade,
     rule_flags,
 )
+from caskd.eval.inference.engine import engine_answers
 from caskd.eval.inference.parts import Parts, check_out
-from caskd.eval.inference.ready import Ready, Row, RowsOf, row_of, tasks_of
+from caskd.eval.inference.ready import Ready, Row, RowsOf, answer_row, metadata_of, tasks_of
 from caskd.eval.inference.requests import (
     EvalExample,
     build_requests,
     check_requests,
     question_records,
-    text_identity,
 )
-from caskd.eval.inference.served import check_backend, served
+from caskd.eval.inference.served import served
 from caskd.eval.tasks import Task, describe
 from caskd.models import check_openable, longest_first, pick_device
 from caskd.models.decoding import (
-    Answer,
     LoadedModel,
     TokenCascade,
-    TokenCascadeAnswer,
     check_stop_texts,
     decode_batch,
     hidden_index,
@@ -71,11 +69,12 @@ def predict(config: PredictConfig) -> Predictions | None:
     check_backend(config)
     flags = rule_flags(config)
     check_out(out)
-    if config.backend == "server":
-        records = list(itertools.islice(question_records(config), config.limit))
-        with served(config, records) as ready:
-            return _run(config, ready)
-    return _run(config, _local(config, flags))
+    if config.backend == "transformers":
+        return _run(config, _local(config, flags))
+    records = list(itertools.islice(question_records(config), config.limit))
+    opened = served if config.backend == "server" else engine_answers
+    with opened(config, records) as ready:
+        return _run(config, ready)
 
 
 def _local(config: PredictConfig, flags: RuleFlags | None) -> Ready:
@@ -99,7 +98,7 @@ def _local(config: PredictConfig, flags: RuleFlags | None) -> Ready:
     cascade, flags = calibrated(cascade, flags, requests, config.max_new_tokens)
     metadata |= cascade_metadata(loaded, cascade, flags)
     rows = partial(_cascade_rows, cascade, config, tasks)
-    lines = partial(cascade_lines, cascade=cascade, requests=requests)
+    lines = partial(cascade_lines, cascade=cascade, requests=requests, flags=flags)
     return Ready(requests, tasks, metadata, _each(rows), lines)
 
 
@@ -187,7 +186,7 @@ def _rows(
     )
     seconds = (time.perf_counter() - started) / len(requests)
     for request, answer in zip(requests, answers, strict=True):
-        yield _row(request, answer, tasks[request.task], seconds)
+        yield answer_row(request, answer, tasks[request.task], seconds)
 
 
 def _cascade_rows(
@@ -200,20 +199,7 @@ def _cascade_rows(
     for request in requests:
         task, started = tasks[request.task], time.perf_counter()
         answer = cascade.answer(request.prompt, config.max_new_tokens, task.stop)
-        yield _row(request, answer, task, time.perf_counter() - started)
-
-
-def _row(
-    request: EvalExample, answer: Answer | TokenCascadeAnswer, task: Task, seconds: float
-) -> Row:
-    """A row: the fields of an answer are named as their columns."""
-    columns = {
-        **vars(answer),
-        "prompt_tokens": len(request.prompt),
-        "output_tokens": len(answer.token_ids),
-        "seconds": seconds,
-    }
-    return row_of(request, task, columns)
+        yield answer_row(request, answer, task, time.perf_counter() - started)
 
 
 def _metadata(
@@ -223,29 +209,20 @@ def _metadata(
     tasks: dict[str, Task],
     chat: ChatOptions,
 ) -> dict[str, Any]:
-    """Metadata of the predictions file; the parts of one file agree in all of it."""
     hidden = None if config.hidden is None else hidden_index(loaded.model, config.hidden)
-    first, *rest = tasks.values()
-    return {
-        "model": loaded.identity,
-        "decoding": {
-            "strategy": "greedy",
-            "max_new_tokens": config.max_new_tokens,
-            "batch_size": config.batch_size,
+    return metadata_of(
+        config,
+        requests,
+        tasks,
+        chat,
+        model=loaded.identity,
+        decoding={
             "stop_ids": list(loaded.stop_ids),
-            "stop": [text for text in first.stop if all(text in task.stop for task in rest)],
             "hidden_layer": hidden,
             "device": loaded.model.device.type,  # seconds on different devices are not comparable
         },
-        "tasks": {
-            name: {"metric": task.metric, "normalize": task.normalize, "stop": list(task.stop)}
-            for name, task in tasks.items()
-        },
-        "quality": describe(tasks),
-        "text": text_identity(chat),
-        "data_digest": digest(json.dumps([request.content for request in requests]).encode()),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-    }
+        versions={name: version(name) for name in ("torch", "transformers")},
+    )
 
 
 def _check_numbers(config: PredictConfig) -> None:

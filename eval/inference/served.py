@@ -1,21 +1,19 @@
 """`caskd predict --backend server`: the answers of a model behind one or several URLs."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from caskd.eval.answers import SERVED, Predictions, digest
+from caskd.eval.answers import SERVED, Predictions
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.asked import build_asked
-from caskd.eval.inference.ready import Ready, Row, row_of, tasks_of
+from caskd.eval.inference.ready import Ready, Row, metadata_of, row_of, tasks_of
 from caskd.eval.inference.requests import (
     EvalExample,
     build_requests,
     check_requests,
-    text_identity,
 )
-from caskd.eval.tasks import Task, describe
+from caskd.eval.tasks import Task
 from caskd.models import (
     build_model,
     config_digest,
@@ -26,68 +24,8 @@ from caskd.models import (
 )
 from caskd.models.engines import FILTERED, Question, ServedGenerator
 from caskd.store.corpus import ChatOptions, Record, given_chat_options, tokenizer_digest
-from caskd.store.errors import UsageError
 
 _FLAG = "--model"
-
-
-def check_backend(config: PredictConfig) -> None:
-    """Refuse flags that the backend cannot follow, and a missing model or URL.
-
-    Raises:
-        UsageError: names the flag and what to do.
-    """
-    if config.backend == "transformers":
-        _check_here(config)
-        return
-    if not config.url:
-        raise UsageError(
-            "--backend server: no URL; expected at least one; pass --url http://HOST:PORT"
-        )
-    if not 1 <= config.server_concurrency <= 4096:
-        raise UsageError(
-            f"--server-concurrency {config.server_concurrency}: expected 1 to 4,096; pass another "
-            "number"
-        )
-    decided_there = {
-        "--hidden": (config.hidden is not None, "gives no hidden states"),
-        "--large": (config.large is not None, "has one model"),
-        "--dtype": (config.dtype != "auto", "has its own dtype"),
-        "--device": (config.device != "auto", "has its own devices"),
-    }
-    if config.api == "chat" or not config.model:
-        decided_there |= {
-            "--chat-template": (config.chat_template is not None, "renders conversations itself"),
-            "--train-template-tokens": (
-                config.train_template_tokens,
-                "renders conversations itself",
-            ),
-        }
-    for flag, (given, why) in decided_there.items():
-        if given:
-            raise UsageError(
-                f"--backend server and {flag}: the server {why}; expected one of the two; omit "
-                f"{flag}, or answer with --backend transformers"
-            )
-
-
-def _check_here(config: PredictConfig) -> None:
-    only_there = {
-        "--url": bool(config.url),
-        "--served-model": config.served_model is not None,
-        "--api chat": config.api != "completions",
-    }
-    for flag, given in only_there.items():
-        if given:
-            raise UsageError(
-                f"{flag}: was given with --backend transformers; expected --backend server; add "
-                f"it, or omit {flag}"
-            )
-    if not config.model:
-        raise UsageError(
-            "--model: missing; expected a folder or a hub id; pass --model MODEL, or --backend "
-            "server with --url"
-        )
 
 
 @contextmanager
@@ -176,33 +114,20 @@ def _metadata(
     tasks: dict[str, Task],
     chat: ChatOptions,
 ) -> dict[str, Any]:
-    """Metadata of the predictions file; the parts of one file agree in all of it."""
-    first, *rest = tasks.values()
-    return {
-        "model": {
+    return metadata_of(
+        config,
+        requests,
+        tasks,
+        chat,
+        model={
             "name": generator.model,
             "engine": SERVED,
             "answers_as": generator.answers_as,
             **described,
         },
-        "decoding": {
-            "strategy": "greedy",
-            "max_new_tokens": config.max_new_tokens,
-            "batch_size": config.batch_size,
-            "stop": [text for text in first.stop if all(text in task.stop for task in rest)],
-            "device": SERVED,
-            "api": config.api,
-            "log_probs": generator.form.log_probs,
-        },
-        "tasks": {
-            name: {"metric": task.metric, "normalize": task.normalize, "stop": list(task.stop)}
-            for name, task in tasks.items()
-        },
-        "quality": describe(tasks),
-        "text": text_identity(chat),
-        "data_digest": digest(json.dumps([request.content for request in requests]).encode()),
-        "versions": {},
-    }
+        decoding={"device": SERVED, "api": config.api, "log_probs": generator.form.log_probs},
+        versions={},
+    )
 
 
 def _lines(written: Predictions) -> list[str]:

@@ -11,6 +11,8 @@ from scales import ADDED, CONDITIONS, PRIMARY, RULE_ARMS, SECONDARY, TEXT_ARMS, 
 
 HERE = Path(__file__).parent
 LAST_NOISE = "-noisy40"
+NUM_DRAWS = 50
+"""Draws of a row, in a store of draws."""
 ROUNDS = (0, 3, 5, 6, 7, 8, 9, 10)
 """Seeds run in these rounds over all arms, so that a stop leaves arms that can be compared."""
 
@@ -45,7 +47,7 @@ class Recipe:
 
     def jobs(self) -> Iterator[Job]:
         """Yield all jobs by priority: a few seeds of every arm first."""
-        pools = [_PoolJobs(self, pool, steps) for pool, steps in self.scale.pools.items()]
+        pools = [PoolJobs(self, pool, steps) for pool, steps in self.scale.pools.items()]
         plan, yielded = self.plan(), set[Path]()
         wanted = chain(
             *(of_pool.data() for of_pool in pools),
@@ -80,7 +82,7 @@ def _arms(pool: str, steps: Steps) -> dict[str, dict[str, list[int]]]:
     return conditions
 
 
-class _PoolJobs:
+class PoolJobs:
     """The jobs of one pool, by stage."""
 
     def __init__(self, recipe: Recipe, name: str, steps: Steps) -> None:
@@ -109,16 +111,21 @@ class _PoolJobs:
         """Some seeds of every arm of a condition, after the jobs that they depend on."""
         for seed in seeds:
             for arm in (arm for arm, own in arms.items() if seed in own):
-                yield from self._captured(condition)
-                yield from self._pretrained(seed)
+                yield from self.captured(condition)
+                yield from self.pretrained(seed)
                 yield from self._arm(condition, arm, seed)
 
-    def _captured(self, condition: str) -> Iterator[Job]:
+    def captured(self, condition: str, *, draws: bool = False) -> Iterator[Job]:
         """Capture the teacher on the student's part of the data, on which it was not trained."""
         suffix, teacher = CONDITIONS[condition]
         yield from self._teacher(teacher)
-        store = self._root / condition / "store"
-        yield self._store(self._model(teacher), f"student{suffix}", store)
+        store, kept = self.store(condition, draws=draws), ("--top-k", str(self._scale.top_k))
+        kept = ("--sample", str(NUM_DRAWS)) if draws else kept
+        yield self._store(self._model(teacher), f"student{suffix}", store, kept)
+
+    def store(self, condition: str, *, draws: bool = False) -> Path:
+        """The store of a condition's teacher: its top-k, or draws of it."""
+        return self._root / condition / ("store-draws" if draws else "store")
 
     def _teacher(self, name: str) -> Iterator[Job]:
         """Train a teacher on its own part, and predict the test set."""
@@ -132,25 +139,26 @@ class _PoolJobs:
         part = "teacher" if name == "clean" else f"teacher-{name}"
         yield from self._fine_tuned(part, start, model, self._steps.teacher)
         if self._pool.is_text:
-            yield self._store(model, "test", self._root / "test-store")
+            kept = ("--top-k", str(self._scale.top_k))
+            yield self._store(model, "test", self._root / "test-store", kept)
             return
         for part in ("test", "calibration"):
-            yield self._predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
+            yield self.predicted(model, part, self._root / f"teacher-{name}-{part}.parquet")
 
     def _fine_tuned(self, part: str, start: Path | str, model: Path, steps: int) -> Iterator[Job]:
         """Train a teacher, or one stage of it."""
         text, run = self._root / f"{model.name}-text", self._root / f"{model.name}-run"
         yield self._text_store(part, text)
         rate = self._scale.teacher_lr
-        yield from self._trained(text, start, run, model, "xent", steps, rate, seed=0)
+        yield from self.trained(text, start, run, model, "xent", steps, rate, seed=0)
 
-    def _pretrained(self, seed: int) -> Iterator[Job]:
+    def pretrained(self, seed: int) -> Iterator[Job]:
         """Train the student that all arms of a seed start from."""
         text = self._root / "pretrain-text"
         start: Path | str = self._recipe.student or self._root / f"student-init-{seed}"
         if isinstance(start, Path) and seed and self._scale.student_shape is not None:
             yield self._from_scratch(start.name, self._scale.student_shape, seed)
-        yield from self._trained(
+        yield from self.trained(
             text, start, self._root / f"pretrained-{seed}-run",
             self._root / f"pretrained-{seed}", "xent", self._steps.pretrain,
             self._scale.pretrain_lr, seed,
@@ -165,22 +173,21 @@ class _PoolJobs:
             masked = self._root / condition / f"{arm.replace('random', 'cat')}-{seed}"
             extra, needs = ("--keep-fraction-from", str(masked / "run")), (masked / "student",)
         model = folder / "student"
-        yield from self._trained(
-            self._root / condition / "store", self._root / f"pretrained-{seed}",
+        yield from self.trained(
+            self.store(condition), self._root / f"pretrained-{seed}",
             folder / "run", model, arm, self._steps.arm, self._scale.arm_lr, seed, extra, needs,
         )  # fmt: skip
         if self._pool.is_text:
             return
-        yield self._predicted(model, "test", folder / "test.parquet")
+        yield self.predicted(model, "test", folder / "test.parquet")
         if arm in RULE_ARMS and condition == "clean" and seed < self._steps.secondary_seeds:
-            yield self._predicted(model, "calibration", folder / "calibration.parquet")
+            yield self.predicted(model, "calibration", folder / "calibration.parquet")
 
     def _model(self, teacher: str) -> Path:
         return self._root / f"teacher-{teacher}"
 
-    def _store(self, model: Path, part: str, store: Path) -> Job:
+    def _store(self, model: Path, part: str, store: Path, kept: tuple[str, ...]) -> Job:
         words = ("precompute", "--teacher", str(model), "--store", str(store))
-        kept = ("--top-k", str(self._scale.top_k))
         words = (*words, *kept, *self._text(part))
         return Job(store / "seal.json", words, needs=(self._parts, model))
 
@@ -205,7 +212,7 @@ class _PoolJobs:
         starts = () if self._recipe.student else (Path(student),)
         return Job(store / "seal.json", (*words, *self._text(part)), needs=(self._parts, *starts))
 
-    def _trained(
+    def trained(
         self, store: Path, start: str, run: Path, model: Path, objective: str, steps: int,
         lr: float, seed: int, extra: tuple[str, ...] = (), needs: tuple[Path, ...] = (),
     ) -> Iterator[Job]:  # fmt: skip
@@ -222,7 +229,7 @@ class _PoolJobs:
         yield Job(saved, train, needs=(store / "seal.json", *starts, *needs), resumes=run)
         yield Job(model, ("export", str(run), str(model)), needs=(saved,))
 
-    def _predicted(self, model: Path, part: str, out: Path) -> Job:
+    def predicted(self, model: Path, part: str, out: Path) -> Job:
         data = self._data / f"{part}.jsonl"
         words = (
             "predict", "--model", str(model), "--data", str(data), "--out", str(out),

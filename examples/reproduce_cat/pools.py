@@ -132,6 +132,18 @@ POOLS = MappingProxyType(
             max_words=1000,
             max_new_tokens=80,
         ),
+        "mixed": Pool(
+            shares=MappingProxyType(
+                {
+                    "instruction_induction": (0.05, 0.005, 0.17, 0.03, 0.14),
+                    "openbookqa": (0.16, 0.02, 0.45, 0.09, 0.28),
+                    "agnews": (0.06, 0.01, 0.15, 0.04, 0.15),
+                    "sst2": (0.01, 0.001, 0.03, 0.006, 0.025),
+                }
+            ),
+            max_words=60,
+            max_new_tokens=40,
+        ),
         "text": Pool(
             shares=MappingProxyType(
                 dict.fromkeys(("wikitext2", "wikipedia", "c4"), (0.2, 0.0, 0.45, 0.1, 0.25))

@@ -4,18 +4,19 @@ Legend: N new positions, V vocabulary.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from caskd.models.batching import forget_lengths
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.devices import memory_errors
 from caskd.models.forward_probe import probe_tokens
-from caskd.models.model_parts import FAILURES, num_embeddings
+from caskd.models.model_parts import FAILURES, num_embeddings, output_head
 from caskd.store.errors import UsageError
 
 _FIRST_PROBE = 12
@@ -24,6 +25,9 @@ _LIMITS = {torch.float64: 1e-8, torch.float32: 1e-4}
 """Largest mean difference of logits after a roll-back, relative to their spread."""
 _HALF_LIMIT = 5e-2
 
+Score = Callable[[Tensor | None, Tensor], Tensor]
+"""From what the head receives [N, H] and its logits [N, columns] to a number [N] for a rule."""
+
 
 class CachedModel:
     """A model with the cache of one text.
@@ -31,23 +35,26 @@ class CachedModel:
     Attributes:
         num_forwards: forward passes since the last `restart`.
         num_computed: positions of those passes.
-        log_odds: [num] of the CALL token at the positions of the last `logits`: its logit less the
-            log-sum-exp of the V others; None where it is not read.
+        scores: [num] of `score` at the positions of the last `logits`; None without one.
     """
 
-    log_odds: Tensor | None = None
+    scores: Tensor | None = None
 
-    def __init__(self, model: Any, vocab_size: int, call_id: int | None = None) -> None:
+    def __init__(
+        self, model: Any, vocab_size: int, score: Score | None = None, *, reads_states: bool = False
+    ) -> None:
         """Of the model's columns, `vocab_size` are tokens; the others are padding.
 
         Args:
             model: the causal LM.
             vocab_size: V, without a CALL token.
-            call_id: the column of the CALL token; None if it is not read.
+            score: what a rule reads of each position besides the logits.
+            reads_states: whether it reads the head's inputs; it gets None in their place if not.
         """
         self._model = model
         self._vocab_size = vocab_size
-        self._call_id = call_id
+        self._score = score
+        self._head = output_head(model) if reads_states else None
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.restart()
 
@@ -69,20 +76,21 @@ class CachedModel:
         new = list(ids[self._length :])
         assert len(new) >= num, "positions in the cache have no logits any more"
         options = {"logits_to_keep": num} if self._keeps else {}
-        output = self._model(
-            input_ids=torch.tensor([new], device=self._model.device),
-            past_key_values=self._cache,
-            use_cache=True,
-            **options,
-        )
+        with _last_input(self._head) as states:
+            output = self._model(
+                input_ids=torch.tensor([new], device=self._model.device),
+                past_key_values=self._cache,
+                use_cache=True,
+                **options,
+            )
         self._length += len(new)
         self.num_forwards += 1
         self.num_computed += len(new)
         whole: Tensor = output.logits[0, -num:]
         whole = whole if whole.dtype == torch.float64 else whole.float()
         logits = whole[:, : self._vocab_size]
-        if self._call_id is not None:
-            self.log_odds = whole[:, self._call_id] - logits.logsumexp(dim=-1)
+        if self._score is not None:
+            self.scores = self._score(states[-1][0, -num:] if states else None, whole)
         return logits
 
     def probabilities(self, ids: Sequence[int], num: int) -> Tensor:
@@ -98,6 +106,20 @@ class CachedModel:
         if surplus > 0:
             self._cache.crop(-surplus)
             self._length = length
+
+
+@contextmanager
+def _last_input(head: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Keep what the head receives, [1, N, H]; nothing without a head."""
+    caught: list[Tensor] = []
+    if head is None:
+        yield caught
+        return
+    handle = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        yield caught
+    finally:
+        handle.remove()
 
 
 @torch.inference_mode()

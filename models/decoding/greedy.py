@@ -123,6 +123,13 @@ def _decode_together(
     return answers
 
 
+def step_figures(logprobs: Tensor) -> Tensor:
+    """[B, 3] of log-probabilities [B, V]: the largest, its margin over the second, the entropy."""
+    first, second = logprobs.topk(2, dim=-1).values.unbind(dim=-1)
+    entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)
+    return torch.stack((first, first - second, entropy), dim=-1)
+
+
 class _Recorder:
     """A logits processor of generate() that records figures of each step and changes nothing."""
 
@@ -135,13 +142,11 @@ class _Recorder:
     def __call__(self, _: Tensor, logits: Tensor) -> Tensor:
         # generate() passes float32 logits [B, V], and takes their argmax after this call.
         logprobs = logits.log_softmax(dim=-1)
-        first, second = logprobs.topk(2, dim=-1).values.unbind(dim=-1)
-        entropy = torch.special.entr(logprobs.exp()).sum(dim=-1)
         if not self.steps:
             for index, ids in enumerate(self._options):
                 if ids:
                     self.option_logprobs[index] = logprobs[index, list(ids)].tolist()
-        self.steps.append(torch.stack((first, first - second, entropy), dim=-1))
+        self.steps.append(step_figures(logprobs))
         return logits
 
 

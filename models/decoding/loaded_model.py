@@ -42,10 +42,13 @@ class LoadedModel:
     @property
     def max_positions(self) -> int | None:
         """Longest sequence that the model was built for, if its config names one."""
-        longest: int | None = getattr(
-            self.model.config.get_text_config(), "max_position_embeddings", None
-        )
-        return longest if longest is None or longest > 0 else None  # XLNet has -1 for no limit
+        return max_positions_of(self.model.config)
+
+
+def max_positions_of(config: Any) -> int | None:
+    """Longest sequence that a model was built for, if its config names one."""
+    longest: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return longest if longest is None or longest > 0 else None  # XLNet has -1 for no limit
 
 
 def load_for_decoding(
@@ -89,13 +92,20 @@ def load_for_decoding(
         pad_token_id=pad,
         suppress_tokens=None if call is None else [call],
     )
-    identity = _identity(source, model, tokenizer)
+    identity = model_identity(source, model, tokenizer)
     name = f"{identity['name']} ({type(model).__name__})"
     groups = decoding_groups(model, ends, f"{flag} {source}", name)
     return LoadedModel(model, tokenizer, ends, identity, groups, call)
 
 
-def _identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
+def model_identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Name, revision, digests and sizes of a model, in JSON types.
+
+    Args:
+        source: a folder or a hub id.
+        model: opened from it, with its weights or on device `meta`.
+        tokenizer: opened from it.
+    """
     folder = Path(source)
     configured = config_folder(source)
     # A folder that holds only an adapter has no config.json: the base model's is meant.

@@ -71,8 +71,15 @@ class _Draw:
     def __call__(self, input_ids: Tensor, logits: Tensor) -> Tensor:
         """[B, V] logits: 0 for the drawn token of each row, -inf elsewhere."""
         place = input_ids.shape[1] - self._start
-        numbers = [uniforms_at(self._sampling.seed, key, place)[0] for key in self._keys]
-        probabilities = (logits.double() / self._sampling.temperature).softmax(dim=-1)
-        uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
-        token = draw(probabilities, uniform)
+        token = drawn_tokens(logits, self._sampling, self._keys, [place] * len(logits))
         return torch.full_like(logits, -torch.inf).scatter(-1, token[:, None], 0.0)
+
+
+def drawn_tokens(
+    logits: Tensor, sampling: Sampling, keys: Sequence[str], places: Sequence[int]
+) -> Tensor:
+    """Tokens [B] drawn from logits [B, V], each for an answer's key and a place in it."""
+    pairs = zip(keys, places, strict=True)
+    numbers = [uniforms_at(sampling.seed, key, place)[0] for key, place in pairs]
+    probabilities = (logits.double() / sampling.temperature).softmax(dim=-1)
+    return draw(probabilities, torch.tensor(numbers, dtype=torch.float64, device=logits.device))

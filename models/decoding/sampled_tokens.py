@@ -15,7 +15,9 @@ from torch import Tensor
 from caskd.models.decoding.token_rules import TokenRule
 
 
-def target_distribution(rule: TokenRule, setting: float, q: Tensor, p: Tensor) -> Tensor:
+def target_distribution(
+    rule: TokenRule, setting: float, q: Tensor, p: Tensor, scores: Tensor | None = None
+) -> Tensor:
     """Distribution [N, V] of the emitted token.
 
     Args:
@@ -23,9 +25,11 @@ def target_distribution(rule: TokenRule, setting: float, q: Tensor, p: Tensor) -
         setting: its number; any for a rule without one.
         q: probabilities [N, V] of the small model.
         p: probabilities [N, V] of the large model.
+        scores: [N] of `TokenRule.score`, for rules that read one.
     """
     proposer, other = (q, p) if rule.proposer == "small" else (p, q)
-    refused = rule.refused(q, p, setting).expand_as(q).to(q.dtype)
+    read = q if scores is None else scores[:, None]
+    refused = rule.refused(read, p, setting).expand_as(q).to(q.dtype)
     return proposer * (1.0 - refused) + other * (proposer * refused).sum(dim=-1, keepdim=True)
 
 

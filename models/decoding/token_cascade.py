@@ -10,13 +10,15 @@ Legend: N positions, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from caskd.models.decoding.cached_model import CachedModel, check_roll_back
+from caskd.models.decoding.cached_model import CachedModel, Score, check_roll_back
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.decoding.stop_texts import StopTexts
-from caskd.models.decoding.token_router import vocabulary_of
+from caskd.models.decoding.token_router import RouterScorer, vocabulary_of
 from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides
 from caskd.store.corpus import vocab_digest
 from caskd.store.errors import IdentityError
@@ -64,6 +66,7 @@ class TokenCascade:
         rule: str,
         setting: float = 0.0,
         gamma: int = 5,
+        router: RouterScorer | None = None,
     ) -> None:
         """Join two models, which `check_pair` has found to fit.
 
@@ -73,6 +76,7 @@ class TokenCascade:
             rule: a name of `TOKEN_RULES`.
             setting: the number that the rule reads.
             gamma: tokens of a draft.
+            router: of the small model, for the rule `router`.
         """
         self.small = small
         self.large = large
@@ -83,9 +87,22 @@ class TokenCascade:
         self.is_exact = all(one.model.dtype == torch.float64 for one in (small, large))
         self._gamma = gamma if self.drafts else 1
         vocab_size = len(vocabulary_of(small))
-        call = small.call_id if self._rule.reads_call else None
-        self._small = CachedModel(small.model, vocab_size, call)
+        self._router = router
+        score = self._score()
+        self._small = CachedModel(
+            small.model, vocab_size, score, reads_states=self._rule.score == "router"
+        )
         self._large = CachedModel(large.model, vocab_size)
+
+    def _score(self) -> Score | None:
+        """What the rule reads of the small model besides its probabilities."""
+        if self._rule.score == "call":
+            assert self.small.call_id is not None, "callers refuse a model without a CALL token"
+            return partial(_call_log_odds, self.small.call_id)
+        if self._rule.score == "router":
+            assert self._router is not None, "callers open the router of this rule"
+            return self._router
+        return None
 
     @torch.inference_mode()
     def answer(
@@ -138,20 +155,20 @@ class TokenCascade:
         )
 
     @torch.inference_mode()
-    def call_log_odds(self, prompt: Sequence[int], max_new_tokens: int) -> list[float]:
-        """Log-odds of the CALL token at each token of the small model's own answer."""
+    def own_scores(self, prompt: Sequence[int], max_new_tokens: int) -> list[float]:
+        """The score that the rule reads, at each token of the small model's own answer."""
         new: list[int] = []
         found: list[float] = []
         self._small.restart()
         while len(new) < max_new_tokens and not (new and new[-1] in self.small.stop_ids):
             new.append(int(self._small.logits([*prompt, *new], 1).argmax()))
-            assert self._small.log_odds is not None
-            found += self._small.log_odds.tolist()
+            assert self._small.scores is not None
+            found += self._small.scores.tolist()
         return found
 
     def with_setting(self, setting: float) -> "TokenCascade":
         """The same models and rule with another number."""
-        return TokenCascade(self.small, self.large, self.rule, setting, self._gamma)
+        return TokenCascade(self.small, self.large, self.rule, setting, self._gamma, self._router)
 
     @torch.inference_mode()
     def num_flips(self, prompt: Sequence[int], token_ids: Sequence[int]) -> int:
@@ -165,7 +182,7 @@ class TokenCascade:
         self._large.restart()
         q = self._small.probabilities(text[:-1], len(token_ids))
         p = self._large.probabilities(text[:-1], len(token_ids))
-        by_large = large_decides(self._rule, self._setting, q, p, self._small.log_odds)
+        by_large = large_decides(self._rule, self._setting, q, p, self._small.scores)
         chosen = torch.where(by_large, p.argmax(dim=-1), q.argmax(dim=-1))
         return sum(a != b for a, b in zip(chosen.tolist(), token_ids, strict=True))
 
@@ -183,15 +200,20 @@ class TokenCascade:
     ) -> tuple[list[bool], list[int], list[float]]:
         """For each drafted token: whether the large model decides, the token, its log-prob."""
         p = q
-        # Only the log-odds of the last pass are there: a rule that reads them drafts nothing.
-        call = self._small.log_odds
-        if self.drafts or bool(large_decides(self._rule, self._setting, q, q, call)):
+        # Only the scores of the last pass are there: a rule that reads them drafts nothing.
+        scores = self._small.scores
+        if self.drafts or bool(large_decides(self._rule, self._setting, q, q, scores)):
             # The large model may have read less than the small one, never more.
             p = self._large.probabilities([*text, *drafted[:-1]], len(drafted))
-        by_large = large_decides(self._rule, self._setting, q, p, call)
+        by_large = large_decides(self._rule, self._setting, q, p, scores)
         of_choice = torch.where(by_large[:, None], p, q)
         logprobs, chosen = of_choice.max(dim=-1)
         return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
+
+
+def _call_log_odds(call_id: int, _states: Tensor | None, logits: Tensor) -> Tensor:
+    """Log-odds [N] of the CALL token: its logit less the log-sum-exp of the ids before it."""
+    return logits[:, call_id] - logits[:, :call_id].logsumexp(dim=-1)
 
 
 def check_pair(

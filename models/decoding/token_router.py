@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from caskd.models.decoding.loaded_model import LoadedModel
-from caskd.models.model_parts import embedding_of, refusal
+from caskd.models.model_parts import embedding_of, output_head, refusal
 from caskd.store.corpus import token_bytes, vocab_digest
 from caskd.store.errors import IdentityError, UsageError
 from caskd.store.io import StrangeFileError, files, read_json_object, read_regular
@@ -176,9 +176,20 @@ class TokenRouter:
                     f"not for {own['name']} ({words} {str(own[name])[:12]}); expected the same "
                     "student; pass that one, or run caskd router fit for this one"
                 )
-        reader = router_reader(loaded, self.sizes.hidden, flag)
-        if reader.sizes.embedding != self.sizes.embedding:
-            raise _strange(flag, "its sizes are not those of the student")
+        head = output_head(loaded.model)
+        if head is None:
+            raise refusal(loaded.model, flag, "has no separate body and head")
+        weight: Tensor = head.weight  # type: ignore[assignment]
+        hidden = int(weight.shape[1])
+        reader = router_reader(loaded, hidden, flag)
+        found = (reader.sizes.hidden, reader.sizes.embedding, reader.sizes.logits)
+        fitted_on = (self.sizes.hidden, self.sizes.embedding, self.sizes.logits)
+        if found != fitted_on:
+            raise _strange(
+                flag,
+                f"reads hidden size, embedding size and largest logits {fitted_on}, and those of "
+                f"{own['name']} are {found}",
+            )
         return RouterScorer(self.network.to(loaded.model.device), reader)
 
     def save(self, folder: Path) -> None:
@@ -204,8 +215,9 @@ class RouterScorer:
     network: RouterNetwork
     reader: RouterReader
 
-    def __call__(self, hidden: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor | None, logits: Tensor) -> Tensor:
         """Probability [N] that the large model should choose, from hidden [N, H], logits [N, V]."""
+        assert hidden is not None
         states, top, tokens = self.reader.inputs(hidden, logits)
         found: Tensor = self.network(states, top, self.reader.embedded(tokens))
         return found.sigmoid()
@@ -243,9 +255,11 @@ def open_router(folder: str, flag: str) -> TokenRouter:
     try:
         sizes = RouterSizes(**described["sizes"])
         threshold = float(described["threshold"])
+        float(described["test"]["routed_share"])
         names = {described["student"][name] for name in ("weights_digest", "vocab_digest")}
         if not all(type(n) is int and 0 < n <= _MOST_SIZE for n in asdict(sizes).values()):
             raise ValueError("sizes out of bounds")
+        names |= {described["label"], described["store"]["digest"]}
         if not 0.0 <= threshold <= 1.0 or not all(isinstance(name, str) for name in names):
             raise ValueError("threshold or digests out of bounds")
         tensors = load(content)

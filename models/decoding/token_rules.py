@@ -1,7 +1,7 @@
 """Rules of a token cascade: at which tokens the large model's choice replaces the small model's.
 
 Sources: speculative cascades (arXiv 2405.19261), reverse speculative decoding (arXiv 2509.22230),
-LaCy (arXiv 2602.12005).
+LaCy (arXiv 2602.12005), R2R (arXiv 2505.21600).
 A rule marks tokens of the proposing model that are refused. The target distribution of every rule
 is `proposer * (1 - refused) + other * (mass of the proposer on refused tokens)`, and its greedy
 form emits the proposer's likeliest token, or the other model's where that one is refused.
@@ -32,8 +32,9 @@ class TokenRule:
     reads_large: bool = True
     """Whether the rule reads p; if not, `refused` is also called with q in its place."""
     proposer: Literal["small", "large"] = "small"
-    reads_call: bool = False
-    """Whether `refused` gets, in place of q, log-odds [N, 1] of the small model's CALL token."""
+    score: Literal["call", "router"] | None = None
+    """What `refused` gets [N, 1] in place of q: log-odds of the small model's CALL token, or a
+    router's probability that the large model should choose."""
 
 
 def _always(q: Tensor, _p: Tensor, _setting: float) -> Tensor:
@@ -78,8 +79,8 @@ def _unreachable(q: Tensor, _p: Tensor, p_th: float) -> Tensor:
     return q < p_th
 
 
-def _call(log_odds: Tensor, _p: Tensor, threshold: float) -> Tensor:
-    return log_odds >= threshold
+def _reached(scores: Tensor, _p: Tensor, threshold: float) -> Tensor:
+    return scores >= threshold
 
 
 TOKEN_RULES: Mapping[str, TokenRule] = {
@@ -92,14 +93,15 @@ TOKEN_RULES: Mapping[str, TokenRule] = {
     "token-v3": TokenRule(_token_v3, "alpha"),
     "entropy": TokenRule(_entropy, "threshold", reads_large=False),
     "margin": TokenRule(_margin, "threshold", reads_large=False),
-    "call": TokenRule(_call, "call_threshold", reads_large=False, reads_call=True),
+    "call": TokenRule(_reached, "call_threshold", reads_large=False, score="call"),
+    "router": TokenRule(_reached, "threshold", reads_large=False, score="router"),
     "rsd": TokenRule(_unreachable, "p_th", proposer="large"),
 }
 """By the names of `--token-rule`."""
 
 
 def large_decides(
-    rule: TokenRule, setting: float, q: Tensor, p: Tensor, log_odds: Tensor | None = None
+    rule: TokenRule, setting: float, q: Tensor, p: Tensor, scores: Tensor | None = None
 ) -> Tensor:
     """Whether the greedy form emits the large model's likeliest token: bool [N].
 
@@ -108,12 +110,11 @@ def large_decides(
         setting: its number; any for a rule without one.
         q: probabilities [N, V] of the small model.
         p: probabilities [N, V] of the large model; not read by rules of the small model alone.
-        log_odds: [N] of the CALL token, its logit less the log-sum-exp of all others; for rules
-            that read it.
+        scores: [N] of `TokenRule.score`, for rules that read one.
     """
-    if rule.reads_call:
-        assert log_odds is not None
-        return rule.refused(log_odds[:, None], p, setting)[:, 0]
+    if rule.score is not None:
+        assert scores is not None
+        return rule.refused(scores[:, None], p, setting)[:, 0]
     proposed = (q if rule.proposer == "small" else p).argmax(dim=-1, keepdim=True)
     refused = rule.refused(q, p, setting).expand_as(q).gather(-1, proposed)[:, 0]
     return refused if rule.proposer == "small" else ~refused

@@ -1,6 +1,7 @@
 """Models in other processes: a vLLM engine, and clients of vLLM's and SGLang's servers."""
 
 from caskd.models.engines.answer_shapes import FILTERED, Question, ServedAnswer
+from caskd.models.engines.backend_flags import check_flags
 from caskd.models.engines.fingerprint import (
     ask_fingerprint,
     fixed_prompts,
@@ -25,6 +26,13 @@ from caskd.models.engines.vllm_engine import (
     check_version,
     vllm_version,
 )
+from caskd.models.engines.vllm_generation import (
+    EngineModel,
+    EngineQuestion,
+    TimedAnswer,
+    VllmGenerator,
+)
+from caskd.models.engines.vllm_worker import EngineWorker
 
 __all__ = [
     "CLAMPED",
@@ -32,7 +40,10 @@ __all__ = [
     "FILTERED",
     "TOKEN_VARIABLE",
     "EngineError",
+    "EngineModel",
     "EngineOptions",
+    "EngineQuestion",
+    "EngineWorker",
     "LeastBusy",
     "NonFiniteError",
     "PromptRows",
@@ -42,8 +53,11 @@ __all__ = [
     "ServedGenerator",
     "ServedModel",
     "ServerError",
+    "TimedAnswer",
     "VllmEngine",
+    "VllmGenerator",
     "ask_fingerprint",
+    "check_flags",
     "check_version",
     "fixed_prompts",
     "key_of",

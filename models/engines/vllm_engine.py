@@ -57,21 +57,24 @@ class EngineOptions:
 
     Attributes:
         folder: the checkpoint.
-        name: of the model, for messages.
+        subject: the option that named the model and its value, for messages.
         dtype: in which it computes.
         tensor_parallel: devices that share each layer.
         max_length: tokens of one request, the one that is generated included.
         batch_tokens: tokens of one forward pass; longer prompts are split.
-        mixin: dotted name of the class that its workers get in addition.
+        mixin: dotted name of the class that its workers get in addition, an `EngineWorker`.
+        processor: module and class, with a colon between them, of vLLM's logits processor that
+            sees each step of the answers; none for an engine that writes none.
     """
 
     folder: Path
-    name: str
+    subject: str
     dtype: str
     tensor_parallel: int
     max_length: int
     batch_tokens: int
     mixin: str
+    processor: str | None = None
 
 
 def vllm_version() -> str | None:
@@ -122,7 +125,10 @@ class VllmEngine:
         for name, value in {**_ENVIRONMENT, **({} if on_gpu else _ENVIRONMENT_OF_CPUS)}.items():
             os.environ.setdefault(name, value)
         before = multiprocessing.active_children()
-        gpu_options: dict[str, Any] = {"gpu_memory_utilization": _GPU_SHARE} if on_gpu else {}
+        further: dict[str, Any] = {"gpu_memory_utilization": _GPU_SHARE} if on_gpu else {}
+        if options.processor is not None:
+            # A step then knows the tokens of all steps before it.
+            further |= {"logits_processors": [options.processor], "async_scheduling": False}
         try:
             import vllm
 
@@ -143,21 +149,18 @@ class VllmEngine:
                 worker_extension_cls=options.mixin,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **gpu_options,
+                **further,
             )
         except Exception as error:
             raise EngineError(
-                f"--teacher {options.name}: vLLM did not start ({type(error).__name__}: "
+                f"{options.subject}: vLLM did not start ({type(error).__name__}: "
                 f"{reason(error, 300)}); expected a model, dtype and --tensor-parallel "
                 f"{options.tensor_parallel} that it runs; see its log above"
             ) from error
 
         self._processes = [p for p in multiprocessing.active_children() if p not in before]
-
-    @property
-    def process_ids(self) -> list[int]:
-        """Its processes that are children of this one."""
-        return [process.pid for process in self._processes if process.pid is not None]
+        own = [process.pid for process in self._processes if process.pid is not None]
+        self.call("caskd_follow", os.getpid(), own)
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Call a method of the mixin in every worker; their answers.
@@ -207,6 +210,65 @@ class VllmEngine:
                 lambda: self._llm.generate(requests, parameters, use_tqdm=False), self._processes
             )
         return [[] if cells is None else _cells(output.prompt_logprobs) for output in found]
+
+    def begin(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        extra: Mapping[str, Any],
+    ) -> None:
+        """Start an answer, of which each `step` gives the next tokens.
+
+        Args:
+            name: of the answer; no other one has it.
+            prompt: at least one token.
+            max_new_tokens: of the longest answer; with the prompt, at most `max_length`.
+            stop_ids: ids that end it.
+            extra: for the logits processor (`SamplingParams.extra_args`).
+
+        Raises:
+            EngineError: the engine refused the prompt, or died.
+        """
+        parameters = self._vllm.SamplingParams(
+            max_tokens=max_new_tokens,
+            temperature=0.0,
+            detokenize=False,
+            ignore_eos=True,  # stop_ids are all that end it
+            stop_token_ids=list(stop_ids),
+            output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
+            extra_args=dict(extra),
+        )
+        request = {"prompt_token_ids": list(prompt)}
+        with self._one_line():
+            while_alive(
+                lambda: self._llm.llm_engine.add_request(name, request, parameters),
+                self._processes,
+            )
+
+    def step(self) -> dict[str, tuple[list[int], bool]]:
+        """New tokens of the answers that have some, and whether each has ended.
+
+        Raises:
+            EngineError: the engine died.
+        """
+        with self._one_line():
+            found = while_alive(self._llm.llm_engine.step, self._processes)
+        return {
+            output.request_id: (list(output.outputs[0].token_ids), output.finished)
+            for output in found
+        }
+
+    def end(self, names: Sequence[str]) -> None:
+        """End answers that need no more tokens.
+
+        Raises:
+            EngineError: the engine died.
+        """
+        with self._one_line():
+            while_alive(lambda: self._llm.llm_engine.abort_request(list(names)), self._processes)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

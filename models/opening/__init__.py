@@ -4,11 +4,17 @@ Every `from_pretrained` and `from_config` of caskd is in this folder.
 """
 
 from caskd.models.opening.adapters import read_adapter_settings
-from caskd.models.opening.configs import open_config, open_generation_config, open_tokenizer
+from caskd.models.opening.configs import (
+    load_dtype_of,
+    open_config,
+    open_generation_config,
+    open_tokenizer,
+)
 from caskd.models.opening.locating import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_openable,
+    check_safetensors,
     check_source,
     config_folder,
     locate,
@@ -29,9 +35,11 @@ __all__ = [
     "check_divisible",
     "check_openable",
     "check_quantization",
+    "check_safetensors",
     "check_source",
     "config_folder",
     "describe_quantization",
+    "load_dtype_of",
     "locate",
     "open_adapter",
     "open_config",

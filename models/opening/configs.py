@@ -99,3 +99,9 @@ def open_generation_config(source: str | Path) -> Any:
     except (OSError, ValueError):
         return None
     return GenerationConfig.from_model_config(config)
+
+
+def load_dtype_of(text_config: Any, dtype: str) -> str:
+    """The dtype in which a model computes: its own one for `auto`."""
+    own = getattr(text_config, "dtype", None) or "float32"
+    return str(own).removeprefix("torch.") if dtype == "auto" else dtype

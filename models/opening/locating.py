@@ -105,6 +105,20 @@ def refuse_gguf(path: Path, subject: str) -> None:
         )
 
 
+def check_safetensors(folder: Path, subject: str) -> None:
+    """Refuse a checkpoint without weights in safetensors.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not list(folder.glob("*.safetensors")):
+        refuse_gguf(folder, subject)
+        raise UsageError(
+            f"{subject}: no .safetensors file; expected a transformers checkpoint in safetensors; "
+            f"convert it with save_pretrained, or pass another {subject.split(' ')[0]}"
+        )
+
+
 @cache
 def check_reachable(source: str | Path, flag: str) -> None:
     """Refuse a hub id that can neither be downloaded nor is in the cache.

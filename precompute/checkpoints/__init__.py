@@ -5,19 +5,15 @@ from caskd.precompute.checkpoints.source import (
     FLAG,
     TransformersCheckpoint,
     WeightBytes,
-    check_safetensors,
     find_checkpoint,
     length_limit,
-    load_dtype_of,
 )
 
 __all__ = [
     "FLAG",
     "TransformersCheckpoint",
     "WeightBytes",
-    "check_safetensors",
     "find_checkpoint",
     "length_limit",
-    "load_dtype_of",
     "load_model",
 ]

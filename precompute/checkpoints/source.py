@@ -11,8 +11,10 @@ from caskd.models import (
     check_class,
     check_divisible,
     check_quantization,
+    check_safetensors,
     count_parameters,
     describe_quantization,
+    load_dtype_of,
     locate,
     open_adapter,
     open_config,
@@ -20,7 +22,6 @@ from caskd.models import (
     open_tokenizer,
     quantization_of,
     rank_parameters,
-    refuse_gguf,
 )
 from caskd.precompute.checkpoints.lora import AdapterSource, describe_adapter
 from caskd.store.errors import UsageError
@@ -85,7 +86,7 @@ def find_checkpoint(
             implementation that is not installed, or a model that cannot be divided.
     """
     found = locate(teacher, FLAG)
-    check_safetensors(found.folder, teacher)
+    check_safetensors(found.folder, f"{FLAG} {teacher}")
     config = open_config(found.folder, FLAG)
     check_quantization(config, f"{FLAG} {teacher}")
     tokenizer = open_tokenizer(found.folder, FLAG)
@@ -155,26 +156,6 @@ def weight_bytes(model: Any, folder: Path, load_dtype: str, num_ranks: int = 1) 
         return WeightBytes(count.total, count.active, size * count.total, size * most)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return WeightBytes(count.total, count.active, stored, stored)
-
-
-def check_safetensors(folder: Path, teacher: str) -> None:
-    """Refuse a checkpoint without weights in safetensors.
-
-    Raises:
-        UsageError: it has none.
-    """
-    if not list(folder.glob("*.safetensors")):
-        refuse_gguf(folder, f"{FLAG} {teacher}")
-        raise UsageError(
-            f"{FLAG} {teacher}: no .safetensors file; expected a transformers checkpoint in "
-            f"safetensors; convert it with save_pretrained, or pass another {FLAG}"
-        )
-
-
-def load_dtype_of(text_config: Any, dtype: str) -> str:
-    """The dtype in which a model computes: its own one for `auto`."""
-    own = getattr(text_config, "dtype", None) or "float32"
-    return str(own).removeprefix("torch.") if dtype == "auto" else dtype
 
 
 def length_limit(text_config: Any, tokenizer: Any) -> int | None:

@@ -25,7 +25,7 @@ from caskd.store.corpus import (
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import ROW_ENCODINGS, SAMPLED, TOPK, StoreSpec
+from caskd.store.format import SAMPLED, TOPK, StoreSpec, written_encodings
 from caskd.store.io import progress, tell
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, find_store, plan_store
@@ -177,11 +177,11 @@ def _check_tokens(example: ForeignExample, vocab_size: int) -> None:
 
 
 def _check_encoding(config: ImportConfig, kind: str) -> None:
-    if (kind, config.encoding) not in ROW_ENCODINGS:
-        names = " or ".join(name for of, name in ROW_ENCODINGS if of == kind)
+    names = written_encodings(kind)
+    if config.encoding not in names:
         raise UsageError(
             f"--encoding {config.encoding}: not an encoding of {kind} rows, which {config.source} "
-            f"holds; expected {names}; omit --encoding"
+            f"holds; expected {' or '.join(names)}; omit --encoding"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from caskd.precompute.planning.digest_set import DigestSet
 from caskd.store.corpus import TokenizedExample, num_rows, row_labels
 from caskd.store.format import STATUSES
 from caskd.store.read import TeacherStore
@@ -26,7 +27,7 @@ RESPONSE_BIT = np.uint32(1 << 31)  # unused in token ids: vocabularies are far s
 
 
 class CorpusStats:
-    """Counts, lengths, repeats and labels of a stream of examples (about 100 bytes per example)."""
+    """Counts, lengths, repeats and labels of a stream of examples (36 to 60 bytes an example)."""
 
     def __init__(self, vocab_size: int) -> None:
         self.statuses: Counter[str] = Counter()
@@ -35,8 +36,8 @@ class CorpusStats:
         self.num_duplicates = self.duplicate_rows = 0
         self.text_counts: Counter[str] = Counter()
         self.first_refusal = ""
-        self._prompt, self._response, self._total = array("q"), array("q"), array("q")
-        self._seen: set[bytes] = set()
+        self._prompt, self._response, self._total = array("I"), array("I"), array("I")
+        self._seen = DigestSet()
         self._label_counts = np.zeros(vocab_size, np.int64)
         self._pending: list[npt.NDArray[np.uint32]] = []
         self._num_pending = 0
@@ -71,10 +72,7 @@ class CorpusStats:
         if not len(example.token_ids):
             return False
         marked = example.token_ids | np.where(example.is_response, RESPONSE_BIT, np.uint32(0))
-        digest = blake2b(marked.tobytes(), digest_size=16).digest()
-        repeated = digest in self._seen
-        self._seen.add(digest)
-        return repeated
+        return not self._seen.add(blake2b(marked.tobytes(), digest_size=16).digest())
 
     def _note_first(self, status: str, example: TokenizedExample) -> None:
         self.first.setdefault(status, example.source_index)

@@ -27,7 +27,8 @@ from caskd.store.corpus import (
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import SAMPLED, SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
+from caskd.store.fingerprint import FINGERPRINT
+from caskd.store.format import SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
 from caskd.store.io import parse_json
 from caskd.store.write import find_store
 
@@ -93,8 +94,16 @@ def check_job(config: PrecomputeConfig) -> Job:
         absent = SPECIAL_TOKEN_FIELDS - existing.identity["vocabulary"].keys()
         for field in absent:
             del identity["vocabulary"][field]
-        check_identity(existing, identity, config.store)
+        planned = existing.identity["teacher"].get(FINGERPRINT)
+        known = {} if planned is None else {FINGERPRINT: planned}
+        teacher = {**identity["teacher"], **known}
+        check_identity(existing, {**identity, "teacher": teacher}, config.store)
         check_planned_flags(config, existing)
+    fingerprint = source.fingerprint()
+    if fingerprint is not None:
+        identity["teacher"][FINGERPRINT] = fingerprint
+        if existing is not None:
+            check_identity(existing, identity, config.store)
     return Job(source, columns, options, vocab, num_records, identity, tuple(ignored))
 
 
@@ -141,6 +150,11 @@ def text_options(
         raise UsageError(
             f"--top-k {top_k}: more than the {num_columns:,} tokens of the teacher's vocabulary; "
             f"expected {num_columns:,} or fewer; pass --top-k {num_columns}"
+        )
+    if config.head is not None and config.head >= num_columns:
+        raise UsageError(
+            f"--head {config.head}: leaves none of the {num_columns:,} tokens of the teacher's "
+            f"vocabulary to draw; expected {num_columns - 1:,} or fewer; pass a smaller --head"
         )
     if columns.kind == "messages" and not config.eos:
         raise UsageError(
@@ -192,7 +206,8 @@ def targets(config: PrecomputeConfig) -> dict[str, Any]:
     """Fields of `identity.capture` that name what a row keeps of the teacher's distribution."""
     if config.sample is not None:
         return {
-            "kind": SAMPLED.name,
+            "kind": config.row_kind.name,
+            **({} if config.head is None else {"head": config.head}),
             "num_samples": config.sample,
             "sample_seed": config.sample_seed,
         }

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from caskd.precompute.planning.alternatives import alternative_lines
 from caskd.precompute.planning.corpus_stats import bars
-from caskd.store.format import SAMPLED
+from caskd.store.format import HEAD_SAMPLED, SAMPLED
 from caskd.store.io import bytes_text, counted, duration_text, rate_text
 
 Facts = Mapping[str, Any]
@@ -137,6 +138,11 @@ def _duplicates(facts: Facts) -> str:
 def _targets(capture: Mapping[str, Any]) -> str:
     if capture["kind"] == SAMPLED.name:
         return f"{capture['num_samples']:,} samples per row, seed {capture['sample_seed']}"
+    if capture["kind"] == HEAD_SAMPLED.name:
+        return (
+            f"top {capture['head']:,} per row and {capture['num_samples']:,} samples of the other "
+            f"tokens, seed {capture['sample_seed']}"
+        )
     min_mass = capture["min_mass"]
     fewer = f", fewer where they reach probability {min_mass:g}" if min_mass < 1 else ""
     return f"top {capture['top_k']:,} per row{fewer}"
@@ -208,7 +214,9 @@ def _forecast(facts: Facts) -> list[str]:
             ]
         )
     )
-    return [*lines, *_break_even(online), *_shard_advice(facts)]
+    others = probe["alternatives"]
+    instead = alternative_lines(others, others[0]["num_rows"] if others else 0)
+    return [*lines, *_break_even(online), *instead, *_shard_advice(facts)]
 
 
 def _shard_advice(facts: Facts) -> list[str]:

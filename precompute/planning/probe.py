@@ -17,9 +17,17 @@ import numpy as np
 from caskd.models import num_in_batch
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.planning import forecast
+from caskd.precompute.planning.alternatives import (
+    ALTERNATIVES,
+    ManyTargets,
+    alternative_spec,
+    fitting_alternatives,
+    mean_cells,
+    of_flags,
+)
 from caskd.precompute.planning.forecast import PlannedBatch, Stratum
 from caskd.precompute.rows import Fields
-from caskd.precompute.teacher import Teacher, TeacherSource
+from caskd.precompute.teacher import LocalTeacher, Teacher, TeacherSource
 from caskd.store.cells import fit_orders
 from caskd.store.errors import UsageError
 from caskd.store.format import (
@@ -35,6 +43,7 @@ from caskd.store.write import ShardExample, pilot_rows
 
 PROBE_SECONDS = 60.0
 PROBE_ROWS = 1 << 15
+OTHER_SECONDS, OTHER_ROWS = 20.0, 1 << 13  # of `ALTERNATIVES`
 FIRST_TOKENS = 512
 
 
@@ -49,6 +58,8 @@ class ProbeResult:
     """Whose peak it is (`gpu` or `process`), and its bytes."""
     rows: Fields
     """Rows of all batches that ran."""
+    others: Fields
+    """Rows of `ALTERNATIVES`; empty where another process has the teacher's logits."""
 
 
 def run_probe(
@@ -84,6 +95,7 @@ def run_probe(
         "bytes": int(total),
         "bytes_per_row": {name: round(n, 3) for name, n in sorted(per_row.items())},
         "break_even": forecast.break_even(seconds, forward),
+        "alternatives": alternative_sizes(spec, measured.others),
     }
 
 
@@ -113,8 +125,58 @@ def _measure(
                     shown = _advance(bar, shown, time.monotonic() - began)
                 rounds += 1
         memory = teacher.peak_memory()
+        others = _other_rows(source, teacher, store, strata, limit)
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return ProbeResult(load_seconds, list(seconds / tokens), limit, memory, rows)
+    return ProbeResult(load_seconds, list(seconds / tokens), limit, memory, rows, others)
+
+
+def _other_rows(
+    source: TeacherSource,
+    teacher: Teacher,
+    store: TeacherStore,
+    strata: Sequence[Stratum],
+    limit: int,
+) -> Fields:
+    """Rows of `ALTERNATIVES` from a batch of each stratum in turn."""
+    if not isinstance(teacher, LocalTeacher):
+        return {}
+    num_columns = min(store.spec.vocab_size, source.num_ids)
+    many = ManyTargets(fitting_alternatives(num_columns))
+    parts: list[Fields] = []
+    most_rows = min(OTHER_ROWS, store.spec.num_rows // 2)
+    began, num_rows = time.monotonic(), 0
+    for rounds in range(max(len(stratum.batches) for stratum in strata)):
+        if rounds and (num_rows >= most_rows or time.monotonic() - began > OTHER_SECONDS):
+            break
+        for stratum in (each for each in strata if rounds < len(each.batches)):  # no batch twice
+            batch = stratum.batches[_spread(rounds, len(stratum.batches))]
+            examples = _shard_examples(store, _subset(batch, limit, rounds))
+            parts.append(dict(teacher.rows_for(many, examples)))
+            num_rows += sum(example.row_count for example in examples)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def alternative_sizes(spec: StoreSpec, rows: Fields) -> list[dict[str, Any]]:
+    """Bytes per row of each of `ALTERNATIVES`, tables and orders of ids included.
+
+    Args:
+        spec: the planned store's.
+        rows: of `ManyTargets`; empty for none.
+    """
+    found = []
+    for flags, capture in ALTERNATIVES.items():
+        own = of_flags(rows, flags)
+        if not own:
+            continue
+        other = alternative_spec(spec, capture)
+        sizes, _ = encoded_bytes(other, own)
+        per_row = sum(size for name, size in sizes.items() if name != "id_order")
+        per_row += sizes.get("id_order", 0) / spec.num_rows
+        found.append({
+            "flags": flags, "bytes_per_row": round(per_row, 2), "encoding": other.encoding,
+            "mean_cells": round(mean_cells(own), 2), "num_rows": len(own["num_kept"]),
+        })  # fmt: skip
+    return found
 
 
 def _has_room(elapsed: float, rounds: int, share_of_rows: float) -> bool:

@@ -1,4 +1,4 @@
-"""What answers questions: transformers in this process, or a server."""
+"""What answers questions: transformers in this process, a vLLM engine, or a server."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,8 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from caskd.models import check_template, locate, open_tokenizer, padded_batches
-from caskd.models.decoding import LoadedModel, Sampling, load_for_decoding, respond
-from caskd.models.engines import FILTERED, Question, ServedGenerator
+from caskd.models.decoding import Answer, LoadedModel, Sampling, load_for_decoding, respond
+from caskd.models.engines import (
+    FILTERED,
+    EngineModel,
+    EngineQuestion,
+    Question,
+    ServedGenerator,
+)
 from caskd.precompute.command import PrecomputeCommand
 from caskd.precompute.responses.questions import answered, conversation
 from caskd.store.corpus import (
@@ -28,7 +34,8 @@ from caskd.store.errors import UsageError
 from caskd.store.io import parse_json
 
 _FLAG = "--teacher"
-_SERVER_BATCH = 16
+_BATCH = 16
+"""Answers of a part, of what composes its own batches."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,37 @@ class _Here:
         return Response(text, finished=bool(ids) and ids[-1] in self._loaded.stop_ids)
 
 
+class _Engine:
+    """A model in a vLLM engine, which starts with the first question."""
+
+    def __init__(
+        self, model: EngineModel, prompts: list[list[int]], config: PrecomputeCommand, limit: int
+    ) -> None:
+        self._model, self._prompts, self._limit = model, prompts, limit
+        _check_lengths(prompts, model.max_positions, limit)
+        self._sampling = sampling_of(config)
+        self.identity = {"teacher": model.identity, "stop_ids": list(model.stop_ids)}
+        self.batches = _in_order(len(prompts))
+
+    def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
+        """As in `Answering`."""
+        wanted = [list(batch) for batch in batches]
+        questions = (EngineQuestion(self._prompts[i], key=str(i)) for b in wanted for i in b)
+        longest = max(map(len, self._prompts))
+        with closing(self._model.start(longest, self._limit)) as generator:
+            found = generator.answers(questions, self._sampling)
+            for batch in wanted:
+                yield [self._response(timed.answer) for _, timed in zip(batch, found, strict=False)]
+
+    def _response(self, answer: Answer) -> Response:
+        ids = answer.token_ids
+        return Response(answer.text, finished=bool(ids) and ids[-1] in self._model.stop_ids)
+
+
+def _in_order(count: int) -> list[list[int]]:
+    return [list(range(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
+
+
 class _Served:
     """A model behind URLs."""
 
@@ -89,10 +127,7 @@ class _Served:
         self._sampling = sampling_of(config)
         named = {"name": generator.model, "answers_as": generator.answers_as}
         self.identity = {"teacher": {"engine": "server", **named, "api": config.api}}
-        starts = range(0, len(asked), _SERVER_BATCH)
-        self.batches = [
-            list(range(start, min(start + _SERVER_BATCH, len(asked)))) for start in starts
-        ]
+        self.batches = _in_order(len(asked))
 
     def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
         """As in `Answering`."""
@@ -137,6 +172,23 @@ def open_answering(
         here.identity["text"] = text
         yield here
         return
+    if config.backend == "vllm":
+        model = EngineModel.find(
+            config.teacher, _FLAG, dtype=config.dtype, tensor_parallel=config.tensor_parallel
+        )
+        prompts, text = _prompts(model.tokenizer, config, records, columns)
+        engine = _Engine(model, prompts, config, limit)
+        engine.identity["text"] = text
+        yield engine
+        return
+    with _open_served(config, records, columns, limit) as served:
+        yield served
+
+
+@contextmanager
+def _open_served(
+    config: PrecomputeCommand, records: Sequence[Record], columns: Columns, limit: int
+) -> Iterator[Answering]:
     asked: list[Any]
     if config.api == "chat":
         arguments = given_chat_options(None, config.template_arguments, False).get("arguments")

@@ -67,6 +67,7 @@ def _check(config: PrecomputeCommand, out: Path) -> None:
     refused = {
         "--store": bool(config.store),
         "--sample": config.sample is not None,
+        "--head": config.head is not None,
         "--top-k": config.top_k is not None,
         "--min-mass": config.min_mass is not None,
         "--adapter": config.adapter is not None,
@@ -94,19 +95,13 @@ def _check(config: PrecomputeCommand, out: Path) -> None:
 
 def _check_runner(config: PrecomputeCommand) -> None:
     """Refuse flags that have no meaning for what answers."""
-    if config.backend == "vllm":
-        raise UsageError(
-            f"{_FLAG} and --backend vllm: the engine only captures; expected --backend "
-            "transformers or server; serve the model with vllm serve, and pass --backend server "
-            "--url URL"
-        )
     check_backend(config)
     rendered_there = config.api == "chat" and config.backend == "server"
     refused = {
         "--api chat": (config.api == "chat" and not rendered_there, "without --backend server"),
         f"--tensor-parallel {config.tensor_parallel}": (
-            config.tensor_parallel != 1,
-            f"with {_FLAG}, whose model runs on one device",
+            config.tensor_parallel != 1 and config.backend != "vllm",
+            f"with {_FLAG} and --backend {config.backend}, whose model runs on one device",
         ),
         "--chat-template": (rendered_there and config.chat_template is not None, "with --api chat"),
         "--train-template-tokens": (

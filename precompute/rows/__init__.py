@@ -5,6 +5,7 @@ from caskd.precompute.rows.packed import Piece, assembled, pack
 from caskd.precompute.rows.sampling import filler_draws
 from caskd.precompute.rows.targets import (
     Numbers,
+    Reduction,
     Targets,
     TopKTargets,
     targets_from,
@@ -17,6 +18,7 @@ __all__ = [
     "Fields",
     "Numbers",
     "Piece",
+    "Reduction",
     "Targets",
     "TopKTargets",
     "assembled",

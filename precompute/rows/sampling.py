@@ -1,9 +1,12 @@
 """The row fields of a sampled store: counted draws per row (random sampling KD, arXiv 2503.16870).
 
-Legend: R rows of a tile, V vocabulary, N draws per row.
+Legend: R rows of a tile, V vocabulary, N draws per row, h ids of a head, k = h + N.
 
 Counts / N is an unbiased estimate of the teacher's distribution, and the gradient of a student's
 cross-entropy with it is unbiased too. A top-k gives neither.
+With a head, the h likeliest ids keep their probabilities, and the N draws estimate the rest, whose
+mass is r: head + r * counts / N is unbiased too, and the variance of anything linear in it is at
+most r times that of N draws of the whole distribution.
 """
 
 from collections.abc import Sequence
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from caskd.precompute.rows.topk import Columns, Fields, row_columns, stored_fields
-from caskd.store.format import FIELD_DTYPES, SAMPLED
+from caskd.store.format import FIELD_DTYPES, HEAD_SAMPLED, SAMPLED, RowKind
 from caskd.store.write import ShardExample
 
 CACHED_LOGITS = 1 << 19  # logits that a CPU handles at a time: 4 times faster than a whole tile
@@ -23,14 +26,16 @@ MASS_BITS = 40
 of addition, and 2^21 ids fit into int64. Ids with a weight that rounds to 0 are never drawn."""
 
 
-def filler_draws(num_rows: int, num_samples: int) -> Fields:
+def filler_draws(num_rows: int, num_cells: int, kind: RowKind = SAMPLED) -> Fields:
     """Rows without a teacher: the filler of a shard, and examples with NaN or Inf."""
-    return {
-        name: np.zeros(
-            (num_rows, num_samples) if name.startswith("sampled_") else num_rows, FIELD_DTYPES[name]
-        )
-        for name in SAMPLED.fields
+    cells = {array.name for array in kind.cells}
+    rows: Fields = {
+        name: np.zeros((num_rows, num_cells) if name in cells else num_rows, FIELD_DTYPES[name])
+        for name in kind.fields
     }
+    if "head_logits" in rows:
+        rows["head_logits"][:] = -np.inf
+    return rows
 
 
 def uniforms(
@@ -99,6 +104,52 @@ def sampled_columns(logits: Tensor, labels: Tensor, numbers: Tensor) -> Columns:
         "sampled_ids": draw_ids(logits, numbers),
         **{name: columns[name] for name in SAMPLED.fields if name in columns},
     }
+
+
+def head_columns(logits: Tensor, labels: Tensor, numbers: Tensor, head: int) -> Columns:
+    """What `head_fields` turns into the row fields of a store of draws with a head.
+
+    Args:
+        logits: [R, V] of any float dtype, the padding of the embedding already cut off.
+        labels: [R] int64, each below V.
+        numbers: [R, N] in [0, 1), from `uniforms`.
+        head: h, below V.
+
+    Returns:
+        `topk_ids` and `topk_logits` [R, h] and `tail_mass` of the head; `sampled_ids` [R, N], draws
+        of the other ids; the other columns as in a topk store.
+    """
+    logits = logits.float()
+    columns = row_columns(logits, labels, top_k=head)
+    rest = logits.scatter(1, columns["topk_ids"], -torch.inf)
+    return {**columns, "sampled_ids": draw_ids(rest, numbers)}
+
+
+def head_fields(arrays: Fields) -> Fields:
+    """Row fields of a store of draws with a head, from `head_columns` on the host.
+
+    Returns:
+        sampled_ids uint32 and sampled_counts uint16 [R, k]: the head's ids in rank order with a
+        count of 0, then the drawn ids by descending count, then ascending id; head_logits float32
+        [R, k], -inf beyond the head; num_kept and num_head uint16; drawn_mass float32, the
+        probability outside of the head; the other columns as in a topk store. A row with NaN or Inf
+        anywhere has num_kept and num_head 0.
+    """
+    finite, head = arrays["num_kept"] > 0, arrays["topk_ids"].shape[1]
+    ids, counts = count_draws(arrays["sampled_ids"])
+    counts[~finite], ids[~finite] = 0, 0
+    no_counts = np.zeros(arrays["topk_ids"].shape, np.int64)
+    no_logits = np.full(ids.shape, -np.inf, np.float32)
+    fields = {
+        **arrays,
+        "sampled_ids": np.concatenate([arrays["topk_ids"], ids], axis=1),
+        "sampled_counts": np.concatenate([no_counts, counts], axis=1),
+        "head_logits": np.concatenate([arrays["topk_logits"], no_logits], axis=1),
+        "num_kept": np.where(finite, head + np.count_nonzero(counts, axis=1), 0),
+        "num_head": np.where(finite, head, 0),
+        "drawn_mass": arrays["tail_mass"],
+    }
+    return stored_fields({name: fields[name] for name in HEAD_SAMPLED.fields})
 
 
 def counted_fields(arrays: Fields) -> Fields:

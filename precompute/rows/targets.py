@@ -9,12 +9,15 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from caskd.precompute.rows.log_probs import log_prob_counts
 from caskd.precompute.rows.sampling import (
     counted_fields,
     filler_draws,
+    head_columns,
+    head_fields,
     sampled_columns,
     sampled_fields,
     uniforms,
@@ -27,17 +30,14 @@ from caskd.precompute.rows.topk import (
     row_fields,
     stored_fields,
 )
-from caskd.store.format import SAMPLED, TOPK, StoreSpec
+from caskd.store.format import HEAD_SAMPLED, SAMPLED, TOPK, StoreSpec
 from caskd.store.write import ShardExample
 
 Numbers = npt.NDArray[np.float64]
 
 
-class Targets(Protocol):
-    """Computes the row fields of a store from logits."""
-
-    def filler(self, num_rows: int) -> Fields:
-        """Rows without a teacher."""
+class Reduction(Protocol):
+    """Reduces logits to row fields."""
 
     def numbers(self, examples: Sequence[ShardExample]) -> Numbers:
         """Random numbers [N, n] for the rows of a batch; n is 0 where nothing is drawn."""
@@ -53,6 +53,13 @@ class Targets(Protocol):
 
     def stored(self, columns: Fields) -> Fields:
         """Row fields from columns that were copied to the host."""
+
+
+class Targets(Reduction, Protocol):
+    """Computes the row fields of a store from logits."""
+
+    def filler(self, num_rows: int) -> Fields:
+        """Rows without a teacher."""
 
     def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
         """Row fields of a tile at once, for a backend that may wait for its logits."""
@@ -126,9 +133,36 @@ class SampledTargets:
         return {}
 
 
+@dataclass(frozen=True)
+class HeadSampledTargets(SampledTargets):
+    """The likeliest ids of each row, and draws from the others."""
+
+    head: int
+
+    def filler(self, num_rows: int) -> Fields:
+        """Rows without a teacher."""
+        return filler_draws(num_rows, self.head + self.num_samples, HEAD_SAMPLED)
+
+    def columns(self, logits: Tensor, labels: Tensor, numbers: Tensor) -> Columns:
+        """Reduce a tile."""
+        return head_columns(logits, labels, numbers, self.head)
+
+    def stored(self, columns: Fields) -> Fields:
+        """Count the draws."""
+        return head_fields(columns)
+
+    def fields(self, logits: Tensor, labels: Tensor, numbers: Numbers) -> Fields:
+        """Row fields of a tile."""
+        columns = self.columns(logits, labels, torch.from_numpy(numbers))
+        return self.stored({name: values.cpu().numpy() for name, values in columns.items()})
+
+
 _TARGETS_OF_KIND: Mapping[str, Callable[[Mapping[str, Any]], Targets]] = {
     TOPK.name: lambda capture: TopKTargets(capture["top_k"], capture["min_mass"]),
     SAMPLED.name: lambda capture: SampledTargets(capture["num_samples"], capture["sample_seed"]),
+    HEAD_SAMPLED.name: lambda capture: HeadSampledTargets(
+        capture["num_samples"], capture["sample_seed"], capture["head"]
+    ),
 }
 
 

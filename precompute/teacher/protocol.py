@@ -5,11 +5,12 @@ its teacher is run. `find_teacher` in `factory.py` picks the backend.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from caskd.precompute.checkpoints import WeightBytes
+from caskd.precompute.rows import Reduction
 from caskd.store.format import StoreSpec
 from caskd.store.write import ShardExample
 
@@ -45,6 +46,16 @@ class Teacher(Protocol):
         """Release what the teacher holds; its process goes back to the state before loading."""
 
 
+@runtime_checkable
+class LocalTeacher(Teacher, Protocol):
+    """A teacher whose whole logits are in this process, which can reduce them in other ways."""
+
+    def rows_for(
+        self, reduction: Reduction, examples: Sequence[ShardExample]
+    ) -> Mapping[str, NDArray[Any]]:
+        """`rows` with other targets than those of the store."""
+
+
 class TeacherSource(Protocol):
     """A teacher whose weights are not loaded yet: all that a plan and an identity check need."""
 
@@ -69,7 +80,13 @@ class TeacherSource(Protocol):
         """Memory that the weights take here; None where another process decides."""
 
     def identity(self) -> dict[str, Any]:
-        """Fields of `identity.teacher` in store.json."""
+        """Fields of `identity.teacher` in store.json that need no running teacher."""
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What recognises a running teacher that digests do not name; None where they do.
+
+        It may start the teacher, so that it is asked for last.
+        """
 
     def capture(self) -> Mapping[str, Any]:
         """Fields of `identity.capture` in store.json that the backend decides."""

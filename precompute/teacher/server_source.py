@@ -101,19 +101,22 @@ class ServerSource:
         """Unknown: the server holds the weights."""
 
     def identity(self) -> dict[str, Any]:
-        """Fields of `identity.teacher` in store.json.
-
-        Raises:
-            IdentityError: the URLs serve different models.
-        """
+        """Fields of `identity.teacher` in store.json, but for the fingerprint."""
         return {
             "name": self.name,
             "revision": self.revision,
             "weights_digest": weights_digest(self.folder) if self._has_weights() else None,
             "adapter": None,
             "config_digest": config_digest(self.folder),
-            FINGERPRINT: self._measured,
         }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """`identity.teacher.fingerprint` in store.json.
+
+        Raises:
+            IdentityError: the URLs serve different models.
+        """
+        return self._measured
 
     def _has_weights(self) -> bool:
         return any(self.folder.glob("*.safetensors"))

@@ -80,6 +80,9 @@ class TransformersSource:
             "config_digest": config_digest(checkpoint.folder),
         }
 
+    def fingerprint(self) -> None:
+        """None: digests name the weights."""
+
     def capture(self) -> dict[str, Any]:
         """Fields of `identity.capture` in store.json that decide the numbers."""
         return {

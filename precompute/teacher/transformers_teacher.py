@@ -29,7 +29,7 @@ from caskd.models import (
     to_device,
 )
 from caskd.precompute.checkpoints import FLAG, TransformersCheckpoint, load_model
-from caskd.precompute.rows import Columns, Targets
+from caskd.precompute.rows import Columns, Reduction, Targets
 from caskd.precompute.teacher.copies import CopiedFields
 from caskd.store.corpus import logit_positions, row_labels
 from caskd.store.errors import UsageError
@@ -104,13 +104,19 @@ class TransformersTeacher:
         """Restore the kernels that torch used before."""
         self._open.close()
 
-    @torch.inference_mode()
     def rows(self, examples: Sequence[ShardExample]) -> Mapping[str, NDArray[Any]]:
         """Compute the row fields of all examples, concatenated in their order.
 
         Examples that the teacher computes differently in a batch run apart. A GPU may still be at
         work when this returns: reading a field waits for it.
         """
+        return self.rows_for(self.targets, examples)
+
+    @torch.inference_mode()
+    def rows_for(
+        self, reduction: Reduction, examples: Sequence[ShardExample]
+    ) -> Mapping[str, NDArray[Any]]:
+        """`rows` with other targets than those of the store."""
         with memory_errors():
             positions = [logit_positions(example.is_response) for example in examples]
             # The token of the last row is a label only: the forward pass does not need it.
@@ -123,31 +129,36 @@ class TransformersTeacher:
                 parts = torch.split(together, [len(rows) for rows in own])
                 for index, part in zip(group, parts, strict=True):
                     hidden[index] = part
-            return self._fields(examples, torch.cat(hidden))
+            return self._fields(reduction, examples, torch.cat(hidden))
 
     def _fields(
-        self, examples: Sequence[ShardExample], hidden: torch.Tensor
+        self, reduction: Reduction, examples: Sequence[ShardExample], hidden: torch.Tensor
     ) -> Mapping[str, NDArray[Any]]:
         """Compute the row fields of hidden states [N, H], tile by tile."""
         wanted = [row_labels(e.token_ids, e.is_response) for e in examples]
         labels = to_device(np.concatenate(wanted).astype(np.int64), hidden.device)
-        numbers = to_device(self.targets.numbers(examples), hidden.device)
+        numbers = to_device(reduction.numbers(examples), hidden.device)
         row_bytes = self.num_columns * hidden.element_size()
         tile = max(MIN_TILE_ROWS, TILE_BYTES[hidden.device.type] // row_bytes)
         parts = [
             columns
             for start in range(0, len(labels), tile)
             for columns in self._tile(
+                reduction,
                 hidden[start : start + tile],
                 labels[start : start + tile],
                 numbers[start : start + tile],
             )
         ]
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return CopiedFields(whole, self.targets.stored)
+        return CopiedFields(whole, reduction.stored)
 
     def _tile(
-        self, hidden: torch.Tensor, labels: torch.Tensor, numbers: torch.Tensor
+        self,
+        reduction: Reduction,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        numbers: torch.Tensor,
     ) -> Iterator[Columns]:
         """Compute the rows of hidden states [N, H], a slice of rows at a time."""
         product = self.split.head(hidden)
@@ -156,7 +167,7 @@ class TransformersTeacher:
             part = slice(start, start + num_rows)
             logits = self.split.narrow_logits(product[part], self.num_columns)
             own = labels[part].to(logits.device), numbers[part].to(logits.device)
-            yield self.targets.columns(logits, *own)
+            yield reduction.columns(logits, *own)
 
 
 def _check_width(split: SplitModel, checkpoint: TransformersCheckpoint) -> None:

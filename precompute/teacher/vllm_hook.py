@@ -9,14 +9,8 @@ The head runs on the rows that were asked for only, a tile at a time: no [tokens
 Legend: T tokens of a pass, R rows of an example, H hidden, V vocabulary.
 """
 
-import os
 import platform
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +18,7 @@ import torch
 from torch import Tensor
 
 from caskd.models import peak_process_bytes
+from caskd.models.engines import EngineWorker
 from caskd.precompute.rows import Columns, Piece, Targets, pack, targets_from
 from caskd.precompute.teacher.transformers_teacher import MIN_TILE_ROWS, SLICE_LOGITS, TILE_BYTES
 
@@ -31,8 +26,6 @@ KEY = "caskd"
 """Name of a request's entry in `SamplingParams.extra_args`."""
 _USED = ("_get_prompt_logprobs_dict", "requests", "input_batch", "query_start_loc", "model")
 """Attributes of vLLM's model runner that are not its public API."""
-
-_FOLLOW_SECONDS = 1.0
 
 
 def request_of(number: int, positions: Any, labels: Any, numbers: Any) -> dict[str, Any]:
@@ -119,40 +112,13 @@ class RowHook:
             yield self.targets.columns(logits[part], *own)
 
 
-def _follow(owner: int, engines: Sequence[int]) -> None:
-    while engines:
-        time.sleep(_FOLLOW_SECONDS)
-        try:
-            parents = [_parent(process) for process in engines]
-        except OSError:
-            return  # an engine died, or this system has no /proc: vLLM ends the workers itself
-        if any(parent != owner for parent in parents):
-            for process in (*engines, os.getpid()):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-
-
-def _parent(process: int) -> int:
-    stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
-    return int(stat.rpartition(")")[2].split()[1])
-
-
-class RowCapture:
+class RowCapture(EngineWorker):
     """Methods that vLLM's workers get; the engine's owner calls them by name."""
 
     model_runner: Any
     rank: int
     device: Any
     _caskd_hook: RowHook | None = None
-
-    def caskd_follow(self, owner: int, engines: Sequence[int]) -> None:
-        """End these engine processes, and this worker, once `owner` is no longer their parent.
-
-        vLLM ends its workers when the engine process dies, but not the engine when the process
-        that started it is killed: it would keep its memory.
-        """
-        follower = threading.Thread(target=_follow, args=(owner, list(engines)), daemon=True)
-        follower.start()
 
     def caskd_install(self, capture: dict[str, Any], num_columns: int) -> list[str]:
         """Hook into the model runner.

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from caskd.models import (
+    check_safetensors,
     config_digest,
+    load_dtype_of,
     locate,
     open_config,
     open_tokenizer,
@@ -26,7 +28,7 @@ from caskd.models.engines import (
     measure_fingerprint,
     vllm_version,
 )
-from caskd.precompute.checkpoints import FLAG, check_safetensors, length_limit, load_dtype_of
+from caskd.precompute.checkpoints import FLAG, length_limit
 from caskd.precompute.config import PrecomputeConfig
 from caskd.precompute.teacher.server_source import FINGERPRINT_CELLS
 from caskd.precompute.teacher.vllm_teacher import LiveEngine, VllmTeacher, prompt_rows
@@ -81,7 +83,7 @@ class VllmSource:
         if not hooked:
             _check_public(config, release)
         found = locate(config.teacher, FLAG)
-        check_safetensors(found.folder, config.teacher)
+        check_safetensors(found.folder, f"{FLAG} {config.teacher}")
         model_config = open_config(found.folder, FLAG)
         tokenizer = open_tokenizer(found.folder, FLAG)
         text_config = model_config.get_text_config()
@@ -95,7 +97,7 @@ class VllmSource:
         length = config.max_length or limit or 0
         options = EngineOptions(
             folder=found.folder,
-            name=found.name,
+            subject=f"{FLAG} {found.name}",
             dtype=load_dtype_of(text_config, config.dtype),
             tensor_parallel=config.tensor_parallel,
             max_length=length if hooked else length + 1,
@@ -122,11 +124,7 @@ class VllmSource:
         return None
 
     def identity(self) -> dict[str, Any]:
-        """Fields of `identity.teacher` in store.json; starts the engine.
-
-        Raises:
-            EngineError: it does not start.
-        """
+        """Fields of `identity.teacher` in store.json, but for the fingerprint."""
         folder = self.options.folder
         return {
             "name": self.name,
@@ -134,8 +132,15 @@ class VllmSource:
             "weights_digest": weights_digest(folder),
             "adapter": None,
             "config_digest": config_digest(folder),
-            FINGERPRINT: self._measured,
         }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """`identity.teacher.fingerprint` in store.json; starts the engine.
+
+        Raises:
+            EngineError: it does not start.
+        """
+        return self._measured
 
     def capture(self) -> dict[str, Any]:
         """Fields of `identity.capture` in store.json that decide the numbers."""

@@ -3,7 +3,6 @@
 Legend: N rows of a batch, k cells kept per row.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -80,7 +79,6 @@ class LiveEngine:
         if self._engine is None:
             self._engine = self.start()
             try:
-                self._engine.call("caskd_follow", os.getpid(), self._engine.process_ids)
                 if self.hooked:
                     self._test(self._engine)
                 if self.recognise is not None:

@@ -77,15 +77,14 @@ class IdLists:
     common: Ids
 
     def table(self) -> Ids:
-        """The ids of all lists and a 0 behind each, then the common order [C (M + 1) + V]."""
-        lists = np.pad(self.common[self.lists], ((0, 0), (0, 1)))
-        return np.concatenate([lists.reshape(-1), self.common])
+        """The ids of all lists, then the common order [C M + V]."""
+        return np.concatenate([self.common[self.lists].reshape(-1), self.common])
 
     @staticmethod
     def table_size(shape: tuple[int, ...], vocab_size: int) -> int:
         """Entries of `table`, with `shape` C, M."""
         num_lists, length = shape
-        return num_lists * (length + 1) + vocab_size
+        return num_lists * length + vocab_size
 
     def stored(self, shape: ListShape) -> tuple[Ids, Ids]:
         """The arrays on disk: steps of the lists [C, M] and of the common order [1, G]."""
@@ -232,12 +231,12 @@ class ListPlaces:
 
 
 def ids_of_places(
-    places: Ids, group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...]
+    places: npt.NDArray[Any], group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...]
 ) -> Ids:
-    """Ids [N, k] of places [N, k].
+    """Ids [k, N] of places [k, N].
 
     Args:
-        places: of rows; overwritten.
+        places: of ids, by rank.
         group: list of each row [N].
         table: `IdLists.table`.
         shape: C, M.
@@ -246,15 +245,31 @@ def ids_of_places(
         CorruptError: a place or list that does not exist.
     """
     num_lists, length = shape
-    common = table[num_lists * (length + 1) :]
+    behind = num_lists * length
     if len(group) and int(group.max()) >= num_lists:
         raise CorruptError(f"topk_id_list holds {int(group.max())}; expected below {num_lists}")
-    if places.size and int(places.max()) >= length + len(common):
+    check_places(places, table, shape)
+    starts = group.astype(np.uint32) * np.uint32(length)
+    index = (places >= length).astype(np.uint32)  # arithmetic is faster than where() here
+    np.negative(index, out=index)
+    np.bitwise_and(index, np.uint32(behind - length) - starts, out=index)
+    np.add(index, starts, out=index)
+    np.add(index, places, out=index)
+    # Indices of numpy's own type: take() would convert others more slowly.
+    return table.take(index.astype(np.intp), mode="wrap")
+
+
+def check_places(places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...]) -> None:
+    """Check that every place exists in a list or in the common order.
+
+    Raises:
+        CorruptError: a place does not.
+    """
+    most = num_places(table, shape)
+    if places.size and int(places.max()) >= most:
         raise CorruptError(f"topk_id_places lead to {int(places.max()):,}, beyond the vocabulary")
-    far = np.flatnonzero(places >= length)
-    behind = common.take(places.reshape(-1)[far] - np.uint32(length))
-    np.minimum(places, np.uint32(length), out=places)
-    places += group.astype(np.uint32)[:, None] * np.uint32(length + 1)
-    ids = table.take(places.astype(np.intp), mode="wrap")
-    ids.reshape(-1)[far] = behind
-    return ids
+
+
+def num_places(table: Ids, shape: tuple[int, ...]) -> int:
+    """Number of places M + V, with `shape` C, M."""
+    return len(table) - (shape[0] - 1) * shape[1]

@@ -75,3 +75,21 @@ def from_sorted_steps(steps: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
             part = numbers[:, start:stop]
             np.cumsum(part, axis=1, out=part)
     return numbers
+
+
+def run_sums(steps: npt.NDArray[Any], tied: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Numbers [m, n] of runs along the first axis, in the dtype of the steps.
+
+    Args:
+        steps: [m, n]: the first number of each run, then differences less 1; overwritten.
+        tied: [m, n], whether a cell goes on with the run of the cell before it.
+    """
+    going = tied.astype(steps.dtype)
+    np.add(steps, going, out=steps)
+    np.negative(going, out=going)  # all bits where a run goes on
+    lines, runs = list(steps), list(going)
+    before = np.empty(steps.shape[1:], steps.dtype)
+    for line in range(1, len(lines)):
+        np.bitwise_and(lines[line - 1], runs[line], out=before)
+        np.add(lines[line], before, out=lines[line])
+    return steps

@@ -15,9 +15,10 @@ from caskd.store.format.names import (
     STORE_JSON,
     canonical_json,
 )
-from caskd.store.format.row_encodings import ROW_ENCODINGS
+from caskd.store.format.row_encodings import ROW_ENCODINGS, written_encodings
 from caskd.store.format.rows import (
     FIELD_DTYPES,
+    HEAD_SAMPLED,
     ROW_KINDS,
     SAMPLED,
     TOPK,
@@ -41,6 +42,7 @@ __all__ = [
     "DIGEST_LIST",
     "ENVIRONMENT",
     "FIELD_DTYPES",
+    "HEAD_SAMPLED",
     "README",
     "ROW_ENCODINGS",
     "ROW_KINDS",
@@ -69,4 +71,5 @@ __all__ = [
     "needed_version",
     "untrusted_json",
     "unusual_capture",
+    "written_encodings",
 ]

@@ -1,10 +1,10 @@
-"""Encode and decode one chunk with one of six codec chains, each ending in crc32c.
+"""Encode and decode one chunk with one of seven codec chains, each ending in crc32c.
 
 `plain`: blosc (zstd), for text. `shuffled`: blosc (zstd, bitshuffle). `transposed`: `shuffled` with
 the two axes swapped, so that cells of one rank lie together. `packed`: pcodec, for numbers without
 a byte structure. `ragged`: `packed` with the zeros at a chunk's end in a separate page, where they
-cost next to nothing. `octaves`: `packed` with the two axes swapped and a page for each octave of
-ranks (0, 1, 2-3, 4-7, ...), the zeros at its end apart as in `ragged`.
+cost next to nothing. `ranks`: `ragged` with the two axes swapped. `octaves`: `ranks` with a page
+for each octave of ranks (0, 1, 2-3, 4-7, ...) and for the zeros at its end.
 
 Sizes are checked before anything is decoded. A header that states a wrong size is damage or an
 attack; no memory is allocated for it.
@@ -22,9 +22,9 @@ from caskd.store.cells import octaves
 from caskd.store.errors import CorruptError
 
 Array = npt.NDArray[Any]
-Chain = Literal["plain", "shuffled", "transposed", "packed", "ragged", "octaves"]
-_PCODEC: tuple[Chain, ...] = ("packed", "ragged", "octaves")
-_SWAPPED: tuple[Chain, ...] = ("transposed", "octaves")
+Chain = Literal["plain", "shuffled", "transposed", "packed", "ragged", "ranks", "octaves"]
+_PCODEC: tuple[Chain, ...] = ("packed", "ragged", "ranks", "octaves")
+_SWAPPED: tuple[Chain, ...] = ("transposed", "ranks", "octaves")
 
 # With threads, blosc writes the blocks of a frame in the order in which they finish, so equal input
 # would not give equal bytes. A chunk is far too small to gain from threads.

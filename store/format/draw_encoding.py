@@ -1,4 +1,4 @@
-"""The compact encoding of sampled rows.
+"""The compact encodings of sampled rows, with and without a head.
 
 Legend: N rows, k cells per row (one per draw), C orders of ids, V vocabulary.
 
@@ -7,6 +7,8 @@ of its k cells are padding, and drawn ids have small positions in an order of fr
 id_orders.py). On disk, the cells of a row stand in ascending position in that order, and an id is
 the step from the position before it. The cells of a chunk's rows follow each other without padding.
 A row of 50 draws takes 29 bytes; the arrays [N, k] of ids and counts take 42.
+
+Of draws with a head, the head's cells are stored as in the compact encoding of a top-k.
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,8 @@ from caskd.store.cells import IdPositions, kept_cells
 from caskd.store.errors import CorruptError
 from caskd.store.format.codecs import Array
 from caskd.store.format.layout import CELL_CHUNK
-from caskd.store.format.rows import SAMPLED, RowArray, RowEncoding
+from caskd.store.format.rows import HEAD_SAMPLED, SAMPLED, RowArray, RowEncoding
+from caskd.store.format.topk_encoding import decode_logits, logit_steps, rounded_mass
 
 _MAX_COUNT = np.uint64(0xFFFF)  # counts are uint16
 _LOW = np.uint64(0xFFFFFFFF)
@@ -59,12 +62,7 @@ class CompactDraws(RowEncoding):
             block = slice(start, start + CELL_CHUNK)
             cells = kept_cells(num_kept[block], ids.shape[1])
             codes, chosen[block] = positions.encode(ids[block], cells)
-            keys = codes.astype(np.uint64) << np.uint64(16) | counts[block]
-            keys = np.sort(np.where(cells, keys, _PADDING), axis=1)
-            ordered = (keys >> np.uint64(16)).astype(np.uint32)
-            ordered[:, 1:] -= ordered[:, :-1].copy()
-            steps[block] = _to_front(ordered, cells)
-            packed_counts[block] = _to_front((keys & _MAX_COUNT).astype(np.uint16), cells)
+            steps[block], packed_counts[block] = _packed_draws(codes, counts[block], cells)
         return {
             **{array.name: rows[array.name] for array in self.kind.columns},
             "sampled_place_steps": steps,
@@ -85,6 +83,115 @@ class CompactDraws(RowEncoding):
             id_orders,
         )
         out[:] = ids if name == "sampled_ids" else counts
+
+
+class CompactHeadDraws(RowEncoding):
+    """The head as in a compact top-k, the draws as in compact draws, in one order of ids a row."""
+
+    kind = HEAD_SAMPLED
+    name = "compact"
+    cell_arrays = (
+        RowArray("head_id_codes", "uint32", "ragged", "id", field="sampled_ids"),
+        RowArray("head_logit_steps", "uint16", "transposed", field="head_logits"),
+        RowArray("sampled_place_steps", "uint32", "ragged", "id"),
+        RowArray("sampled_place_counts", "uint16", "ragged", "num_cells", field="sampled_counts"),
+        RowArray("sampled_id_order", "uint8", "shuffled", "order", is_column=True),
+    )
+    _DRAWS = (
+        "sampled_place_steps", "sampled_place_counts", "sampled_id_order", "num_kept", "num_head",
+    )  # fmt: skip
+    sources = MappingProxyType(
+        {
+            "sampled_ids": ("head_id_codes", *_DRAWS),
+            "sampled_counts": _DRAWS,
+            "head_logits": ("head_logit_steps", "num_head", "logsumexp"),
+        }
+    )
+    uses_id_orders = True
+    exact = False
+    cell_bytes = (0.2, 1.6)
+
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
+        """The arrays on disk of a shard."""
+        assert id_orders is not None
+        ids, counts = rows["sampled_ids"], rows["sampled_counts"]
+        positions = IdPositions(id_orders)
+        heads, steps, packed_counts = map(np.zeros_like, (ids, ids, counts))
+        chosen = np.zeros(len(ids), np.uint8)
+        logits = np.zeros(ids.shape[::-1], np.uint16)
+        for start in range(0, len(ids), CELL_CHUNK):  # chunk by chunk
+            block = slice(start, start + CELL_CHUNK)
+            cells, head = _cells_and_head(rows["num_kept"][block], rows["num_head"][block], ids)
+            codes, chosen[block] = positions.encode(ids[block], cells)
+            heads[block] = _to_front(codes, head)
+            steps[block], packed_counts[block] = _packed_draws(codes, counts[block], cells & ~head)
+            lse = rows["logsumexp"][block]
+            logits[:, block] = logit_steps(rows["head_logits"][block], lse, head)
+        return {
+            **{array.name: rows[array.name] for array in self.kind.columns},
+            "head_id_codes": heads,
+            "head_logit_steps": logits.T,
+            "sampled_place_steps": steps,
+            "sampled_place_counts": packed_counts,
+            "sampled_id_order": chosen,
+            "drawn_mass": rounded_mass(rows["drawn_mass"]),
+        }
+
+    def decode(
+        self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
+    ) -> None:
+        """Decode the ids, the counts or the head's logits of one chunk."""
+        assert id_orders is not None
+        num_head = stored["num_head"]
+        if name == "head_logits":
+            decode_logits(stored["head_logit_steps"], num_head, stored["logsumexp"], out)
+            return
+        num_kept, chosen = stored["num_kept"], stored["sampled_id_order"]
+        if (num_head > num_kept).any():
+            raise CorruptError("num_head exceeds num_kept; run caskd store verify")
+        cells, head = _cells_and_head(num_kept, num_head, out)
+        num_drawn = num_kept - num_head
+        ids, counts = decode_draws(
+            stored["sampled_place_steps"], stored["sampled_place_counts"], chosen, num_drawn,
+            id_orders,
+        )  # fmt: skip
+        drawn, found = kept_cells(num_drawn, out.shape[1]), np.zeros(out.shape, out.dtype)
+        found[cells & ~head] = (ids if name == "sampled_ids" else counts)[drawn]
+        if name == "sampled_ids":
+            codes = _from_front(stored["head_id_codes"], head, np.int64)
+            own = id_orders.reshape(-1).take(
+                codes + chosen.astype(np.int64)[:, None] * id_orders.shape[1]
+            )
+            found[head] = own[head]
+        out[:] = found
+
+
+def _cells_and_head(
+    num_kept: Array, num_head: Array, like: Array
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Masks [N, k] of all cells and of the head's; k is that of `like`."""
+    return kept_cells(num_kept, like.shape[1]), kept_cells(num_head, like.shape[1])
+
+
+def _packed_draws(codes: Array, counts: Array, drawn: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Steps between the positions of drawn cells, ascending in each row, and their counts.
+
+    Args:
+        codes: positions [N, k].
+        counts: [N, k].
+        drawn: [N, k], True where a cell is drawn.
+
+    Returns:
+        Both [N, k], the cells of all rows in front.
+    """
+    keys = codes.astype(np.uint64) << np.uint64(16) | counts
+    keys = np.sort(np.where(drawn, keys, _PADDING), axis=1)
+    cells = kept_cells(np.count_nonzero(drawn, axis=1), codes.shape[1])
+    ordered = (keys >> np.uint64(16)).astype(np.uint32)
+    ordered[:, 1:] -= ordered[:, :-1].copy()
+    return _to_front(ordered, cells), _to_front((keys & _MAX_COUNT).astype(np.uint16), cells)
 
 
 def decode_draws(

@@ -2,15 +2,16 @@
 
 Legend: N rows of a chunk, k cells per row, V vocabulary, C lists of M ids.
 
-* The first id of a row is the teacher's argmax. The others follow by descending stored
-  log-probability, ties by ascending id.
+* The first id of a row is the teacher's argmax, and stored nowhere else. The others follow by
+  descending stored log-probability, ties by ascending id.
 * An id is stored as its place in the list of the row's group (store/cells/id_lists.py). Cells of
   equal stored log-probability, the first cell aside, are stored by ascending place: the first
-  place, then the differences less 1.
+  place, then the differences less 1. Cells stand by rank, then by row: a reader adds the
+  differences of all rows at once.
 * Log-probabilities are quantised as in the compact encoding, with b = 1/2 nat.
 * `tail_mass` is quantised in the same way, and stored as the difference from the code of 1 minus
   the sum of the decoded cells. That sum is one of integers, so that a reader finds the same code.
-* `logsumexp` is rounded to 1/64. `topk_logits` and `label_logit` move with it, so that
+* `logsumexp` is rounded to 1/16. `topk_logits` and `label_logit` move with it, so that
   log-probabilities do not depend on it.
 * The label's log-probability is exact where the label is outside the cells. Inside, it is stored
   as the difference from its cell's, to 2^-8 nat.
@@ -28,11 +29,14 @@ from caskd.store.cells import (
     ListShape,
     all_kept,
     blank,
+    check_places,
     fit_lists,
     from_front,
     ids_of_places,
     kept_cells,
+    num_places,
     octaves,
+    run_sums,
     to_front,
 )
 from caskd.store.errors import CorruptError
@@ -47,12 +51,12 @@ from caskd.store.format.topk_encoding import (
 )
 
 MAX_STEP = 1 / 2
-LSE_STEPS = 64  # of logsumexp, per nat
+LSE_STEPS = 16  # of logsumexp, per nat
 LABEL_STEPS = 128  # of the label's difference from its cell, per nat
 _ONE = 1 << 31
 _LOG_P = log_probability_table(MAX_STEP).astype(np.float32)
-_MASS = np.rint(np.exp(log_probability_table(MAX_STEP)) * _ONE).astype(np.int64)  # of each code
-_FALLING = _MASS[::-1].copy()
+_MASS = np.rint(np.exp(log_probability_table(MAX_STEP)) * _ONE).astype(np.uint32)  # of each code
+_RISING = _MASS[::-1].astype(np.int64)
 _CODE_BITS = 12
 
 
@@ -60,11 +64,11 @@ class FittedTopK(RowEncoding):
     """Ids as places in lists that the shard holds, values as steps in octaves of ranks."""
 
     kind = TOPK
-    name = "fitted"
+    name = "fitted2"
     exact = False
     cell_bytes = (1.0, 1.9)
     cell_arrays = (
-        RowArray("topk_id_places", "uint32", "ragged", field="topk_ids"),
+        RowArray("topk_id_places", "uint32", "ranks", field="topk_ids"),
         RowArray("topk_id_list", "uint8", "shuffled", is_column=True),
         RowArray("topk_logit_steps", "uint16", "octaves", field="topk_logits"),
     )
@@ -78,7 +82,7 @@ class FittedTopK(RowEncoding):
         {
             "topk_ids": (
                 "topk_id_places", "topk_id_list", "topk_codes", "topk_id_table", "topk_id_lists",
-                "num_kept",
+                "argmax", "num_kept",
             ),
             "topk_logits": ("topk_codes", "num_kept", "logsumexp"),
             "label_logit": ("topk_codes", "num_kept", "label_rank", "label_rest", "logsumexp"),
@@ -110,7 +114,7 @@ class FittedTopK(RowEncoding):
     ) -> tuple[int, ...]:  # fmt: skip
         """Shape of an intermediate array of one chunk or shard."""
         if name == "topk_codes":
-            return chunk_rows, num_cells
+            return num_cells, chunk_rows
         return (IdLists.table_size(tables["topk_id_lists"], vocab_size),)
 
     def encode(
@@ -123,7 +127,8 @@ class FittedTopK(RowEncoding):
         lists, group = fit_lists(ids, num_kept, vocab_size, shape)
         list_steps, common_steps = lists.stored(shape)
         listed = ListPlaces(lists)
-        places, steps = np.empty_like(ids), np.empty((top_k, num_rows), np.uint16)
+        places = np.zeros((top_k, num_rows), np.uint32)
+        steps = np.empty((top_k, num_rows), np.uint16)
         rest, tail = np.empty(num_rows, np.float32), np.empty(num_rows, np.int16)
         for start in range(0, num_rows, CELL_CHUNK):  # chunk by chunk
             block = slice(start, start + CELL_CHUNK)
@@ -132,8 +137,8 @@ class FittedTopK(RowEncoding):
             codes = log_probability_codes(log_p, MAX_STEP)
             codes = np.maximum.accumulate(codes, axis=1)
             part = listed.of(ids[block], group[block])
-            tied = _tied_steps(part, codes, cells)
-            places[block] = to_front(tied, cells, [(0, len(tied))])
+            tied = _tied_steps(part, codes, cells)[:, 1:]
+            places[:-1, block] = to_front(tied.T, cells.T[1:], [(0, top_k - 1)])
             steps[:, block] = to_front(_differences(codes, cells), cells.T, octaves(top_k))
             label = rows["label_logit"][block] - lse[block]
             rest[block] = _label_rest(label, rows["label_rank"][block], codes, num_kept[block])
@@ -141,7 +146,7 @@ class FittedTopK(RowEncoding):
         return {
             **{name: rows[name] for name in ("num_kept", "argmax", "label_rank")},
             "logsumexp": np.rint(lse * np.float32(LSE_STEPS)) / np.float32(LSE_STEPS),
-            "topk_id_places": places,
+            "topk_id_places": places.T,
             "topk_id_list": group,
             "topk_logit_steps": steps.T,
             "label_rest": rest,
@@ -155,6 +160,35 @@ class FittedTopK(RowEncoding):
     ) -> None:
         """Decode a field, or an intermediate array, of one chunk."""
         _DECODERS[name](stored, out)
+
+
+class OldFittedTopK(FittedTopK):
+    """The predecessor, which no new store has: places of all cells, by row, then by rank."""
+
+    name = "fitted"
+    is_written = False
+    cell_arrays = (
+        RowArray("topk_id_places", "uint32", "ragged", field="topk_ids"),
+        *FittedTopK.cell_arrays[1:],
+    )
+
+    def encode(
+        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
+    ) -> dict[str, Array]:
+        """Never called: no store is planned with it."""
+        raise AssertionError(self.name)
+
+    def decode(
+        self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
+    ) -> None:
+        """Decode a field, or an intermediate array, of one chunk."""
+        if name != "topk_ids":
+            super().decode(name, stored, id_orders, out)
+            return
+        packed = stored["topk_id_places"]
+        cells = kept_cells(stored["num_kept"], packed.shape[1])
+        places = from_front(packed, cells, [(0, len(cells))])
+        _put_ids(places.T[1:], stored, out)
 
 
 def _differences(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
@@ -180,25 +214,26 @@ def _tied_steps(places: Array, codes: Array, cells: npt.NDArray[np.bool_]) -> Ar
 
 def _label_rest(label: Array, rank: Array, codes: Array, num_kept: Array) -> Array:
     """What the label's log-probabilities [N] have beyond those of their cells."""
-    cell, inside = _label_cell(rank, codes, num_kept)
+    cell, inside = _label_cell(rank, codes.T, num_kept)
     near = np.rint((label - cell) * np.float32(LABEL_STEPS)) / np.float32(LABEL_STEPS)
     return np.where(inside, near, label)
 
 
 def _label_cell(rank: Array, codes: Array, num_kept: Array) -> tuple[Array, Array]:
-    """Log-probability [N] of the label's cell, and whether it has one."""
+    """Log-probability [N] of the label's cell, and whether it has one; codes [k, N]."""
     inside = rank < num_kept
     own = np.where(inside, rank, 0).astype(np.intp)
-    code = np.take_along_axis(codes, own[:, None], axis=1)[:, 0]
-    return _LOG_P.take(code), inside
+    return _LOG_P.take(codes[own, np.arange(len(own))]), inside
 
 
 def _tail_base(codes: Array, num_kept: Array) -> Array:
-    """The code [N] of 1 minus the sum of the decoded cells."""
+    """The code [N] of 1 minus the sum of the decoded cells; codes [k, N]."""
     mass = _MASS.take(codes)
-    blank(mass, num_kept, 0)
-    left = np.maximum(_ONE - mass.sum(axis=1), 0)
-    base: Array = MAX_CODE + 1 - np.searchsorted(_FALLING, left, side="right")
+    blank(mass.T, num_kept, 0)
+    # The sum of rounded cells stays far below 2, so it fits 32 bits, which add up fastest.
+    total = mass.sum(axis=0, dtype=np.uint32).astype(np.int64)
+    left = np.maximum(_ONE - total, 0)
+    base: Array = MAX_CODE + 1 - np.searchsorted(_RISING, left, side="right")
     return base
 
 
@@ -206,19 +241,18 @@ def _tail_steps(tail: Array, codes: Array, num_kept: Array) -> Array:
     """Codes of `tail_mass` [N] less those that a reader expects; 0 in rows without cells."""
     with np.errstate(divide="ignore"):
         wanted = log_probability_codes(np.log(tail), MAX_STEP).astype(np.int64)
-    steps: Array = np.where(num_kept > 0, wanted - _tail_base(codes, num_kept), 0).astype(np.int16)
+    base = _tail_base(codes.T, num_kept)
+    steps: Array = np.where(num_kept > 0, wanted - base, 0).astype(np.int16)
     return steps
 
 
 def _decode_codes(stored: Mapping[str, Array], out: Array) -> None:
-    steps, num_kept = stored["topk_logit_steps"], stored["num_kept"]
-    if not all_kept(num_kept, steps.shape[1]):
-        cells = kept_cells(num_kept, steps.shape[1]).T
-        steps = from_front(steps.T, cells, octaves(len(cells))).T
-    codes = running_sum(steps.T)
-    if codes.size and int(codes.max()) > MAX_CODE:
+    steps, num_kept = stored["topk_logit_steps"].T, stored["num_kept"]
+    if not all_kept(num_kept, len(steps)):
+        steps = from_front(steps, kept_cells(num_kept, len(steps)).T, octaves(len(steps)))
+    running_sum(steps, out)
+    if out.size and int(out.max()) > MAX_CODE:
         raise CorruptError(f"topk_logit_steps lead beyond {MAX_CODE:,}; run caskd store verify")
-    out[:] = codes.T
 
 
 def _decode_table(stored: Mapping[str, Array], out: Array) -> None:
@@ -228,40 +262,47 @@ def _decode_table(stored: Mapping[str, Array], out: Array) -> None:
 
 
 def _decode_ids(stored: Mapping[str, Array], out: Array) -> None:
-    codes, num_kept, table = stored["topk_codes"], stored["num_kept"], stored["topk_id_table"]
-    packed = stored["topk_id_places"]
-    if not all_kept(num_kept, codes.shape[1]):
-        cells = kept_cells(num_kept, codes.shape[1])
+    num_kept, packed = stored["num_kept"], stored["topk_id_places"].T[:-1]
+    if not all_kept(num_kept, out.shape[1]):
+        cells = kept_cells(num_kept, out.shape[1]).T[1:]
         packed = from_front(packed, cells, [(0, len(cells))])
-    places = packed.T.copy(order="C")
-    tied = np.equal(codes[:, 2:], codes[:, 1:-1]).T.astype(np.uint32, order="C")
-    places[2:] += tied
-    before = np.empty(len(codes), np.uint32)
-    for rank in range(2, len(places)):
-        np.multiply(places[rank - 1], tied[rank - 2], out=before)
-        places[rank] += before
-    lists = stored["topk_id_lists"]
-    blank(places.T, num_kept, 0)
-    in_rows = np.ascontiguousarray(places.T)
-    ids = ids_of_places(in_rows, stored["topk_id_list"], table, lists.shape)
-    _put_in_order(ids, codes, num_kept, out)
+    _put_ids(packed, stored, out)
 
 
-def _put_in_order(ids: Array, codes: Array, num_kept: Array, out: Array) -> None:
-    """Sort the ids behind the first cell by code, then id, into `out`."""
-    largest = int(ids.max(initial=0)).bit_length()
-    dtype = np.dtype("u4" if largest + _CODE_BITS < 32 else "u8")
-    keys: Array = codes.astype(dtype)
-    np.left_shift(keys, dtype.type(largest), out=keys)
-    np.bitwise_or(keys, ids, out=keys)
-    blank(keys, num_kept, 2 ** (8 * dtype.itemsize) - 1)
-    keys[:, 1:].sort(axis=1)
-    np.bitwise_and(keys, dtype.type((1 << largest) - 1), out=out, casting="unsafe")
+def _put_ids(steps: Array, stored: Mapping[str, Array], out: Array) -> None:
+    """Decode topk_ids [N, k] into `out` from the steps [k - 1, N] of the cells behind the first."""
+    codes, num_kept, table = stored["topk_codes"], stored["num_kept"], stored["topk_id_table"]
+    shape = stored["topk_id_lists"].shape
+    check_places(steps, table, shape)
+    most = num_places(table, shape)
+    tied = np.zeros(steps.shape, np.bool_)
+    np.equal(codes[2:], codes[1:-1], out=tied[1:])
+    places = run_sums(steps.astype(np.uint16 if most <= 1 << 16 else np.uint32), tied)
+    blank(places.T, num_kept - (num_kept > 0), 0)
+    ids = ids_of_places(places, stored["topk_id_list"], table, shape)
+    out[:, 0] = stored["argmax"]
+    _put_in_order(ids, codes[1:], num_kept, most - shape[1], out[:, 1:])
     blank(out, num_kept, 0)
 
 
+def _put_in_order(ids: Array, codes: Array, num_kept: Array, vocab_size: int, out: Array) -> None:
+    """Put ids by code, then id, into `out` [N, k - 1]; ids and codes [k - 1, N]."""
+    bits = (vocab_size - 1).bit_length()
+    dtype = np.dtype("u4" if bits + _CODE_BITS < 32 else "u8")
+    # Lines that are no power of two apart do not compete for one part of the processor's cache.
+    by_rank: Array = np.empty((len(codes), codes.shape[1] + 16), dtype)[:, :-16]
+    np.left_shift(codes, dtype.type(bits), out=by_rank, dtype=dtype)
+    np.bitwise_or(by_rank, ids, out=by_rank)
+    keys = np.ascontiguousarray(by_rank.T)
+    blank(keys, num_kept - (num_kept > 0), 2 ** (8 * dtype.itemsize) - 1)
+    keys.sort(axis=1)
+    np.bitwise_and(keys, dtype.type((1 << bits) - 1), out=out, casting="unsafe")
+
+
 def _decode_logits(stored: Mapping[str, Array], out: Array) -> None:
-    _LOG_P.take(stored["topk_codes"], out=out, mode="wrap")
+    # Contiguous indices of numpy's own index type: take() would convert others more slowly.
+    codes = stored["topk_codes"].T.astype(np.intp, order="C")
+    _LOG_P.take(codes, out=out, mode="wrap")
     out += stored["logsumexp"][:, None]
     blank(out, stored["num_kept"], -np.inf)
 

@@ -6,9 +6,9 @@ To add an encoding: write a module with a subclass of RowEncoding, and add its i
 from collections.abc import Mapping
 
 from caskd.store.format.codecs import Array
-from caskd.store.format.draw_encoding import CompactDraws
-from caskd.store.format.fitted_encoding import FittedTopK
-from caskd.store.format.rows import SAMPLED, TOPK, RowEncoding, RowKind
+from caskd.store.format.draw_encoding import CompactDraws, CompactHeadDraws
+from caskd.store.format.fitted_encoding import FittedTopK, OldFittedTopK
+from caskd.store.format.rows import HEAD_SAMPLED, SAMPLED, TOPK, RowEncoding, RowKind
 from caskd.store.format.topk_encoding import CompactTopK
 
 
@@ -41,6 +41,15 @@ ROW_ENCODINGS: Mapping[tuple[str, str], RowEncoding] = {
         Exact(TOPK, cell_bytes=(2.8, 5.2)),
         Exact(SAMPLED, cell_bytes=(0.15, 1.0)),
         FittedTopK(),
+        OldFittedTopK(),
+        CompactHeadDraws(),
+        Exact(HEAD_SAMPLED, cell_bytes=(0.3, 1.6)),
     )
 }
 """(`capture.kind`, `encoding`) of a store's identity -> its encoding."""
+
+
+def written_encodings(kind: str | None = None) -> list[str]:
+    """Names of the encodings that a new store may have, of one kind of rows or of all."""
+    found = (e for e in ROW_ENCODINGS.values() if e.is_written and kind in (None, e.kind.name))
+    return list(dict.fromkeys(encoding.name for encoding in found))

@@ -1,4 +1,4 @@
-"""The rows of a store: the two kinds, their fields, and the interface of a row encoding.
+"""The rows of a store: the three kinds, their fields, and the interface of a row encoding.
 
 Legend: N rows, k cells per row, C orders of ids, V vocabulary.
 
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from caskd.store.format.codecs import Array, Chain
 from caskd.store.format.layout import COLUMN_CHUNK, ArrayLayout
@@ -53,16 +53,16 @@ class RowKind:
 
     Attributes:
         name: `capture.kind` of the identity.
-        cells_key: field of the identity's `capture` that holds k, the number of cells per row.
+        cells_keys: fields of the identity's `capture` whose sum is k, the number of cells per row.
         cells: fields of k values per row; the first one holds token ids.
         columns: fields of one value per row.
         distribution: fields that, with `num_kept`, give the teacher's distribution.
-        kept: what a row keeps, with `{}` for k.
+        kept: what a row keeps, with the names of `cells_keys` in braces.
         kept_from: what that is kept from, with `{}` for V.
     """
 
     name: str
-    cells_key: str
+    cells_keys: tuple[str, ...]
     cells: tuple[RowArray, ...]
     columns: tuple[RowArray, ...]
     distribution: tuple[str, ...]
@@ -84,13 +84,17 @@ class RowKind:
         """Whether `tail_mass` holds the probability outside the cells."""
         return "tail_mass" in self.fields
 
-    def kept_text(self, num_cells: int) -> str:
-        """What a row keeps, such as `top 64`."""
-        return self.kept.format(num_cells)
+    def num_cells(self, capture: Mapping[str, Any]) -> int:
+        """k, the number of cells per row, by the identity's `capture`."""
+        return sum(int(capture[key]) for key in self.cells_keys)
 
-    def kept_of_text(self, num_cells: int, vocab_size: int) -> str:
+    def kept_text(self, capture: Mapping[str, Any]) -> str:
+        """What a row keeps, such as `top 64`, by the identity's `capture`."""
+        return self.kept.format(**{key: capture[key] for key in self.cells_keys})
+
+    def kept_of_text(self, capture: Mapping[str, Any], vocab_size: int) -> str:
         """What a row keeps and from what, such as `top 64 of 32,000 logits`."""
-        return self.kept_text(num_cells) + self.kept_from.format(vocab_size)
+        return self.kept_text(capture) + self.kept_from.format(vocab_size)
 
 
 _NUM_KEPT = RowArray("num_kept", "uint16", "shuffled", "num_cells", is_column=True)
@@ -102,29 +106,52 @@ _LABEL_RANK = RowArray("label_rank", "uint32", "packed", "id", is_column=True)
 
 TOPK = RowKind(
     name="topk",
-    cells_key="top_k",
+    cells_keys=("top_k",),
     cells=(
         RowArray("topk_ids", "uint32", "packed", "id"),
         RowArray("topk_logits", "float32", "transposed"),
     ),
     columns=(_NUM_KEPT, _LOGSUMEXP, _LABEL_LOGIT, _TAIL_MASS, _ARGMAX, _LABEL_RANK),
     distribution=("topk_ids", "topk_logits", "logsumexp", "tail_mass"),
-    kept="top {}",
+    kept="top {top_k}",
     kept_from=" of {:,} logits",
 )
 SAMPLED = RowKind(
     name="sampled",
-    cells_key="num_samples",
+    cells_keys=("num_samples",),
     cells=(
         RowArray("sampled_ids", "uint32", "packed", "id"),
         RowArray("sampled_counts", "uint16", "transposed", "num_cells"),
     ),
     columns=(_NUM_KEPT, _LOGSUMEXP, _LABEL_LOGIT, _ARGMAX, _LABEL_RANK),
     distribution=("sampled_ids", "sampled_counts"),
-    kept="{:,} draws",
+    kept="{num_samples:,} draws",
     kept_from=" from all {:,} tokens",
 )
-ROW_KINDS = MappingProxyType({kind.name: kind for kind in (TOPK, SAMPLED)})
+HEAD_SAMPLED = RowKind(
+    name="head_sampled",
+    cells_keys=("head", "num_samples"),
+    cells=(
+        RowArray("sampled_ids", "uint32", "packed", "id"),
+        RowArray("sampled_counts", "uint16", "transposed", "num_cells"),
+        RowArray("head_logits", "float32", "transposed"),
+    ),
+    columns=(
+        _NUM_KEPT,
+        RowArray("num_head", "uint16", "shuffled", "num_cells", is_column=True),
+        _LOGSUMEXP,
+        _LABEL_LOGIT,
+        RowArray("drawn_mass", "float32", "packed", is_column=True),
+        _ARGMAX,
+        _LABEL_RANK,
+    ),
+    distribution=(
+        "sampled_ids", "sampled_counts", "head_logits", "num_head", "logsumexp", "drawn_mass",
+    ),
+    kept="top {head} and {num_samples:,} draws of the rest",
+    kept_from=" of all {:,} tokens",
+)  # fmt: skip
+ROW_KINDS = MappingProxyType({kind.name: kind for kind in (TOPK, SAMPLED, HEAD_SAMPLED)})
 FIELD_DTYPES = MappingProxyType(
     {
         array.name: array.dtype
@@ -162,6 +189,7 @@ class RowEncoding(ABC):
         uses_id_orders: whether ids are stored as positions in `id_order`, which a pilot fits.
         exact: whether every value comes back with the bits that the teacher computed.
         cell_bytes: bytes per cell on disk, smallest and largest of real stores.
+        is_written: whether a new store may have it; others are only read.
     """
 
     kind: RowKind
@@ -171,6 +199,7 @@ class RowEncoding(ABC):
     derived: Mapping[str, Derived] = MappingProxyType({})
     uses_id_orders: bool = False
     exact: bool = True
+    is_written: bool = True
     cell_bytes: tuple[float, float]
 
     @abstractmethod

@@ -53,7 +53,8 @@ class StoreSpec:
 
     @property
     def kind(self) -> str:
-        """Name of the kind of rows: `topk`, the largest logits, or `sampled`, counted draws."""
+        """Name of the kind of rows: `topk`, the largest logits, `sampled`, counted draws, or
+        `head_sampled`, the largest logits and draws of the rest."""
         return str(self.identity["capture"]["kind"])
 
     @property
@@ -63,18 +64,18 @@ class StoreSpec:
 
     @property
     def num_samples(self) -> int:
-        """Draws per row of a `sampled` store."""
+        """Draws per row of a `sampled` or `head_sampled` store."""
         return int(self.identity["capture"]["num_samples"])
 
     @property
     def num_cells(self) -> int:
-        """k, cells per row: `top_k` or `num_samples`."""
-        return int(self.identity["capture"][self.row_kind.cells_key])
+        """k, cells per row: `top_k`, `num_samples`, or `head` + `num_samples`."""
+        return self.row_kind.num_cells(self.identity["capture"])
 
     @property
     def kept(self) -> str:
         """What a row keeps, such as `top 64` or `50 draws`."""
-        return self.row_kind.kept_text(self.num_cells)
+        return self.row_kind.kept_text(self.identity["capture"])
 
     @property
     def vocab_size(self) -> int:
@@ -272,6 +273,7 @@ _BEHIND = {
     "text.on_duplicate": "--on-duplicate",
     "capture.kind": "--sample",
     "capture.num_samples": "--sample",
+    "capture.head": "--head",
     "capture.sample_seed": "--sample-seed",
     "capture.top_k": "--top-k",
     "capture.min_mass": "--min-mass",

@@ -64,13 +64,15 @@ class CompactTopK(RowEncoding):
             block = slice(start, start + BLOCK_ROWS)
             cells = kept_cells(rows["num_kept"][block], top_k)
             codes[block], chosen[block] = positions.encode(rows["topk_ids"][block], cells)
-            steps[:, block] = _steps(rows["topk_logits"][block], rows["logsumexp"][block], cells)
+            steps[:, block] = logit_steps(
+                rows["topk_logits"][block], rows["logsumexp"][block], cells
+            )
         return {
             **{array.name: rows[array.name] for array in self.kind.columns},
             "topk_id_codes": codes,
             "topk_id_order": chosen,
             "topk_logit_steps": steps.T,
-            "tail_mass": _rounded(rows["tail_mass"]),
+            "tail_mass": rounded_mass(rows["tail_mass"]),
         }
 
     def decode(
@@ -95,15 +97,16 @@ def decode_logits(steps: Array, num_kept: Array, logsumexp: Array, out: Array) -
     blank(out, num_kept, -np.inf)
 
 
-def running_sum(steps: Array) -> Array:
+def running_sum(steps: Array, out: Array | None = None) -> Array:
     """Codes [k, N] from their differences along the first axis."""
     if steps.shape[1] % 4 or not steps.flags.c_contiguous:
-        return np.cumsum(steps, axis=0, dtype=np.uint16)
+        return np.cumsum(steps, axis=0, dtype=np.uint16, out=out)
     # Adds four uint16 at once; codes that caskd writes never carry into the next one.
-    return np.cumsum(steps.view(np.uint64), axis=0).view(np.uint16)
+    into = None if out is None else out.view(np.uint64)
+    return np.cumsum(steps.view(np.uint64), axis=0, out=into).view(np.uint16)
 
 
-def _steps(logits: Array, logsumexp: Array, cells: npt.NDArray[np.bool_]) -> Array:
+def logit_steps(logits: Array, logsumexp: Array, cells: npt.NDArray[np.bool_]) -> Array:
     """Differences [k, N] between the codes of neighbouring ranks; 0 in padding."""
     log_p = np.subtract(logits.T, logsumexp, order="C")  # padding is -inf
     codes = log_probability_codes(log_p)
@@ -151,7 +154,7 @@ def log_probability_table(max_step: float = MAX_STEP) -> npt.NDArray[np.float64]
 LOG_PROBABILITIES = log_probability_table().astype(np.float32)
 
 
-def _rounded(values: Array) -> Array:
+def rounded_mass(values: Array) -> Array:
     """Round to float32 with `TAIL_BITS` bits of mantissa, to nearest, at most 1."""
     drop = 23 - TAIL_BITS
     bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)

@@ -148,7 +148,7 @@ def check_store_json(value: Any, where: str) -> None:
     capture = identity["capture"]
     counts = {
         **geometry,
-        "num_cells": capture[ROW_KINDS[capture["kind"]].cells_key],
+        "num_cells": _num_cells(capture),
         "size": identity["vocabulary"]["size"],
     }
     if counts.keys() != LIMITS.keys():
@@ -164,6 +164,13 @@ def check_store_json(value: Any, where: str) -> None:
         raise UnsafeError(f"{where}: {problem}.")
     if not _are_special_tokens(identity["vocabulary"]):
         raise UnsafeError(f"{where}: not a valid {STORE_JSON} (eos_id, bos_id or special_ids).")
+
+
+def _num_cells(capture: Mapping[str, Any]) -> Any:
+    """k by a capture, or the first of its parts that is no positive integer."""
+    parts = [capture[name] for name in ROW_KINDS[capture["kind"]].cells_keys]
+    wrong = [part for part in parts if not is_count(part) or part == 0]
+    return wrong[0] if wrong else sum(parts)
 
 
 _STRINGS = {
@@ -186,7 +193,7 @@ def _has_types(identity: Mapping[str, Any]) -> bool:
     return (
         isinstance(encoding, str)
         and (kind, encoding) in ROW_ENCODINGS
-        and ROW_KINDS[kind].cells_key in identity["capture"]
+        and identity["capture"].keys() >= {*ROW_KINDS[kind].cells_keys}
         and "size" in identity["vocabulary"]
         and {"revision"} <= identity["teacher"].keys()
         and {"eos"} <= identity["text"].keys()

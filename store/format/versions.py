@@ -20,7 +20,8 @@ CAPTURE_VALUES: Mapping[str, tuple[str, ...]] = {
     "tail": ("exact", "complement", "unknown"),
 }
 """Fields of `identity.capture` and their values; the first one is meant where a field is absent."""
-_ENCODINGS_OF_2 = frozenset({"fitted"})
+_ENCODINGS_OF_2 = frozenset({"fitted", "fitted2"})
+_KINDS_OF_2 = frozenset({"head_sampled"})
 _ONLY_IN_2 = ("engine_version", "imported_from")
 
 
@@ -49,7 +50,7 @@ def needed_version(identity: Mapping[str, Any], statuses: Iterable[str]) -> int:
     )
     imported = capture.get("imported_from") is not None
     later = any(STATUSES.index(status) >= NUM_STATUSES[1] for status in statuses)
-    encoding = identity.get("encoding") in _ENCODINGS_OF_2
+    encoding = identity.get("encoding") in _ENCODINGS_OF_2 or capture.get("kind") in _KINDS_OF_2
     return 2 if imported or later or encoding or not ordinary else 1
 
 

@@ -37,8 +37,9 @@ def store_info(url: str | Path) -> dict[str, Any]:
         "num_rows": spec.num_rows,
         "num_tokens": spec.num_tokens,
         **{
-            kind.cells_key: spec.num_cells if kind is spec.row_kind else None
+            key: spec.identity["capture"][key] if key in spec.row_kind.cells_keys else None
             for kind in ROW_KINDS.values()
+            for key in kind.cells_keys
         },
         "vocab_size": spec.vocab_size,
         "encoding": spec.encoding,
@@ -128,4 +129,4 @@ def info_text(info: dict[str, Any]) -> str:
 
 def _kept(info: dict[str, Any]) -> str:
     kind = ROW_KINDS[info["kind"]]
-    return f"{kind.kept_of_text(info[kind.cells_key], info['vocab_size'])}, {info['encoding']}"
+    return f"{kind.kept_of_text(info, info['vocab_size'])}, {info['encoding']}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caskd.store.format import STATUSES, Array, RowKind
+from caskd.store.format import SAMPLED, STATUSES, Array, RowKind
 from caskd.store.io import counted, escape_control
 from caskd.store.read import StoreBatch, TeacherStore
 
@@ -80,7 +80,14 @@ def _choices(batch: StoreBatch, n: int, num_shown: int) -> tuple[Array, Array]:
     if batch.sampled_ids is not None:
         counts = batch.column("sampled_counts")[n]
         total = max(int(counts.sum(dtype=np.int64)), 1)
-        return batch.sampled_ids[n, :num_shown], counts[:num_shown] / total
+        share = counts[:num_shown] / total
+        if batch.num_head is not None:  # the head's probabilities, then shares of the rest
+            logits = batch.column("head_logits")[n, :num_shown].astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                head = np.exp(logits - batch.column("logsumexp")[n])
+            own = np.arange(num_shown) < batch.num_head[n]
+            share = np.where(own, head, share * batch.column("drawn_mass")[n])
+        return batch.sampled_ids[n, :num_shown], share
     with np.errstate(over="ignore", invalid="ignore"):
         probabilities = np.exp(batch.column("topk_logits")[n] - batch.column("logsumexp")[n])
     return batch.column("topk_ids")[n, :num_shown], probabilities[:num_shown]
@@ -164,7 +171,7 @@ def _rows_table(rows: list[dict[str, Any]], kind: RowKind) -> "Table":
     table.add_column("label", no_wrap=True, min_width=8, max_width=16)
     table.add_column("rank", justify="right", no_wrap=True, min_width=5)
     table.add_column("p(label)", justify="right", no_wrap=True, min_width=8)
-    table.add_column("teacher's choices" if kind.has_tail else "most frequent draws")
+    table.add_column("most frequent draws" if kind is SAMPLED else "teacher's choices")
     table.add_column(last, justify="right", no_wrap=True, min_width=len(last))
     for row in rows:
         rank = row["label_rank"]

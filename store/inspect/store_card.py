@@ -110,7 +110,7 @@ def _contents(spec: StoreSpec, totals: Mapping[str, Any]) -> dict[str, str]:
     statuses = sorted(totals["statuses"].items())
     size, num_rows = sum(totals["bytes"].values()), spec.num_rows
     known_as = spec.capture_fields
-    kept = spec.row_kind.kept_of_text(spec.num_cells, spec.vocab_size)
+    kept = spec.row_kind.kept_of_text(spec.identity["capture"], spec.vocab_size)
     if known_as["values"] == "logits":
         kept += ", log-sum-exp"
     elif spec.row_kind.has_tail:

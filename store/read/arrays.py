@@ -46,8 +46,12 @@ class StoreArrays:
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         self._layouts = {array.name: array for array in (*fixed, layout.ID_ORDER, *rows)}
         self._row_arrays = frozenset(array.name for array in rows)
-        self._tables = spec.row_encoding.tables(spec.vocab_size, spec.shard_rows)
+        self._encoding = spec.row_encoding
+        self._tables = self._encoding.tables(spec.vocab_size, spec.shard_rows)
         self._table_names = frozenset(array.name for array in self._tables)
+        self._shard_names = self._table_names | {
+            name for name, derived in self._encoding.derived.items() if derived.of_shard
+        }
         self._chunks_of_shard = spec.shard_rows // spec.chunk_rows
         self.ledger = ledger or Ledger(root, spec)
         self._limits = array_checks.value_limits(spec)
@@ -113,7 +117,7 @@ class StoreArrays:
         if name in self._layouts:
             array = self._layouts[name]
             return array.shape(array.chunk), array.dtype
-        spec, encoding = self.spec, self.spec.row_encoding
+        spec, encoding = self.spec, self._encoding
         if name in encoding.derived:
             shapes = {array.name: array.shape(array.chunk) for array in self._tables}
             shape = encoding.derived_shape(
@@ -131,11 +135,12 @@ class StoreArrays:
             entries = CACHE_BYTES // (8 * self.spec.num_cells + 64)
             if name not in FIELD_DTYPES:
                 entries *= 2  # token arrays hold prompts too, often as long as the responses
-            if self._is_of_shard(name):
+            if name in self._shard_names:
                 slots = min(self.spec.num_shards, SHARD_TABLES)
             else:
-                length = self._length(name) or shape[0]
-                slots = min(-(-length // shape[0]), max(2, entries // shape[0]))
+                rows = self.spec.chunk_rows if name in self._encoding.derived else shape[0]
+                length = self._length(name) or rows
+                slots = min(-(-length // rows), max(2, entries // rows))
             self._caches[name] = ChunkCache(slots, shape, dtype, partial(self._decode, name))
         return self._caches[name]
 
@@ -144,12 +149,12 @@ class StoreArrays:
         if name in self._layouts:
             out[:] = self._disk_chunk(self._layouts[name], chunk)
             return
-        encoding = self.spec.row_encoding
+        encoding = self._encoding
         if name in encoding.derived:
             sources = encoding.derived[name].sources
         else:
             sources = encoding.sources[name]
-        if self._is_of_shard(name):
+        if name in self._shard_names:
             chunk *= self._chunks_of_shard
         stored = {source: self._stored(source, chunk) for source in sources}
         encoding.decode(name, stored, self.id_order, out)
@@ -159,7 +164,7 @@ class StoreArrays:
 
         A chunk of a column covers several chunks of cells, a table all of a shard.
         """
-        if self._is_of_shard(name):
+        if name in self._shard_names:  # one chunk per shard: a table, or derived from tables
             return self._cache(name).get(chunk // self._chunks_of_shard)
         if name not in self._layouts:
             return self._cache(name).get(chunk)
@@ -169,11 +174,6 @@ class StoreArrays:
         rows, column = self.spec.chunk_rows, array.chunk
         start = chunk * rows
         return self._cache(name).get(start // column)[start % column : start % column + rows]
-
-    def _is_of_shard(self, name: str) -> bool:
-        """Whether an array is one chunk per shard: a table, or derived from tables."""
-        derived = self.spec.row_encoding.derived.get(name)
-        return name in self._table_names or (derived is not None and derived.of_shard)
 
     def _disk_chunk(self, array: layout.ArrayLayout, chunk: int) -> Array:
         try:

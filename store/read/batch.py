@@ -40,6 +40,10 @@ class StoreBatch:
     label_rank: npt.NDArray[np.uint32] | None = None  # [N]
     sampled_ids: npt.NDArray[np.uint32] | None = None  # [N, k], descending count, then ascending id
     sampled_counts: npt.NDArray[np.uint16] | None = None  # [N, k], num_samples in all
+    # Of draws with a head: its ids come first in sampled_ids, in rank order, with a count of 0.
+    head_logits: npt.NDArray[np.float32] | None = None  # [N, k], -inf beyond the head
+    num_head: npt.NDArray[np.uint16] | None = None  # [N]
+    drawn_mass: npt.NDArray[np.float32] | None = None  # [N], outside of the head
 
     @property
     def num_rows(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from caskd.store.cells import kept_cells
-from caskd.store.format import SAMPLED, TOPK, Array, StoreSpec
+from caskd.store.format import HEAD_SAMPLED, SAMPLED, TOPK, Array, StoreSpec
 from caskd.store.read import StoreBatch
 
 _ABOVE_IDS = 1 << 40
@@ -80,6 +80,66 @@ def _known_label(batch: StoreBatch, ids: Array, cells: Array, label: str) -> Arr
     return np.where(inside | ~np.isneginf(logit), logit, 0)
 
 
+def _head_sampled_problems(batch: StoreBatch, spec: StoreSpec) -> list[str]:
+    """The contradictions in rows of draws with a head."""
+    exact = spec.row_encoding.exact
+    ids, counts, logits, kept, num_head, drawn, logsumexp, argmax = map(
+        batch.column,
+        (
+            "sampled_ids", "sampled_counts", "head_logits", "num_kept", "num_head", "drawn_mass",
+            "logsumexp", "argmax",
+        ),
+    )  # fmt: skip
+    known, cells = kept > 0, kept_cells(kept, ids.shape[1])
+    head = kept_cells(num_head, ids.shape[1])
+    pairs, both_drawn = head[:, 1:], cells[:, 1:] & ~head[:, :-1]
+    with np.errstate(all="ignore"):  # cells beyond the head are -inf
+        falling = logits[:, :-1] > logits[:, 1:]
+        tied = logits[:, :-1] == logits[:, 1:]
+        mass = np.where(head, np.exp(logits.astype(np.float64) - logsumexp[:, None]), 0.0)
+        total = np.where(known, mass.sum(axis=1) + drawn, 0)
+    fewer = (counts[:, :-1] > counts[:, 1:]) | (
+        (counts[:, :-1] == counts[:, 1:]) & (ids[:, :-1] < ids[:, 1:])
+    )
+    by_id = np.sort(np.where(cells, ids, -1 - np.arange(ids.shape[1])), axis=1)
+    if exact:
+        tied &= ids[:, :-1] < ids[:, 1:]
+    checks = {
+        "a value is not finite": ~np.isfinite(
+            np.stack([logsumexp, batch.column("label_logit"), drawn, total])
+        ).all(axis=0),
+        "drawn_mass is not between 0 and 1": ~((drawn >= 0) & (drawn <= 1)),
+        "num_head is not the head of the capture": num_head != spec.identity["capture"]["head"],
+        "sampled_counts do not add up to num_samples": counts.sum(axis=1, dtype=np.int64)
+        != spec.num_samples,
+        "sampled_counts are not positive in exactly the drawn cells": (
+            (counts > 0) != (cells & ~head)
+        ).any(axis=1),
+        "sampled_ids contain an id twice": (by_id[:, 1:] == by_id[:, :-1]).any(axis=1),
+        "the head's ids are not in rank order": (pairs & ~(falling | tied)).any(axis=1),
+        "the drawn ids are not in order of count, then id": (both_drawn & ~fewer).any(axis=1),
+        "the head's mass and drawn_mass do not add up to 1": np.abs(total - 1)
+        > (1e-3 if exact else 0.05),
+        "argmax is not the first id of the head": argmax != ids[:, 0],
+        **_rank_problem(batch),
+    }
+    wrong = [text for text, bad in checks.items() if (bad & known).any()]
+    return wrong or _drawn_label_problem(batch, spec.num_samples)
+
+
+def _drawn_label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
+    """`_label_problem` of the labels outside of the head, which draws of the rest may hit."""
+    ids, labels = batch.column("sampled_ids"), batch.labels
+    head = kept_cells(batch.column("num_head"), ids.shape[1])
+    outside = (batch.column("num_kept") > 0) & ~(head & (ids == labels[:, None])).any(axis=1)
+    drawn = batch.column("drawn_mass")[outside].astype(np.float64)
+    log_p = (batch.column("label_logit").astype(np.float64) - batch.column("logsumexp"))[outside]
+    p = np.minimum(np.exp(np.minimum(log_p, 0)) / np.maximum(drawn, 1e-30), 1)
+    hits = ids[outside] == labels[outside, None]
+    times = (batch.column("sampled_counts")[outside] * hits).sum(axis=1, dtype=np.int64)
+    return _unlikely(p, times, num_samples)
+
+
 _CHANCE = 28.3  # nats: a valid store fails the test of its counts once in 10^12 times
 
 
@@ -124,6 +184,11 @@ def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
     p = np.exp(np.minimum(log_p[known], 0))
     hits = batch.column("sampled_ids")[known] == batch.labels[known, None]
     drawn = (batch.column("sampled_counts")[known] * hits).sum(axis=1, dtype=np.int64)
+    return _unlikely(p, drawn, num_samples)
+
+
+def _unlikely(p: Array, drawn: Array, num_samples: int) -> list[str]:
+    """The problem of labels of probability p [n] that were `drawn` [n] times, if it is one."""
     variance = float((num_samples * p * (1 - p) * p**2).sum())
     allowed = np.sqrt(2 * variance * _CHANCE + (_CHANCE / 3) ** 2) + _CHANCE / 3
     # The rounding errors of float32 probabilities may all have the same sign.
@@ -135,4 +200,5 @@ def _label_problem(batch: StoreBatch, num_samples: int) -> list[str]:
 _PROBLEMS_OF_KIND: Mapping[str, Callable[[StoreBatch, StoreSpec], list[str]]] = {
     TOPK.name: _topk_problems,
     SAMPLED.name: _sampled_problems,
+    HEAD_SAMPLED.name: _head_sampled_problems,
 }

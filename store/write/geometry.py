@@ -1,5 +1,6 @@
 """The positions of examples on the token and row axes; streaming of the token axis to disk."""
 
+from array import array
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from caskd.store.commits import FileRecord, publish
 from caskd.store.corpus import TokenizedExample, num_rows
 from caskd.store.errors import UsageError
-from caskd.store.format import STATUSES, Array, encode_shards, layout
+from caskd.store.format import STATUSES, Array, encode_shards, layout, untrusted_json
 
 TEXT_COUNTS = ("own_borders", "rendered_bos", "context_turns")
 """What the plan of a store of format 2 counts of its text."""
@@ -48,11 +49,11 @@ class Axis:
 
 
 class Geometry:
-    """Lays examples out on the axes in corpus order, next-fit."""
+    """Lays examples out on the axes in corpus order, next-fit; 35 bytes an example."""
 
     def __init__(self, shard_rows: int) -> None:
         self.shard_rows = shard_rows
-        self.columns: dict[str, list[int]] = {a.name: [] for a in layout.EXAMPLE_LAYOUTS}
+        self.columns = {a.name: array(np.dtype(a.dtype).char) for a in layout.EXAMPLE_LAYOUTS}
         self.tasks: dict[str, int] = {}
         self.statuses: Counter[str] = Counter()
         self.text_counts = Counter(dict.fromkeys(TEXT_COUNTS, 0))
@@ -62,7 +63,7 @@ class Geometry:
         """Lay out the next example on both axes.
 
         Raises:
-            UsageError: its response has more rows than a shard.
+            UsageError: its response has more rows than a shard, or there are too many tasks.
         """
         rows = num_rows(example.is_response)
         if rows > self.shard_rows:
@@ -72,6 +73,13 @@ class Geometry:
             )
         if self.next_row % self.shard_rows + rows > self.shard_rows:
             self.next_row += self.shard_rows - self.next_row % self.shard_rows
+        task = self.tasks.setdefault(example.task, len(self.tasks))
+        most = untrusted_json.MAX_TASKS
+        if task >= most:
+            raise UsageError(
+                f"--task-column: record {example.source_index} has another task name beyond "
+                f"{most:,}; expected at most {most:,}; pass a column of fewer names"
+            )
         self.text_counts.update(
             own_borders=int(example.own_border),
             rendered_bos=int(example.rendered_bos),
@@ -84,7 +92,7 @@ class Geometry:
             "row_count": rows,
             "status": STATUSES.index(example.status),
             "source_index": example.source_index,
-            "task": self.tasks.setdefault(example.task, len(self.tasks)),
+            "task": task,
         }
         for name, value in values.items():
             self.columns[name].append(value)

@@ -143,6 +143,21 @@ def _survivor_rows(root: Path, identity: Mapping[str, Any], shard_rows: int) -> 
     return survivor.shard_rows
 
 
+def _no_rows(statuses: Mapping[str, int]) -> UsageError:
+    """The error of a corpus without rows, from the counts of its examples' statuses."""
+    if set(statuses) == {"unfinished"}:
+        return UsageError(
+            f"--data: all {statuses['unfinished']:,} answers are unfinished (finished: false), and "
+            "such answers are left out; expected some that ended by themselves; pass "
+            "--on-unfinished keep, or write them again with a larger --max-new-tokens"
+        )
+    counts = ", ".join(f"{n} {status}" for status, n in statuses.items()) or "none"
+    return UsageError(
+        f"--data: no example has a response token to predict (examples: {counts}); expected at "
+        "least one; check --data"
+    )
+
+
 def _decide_plan(
     root: Path,
     staged: Path,
@@ -160,11 +175,7 @@ def _decide_plan(
         token_ids.append(example.token_ids)
         is_response.append(example.is_response)
     if geometry.num_rows == 0:
-        counts = ", ".join(f"{n} {status}" for status, n in geometry.statuses.items()) or "none"
-        raise UsageError(
-            f"--data: no example has a response token to predict (examples: {counts}); expected at "
-            "least one; check --data"
-        )
+        raise _no_rows(geometry.statuses)
     spec = StoreSpec(
         identity=json.loads(json.dumps(identity)),
         num_examples=len(geometry.columns["status"]),
@@ -178,7 +189,8 @@ def _decide_plan(
     )
     problem = untrusted_json.geometry_problem({**vars(spec), "num_cells": spec.num_cells})
     if problem:
-        cells = f"{spec.row_kind.cells_key} {spec.num_cells}"
+        capture = spec.identity["capture"]
+        cells = ", ".join(f"{key} {capture[key]}" for key in spec.row_kind.cells_keys)
         raise UsageError(
             f"--shard-rows {shard_rows}: not possible with {cells} ({problem}); expected a value "
             "within these limits; pass another --shard-rows"

@@ -4,9 +4,11 @@
 
 Run it only while the format has not been released: afterwards its files never change. The compact
 store holds the examples of the exact one many times over, since only a store of 2^15 rows or more
-has several orders of ids. The sampled store holds draws for the examples of the exact one. The
-fitted store has rows of unequal length, in two shards with four lists of ids each. Those of
-version 2 from a server or an import hold the same teacher as such a source would give it.
+has several orders of ids. The sampled store holds draws for the examples of the exact one, the head
+store its likeliest ids and draws of the others. The
+fitted stores have rows of unequal length, in two shards with four lists of ids each; that of the
+encoding `fitted` was written by a version that still wrote it. Those of version 2 from a server or
+an import hold the same teacher as such a source would give it.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from helpers import format2_stores, sampled_stores, stores
+from helpers import format2_stores, head_stores, sampled_stores, stores
 
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, plan_store
@@ -66,12 +68,19 @@ def write_sampled() -> TeacherStore:
     return sampled_stores.make_store(path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"])
 
 
+def write_head() -> TeacherStore:
+    """The golden store of draws with a head, in place of what is there."""
+    path = HERE / "golden-v2-head"
+    shutil.rmtree(path, ignore_errors=True)
+    return head_stores.make_store(path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"])
+
+
 def write_fitted() -> TeacherStore:
     """The golden store of the fitted encoding, in place of what is there."""
-    path = HERE / "golden-v2-fitted"
+    path = HERE / "golden-v2-fitted2"
     shutil.rmtree(path, ignore_errors=True)
     return stores.make_store(
-        path, num=250, shard_rows=1024, top_k=8, encoding="fitted", ragged=True
+        path, num=250, shard_rows=1024, top_k=8, encoding="fitted2", ragged=True
     )
 
 
@@ -100,7 +109,8 @@ if __name__ == "__main__":
         "golden-v1": lambda: write("exact"),
         "golden-v1-sampled": write_sampled,
         "golden-v1-compact": lambda: write("compact"),
-        "golden-v2-fitted": write_fitted,
+        "golden-v2-fitted2": write_fitted,
+        "golden-v2-head": write_head,
         **{f"golden-v2-{kind}": partial(write_format2, kind) for kind in format2_stores.KINDS},
     }
     for name in sys.argv[1:] or every:

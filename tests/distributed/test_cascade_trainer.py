@@ -1,14 +1,12 @@
 """CascadeTrainer on two ranks computes the same numbers as on one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.training import capture
+from helpers.warm import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -17,15 +15,7 @@ DRIVER = Path(__file__).with_name("cascade_trainer_driver.py")
 
 def drive(root: Path, num_ranks: int, micro: int) -> dict[str, Any]:
     out = root / f"{num_ranks}.pt"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    words = [
-        sys.executable, *launcher * (num_ranks > 1), str(DRIVER), str(root), str(out), str(micro),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[:6000]
+    run_ranks(num_ranks, [str(DRIVER), str(root), str(out), str(micro)])
     return torch.load(out)
 
 

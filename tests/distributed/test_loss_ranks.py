@@ -1,13 +1,11 @@
 """The loss under DistributedDataParallel: the gradient is the same for any split of a step."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.warm import run_ranks
 from loss_ranks_driver import CUTS, OBJECTIVES, Student, denominator, make_batch
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -18,15 +16,7 @@ DRIVER = Path(__file__).with_name("loss_ranks_driver.py")
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ddp") / "gradients.pt"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", str(DRIVER), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(2, [str(DRIVER), str(out)])
     return torch.load(out)
 
 

@@ -1,16 +1,13 @@
 """If a rank gets SIGTERM, dies or hangs, the other ranks end, and the run can be resumed."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from helpers.training import capture
+from helpers.warm import WarmProcess, start_ranks
 
 from caskd.train.checkpoint import newest_complete
 
@@ -26,30 +23,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def launch(root: Path, out: Path) -> list[subprocess.Popen[str]]:
+def launch(root: Path, out: Path) -> list[WarmProcess]:
     """Two ranks that will train for a long time."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     words = [
-        sys.executable, "-m", "caskd.cli", "train", "--store", str(root / "store"),
+        "-m", "caskd.cli", "train", "--store", str(root / "store"),
         "--student", str(root / "student"), "--out", str(out), "--steps", "100000",
         "--save-every", "2", "--keep-checkpoints", "2", "--global-batch-size", "8",
         "--micro-batch-size", "4", "--dtype", "float32",
         "--timeout-minutes", str(TIMEOUT_MINUTES),
     ]  # fmt: skip
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    common |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    processes = []
-    for rank in ("0", "1"):
-        environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}
-        processes.append(
-            subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    return processes
+    return start_ranks(2, words)
 
 
-def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
+def start(root: Path, out: Path) -> list[WarmProcess]:
     """Two ranks that have taken four steps."""
     processes = launch(root, out)
     metrics = out / "metrics.jsonl"
@@ -61,16 +47,14 @@ def start(root: Path, out: Path) -> list[subprocess.Popen[str]]:
     raise AssertionError("the ranks did not start to train")
 
 
-def end(processes: list[subprocess.Popen[str]]) -> None:
+def end(processes: list[WarmProcess]) -> None:
     for process in processes:
         process.kill()
-        process.communicate()
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: WarmProcess) -> tuple[int, str]:
     """Exit code and stderr; not answering within the timeout and some is a failure."""
-    _, errors = process.communicate(timeout=60 * TIMEOUT_MINUTES + 60)
-    return process.returncode, errors
+    return process.wait(60 * TIMEOUT_MINUTES + 60), process.stderr
 
 
 def test_sigterm_on_one_rank_saves_and_ends_all(root: Path, tmp_path: Path) -> None:

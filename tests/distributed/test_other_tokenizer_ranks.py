@@ -1,13 +1,11 @@
 """A student with another tokenizer on two ranks: the losses of one rank."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.other_tokenizer import captured, run, save
 from helpers.training import read_metrics
+from helpers.warm import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
@@ -28,18 +26,13 @@ def test_two_ranks_have_the_losses_of_one(tmp_path: Path) -> None:
     options = {"store": tuple(stores), "match": "bytes-1to1", "mask_from_step": 2}
     one = read_metrics(run(tmp_path, "one", dtype="float32", **options).parents[1])
     words = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "-m", "caskd.cli", "train", *(word for store in stores for word in ("--store", store)),
         "--match", "bytes-1to1", "--mask-from-step", "2", "--steps", "4",
         "--student", str(tmp_path / "student"), "--out", str(tmp_path / "two"),
         "--global-batch-size", "4", "--micro-batch-size", "1", "--dtype", "float32",
         "--lr", "1e-2", "--objective", "cat-alm", "--eval-store", stores[0],
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        words, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(2, words)
     for ours, theirs in zip(read_metrics(tmp_path / "two"), one, strict=True):
         assert ours["keep_fraction"] == pytest.approx(theirs["keep_fraction"], abs=1e-12)
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-5, abs=1e-7)

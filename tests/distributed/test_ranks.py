@@ -1,14 +1,12 @@
 """Ranks, micro-batches, accumulation and ZeRO stages do not change the result."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.training import capture, config_for
+from helpers.warm import run_ranks
 from steps_driver import TIMEOUT_MINUTES
 from transformers import AutoModelForCausalLM
 
@@ -40,25 +38,22 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def drive(root: Path, launcher: list[str], cases: tuple[str, ...], name: str) -> dict[str, Any]:
-    out = root / f"{name}.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_EXTENSIONS_DIR": str(root / "jit")}
-    command = [*launcher, str(DRIVER), str(root), str(out), *cases]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+def drive(root: Path, num_ranks: int, cases: tuple[str, ...]) -> dict[str, Any]:
+    out = root / f"{num_ranks}.pt"
+    words = [str(DRIVER), str(root), str(out), *cases]
+    run_ranks(num_ranks, words, TORCH_EXTENSIONS_DIR=str(root / "jit"))
     assert not (root / "jit").exists(), "an operator was compiled at start-up"
     return torch.load(out)
 
 
 @pytest.fixture(scope="module")
 def one(root: Path) -> dict[str, Any]:
-    return drive(root, [sys.executable], ONE_RANK, "one")
+    return drive(root, 1, ONE_RANK)
 
 
 @pytest.fixture(scope="module")
 def two(root: Path) -> dict[str, Any]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return drive(root, [*torchrun, "--nproc-per-node", "2"], TWO_RANKS, "two")
+    return drive(root, 2, TWO_RANKS)
 
 
 def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:

@@ -5,14 +5,13 @@ CASKD_RANKS and CASKD_CASES in the environment name more numbers of ranks, and m
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.training import capture, read_metrics
+from helpers.warm import run_ranks
 from resize_driver import SAVED, STEPS
 
 from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path
@@ -27,16 +26,7 @@ FLOAT32 = tuple(case for case in CASES if case.endswith("float32"))
 
 
 def drive(root: Path, num_ranks: int, runs: Iterable[str]) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(DRIVER), str(root), *runs],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_ranks(num_ranks, [str(DRIVER), str(root), *runs], timeout=600)
 
 
 def name_of(case: str, saved: int, resumed: int | None = None) -> str:

@@ -1,11 +1,7 @@
-"""A teacher that is divided over two ranks of `torchrun`: the rows of one process, to rounding."""
+"""A teacher divided over two ranks as of `torchrun`: the rows of one process, to rounding."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,35 +10,17 @@ import numpy as np
 import pytest
 from helpers.captures import config_for, words_for
 from helpers.tiny import ragged_records, save_tiny
+from helpers.warm import start_ranks
 
 from caskd.precompute import precompute
 from caskd.store.read import TeacherStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
-LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 WIDER = 53
 """Columns of the head: three more than tokens, and not divisible by the number of ranks."""
 BOUND = 2e-6
 """Largest difference of a value in float32: sums of 32 and 64 products in another order."""
-
-
-def start_ranks(words: list[str], folder: Path) -> list[subprocess.Popen[bytes]]:
-    """Start ranks 0 and 1 as torchrun does, with a log each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-    def start(rank: int) -> subprocess.Popen[bytes]:
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "caskd.cli", *words]
-        with (folder / f"{rank}.log").open("a") as log:
-            return subprocess.Popen(
-                command, env={**os.environ, **common, **own}, stdout=log, stderr=log
-            )
-
-    return [start(rank) for rank in (0, 1)]
 
 
 def assert_same_rows(ours: str, theirs: str) -> None:
@@ -63,12 +41,9 @@ def test_two_ranks_are_one_worker_with_the_rows_of_one_process(tmp_path):
     whole = config_for(teacher, tmp_path / "whole", records)
     precompute(whole)
     config = config_for(teacher, tmp_path, records, tensor_parallel=2)
-    done = subprocess.run(
-        [*LAUNCHER, "-m", "caskd.cli", *words_for(config)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    out = done.stdout
+    ranks = start_ranks(2, ["-m", "caskd.cli", *words_for(config)])
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.stderr[-4000:] for rank in ranks]
+    out = "".join(rank.stdout for rank in ranks)
     assert out.count("plan of ") == out.count("sealed") == 1
     assert_same_rows(config.store, whole.store)
     attempts = [json.loads(f.read_text()) for f in Path(config.store, "environment").iterdir()]
@@ -81,16 +56,17 @@ def test_a_killed_rank_ends_the_worker_and_its_shard_is_taken_again(tmp_path, vi
     teacher = save_tiny(tmp_path / "big")
     records = ragged_records(400, seed=2)
     config = config_for(teacher, tmp_path, records, shard_rows=64, tensor_parallel=2)
-    ranks = start_ranks(words_for(config), tmp_path)
+    words = ["-m", "caskd.cli", *words_for(config)]
+    ranks = start_ranks(2, words)
     commits = Path(config.store, "commits")
     deadline = time.monotonic() + 120
     while len(list(commits.glob("0*.json"))) < 3:
-        assert time.monotonic() < deadline, (tmp_path / "0.log").read_text()
+        assert time.monotonic() < deadline, ranks[0].stderr
         time.sleep(0.01)
     ranks[victim].kill()
     codes = [rank.wait(120) for rank in ranks]
     assert codes == ([-signal.SIGKILL, 1] if victim == 0 else [1, -signal.SIGKILL])
-    survivor = (tmp_path / f"{1 - victim}.log").read_text()
+    survivor = ranks[1 - victim].stdout + ranks[1 - victim].stderr
     lines = [line for line in survivor.splitlines() if line.startswith("caskd: ")]
     assert len(lines) == 1, survivor
     for fact in ("--tensor-parallel 2", f"rank {1 - victim}", "run the same command again"):
@@ -100,7 +76,7 @@ def test_a_killed_rank_ends_the_worker_and_its_shard_is_taken_again(tmp_path, vi
     assert done < TeacherStore.open(config.store, allow_unsealed=True).spec.num_shards
 
     if victim:
-        assert [rank.wait(120) for rank in start_ranks(words_for(config), tmp_path)] == [0, 0]
+        assert [rank.wait(120) for rank in start_ranks(2, words)] == [0, 0]
     else:
         precompute(replace(config, tensor_parallel=1))
     (tmp_path / "whole").mkdir()

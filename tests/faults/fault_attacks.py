@@ -10,19 +10,20 @@ from fault_damage import make
 from fault_hostile_stores import DEEP, HostileStore, directory, huge, link, pipe
 from fault_jobs import everything
 from fault_value_attacks import Attack, value_attacks
-from helpers import sampled_stores
+from helpers import head_stores, sampled_stores
 
 STORE, PLAN, SHARD, SEAL = "store.json", "commits/plan.json", "commits/00000.json", "seal.json"
 LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 
 
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
-    """Files of a valid topk store in each encoding, and of a sampled store."""
+    """Files of a valid topk store in each encoding, and of draws without and with a head."""
     sampled_stores.make_store(where / "sampled")
-    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted")]
+    head_stores.make_store(where / "head")
+    paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted2")]
     return {
         path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
-        for path in (*paths, where / "sampled")
+        for path in (*paths, where / "sampled", where / "head")
     }
 
 
@@ -98,6 +99,14 @@ def _identity() -> dict[str, Attack]:
         "sampled: a text of draws": _set(STORE, "identity", "capture", "num_samples", value="9"),
         "sampled: said to be a top-k": _set(STORE, "identity", "capture", "kind", value="topk"),
         "sampled: kind a list": _set(STORE, "identity", "capture", "kind", value=["sampled"]),
+        "head: a billion draws": _set(STORE, "identity", "capture", "num_samples", value=10**9),
+        "head: no head": _set(STORE, "identity", "capture", "head", value=0),
+        "head: a head of -1": _set(STORE, "identity", "capture", "head", value=-1),
+        "head: a head of text": _set(STORE, "identity", "capture", "head", value="3"),
+        "head: a longer head": _set(STORE, "identity", "capture", "head", value=4),
+        "head: a head dropped": _drop(STORE, "identity", "capture", "head"),
+        "head: said to be draws": _set(STORE, "identity", "capture", "kind", value="sampled"),
+        "head: of version 1": _set(STORE, "format_version", value=1),
         "a vocabulary of 10**12": _set(STORE, "identity", "vocabulary", "size", value=10**12),
         "EOS outside the vocabulary": _set(STORE, "identity", "vocabulary", "eos_id", value=10**9),
         "negative special ids": _set(STORE, "identity", "vocabulary", "special_ids", value=[-1]),
@@ -285,6 +294,8 @@ def _chunks() -> dict[str, Attack]:
         "sampled: pcodec cut": lambda s: s.payload(
             "sampled_place_counts", lambda p: bytes(p[: len(p) // 2])
         ),
+        "head: pcodec bomb": lambda s: s.payload("head_id_codes", lambda _: _pco_bomb()),
+        "head: pcodec cut": lambda s: s.payload("head_id_codes", lambda p: bytes(p[: len(p) // 2])),
         "index outside": lambda s: s.index(packed, lambda e: e.__setitem__(0, (1 << 40, 64))),
         "index wraps": lambda s: s.index(packed, lambda e: e.__setitem__(0, (2**64 - 8, 16))),
         "index says absent": lambda s: s.index(

@@ -17,7 +17,7 @@ from caskd.store.verify import verify_store
 from caskd.store.write import StoreWriter
 
 OUTSIDE_THE_SEAL = ("README.md", "environment/")
-ENCODINGS = ("compact", "exact", "fitted")
+ENCODINGS = ("compact", "exact", "fitted2")
 Change = dict[str, bytes | None]  # file -> new content; None removes it
 
 

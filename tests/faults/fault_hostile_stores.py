@@ -16,6 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 from fault_damage import kind
+from helpers import head_stores
 from helpers.sampled_stores import NUM_SAMPLES
 from helpers.stores import VOCAB
 
@@ -30,7 +31,7 @@ class HostileStore:
     """A store to be written: its files, and actions on the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"  # or `exact`, `fitted`, or `sampled` for a compact sampled store
+    encoding: str = "compact"  # or `exact`, `fitted2`; or `sampled`, `head`: compact draws
     fits: bool = True  # whether digests are updated
     after: list[Callable[[Path], None]] = field(default_factory=list)
 
@@ -44,6 +45,9 @@ class HostileStore:
         """The layout of an array of this store."""
         if self.encoding == "sampled":
             rows = ROW_ENCODINGS["sampled", "compact"].layouts(NUM_SAMPLES, 32, 32)
+        elif self.encoding == "head":
+            num_cells = head_stores.HEAD + head_stores.NUM_SAMPLES
+            rows = ROW_ENCODINGS["head_sampled", "compact"].layouts(num_cells, 32, 32)
         else:
             rows = ROW_ENCODINGS["topk", self.encoding].layouts(4, 32, 32)
             rows += ROW_ENCODINGS["topk", self.encoding].tables(len(VOCAB), 32)

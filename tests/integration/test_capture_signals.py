@@ -44,7 +44,7 @@ def wait_for(what, child, log):
         (signal.SIGTERM, "compact", 143),
         (signal.SIGINT, "exact", 130),
         (signal.SIGHUP, "exact", 129),
-        (signal.SIGKILL, "fitted", -signal.SIGKILL),
+        (signal.SIGKILL, "fitted2", -signal.SIGKILL),
     ],
 )
 def test_a_run_that_is_ended_is_completed_to_the_same_bytes(

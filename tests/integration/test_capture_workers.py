@@ -72,6 +72,25 @@ def test_many_workers_at_once_make_the_same_bytes(teacher, tmp_path, whole):
     assert "sealed" in log.read_text()
 
 
+def test_workers_with_lists_in_each_shard_make_the_bytes_of_one(teacher, tmp_path):
+    """Encoding fitted2 fits its lists to a shard's own rows: no worker waits for another."""
+    same = {"deterministic": True, "encoding": "fitted2"}
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    alone = config_for(teacher, tmp_path / "one", **same)
+    precompute(alone)
+    plan(config_for(teacher, tmp_path / "two", **same))
+    configs = [
+        config_for(teacher, tmp_path / "two", worker=i, num_workers=2, **same) for i in (0, 1)
+    ]
+    log = tmp_path / "log"
+    children = [fork_caskd(words_for(config), log) for config in configs]
+    assert [outcome(child) for child in children] == [0, 0], log.read_text()
+    files = sealed_files(configs[0].store)
+    assert files == sealed_files(alone.store)
+    assert not [name for name in files if "pilot" in str(name) or "id_order" in str(name)]
+
+
 def test_without_a_plan_one_of_many_is_refused_before_anything_is_loaded(teacher, tmp_path):
     config = config_for(teacher, tmp_path, worker=0, num_workers=2)
     with pytest.raises(UsageError, match="run caskd plan with the same options first"):

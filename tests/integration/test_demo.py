@@ -4,13 +4,16 @@ import contextlib
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.captures import sealed_files
+from helpers.warm import WarmProcess
 
-from caskd.cli.demo.runner import Stages, result, run_demo, visible_gpus
+from caskd.cli.demo import runner
+from caskd.cli.demo.runner import NUM_THREADS, Stages, result, run_demo, visible_gpus
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 
@@ -169,7 +172,12 @@ def test_a_killed_demo_goes_on(
         done.append(command)
         run(self, command, *args, **options)
 
+    def warm(command: str, args: Sequence[str], gpus: dict[str, str]) -> int:
+        words = ["-m", "caskd.cli", *command.split(), *args]
+        return WarmProcess(words, {**gpus, "OMP_NUM_THREADS": str(NUM_THREADS)}).wait()
+
     monkeypatch.setattr(Stages, "run", counted)
+    monkeypatch.setattr(runner, "_in_own_process", warm)  # the whole demo above starts real ones
     with contextlib.suppress(KeyboardInterrupt):
         run_demo(out, 0, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
     if stage in ("prepare", "capture"):

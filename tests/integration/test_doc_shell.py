@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """The command lines of README and tutorials run as they are shown, one page after another in its folder.
 
 Models and data with the names of the page are tiny, and trainings take two steps. Blocks behind a comment

@@ -160,8 +160,8 @@ def test_reading_straight(pushed: str, source: Path) -> None:
 
 def test_a_fitted_store_is_read_straight(tmp_path: Path) -> None:
     """Tables and columns of its own, each file fetched for the shards that are read."""
-    source, url = tmp_path / "fitted", f"s3://{BUCKET}/fitted/toy"
-    make_store(source, num=NUM_EXAMPLES, shard_rows=16, encoding="fitted")
+    source, url = tmp_path / "fitted2", f"s3://{BUCKET}/fitted/toy"
+    make_store(source, num=NUM_EXAMPLES, shard_rows=16, encoding="fitted2")
     push_store(source, url)
     here, there = TeacherStore.open(source), TeacherStore.open(url)
     there.prefetch([0])

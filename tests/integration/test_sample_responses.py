@@ -156,7 +156,7 @@ def test_a_server_answers_alike(
         (["--seed", "3"], "--temperature"),
         (["--temperature", "0"], "--temperature 0"),
         (["--executor", "ray"], "--executor ray"),
-        (["--backend", "vllm"], "--backend vllm"),
+        (["--backend", "vllm", "--device", "cpu"], "--backend vllm and --device"),
         (["--backend", "server"], "--url"),
         (["--url", "http://localhost:1"], "--url"),
         (["--served-model", "m"], "--served-model"),

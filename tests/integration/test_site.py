@@ -1,4 +1,4 @@
-"""The documentation site builds without a warning, loads nothing from elsewhere, and names every flag."""
+"""The documentation site builds without a warning, loads nothing from elsewhere, has every flag."""
 
 import dataclasses
 import re
@@ -93,8 +93,8 @@ def test_every_flag_has_a_line() -> None:
 
 def test_every_public_name_has_an_entry() -> None:
     page = runpy.run_path(str(SCRIPT.with_name("reference.py")))["python_page"]()
-    assert not [name for name in ("TeacherStore", "cascade_aware_loss", "StoreDataset", "Cascade",
-                                  "deferral_curve", "verify_store") if f"### {name}\n" not in page]  # fmt: skip
+    names = ("TeacherStore", "cascade_aware_loss", "StoreDataset", "Cascade", "deferral_curve")
+    assert not [name for name in names if f"### {name}\n" not in page]
     assert "#### read\n" in page
     assert "**Raises**" in page
 

@@ -11,11 +11,13 @@ from helpers.pairs import save_pair
 from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
 from caskd.cli.main import main
+from caskd.eval.answers import read_predictions
 from caskd.eval.next_token.router_command import split_questions
 from caskd.eval.next_token.router_fit import recall_threshold
 from caskd.eval.next_token.router_rows import ACCEPTABLE_RATIO, labels_of, router_rows
 from caskd.eval.next_token.teacher_forcing import student_rows
-from caskd.models.decoding import load_for_decoding, open_router
+from caskd.models import SplitModel
+from caskd.models.decoding import TokenCascade, load_for_decoding, open_router
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.store import TeacherStore
 from caskd.store.errors import IdentityError, UsageError
@@ -208,3 +210,80 @@ def test_a_router_of_another_student_is_refused_by_eval(root, fitted, tmp_path, 
     assert f"--router {fitted}" in capsys.readouterr().err
     assert main(["eval", *flags, str(root / "teacher"), str(root / "student")]) == 2
     assert "2 students" in capsys.readouterr().err
+
+
+@torch.inference_mode()
+def test_cached_decoding_gives_the_router_the_inputs_of_teacher_forcing(root, fitted, loaded):
+    scorer = open_router(str(fitted), "--router").scorer(loaded, "--router x")
+    seen = []
+
+    def spy(hidden, logits):
+        seen.append(scorer.reader.inputs(hidden, logits))
+        return scorer(hidden, logits)
+
+    teacher = load_for_decoding(str(root / "teacher"), "--large", device="cpu")
+    split, num = SplitModel(loaded.model, "--model"), 12
+    for record in ragged_records(4):
+        prompt = loaded.tokenizer(record["prompt"])["input_ids"]
+        seen.clear()
+        answer = TokenCascade(loaded, teacher, "router", 0.5, 1, spy).answer(prompt, num)
+        text = torch.tensor([[*prompt, *answer.token_ids]])
+        states = split.hidden(text)[0, len(prompt) - 1 : -1]
+        expected = scorer.reader.inputs(states, split.logits(states))
+        found = [torch.cat(parts) for parts in zip(*seen, strict=True)]
+        assert len(found[2]) == len(answer.token_ids)
+        for one, other in zip(found[:2], expected[:2], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+        assert found[2].tolist() == expected[2].tolist()
+        large = [s >= 0.5 for s in scorer(states, split.logits(states)).tolist()]
+        assert answer.num_large_tokens == sum(large)
+
+
+def predict_words(root, out, *more):
+    return [
+        "predict", "--model", str(root / "student"), "--large", str(root / "teacher"),
+        "--token-rule", "router", "--data", str(root / "data.jsonl"), "--out", str(out),
+        "--limit", "4", "--max-new-tokens", "6", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def test_the_router_decides_in_the_decoder_at_its_own_threshold(root, fitted, tmp_path, capsys):
+    out = tmp_path / "routed.parquet"
+    assert main(predict_words(root, out, "--router", str(fitted))) == 0
+    facts = json.loads((fitted / "router.json").read_text())
+    written = read_predictions(str(out))
+    described = written.metadata["token_cascade"]
+    assert described["rule"] == "router"
+    assert described["threshold"] == facts["threshold"]
+    assert described["router"] == {
+        "label": "identical", "store": facts["store"], "digest": facts["digest"],
+        "offline_share": facts["test"]["routed_share"],
+    }  # fmt: skip
+    assert written.numbers("num_drafted").sum() == 0
+    share = written.numbers("num_large_tokens").sum() / written.numbers("output_tokens").sum()
+    shown = capsys.readouterr().out
+    assert f"{facts['test']['routed_share']:.1%}" in shown
+    assert f"in these answers {share:.1%}" in shown
+    for threshold, expected in (("0", 1.0), ("1", 0.0)):
+        out = tmp_path / f"at-{threshold}.parquet"
+        more = ("--router", str(fitted), "--threshold", threshold)
+        assert main(predict_words(root, out, *more)) == 0
+        limit = read_predictions(str(out))
+        large = limit.numbers("num_large_tokens").sum()
+        assert large == expected * limit.numbers("output_tokens").sum()
+        assert limit.metadata["token_cascade"]["router"]["offline_share"] is None
+
+
+def test_a_router_that_does_not_fit_the_command_is_refused(root, fitted, tmp_path, capsys):
+    out, given = tmp_path / "x.parquet", ("--router", str(fitted))
+    for words, code, named in (
+        (predict_words(root, out), 2, "--token-rule router"),
+        (predict_words(root, out, *given, "--threshold", "1.5"), 2, "--threshold 1.5"),
+        (predict_words(root, out, *given, "--token-rule", "spec"), 2, "--router"),
+        (predict_words(root, out, "--router", str(tmp_path)), 2, f"--router {tmp_path}"),
+        (predict_words(root, out, *given, "--model", str(root / "teacher")), 3, "student"),
+    ):
+        assert main(words) == code
+        error = capsys.readouterr().err
+        assert named in error
+        assert not out.exists()

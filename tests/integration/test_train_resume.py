@@ -1,10 +1,7 @@
 """A resumed run equals the uninterrupted run, wherever it was stopped."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 from helpers.killed_runs import Killed, check_equal_runs, dying
 from helpers.training import capture, config_for, read_metrics, set_dropout
+from helpers.warm import WarmProcess
 
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
@@ -193,20 +191,19 @@ def test_a_micro_batch_of_another_size_may_go_on(root: Path, half_way: Path) -> 
 @pytest.mark.slow
 def test_a_signal_saves_and_exits(root: Path, tmp_path: Path, number: signal.Signals) -> None:
     command = [
-        sys.executable, "-m", "caskd.cli", "train", "--store", str(root / "store"),
+        "-m", "caskd.cli", "train", "--store", str(root / "store"),
         "--student", str(root / "student"), "--out", str(tmp_path / "run"), "--steps", "100000",
         "--global-batch-size", "4", "--micro-batch-size", "4", "--dtype", "float32",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = WarmProcess(command)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.stderr
         time.sleep(0.1)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, errors
+    assert process.wait(60) == 128 + number, process.stderr
+    errors = process.stderr
     last = read_metrics(tmp_path / "run")[-1]
     step = last["step"]
     assert last["stopped"] is True

@@ -269,3 +269,18 @@ def test_a_missing_vllm_is_named_with_its_pip_line(
     fake_vllm.version = None
     assert main(words_for(vllm_config(teacher, tmp_path))) == 2
     assert "needs vllm; run pip install 'caskd[vllm]'" in capsys.readouterr().err
+
+
+def test_another_checkpoint_or_flag_is_refused_before_the_engine_starts(
+    teacher: Path, tmp_path: Path, fake_vllm: type[FakeEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words_for(vllm_config(teacher, tmp_path))
+    assert main(["plan", *line[1:]]) == 0
+    assert len(fake_vllm.started) == 1
+    other = save_tiny(tmp_path / "other" / "tiny", seed=1)
+    words = [str(other) if word == str(teacher) else word for word in line]
+    assert main(words) == 3
+    assert "teacher.weights_digest" in capsys.readouterr().err
+    assert main([*line, "--no-eos"]) == 3
+    assert "text.eos" in capsys.readouterr().err
+    assert len(fake_vllm.started) == 1

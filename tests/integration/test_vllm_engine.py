@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.captures import config_for, words_for
-from helpers.tiny import ragged_records, save_tiny
+from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
+from caskd.eval.answers import read_predictions
 from caskd.models.engines import vllm_version
 from caskd.precompute import precompute
 from caskd.store import TeacherStore, verify_store
@@ -119,6 +120,39 @@ def test_a_probe_measures_the_engine(teacher: Path, tmp_path: Path) -> None:
     assert found["num_rows"] > 0
     assert found["memory_of"] in ("process", "gpu")
     assert found["memory_bytes"] > 1 << 20
+
+
+def predicted(folder: Path, teacher: Path, backend: str) -> Any:
+    """Columns of a predictions file, without times."""
+    folder.mkdir()
+    data = write_jsonl(folder / "data.jsonl", ragged_records(40, seed=5))
+    out = folder / "out.parquet"
+    words = ["predict", "--model", str(teacher), "--data", str(data), "--out", str(out)]
+    words += ["--max-new-tokens", "24", "--task-metric", "chrf", "--stop", "e"]
+    run([*words, "--backend", backend])
+    return read_predictions(str(out)).columns.drop_columns(["seconds"])
+
+
+def test_answers_are_those_of_transformers(teacher: Path, tmp_path: Path) -> None:
+    ours = predicted(tmp_path / "vllm", teacher, "vllm")
+    plain = predicted(tmp_path / "plain", teacher, "transformers")
+    rounded = ["token_logprobs", "token_margins", "token_entropies"]
+    assert ours.drop_columns(rounded).equals(plain.drop_columns(rounded))
+    for name in rounded:
+        for own, theirs in zip(ours[name].to_pylist(), plain[name].to_pylist(), strict=True):
+            np.testing.assert_allclose(own, theirs, rtol=0, atol=2e-4)
+
+
+def test_drawn_answers_are_those_of_transformers(teacher: Path, tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "data.jsonl", ragged_records(40, seed=5))
+    texts = []
+    for backend in ("vllm", "transformers"):
+        out = tmp_path / f"{backend}.jsonl"
+        words = ["precompute", "--teacher", str(teacher), "--data", str(data)]
+        words += ["--sample-responses", str(out), "--max-new-tokens", "24"]
+        run([*words, "--temperature", "1.3", "--seed", "7", "--backend", backend])
+        texts.append(out.read_text())
+    assert texts[0] == texts[1]
 
 
 def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:

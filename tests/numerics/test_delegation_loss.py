@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from loss_cases import make_case
@@ -12,11 +11,8 @@ from caskd.train.delegation import (
     NOTHING,
     DelegateRows,
     Delegation,
-    ShareKeeper,
     Threshold,
     cells_of,
-    chosen_rows,
-    threshold_for,
 )
 from caskd.train.loss import Head, LossRows, cascade_aware_loss, row_stats
 from caskd.train.objectives import OBJECTIVES
@@ -186,6 +182,24 @@ def test_where_every_row_is_delegated_no_label_has_a_gradient(call_case):
     assert all(torch.equal(a, b) for a, b in zip(of_first, of_second, strict=True))
 
 
+@pytest.mark.parametrize("rule", ["loss", "unacceptable"])
+def test_only_marked_rows_are_facts(call_case, rule):
+    rows = rows_of(call_case)
+    marked = torch.arange(len(rows.uniform)) % 3 == 0
+    threshold = Threshold(CELLS // 2, 1.0)
+    found = {}
+    for name, given in ((rule, rows), (f"fact-{rule}", replace(rows, marked=marked))):
+        sums = cascade_aware_loss(
+            call_case.hidden, call_case.weight, call_case.labels, call_case.teacher, delegate=given,
+            objective="xent", delegation=Delegation(name, VOCAB, threshold), impl="torch",
+        )  # fmt: skip
+        found[name] = sums
+    chosen = (cells_of(scores(call_case, rule)) >= threshold.cell) & marked
+    assert found[f"fact-{rule}"].delegation[0] == chosen.sum() < found[rule].delegation[0]
+    wanted = expected(call_case, chosen, "xent")
+    torch.testing.assert_close(found[f"fact-{rule}"].loss, wanted, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("impl", ["dense", "torch"])
 def test_a_delegated_row_counts_whatever_the_mask(call_case, impl):
     delegation = Delegation("random", VOCAB, Threshold(CELLS // 2, 0.5))
@@ -201,26 +215,35 @@ def test_a_delegated_row_counts_whatever_the_mask(call_case, impl):
 
 
 @pytest.mark.parametrize("impl", ["dense", "torch"])
-def test_l2d_is_its_formula(call_case, impl):
+@pytest.mark.parametrize("rule", ["l2d", "ova"])
+def test_learning_to_defer_is_its_formula(call_case, rule, impl):
     hidden, weight = call_case.hidden.clone(), call_case.weight.clone()
     hidden.requires_grad_()
     weight.requires_grad_()
     logp = (hidden @ weight.T).log_softmax(1)
     right = (call_case.teacher.argmax == call_case.labels).double()
     label = logp.gather(1, call_case.labels[:, None]).squeeze(1)
-    wanted = (-label - right * logp[:, VOCAB]).sum()
+    own = (hidden @ weight.T)[:, vocabulary(call_case)]
+    if rule == "l2d":
+        wanted = (-label - right * logp[:, VOCAB]).sum()
+        defers = logp[:, VOCAB] >= logp[:, vocabulary(call_case)].amax(1)
+    else:
+        is_right = ((hidden @ weight.T)[:, VOCAB] - own.logsumexp(1)).sigmoid()
+        nll = -own.log_softmax(1).gather(1, call_case.labels[:, None]).squeeze(1)
+        wanted = (nll - right * is_right.log() - (1 - right) * (1 - is_right).log()).sum()
+        defers = is_right >= own.softmax(1).amax(1)
     wanted.backward()
     sums, (of_hidden, of_weight) = gradients(
-        call_case, Delegation("l2d", VOCAB, NOTHING), objective="xent", impl=impl, tile_rows=16
+        call_case, Delegation(rule, VOCAB, NOTHING), objective="xent", impl=impl, tile_rows=16
     )
     torch.testing.assert_close(sums.loss, wanted.detach(), rtol=1e-12, atol=0)
     torch.testing.assert_close(of_hidden, hidden.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(of_weight, weight.grad, rtol=0, atol=1e-11)
-    defers = logp[:, VOCAB] >= logp[:, [v for v in range(len(weight)) if v != VOCAB]].amax(1)
     assert sums.delegation[0] == defers.sum() > 0
 
 
-def test_l2d_learns_bayes_rule_on_a_separable_toy():
+@pytest.mark.parametrize("rule", ["l2d", "ova"])
+def test_learning_to_defer_learns_bayes_rule_on_a_separable_toy(rule):
     """The teacher is right on contexts 0 and 1, wrong on 2 and 3; labels are coins of p = 0.7 or 1.
 
     The student should defer on 0, where it would be wrong in 3 of 10 cases, and not on 2 and 3.
@@ -241,15 +264,19 @@ def test_l2d_learns_bayes_rule_on_a_separable_toy():
         optimizer.zero_grad()
         sums = cascade_aware_loss(
             hidden, weight, labels, teacher, objective="xent",
-            delegation=Delegation("l2d", 2, NOTHING), delegate=DelegateRows(torch.zeros(1000)),
+            delegation=Delegation(rule, 2, NOTHING), delegate=DelegateRows(torch.zeros(1000)),
         )  # fmt: skip
         loss = sums.loss / 1000 + 1e-6 * weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(step)
-    defers = weight[2] >= weight[:2].amax(0)
+    log_odds = weight[2] - weight[:2].logsumexp(0)
+    confidence = weight[:2].log_softmax(0).amax(0)
+    defers = Delegation(rule, 2, NOTHING).defers(log_odds, confidence)
     assert defers.tolist() == [True, True, False, False]
+    if rule == "ova":
+        assert log_odds.sigmoid().tolist() == pytest.approx([1, 1, 0, 0], abs=0.01)
 
 
 def test_the_measures_of_an_evaluation_have_no_call_column(call_case):
@@ -260,32 +287,3 @@ def test_the_measures_of_an_evaluation_have_no_call_column(call_case):
     plain = row_stats(call_case.hidden, Head(call_case.weight, removed, None, None), rows, "all")
     assert torch.equal(row_stats(call_case.hidden, head, rows, "all", VOCAB), plain)
     assert not torch.equal(row_stats(call_case.hidden, head, rows, "all"), plain)
-
-
-def test_the_threshold_reaches_the_share_also_with_ties():
-    generator = torch.Generator().manual_seed(1)
-    uniform = torch.rand(20_000, generator=generator)
-    nll = torch.randn(20_000, generator=generator).abs()
-    tied = torch.where(nll > 1, 1.0, 0.5).masked_fill(nll < 0.3, -torch.inf)
-    for scores in (nll, tied, torch.zeros_like(nll)):
-        cells = cells_of(scores)
-        counts = np.bincount(cells[cells >= 0], minlength=CELLS).astype(float)
-        for share in (0.05, 0.15, 0.5):
-            chosen = chosen_rows(cells, uniform, threshold_for(counts, len(cells), share))
-            assert abs(float(chosen.double().mean()) - share) < 0.01
-            lowest = scores[chosen].min()
-            assert float((scores[~chosen] > lowest + 0.01).double().mean()) == 0
-    assert threshold_for(np.zeros(CELLS), 0, 0.15) == NOTHING
-    few = threshold_for(np.eye(CELLS)[7] * 3, 100, 0.15)
-    assert few == Threshold(0, 1.0)
-    assert cells_of(torch.tensor([-torch.inf, torch.nan, torch.inf])).tolist()[:2] == [-1, -1]
-
-
-def test_the_counts_of_a_run_survive_a_checkpoint_exactly():
-    keeper = ShareKeeper("loss", 0.15, VOCAB)
-    assert keeper.now().threshold == NOTHING
-    for step in range(5):
-        keeper.add(np.random.default_rng(step).integers(0, 9, CELLS).tolist(), 4 * CELLS + step)
-    again = ShareKeeper("loss", 0.15, VOCAB, keeper.to_json())
-    assert again.now() == keeper.now()
-    assert again.to_json() == keeper.to_json()

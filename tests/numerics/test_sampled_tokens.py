@@ -15,8 +15,15 @@ from caskd.models.decoding import (
 V = 40
 NUMBERS = {
     "spec": 0.0, "chow": 0.8, "diff": 0.02, "opt": 0.3, "token-v1": 0.02, "token-v2": 0.02,
-    "token-v3": 0.5, "entropy": 3.0, "margin": 0.5, "rsd": 0.02,
+    "token-v3": 0.5, "entropy": 3.0, "margin": 0.5, "call": -1.0, "router": 0.5, "rsd": 0.02,
 }  # fmt: skip
+
+
+def scores_of(rule, seed):
+    """Scores [1] that are read in place of q, above the number for even seeds."""
+    if TOKEN_RULES[rule].score is None:
+        return None
+    return torch.tensor([NUMBERS[rule] + (0.1 if seed % 2 == 0 else -0.1)], dtype=torch.float64)
 
 
 def distributions(seed):
@@ -25,7 +32,7 @@ def distributions(seed):
     return logits.softmax(-1).unbind()
 
 
-def by_hand(rule, number, q, p):
+def by_hand(rule, number, q, p, seed):
     """Targets [V] as the paper states them."""
     most = p.max()
     defers = {
@@ -35,6 +42,8 @@ def by_hand(rule, number, q, p):
         "opt": q.max() < most - number * 0.5 * abs(p - q).sum(),
         "entropy": -(q * np.log(q)).sum() >= number,
         "margin": np.subtract(*np.log(np.sort(q)[:-3:-1])) <= number,
+        "call": seed % 2 == 0,
+        "router": seed % 2 == 0,
     }
     if rule in defers:
         return p if defers[rule] else q
@@ -53,8 +62,8 @@ def by_hand(rule, number, q, p):
 @pytest.mark.parametrize("rule", NUMBERS)
 def test_targets_are_the_papers(rule, seed):
     q, p = distributions(seed)
-    target = target_distribution(TOKEN_RULES[rule], NUMBERS[rule], q, p)
-    expected = by_hand(rule, NUMBERS[rule], q[0].numpy(), p[0].numpy())
+    target = target_distribution(TOKEN_RULES[rule], NUMBERS[rule], q, p, scores_of(rule, seed))
+    expected = by_hand(rule, NUMBERS[rule], q[0].numpy(), p[0].numpy(), seed)
     np.testing.assert_allclose(target[0].numpy(), expected, atol=1e-15)
     assert float(target.sum()) == pytest.approx(1.0, abs=1e-12)
 
@@ -65,7 +74,7 @@ def test_targets_are_the_papers(rule, seed):
 @pytest.mark.parametrize("rule", NUMBERS)
 def test_the_law_is_the_targets(rule, draws, limit):
     q, p = distributions(1)
-    target = target_distribution(TOKEN_RULES[rule], NUMBERS[rule], q, p)
+    target = target_distribution(TOKEN_RULES[rule], NUMBERS[rule], q, p, scores_of(rule, 0))
     generator = torch.Generator().manual_seed(7)
     uniforms = torch.rand(draws, 3, generator=generator, dtype=torch.float64)
     drafted = draw(q.expand(draws, V).contiguous(), uniforms[:, 0].contiguous())

@@ -5,7 +5,6 @@ The Python blocks run in `tests/integration/test_doc_python.py`.
 
 import shlex
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from helpers.pages import LAUNCHERS, NOT_OURS, ROOT, blocks, is_shell, lines
@@ -21,6 +20,8 @@ PAGES = sorted(
     for page in ROOT.glob(pattern)
     if page.name != "CHANGELOG.md"
 )
+FOLDERS = ("", "examples/reproduce_cat", "examples/better_than_cat")
+"""Where the scripts of a page are."""
 SHELL = [
     pytest.param(line, id=f"{page.relative_to(ROOT)}: {line[:60]}")
     for page in PAGES
@@ -60,7 +61,7 @@ def check_command(words: list[str]) -> None:
 
 
 def check_script(words: list[str]) -> None:
-    found = [path for folder in ("", "examples/reproduce_cat") if (path := ROOT / folder / words[0])
+    found = [path for folder in FOLDERS if (path := ROOT / folder / words[0])
              and path.is_file()]  # fmt: skip
     assert found, words[0]
     source = found[0].read_text(encoding="utf-8")

@@ -221,10 +221,15 @@ def check_same_options(recorded: Mapping[str, Any], config: Mapping[str, Any]) -
             value = before if is_same else value
         if name not in RESUMABLE_CHANGES and before != value:
             raise IdentityError(
-                f"--{name.replace('_', '-')} {value}: expected {before}, with which the run was "
+                f"{_shown(name)} {value}: expected {before}, with which the run was "
                 "started; pass the same value, or start a new run with another --out"
                 f"{_further(name)}"
             )
+
+
+def _shown(option: str) -> str:
+    """How a user gives an option: by its flag, but row weights in Python alone."""
+    return option if option == "row_weights" else f"--{option.replace('_', '-')}"
 
 
 def _further(option: str) -> str:

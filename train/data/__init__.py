@@ -15,6 +15,7 @@ from caskd.train.data.order import stream_positions
 from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
+from caskd.train.data.row_weights import RowWeights, WeighedRows
 from caskd.train.data.span_batches import (
     SpanExample,
     SpanReader,
@@ -42,6 +43,7 @@ __all__ = [
     "MixedOrder",
     "Prefetcher",
     "RandomMask",
+    "RowWeights",
     "SpanExample",
     "SpanReader",
     "Spans",
@@ -49,6 +51,7 @@ __all__ = [
     "StoreMix",
     "StudentTokens",
     "Vocabulary",
+    "WeighedRows",
     "accumulation_steps",
     "align_tokens",
     "check_budget",

@@ -20,6 +20,7 @@ from caskd.train.data.mixture import MixedOrder
 from caskd.train.data.order import IntArray
 from caskd.train.data.packing import restarting_positions, row_starts
 from caskd.train.data.random_mask import RandomMask
+from caskd.train.data.row_weights import RowWeights, WeighedRows, weighed_rows
 from caskd.train.data.store_mix import StoreMix
 from caskd.train.delegation import DelegateReader, DelegateRows
 from caskd.train.loss import TeacherRows, TeacherSpans
@@ -45,6 +46,7 @@ class MicroBatch:
         spans: of the rows, C of them, and the teacher's values of each; None where the student has
             the teacher's tokenizer.
         delegate: what the choice of delegated rows reads; None without a CALL column.
+        weighed: what a rule of row weights reads; None without one.
     """
 
     input_ids: Tensor
@@ -56,6 +58,7 @@ class MicroBatch:
     keep: Tensor | None = None
     spans: TeacherSpans | None = None
     delegate: DelegateRows | None = None
+    weighed: WeighedRows | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The batch on `device`."""
@@ -155,7 +158,10 @@ def collate(batch: StoreBatch, pad_id: int, *, packed: bool = False) -> MicroBat
 
 def teacher_rows(batch: StoreBatch) -> TeacherRows:
     """The teacher rows of a batch; fields that were not read are None."""
-    source = vars(batch) if batch.sampled_ids is None else _sampled_columns(batch)
+    if batch.sampled_ids is None:
+        source: Mapping[str, Any] = vars(batch)
+    else:
+        source = _sampled_columns(batch)
     columns: dict[str, Any] = {
         field.name: tensor_of(source[field.name]) for field in fields(TeacherRows)
     }
@@ -165,14 +171,18 @@ def teacher_rows(batch: StoreBatch) -> TeacherRows:
 def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
     """Draws as the fields of a top-k with probabilities counts / num_samples and no tail.
 
-    Trailing cells that no row of the batch uses are dropped.
+    With a head, the draws share the mass outside of it, and the head's probabilities are scaled to
+    the rest: storage rounds both. Trailing cells that no row of the batch uses are dropped.
     """
     num_kept, counts = batch.column("num_kept"), batch.column("sampled_counts")
     used = max(int(num_kept.max(initial=0)), 1)
     num_samples = counts.sum(axis=1, keepdims=True, dtype=np.int64)
     nothing = np.zeros(batch.num_rows, np.float32)
+    share = counts[:, :used] / np.maximum(num_samples, 1)
+    if batch.num_head is not None:
+        share = _with_head(batch, share)
     with np.errstate(divide="ignore"):  # padding is -inf
-        log_p = np.log(counts[:, :used] / np.maximum(num_samples, 1)).astype(np.float32)
+        log_p = np.log(share).astype(np.float32)
     return {
         "argmax": batch.argmax,
         "topk_ids": batch.column("sampled_ids")[:, :used],
@@ -181,6 +191,19 @@ def _sampled_columns(batch: StoreBatch) -> dict[str, npt.NDArray[Any] | None]:
         "logsumexp": nothing,
         "tail_mass": nothing,
     }
+
+
+def _with_head(batch: StoreBatch, share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Target probabilities [N, used] of the head and of the draws, from the draws' shares."""
+    drawn = batch.column("drawn_mass").astype(np.float64).clip(0, 1)[:, None]
+    used = share.shape[1]
+    logits = batch.column("head_logits")[:, :used].astype(np.float64)
+    head = np.exp(logits - batch.column("logsumexp").astype(np.float64)[:, None])
+    head[np.arange(used) >= batch.column("num_head")[:, None]] = 0
+    total = head.sum(axis=1, keepdims=True)
+    scaled = head * ((1 - drawn) / np.where(total > 0, total, 1))
+    target: npt.NDArray[np.float64] = scaled + share * drawn
+    return target
 
 
 def tensor_of(column: npt.NDArray[Any] | None) -> Tensor | None:
@@ -226,6 +249,7 @@ class BatchReader(StepReader):
     """Reads the batches of one rank, step by step."""
 
     delegate: DelegateReader | None = None
+    row_weights: RowWeights | None = None
 
     def steps(self, first: int, stop: int) -> Iterator[StepBatch]:
         """The batches of steps `first` to `stop` - 1."""
@@ -249,4 +273,6 @@ class BatchReader(StepReader):
             batch = replace(batch, keep=torch.from_numpy(self.mask.keep(step, read)))
         if self.delegate is not None:
             batch = replace(batch, delegate=self.delegate.rows(step, read))
+        if self.row_weights is not None:
+            batch = replace(batch, weighed=weighed_rows(self.row_weights, step, read))
         return batch.pin() if self.pin_memory else batch

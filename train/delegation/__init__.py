@@ -11,17 +11,18 @@ from caskd.train.delegation.choice import (
     chosen_rows,
     threshold_for,
 )
-from caskd.train.delegation.history import HISTORY_DECAY, ShareKeeper
+from caskd.train.delegation.history import ShareKeeper
+from caskd.train.delegation.marks import Marks, read_marks
 from caskd.train.delegation.row_source import DelegateReader, delegate_fields
 
 __all__ = [
     "CELLS",
-    "HISTORY_DECAY",
     "NOTHING",
     "CallTerms",
     "DelegateReader",
     "DelegateRows",
     "Delegation",
+    "Marks",
     "ShareKeeper",
     "Threshold",
     "add_call_column",
@@ -30,6 +31,7 @@ __all__ = [
     "cells_of",
     "chosen_rows",
     "delegate_fields",
+    "read_marks",
     "share_keeper",
     "threshold_for",
 ]

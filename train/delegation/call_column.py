@@ -14,7 +14,8 @@ from caskd.store.corpus import vocab_size
 from caskd.store.errors import UsageError
 from caskd.train.config import TrainConfig
 from caskd.train.delegation.history import ShareKeeper
-from caskd.train.objectives import DELEGATE_SHARE, DelegateRule
+from caskd.train.delegation.marks import read_marks
+from caskd.train.objectives import DELEGATE_SHARE, FACTS, LEARNS_TO_DEFER, DelegateRule
 
 
 def share_keeper(
@@ -38,7 +39,9 @@ def share_keeper(
         None without --delegate.
 
     Raises:
-        UsageError: the student has another vocabulary, or a store lacks what the rule reads.
+        UsageError: the student has another vocabulary, a store lacks what the rule reads, or a
+            corpus with marks is missing or wrong.
+        IdentityError: the corpus with marks is not that of the store, or not that of the run.
         CorruptError: the saved counts are damaged.
     """
     rule = config.delegate
@@ -52,14 +55,23 @@ def share_keeper(
         )
     for store in stores:
         _check_fields(rule, store.name, store.spec)
+    marks = None
+    if rule in FACTS:
+        if not config.data:
+            raise UsageError(
+                f"--delegate {rule}: no --data; expected the corpus of --store, whose column "
+                "'marks' has the spans of its facts; pass --data FILE"
+            )
+        marks = read_marks(stores, config.data)
     share = config.delegate_share or DELEGATE_SHARE
     column = add_call_token(tokenizer, config.student)
-    return ShareKeeper(rule, None if rule == "l2d" else share, column, saved)
+    return ShareKeeper(rule, None if rule in LEARNS_TO_DEFER else share, column, saved, marks)
 
 
 def _check_fields(rule: DelegateRule, name: str, spec: StoreSpec) -> None:
     known = spec.capture_fields
     needed = {"rho": ("label",), "gap": ("label", "argmax"), "l2d": ("argmax",)}
+    needed["ova"] = needed["l2d"]
     for field in needed.get(rule, ()):
         if known[field] == "unknown":
             raise UsageError(
@@ -67,7 +79,7 @@ def _check_fields(rule: DelegateRule, name: str, spec: StoreSpec) -> None:
                 "store that knows it; pass --delegate loss or unacceptable, or a store that caskd "
                 "captured"
             )
-    if rule == "unacceptable" and not spec.row_kind.has_tail:
+    if FACTS.get(rule, rule) == "unacceptable" and not spec.row_kind.has_tail:
         raise UsageError(
             f"--delegate {rule}: --store {name} holds {spec.kind} rows; expected the teacher's "
             "top-k, which gives the probability of the student's choice; pass --delegate loss, "

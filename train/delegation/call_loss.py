@@ -9,6 +9,10 @@ With z the logits, c the CALL column, lse over the vocabulary without c, and s =
 argmax is the label, every row has -log softmax_{V+c}(y) - T log softmax_{V+c}(c)
 = -log softmax_V(y) + softplus(s) + T softplus(-s).
 
+`ova` is one-vs-all (Verma and Nalisnick 2022) for the CALL column, with the softmax of a language
+model for the vocabulary: -log softmax_V(y) + (1 - T) softplus(s) + T softplus(-s). So sigmoid(s) is
+the probability that the teacher is right. In the paper every class has such a logistic loss.
+
 Legend: N rows.
 """
 
@@ -19,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from caskd.train.delegation.choice import Threshold
-from caskd.train.objectives import DelegateRule
+from caskd.train.objectives import LEARNS_TO_DEFER, DelegateRule
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,18 @@ class Delegation:
     column: int
     """Of the CALL token among the head's logits."""
     threshold: Threshold
-    """Which rows are delegated; not read by l2d, which has no such rows."""
+    """Which rows are delegated; not read by rules without a share, which have no such rows."""
+
+    def defers(self, log_odds: Tensor, confidence: Tensor) -> Tensor:
+        """Where [N] a student that learns to defer would ask the teacher, up to ties.
+
+        Args:
+            log_odds: [N] z_c - lse.
+            confidence: [N] log-probability of the student's likeliest token.
+        """
+        # The column's logit is the largest; or the teacher is more likely right than that token.
+        own = log_odds if self.rule == "l2d" else logsigmoid(log_odds)
+        return own >= confidence
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,18 +82,19 @@ def call_terms(
         rule: of the choice.
         log_odds: [N] z_c - lse.
         label_nll: [N] of the label, over the vocabulary without the column.
-        marked: [N] bool: delegated rows; for l2d, rows whose teacher is right.
+        marked: [N] bool: delegated rows; for l2d and ova, rows whose teacher is right.
     """
     call = log_odds.detach().sigmoid()
     other = (-log_odds.detach()).sigmoid()
-    if rule == "l2d":
+    if rule in LEARNS_TO_DEFER:
         right = marked.to(log_odds.dtype)
+        unless = torch.ones_like(right) if rule == "l2d" else 1 - right  # factor of softplus(s)
         return CallTerms(
             own=torch.ones_like(marked),
-            loss=label_nll - logsigmoid(-log_odds) - right * logsigmoid(log_odds),
-            on_all=(1 + right) * other,
+            loss=label_nll - unless * logsigmoid(-log_odds) - right * logsigmoid(log_odds),
+            on_all=1 - unless * call + right * other,
             on_label=torch.ones_like(right),
-            on_call=call - right * other,
+            on_call=unless * call - right * other,
         )
     return CallTerms(
         own=marked,

@@ -28,11 +28,16 @@ class DelegateRows:
     """[N] a number in [0, 1) of the row and the step, for rows of one cell."""
     label_logprob: Tensor | None = None
     """[N] log-probability of the label in the teacher; None where the rule does not read it."""
+    marked: Tensor | None = None
+    """[N] bool: rows that the corpus marks; None where the rule does not read it."""
 
     def take(self, index: Tensor | slice) -> "DelegateRows":
         """The rows at `index` [n]."""
-        label = self.label_logprob
-        return DelegateRows(self.uniform[index], None if label is None else label[index])
+        label, marked = (
+            None if column is None else column[index]
+            for column in (self.label_logprob, self.marked)
+        )
+        return DelegateRows(self.uniform[index], label, marked)
 
 
 @dataclass(frozen=True)
@@ -67,18 +72,38 @@ def chosen_rows(cells: Tensor, uniform: Tensor, threshold: Threshold) -> Tensor:
     return (cells >= 0) & ((cells > threshold.cell) | on_edge)
 
 
+CATCH_UP_STEPS = 4
+"""Steps over which rows that earlier steps delegated too few, or too many, are made up for."""
+
+
+def share_to_aim_at(share: float, behind: float, rows_per_step: float) -> float:
+    """The share for the next step, which makes up for earlier ones: from 0 to twice the share.
+
+    The first step delegates nothing, and while the student learns its scores fall, so that a
+    threshold of earlier steps is too high. In short runs both would lower the share.
+
+    Args:
+        share: of the whole run, in (0, 1).
+        behind: rows that earlier steps should have delegated and have not.
+        rows_per_step: of the last step.
+    """
+    if rows_per_step <= 0:
+        return share
+    return min(1.0, max(0.0, min(share + behind / (CATCH_UP_STEPS * rows_per_step), 2 * share)))
+
+
 def threshold_for(counts: npt.NDArray[np.float64], num_rows: float, share: float) -> Threshold:
     """The threshold at which `share` of `num_rows` rows would be delegated.
 
     Args:
         counts: [C] rows of each cell; rows without a cell are in `num_rows` alone.
         num_rows: all rows.
-        share: in (0, 1).
+        share: from 0 to 1.
 
     Returns:
-        `NOTHING` without rows. All rows with a cell where they are fewer than the share.
+        `NOTHING` without rows or share. All rows with a cell where they are fewer than the share.
     """
-    if num_rows <= 0:
+    if num_rows <= 0 or share <= 0:
         return NOTHING
     above = np.cumsum(counts[::-1])[::-1]  # rows of each cell and all higher ones
     wanted = share * num_rows

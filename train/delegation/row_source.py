@@ -8,7 +8,8 @@ import torch
 from caskd.store import StoreBatch
 from caskd.store.format import ROW_KINDS, TOPK
 from caskd.train.delegation.choice import DelegateRows
-from caskd.train.objectives import DelegateRule
+from caskd.train.delegation.marks import Marks
+from caskd.train.objectives import FACTS, DelegateRule
 
 _COUNTER = 1
 """Second word of Philox's counter: random-* masks of the same seed have 0 there."""
@@ -18,7 +19,8 @@ def delegate_fields(rule: DelegateRule, kind: str = TOPK.name) -> tuple[str, ...
     """The row fields that a rule reads, besides argmax and num_kept."""
     if rule in ("rho", "gap"):
         return ("label_logit", "logsumexp")
-    return ROW_KINDS[kind].distribution if rule == "unacceptable" else ()
+    unacceptable = FACTS.get(rule, rule) == "unacceptable"
+    return ROW_KINDS[kind].distribution if unacceptable else ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class DelegateReader:
 
     rule: DelegateRule
     seed: int
+    marks: Marks | None = None
 
     def rows(self, step: int, batch: StoreBatch) -> DelegateRows:
         """The rows of a batch at a step; 0 is the first step."""
@@ -45,7 +48,8 @@ class DelegateReader:
             label_logprob = torch.from_numpy(
                 batch.column("label_logit").astype(np.float32) - batch.column("logsumexp")
             )
-        return DelegateRows(torch.from_numpy(numbers), label_logprob)
+        marked = None if self.marks is None else torch.from_numpy(self.marks.rows(batch))
+        return DelegateRows(torch.from_numpy(numbers), label_logprob, marked)
 
     def _stream(self, step: int, example: int) -> np.random.Philox:
         return np.random.Philox(

@@ -20,7 +20,7 @@ from caskd.train.loss.checks import (
     check_values,
 )
 from caskd.train.loss.dense import dense_loss
-from caskd.train.loss.fused import FusedCall, fused_loss
+from caskd.train.loss.fused import FusedCall, fused_label_stats, fused_loss
 from caskd.train.loss.kernel_check import kernels_agree
 from caskd.train.loss.mask import IGNORE_LABEL, keep_mask
 from caskd.train.loss.types import Head, LossRows, LossSums, LossTerms, TeacherRows
@@ -139,6 +139,26 @@ def cascade_aware_loss(
         call = fused_call(hidden, head, rows, index, terms, impl=impl, tile_rows=tile_rows)
         sums = fused_loss(hidden, head, call)
     return _with_row_counts(sums, rows)
+
+
+@torch.no_grad()
+def student_right(
+    hidden: Tensor, head: Head, labels: Tensor, *, tile_rows: int | None = None
+) -> Tensor:
+    """[N] bool: whether the student's argmax is the label, as the loss of these rows will find it.
+
+    Args:
+        hidden: [N, H].
+        labels: [N]; a row with -100 is never right.
+    """
+    index = torch.arange(len(labels), device=labels.device)
+    counted = labels != IGNORE_LABEL
+    rows, terms = (
+        LossRows(labels.masked_fill(~counted, 0), None, None),
+        LossTerms("all", 1.0, "none"),
+    )
+    call = fused_call(hidden, head, rows, index, terms, impl="auto", tile_rows=tile_rows)
+    return counted & (fused_label_stats(hidden, head, call)[1] == labels)
 
 
 def fused_call(

@@ -19,7 +19,7 @@ from caskd.train.delegation import (
 )
 from caskd.train.loss.mask import keep_mask
 from caskd.train.loss.types import LossRows, LossSums, LossTerms, TeacherRows
-from caskd.train.objectives import ConfidenceRule, DelegateRule, Tail
+from caskd.train.objectives import FACTS, LEARNS_TO_DEFER, ConfidenceRule, DelegateRule, Tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,8 +239,13 @@ def delegation_scores(
     `loss`: -log p_S(y). `rho`: log p_T(y) - log p_S(y) (Rho-1, the teacher as its reference).
     `gap`: the same where the teacher's argmax is the label and the student's is not.
     `unacceptable`: 1 - p_T(a) / max p_T where the student's argmax a is not the label, with p_T 0
-    outside the top-k. `random`: equal scores.
+    outside the top-k. `random`: equal scores. `fact-`: -inf also where the corpus marks no fact.
     """
+    if rule in FACTS:
+        assert rows.delegate is not None
+        assert rows.delegate.marked is not None
+        scores = delegation_scores(FACTS[rule], student, rows, targets)
+        return torch.where(rows.delegate.marked, scores, -torch.inf)
     nll = student.label_nll
     if rule == "random":
         return torch.zeros_like(nll)
@@ -272,9 +277,9 @@ def _delegated(
     """Terms of the rows that train the CALL column, and their sums [NUM_DELEGATION_SUMS]."""
     assert student.log_odds is not None
     rule, nothing = delegation.rule, rows.labels.new_zeros(CELLS)
-    if rule == "l2d":
+    if rule in LEARNS_TO_DEFER:
         marked, cells = _teacher_is_right(rows), nothing
-        delegated = student.log_odds.detach() >= student.confidence.detach()
+        delegated = delegation.defers(student.log_odds.detach(), student.confidence.detach())
     else:
         assert rows.delegate is not None
         found = cells_of(delegation_scores(rule, student, rows, targets))

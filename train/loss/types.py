@@ -171,9 +171,9 @@ class LossSums:
     num_unsure: Tensor
     """Measured rows that the confidence term trains to be unsure; 0 without the term."""
     delegation: Tensor | None = None
-    """`NUM_DELEGATION_SUMS` float64 sums of a head with a CALL column: rows delegated (l2d: rows in
-    which the student would defer), their loss, rows whose student argmax is outside the teacher's
-    top-k, then the rows of each cell of scores."""
+    """`NUM_DELEGATION_SUMS` float64 sums of a head with a CALL column: rows delegated (l2d and ova:
+    rows in which the student would defer), their loss, rows whose student argmax is outside the
+    teacher's top-k, then the rows of each cell of scores."""
 
     def __add__(self, other: Self) -> "LossSums":
         return LossSums(*(a + b for a, b in zip(self.tensors(), other.tensors(), strict=True)))

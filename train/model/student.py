@@ -26,7 +26,7 @@ from caskd.models import (
     open_tokenizer,
 )
 from caskd.store.errors import UsageError
-from caskd.train.data import MicroBatch
+from caskd.train.data import MicroBatch, RowWeights
 from caskd.train.delegation import Delegation
 from caskd.train.loss import (
     Head,
@@ -35,6 +35,7 @@ from caskd.train.loss import (
     cascade_aware_loss,
     row_stats,
     span_loss,
+    student_right,
 )
 from caskd.train.objectives import Confidence, Objective, Tail
 
@@ -51,6 +52,8 @@ class LossOptions:
     delegation: Delegation | None = None
     """The CALL column; None if the student has none."""
     confidence: Confidence | None = None
+    row_weights: RowWeights | None = None
+    """The caller's rule of row weights; None without one."""
 
 
 class StudentWithLoss(nn.Module):
@@ -126,12 +129,26 @@ class StudentWithLoss(nn.Module):
             bias=bias,
             logit_softcap=softcap,
             logit_scale=scale,
+            row_weights=self._row_weights(hidden, batch),
             keep=batch.keep if objective.needs_keep else None,
             delegation=self.options.delegation,
             delegate=batch.delegate,
             confidence=self.options.confidence,
         )
         return sums.loss, torch.hstack([value.detach().double() for value in sums.tensors()])
+
+    @torch.no_grad()
+    def _row_weights(self, hidden: Tensor, batch: MicroBatch) -> Tensor | None:
+        """Weights [N] of the caller's rule, from hidden states [N, H]; None without a rule."""
+        rule = self.options.row_weights
+        if rule is None or batch.weighed is None:
+            return None
+        right = None
+        if rule.needs_student:
+            form = self.split.form
+            head = Head(self.split.weight, self.split.bias, form.softcap, form.scale)
+            right = student_right(hidden, head, batch.labels)
+        return rule.weights(batch.weighed, right)
 
     def hidden(
         self,

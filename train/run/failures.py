@@ -8,6 +8,7 @@ import torch
 
 from caskd.store.errors import CaskdError
 from caskd.train.config import TrainConfig
+from caskd.train.data import RowWeights
 from caskd.train.engine import Ranks, init_distributed
 from caskd.train.run.memory_forecast import remedies, size_of
 from caskd.train.run.out_folder import held_by_first_rank
@@ -35,7 +36,9 @@ class RankRefusedError(CaskdError):
 
 
 @contextmanager
-def planned_by_all_ranks(config: TrainConfig) -> Iterator[RunPlan]:
+def planned_by_all_ranks(
+    config: TrainConfig, row_weights: RowWeights | None = None
+) -> Iterator[RunPlan]:
     """Plan the run, hold --out on rank 0 until the block ends, and tell all ranks of a refusal.
 
     The block must call `agree` once, after the ranks are connected.
@@ -46,7 +49,7 @@ def planned_by_all_ranks(config: TrainConfig) -> Iterator[RunPlan]:
     with ExitStack() as stack:
         try:
             stack.enter_context(held_by_first_rank(config.out, resume=config.resume))
-            plan = plan_run(config)
+            plan = plan_run(config, row_weights)
         except CaskdError as error:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 # Ranks that had nothing to refuse wait for this one.

@@ -22,6 +22,7 @@ from caskd.train.checkpoint import (
     verify,
 )
 from caskd.train.config import TrainConfig
+from caskd.train.data import RandomMask, RowWeights
 from caskd.train.run.out_folder import is_first_rank
 
 FLAG = "--init-from"
@@ -100,3 +101,19 @@ def _digest(checkpoint: Path) -> str:
     record = read_json_object(checkpoint / COMPLETE)["files"]
     weights = {n: item["sha256"] for n, item in record.items() if n.startswith(f"{WEIGHTS}/")}
     return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+
+
+def recorded_options(
+    config: TrainConfig,
+    mask: RandomMask | None,
+    initial: InitialWeights | None,
+    row_weights: RowWeights | None,
+) -> dict[str, Any]:
+    """The options as a run records them, with other runs as digests: they may move or continue."""
+    options = config.to_shared_json()
+    options["row_weights"] = None if row_weights is None else row_weights.name
+    if initial is not None:
+        options["init_from"] = initial.recorded
+    if mask is not None:
+        options["keep_fraction_from"] = f"sha256:{mask.digest}"
+    return options

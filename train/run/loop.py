@@ -20,7 +20,7 @@ from caskd.train.checkpoint import (
     step_of,
 )
 from caskd.train.config import TrainConfig
-from caskd.train.data import Prefetcher, StepBatch
+from caskd.train.data import Prefetcher, RowWeights, StepBatch
 from caskd.train.engine import Ranks, TrainEngine, init_distributed
 from caskd.train.metrics import (
     confidence_metrics,
@@ -41,8 +41,12 @@ from caskd.train.run.validation import evaluate
 MAX_SKIPPED_IN_A_ROW = 3
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, row_weights: RowWeights | None = None) -> Path:
     """Train a student from a store.
+
+    Args:
+        config: the options of `caskd train`.
+        row_weights: a rule of your own that weighs the rows (`caskd.train.data.RowWeights`).
 
     Returns:
         The directory of the last checkpoint; of the run, after --dry-run.
@@ -54,13 +58,13 @@ def train(config: TrainConfig) -> Path:
             writes to --out, the loss stays non-finite, memory runs out, or a rank is lost.
     """
     if config.dry_run:
-        plan = plan_run(config)
+        plan = plan_run(config, row_weights)
         _warn(plan)
         tell("\n".join([*plan.summary(), *table(size_of(plan))]))
         return config.out
 
     with (
-        planned_by_all_ranks(config) as plan,
+        planned_by_all_ranks(config, row_weights) as plan,
         user_errors(plan),
         init_distributed(config.timeout_minutes) as ranks,
     ):
@@ -200,7 +204,7 @@ def train_step(
     if plan.keeper is not None:
         num, loss, outside, *cells = totals[len(SUM_NAMES) :]
         metrics |= delegation_metrics(named, num, loss, outside, plan.keeper.rule)
-        plan.keeper.add(cells, named["num_rows"])
+        plan.keeper.add(cells, named["num_rows"], num)
     if config.confidence is not None:
         metrics |= confidence_metrics(named)
     metrics["loss"] = finite_or_none(averages["loss"] or 0.0)

@@ -17,6 +17,7 @@ from caskd.train.data import (
     MicroBatchSplit,
     MixedOrder,
     RandomMask,
+    RowWeights,
     StoreMix,
     StudentTokens,
     check_budget,
@@ -41,14 +42,14 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
-from caskd.train.run.initial import InitialWeights, initial_weights
+from caskd.train.run.initial import InitialWeights, initial_weights, recorded_options
 from caskd.train.run.out_folder import (
     check_unused,
     is_first_rank,
     resumed,
 )
 from caskd.train.run.schedule import widest_read
-from caskd.train.run.span_run import check_no_confidence, tokens_of_run
+from caskd.train.run.span_run import check_row_terms, tokens_of_run
 from caskd.train.run.trackers import check_trackers
 from caskd.train.run.validation import open_eval_store
 
@@ -77,6 +78,7 @@ class RunPlan:
         done: position and identity of that checkpoint.
         initial: weights of another run to start with.
         keeper: share of delegated rows; None without --delegate.
+        row_weights: the caller's rule of row weights; None without one.
     """
 
     config: TrainConfig
@@ -98,6 +100,7 @@ class RunPlan:
     done: RunState | None
     initial: InitialWeights | None
     keeper: ShareKeeper | None
+    row_weights: RowWeights | None
 
     @property
     def first_step(self) -> int:
@@ -136,7 +139,7 @@ class RunPlan:
     @property
     def options(self) -> dict[str, Any]:
         """The options as the run's files record them."""
-        return _recorded(self.config, self.mask, self.initial)
+        return recorded_options(self.config, self.mask, self.initial, self.row_weights)
 
     @property
     def store_records(self) -> list[dict[str, Any]]:
@@ -180,9 +183,13 @@ class RunPlan:
             )
         if self.keeper is not None:
             share = "" if self.keeper.share is None else f", {self.keeper.share:.1%} of the rows"
+            marks = self.keeper.marks
+            share += "" if marks is None else f", of {marks.share:.1%} marked"
             yield f"delegation   {self.keeper.rule}{share}, CALL is id {self.keeper.column:,}"
         if (term := config.confidence_term) is not None:
             yield f"confidence   {term.rule}, weight {term.weight:g}"
+        if self.row_weights is not None:
+            yield f"row weights  {self.row_weights.name}"
         yield f"batch        {config.global_batch_size} examples = {self._batch_split()}"
         epochs = config.steps * config.global_batch_size / order.num_examples
         in_epochs = f" = {epochs:.2f} epochs" if len(order.orders) == 1 else ""
@@ -235,7 +242,7 @@ class RunPlan:
         )
 
 
-def plan_run(config: TrainConfig) -> RunPlan:
+def plan_run(config: TrainConfig, row_weights: RowWeights | None = None) -> RunPlan:
     """Check the options against the stores, the student, the ranks and the content of --out.
 
     Raises:
@@ -262,7 +269,10 @@ def plan_run(config: TrainConfig) -> RunPlan:
     initial = initial_weights(config)
     if config.resume:
         checkpoint, done = resumed(
-            config.out, _recorded(config, mask, initial), _store_records(store), store.digest
+            config.out,
+            recorded_options(config, mask, initial, row_weights),
+            _store_records(store),
+            store.digest,
         )
     tokenizer = load_tokenizer(config.student)
     tokens = tokens_of_run(config, store.stores, tokenizer, objective)
@@ -272,8 +282,8 @@ def plan_run(config: TrainConfig) -> RunPlan:
         check_imported(eval_store.spec, f"--eval-store {config.eval_store}", accept)
         if tokens is not None:
             eval_tokens = tokens_of_run(config, (eval_store,), tokenizer, objective)
+    check_row_terms(config, row_weights, one_vocabulary=tokens is None)
     if tokens is not None:
-        check_no_confidence(config)
         spans = sample_alignment(store, tokens, order, objective)
         check_other_bytes(spans.num_other_bytes, spans.num_examples, config.allow_other_bytes)
         check_any_spans(spans)
@@ -311,6 +321,7 @@ def plan_run(config: TrainConfig) -> RunPlan:
             one_vocabulary=tokens is None,
             saved=None if done is None else done.delegation,
         ),
+        row_weights=row_weights,
     )
     if config.token_budget is not None:
         longest = plan.longest if tokens is None else longest_of_all(store, tokens)
@@ -324,15 +335,3 @@ def _store_records(store: StoreMix) -> list[dict[str, Any]]:
         {"teacher": one.spec.teacher, "seal": one.digest, "share": share}
         for one, share in zip(store.stores, shares(store.weights), strict=True)
     ]
-
-
-def _recorded(
-    config: TrainConfig, mask: RandomMask | None, initial: InitialWeights | None
-) -> dict[str, Any]:
-    """The options, with other runs as digests: they may move or continue."""
-    options = config.to_shared_json()
-    if initial is not None:
-        options["init_from"] = initial.recorded
-    if mask is not None:
-        options["keep_fraction_from"] = f"sha256:{mask.digest}"
-    return options

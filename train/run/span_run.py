@@ -7,18 +7,27 @@ from caskd.models import open_config
 from caskd.store import TeacherStore
 from caskd.store.errors import UsageError
 from caskd.train.config import TrainConfig
-from caskd.train.data import StudentTokens
+from caskd.train.data import RowWeights, StudentTokens
 from caskd.train.model import SpanOptions, student_tokens
-from caskd.train.objectives import Objective
+from caskd.train.objectives import FACTS, Objective
 
 
-def check_no_confidence(config: TrainConfig) -> None:
-    """Refuse a confidence term for a student with another tokenizer.
+def check_row_terms(
+    config: TrainConfig, row_weights: RowWeights | None, *, one_vocabulary: bool
+) -> None:
+    """Refuse what reads the teacher's rows, for a student whose rows are others.
 
     Raises:
-        UsageError: --confidence is given.
+        UsageError: a confidence term or row weights, and another tokenizer; or row weights and a
+            CALL column.
     """
-    if config.confidence is not None:
+    if row_weights is not None and (config.delegate is not None or not one_vocabulary):
+        found = "another tokenizer" if config.delegate is None else f"--delegate {config.delegate}"
+        raise UsageError(
+            f"row_weights {row_weights.name}: --student {config.student} has {found}; expected the "
+            "teacher's tokenizer and no CALL token; omit row_weights"
+        )
+    if config.confidence is not None and not one_vocabulary:
         raise UsageError(
             f"--confidence {config.confidence}: --student {config.student} has another tokenizer "
             "than the teacher; expected one with the teacher's; omit --confidence"
@@ -44,10 +53,11 @@ def tokens_of_run(
         max_length=getattr(text_config, "max_position_embeddings", None),
     )
     tokens = student_tokens(stores, tokenizer, options)
-    if tokens is None and config.data:
+    if tokens is None and config.data and config.delegate not in FACTS:
         raise UsageError(
             f"--data {' '.join(config.data)}: --student {config.student} has the teacher's "
-            "tokenizer, and reads the stores alone; expected no --data; omit it"
+            "tokenizer, and reads the stores alone; expected no --data but for --delegate fact-*; "
+            "omit it"
         )
     if tokens is not None and config.best_metric == "kl":
         raise UsageError(

@@ -89,9 +89,11 @@ def batch_reader(plan: RunPlan, ranks: Ranks, *, packed: bool = False) -> BatchR
     kind, names = plan.store.spec.kind, fields_to_read(widest, plan.store.spec.kind)
     delegate = None
     if plan.keeper is not None:
-        delegate = DelegateReader(plan.keeper.rule, config.seed)
+        delegate = DelegateReader(plan.keeper.rule, config.seed, plan.keeper.marks)
         names = tuple(dict.fromkeys((*names, *delegate_fields(plan.keeper.rule, kind))))
-    return BatchReader(row_fields=names, delegate=delegate, **common)
+    if plan.row_weights is not None:
+        names = tuple(dict.fromkeys((*names, *plan.row_weights.fields)))
+    return BatchReader(row_fields=names, delegate=delegate, row_weights=plan.row_weights, **common)
 
 
 def pad_id(plan: RunPlan) -> int:
@@ -114,4 +116,7 @@ def objective_of(plan: RunPlan, step: int) -> Objective:
 def loss_options(plan: RunPlan, step: int) -> LossOptions:
     """Options of the loss in one step."""
     delegation = None if plan.keeper is None else plan.keeper.now()
-    return LossOptions(objective_of(plan, step), plan.tail, delegation, plan.config.confidence_term)
+    confidence = plan.config.confidence_term
+    return LossOptions(
+        objective_of(plan, step), plan.tail, delegation, confidence, plan.row_weights
+    )

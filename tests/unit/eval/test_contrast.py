@@ -17,6 +17,8 @@ from caskd.eval.stats.bootstrap import example_weights
 from caskd.eval.study import analyze
 from caskd.eval.study.contrast import figure_replicates, find_target
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 COUNT = 200
 TASKS = ["few"] * 30 + ["easy"] * 70 + ["hard"] * 100
 

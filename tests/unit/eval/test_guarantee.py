@@ -13,6 +13,8 @@ from caskd.eval.study import analyze
 from caskd.eval.study.guarantee import parse_promise
 from caskd.store.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 REPEATS = 2000
 
 

@@ -20,6 +20,8 @@ from caskd.eval.stats import area_replicates
 from caskd.eval.tasks import TASKS, Task, choose_tasks
 from caskd.store.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 INF, NAN = math.inf, math.nan
 
 

@@ -15,6 +15,8 @@ from caskd.eval.outcomes import read_table
 from caskd.eval.serving.cascade_file import read_cascade
 from caskd.store.errors import UsageError
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
 def test_the_figures_are_those_of_the_columns_in_any_order(tmp_path, name):

@@ -73,6 +73,7 @@ def test_the_numbers_are_those_of_the_curves(tmp_path, three):
     assert float(rows[0]["audc"]) == audc[0]
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.slow
 def test_every_point_is_in_the_csv(tmp_path, three):
     first, _, large = three
@@ -97,6 +98,7 @@ def test_a_report_replaces_a_report_and_is_the_same_byte_for_byte(tmp_path, thre
     assert {p.name: p.read_bytes() for p in (tmp_path / "report").iterdir()} == before
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.slow
 def test_files_of_an_earlier_report_are_removed_and_no_others(tmp_path, three):
     first, _, large = three
@@ -132,6 +134,7 @@ def test_nothing_is_written_for_predictions_that_do_not_fit(tmp_path, three, pre
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_large_model_that_does_not_lead_is_said_in_words(tmp_path, predictions_file, capsys):
     small = predictions_file("small", [1, 0, 1, 0])
     large = predictions_file("large", [1, 0, 0, 1])
@@ -143,6 +146,7 @@ def test_a_large_model_that_does_not_lead_is_said_in_words(tmp_path, predictions
     assert escape(warning) in (tmp_path / "report" / "index.html").read_text()
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.slow
 def test_models_of_one_name_are_told_apart_by_their_files(tmp_path, predictions_file):
     files = [predictions_file(name, outcomes(7, 0.5)) for name in ("xent", "cat")]
@@ -180,6 +184,7 @@ def test_importing_the_configuration_loads_no_model_library():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_page_says_how_a_mixture_is_counted(tmp_path, predictions_file):
     models = {
         "small": {"name": "sparse", "num_parameters": 90, "num_active_parameters": 20},

@@ -13,7 +13,7 @@ import torch
 from helpers.fake_vllm import FakeEngine, FakeRunner, passes_of
 from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 
-from caskd.models.engines import EngineError, EngineOptions, vllm_engine
+from caskd.models.engines import EngineError, EngineOptions, vllm_engine, vllm_worker
 from caskd.precompute.rows import TopKTargets, assembled, pack
 from caskd.precompute.rows.packed import unpack
 from caskd.precompute.teacher import vllm_hook
@@ -258,7 +258,7 @@ def test_an_answer_is_not_awaited_from_a_dead_process(monkeypatch: pytest.Monkey
 def test_an_engine_ends_once_it_has_another_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     parents = iter([7, 7, 7, 7, 7, 1])
-    monkeypatch.setattr(vllm_hook, "_FOLLOW_SECONDS", 0.0)
+    monkeypatch.setattr(vllm_worker, "_FOLLOW_SECONDS", 0.0)
 
     def end(process: int, number: int) -> None:
         ended.append(process)
@@ -269,16 +269,16 @@ def test_an_engine_ends_once_it_has_another_parent(monkeypatch: pytest.MonkeyPat
         assert not ended
         return next(parents)
 
-    monkeypatch.setattr(vllm_hook, "_parent", parent)
-    monkeypatch.setattr(vllm_hook.os, "kill", end)
+    monkeypatch.setattr(vllm_worker, "_parent", parent)
+    monkeypatch.setattr(vllm_worker.os, "kill", end)
     with pytest.raises(SystemExit):
-        vllm_hook._follow(7, [11, 12])
+        vllm_worker._follow(7, [11, 12])
     assert ended == [11, 12, os.getpid()]
     assert not list(parents)
 
 
 def test_the_parent_of_a_process_is_known() -> None:
-    assert vllm_hook._parent(os.getpid()) == os.getppid()
+    assert vllm_worker._parent(os.getpid()) == os.getppid()
 
 
 @pytest.mark.parametrize(

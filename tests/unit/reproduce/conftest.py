@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.figures import blank_figures
 
 from caskd.eval.answers import predictions_bytes, table_of
 from caskd.eval.config import EvalConfig
@@ -99,8 +100,9 @@ def measure_arms(root, folder, name, seeds):
                 write_run(run, arm, seed)
             smalls.append(f"{arm}={run / 'test.parquet'}")
     rule = ("average", "min", "quantile-0.4") if name == "report-rules" else ("average",)
-    evaluate(
-        EvalConfig(small=tuple(smalls), large=str(root / "large.parquet"), rule=rule,
-                   out=str(folder / name))
-    )  # fmt: skip
+    with blank_figures():
+        evaluate(
+            EvalConfig(small=tuple(smalls), large=str(root / "large.parquet"), rule=rule,
+                       out=str(folder / name))
+        )  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps({"arms": seeds}))

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.mark.parametrize("encoding", ["compact", "fitted"])
+@pytest.mark.parametrize("encoding", ["compact", "fitted2"])
 def test_a_copy_is_the_store(encoding: str, tmp_path: Path) -> None:
     store = tmp_path / "store"
     make_store(store, encoding=encoding)

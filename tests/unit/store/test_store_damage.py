@@ -9,6 +9,7 @@ from helpers import stores
 
 from caskd.store import TeacherStore, verify_store
 from caskd.store.commits import CommitRecord, commit_record, publish
+from caskd.store.corpus import TokenizedExample
 from caskd.store.errors import (
     CaskdError,
     CorruptError,
@@ -88,6 +89,10 @@ def test_a_plan_that_fails_leaves_nothing(tmp_path: Path, existed: bool) -> None
         plan_store(path, stores.identity(), stores.examples(), shard_rows=4, vocab=stores.VOCAB)
     with pytest.raises(UsageError, match="no example has a response"):
         plan_store(path, stores.identity(), [], shard_rows=32, vocab=stores.VOCAB)
+    none = np.zeros(0, np.uint32), np.zeros(0, np.uint8)
+    cut = [TokenizedExample(*none, "unfinished", n, "") for n in range(3)]
+    with pytest.raises(UsageError, match=r"all 3 answers.*--on-unfinished keep.*--max-new-tokens"):
+        plan_store(path, stores.identity(), cut, shard_rows=32, vocab=stores.VOCAB)
     with pytest.raises(UsageError, match=r"--shard-rows\b.* 1000\b.*--shard-rows 1024"):
         plan_store(path, stores.identity(), [], shard_rows=1000, vocab=stores.VOCAB)
     assert path.exists() == existed
