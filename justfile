@@ -36,9 +36,14 @@ gpu-toy out="gpu-toy":
 gpu out="gpu-results":
     python benchmarks/gpu_suite.py --out {{out}}
 
-# docs/architecture.svg, from the imports
+# docs/architecture.svg, from the imports; docs/pictures/
 picture:
     python docs/draw_architecture.py
+    python docs/draw_pictures.py
+
+# the documentation site, into site/; warnings are errors
+docs:
+    python docs/site/build.py --out site
 
 # sdist, and a wheel built from it
 package:

@@ -29,7 +29,7 @@ def help_page(name: str, config_class: type, description: str) -> str:
     needed = [_usage(option) for option in options if option.required]
     lines = [" ".join([f"usage: caskd {name}", *needed, "[OPTIONS]"])]
     lines += ["", *textwrap.wrap(description, width)]
-    for title, members in _sections(name, options):
+    for title, members in sections(name, options):
         lines += ["", f"{title}:"]
         for option in members:
             lines += _entry(option, width)
@@ -61,7 +61,7 @@ def _usage(option: Option) -> str:
     return f"{option.flag} {option.form.split(' ')[0]}"
 
 
-def _sections(name: str, options: Sequence[Option]) -> list[tuple[str, list[Option]]]:
+def sections(name: str, options: Sequence[Option]) -> list[tuple[str, list[Option]]]:
     """The options by purpose: a section begins at a field and lasts until the next one begins."""
     if len(options) <= _FEW:
         return [("options", [*options, _CONFIG])]

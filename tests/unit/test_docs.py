@@ -21,7 +21,7 @@ from caskd.train.config import TrainConfig
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     page
-    for pattern in ("*.md", "docs/*.md", "benchmarks/*.md", "examples/**/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "examples/**/*.md")
     for page in ROOT.glob(pattern)
 )
 FOLDERS = ("cli", "eval", "models", "precompute", "store", "train", "src", "tests", "benchmarks",
@@ -113,7 +113,16 @@ def is_module(parts: list[str]) -> bool:
     return (ROOT / "/".join(parts)).with_suffix(".py").exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/decisions.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/architecture.md",
+        "docs/decisions.md",
+        "docs/starting-values.md",
+        "docs/faq.md",
+    ],
+)
 def test_flags_exist(page: str) -> None:
     flags = {
         "--" + field.name.replace("_", "-")
@@ -160,12 +169,25 @@ def test_pages_name_what_can_be_chosen() -> None:
     assert len(objectives) > 9
     assert len(encodings) > 1
     assert len(schemes) > 2
-    assert not missing((f"`{name}`" for name in objectives), "README.md")
+    assert not missing((f"`{name}`" for name in objectives), "docs/objectives.md")
     assert not missing((f"*{name}*" for name in encodings), "docs/store-format.md")
     assert not missing((f"*{name}*" for name in get_args(Chain)), "docs/store-format.md")
     assert not missing(schemes, "docs/sharing.md")
     assert not missing((f"`{name}`" for name in RULES), "docs/evaluation.md")
     assert not missing((f"`{name}`" for name in METRICS), "docs/prediction.md")
     assert not missing((f"`{name}`" for name in get_args(TokenRuleName)), "docs/token-cascades.md")
-    table = "".join(line for line in read("README.md").splitlines() if line.startswith("| `"))
+    table = "".join(
+        line for line in read("docs/commands.md").splitlines() if line.startswith("| `")
+    )
     assert not [name for name in COMMANDS if f"{name.split()[-1]}`" not in table]
+
+
+def test_troubleshooting_quotes_messages_of_the_code() -> None:
+    source = "".join(
+        re.sub(r'"\s*\n\s*f?"', "", path.read_text())
+        for room in FOLDERS[:6]
+        for path in (ROOT / room).rglob("*.py")
+    )
+    quoted = re.findall(r"^### `(.*)`$", read("docs/troubleshooting.md"), re.M)
+    assert len(quoted) > 30
+    assert not [words for words in quoted if words not in source]
