@@ -150,7 +150,7 @@ def hold_out(config: InitConfig, folder: Path) -> int:
     Raises:
         UsageError: the corpus is too small to divide.
     """
-    digests = [_digest(record, config) for record in _records(config)]
+    digests = [digest_of_prompt(record, config) for record in _records(config)]
     wanted = min(max(1, math.ceil(len(digests) * HELD_OUT_SHARE)), MOST_HELD_OUT)
     border = sorted(digests)[wanted - 1]
     num_held_out = sum(digest <= border for digest in digests)
@@ -180,7 +180,7 @@ def _records(config: InitConfig) -> Iterator[dict[str, Any]]:
     return read_records(config.data)
 
 
-def _digest(record: dict[str, Any], config: InitConfig) -> bytes:
+def digest_of_prompt(record: dict[str, Any], config: InitConfig) -> bytes:
     """Digest of what a model is asked."""
     messages = record.get(config.messages_column) or record.get("conversations")
     is_chat = isinstance(messages, list)
