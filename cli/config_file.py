@@ -5,6 +5,7 @@ the file. The values become words of the command line, so that the checks of fla
 """
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from caskd.cli.arguments import flag_of, is_sequence, merge_repeated, multi_value_flags
 from caskd.cli.values import form_of, kinds_of, positionals_of, read_words
 from caskd.store.errors import UsageError
-from caskd.store.io import StrangeFileError, read_regular
+from caskd.store.io import StrangeFileError, depth_exceeds, read_regular
 
 FLAG = "--config"
 HELP = "TOML file with one table per command, such as [train]; its keys are flags, and flags win."
 _MAX_BYTES = 1 << 20
+_MAX_DEPTH = 32
+# tomllib takes time and memory with the square of a dotted key's parts.
+_DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
+_MAX_KEY, _MAX_VALUE = 100, 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +129,7 @@ def _values(
     hints = get_type_hints(config_class)
     values: dict[str, list[str]] = {}
     for key, value in table.items():
-        line = f"{where} {key} = {_toml(value)}"
+        line = f"{where} {_cut(key, _MAX_KEY)} = {_toml(value)}"
         field = fields.get(flag_of(key))
         if field is None:
             near = _nearest(key, [flag[2:] for flag in fields])
@@ -134,13 +139,20 @@ def _values(
         texts = _texts(value, hints[field])
         if texts is None:
             raise UsageError(f"{line}: expected {_form(hints[field])}; write a value of that form")
+        if field in positionals_of(config_class) and texts[0].startswith("-"):
+            raise UsageError(f"{line}: looks like a flag; expected a path; write ./ before it")
         values[field] = texts
     return values
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_regular(path, _MAX_BYTES).decode("utf-8-sig"))
+        text = read_regular(path, _MAX_BYTES).decode("utf-8-sig")
+        content = None if _DEEP_KEY.search(text) else tomllib.loads(text)
+        if content is None or depth_exceeds(content, _MAX_DEPTH):
+            raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
+        str(content)  # Python writes no integer of more than 4,300 digits: a ValueError
+        return content
     except (OSError, StrangeFileError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
@@ -160,7 +172,8 @@ def _check_tables(path: Path, content: Mapping[str, Any], commands: Collection[s
     for key, value in content.items():
         inner = value.items() if key in groups and isinstance(value, dict) else ()
         found = [(f"{key}.{part}", table) for part, table in inner] or [(key, value)]
-        for table_name, table in found:
+        for long_name, table in found:
+            table_name = _cut(long_name, _MAX_KEY)
             if not isinstance(table, dict):
                 raise UsageError(
                     f"{path} {table_name} = {_toml(table)}: is in no command's table; expected a "
@@ -182,8 +195,11 @@ def _toml(value: Any) -> str:
     """A value as a TOML file shows it, cut to a readable length."""
     if isinstance(value, bool):
         return str(value).lower()
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _cut(f'"{value}"' if isinstance(value, str) else str(value), _MAX_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _texts(value: Any, hint: Any) -> list[str] | None:
@@ -195,9 +211,12 @@ def _texts(value: Any, hint: Any) -> list[str] | None:
     values = value if isinstance(value, list) else [value]
     if not all(any(_is_of(one, kind) for kind in kinds) for one in values):
         return None
-    texts = [_toml(one) if isinstance(one, bool) else str(one) for one in values]
-    # Behind a flag with several values such a word would be a flag itself.
-    return None if several and any(text.startswith("--") for text in texts) else texts
+    texts = [one if isinstance(one, str) else str(one).lower() for one in values]
+    # Behind a flag with several values such a word would be a flag itself. No word of a command
+    # line has a NUL.
+    if any("\0" in text or (several and text.startswith("--")) for text in texts):
+        return None
+    return texts
 
 
 def _is_of(value: Any, kind: Any) -> bool:

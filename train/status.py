@@ -47,17 +47,24 @@ def run_status(run: Path) -> dict[str, Any]:
     try:
         steps = int(read_json_object(run / RUN_CONFIG, constants=True)["config"]["steps"])
         lines = lines_up_to(run / METRICS_FILE, steps)
-    except (OSError, ValueError, KeyError, TypeError, StrangeFileError):
+        last: dict[str, Any] = parse_json(lines[-1]) if lines else {"step": 0}
+        shown = {name: last.get(name) for name in _SHOWN}
+        if type(shown["step"]) is not int or not all(map(_is_number, shown.values())):
+            raise TypeError("a metric is no number")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, StrangeFileError):
         raise UsageError(
             f"{run}: is no training run; expected the --out of caskd train, with {RUN_CONFIG}; "
             "pass that directory"
         ) from None
-    last: dict[str, Any] = parse_json(lines[-1]) if lines else {"step": 0}
     return {
         "steps": steps,
-        **{name: last.get(name) for name in _SHOWN},
+        **shown,
         "stopped": bool(last.get("stopped", False)),
     }
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def status_text(run: Path, facts: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,6 +16,7 @@ from caskd.cli.project.values import FILES, Project, script, tables, toml_text
 from caskd.store.errors import UsageError
 from caskd.store.io import check_room, counted, escape_control, files, tell
 
+_SYSTEM = ("system", "developer")
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 1_000
 
 
@@ -56,8 +59,8 @@ def init_command(config: InitConfig) -> None:
             "--data: holds plain text, to which no model can give an answer; expected prompt and "
             "response, or messages; pass --test FILE with these columns"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     if config.test:
+        _check_readable(config.test)
         data, test, num_held_out = config.data, config.test, 0
     else:
         data, test = (FILES.train,), (FILES.test,)
@@ -75,6 +78,7 @@ def init_command(config: InitConfig) -> None:
         shares_vocabulary=shares_vocabulary,
         num_held_out=num_held_out,
     )
+    folder.mkdir(parents=True, exist_ok=True)
     _create(folder / FILES.script, script(project), mode=0o755)
     _create(folder / FILES.config, toml_text(tables(project, facts)))
     if num_held_out:
@@ -87,13 +91,25 @@ def init_command(config: InitConfig) -> None:
 
 
 def _check_new(folder: Path, config: InitConfig) -> None:
-    names = [FILES.config, FILES.script, *(() if config.test else (FILES.train, FILES.test))]
-    for name in names:
-        if (folder / name).exists():
+    # The script would take what is there for its own results.
+    for name in FILES:
+        if os.path.lexists(folder / name) and not (
+            config.test and name in (FILES.train, FILES.test)
+        ):
             raise UsageError(
                 f"{folder / name}: already exists and is not overwritten; expected a folder "
                 "without it; pass another folder, or remove the file"
             )
+
+
+def _check_readable(names: tuple[str, ...]) -> None:
+    """Read the first record of the test files."""
+    from caskd.store.corpus import read_records
+
+    if next(iter(read_records(names)), None) is None:
+        raise UsageError(
+            f"--test {' '.join(names)}: no records; expected one or more; check the files"
+        )
 
 
 def _survey(config: InitConfig) -> tuple[dict[str, Any], bool]:
@@ -134,7 +150,7 @@ def hold_out(config: InitConfig, folder: Path) -> int:
     Raises:
         UsageError: the corpus is too small to divide.
     """
-    digests = [_digest(record, config) for record in _records(config)]
+    digests = [digest_of_prompt(record, config) for record in _records(config)]
     wanted = min(max(1, math.ceil(len(digests) * HELD_OUT_SHARE)), MOST_HELD_OUT)
     border = sorted(digests)[wanted - 1]
     num_held_out = sum(digest <= border for digest in digests)
@@ -143,13 +159,18 @@ def hold_out(config: InitConfig, folder: Path) -> int:
             f"--data: holds {counted(len(digests), 'record')}, too few different prompts to hold "
             "some out; expected at least 2; pass --test FILE"
         )
-    with (
-        (folder / FILES.train).open("x", encoding="utf-8") as train,
-        (folder / FILES.test).open("x", encoding="utf-8") as test,
-    ):
-        for digest, record in zip(digests, _records(config), strict=True):
-            file = test if digest <= border else train
-            file.write(json.dumps(record, default=str) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".init.", dir=folder) as drafts:
+        train_path, test_path = Path(drafts, FILES.train), Path(drafts, FILES.test)
+        with (
+            train_path.open("x", encoding="utf-8") as train,
+            test_path.open("x", encoding="utf-8") as test,
+        ):
+            for digest, record in zip(digests, _records(config), strict=True):
+                file = test if digest <= border else train
+                file.write(json.dumps(record, default=str) + "\n")
+        files.rename(test_path, folder / FILES.test)
+        files.rename(train_path, folder / FILES.train)
     return num_held_out
 
 
@@ -159,11 +180,21 @@ def _records(config: InitConfig) -> Iterator[dict[str, Any]]:
     return read_records(config.data)
 
 
-def _digest(record: dict[str, Any], config: InitConfig) -> bytes:
+def digest_of_prompt(record: dict[str, Any], config: InitConfig) -> bytes:
     """Digest of what a model is asked."""
     messages = record.get(config.messages_column) or record.get("conversations")
-    asked = messages[:1] if isinstance(messages, list) else record.get(config.prompt_column)
+    is_chat = isinstance(messages, list)
+    asked = _first_question(messages) if is_chat else record.get(config.prompt_column)
     return blake2b(json.dumps(asked, default=str).encode(), digest_size=8).digest()
+
+
+def _first_question(messages: list[Any]) -> list[Any]:
+    """The messages up to the first one that is not of the system, which many records share."""
+    roles = [
+        (one.get("role") or one.get("from")) if isinstance(one, dict) else None for one in messages
+    ]
+    num_system = next((i for i, role in enumerate(roles) if role not in _SYSTEM), len(roles))
+    return messages[: num_system + 1]
 
 
 def _from_anywhere(name: str) -> str:

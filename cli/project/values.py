@@ -209,7 +209,7 @@ def script(project: Project) -> str:
     return f"""#!/bin/sh
 # The whole chain of caskd with the values of {FILES.config}. Stopped, it goes on where it was.
 set -eu
-cd "$(dirname "$0")"
+CDPATH= cd -- "$(dirname -- "$0")"
 
 caskd plan --config {FILES.config}
 caskd precompute --config {FILES.config}

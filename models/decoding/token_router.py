@@ -39,7 +39,7 @@ _NUM_BLOCKS = 6
 _EXPANSION = 4
 _DROPOUT = 0.1
 _LEAST_WIDTH, _MOST_WIDTH = 32, 1024
-_MOST_SIZE = 1 << 20
+_MOST_SIZE, _MOST_BLOCKS = 1 << 20, 64
 
 
 @dataclass(frozen=True)
@@ -259,6 +259,8 @@ def open_router(folder: str, flag: str) -> TokenRouter:
         names = {described["student"][name] for name in ("weights_digest", "vocab_digest")}
         if not all(type(n) is int and 0 < n <= _MOST_SIZE for n in asdict(sizes).values()):
             raise ValueError("sizes out of bounds")
+        if sizes.blocks > _MOST_BLOCKS:
+            raise ValueError("too many blocks")
         names |= {described["label"], described["store"]["digest"]}
         if not 0.0 <= threshold <= 1.0 or not all(isinstance(name, str) for name in names):
             raise ValueError("threshold or digests out of bounds")
@@ -267,7 +269,16 @@ def open_router(folder: str, flag: str) -> TokenRouter:
         with torch.device("meta"):
             network = RouterNetwork(sizes)
         network.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if any(x.dtype != torch.float32 for x in tensors.values()):
+            raise TypeError("weights are not float32")
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         raise _strange(flag, f"{type(error).__name__} in its content") from None
     return TokenRouter(network.eval().requires_grad_(False), sizes, described, questions)
 

@@ -95,6 +95,7 @@ def test_mistakes_are_named(root, tmp_path, capsys):
         "short": with_marks(RECORDS)[:5],
         "swapped": with_marks(RECORDS[::-1]),
         "wrong": [{**one, "marks": [[2, 999]]} for one in RECORDS],
+        "text": [{**one, "marks": "1-3"} for one in RECORDS],
     }
     for name, records in texts.items():
         write_jsonl(tmp_path / f"{name}.jsonl", records)
@@ -104,6 +105,7 @@ def test_mistakes_are_named(root, tmp_path, capsys):
         (["short"], 3, ("5 records",)),
         (["swapped"], 3, ("record", "not the text")),
         (["wrong"], 2, ("[2, 999]",)),
+        (["text"], 2, ("1-3", "record 0", "list")),
     ):
         given = [word for one in words for word in ("--data", str(tmp_path / f"{one}.jsonl"))]
         assert main([*base, *given]) == code, words

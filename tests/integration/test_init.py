@@ -16,6 +16,7 @@ from helpers.warm import WarmProcess
 from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import write_corpus
 from caskd.cli.main import main
+from caskd.cli.project.init_command import InitConfig, digest_of_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -121,3 +122,31 @@ def test_the_script_runs_as_written(project: Path, tmp_path: Path) -> None:
     for _ in range(2):  # the second time nothing is left to do but the report
         subprocess.run([tmp_path / "own" / "run.sh"], check=True, env=env)
     assert (tmp_path / "own" / "report" / "index.html").is_file()
+
+
+def test_system_messages_do_not_make_prompts_equal() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    config = InitConfig(dir=Path("x"), data=(), teacher="t", student="s")
+    one, other = (
+        {"messages": [system, {"role": "user", "content": text}]} for text in ("first", "second")
+    )
+    assert digest_of_prompt(one, config) != digest_of_prompt(other, config)
+    assert digest_of_prompt(one, config) == digest_of_prompt(dict(one), config)
+
+
+@pytest.mark.parametrize("name", ["student", "run", "train.jsonl"])
+def test_a_folder_with_results_is_refused(project: Path, tmp_path: Path, capsys, name) -> None:
+    for model in ("big", "small", "tasks.jsonl"):
+        (tmp_path / model).symlink_to(project / model)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / name).symlink_to("nowhere")
+    assert main(words(tmp_path)) == 2
+    assert name in capsys.readouterr().err
+    assert os.listdir(tmp_path / "own") == [name]
+
+
+def test_a_missing_test_file_is_found(project: Path, tmp_path: Path) -> None:
+    for model in ("big", "small", "tasks.jsonl"):
+        (tmp_path / model).symlink_to(project / model)
+    assert main(words(tmp_path, "--test", str(tmp_path / "nope.jsonl"))) == 2
+    assert not (tmp_path / "own").exists()

@@ -159,6 +159,18 @@ def test_another_student_and_damaged_files_are_refused(root, fitted, tmp_path):
         open_router(str(tmp_path), "--router")
 
 
+@pytest.mark.parametrize("change", [{"threshold": 10**300}, {"blocks": 1 << 20}])
+def test_a_router_that_claims_too_much_is_refused(fitted, tmp_path, change):
+    shutil.copytree(fitted, tmp_path / "router")
+    path = tmp_path / "router" / "router.json"
+    described = json.loads(path.read_text())
+    described["threshold"] = change.get("threshold", 0.5)
+    described["sizes"]["blocks"] = change.get("blocks", described["sizes"]["blocks"])
+    path.write_text(json.dumps(described))
+    with pytest.raises(UsageError, match="--router"):
+        open_router(str(tmp_path / "router"), "--router")
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

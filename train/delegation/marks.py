@@ -7,6 +7,7 @@ response, or of its text. A row is marked if the bytes of its label share a byte
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.corpus import Columns, Record, column_value, decide_columns, read_records
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io import value_text
 
 Flags = npt.NDArray[np.bool_]
 COLUMN = "marks"
@@ -131,13 +133,18 @@ def _covered(marks: Any, text: str, source: int, flag: str) -> npt.NDArray[np.in
     """1 for each byte of the text in a span."""
     places = np.cumsum([0, *(len(char.encode()) for char in text)])
     covered = np.zeros(int(places[-1]), dtype=np.int64)
-    for mark in marks if isinstance(marks, list) else []:
+    if not isinstance(marks, list | NoneType):
+        raise UsageError(
+            f"{flag}: record {source:,} has the marks {value_text(marks)}; expected a list of "
+            "[start, end); fix that record"
+        )
+    for mark in marks or []:
         pair = mark if isinstance(mark, list) and len(mark) == 2 else [None, None]
         start, end = pair
         if not (type(start) is int and type(end) is int and 0 <= start < end <= len(text)):
             raise UsageError(
-                f"{flag}: record {source:,} has the mark {mark!r}; expected [start, end) within "
-                f"its {len(text):,} characters; fix that record"
+                f"{flag}: record {source:,} has the mark {str(mark)[:60]}; expected "
+                f"[start, end) within its {len(text):,} characters; fix that record"
             )
         covered[places[start] : places[end]] = 1
     return covered

@@ -175,3 +175,34 @@ def test_every_field_of_every_command_takes_a_value(name: str, tmp_path: Path) -
     assert {word.partition("=")[0] for word in words if word.startswith("--")} == origin.flags
     assert origin.flags <= flags
     assert len(origin.flags) + sum(not w.startswith("--") for w in words) >= len(flags)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "steps = 0x" + "f" * 6000,
+        ".".join(["a"] * 30_000) + " = 1",
+        '"a" . ' * 30_000 + "a = 1",
+        "steps." + ".".join(["a"] * 40) + " = 1",
+        "steps = " + "[" * 40 + "]" * 40,
+        '"' + "k" * 9_000 + '" = 1',
+        'student = "a\\u0000b"',
+        'store = ["a\\u0000b"]',
+    ],
+    ids=["digits", "dots", "quoted", "depth", "brackets", "key", "nul", "nul in a list"],
+)
+def test_a_hostile_file_is_one_short_line(tmp_path, capsys, line):
+    path = tmp_path / "c.toml"
+    path.write_text(f"[train]\n{line}\n")
+    assert main(["train", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert len(said) < 500
+    assert str(path) in said
+
+
+def test_a_place_that_looks_like_a_flag_is_refused(tmp_path, capsys):
+    path = tmp_path / "c.toml"
+    path.write_text('[status]\nrun = "-x"\n')
+    assert main(["status", "--config", str(path)]) == 2
+    assert 'run = "-x"' in capsys.readouterr().err

@@ -75,3 +75,12 @@ def test_it_imports_no_torch(tmp_path):
     code = "import sys; from caskd.cli.main import main; assert main(['status', sys.argv[1]]) == 0"
     code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code, tmp_path / "run"], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"loss": "2"}, {"step": 1.5}, {"keep_fraction": [1]}, {"tokens_per_second": True}]
+)
+def test_metrics_of_another_type_are_no_run(tmp_path, capsys, wrong):
+    write_run(tmp_path / "run", {**step(1), **wrong})
+    assert main(["status", str(tmp_path / "run")]) == 2
+    assert "is no training run" in capsys.readouterr().err
