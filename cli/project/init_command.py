@@ -183,8 +183,10 @@ def _records(config: InitConfig) -> Iterator[dict[str, Any]]:
 def digest_of_prompt(record: dict[str, Any], config: InitConfig) -> bytes:
     """Digest of what a model is asked."""
     messages = record.get(config.messages_column) or record.get("conversations")
-    is_chat = isinstance(messages, list)
-    asked = _first_question(messages) if is_chat else record.get(config.prompt_column)
+    if isinstance(messages, list):
+        asked: Any = _first_question(messages)
+    else:
+        asked = record.get(config.prompt_column)
     return blake2b(json.dumps(asked, default=str).encode(), digest_size=8).digest()
 
 
