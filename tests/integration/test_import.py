@@ -270,8 +270,9 @@ def test_a_student_trains_from_an_imported_store_once_it_is_accepted(
     capsys.readouterr()
     assert main(words) == 2
     assert "expected --accept-imported" in capsys.readouterr().err
-    assert main([*words, "--accept-imported", "--objective", "alm"]) == 2
-    assert "capture.label is within_topk" in capsys.readouterr().err
+    for option in (["--objective", "alm"], ["--delegate", "rho"], ["--delegate", "gap"]):
+        assert main([*words, "--accept-imported", *option]) == 2
+        assert "is within_topk" in capsys.readouterr().err, option
     assert main([*words, "--accept-imported"]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]

@@ -73,10 +73,10 @@ def _check_fields(rule: DelegateRule, name: str, spec: StoreSpec) -> None:
     needed = {"rho": ("label",), "gap": ("label", "argmax"), "l2d": ("argmax",)}
     needed["ova"] = needed["l2d"]
     for field in needed.get(rule, ()):
-        if known[field] == "unknown":
+        if known[field] in ("unknown", "within_topk"):
             raise UsageError(
-                f"--delegate {rule}: capture.{field} of --store {name} is unknown; expected a "
-                "store that knows it; pass --delegate loss or unacceptable, or a store that caskd "
+                f"--delegate {rule}: capture.{field} of --store {name} is {known[field]}; expected "
+                "a store that knows it for every row; pass --delegate loss or unacceptable, or a store that caskd "
                 "captured"
             )
     if FACTS.get(rule, rule) == "unacceptable" and not spec.row_kind.has_tail:
