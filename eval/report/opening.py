@@ -77,7 +77,7 @@ def _slider(analysis: Analysis, found: Decision) -> Slider:
     ]
     return Slider(
         series=json.dumps(series, allow_nan=False, separators=(",", ":")),
-        unit=found.cost_unit,
+        unit=found.cost_unit.removeprefix("cost "),
         names=[line.small for line in analysis.cost_lines],
         first=next(i for i, line in enumerate(analysis.cost_lines) if line.small == found.small),
     )

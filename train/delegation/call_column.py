@@ -76,8 +76,8 @@ def _check_fields(rule: DelegateRule, name: str, spec: StoreSpec) -> None:
         if known[field] in ("unknown", "within_topk"):
             raise UsageError(
                 f"--delegate {rule}: capture.{field} of --store {name} is {known[field]}; expected "
-                "a store that knows it for every row; pass --delegate loss or unacceptable, or a store that caskd "
-                "captured"
+                "a store that knows it for every row; pass --delegate loss or unacceptable, or a "
+                "store that caskd captured"
             )
     if FACTS.get(rule, rule) == "unacceptable" and not spec.row_kind.has_tail:
         raise UsageError(
