@@ -374,7 +374,7 @@ def parts_of(config: PrecomputeConfig, profile: Path | None) -> dict[str, float]
         for start in range(0, len(hidden), TILE_ROWS):
             teacher.split.head(hidden[start : start + TILE_ROWS])
         parts["head, ms"] = clock.lap()
-        rows = dict(teacher._fields(examples, hidden))
+        rows = dict(teacher._fields(teacher.targets, examples, hidden))
         parts["head, row fields and copies, ms"] = clock.lap()
         rows = teacher.rows(examples)
         parts["until the next batch can start, ms"] = clock.passed()

@@ -202,7 +202,10 @@ def test_a_signal_saves_and_exits(root: Path, tmp_path: Path, number: signal.Sig
         assert process.poll() is None, process.stderr
         time.sleep(0.1)
     process.send_signal(number)
-    assert process.wait(60) == 128 + number, process.stderr
+    try:
+        assert process.wait(60) == 128 + number, process.stderr
+    finally:
+        process.kill()
     errors = process.stderr
     last = read_metrics(tmp_path / "run")[-1]
     step = last["step"]

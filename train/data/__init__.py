@@ -8,7 +8,6 @@ from caskd.train.data.batches import (
     fields_to_read,
     teacher_rows,
 )
-from caskd.train.data.epochs import many_epochs
 from caskd.train.data.micro_steps import MicroBatchSplit, accumulation_steps, check_budget
 from caskd.train.data.mixture import MixedOrder, shares
 from caskd.train.data.order import stream_positions
@@ -32,7 +31,7 @@ from caskd.train.data.span_batches import (
     span_fields,
 )
 from caskd.train.data.spans import Spans, Vocabulary, align_tokens
-from caskd.train.data.store_mix import StoreMix
+from caskd.train.data.store_mix import StoreMix, many_epochs
 from caskd.train.data.student_tokens import (
     AlignedExample,
     LeftOut,
