@@ -13,10 +13,8 @@ def check_backend(config: PrecomputeConfig) -> None:
     check_flags(
         config.backend,
         config.url,
-        needs={
-            "--url": (["server"], bool(config.url)),
-            "--served-model": (["server"], config.served_model is not None),
-        },
+        config.served_model,
+        needs={},
         decided=_decided_elsewhere(config),
         verb="capture",
     )

@@ -14,9 +14,8 @@ def check_backend(config: PredictConfig) -> None:
     check_flags(
         config.backend,
         config.url,
+        config.served_model,
         needs={
-            "--url": (["server"], bool(config.url)),
-            "--served-model": (["server"], config.served_model is not None),
             "--api chat": (["server"], config.api == "chat"),
             f"--tensor-parallel {config.tensor_parallel}": (["vllm"], config.tensor_parallel != 1),
         },

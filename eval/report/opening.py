@@ -8,7 +8,7 @@ import numpy as np
 
 from caskd.eval.report.page import Picture, Section, Slider
 from caskd.eval.report.terms import TERMS
-from caskd.eval.study import Analysis, CostLine, Decision, number, sentence
+from caskd.eval.study import Analysis, CostLine, Decision, estimate_text, number, sentence
 
 
 def decision(analysis: Analysis, _: Mapping[str, Picture]) -> Section:
@@ -35,7 +35,7 @@ def _figures(found: Decision) -> str:
         cost = f"Cost: {point.cost:.4g} ({found.cost_unit})."
     return (
         f"Rule {found.rule}, threshold {threshold}, small model {found.small}. Quality minus that "
-        f"of {found.large}: {point.lead.text('+')}. {cost}"
+        f"of {found.large}: {estimate_text(point.lead, '+')}. {cost}"
     )
 
 

@@ -16,7 +16,7 @@ from caskd.eval.study.contrast import (
     contrasts,
     seed_warnings,
 )
-from caskd.eval.study.decision import CostLine, Decision, number, sentence
+from caskd.eval.study.decision import CostLine, Decision, estimate_text, number, sentence
 from caskd.eval.study.guarantee import DELTA, Guarantee
 from caskd.eval.study.measure import ALL_TASKS, NO_TASK, CascadeResult
 from caskd.eval.study.operating_point import OperatingPoint
@@ -46,6 +46,7 @@ __all__ = [
     "TokenCascadePoint",
     "analyze",
     "contrasts",
+    "estimate_text",
     "number",
     "seed_warnings",
     "sentence",

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from caskd.eval.curves import Price, Shares
 from caskd.eval.outcomes import MONEY
 from caskd.eval.rules import Pair
-from caskd.eval.stats import interval, mean_replicates
+from caskd.eval.stats import mean_replicates
 from caskd.eval.study.measure import CascadeResult
-from caskd.eval.study.operating_point import OperatingPoint, point_shares
+from caskd.eval.study.operating_point import Estimate, OperatingPoint, estimate, point_shares
 from caskd.store.io import strip_control
 from caskd.store.spacing import thin
 
@@ -27,28 +27,14 @@ NUM_THRESHOLDS, _NUM_OF_MANY, _MANY = 101, 21, 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def text(self, sign: str = "") -> str:
-        """`0.860 [0.840, 0.880]`."""
-        mean, low, high = (number(value, sign) for value in (self.mean, self.low, self.high))
-        return f"{mean} [{low}, {high}]"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Point:
     """One threshold of one cascade, measured."""
 
     threshold: float
     """Defer where score >= threshold; infinity never defers."""
     deferral_rate: float
-    quality: Interval
-    lead: Interval
+    quality: Estimate
+    lead: Estimate
     """Quality minus the large model's, on the same replicates."""
     cost: float | None
     """Mean; None if it is not known."""
@@ -111,19 +97,14 @@ def measure_points(
         Point(
             threshold=float(threshold),
             deferral_rate=float(row.mean()),
-            quality=_interval(large + float(own.mean()), ours + replicates[-1]),
-            lead=_interval(float(own.mean()), ours),
+            quality=estimate(large + float(own.mean()), ours + replicates[-1]),
+            lead=estimate(float(own.mean()), ours),
             cost=None if cost is None else float(cost.of(row).mean()),
         )
         for threshold, row, own, ours in zip(
             thresholds, deferred, lead, replicates[:-1], strict=True
         )
     ]
-
-
-def _interval(mean: float, replicates: FloatArray) -> Interval:
-    low, high = interval(replicates)
-    return Interval(mean=mean, low=low, high=high)
 
 
 def cheapest(points: Sequence[Point]) -> int:
@@ -291,6 +272,12 @@ def number(value: float, sign: str = "") -> str:
     return text.replace("-", "\u2212")
 
 
+def estimate_text(found: Estimate, sign: str = "") -> str:
+    """`0.860 [0.840, 0.880]`."""
+    mean, low, high = (number(value, sign) for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
+
+
 def change_text(change: float | None) -> str:
     """A relative change of cost in percent, with a typographic minus."""
     return "not known" if change is None else f"{100 * change:+.0f} %".replace("-", "\u2212")
@@ -299,7 +286,7 @@ def change_text(change: float | None) -> str:
 def sentence(decision: Decision) -> str:
     """The decision in one sentence."""
     point, small, large = decision.point, decision.small, decision.large
-    quality = f"quality {point.quality.text()}"
+    quality = f"quality {estimate_text(point.quality)}"
     cost = f"cost {change_text(decision.cost_change)}"
     against = f"against {large} alone"
     worse = f"is not shown to be worse than {large}"

@@ -43,6 +43,12 @@ class Estimate:
     high: float
 
 
+def estimate(mean: float, replicates: FloatArray) -> Estimate:
+    """A mean with the interval of its bootstrap replicates [B]."""
+    low, high = interval(replicates)
+    return Estimate(mean=float(mean), low=low, high=high)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OperatingPoint:
     """A small model, a rule, a threshold, and their estimates on the test split."""
@@ -220,10 +226,7 @@ def _estimate(
     quality = np.where(deferred, pair.large_quality, pair.small_quality)
     values = np.stack([quality, deferred, point_shares(pair, scores, prices).of(deferred)])
     means, replicates = values.mean(axis=1), mean_replicates(values, units=pair.units)
-    estimates = [
-        Estimate(mean=float(mean), low=low, high=high)
-        for mean, (low, high) in zip(means, map(interval, replicates), strict=True)
-    ]
+    estimates = [estimate(*found) for found in zip(means, replicates, strict=True)]
     return OperatingPoint(
         constraint=constraint,
         result=result,

@@ -10,6 +10,7 @@ _RUNNERS = {"server": "the server", "vllm": "the engine"}
 def check_flags(
     backend: str,
     urls: Sequence[str],
+    served_model: str | None,
     *,
     needs: Mapping[str, tuple[Sequence[str], bool]],
     decided: Mapping[str, tuple[bool, str]],
@@ -20,7 +21,8 @@ def check_flags(
     Args:
         backend: transformers, vllm or server.
         urls: of servers.
-        needs: for a flag, the backends that take it, and whether it was given.
+        served_model: the name that a server serves it under.
+        needs: for a further flag, the backends that take it, and whether it was given.
         decided: for a flag, whether it was given although the backend decides what it is about, and
             how: a clause whose subject is the backend.
         verb: what the command does, such as `capture`.
@@ -28,7 +30,11 @@ def check_flags(
     Raises:
         UsageError: names the flag and what to do.
     """
-    for flag, (backends, given) in needs.items():
+    of_servers = {
+        "--url": (["server"], bool(urls)),
+        "--served-model": (["server"], served_model is not None),
+    }
+    for flag, (backends, given) in {**of_servers, **needs}.items():
         if given and backend not in backends:
             raise UsageError(
                 f"{flag}: was given with --backend {backend}; expected --backend "

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.killed_answers import interrupt_parts
 from helpers.pairs import save_pair
 from helpers.tiny import ragged_records, tiny_model, tiny_tokenizer, write_jsonl
 
 from caskd.cli.main import main
 from caskd.models.decoding import Sampling, TokenCascade, load_for_decoding
-from caskd.precompute.responses import writing
 from caskd.store import TeacherStore
 
 NEW_TOKENS = 10
@@ -92,15 +92,7 @@ def test_traces_are_a_corpus_that_no_gamma_worker_or_kill_changes(
     half = line(folder, shared, *heat, "--num-workers", "2", "--worker")
     assert main([*half, "1"]) == 0
     assert not shared.exists()
-    real, left = writing._part_bytes, [1]
-
-    def dying(*args: Any) -> bytes:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(writing, "_part_bytes", dying)
+    left = interrupt_parts(monkeypatch, 1)
     assert main([*half, "0"]) == 130
     left[0] = 3  # of the four records of worker 0, the first is answered
     assert main([*half, "0"]) == 0

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.killed_answers import interrupt_parts
 from helpers.model_server import first_times, serving
 from helpers.tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from caskd.cli.main import main
 from caskd.models.engines import http_client
-from caskd.precompute.responses import writing
 from caskd.store import TeacherStore
 
 NEW_TOKENS = 24
@@ -102,15 +102,7 @@ def test_answers_depend_on_no_batch_worker_or_kill(
     half = line(teacher, data, shared, *small, "--num-workers", "2", "--worker")
     assert main([*half, "1"]) == 0
     assert not shared.exists()
-    real, left = writing._part_bytes, [2]
-
-    def dying(*args: Any) -> bytes:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(writing, "_part_bytes", dying)
+    left = interrupt_parts(monkeypatch, 2)
     assert main([*half, "0"]) == 130
     left[0] = 100
     assert main(line(teacher, data, shared, *small)) == 0

@@ -15,18 +15,18 @@ from caskd.eval.stats import interval, mean_replicates
 from caskd.eval.study import CostLine, analyze, sentence
 from caskd.eval.study.decision import (
     Decision,
-    Interval,
     Point,
     cheapest,
     cost_change,
     measure_points,
     verdict,
 )
+from caskd.eval.study.operating_point import Estimate
 
 
 def point(rate, lead, high, cost, *, quality=0.9, threshold=0.5):
-    own = Interval(mean=quality, low=quality - 0.02, high=quality + 0.02)
-    against = Interval(mean=lead, low=lead - 0.02, high=high)
+    own = Estimate(mean=quality, low=quality - 0.02, high=quality + 0.02)
+    against = Estimate(mean=lead, low=lead - 0.02, high=high)
     return Point(threshold=threshold, deferral_rate=rate, quality=own, lead=against, cost=cost)
 
 
@@ -136,7 +136,7 @@ def test_points_are_those_of_the_curve_and_intervals_those_of_the_examples(predi
             assert (got.low, got.high) == pytest.approx(interval(ours), abs=1e-12)
     assert found[0].deferral_rate == 0.0
     assert found[1].deferral_rate > found[2].deferral_rate
-    assert (found[3].deferral_rate, found[3].lead) == (1.0, Interval(mean=0.0, low=0.0, high=0.0))
+    assert (found[3].deferral_rate, found[3].lead) == (1.0, Estimate(mean=0.0, low=0.0, high=0.0))
 
 
 def test_the_slider_starts_at_the_decision_and_holds_no_infinity():
