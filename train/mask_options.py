@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from caskd.store.errors import UsageError
-from caskd.train.objectives import DelegateRule, Objective
+from caskd.train.objectives import LEARNS_TO_DEFER, DelegateRule, Objective
 
 if TYPE_CHECKING:
     from caskd.store import TeacherStore
@@ -59,9 +59,9 @@ def mask_contradiction(
             f"--mask {mask}: alm and cat-alm match spans of text; expected an objective over "
             "tokens; pass --objective xent or dist, or omit --mask"
         )
-    if delegate == "l2d":
+    if delegate in LEARNS_TO_DEFER:
         return (
-            f"--mask {mask}: --delegate l2d learns from every row; expected another rule of "
+            f"--mask {mask}: --delegate {delegate} learns from every row; expected another rule of "
             "--delegate; omit one of the two"
         )
     return None

@@ -17,6 +17,7 @@ from caskd.eval.next_token.measure import (
     differences,
     measure_student,
 )
+from caskd.eval.next_token.own_texts import own_acceptance, own_lines
 from caskd.eval.next_token.plot import next_token_figure
 from caskd.eval.next_token.routed import check_router_flags, rows_of, share_rows, unseen_rows
 from caskd.eval.next_token.table_rows import (
@@ -96,13 +97,16 @@ def next_token_report(config: EvalConfig) -> Report:
     check_imported(store.spec, f"--next-token {config.next_token}", accept)
     router = None if config.router is None else open_router(config.router, _flag(config))
     teacher = store_rows(store, config.limit)
-    results = [
-        _measure(*student, store, teacher, config, router) for student in _labeled(config.student)
-    ]
+    students = _labeled(config.student)
+    folders = [folder for _, _, folder in students]
+    own = own_acceptance(config.token_cascade, folders, store.spec.identity["teacher"])
+    results = [_measure(*student, store, teacher, config, router) for student in students]
     if router is not None:
         teacher = rows_of(teacher, unseen_rows(router, teacher, _flag(config)))
     found = differences(results)
     summary = _summary(store, teacher, results, found)
+    for index, figures in own.items():
+        summary["students"][index]["own_texts"] = figures
     if router is not None:
         names = ("label", "threshold", "recall_target", "student", "store", "digest")
         summary["router"] = {name: router.description[name] for name in names}
@@ -123,10 +127,10 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
         )
-    if config.small or config.large or config.token_cascade or config.outcomes:
+    if config.small or config.large or config.outcomes:
         raise UsageError(
-            "--next-token: was given with --small, --large, --token-cascade or --outcomes; "
-            "expected --student only; omit those, or omit --next-token"
+            "--next-token: was given with --small, --large or --outcomes; expected --student and "
+            "--token-cascade only; omit those, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")
@@ -232,6 +236,7 @@ def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> S
         bullets=[
             *_difference_lines(analysis),
             *(f"{result.label}: {_acceptance_text(result)}" for result in analysis.results),
+            *own_lines(summary),
         ],
         pictures=[pictures["next_token"]],
         tables=[table(_STUDENTS, student_rows(analysis), "Accuracy of the cascade")],
@@ -315,6 +320,7 @@ def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
             f"{curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
         yield f"{result.label}: {_acceptance_text(result)}"
+    yield from own_lines(summary)
     yield from _difference_lines(analysis)
     for warning in summary["warnings"]:
         yield f"Warning: {warning}"

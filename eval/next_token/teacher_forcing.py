@@ -26,7 +26,7 @@ from caskd.models import (
     masked_groups,
     padded_batches,
 )
-from caskd.models.decoding import LoadedModel, RouterScorer
+from caskd.models.decoding import LoadedModel, RouterScorer, call_score, without_call
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.format import TOPK
@@ -64,8 +64,13 @@ class ForcedRows:
     choice_ratio: FloatArray
     """The teacher's probability of the most likely token, over that of the teacher's own choice;
     0 outside of the stored top-k."""
+    call_score: FloatArray
+    """`call_score` of the CALL token, by which the rule `call` ranks; nan without the token."""
     routed: FloatArray
     """A router's probability that the teacher should choose; nan without a router."""
+
+
+_BEST = [field.name for field in fields(ForcedRows)].index("best_logprob")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +190,7 @@ def student_rows(
     values = np.empty((len(fields(ForcedRows)), forced.num_rows))
     known = np.empty(forced.num_rows, dtype=bool)
     for rows, batch in forced.batches():
-        values[:, rows] = row_values(forced.split, batch, forced.groups, loaded.call_id, router)
+        values[:, rows] = row_values(forced, batch, loaded, router)
         known[rows] = batch.column("num_kept") > 0
     return ForcedRows(*values[:, known])
 
@@ -244,23 +249,24 @@ def open_forced(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> 
 
 @torch.inference_mode()
 def row_values(
-    split: SplitModel,
+    forced: ForcedStudent,
     batch: StoreBatch,
-    groups: BatchGroups,
-    call_id: int | None = None,
+    loaded: LoadedModel,
     router: RouterScorer | None = None,
 ) -> FloatArray:
-    """Values [10, N] of the fields of `ForcedRows` for the rows of some examples."""
-    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(split.device)
-    ids, kept = (part.to(split.device) for part in teacher_kept(batch))
+    """Values [11, N] of the fields of `ForcedRows` for the rows of some examples."""
+    device = forced.split.device
+    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(device)
+    ids, kept = (part.to(device) for part in teacher_kept(batch))
     tiles = []
-    for part, hidden, whole in forced_tiles(split, batch, groups):
-        logits, call = _without_call(whole, call_id)
+    for part, hidden, whole in forced_tiles(forced.split, batch, forced.groups):
+        logits, call = _without_call(whole, loaded.call_id)
         values = _tile_values(logits, labels[part])
         bounds = draft_acceptance(logits, ids[part], kept[part])
         ratio = choice_ratio(logits.argmax(dim=-1), ids[part], kept[part])
+        score = call_score(loaded.call_rule, call, values[_BEST])
         routed = torch.full_like(call, torch.nan) if router is None else router(hidden, whole)
-        last = torch.stack((*bounds, call, ratio, routed)).to(values.dtype)
+        last = torch.stack((*bounds, call, ratio, score, routed)).to(values.dtype)
         tiles.append(torch.cat((values, last)).cpu())
     return np.asarray(torch.cat(tiles, dim=1).double().numpy())
 
@@ -284,9 +290,7 @@ def _without_call(logits: Tensor, call_id: int | None) -> tuple[Tensor, Tensor]:
     """Logits [n, V] with -inf for the CALL token, and its log-odds [n]; nan without the token."""
     if call_id is None:
         return logits, torch.full_like(logits[:, 0], torch.nan)
-    at_call = logits[:, call_id].clone()
-    others = logits.index_fill(1, torch.tensor([call_id], device=logits.device), -torch.inf)
-    return others, at_call - others.logsumexp(dim=-1)
+    return without_call(logits, call_id)
 
 
 def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:

@@ -149,6 +149,7 @@ def test_two_ranks_equal_one(root, whole, tmp_path):
         ({"objective": "random-xent", "keep_fraction_from": "x"}, r"--mask reachable.*random"),
         ({"objective": "alm"}, r"--mask reachable.*spans"),
         ({"objective": "xent", "delegate": "l2d"}, r"--mask reachable.*l2d"),
+        ({"objective": "xent", "delegate": "ova"}, r"--mask reachable.*ova"),
     ],
 )
 def test_options_without_a_meaning_are_refused(tmp_path, changes, named):
