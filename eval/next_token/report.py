@@ -1,6 +1,7 @@
 """`caskd eval --next-token`: the files of a report on next tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
     from caskd.models.decoding import TokenRouter
 
 FORMAT_VERSION = 1
+_READ = (
+    "next_token", "student", "out", "limit", "router", "teacher_parameters", "accept_imported",
+    "token_cascade",
+)  # fmt: skip
+"""Fields of the config that this report reads."""
 _STUDENTS: Heads = {
     "student": ("student", "text"), "task": ("task", "text"), "num_examples": ("rows", ",d"),
     "quality_small": ("student", ".4f"), "quality_large": ("teacher", ".4f"),
@@ -127,10 +133,15 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
         )
-    if config.small or config.large or config.outcomes:
+    others = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(EvalConfig)
+        if field.name not in _READ and getattr(config, field.name) != field.default
+    ]
+    if others:
         raise UsageError(
-            "--next-token: was given with --small, --large or --outcomes; expected --student and "
-            "--token-cascade only; omit those, or omit --next-token"
+            f"--next-token: was given with {', '.join(others)}, of the measures of answers; "
+            "expected --student without them; omit those, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")

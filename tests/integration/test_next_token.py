@@ -248,7 +248,11 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
         ),
         (
             ["--next-token", "STORE", "--student", "S", "--large", "x"],
-            "--next-token: was given with --small, --large",
+            "--next-token: was given with --large",
+        ),
+        (
+            ["--next-token", "STORE", "--student", "S", "--calibration", "0.3", "--rule", "sum"],
+            "--next-token: was given with --rule, --calibration",
         ),
         (
             ["--next-token", "STORE", "--student", "S", "--limit", "0"],
