@@ -241,6 +241,9 @@ def calibrated(
 
     The small model alone answers the prompts whose digests come first, so that the number depends
     on neither the order of the data nor batches, workers and kills.
+
+    Raises:
+        UsageError: the small model's scores are not finite.
     """
     if flags.budget is None:
         return cascade, flags
@@ -251,6 +254,12 @@ def calibrated(
         for one in chosen
         for score in cascade.own_scores(one.prompt, max_new_tokens, tasks[one.task].stop)
     ]
+    if strange := sum(not math.isfinite(score) for score in found):
+        raise UsageError(
+            f"--call-budget {flags.budget:g}: the score of the small model's CALL token is not "
+            f"finite at {strange:,} of {len(found):,} tokens; expected finite scores; pass another "
+            "--model"
+        )
     setting = budget_threshold(found, flags.budget)
     counts = {"prompts": len(chosen), "tokens": len(found)}
     return cascade.with_setting(setting), replace(flags, setting=setting, calibration=counts)

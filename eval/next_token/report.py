@@ -98,7 +98,7 @@ def next_token_report(config: EvalConfig) -> Report:
     check_folder(Path(config.out))
     assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
-    check_teacher(store)
+    check_teacher(store, f"--next-token {config.next_token}")
     accept = None if config.accept_imported else "--accept-imported"
     check_imported(store.spec, f"--next-token {config.next_token}", accept)
     router = None if config.router is None else open_router(config.router, _flag(config))

@@ -91,17 +91,16 @@ class StoreRows:
     """Names the question of each row in every store of the same tokenizer."""
 
 
-def check_teacher(store: TeacherStore, flag: str | None = None) -> None:
+def check_teacher(store: TeacherStore, flag: str) -> None:
     """Refuse a store from which the teacher's accuracy or its label log-probabilities are unknown.
 
     Args:
         store: to read.
-        flag: how the user named it, for errors; as --next-token by default.
+        flag: how the user named it, for errors.
 
     Raises:
         UsageError: names the store's kind or its capture field.
     """
-    flag = flag or f"--next-token {store.name}"
     if store.spec.kind != TOPK.name:
         raise UsageError(
             f"{flag}: a store of kind {store.spec.kind!r} does not hold the "
@@ -118,23 +117,24 @@ def check_teacher(store: TeacherStore, flag: str | None = None) -> None:
             )
 
 
-def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
+def store_rows(store: TeacherStore, limit: int | None, flag: str | None = None) -> StoreRows:
     """The teacher's values of every row with a finite teacher.
 
     Args:
         store: with a top-k.
         limit: number of examples to read, from the first; all by default.
+        flag: how the user named the store, for errors; as --next-token by default.
 
     Raises:
         UsageError: the store holds sampled tokens, from which the teacher's most likely token is
             not known, its capture lacks that token or some labels, or it holds no row.
     """
-    check_teacher(store)
+    flag = flag or f"--next-token {store.name}"
+    check_teacher(store, flag)
     chosen = _with_rows(store, limit)
     if not chosen.size:
         raise UsageError(
-            f"--next-token {store.name}: no example has a row; expected at least one; pass a "
-            "store with responses"
+            f"{flag}: no example has a row; expected at least one; pass a store with responses"
         )
     batch = store.read(chosen, fields=_FIELDS)
     known = batch.column("num_kept") > 0  # 0: the teacher was not finite

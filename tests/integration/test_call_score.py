@@ -1,15 +1,18 @@
 """By what a student with a CALL token asks for the large model: offline, and while decoding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from helpers.training import capture
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caskd.eval.inference.cascades import budget_threshold
+from caskd.eval.inference.cascades import RuleFlags, budget_threshold, calibrated
 from caskd.eval.next_token.teacher_forcing import student_rows
 from caskd.models.decoding import TokenCascade, load_for_decoding
 from caskd.store import TeacherStore
+from caskd.store.errors import UsageError
 from caskd.train.delegation import add_call_column, add_call_token
 
 RULES = ("l2d", "ova", None)
@@ -83,3 +86,25 @@ def test_share_and_order_while_decoding_are_those_offline(root, rule):
     assert answer.num_large_tokens == sum(alone.forced(text[:start], answer.token_ids).by_large)
     own = alone.own_scores(text[:start], 8)
     assert answer.num_large_tokens == sum(score >= threshold for score in own)
+
+
+def test_a_budget_is_measured_up_to_stop_texts_and_on_finite_scores_alone():
+    asked = []
+
+    def own_scores(prompt, max_new_tokens, stop):
+        asked.append((prompt, max_new_tokens, stop))
+        return [0.5, scores.pop()]
+
+    scores = [float("nan"), 1.5]
+    cascade = SimpleNamespace(own_scores=own_scores, with_setting=lambda setting: setting)
+    given = (
+        [SimpleNamespace(prompt=[4, 5], task="t")],
+        {"t": SimpleNamespace(stop=("\n",))},
+        7,
+    )
+    flags = RuleFlags("call", None, None, budget=0.5)
+    threshold, measured = calibrated(cascade, flags, *given)
+    assert threshold == measured.setting == 1.0
+    assert asked == [([4, 5], 7, ("\n",))]
+    with pytest.raises(UsageError, match=r"--call-budget 0\.5: .* not finite at 1 of 2 tokens"):
+        calibrated(cascade, flags, *given)
