@@ -1,7 +1,10 @@
 """`caskd train --mask learnable`: rows where a reference came closest to the teacher."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,6 +135,24 @@ def test_a_store_without_the_tail_and_no_finished_run_are_refused(root, whole, t
     with pytest.raises(UsageError, match=r"--reference .*not finished \(step 2 of 4\)"):
         plan_run(options(root, tmp_path / "run", reference=unfinished))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.nightly
+@pytest.mark.distributed
+def test_two_ranks_equal_one(root, whole, tmp_path):
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "caskd.cli", "train", "--store", str(root / "store"), "--out", str(tmp_path / "run"),
+        "--student", str(root / "student"), "--steps", "4", "--objective", "dist", "--mask",
+        "learnable", "--mask-share", str(SHARE), "--reference", str(root / "reference"),
+        "--global-batch-size", "8", "--micro-batch-size", "2", "--dtype", "float32", "--lr", "1e-3",
+        "--zero-stage", "3",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("mask.json", BITS):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
 @pytest.mark.parametrize(
