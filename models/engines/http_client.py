@@ -91,8 +91,8 @@ def _token() -> str | None:
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     if not all("!" <= character <= "~" for character in token):
         raise UsageError(
-            f"{TOKEN_VARIABLE}: holds a space, a line break or a letter that is not ASCII; expected "
-            "the token alone; set it again"
+            f"{TOKEN_VARIABLE}: holds a space, a line break or a letter that is not ASCII; "
+            "expected the token alone; set it again"
         )
     return token or None
 

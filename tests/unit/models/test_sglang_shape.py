@@ -24,7 +24,12 @@ ANSWER: dict[str, Any] = {
         "id": "0",
         "finish_reason": {"type": "length", "length": 1},
         "prompt_tokens": 5,
-        "input_token_logprobs": [[None, 6, None], [-2.5, 3, None], [-1.0, 0, None], [-3.0, 4, " d"]],
+        "input_token_logprobs": [
+            [None, 6, None],
+            [-2.5, 3, None],
+            [-1.0, 0, None],
+            [-3.0, 4, " d"],
+        ],
         "input_top_logprobs": [
             None,
             [[-0.5, 2, None], [-1.5, 1, None]],
@@ -33,7 +38,7 @@ ANSWER: dict[str, Any] = {
         ],
         "output_token_logprobs": [[-0.1, 1, None]],
     },
-}  # fmt: skip
+}
 
 
 class Server:
