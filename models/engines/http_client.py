@@ -275,6 +275,8 @@ class HttpServer:
         expected = "expected status 200; check --url and the server's version"
         if status in (401, 403):
             expected = f"expected a token that it accepts; set {TOKEN_VARIABLE}"
+        elif status == 404:
+            expected = "expected this path and model; run caskd doctor --url to see what it serves"
         elif 300 <= status < 400:
             expected = "expected no redirect, which a token must not follow; pass the final --url"
         raise RequestRefusedError(
