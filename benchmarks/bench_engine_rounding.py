@@ -2,7 +2,7 @@
 
     caskd precompute --backend vllm --dtype bfloat16 ... --store A
     caskd precompute --dtype bfloat16 ... --store B
-    python benchmarks/bench_engine_rounding.py --stores A B --stores A C --answers X.parquet Y.parquet
+    python benchmarks/bench_engine_rounding.py --stores A B --stores A C --answers X Y
 
 The stores of a pair hold one corpus with one k; the two files are predictions of one request.
 Appends to benchmarks/results/engine_rounding.csv: of rows, the shares with one argmax and with one
