@@ -100,8 +100,8 @@ def refuse_gguf(path: Path, subject: str) -> None:
         raise UsageError(
             f"{subject}: its weights are GGUF ({escape_control(file.name)}), which caskd does not "
             "open; expected a folder with weights in safetensors; serve the GGUF file (SGLang, or "
-            "vLLM with vllm-gguf-plugin) and pass --backend server with the folder of its tokenizer "
-            "and config, or pass the model before quantisation"
+            "vLLM with vllm-gguf-plugin) and pass --backend server with the folder of its "
+            "tokenizer and config, or pass the model before quantisation"
         )
 
 
