@@ -22,7 +22,7 @@ from caskd.models.decoding.sampled_tokens import (
     target_distribution,
     uniforms_at,
 )
-from caskd.models.decoding.stop_texts import StopTexts, check_stop_texts
+from caskd.models.decoding.stop_texts import StopTexts, answer_text, check_stop_texts
 from caskd.models.decoding.token_cascade import (
     TokenCascade,
     TokenCascadeAnswer,
@@ -59,6 +59,7 @@ __all__ = [
     "accept_or_redraw",
     "acceptance_bounds",
     "answer_end",
+    "answer_text",
     "check_caches",
     "check_pair",
     "check_stop_texts",
