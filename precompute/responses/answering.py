@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from caskd.models import (
+    check_servable,
     check_template,
     locate,
+    open_config,
     open_tokenizer,
     padded_batches,
 )
@@ -38,7 +40,7 @@ from caskd.store.corpus import (
     tokenizer_digest,
 )
 from caskd.store.errors import UsageError
-from caskd.store.io import parse_json
+from caskd.store.io import parse_json, tell
 
 _FLAG = "--teacher"
 _BATCH = 16
@@ -127,7 +129,9 @@ class _Served:
         self._rereading = rereading
         self._sampling = sampling_of(config)
         named = {"name": generator.model, "answers_as": generator.answers_as}
-        self.identity = {"teacher": {"engine": "server", **named, "api": config.api}}
+        asked_with = {"server": generator.kind, "neutral_settings": sorted(generator.form.neutral)}
+        teacher = {"engine": "server", **named, "api": config.api, **asked_with}
+        self.identity = {"teacher": teacher}
         self.batches = _in_order(len(asked))
 
     def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
@@ -198,7 +202,9 @@ def _open_served(
         given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
         asked, text = [{**conversation(r, columns), **given} for r in records], given
     else:
-        tokenizer = open_tokenizer(locate(config.teacher, _FLAG, weights=False).folder, _FLAG)
+        folder = locate(config.teacher, _FLAG, weights=False).folder
+        check_servable(open_config(folder, _FLAG), _named(config))
+        tokenizer = open_tokenizer(folder, _FLAG)
         asked, text = prompts_of(tokenizer, config, _named(config), records, columns)
         text["tokenizer_digest"] = tokenizer_digest(tokenizer)
         reread = Rereading.of(tokenizer, records, columns, chat_of(config))
@@ -209,6 +215,8 @@ def _open_served(
         concurrency=config.server_concurrency,
     )
     with closing(opened) as generator:
+        for line in generator.setting_lines():
+            tell(line)
         if config.api == "completions":
             check_lengths(asked, generator.limit, limit)
         served = _Served(generator, asked, config, limit, reread)
