@@ -13,6 +13,7 @@ from typing import Any
 from caskd.eval.answers import CASCADE_COUNTS, TOKEN_CASCADE, Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.requests import EvalExample
+from caskd.eval.tasks import Task
 from caskd.models.decoding import (
     TOKEN_RULES,
     LoadedModel,
@@ -231,6 +232,7 @@ def calibrated(
     cascade: TokenCascade,
     flags: RuleFlags,
     requests: Sequence[EvalExample],
+    tasks: Mapping[str, Task],
     max_new_tokens: int,
 ) -> tuple[TokenCascade, RuleFlags]:
     """Measure the number of a rule for its budget; the same two where it is given.
@@ -240,9 +242,13 @@ def calibrated(
     """
     if flags.budget is None:
         return cascade, flags
-    prompts = {digest(json.dumps(one.prompt).encode()): one.prompt for one in requests}
+    prompts = {digest(json.dumps(one.prompt).encode()): one for one in requests}
     chosen = [prompts[name] for name in sorted(prompts)[:_CALIBRATION_PROMPTS]]
-    found = [s for one in chosen for s in cascade.own_scores(one, max_new_tokens)]
+    found = [
+        score
+        for one in chosen
+        for score in cascade.own_scores(one.prompt, max_new_tokens, tasks[one.task].stop)
+    ]
     setting = budget_threshold(found, flags.budget)
     counts = {"prompts": len(chosen), "tokens": len(found)}
     return cascade.with_setting(setting), replace(flags, setting=setting, calibration=counts)
@@ -297,6 +303,11 @@ def cascade_lines(
         f"{totals['num_large_forwards']:,} large; positions computed: "
         f"{totals['num_small_computed']:,} small, {totals['num_large_computed']:,} large"
     ]
+    if flags.budget is not None:
+        lines.append(
+            f"call budget: {flags.budget:.1%} of the small model's own tokens reach the threshold "
+            f"{flags.setting:g}; in these answers {totals['num_large_tokens'] / tokens:.1%}"
+        )
     if flags.router is not None:
         share = flags.fields["router"]["offline_share"]
         offline = "unknown for this threshold" if share is None else f"{share:.1%}"

@@ -164,15 +164,20 @@ class TokenCascade:
         )
 
     @torch.inference_mode()
-    def own_scores(self, prompt: Sequence[int], max_new_tokens: int) -> list[float]:
+    def own_scores(
+        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> list[float]:
         """The score that the rule reads, at each token of the small model's own answer."""
+        stops = StopTexts(self.small.tokenizer, stop)
         new: list[int] = []
         found: list[float] = []
         self._small.restart()
-        while len(new) < max_new_tokens and not (new and new[-1] in self.small.stop_ids):
+        done = False
+        while not done and len(new) < max_new_tokens:
             new.append(int(self._small.logits([*prompt, *new], 1).argmax()))
             assert self._small.scores is not None
             found += self._small.scores.tolist()
+            done = new[-1] in self.small.stop_ids or stops.complete(new)
         return found
 
     def with_setting(self, setting: float) -> "TokenCascade":
