@@ -16,6 +16,8 @@ FILTERED = "content_filter"
 FINISH_REASONS = ("stop", "length", FILTERED)
 _STOPPED = {"tool_calls": "stop", "function_call": "stop", "eos_token": "stop"}
 """Other names of an answer that ended by itself."""
+_REASONING = ("reasoning_content", "reasoning")
+"""Fields of a chat message for what a reasoning parser takes out of the answer."""
 MOST_STOPS = 4
 """Stop texts that a request may have; more are applied here alone."""
 
@@ -59,6 +61,7 @@ class ServedAnswer:
         token_logprobs: of the tokens up to the one that ended the answer; None without log-probs.
         token_margins: log-probability of each token minus that of the next likeliest.
         seconds: from the question to the answer, retries included.
+        withheld: the server gave reasoning apart, which is not in `text`.
     """
 
     text: str
@@ -68,6 +71,7 @@ class ServedAnswer:
     token_logprobs: list[float] | None = None
     token_margins: list[float] | None = None
     seconds: float = 0.0
+    withheld: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ def read_answer(
         counts[1],
         None if logprobs is None else logprobs[:end],
         None if margins is None else margins[:end],
+        withheld=any(bool(message.get(name)) for name in _REASONING),
     )
 
 

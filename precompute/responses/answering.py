@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from caskd.models.engines import (
     ServedGenerator,
 )
 from caskd.precompute.command import PrecomputeCommand
-from caskd.precompute.responses.questions import answered, conversation
+from caskd.precompute.responses.questions import TEXT_DIFFERS, answered, conversation
 from caskd.precompute.responses.rereading import Rereading
 from caskd.precompute.responses.writing import Answering, AnswersConfig, Response, sampling_of
 from caskd.store.corpus import (
@@ -147,7 +148,7 @@ class _Served:
         ended = answer.finish_reason
         found = Response(answer.text, finished=ended == "stop", refused=ended == FILTERED)
         if self._rereading is None:  # the server alone has the tokenizer
-            return found
+            return replace(found, counts={TEXT_DIFFERS: int(answer.withheld)})
         return self._rereading.served(index, found, answer.output_tokens)
 
     def _question(self, index: int) -> Question:

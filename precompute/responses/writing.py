@@ -174,9 +174,9 @@ def _difference_lines(out: Path, counts: Mapping[str, int]) -> Iterator[str]:
     """What a capture of the answers will read that is not what was generated."""
     if differs := counts.get(TEXT_DIFFERS, 0):
         yield (
-            f"{out}: {differs:,} answers have another text than was generated, because a text "
-            "holds no special tokens, and the chat template may change white space; rows of a "
-            f"capture are of that text; those records have {TEXT_DIFFERS}: true"
+            f"{out}: {differs:,} answers have another text than was generated: a text holds no "
+            "special tokens, the chat template may change white space, and a server may give "
+            f"reasoning apart; a capture is of that text; those records have {TEXT_DIFFERS}: true"
         )
     if other := counts.get(RETOKENIZED, 0):
         yield (

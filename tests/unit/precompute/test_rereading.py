@@ -6,6 +6,8 @@ import pytest
 from helpers.chat_tokenizers import TEMPLATES, TOKENIZERS
 
 from caskd.models.decoding import StopTexts, answer_text
+from caskd.models.engines.answer_shapes import read_answer
+from caskd.precompute.responses.answering import _Served
 from caskd.precompute.responses.questions import answered
 from caskd.precompute.responses.rereading import Rereading
 from caskd.precompute.responses.writing import (
@@ -108,6 +110,20 @@ def test_a_servers_answer_is_held_to_its_number_of_tokens() -> None:
     found = rereading.served(0, answer, len(own))
     assert (found.text, found.counts) == ("It is so.", {LENGTH_DIFFERS: 0})
     assert rereading.served(0, answer, len(own) + 2).counts == {LENGTH_DIFFERS: 1}
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_reasoning_that_a_server_gives_apart_is_counted(field: str) -> None:
+    served = object.__new__(_Served)
+    served._rereading = None
+    for apart, differs in (("It says so.", 1), ("", 0), (None, 0)):
+        message = {"content": "It is.", field: apart}
+        found = {
+            "choices": [{"finish_reason": "stop", "message": message}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 9},
+        }
+        answer = read_answer(found, "chat", (), log_probs=False)
+        assert served._response(0, answer).counts == {TEXT_DIFFERS: differs}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
