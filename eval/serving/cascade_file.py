@@ -53,10 +53,8 @@ def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
         "router": router.to_json() if router else None,
         "small": _identity(pair.small.metadata["model"]),
         "large": _identity(pair.large.metadata["model"]),
-        "decoding": {
-            "small": _decoding_fields(pair.small.metadata),
-            "large": _decoding_fields(pair.large.metadata),
-        },
+        "decoding": _decoding_fields(pair.small.metadata),
+        "large_decoding": _decoding_fields(pair.large.metadata),
         "text": {
             "small": pair.small.metadata.get("text", {}),
             "large": pair.large.metadata.get("text", {}),
@@ -123,20 +121,16 @@ def _parse(fields: Mapping[str, Any]) -> CascadeFile:
     if (rule in ROUTERS) != (router is not None):
         raise ValueError
     is_old = fields["version"] == 1
-    decoding = fields["decoding"]
-    if is_old:
-        decoding = {"small": decoding, "large": {**decoding, "stop_ids": None}}
+    small = _decoding(fields["decoding"])
+    large = {**small, "stop_ids": None} if is_old else _decoding(fields["large_decoding"])
     return CascadeFile(
         rule=rule,
         threshold=_threshold(fields["threshold"]),
         router=None if router is None else Router.from_json(router),
         small=dict(fields["small"]),
         large=dict(fields["large"]),
-        decoding={
-            "small": _decoding(decoding["small"]),
-            # No rule reads the large model's state.
-            "large": {**_decoding(decoding["large"]), "hidden_layer": None},
-        },
+        # No rule reads the large model's state.
+        decoding={"small": small, "large": {**large, "hidden_layer": None}},
         text={name: dict(part) for name, part in fields.get("text", {}).items()},
         expected=dict(fields["expected"]),
         is_old=is_old,

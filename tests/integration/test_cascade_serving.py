@@ -155,8 +155,8 @@ def test_each_model_answers_with_its_own_limit_and_the_stop_texts_of_the_task(
     assert main(["eval", *words, "--out", str(tmp_path / "r"), *point]) == 0
     file = tmp_path / "r" / "cascade.json"
     fields = json.loads(file.read_text())
-    assert fields["decoding"]["small"]["max_new_tokens"] == 4
-    assert fields["decoding"]["large"]["stop_by_task"] == {"stopped": [letter], "free": []}
+    assert fields["decoding"]["max_new_tokens"] == 4
+    assert fields["large_decoding"]["stop_by_task"] == {"stopped": [letter], "free": []}
     assert set(tasks) == {"stopped", "free"}
     lists = small.columns.column("token_logprobs").to_pylist()
     assert any(len(one) < 4 for one in lists)  # a stop text ended some
@@ -174,12 +174,11 @@ def test_each_model_answers_with_its_own_limit_and_the_stop_texts_of_the_task(
     with pytest.raises(UsageError, match="1 for 2 prompts"):
         cascade.answer(["a", "b"], ["free"])
     capsys.readouterr()
-    old = {**fields, "version": 1, "decoding": fields["decoding"]["small"]}
-    file.write_text(json.dumps(old))
+    file.write_text(json.dumps({**fields, "version": 1}))
     Cascade.load(str(file), **models(measured))
     assert "version 1" in capsys.readouterr().out
-    odd = {**fields["decoding"]["small"], "stop_ids": [7]}
-    file.write_text(json.dumps({**fields, "decoding": {**fields["decoding"], "small": odd}}))
+    odd = {**fields["decoding"], "stop_ids": [7]}
+    file.write_text(json.dumps({**fields, "decoding": odd}))
     with pytest.raises(IdentityError, match=r"stop_ids is \[2\]; expected \[7\]"):
         Cascade.load(str(file), **models(measured))
 
