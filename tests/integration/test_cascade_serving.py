@@ -146,6 +146,7 @@ def predicted_texts(folder):
     return read_predictions(str(folder / "small.parquet")).strings("text")
 
 
+@pytest.mark.slow
 def test_each_model_answers_with_its_own_limit_and_the_stop_texts_of_the_task(
     measured, by_task, tmp_path, capsys
 ):
