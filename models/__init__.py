@@ -62,7 +62,13 @@ from caskd.models.opening import (
 from caskd.models.parameters import ParameterCount, count_parameters
 from caskd.models.small_copies import check_class
 from caskd.models.split_model import SplitModel, check_matrix, check_split
-from caskd.models.vocabulary import CALL_TOKEN, call_id, check_vocabulary, stop_ids
+from caskd.models.vocabulary import (
+    CALL_TOKEN,
+    call_id,
+    check_servable,
+    check_vocabulary,
+    stop_ids,
+)
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -87,6 +93,7 @@ __all__ = [
     "check_quantization",
     "check_safetensors",
     "check_same_options",
+    "check_servable",
     "check_split",
     "check_template",
     "check_vocabulary",

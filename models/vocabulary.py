@@ -32,6 +32,19 @@ def call_id(config: Any, tokenizer: Any, flag: str) -> int | None:
     return int(found)
 
 
+def check_servable(config: Any, subject: str) -> None:
+    """Refuse a model whose answers a server would write with its CALL token.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if getattr(config, "call_token_id", None) is not None:
+        raise UsageError(
+            f"{subject}: has a CALL token (call_token_id in config.json), which a server may write "
+            "into answers; expected a model without one; pass --backend transformers or vllm"
+        )
+
+
 def check_vocabulary(tokenizer: Any, spec: StoreSpec, flag: str, call: int | None = None) -> None:
     """Refuse a tokenizer whose vocabulary differs from the store's.
 

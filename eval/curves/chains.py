@@ -2,7 +2,8 @@
 
 Every model except the last defers examples whose score reaches its threshold.
 
-Every model that answers costs. With one threshold per model there is no single curve but a cloud of
+Every model that answers costs; one whose rule defers before it answers costs what was spent until
+then. With one threshold per model there is no single curve but a cloud of
 settings. The frontier is its upper left edge: the settings that no other beats in both quality and
 cost.
 
@@ -35,10 +36,18 @@ class Link:
     """[E] of its answers."""
     cost: FloatArray
     """[E] of its answers."""
+    saved: FloatArray | None = None
+    """[E] part of `cost` that examples which it defers do not incur, because its rule decides
+    before; none by default."""
 
     def __post_init__(self) -> None:
         """Give infinite scores a finite threshold: one of infinity defers nothing."""
         object.__setattr__(self, "score", finite_scores(self.score))
+
+    @property
+    def avoided(self) -> FloatArray:
+        """`saved` [E], 0 for none."""
+        return np.zeros(self.cost.size) if self.saved is None else self.saved
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +118,9 @@ def apply_thresholds(
     for number, (link, threshold) in enumerate(
         zip(links, np.asarray(thresholds, dtype=np.float64), strict=True)
     ):
-        cost += np.where(here, link.cost, 0.0)
+        cost += np.where(here, link.cost - link.avoided, 0.0)
         keeps = here & ~(link.score >= threshold)
+        cost += np.where(keeps, link.avoided, 0.0)
         quality = np.where(keeps, link.quality, quality)
         answerer[keeps] = number
         here &= ~keeps
@@ -146,7 +156,7 @@ def _settings(
         axes = number + 1  # the thresholds that matter so far
         passed = [
             _sums(cells[:axes], shape[:axes], values, len(links))
-            for values in (link.quality, np.ones(last_quality.size))
+            for values in (link.quality, np.ones(last_quality.size), link.avoided)
         ]
         before = [
             _sums(cells[:number], shape[:number], values, len(links))
@@ -154,7 +164,7 @@ def _settings(
         ]
         quality = quality + before[0] - passed[0]
         answered.append(np.broadcast_to(before[1] - passed[1], shape))
-        cost = cost + before[2]
+        cost = cost + before[2] - passed[2]
         reached = passed[1]
     answered.append(np.broadcast_to(reached, shape))
     quality = quality + _sums(cells, shape, last_quality, len(links))

@@ -318,6 +318,11 @@ def cascade_lines(
         weights = written.numbers("output_tokens")
         mean = np.average(written.numbers("expected_acceptance"), weights=weights)
         lines.append(f"a token drawn by the small model is accepted by the large one: {mean:.4f}")
+    if flags.budget is not None:
+        lines.append(
+            f"call budget: {flags.budget:.1%} of the small model's own tokens reach the threshold "
+            f"{flags.setting:g}; in these answers {totals['num_large_tokens'] / tokens:.1%}"
+        )
     if flags.router is not None:
         share = flags.fields["router"]["offline_share"]
         offline = "unknown for this threshold" if share is None else f"{share:.1%}"

@@ -16,6 +16,7 @@ from caskd.eval.inference.requests import (
 from caskd.eval.tasks import Task
 from caskd.models import (
     build_model,
+    check_servable,
     config_digest,
     count_parameters,
     locate,
@@ -53,7 +54,9 @@ def served(config: PredictConfig, records: Sequence[Record]) -> Iterator[Ready]:
         def rows(batches: Iterable[Sequence[EvalExample]]) -> Iterator[list[Row]]:
             return _rows(generator, config, tasks, batches)
 
-        yield Ready(requests, tasks, metadata, rows, _lines)
+        yield Ready(
+            requests, tasks, metadata, rows, lambda w: [*_lines(w), *generator.setting_lines()]
+        )
 
 
 def _requests(
@@ -64,9 +67,9 @@ def _requests(
     tokenizer = None
     if config.model:
         found = locate(config.model, _FLAG, weights=False)
-        count = count_parameters(
-            build_model(open_config(found.folder, _FLAG), _FLAG, device="meta")
-        )
+        configured = open_config(found.folder, _FLAG)
+        check_servable(configured, f"{_FLAG} {config.model}")
+        count = count_parameters(build_model(configured, _FLAG, device="meta"))
         described = {
             "config_digest": config_digest(found.folder),
             "num_parameters": count.total,
@@ -125,7 +128,13 @@ def _metadata(
             "answers_as": generator.answers_as,
             **described,
         },
-        decoding={"device": SERVED, "api": config.api, "log_probs": generator.form.log_probs},
+        decoding={
+            "device": SERVED,
+            "api": config.api,
+            "log_probs": generator.form.log_probs,
+            "server": generator.kind,
+            "neutral_settings": sorted(generator.form.neutral),
+        },
         versions={},
     )
 
@@ -138,6 +147,14 @@ def _lines(written: Predictions) -> list[str]:
         f"{read:,} prompt tokens and {wrote:,} output tokens as the server counts them; "
         f"{refused:,} answers refused (content_filter), {cut:,} cut at --max-new-tokens"
     ]
+    limit = written.metadata["decoding"]["max_new_tokens"]
+    ended = zip(written.strings("finish_reason"), written.numbers("output_tokens"), strict=True)
+    early = sum(reason == "length" and count < limit for reason, count in ended)
+    if early:
+        lines.append(
+            f"{early:,} of the cut answers have fewer than {limit:,} tokens: the server has a "
+            "limit of its own, its context or max_new_tokens of the model's generation_config.json"
+        )
     if not written.metadata["decoding"]["log_probs"]:
         lines.append(
             "the server gives no log-probabilities of its answers: they have a quality alone, and "

@@ -14,19 +14,18 @@ import numpy.typing as npt
 from caskd.eval.answers import Ragged
 from caskd.eval.rules import deferral_scores, fixed_rule
 from caskd.eval.serving.cascade_file import CascadeFile, read_cascade
-from caskd.store.corpus import CHAT_FLAGS, TEXT_RULE, ChatOptions, Columns, given_chat_options
+from caskd.eval.serving.measured_model import MeasuredModel, Prompt, record_of, stop_texts
+from caskd.store.corpus import CHAT_FLAGS, TEXT_RULE, given_chat_options
 from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io import tell
 
 if TYPE_CHECKING:
     from caskd.models.decoding import Answer, LoadedModel
 
 FloatArray = npt.NDArray[np.float64]
-Prompt = str | Sequence[Mapping[str, str]]
-"""A text, or the turns of a chat before the answer."""
 AnswerPrompts = Callable[[list[Prompt]], Sequence[str]]
 """A function from prompts to texts, such as the client of a served model."""
 
-MAX_NEW_TOKENS = 128
 _FLAGS = {
     "template": "chat_template",
     "arguments": "template_arguments",
@@ -56,10 +55,8 @@ class Cascade:
     def __init__(
         self,
         settings: CascadeFile,
-        small: "LoadedModel",
-        large: AnswerPrompts,
-        batch_size: int,
-        chat: ChatOptions | None = None,
+        small: MeasuredModel,
+        large: MeasuredModel | AnswerPrompts,
     ) -> None:
         """Join the parts that `load` opened."""
         self.rule = settings.rule
@@ -68,9 +65,6 @@ class Cascade:
         self._router = settings.router
         self._small = small
         self._large = large
-        self._batch_size = batch_size
-        self._chat = chat
-        self._decoding = settings.decoding
 
     @classmethod
     def load(
@@ -109,45 +103,57 @@ class Cascade:
         measured = {name: _measured_chat(settings, name, file) for name in ("small", "large")}
         flags = given_chat_options(chat_template, template_arguments, train_template_tokens)
 
-        def open_model(role: str, source: str) -> "tuple[LoadedModel, ChatOptions]":
+        def open_model(role: str, source: str) -> MeasuredModel:
             from caskd.models import check_same_options, conversation_options
             from caskd.models.decoding import load_for_decoding
 
             loaded = load_for_decoding(source, "model", dtype=dtype, device=device)
-            _check_identity(source, loaded.identity, getattr(settings, role))
+            decoding = settings.decoding[role]
+            _check_identity(source, loaded, getattr(settings, role), decoding)
             names = {field: f"{file}: text.{role}.{field}" for field in CHAT_FLAGS}
             chat = conversation_options(source, loaded.tokenizer, "model", measured[role], names)
             where = f"the {role} model of {file} was measured with"
             check_same_options(flags, _FLAGS, chat, loaded.tokenizer, where)
-            return loaded, chat
+            return MeasuredModel(loaded, chat, decoding, batch_size)
 
-        ours, chat = open_model("small", small or settings.small["name"])
-        if not callable(large):
-            opened, its_chat = open_model("large", large or settings.large["name"])
-            decoding = {**settings.decoding, "hidden_layer": None}
+        ours = open_model("small", small or settings.small["name"])
+        if callable(large):
+            return cls(settings, ours, large)
+        if settings.is_old:
+            tell(
+                f"{file}: is of version 1, which names the decoding of the small model alone; the "
+                "large model answers with the same settings; write the file again with caskd eval "
+                "if it was measured with others"
+            )
+        return cls(settings, ours, open_model("large", large or settings.large["name"]))
 
-            def large(prompts: list[Prompt]) -> list[str]:
-                answers = _decode(opened, prompts, decoding, batch_size, its_chat)
-                return [answer.text for answer in answers]
-
-        return cls(settings, ours, large, batch_size, chat)
-
-    def answer(self, prompts: Sequence[Prompt]) -> list[CascadeAnswer]:
+    def answer(
+        self, prompts: Sequence[Prompt], tasks: Sequence[str] | None = None
+    ) -> list[CascadeAnswer]:
         """Answer every prompt, in order.
 
+        Args:
+            prompts: [E] the prompts.
+            tasks: [E] the task of each, by its name in the predictions; needed where the measured
+                tasks have different stop texts.
+
         Raises:
-            UsageError: a prompt is empty, or the large model returns another number of answers.
+            UsageError: a prompt is empty, its stop texts are not known, or the large model returns
+                another number of answers.
         """
         prompts = list(prompts)
         if not prompts:
             return []
+        for model in (self._small, self._large):
+            if isinstance(model, MeasuredModel):  # before any work
+                stop_texts(model.decoding, len(prompts), tasks)
         if self._router is not None and self._router.kind.column == "prompt":
             scores = self._router.score(_Answered(prompts, []))  # before any answer
             kept = [index for index, score in enumerate(scores) if score < self.threshold]
-            answers = self._decode([prompts[index] for index in kept])
+            answers = self._decode(*_chosen(kept, prompts, tasks))
             ours = {index: answer.text for index, answer in zip(kept, answers, strict=True)}
         else:
-            answers = self._decode(prompts)
+            answers = self._decode(prompts, tasks)
             scores = self._scores(prompts, answers)
             ours = {
                 index: answer.text
@@ -155,7 +161,7 @@ class Cascade:
                 if scores[index] < self.threshold
             }
         deferred = [index for index in range(len(prompts)) if index not in ours]
-        texts = self._ask_large([prompts[index] for index in deferred])
+        texts = self._ask_large(*_chosen(deferred, prompts, tasks))
         theirs = dict(zip(deferred, texts, strict=True))
         return [
             CascadeAnswer(ours[index], "small", float(score))
@@ -164,8 +170,8 @@ class Cascade:
             for index, score in enumerate(scores)
         ]
 
-    def _decode(self, prompts: Sequence[Prompt]) -> "list[Answer]":
-        return _decode(self._small, prompts, self._decoding, self._batch_size, self._chat)
+    def _decode(self, prompts: Sequence[Prompt], tasks: Sequence[str] | None) -> "list[Answer]":
+        return self._small.answers(prompts, tasks)
 
     def _scores(self, prompts: list[Prompt], answers: "list[Answer]") -> FloatArray:
         stored = _Answered(prompts, answers)
@@ -175,8 +181,12 @@ class Cascade:
         assert rule is not None, "checked when the file was read"
         return deferral_scores(stored.lists(rule.column), rule)
 
-    def _ask_large(self, prompts: list[Prompt]) -> list[str]:
-        texts = list(self._large(prompts)) if prompts else []
+    def _ask_large(self, prompts: list[Prompt], tasks: Sequence[str] | None) -> list[str]:
+        if not prompts:
+            return []
+        if isinstance(self._large, MeasuredModel):
+            return [answer.text for answer in self._large.answers(prompts, tasks)]
+        texts = list(self._large(prompts))
         if len(texts) != len(prompts):
             raise UsageError(
                 f"large model: returned {len(texts)} answers to {len(prompts)} prompts; expected "
@@ -207,15 +217,15 @@ class _Answered:
         from caskd.eval.inference import question_text
 
         assert name == "prompt", "the only text that a rule reads"
-        return [question_text(*_record(prompt)) for prompt in self._prompts]
+        return [question_text(*record_of(prompt)) for prompt in self._prompts]
 
 
-def _record(prompt: Prompt) -> tuple[dict[str, Any], Columns]:
-    """A prompt as a record of `caskd predict`, with a placeholder answer."""
-    if isinstance(prompt, str):
-        return {"prompt": prompt, "response": ""}, Columns(kind="prompt")
-    reply = {"role": "assistant", "content": "-"}
-    return {"messages": [*map(dict, prompt), reply]}, Columns(kind="messages")
+def _chosen(
+    indices: Sequence[int], prompts: Sequence[Prompt], tasks: Sequence[str] | None
+) -> tuple[list[Prompt], list[str] | None]:
+    """Prompts and their tasks at these indices."""
+    chosen = None if tasks is None else [tasks[index] for index in indices]
+    return [prompts[index] for index in indices], chosen
 
 
 def _measured_chat(settings: CascadeFile, name: str, file: str) -> dict[str, Any]:
@@ -239,43 +249,13 @@ def _measured_chat(settings: CascadeFile, name: str, file: str) -> dict[str, Any
     return {field: value for field, value in found.items() if value is not None}
 
 
-def _decode(
-    loaded: "LoadedModel",
-    prompts: Sequence[Prompt],
-    decoding: Mapping[str, Any],
-    batch_size: int,
-    chat: ChatOptions | None = None,
-) -> "list[Answer]":
-    """Answers decoded as `caskd predict` does, with its stop texts and hidden states."""
-    from caskd.eval.inference import batches
-    from caskd.models import check_template
-    from caskd.models.decoding import check_stop_texts, decode_batch
-    from caskd.store.corpus import prompt_ids
-
-    check_stop_texts(loaded.tokenizer, decoding.get("stop", ()))
-    own_template = chat is None or chat.template is None
-    if own_template and not all(isinstance(prompt, str) for prompt in prompts):
-        check_template(loaded.tokenizer, f"model {loaded.identity['name']}")
-    ids = [prompt_ids(loaded.tokenizer, *_record(prompt), chat) for prompt in prompts]
-    empty = next((index for index, tokens in enumerate(ids) if not tokens), None)
-    if empty is not None:
-        raise UsageError(f"prompt {empty}: is empty; expected a question; remove it")
-    answers: dict[int, Answer] = {}
-    for batch in batches([len(tokens) for tokens in ids], batch_size):
-        found = decode_batch(
-            loaded,
-            [ids[index] for index in batch],
-            int(decoding.get("max_new_tokens", MAX_NEW_TOKENS)),
-            stop=[decoding.get("stop", ())] * len(batch),
-            hidden_layer=decoding.get("hidden_layer"),
-        )
-        answers.update(zip(batch, found, strict=True))
-    return [answers[index] for index in range(len(ids))]
-
-
-def _check_identity(name: str, got: Mapping[str, Any], measured: Mapping[str, Any]) -> None:
-    for field in ("weights_digest", "revision", "tokenizer_digest"):
-        ours, theirs = got.get(field), measured.get(field)
+def _check_identity(
+    name: str, loaded: "LoadedModel", measured: Mapping[str, Any], decoding: Mapping[str, Any]
+) -> None:
+    own = {**loaded.identity, "stop_ids": list(loaded.stop_ids)}
+    theirs_all = {**measured, "stop_ids": decoding.get("stop_ids")}
+    for field in ("weights_digest", "revision", "tokenizer_digest", "stop_ids"):
+        ours, theirs = own.get(field), theirs_all.get(field)
         if ours is not None and theirs is not None and ours != theirs:
             raise IdentityError(
                 f"{name}: {field} is {ours}; expected {theirs}, with which the cascade was "

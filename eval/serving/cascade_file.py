@@ -14,7 +14,8 @@ from caskd.store.errors import UsageError, reason
 from caskd.store.io import read_json_object, value_text
 
 FORMAT = "caskd-cascade"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Files of version 1 have the decoding of the small model alone, for both."""
 _IDENTITY = ("name", "revision", "weights_digest", "tokenizer_digest", "num_parameters")
 
 
@@ -28,11 +29,14 @@ class CascadeFile:
     small: Mapping[str, Any]
     """Identity of the small model."""
     large: Mapping[str, Any]
-    decoding: Mapping[str, Any]
+    decoding: Mapping[str, Mapping[str, Any]]
+    """Of `small` and `large`."""
     text: Mapping[str, Mapping[str, Any]]
     """Text rule and chat template of `small` and `large`."""
     expected: Mapping[str, Any]
     """Measured mean and interval of quality, deferral_rate and cost."""
+    is_old: bool
+    """It has the decoding of the small model alone."""
 
 
 def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
         "router": router.to_json() if router else None,
         "small": _identity(pair.small.metadata["model"]),
         "large": _identity(pair.large.metadata["model"]),
-        "decoding": pair.small.metadata.get("decoding", {}),
+        "decoding": _decoding_fields(pair.small.metadata),
+        "large_decoding": _decoding_fields(pair.large.metadata),
         "text": {
             "small": pair.small.metadata.get("text", {}),
             "large": pair.large.metadata.get("text", {}),
@@ -63,6 +68,13 @@ def cascade_fields(point: OperatingPoint) -> dict[str, Any]:
             "seconds": point.seconds,
         },
     }
+
+
+def _decoding_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """How a model's answers were decoded, with the stop texts of each task."""
+    tasks = metadata.get("tasks", {})
+    stops = {name: list(task.get("stop", [])) for name, task in tasks.items()}
+    return {**metadata.get("decoding", {}), **({"stop_by_task": stops} if stops else {})}
 
 
 def read_cascade(file: str) -> CascadeFile:
@@ -81,10 +93,10 @@ def read_cascade(file: str) -> CascadeFile:
         fields = read_json_object(path)
         if fields["format"] != FORMAT:
             raise ValueError
-        if fields["version"] != FORMAT_VERSION:
+        if fields["version"] not in (1, FORMAT_VERSION):
             raise UsageError(
-                f"{file}: format version is {fields['version']}; expected {FORMAT_VERSION}; "
-                "install a newer caskd"
+                f"{file}: format version is {value_text(fields['version'])}; expected 1 or "
+                f"{FORMAT_VERSION}; install a newer caskd"
             )
         return _parse(fields)
     except (ValueError, KeyError, TypeError) as error:
@@ -108,15 +120,20 @@ def _parse(fields: Mapping[str, Any]) -> CascadeFile:
         raise ValueError
     if (rule in ROUTERS) != (router is not None):
         raise ValueError
+    is_old = fields["version"] == 1
+    small = _decoding(fields["decoding"])
+    large = {**small, "stop_ids": None} if is_old else _decoding(fields["large_decoding"])
     return CascadeFile(
         rule=rule,
         threshold=_threshold(fields["threshold"]),
         router=None if router is None else Router.from_json(router),
         small=dict(fields["small"]),
         large=dict(fields["large"]),
-        decoding=_decoding(fields["decoding"]),
+        # No rule reads the large model's state.
+        decoding={"small": small, "large": {**large, "hidden_layer": None}},
         text={name: dict(part) for name, part in fields.get("text", {}).items()},
         expected=dict(fields["expected"]),
+        is_old=is_old,
     )
 
 
@@ -140,10 +157,11 @@ def _decoding(fields: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"cascade.json: max_new_tokens is {length!r}, expected 1 or more; rerun caskd eval"
         )
-    if not isinstance(stop, list) or not all(isinstance(text, str) and text for text in stop):
-        raise UsageError(
-            f"cascade.json: stop is {stop!r}, expected non-empty texts; rerun caskd predict"
-        )
+    for texts in (stop, *dict(fields.get("stop_by_task", {})).values()):
+        if not isinstance(texts, list) or not all(isinstance(one, str) and one for one in texts):
+            raise UsageError(
+                f"cascade.json: stop is {texts!r}, expected non-empty texts; rerun caskd predict"
+            )
     return dict(fields)
 
 

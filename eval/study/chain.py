@@ -144,13 +144,13 @@ def measure_chain(
     Raises:
         UsageError: fewer than three models, or a model has no price.
     """
-    links = _links(tests, [model.score for model in scores], prices)
+    links = _links(tests, [model.score for model in scores], scores[0], prices)
     last_cost = _cost(tests[0].large, prices)
     chosen = links, tests[0].large_quality, last_cost
     if calibrations is not None:
         applied = [model.apply(pair) for model, pair in zip(scores, calibrations, strict=True)]
         chosen = (
-            _links(calibrations, applied, prices),
+            _links(calibrations, applied, scores[0], prices),
             calibrations[0].large_quality,
             _cost(calibrations[0].large, prices),
         )
@@ -222,15 +222,30 @@ def _routing(
 
 
 def _links(
-    pairs: Sequence[Pair], scores: Sequence[FloatArray], prices: Mapping[str, Price] | None
+    pairs: Sequence[Pair],
+    scores: Sequence[FloatArray],
+    rule: RuleScores,
+    prices: Mapping[str, Price] | None,
 ) -> list[Link]:
     return [
-        Link(score, pair.small_quality, _cost(pair.small, prices))
+        Link(score, pair.small_quality, _cost(pair.small, prices), _saved(pair.small, rule, prices))
         for pair, score in zip(pairs, scores, strict=True)
     ]
 
 
+def _saved(
+    small: Predictions, rule: RuleScores, prices: Mapping[str, Price] | None
+) -> FloatArray | None:
+    """Cost [E] of a model that examples do not incur which the rule defers before its answer."""
+    if not rule.before_generation:
+        return None
+    if prices is None or small.is_outcomes or rule.reads_prompt_alone:
+        return _cost(small, prices)
+    return money(small, price_of(prices, small.model_name))[1]
+
+
 def _cost(predictions: Predictions, prices: Mapping[str, Price] | None) -> FloatArray:
+    """Cost [E] of reading the prompts and of writing the answers."""
     if prices is None or predictions.is_outcomes:
         if not predictions.has_cost:
             raise UsageError(

@@ -1,8 +1,9 @@
 """Open predictions files, join small and large models, and split off calibration examples."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,8 @@ from caskd.eval.rules import ROUTERS, Pair
 from caskd.eval.study.flags import check_flags
 from caskd.eval.study.rescoring import rescore
 from caskd.store.corpus import Columns
-from caskd.store.errors import UsageError
-from caskd.store.io import strip_control
+from caskd.store.errors import IdentityError, UsageError
+from caskd.store.io import strip_control, value_text
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,11 @@ def _read_files(config: EvalConfig, small: Sequence[str]) -> Experiment:
     if config.calibration_large is None:
         return Experiment(runs, pairs, None, None, {}, config.rule)
     other = _prepared(read_predictions(config.calibration_large), "--calibration-large", config)
+    check_same_model(large, other, "--large", "--calibration-large")
     calibrations = []
-    for value in config.calibration_small:
+    for run, value in zip(runs, config.calibration_small, strict=True):
         ours = _prepared(read_predictions(split_name(value)[1]), "--calibration-small", config)
+        check_same_model(run.predictions, ours, "--small", "--calibration-small")
         calibrations.append(_join(ours, other, questions))
     _check_apart(pairs[0], calibrations[0])
     return Experiment(runs, pairs, calibrations, None, {"by": "files"}, config.rule)
@@ -166,6 +169,54 @@ def _check_apart(test: Pair, calibration: Pair) -> None:
             f"--large and --calibration-large: {len(shared):,} questions are in both; expected "
             "none; use other questions, or split one set with --calibration 0.2"
         )
+
+
+def check_same_model(test: Predictions, other: Predictions, *flags: str) -> None:
+    """Refuse calibration answers of another model, or decoded in another way.
+
+    Args:
+        test: answers on the test examples.
+        other: answers on the calibration examples.
+        flags: the options that named both.
+
+    Raises:
+        IdentityError: names the first field that differs, and both values.
+    """
+    ours, theirs = (_measured_with(one.metadata) for one in (test, other))
+    for field in (name for name in ours if name in theirs):
+        if ours[field] != theirs[field] and None not in (ours[field], theirs[field]):
+            raise IdentityError(
+                f"{flags[1]} {other.source}: {field} is {value_text(theirs[field])}; expected "
+                f"{value_text(ours[field])}, that of {flags[0]} {test.source}, whose thresholds it "
+                "chooses; pass answers of the same model in the same order, decoded with the same "
+                "flags"
+            )
+
+
+_MODEL = ("weights_digest", "config_digest", "revision", "tokenizer_digest", "template_digest",
+          "dtype", "answers_as", "num_parameters")  # fmt: skip
+_DECODING = ("strategy", "max_new_tokens", "stop_ids", "hidden_layer", "api", "neutral_settings")
+
+
+def _measured_with(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What answers depend on besides their questions: fields by their names."""
+    cascade = metadata.get("token_cascade", {})
+    parts = {"model": metadata["model"], **{f"token_cascade.{role}": cascade.get(role, {})
+                                            for role in ("small", "large")}}  # fmt: skip
+    found = {f"{part}.{f}": model.get(f) for part, model in parts.items() for f in _MODEL}
+    if found["model.weights_digest"] is None and not cascade:
+        found["model.name"] = metadata["model"].get("name")
+    decoding = metadata.get("decoding", {})
+    found |= {f"decoding.{field}": decoding.get(field) for field in _DECODING}
+    found |= {f"text.{field}": value for field, value in metadata.get("text", {}).items()}
+    found |= {
+        f"token_cascade.{field}": value
+        for field, value in cascade.items()
+        if field not in ("small", "large", "calibration")
+    }
+    for task, described in metadata.get("tasks", {}).items():
+        found |= {f"tasks.{task}.{field}": value for field, value in described.items()}
+    return found
 
 
 def calibration_mask(names: Sequence[str], share: float, seed: int) -> npt.NDArray[np.bool_]:

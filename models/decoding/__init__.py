@@ -24,7 +24,7 @@ from caskd.models.decoding.sampled_tokens import (
     target_distribution,
     uniforms_at,
 )
-from caskd.models.decoding.stop_texts import StopTexts, check_stop_texts
+from caskd.models.decoding.stop_texts import StopTexts, answer_text, check_stop_texts
 from caskd.models.decoding.token_cascade import ForcedTokens, TokenCascade, TokenCascadeAnswer
 from caskd.models.decoding.token_router import (
     DESCRIPTION,
@@ -57,6 +57,7 @@ __all__ = [
     "accept_or_redraw",
     "acceptance_bounds",
     "answer_end",
+    "answer_text",
     "call_score",
     "check_caches",
     "check_pair",

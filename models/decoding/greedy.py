@@ -15,7 +15,7 @@ from torch import Tensor
 from caskd.models.batching import forget_lengths
 from caskd.models.decoding.left_padding import generate, left_padded
 from caskd.models.decoding.loaded_model import LoadedModel
-from caskd.models.decoding.stop_texts import StopTexts
+from caskd.models.decoding.stop_texts import StopTexts, answer_text
 from caskd.models.model_parts import embedding_of
 from caskd.store.errors import UsageError
 
@@ -107,7 +107,7 @@ def _decode_together(
     answers = []
     for index, (row, figures) in enumerate(zip(new_ids, steps, strict=True)):
         end = answer_end(row, loaded.stop_ids, watch.ends.get(index))
-        text = loaded.tokenizer.decode(row[:end], skip_special_tokens=True)
+        text = answer_text(loaded.tokenizer, row[:end])
         logprobs, margins, entropies = (values[:end] for values in figures)
         answers.append(
             Answer(

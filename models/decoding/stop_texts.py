@@ -1,6 +1,11 @@
-"""Stop texts: where they end an answer. Decoding leaves special tokens out, so their ids stop."""
+"""The text of an answer, and the stop texts that end it.
 
+Decoding leaves special tokens out, so their ids stop.
+"""
+
+import string
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from caskd.store.errors import UsageError
@@ -34,6 +39,27 @@ def check_stop_texts(tokenizer: Any, stop: Sequence[str]) -> None:
             )
 
 
+def answer_text(tokenizer: Any, new_ids: Sequence[int]) -> str:
+    """The text that new tokens add to a prompt, without special tokens.
+
+    Decoders of SentencePiece vocabularies drop a space at the start of a text, which an answer is
+    not. A character that the last tokens leave incomplete is no text and is left out.
+    """
+    before = _letter(tokenizer)
+    text: str = tokenizer.decode([*before, *new_ids], skip_special_tokens=True)
+    return text[len(before) :].rstrip("\ufffd")
+
+
+@lru_cache(maxsize=4)
+def _letter(tokenizer: Any) -> tuple[int, ...]:
+    """The id of a token that is one letter, to decode others behind it; () if there is none."""
+    for letter in string.ascii_letters + string.digits:
+        found = tokenizer.convert_tokens_to_ids(letter)
+        if found is not None and tokenizer.decode([found, found]) == 2 * letter:
+            return (int(found),)
+    return ()
+
+
 class StopTexts:
     """The stop texts of one answer."""
 
@@ -50,7 +76,7 @@ class StopTexts:
         if not self._texts:
             return False
         tail = list(new_ids[-self._window :])
-        decoded = self._tokenizer.decode(tail, skip_special_tokens=True)
+        decoded = answer_text(self._tokenizer, tail)
         return tail[-1] in self._ids or any(text in decoded for text in self._texts)
 
     def cut(self, text: str) -> str:

@@ -21,7 +21,7 @@ from caskd.models.decoding.call_token import call_score, without_call
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.decoding.responses import Sampling
 from caskd.models.decoding.sampled_tokens import draw, emit, uniforms_at
-from caskd.models.decoding.stop_texts import StopTexts
+from caskd.models.decoding.stop_texts import StopTexts, answer_text
 from caskd.models.decoding.token_router import RouterScorer, vocabulary_of
 from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides, total_variation
 
@@ -167,7 +167,7 @@ class TokenCascade:
             self._small.roll_back(len(prompt) + len(new) - 1)
             self._large.roll_back(len(prompt) + len(new) - 1)
         return TokenCascadeAnswer(
-            text=stops.cut(self.small.tokenizer.decode(new, skip_special_tokens=True)),
+            text=stops.cut(answer_text(self.small.tokenizer, new)),
             token_ids=new,
             token_logprobs=logprobs,
             num_small_tokens=len(new) - num_large,

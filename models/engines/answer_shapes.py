@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from caskd.models.engines.prompt_rows import CLAMPED
@@ -16,8 +16,22 @@ FILTERED = "content_filter"
 FINISH_REASONS = ("stop", "length", FILTERED)
 _STOPPED = {"tool_calls": "stop", "function_call": "stop", "eos_token": "stop"}
 """Other names of an answer that ended by itself."""
+_REASONING = ("reasoning_content", "reasoning")
+"""Fields of a chat message for what a reasoning parser takes out of the answer."""
 MOST_STOPS = 4
 """Stop texts that a request may have; more are applied here alone."""
+
+NEUTRAL: Mapping[str, float] = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Settings with which a token is the likeliest, or drawn from the whole distribution. vLLM and
+SGLang take those that a request lacks from the model's generation_config.json."""
+FURTHER_NEUTRAL: Mapping[str, float] = {
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "min_tokens": 0,
+    "ignore_eos": False,
+}
+"""Settings that vLLM and SGLang have besides, under the same names."""
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """A text or token ids for `completions`; for `chat` the fields of a conversation: `messages`, and
@@ -47,6 +61,7 @@ class ServedAnswer:
         token_logprobs: of the tokens up to the one that ended the answer; None without log-probs.
         token_margins: log-probability of each token minus that of the next likeliest.
         seconds: from the question to the answer, retries included.
+        withheld: the server gave reasoning apart, which is not in `text`.
     """
 
     text: str
@@ -56,6 +71,7 @@ class ServedAnswer:
     token_logprobs: list[float] | None = None
     token_margins: list[float] | None = None
     seconds: float = 0.0
+    withheld: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,24 @@ class RequestForm:
 
     log_probs: bool = True
     limit_name: str = "max_tokens"
+    neutral: tuple[str, ...] = tuple(NEUTRAL)
+    """Names of the settings of `NEUTRAL` and `FURTHER_NEUTRAL` that it is sent."""
+
+    @property
+    def not_sent(self) -> list[str]:
+        """Settings that keep the server's own values."""
+        return [name for name in (*NEUTRAL, *FURTHER_NEUTRAL) if name not in self.neutral]
+
+    def without(self, refusal: str) -> "RequestForm | None":
+        """Another form after the text of a refusal; None if there is no other."""
+        if "max_completion_tokens" in refusal and self.limit_name == "max_tokens":
+            return replace(self, limit_name="max_completion_tokens")
+        kept = tuple(name for name in self.neutral if name not in refusal)
+        if kept != self.neutral:
+            return replace(self, neutral=kept)
+        if self.log_probs:
+            return replace(self, log_probs=False)
+        return replace(self, log_probs=True, neutral=()) if self.neutral else None
 
 
 def request_body(model: str, api: ApiName, question: Question, form: RequestForm) -> dict[str, Any]:
@@ -73,6 +107,7 @@ def request_body(model: str, api: ApiName, question: Question, form: RequestForm
         form.limit_name: question.max_new_tokens,
         "temperature": question.temperature,
         "stream": False,
+        **{name: {**NEUTRAL, **FURTHER_NEUTRAL}[name] for name in form.neutral},
     }
     if isinstance(question.prompt, Mapping):
         body |= question.prompt
@@ -120,12 +155,13 @@ def read_answer(
     kept = _cut(text, stop)
     end = _end_of(tokens, text, stop)
     return ServedAnswer(
-        kept,
+        kept.rstrip("\ufffd"),  # the beginning of a character
         "stop" if len(kept) < len(text) else finish,
         counts[0],
         counts[1],
         None if logprobs is None else logprobs[:end],
         None if margins is None else margins[:end],
+        withheld=any(bool(message.get(name)) for name in _REASONING),
     )
 
 

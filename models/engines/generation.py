@@ -5,14 +5,16 @@ generated tokens where it gives them.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from caskd.models.engines.answer_shapes import (
     FILTERED,
+    FURTHER_NEUTRAL,
     ApiName,
     Question,
     RequestForm,
@@ -27,6 +29,7 @@ from caskd.models.engines.http_client import (
     HttpServer,
     RequestRefusedError,
     ServerError,
+    answered,
 )
 from caskd.models.engines.least_busy import LeastBusy, in_order
 from caskd.store.errors import IdentityError
@@ -35,6 +38,12 @@ from caskd.store.io import value_text
 _HELLO = "Hello"
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _REFUSED = (400, 404, 422, 501)
+ServerKind = Literal["vllm", "sglang"]
+_KIND_PATHS: Mapping[ServerKind, Mapping[str, str]] = {
+    "sglang": {"/model_info": "model_path", "/get_model_info": "model_path"},
+    "vllm": {"/version": "version"},
+}
+"""Paths that a kind of server has, and a field of what it answers there."""
 
 
 class _Server:
@@ -44,25 +53,20 @@ class _Server:
         self.http, self.model, self.api = http, model, api
         self.answers_as: str | None = None
 
-    def find_form(self) -> RequestForm:
+    def find_form(self, form: RequestForm) -> RequestForm:
         """Ask a short question, with log-probabilities and in the usual words if possible.
 
         Raises:
             RequestRefusedError: no form is accepted.
         """
-        form = RequestForm()
         while True:
             try:
                 found = self.ask(_hello(self.api), form)
             except RequestRefusedError as refused:
-                if refused.status not in _REFUSED:
+                other = form.without(refused.text) if refused.status in _REFUSED else None
+                if other is None:
                     raise
-                if "max_completion_tokens" in refused.text and form.limit_name == "max_tokens":
-                    form = replace(form, limit_name="max_completion_tokens")
-                elif form.log_probs:
-                    form = replace(form, log_probs=False)
-                else:
-                    raise
+                form = other
             else:
                 self.answers_as = found.get("model")
                 return replace(form, log_probs=form.log_probs and has_logprobs(found))
@@ -102,11 +106,18 @@ class ServedGenerator:
         model: name of the model there, without a path.
         answers_as: the name in its answers, without a path; None where they have none.
         form: how the servers are asked.
+        kind: vllm or sglang; None for another server, or several kinds.
         limit: tokens of a question and its answer; None where no server names it.
     """
 
-    def __init__(self, servers: Sequence[_Server], form: RequestForm, limit: int | None) -> None:
-        self.form, self.limit = form, limit
+    def __init__(
+        self,
+        servers: Sequence[_Server],
+        form: RequestForm,
+        limit: int | None,
+        kind: ServerKind | None = None,
+    ) -> None:
+        self.form, self.limit, self.kind = form, limit, kind
         self.model = _without_path(servers[0].model)
         named = servers[0].answers_as
         self.answers_as = None if named is None else _without_path(str(named))
@@ -129,19 +140,34 @@ class ServedGenerator:
             IdentityError: they answer as different models.
         """
         servers: list[_Server] = []
-        form, limits = RequestForm(), []
+        form, limits, kinds = RequestForm(), [], []
         for url in dict.fromkeys(urls):
             http = HttpServer(url, concurrency=concurrency)
             name, limit = served_name(http, served_model)
+            kinds.append(server_kind(http))
             server = _Server(http, name, api)
             if servers:
                 server.answers_as = servers[0].answers_as
                 server.check_model(server.ask(_hello(api), form).get("model"))
             else:
-                form = server.find_form()
+                further = tuple(FURTHER_NEUTRAL) if kinds[0] else ()
+                form = server.find_form(replace(form, neutral=(*form.neutral, *further)))
             servers.append(server)
             limits += [] if limit is None else [limit]
-        return cls(servers, form, min(limits, default=None))
+        kind = kinds[0] if len(set(kinds)) == 1 else None
+        return cls(servers, form, min(limits, default=None), kind)
+
+    def setting_lines(self) -> list[str]:
+        """What the answers may depend on besides the model, if anything."""
+        names = self.form.not_sent if self.kind else [*self.form.not_sent, *FURTHER_NEUTRAL]
+        if not names:
+            return []
+        said = f"refused {', '.join(names)}" if self.kind else "is neither vLLM nor SGLang"
+        return [
+            f"--url {self._servers.servers[0].http.url}: {said}; {', '.join(dict.fromkeys(names))} "
+            "keep the server's own values, such as those of generation_config.json: answers are "
+            "greedy, or draws of the model's distribution, only if it has none"
+        ]
 
     @property
     def threads(self) -> int:
@@ -191,6 +217,26 @@ class ServedGenerator:
         """End all connections."""
         for server in self._servers.servers:
             server.http.close()
+
+
+def server_kind(http: HttpServer) -> ServerKind | None:
+    """Which server answers, by its list of models or by the paths that it alone has.
+
+    Raises:
+        ServerError: nothing answers.
+    """
+    listed = answered(lambda: http.ask("/v1/models"))
+    models = listed.get("data") if isinstance(listed, dict) else None
+    owners = {m.get("owned_by") for m in models or [] if isinstance(m, dict)}
+    for kind in _KIND_PATHS:
+        if kind in owners:
+            return kind
+    for kind, paths in _KIND_PATHS.items():
+        for path, field in paths.items():
+            found = answered(partial(http.ask, path))
+            if isinstance(found, dict) and field in found:
+                return kind
+    return None
 
 
 def _since(began: float) -> float:

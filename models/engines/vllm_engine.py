@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from caskd.models.engines.answer_shapes import FURTHER_NEUTRAL, NEUTRAL
 from caskd.models.engines.prompt_rows import Cells
 from caskd.store.errors import CaskdError, UsageError, reason
 
@@ -236,7 +237,8 @@ class VllmEngine:
             max_tokens=max_new_tokens,
             temperature=0.0,
             detokenize=False,
-            ignore_eos=True,  # stop_ids are all that end it
+            # stop_ids are all that end it
+            **{**NEUTRAL, **FURTHER_NEUTRAL, "ignore_eos": True},
             stop_token_ids=list(stop_ids),
             output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
             extra_args=dict(extra),

@@ -11,6 +11,7 @@ from caskd.models.decoding import (
     Sampling,
     StopTexts,
     answer_end,
+    answer_text,
     max_positions_of,
     model_identity,
 )
@@ -276,7 +277,7 @@ class VllmGenerator:
                 f"the answer {ids[:8]}; expected the same ones; serve the model and pass --backend "
                 "server, and report it with the versions of vllm and torch"
             )
-        text = self.model.tokenizer.decode(ids, skip_special_tokens=True)
+        text = answer_text(self.model.tokenizer, ids)
         return Answer(
             answer.stops.cut(text),
             ids,

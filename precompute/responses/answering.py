@@ -3,21 +3,31 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from caskd.models import check_template, locate, open_tokenizer, padded_batches
-from caskd.models.decoding import Answer, LoadedModel, load_for_decoding, respond
+from caskd.models import (
+    check_servable,
+    check_template,
+    locate,
+    open_config,
+    open_tokenizer,
+    padded_batches,
+)
+from caskd.models.decoding import LoadedModel, load_for_decoding, respond
 from caskd.models.engines import (
     FILTERED,
     EngineModel,
     EngineQuestion,
     Question,
+    ServedAnswer,
     ServedGenerator,
 )
 from caskd.precompute.command import PrecomputeCommand
-from caskd.precompute.responses.questions import answered, conversation
+from caskd.precompute.responses.questions import TEXT_DIFFERS, answered, conversation
+from caskd.precompute.responses.rereading import Rereading
 from caskd.precompute.responses.writing import Answering, AnswersConfig, Response, sampling_of
 from caskd.store.corpus import (
     CHAT_FLAGS,
@@ -31,7 +41,7 @@ from caskd.store.corpus import (
     tokenizer_digest,
 )
 from caskd.store.errors import UsageError
-from caskd.store.io import parse_json
+from caskd.store.io import parse_json, tell
 
 _FLAG = "--teacher"
 _BATCH = 16
@@ -42,9 +52,15 @@ class _Here:
     """A model in this process."""
 
     def __init__(
-        self, loaded: LoadedModel, prompts: list[list[int]], config: PrecomputeCommand, limit: int
+        self,
+        loaded: LoadedModel,
+        prompts: list[list[int]],
+        config: PrecomputeCommand,
+        limit: int,
+        rereading: Rereading,
     ) -> None:
         self._loaded, self._prompts, self._limit = loaded, prompts, limit
+        self._rereading = rereading
         check_lengths(prompts, loaded.max_positions, limit)
         self._sampling = sampling_of(config)
         self.identity = {"teacher": loaded.identity, "stop_ids": list(loaded.stop_ids)}
@@ -57,20 +73,25 @@ class _Here:
         for batch in batches:
             prompts, keys = [self._prompts[index] for index in batch], list(map(str, batch))
             found = respond(self._loaded, prompts, keys, self._limit, self._sampling)
-            yield [self._response(ids) for ids in found]
-
-    def _response(self, ids: Sequence[int]) -> Response:
-        text = self._loaded.tokenizer.decode(ids, skip_special_tokens=True)
-        return Response(text, finished=bool(ids) and ids[-1] in self._loaded.stop_ids)
+            yield [
+                self._rereading.generated(index, ids, self._loaded.stop_ids)
+                for index, ids in zip(batch, found, strict=True)
+            ]
 
 
 class _Engine:
     """A model in a vLLM engine, which starts with the first question."""
 
     def __init__(
-        self, model: EngineModel, prompts: list[list[int]], config: PrecomputeCommand, limit: int
+        self,
+        model: EngineModel,
+        prompts: list[list[int]],
+        config: PrecomputeCommand,
+        limit: int,
+        rereading: Rereading,
     ) -> None:
         self._model, self._prompts, self._limit = model, prompts, limit
+        self._rereading = rereading
         check_lengths(prompts, model.max_positions, limit)
         self._sampling = sampling_of(config)
         self.identity = {"teacher": model.identity, "stop_ids": list(model.stop_ids)}
@@ -84,11 +105,10 @@ class _Engine:
         with closing(self._model.start(longest, self._limit)) as generator:
             found = generator.answers(questions, self._sampling)
             for batch in wanted:
-                yield [self._response(timed.answer) for _, timed in zip(batch, found, strict=False)]
-
-    def _response(self, answer: Answer) -> Response:
-        ids = answer.token_ids
-        return Response(answer.text, finished=bool(ids) and ids[-1] in self._model.stop_ids)
+                yield [
+                    self._rereading.generated(index, timed.answer.token_ids, self._model.stop_ids)
+                    for index, timed in zip(batch, found, strict=False)
+                ]
 
 
 def _in_order(count: int) -> list[list[int]]:
@@ -99,12 +119,20 @@ class _Served:
     """A model behind URLs."""
 
     def __init__(
-        self, generator: ServedGenerator, asked: list[Any], config: PrecomputeCommand, limit: int
+        self,
+        generator: ServedGenerator,
+        asked: list[Any],
+        config: PrecomputeCommand,
+        limit: int,
+        rereading: Rereading | None,
     ) -> None:
         self._generator, self._asked, self._limit = generator, asked, limit
+        self._rereading = rereading
         self._sampling = sampling_of(config)
         named = {"name": generator.model, "answers_as": generator.answers_as}
-        self.identity = {"teacher": {"engine": "server", **named, "api": config.api}}
+        asked_with = {"server": generator.kind, "neutral_settings": sorted(generator.form.neutral)}
+        teacher = {"engine": "server", **named, "api": config.api, **asked_with}
+        self.identity = {"teacher": teacher}
         self.batches = _in_order(len(asked))
 
     def answers(self, batches: Iterable[Sequence[int]]) -> Iterator[list[Response]]:
@@ -113,11 +141,15 @@ class _Served:
         found = self._generator.answers(self._question(i) for batch in wanted for i in batch)
         for batch in wanted:
             yield [
-                Response(
-                    answer.text, answer.finish_reason == "stop", answer.finish_reason == FILTERED
-                )
-                for _, answer in zip(batch, found, strict=False)
+                self._response(index, answer) for index, answer in zip(batch, found, strict=False)
             ]
+
+    def _response(self, index: int, answer: ServedAnswer) -> Response:
+        ended = answer.finish_reason
+        found = Response(answer.text, finished=ended == "stop", refused=ended == FILTERED)
+        if self._rereading is None:  # the server alone has the tokenizer
+            return replace(found, counts={TEXT_DIFFERS: int(answer.withheld)})
+        return self._rereading.served(index, found, answer.output_tokens)
 
     def _question(self, index: int) -> Question:
         drawn = self._sampling
@@ -141,7 +173,8 @@ def open_answering(
     if config.backend == "transformers":
         loaded = load_for_decoding(config.teacher, _FLAG, dtype=config.dtype, device=config.device)
         prompts, text = prompts_of(loaded.tokenizer, config, _named(config), records, columns)
-        here = _Here(loaded, prompts, config, limit)
+        reread = Rereading.of(loaded.tokenizer, records, columns, chat_of(config))
+        here = _Here(loaded, prompts, config, limit, reread)
         here.identity["text"] = text
         yield here
         return
@@ -150,7 +183,8 @@ def open_answering(
             config.teacher, _FLAG, dtype=config.dtype, tensor_parallel=config.tensor_parallel
         )
         prompts, text = prompts_of(model.tokenizer, config, _named(config), records, columns)
-        engine = _Engine(model, prompts, config, limit)
+        reread = Rereading.of(model.tokenizer, records, columns, chat_of(config))
+        engine = _Engine(model, prompts, config, limit, reread)
         engine.identity["text"] = text
         yield engine
         return
@@ -163,14 +197,18 @@ def _open_served(
     config: PrecomputeCommand, records: Sequence[Record], columns: Columns, limit: int
 ) -> Iterator[Answering]:
     asked: list[Any]
+    reread = None
     if config.api == "chat":
         arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
         given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
         asked, text = [{**conversation(r, columns), **given} for r in records], given
     else:
-        tokenizer = open_tokenizer(locate(config.teacher, _FLAG, weights=False).folder, _FLAG)
+        folder = locate(config.teacher, _FLAG, weights=False).folder
+        check_servable(open_config(folder, _FLAG), _named(config))
+        tokenizer = open_tokenizer(folder, _FLAG)
         asked, text = prompts_of(tokenizer, config, _named(config), records, columns)
         text["tokenizer_digest"] = tokenizer_digest(tokenizer)
+        reread = Rereading.of(tokenizer, records, columns, chat_of(config))
     opened = ServedGenerator.open(
         config.url,
         config.api,
@@ -178,9 +216,11 @@ def _open_served(
         concurrency=config.server_concurrency,
     )
     with closing(opened) as generator:
+        for line in generator.setting_lines():
+            tell(line)
         if config.api == "completions":
             check_lengths(asked, generator.limit, limit)
-        served = _Served(generator, asked, config, limit)
+        served = _Served(generator, asked, config, limit, reread)
         served.identity["text"] = text
         yield served
 
@@ -208,13 +248,10 @@ def prompts_of(
     Raises:
         UsageError: a record cannot be asked.
     """
-    given = given_chat_options(
-        config.chat_template, config.template_arguments, config.train_template_tokens
-    )
-    check_chat_flags(str(columns.kind), given)
+    chat, prompts = chat_of(config), []
+    check_chat_flags(str(columns.kind), _given_options(config))
     if columns.kind == "messages" and config.chat_template is None:
         check_template(tokenizer, model)
-    chat, prompts = ChatOptions(**given), []
     for index, record in enumerate(records):
         try:
             prompts.append(prompt_ids(tokenizer, answered(record, columns), columns, chat))
@@ -224,6 +261,17 @@ def prompts_of(
             raise UsageError(f"record {index}: has an empty prompt; expected a question; remove it")
     named = {name: getattr(chat, name) for name in CHAT_FLAGS}
     return prompts, {"rule": TEXT_RULE, **named}
+
+
+def chat_of(config: AnswersConfig) -> ChatOptions:
+    """How conversations are rendered."""
+    return ChatOptions(**_given_options(config))
+
+
+def _given_options(config: AnswersConfig) -> dict[str, Any]:
+    return given_chat_options(
+        config.chat_template, config.template_arguments, config.train_template_tokens
+    )
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], most: int | None, limit: int) -> None:

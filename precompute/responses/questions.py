@@ -16,6 +16,8 @@ from caskd.store.corpus import (
 )
 from caskd.store.errors import UsageError
 
+TEXT_DIFFERS = "text_differs"
+"""Column of a record whose answer is another text than was generated."""
 _ANY = "."
 """Stands in place of a response: the prompt's tokens do not depend on it."""
 
@@ -55,6 +57,7 @@ def answered(
         given.pop("conversations", None)
         given[columns.messages] = [*asked_turns(record, columns), reply]
     given.pop(FINISHED, None)
+    given.pop(TEXT_DIFFERS, None)
     return given if finished is None else {**given, FINISHED: finished}
 
 

@@ -7,6 +7,7 @@ where the small model finds it likely enough; else the small model's own token s
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from caskd.models.decoding import (
     check_pair,
     load_for_decoding,
 )
-from caskd.precompute.responses.answering import check_lengths, prompts_of
+from caskd.precompute.responses.answering import chat_of, check_lengths, prompts_of
+from caskd.precompute.responses.rereading import Rereading
 from caskd.precompute.responses.writing import (
     Answering,
     Response,
@@ -76,8 +78,11 @@ def rollout_command(config: RolloutConfig) -> None:
 class _Pair:
     """Two models in this process."""
 
-    def __init__(self, cascade: TokenCascade, prompts: list[list[int]], limit: int) -> None:
+    def __init__(
+        self, cascade: TokenCascade, prompts: list[list[int]], limit: int, rereading: Rereading
+    ) -> None:
         self._cascade, self._prompts, self._limit = cascade, prompts, limit
+        self._rereading = rereading
         self.identity: dict[str, Any] = {}
         self.batches = [[index] for index in range(len(prompts))]
 
@@ -90,11 +95,8 @@ class _Pair:
         answer = self._cascade.answer(self._prompts[index], self._limit, key=str(index))
         ids = answer.token_ids
         counts = {name: getattr(answer, name) for name in _COUNTS}
-        return Response(
-            answer.text,
-            finished=bool(ids) and ids[-1] in self._cascade.small.stop_ids,
-            counts={"num_tokens": len(ids), **counts},
-        )
+        found = self._rereading.generated(index, ids, self._cascade.small.stop_ids)
+        return replace(found, counts={"num_tokens": len(ids), **counts, **found.counts})
 
 
 @contextmanager
@@ -114,7 +116,8 @@ def _open_pair(
     sampling: Sampling | None = sampling_of(config)
     cascade = TokenCascade(small, large, config.rule, config.p_th, config.gamma, sampling)
     check_caches(cascade, flags, max(map(len, prompts)) + limit)
-    pair = _Pair(cascade, prompts, limit)
+    reread = Rereading.of(small.tokenizer, records, columns, chat_of(config))
+    pair = _Pair(cascade, prompts, limit, reread)
     pair.identity = {
         "small": small.identity,
         "large": large.identity,

@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caskd.models.decoding import Sampling
-from caskd.precompute.responses.questions import answered, question_columns, questions_digest
+from caskd.precompute.responses.questions import (
+    TEXT_DIFFERS,
+    answered,
+    question_columns,
+    questions_digest,
+)
 from caskd.store.commits import FileParts, difference_text
 from caskd.store.corpus import Columns, Record, read_records, text_columns
 from caskd.store.errors import IdentityError, UsageError
@@ -17,6 +22,9 @@ from caskd.store.io import check_room, files, parse_json, progress, read_json_ob
 
 DEFAULT_NEW_TOKENS = 512
 MAX_PARTS = 1000
+RETOKENIZED, LENGTH_DIFFERS = "retokenized", "length_differs"
+"""Counts of answers: with the text that was generated and other tokens, and with another number of
+tokens than a server counted."""
 
 
 class AnswersConfig(Protocol):
@@ -157,7 +165,30 @@ def write_answers(
         f"{counts['cut']:,} cut at --max-new-tokens {limit:,}, {counts['refused']:,} refused, "
         f"{counts['empty']:,} empty"
     )
+    for line in _difference_lines(out, counts):
+        tell(line)
     return counts
+
+
+def _difference_lines(out: Path, counts: Mapping[str, int]) -> Iterator[str]:
+    """What a capture of the answers will read that is not what was generated."""
+    if differs := counts.get(TEXT_DIFFERS, 0):
+        yield (
+            f"{out}: {differs:,} answers have another text than was generated: a text holds no "
+            "special tokens, the chat template may change white space, and a server may give "
+            f"reasoning apart; a capture is of that text; those records have {TEXT_DIFFERS}: true"
+        )
+    if other := counts.get(RETOKENIZED, 0):
+        yield (
+            f"{out}: {other:,} answers have the text that was generated, and other tokens: the "
+            "tokenizer divides that text in another way"
+        )
+    if lengths := counts.get(LENGTH_DIFFERS, 0):
+        yield (
+            f"{out}: {lengths:,} answers have another number of tokens than the server counted: "
+            "special tokens are missing in their texts, or the tokenizer divides them in another "
+            "way"
+        )
 
 
 def _request(
@@ -171,7 +202,7 @@ def _request(
     drawn = sampling_of(config)
     return {
         "format": "caskd-responses",
-        "version": 1,
+        "version": 2,
         **answering.identity,
         "decoding": {
             "strategy": "greedy" if drawn is None else "sample",
@@ -219,7 +250,10 @@ def _part_bytes(
             "refused": response.refused,
             "empty": not response.text.strip(),
             **({"counts": dict(response.counts)} if response.counts else {}),
-            "record": answered(records[index], columns, response.text, response.finished),
+            "record": {
+                **answered(records[index], columns, response.text, response.finished),
+                **({TEXT_DIFFERS: True} if response.counts.get(TEXT_DIFFERS) else {}),
+            },
         }
         for index, response in rows
     ]

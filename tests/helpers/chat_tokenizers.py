@@ -72,7 +72,12 @@ def _sentencepiece(prepend: bool, scheme: str | None, unigram: bool = False) -> 
         steps = [normalizers.Prepend("\u2581")] if prepend else []
         backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "\u2581")])
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return backend
 

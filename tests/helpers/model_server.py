@@ -20,10 +20,13 @@ class ModelServer:
 
     Attributes:
         model: a transformers model; another one may be put in its place.
-        kind: vllm or sglang.
+        kind: vllm or sglang; another name answers none of their own paths.
         fault: which fault a request meets: 500, 429, 400, kill, hang, truncated, wrong_ids, nan,
             clamp or foreign_id; an answer also filtered, blocked, refused, empty, unfinished,
             no_usage or other_model.
+        most_tokens: of an answer, whatever a request asks for.
+        defaults: settings of answers that a request lacks, as of a generation_config.json.
+        refuses: names of settings with which a request for an answer is refused.
         asked: the bodies of the scoring requests, and of those for answers.
         gives_logprobs: of the tokens of answers; without, they are `ignored` or `refused`.
         headers: of all requests.
@@ -39,6 +42,9 @@ class ModelServer:
         self.tokenizer = options.get("tokenizer")
         self.gives_logprobs = options.get("gives_logprobs", True)
         self.limit_name = options.get("limit_name", "max_tokens")
+        self.most_tokens = options.get("most_tokens", 10**6)
+        self.defaults: dict[str, Any] = options.get("defaults", {})
+        self.refuses: tuple[str, ...] = options.get("refuses", ())
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.gone = threading.Event()
@@ -160,6 +166,12 @@ class ModelServer:
             del found["usage"]
         return {**found, "model": "another"} if fault == "other_model" else found
 
+    def _penalties(self, body: dict[str, Any], seen: list[int]) -> torch.Tensor:
+        """[V] factors of log-probabilities: the penalty of tokens that stand there, 1 of others."""
+        found = torch.ones(self.model.config.vocab_size)
+        found[seen] = {**self.defaults, **body}.get("repetition_penalty", 1.0)
+        return found
+
     def _answer(self, body: dict[str, Any]) -> tuple[list[int], list[Any], str, str, int]:
         """Ids, their log-probabilities, text, how it ended, tokens of the prompt."""
         tokenizer, heat = self.tokenizer, body["temperature"]
@@ -172,9 +184,9 @@ class ModelServer:
         ids: list[int] = []
         cells: list[Any] = []
         text = ""
-        while len(ids) < body[self.limit_name]:
+        while len(ids) < min(body[self.limit_name], self.most_tokens):
             row = self.logprobs([*asked, *ids])[-1]
-            drawn = row.argmax()
+            drawn = (row * self._penalties(body, [*asked, *ids])).argmax()
             if heat:
                 drawn = torch.multinomial((row / heat).softmax(0), 1, generator=draws)
             ids.append(int(drawn))
@@ -205,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         known: dict[str, Any] = {"/v1/models": {"data": [listed]}}
         if owner.kind == "vllm":
             known["/version"] = {"version": "0.32.1"}
-        else:
+        elif owner.kind == "sglang":
             known["/model_info"] = {"model_path": "/x/y", "weight_version": "default"}
             known["/server_info"] = {"version": "0.5.23"}
         self._guarded(lambda: known.get(self.path))
@@ -235,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/tokenize" and owner.tokenizer is not None:
             ids = owner.tokenizer.encode(body["prompt"], add_special_tokens=False)
             return {"tokens": ids, "count": len(ids)}
-        scoring = {"vllm": "/v1/completions", "sglang": "/generate"}[owner.kind]
+        scoring = {"sglang": "/generate"}.get(owner.kind, "/v1/completions")
         if self.path not in (scoring, "/v1/completions", "/v1/chat/completions"):
             return None
         with owner._lock:
@@ -287,6 +299,8 @@ class _Handler(BaseHTTPRequestHandler):
             wrong = f"Unsupported parameter: use '{owner.limit_name}' instead"
         elif owner.gives_logprobs == "refused" and body.get("logprobs"):
             wrong = "logprobs are not supported by this model"
+        elif unknown := [name for name in owner.refuses if name in body]:
+            wrong = f"Unknown name: {unknown[0]}"
         elif fault == "blocked":
             wrong = "The response was filtered (code: content_filter)"
         if wrong is not None:

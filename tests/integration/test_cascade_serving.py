@@ -11,6 +11,7 @@ from helpers.tiny import ragged_records, save_tiny, tiny_tokenizer, write_jsonl
 from caskd.cli.main import main
 from caskd.eval import Cascade, PredictConfig, predict
 from caskd.eval.answers import read_predictions
+from caskd.eval.tasks import TASKS, Task
 from caskd.models import ModelText
 from caskd.store.errors import IdentityError, UsageError
 
@@ -41,8 +42,7 @@ def predicted(folder, name, records, out, **options):
             model=str(folder / name),
             data=(str(data),),
             out=str(folder / out),
-            max_new_tokens=12,
-            **options,
+            **{"max_new_tokens": 12, **options},
         )
     )
 
@@ -118,10 +118,70 @@ def test_a_router_on_the_prompt_spares_the_small_model(measured, evaluated, monk
     cascade = Cascade.load(str(file), **models(measured))
     seen = []
     decode = cascade._decode
-    monkeypatch.setattr(cascade, "_decode", lambda prompts: seen.extend(prompts) or decode(prompts))
+    monkeypatch.setattr(
+        cascade, "_decode", lambda asked, tasks: seen.extend(asked) or decode(asked, tasks)
+    )
     answers = cascade.answer(PROMPTS)
     assert seen == [p for p, a in zip(PROMPTS, answers, strict=True) if a.answered_by == "small"]
     assert len(seen) < 40
+
+
+@pytest.fixture(scope="module")
+def by_task(measured):
+    """Predictions of another limit for each model, and of two tasks with other stop texts."""
+    letter = max("abcdefghij", key="".join(predicted_texts(measured)).count)
+    tasks = {"stopped": Task("chrf", stop=(letter,)), "free": Task("chrf")}
+    records = [{**one, "task": ("stopped", "free")[n % 2]} for n, one in enumerate(RECORDS)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, task in tasks.items():
+            patch.setitem(TASKS, name, task)
+        files = [
+            predicted(measured, name, records, f"tasks-{name}.parquet", max_new_tokens=limit)
+            for name, limit in (("small", 4), ("large", 12))
+        ]
+    return letter, [one["task"] for one in records], *files
+
+
+def predicted_texts(folder):
+    return read_predictions(str(folder / "small.parquet")).strings("text")
+
+
+@pytest.mark.slow
+def test_each_model_answers_with_its_own_limit_and_the_stop_texts_of_the_task(
+    measured, by_task, tmp_path, capsys
+):
+    letter, tasks, small, large = by_task
+    words = [f"--{name}={measured / f'tasks-{name}.parquet'}" for name in ("small", "large")]
+    point = ("--operating-point", "deferral_rate<=1", "--rule", "average")
+    assert main(["eval", *words, "--out", str(tmp_path / "r"), *point]) == 0
+    file = tmp_path / "r" / "cascade.json"
+    fields = json.loads(file.read_text())
+    assert fields["decoding"]["max_new_tokens"] == 4
+    assert fields["large_decoding"]["stop_by_task"] == {"stopped": [letter], "free": []}
+    assert set(tasks) == {"stopped", "free"}
+    lists = small.columns.column("token_logprobs").to_pylist()
+    assert any(len(one) < 4 for one in lists)  # a stop text ended some
+    score = [-np.mean(one) for one in lists]
+    for threshold, stored in ((1e9, small), (-1e9, large)):
+        file.write_text(json.dumps({**fields, "threshold": threshold}))
+        cascade = Cascade.load(str(file), **models(measured))
+        answers = cascade.answer(PROMPTS, tasks)
+        assert [one.text for one in answers] == stored.strings("text")
+        np.testing.assert_allclose([one.deferral_score for one in answers], score, atol=1e-4)
+    with pytest.raises(UsageError, match=rf"tasks: .*stopped: \['{letter}'\].*tasks=\["):
+        cascade.answer(PROMPTS)
+    with pytest.raises(UsageError, match=r"'other'.*free, stopped"):
+        cascade.answer(["a"], ["other"])
+    with pytest.raises(UsageError, match="1 for 2 prompts"):
+        cascade.answer(["a", "b"], ["free"])
+    capsys.readouterr()
+    file.write_text(json.dumps({**fields, "version": 1}))
+    Cascade.load(str(file), **models(measured))
+    assert "version 1" in capsys.readouterr().out
+    odd = {**fields["decoding"], "stop_ids": [7]}
+    file.write_text(json.dumps({**fields, "decoding": odd}))
+    with pytest.raises(IdentityError, match=r"stop_ids is \[2\]; expected \[7\]"):
+        Cascade.load(str(file), **models(measured))
 
 
 def test_another_model_is_refused(measured, evaluated):

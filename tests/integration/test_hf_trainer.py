@@ -157,6 +157,11 @@ def test_what_would_give_other_numbers_is_refused(root: Path, tmp_path: Path) ->
         model = get_peft_model(base, LoraConfig(r=4, target_modules=["lm_head"]))
     with pytest.raises(UsageError, match="the head has an adapter"):
         trainer_for(root, tmp_path / "b", model=model).train()
+    base = AutoModelForCausalLM.from_pretrained(root / "student", dtype=torch.float32)
+    with pytest.warns(UserWarning, match="tie_word_embeddings|tied"):
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["embed_tokens"]))
+    with pytest.raises(UsageError, match=r"model.embed_tokens has an adapter.* lm_head"):
+        trainer_for(root, tmp_path / "b", model=model).train()
 
 
 def test_a_model_whose_batches_must_be_divided_needs_a_batch_size_of_one(

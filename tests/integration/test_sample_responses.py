@@ -127,7 +127,10 @@ def test_a_server_answers_alike(
         named = teacher if api == "completions" else None
         server.fault = first_times(2, "kill", after=3)
         assert main(line(named, data, there, *flags)) == 0
-        assert read(there) == read(here)
+        # Which texts lack special tokens that were generated shows only here.
+        written = [{k: v for k, v in one.items() if k != "text_differs"} for one in read(here)]
+        assert any(one.get("text_differs") for one in read(here))
+        assert read(there) == written
         server.fault = lambda n, body: "filtered" if n % 5 == 0 else None
         assert main(line(named, data, tmp_path / "f.jsonl", *flags)) == 0
         assert "4 refused" in capsys.readouterr().out

@@ -276,3 +276,60 @@ def test_a_missing_model_or_a_url_without_the_backend_is_refused(
     flags = ["--model", "m", "--url", "http://h"]
     assert main(["predict", *flags, *words(data, tmp_path / "a.parquet")]) == 2
     assert "--backend server" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_generation_config_of_the_server_changes_no_answer(
+    model: Any, data: Path, local: Path, tmp_path: Path, api: str, kind: str
+) -> None:
+    """As vLLM and SGLang do, the server takes what a request lacks from the model's defaults."""
+    out = tmp_path / "a.parquet"
+    with served(model, kind=kind, defaults={"repetition_penalty": 1.3}) as server:
+        assert main([*asked(data, out, server.url), "--api", api, "--limit", "8"]) == 0
+        assert {"top_p": 1.0, "top_k": -1, "min_p": 0.0}.items() <= server.asked[-1].items()
+    assert texts(out) == texts(local)[:8]
+    found = read_predictions(str(out)).metadata["decoding"]
+    assert found["server"] == kind
+    assert "repetition_penalty" in found["neutral_settings"]
+
+
+def test_settings_that_a_server_keeps_are_named(
+    model: Any, data: Path, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a.parquet"
+    with served(model, kind="other", defaults={"repetition_penalty": 1.3}) as server:
+        assert main([*asked(data, out, server.url), "--limit", "8"]) == 0
+        assert "top_k" not in server.asked[-1]
+        assert server.asked[-1]["top_p"] == 1.0
+    assert texts(out) != texts(local)[:8]
+    assert "neither vLLM nor SGLang; top_k, min_p, repetition_penalty" in capsys.readouterr().out
+    assert read_predictions(str(out)).metadata["decoding"]["server"] is None
+    out = tmp_path / "b.parquet"
+    with served(model, refuses=("min_p", "top_p"), gives_logprobs="refused") as server:
+        assert main([*asked(data, out, server.url), "--limit", "2"]) == 0
+        assert {"top_k", "repetition_penalty"} <= server.asked[-1].keys()
+    said = capsys.readouterr().out
+    assert "refused top_p, min_p;" in said
+    assert not read_predictions(str(out)).metadata["decoding"]["log_probs"]
+
+
+def test_a_model_with_a_call_token_is_not_asked_of_a_server(
+    model: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_tiny(tmp_path / "student")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "call_token_id": 49}))
+    with served(model) as server:
+        line = [*asked(data, tmp_path / "a.parquet", server.url), "--model", str(folder)]
+        assert main(line) == 2
+        assert not server.asked
+    assert "call_token_id" in capsys.readouterr().err
+
+
+def test_a_limit_of_the_servers_own_is_named(
+    model: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(model, most_tokens=3) as server:
+        assert main([*asked(data, tmp_path / "a.parquet", server.url), "--limit", "4"]) == 0
+    assert f"fewer than {NEW_TOKENS} tokens: the server has a limit" in capsys.readouterr().out

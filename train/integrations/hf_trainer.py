@@ -30,7 +30,7 @@ from caskd.train.integrations.store_dataset import StoreDataset
 from caskd.train.integrations.trainer_checks import check_positions, check_settings
 from caskd.train.loss import LossSums, TeacherRows, cascade_aware_loss, span_loss
 from caskd.train.metrics import step_metrics
-from caskd.train.model import SUM_NAMES, text_notes
+from caskd.train.model import SUM_NAMES, shared_adapter, text_notes
 from caskd.train.objectives import Tail, resolve_objective, resolve_tail, resolve_unmasked
 
 FLAG = "CascadeTrainer"
@@ -305,7 +305,7 @@ def _plain_model(model: Any) -> Any:
     """The transformers model inside a peft wrapper, or the model itself.
 
     Raises:
-        UsageError: the head has an adapter.
+        UsageError: the head has an adapter, or a module that shares its weight has.
     """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = plain.get_output_embeddings()
@@ -313,6 +313,11 @@ def _plain_model(model: Any) -> Any:
         raise UsageError(
             "CascadeTrainer: the head has an adapter; expected a plain matrix; remove lm_head from "
             "target_modules and modules_to_save"
+        )
+    if (shared := shared_adapter(plain)) is not None:
+        raise UsageError(
+            f"CascadeTrainer: {shared[0]} has an adapter and the weight of {shared[1]}; expected "
+            "tied weights without adapters; remove it from target_modules and modules_to_save"
         )
     return plain
 

@@ -1,6 +1,13 @@
 """The student model, its loss head and LoRA."""
 
-from caskd.train.model.lora import LoraOptions, add_adapters, lora_options, merged, save_adapter
+from caskd.train.model.lora import (
+    LoraOptions,
+    add_adapters,
+    lora_options,
+    merged,
+    save_adapter,
+    shared_adapter,
+)
 from caskd.train.model.other_tokenizer import (
     AlignmentStats,
     SpanOptions,
@@ -44,6 +51,7 @@ __all__ = [
     "recompute_activations",
     "sample_alignment",
     "save_adapter",
+    "shared_adapter",
     "span_lines",
     "student_groups",
     "student_tokens",

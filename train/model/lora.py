@@ -13,6 +13,8 @@ from caskd.store.errors import UsageError, reason
 from caskd.store.imports import require
 
 _FLAG = "--lora-rank"
+_ADAPTED = (".base_layer", ".original_module")
+"""Names that peft gives to a module inside the one with an adapter, or with a copy of it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
         peft's wrapper of the model.
 
     Raises:
-        UsageError: no module has the name of a target, or the head is among the targets.
+        UsageError: no module has the name of a target, or the head, or a module that shares its
+            weight with another one, is among the targets.
     """
     peft = require("peft", extra="lora", needed_by=_FLAG)
     targets = options.targets[0] if options.targets == ("all-linear",) else list(options.targets)
@@ -75,7 +78,30 @@ def add_adapters(model: Any, options: LoraOptions, base: str) -> Any:
             f"--lora-targets {' '.join(options.targets)}: includes the output head, whose weight "
             "the loss reads directly; expected layers of the body; omit the head"
         )
+    if (shared := shared_adapter(model)) is not None:
+        raise UsageError(
+            f"--lora-targets {' '.join(options.targets)}: {shared[0]} shares its weight with "
+            f"{shared[1]}, and merged adapters would change both; expected modules with weights of "
+            f"their own; omit {shared[0].rpartition('.')[2]}"
+        )
     return wrapped
+
+
+def shared_adapter(model: Any) -> tuple[str, str] | None:
+    """Names of a module with an adapter, and of another one that has the same weight (tied).
+
+    peft adapts such a module alone. Merging its adapter, or saving its copy, changes the other.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for weight in module.parameters(recurse=False):
+            owners.setdefault(id(weight), []).append(name)
+    for names in owners.values():
+        adapted = [name for name in names if name.endswith(_ADAPTED)]
+        if adapted and len(names) > 1:
+            other = next(name for name in names if name != adapted[0])
+            return adapted[0].rpartition(".")[0], other
+    return None
 
 
 def merged(wrapped: Any) -> Any:

@@ -49,6 +49,8 @@ from caskd.train.run.validation import best_step_of
 PROBE_TOKENS = 16
 RELOAD_TOLERANCE = 1e-5
 """Largest difference of a logit after a reload, relative to the largest logit."""
+MERGE_TOLERANCE = 1e-4
+"""Largest change of a logit when adapters are merged in float32, relative to the largest logit."""
 GENERATION_CONFIG = "generation_config.json"
 
 
@@ -142,7 +144,7 @@ def _write(source: Path, state: RunState, work: Path, out: Path, *, adapter: boo
         if adapter:
             save_adapter(wrapped, written)
         else:
-            model = model if wrapped is None else merged(wrapped).eval()
+            model = model if wrapped is None else merge_adapters(model, wrapped)
             notes += keep_padding_row(model)
             model.save_pretrained(written)
         _copy_tokenizer(source / STUDENT, written)
@@ -207,6 +209,37 @@ def consolidated_model(checkpoint: Path, state: RunState) -> tuple[Any, Any]:
     return model.eval(), wrapped
 
 
+def merge_adapters(model: Any, wrapped: Any) -> Any:
+    """The model with its adapters merged into its weights.
+
+    Args:
+        model: with the layers of its adapters inside.
+        wrapped: peft's wrapper of it.
+
+    Raises:
+        CorruptError: its logits differ from those with the adapters.
+    """
+    before = probe_logits(model)
+    model = merged(wrapped).eval()
+    after = probe_logits(model)
+    difference, largest = (float(x.abs().max()) for x in (after - before, before))
+    if difference > MERGE_TOLERANCE * max(1.0, largest):
+        raise CorruptError(
+            f"--lora-rank: merging the adapters changes logits of up to {largest:.3g} by "
+            f"{difference:.3g}; expected the same ones to rounding; nothing was written; export "
+            "the adapters alone with --adapter"
+        )
+    return model
+
+
+@torch.no_grad()
+def probe_logits(model: Any) -> torch.Tensor:
+    """Logits of a few tokens over the whole vocabulary."""
+    tokens = torch.linspace(0, num_embeddings(model, "export") - 1, PROBE_TOKENS).long()[None]
+    logits: torch.Tensor = run_model(model, tokens).logits
+    return logits
+
+
 @torch.no_grad()
 def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
     """Reload an exported directory and compare its logits with the model's.
@@ -232,8 +265,7 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
                 f"checkpoint's, the first {changed[0]}; expected equal ones; nothing was written: "
                 f"transformers changes weights of {type(model).__name__} when it opens them"
             )
-    tokens = torch.linspace(0, num_embeddings(model, "export") - 1, PROBE_TOKENS).long()[None]
-    ours, again = (run_model(one, tokens).logits for one in (model, reloaded))
+    ours, again = probe_logits(model), probe_logits(reloaded)
     difference = float((ours - again).abs().max())
     # Sums over experts and states may be in another order, with equal weights.
     allowed = RELOAD_TOLERANCE * max(1.0, float(ours.abs().max()))

@@ -1,15 +1,19 @@
 """Chains of three and four models, against every setting tried one by one."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from caskd.eval.curves import Link, apply_thresholds, chain_frontier
+from caskd.eval.answers import read_predictions
+from caskd.eval.curves import Link, Price, apply_thresholds, chain_frontier, shares
+from caskd.eval.rules import ROUTERS, Pair, RuleScores
+from caskd.eval.study.chain import measure_chain
 from caskd.store.errors import UsageError
 
 
-def chain(seed, count, models, digits=1):
+def chain(seed, count, models, digits=1, saves=1.0):
     generator = np.random.default_rng(seed)
     hard = generator.uniform(size=count)
     links = [
@@ -17,6 +21,7 @@ def chain(seed, count, models, digits=1):
             score=np.round(hard + 0.4 * generator.normal(size=count), digits),
             quality=(generator.uniform(size=count) < 0.6 + 0.1 * place - 0.5 * hard).astype(float),
             cost=generator.uniform(1.0, 2.0, size=count) * 3**place,
+            saved=generator.uniform(0.0, 1.0, size=count) * saves,
         )
         for place in range(models - 1)
     ]
@@ -29,8 +34,9 @@ def naive(links, quality, cost, thresholds):
     answerers = []
     for place in range(quality.size):
         for number, (link, threshold) in enumerate(zip(links, thresholds, strict=True)):
-            spent += link.cost[place]
+            spent += link.cost[place] - link.saved[place]
             if link.score[place] < threshold:
+                spent += link.saved[place]
                 gained += link.quality[place]
                 answerers.append(number)
                 break
@@ -79,7 +85,8 @@ def test_the_order_of_the_examples_changes_nothing():
     links, quality, cost = chain(5, 400, 3)
     shuffled = np.random.default_rng(0).permutation(400)
     again = [
-        Link(*(getattr(link, f)[shuffled] for f in ("score", "quality", "cost"))) for link in links
+        Link(*(getattr(link, f)[shuffled] for f in ("score", "quality", "cost", "saved")))
+        for link in links
     ]
     first, second = (
         chain_frontier(links, quality, cost),
@@ -93,3 +100,37 @@ def test_the_order_of_the_examples_changes_nothing():
 def test_too_short_or_too_long(models):
     with pytest.raises(UsageError, match=f"{models} models; expected 3 to 7"):
         chain_frontier(*chain(0, 5, models))
+
+
+def test_a_chain_that_skips_its_second_model_costs_what_two_models_do():
+    """A rule that decides before generation saves what a deferred example's answer would cost."""
+    (first, second), _, cost = chain(7, 50, 3)
+    first = Link(first.score, first.quality, first.cost, saved=first.cost)
+    never = Link(second.score, second.quality, second.cost, saved=second.cost)
+    two = shares(first.cost, second.cost, saved=first.cost)
+    for threshold in (*np.unique(first.score), np.inf):
+        found = apply_thresholds([first, never], np.ones(50), cost, [threshold, np.inf])[0]
+        assert found == pytest.approx(two.of(first.score >= threshold).mean())
+
+
+@pytest.mark.parametrize("rule", ["prompt-router", "hidden-router"])
+def test_a_chain_pays_no_answer_that_its_rule_defers_before(predictions_file, rule):
+    count, generator = 40, np.random.default_rng(3)
+    answers = [
+        read_predictions(predictions_file(n, (generator.random(count) < q), parameters=p))
+        for n, q, p in (("a", 0.3, 10), ("b", 0.6, 100), ("c", 0.9, 1000))
+    ]
+    tests = [Pair(small, answers[2]) for small in answers[:2]]
+    router = SimpleNamespace(kind=ROUTERS[rule])
+    scores = [RuleScores(rule, generator.random(count), None, router) for _ in tests]
+    found = measure_chain(tests, None, scores, None)
+    each = np.array([20.0, 200.0, 2000.0])
+    assert len(found.cost) > 3
+    np.testing.assert_allclose(found.cost, found.chosen.answered @ each)
+    prices = {"model": Price(1e6, 1e6)}
+    kept = measure_chain(tests, None, scores, prices)
+    reads, writes = (tests[0].large.numbers(f"{n}_tokens") for n in ("prompt", "output"))
+    least = writes.mean() + reads.mean()  # of one model
+    assert kept.cost[0] == pytest.approx(least)
+    others = [RuleScores("average", one.score, None) for one in scores]
+    assert measure_chain(tests, None, others, None).cost.max() > found.cost.max()

@@ -1,10 +1,13 @@
 """The calibration split depends on the questions and the seed, and on nothing else."""
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from caskd.eval.study.experiment import calibration_mask
-from caskd.store.errors import UsageError
+from caskd.eval.study.experiment import calibration_mask, check_same_model
+from caskd.store.errors import IdentityError, UsageError
 
 NAMES = [f"question {number}" for number in range(2000)]
 
@@ -39,3 +42,51 @@ def test_a_share_that_is_none(share):
 def test_an_empty_side():
     with pytest.raises(UsageError, match="leaves one side of 2 examples empty"):
         calibration_mask(["a", "a"], 0.5, 0)
+
+
+MEASURED = {
+    "model": {"name": "a", "weights_digest": "w", "revision": None, "dtype": "float32"},
+    "decoding": {"max_new_tokens": 4, "hidden_layer": -1, "stop_ids": [2], "batch_size": 8},
+    "text": {"rule": 2, "template": None},
+    "tasks": {"sum": {"metric": "chrf", "stop": ["."]}},
+    "token_cascade": {"rule": "call", "call_threshold": 1.0, "small": {"weights_digest": "s"}},
+}
+
+
+def compare(*path_and_value):
+    """Compare with metadata in which one field has another value."""
+    *path, last, value = path_and_value
+    changed = copy.deepcopy(MEASURED)
+    inner = changed
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    files = (SimpleNamespace(source=f"{n}.parquet", metadata=m)
+             for n, m in (("test", MEASURED), ("other", changed)))  # fmt: skip
+    check_same_model(*files, "--small", "--calibration-small")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.weights_digest", "x"),
+        ("model.dtype", "bfloat16"),
+        ("decoding.max_new_tokens", 5),
+        ("decoding.hidden_layer", -2),
+        ("text.rule", 1),
+        ("tasks.sum.stop", []),
+        ("token_cascade.call_threshold", 2.0),
+        ("token_cascade.small.weights_digest", "x"),
+    ],
+)
+def test_calibration_answers_of_another_system_are_refused(path, value):
+    with pytest.raises(IdentityError, match=rf"--calibration-small other.*{path} is .*--small tes"):
+        compare(*path.split("."), value)
+
+
+def test_what_changes_no_score_may_differ():
+    compare("model", "name", "copy of a")
+    compare("model", "revision", "1")  # the test file names none
+    compare("decoding", "batch_size", 1)
+    compare("tasks", "other", {"metric": "chrf", "stop": []})
+    compare("token_cascade", "calibration", {"prompts": 2})

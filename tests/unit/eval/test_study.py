@@ -101,8 +101,12 @@ def test_an_earlier_report_leaves_nothing_behind(files, tmp_path):
 
 
 def test_files_may_calibrate(study, files, tmp_path):
-    other = {name: study(f"{name}-cal", seed=seed, skill=skill, first=COUNT, count=120)
-             for name, seed, skill in (("small", 20, 1.0), ("large", 21, 1.8))}  # fmt: skip
+    other = {
+        "small": study("small-cal", seed=20, first=COUNT, count=120, model="student"),
+        "large": study(
+            "large-cal", seed=21, skill=1.8, first=COUNT, count=120, model="large", parameters=100
+        ),
+    }
     config = {"small": (files["cat"][0],), "large": files["large"], "out": str(tmp_path / "r"),
               "rule": ("average", "p-ik")}  # fmt: skip
     found = analyze(EvalConfig(
@@ -129,8 +133,12 @@ def test_files_may_calibrate(study, files, tmp_path):
             "expected one of them",
         ),
         ({"chain": (files["medium"],)}, "--chain.* once.*expected two or more"),
+        (
+            {"calibration_small": (other["large"],), "calibration_large": other["large"]},
+            "--calibration-small .*num_parameters is 100; expected 10",
+        ),
     ]:
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises((UsageError, IdentityError), match=message):
             analyze(EvalConfig(**config, **extra))
 
 

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from helpers.tiny import save_tiny, tiny_tokenizer
+from helpers.tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from caskd.models import open_model
-from caskd.store.errors import CorruptError
+from caskd.models import SplitModel, open_model
+from caskd.store.errors import CorruptError, UsageError
+from caskd.train.model import LoraOptions, add_adapters, shared_adapter
 from caskd.train.run import exporter
-from caskd.train.run.exporter import check_reload, keep_padding_row
+from caskd.train.run.exporter import check_reload, keep_padding_row, merge_adapters
 
 YOUTU = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -76,3 +77,38 @@ def test_logits_may_differ_by_rounding_and_no_more(tmp_path, monkeypatch):
                 check_reload(model, folder)
         else:
             check_reload(model, folder)
+
+
+def adapted(tie, *targets):
+    """A model with random adapters, and peft's wrapper of it."""
+    model = tiny_model(tiny_tokenizer(), tie=tie, scale=1.0)
+    wrapped = add_adapters(model, LoraOptions(4, 8.0, targets), "base")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in wrapped.parameters():
+            if weight.requires_grad:
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return model, wrapped
+
+
+def test_adapters_of_a_tied_weight_are_refused():
+    """Trained, the head has no adapter; merged, it would have that of the embedding."""
+    with pytest.raises(UsageError, match=r"model.embed_tokens .* lm_head, .*omit embed_tokens"):
+        adapted(True, "q_proj", "embed_tokens")
+    model, _ = adapted(True, "q_proj")
+    assert shared_adapter(model) is None
+
+
+@torch.no_grad()
+def test_a_merge_keeps_the_logits_that_were_trained(monkeypatch):
+    for tie, targets in ((True, ["q_proj"]), (False, ["q_proj", "embed_tokens"])):
+        model, wrapped = adapted(tie, *targets)
+        ids = torch.arange(4, 20)[None]
+        split = SplitModel(model, "--student")
+        trained = split.logits(split.hidden(ids)[0])
+        plain = merge_adapters(model, wrapped)(ids).logits[0]
+        assert (plain - trained).abs().max() < 1e-5
+    model, wrapped = adapted(False, "q_proj", "embed_tokens")
+    monkeypatch.setattr(exporter, "merged", lambda wrapped: wrapped.unload())
+    with pytest.raises(CorruptError, match="--lora-rank: merging"):
+        merge_adapters(model, wrapped)
