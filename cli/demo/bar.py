@@ -10,7 +10,7 @@ from typing import TextIO
 
 from caskd.store.io import SECONDS_BETWEEN_LINES, duration_text, progress_to, tell
 
-_WIDTH = 30
+_WIDTH = 20
 _ERASE = "\r\x1b[2K"
 _SECONDS_BETWEEN_DRAWS = 0.1
 _MEASURING = ("capture", "train", "predict")
@@ -147,7 +147,7 @@ class DemoBar:
     def _text(self) -> str:
         left = duration_text(self._forecast.seconds_left)
         note = f"  {self._note}" if self._note else ""
-        return f"{self._forecast.fraction:.0%}, about {left} left: {self._stage}{note}"
+        return f"{self._forecast.fraction:.0%}, {left} left: {self._stage}{note}"
 
     def draw(self) -> None:
         """Draw the bar below the output, unless a line of it has no end yet."""

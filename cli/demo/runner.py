@@ -204,7 +204,8 @@ class Stages:
 
         def watch() -> None:
             parts, notes = zip(*map(_training_progress, runs), strict=True)
-            self.bar.report("train", sum(parts) / len(parts), ", ".join(filter(None, notes)))
+            note = f"loss {', '.join(filter(None, notes))}" if any(notes) else ""
+            self.bar.report("train", sum(parts) / len(parts), note)
 
         self._begin("train", "train", list(runs.values()))
         self._ended(_train_together(list(runs.values()), self.device, watch), "train")
@@ -284,7 +285,7 @@ def _train(stages: Stages, out: Path, seed: int, steps: int) -> None:
 
 
 def _training_progress(run: Path) -> tuple[float, str]:
-    """Finished share of a training run, and its last loss and keep fraction."""
+    """Finished share of a training run, and its name with its last loss."""
     from caskd.train.status import run_status
 
     try:
@@ -293,7 +294,7 @@ def _training_progress(run: Path) -> tuple[float, str]:
         return 0.0, ""
     if facts["loss"] is None:
         return 0.0, ""
-    return facts["step"] / facts["steps"], f"{run.name} loss {facts['loss']:.2f}"
+    return facts["step"] / facts["steps"], f"{run.name} {facts['loss']:.2f}"
 
 
 def _predict(stages: Stages, out: Path, name: str) -> None:

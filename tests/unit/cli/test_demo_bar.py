@@ -76,5 +76,5 @@ def test_without_a_terminal_it_is_a_line_a_minute(
     said = capsys.readouterr()
     assert said.out == ""
     (line,) = said.err.splitlines()
-    assert line.startswith("demo: 40%, about ")
+    assert line.startswith("demo: 40%, ")
     assert line.endswith("left: train  loss 1.5")
