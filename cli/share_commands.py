@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tyro
 
+from caskd.cli.store_pages import check_new_page, store_page, write_page
 from caskd.store.errors import UsageError
 from caskd.store.exchange import ExportFormat, export_store
 from caskd.store.format import ENVIRONMENT, README
@@ -59,6 +60,8 @@ class CardConfig:
     """Directory or URL of the store."""
     write: bool = False
     """Also write the card to the store's README.md, keeping its License section."""
+    html: str | None = None
+    """Write a page to this new HTML file instead of text; the page loads nothing."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def list_command(config: ListConfig) -> None:
 
 def card_command(config: CardConfig) -> None:
     """Run `caskd store card`."""
+    check_new_page(config.html)
     store, policy = TeacherStore.open(config.store), RetryPolicy()
     storage = open_storage(config.store)
     existing = (read_whole(storage, README, policy) or b"").decode(errors="replace")
@@ -129,7 +133,10 @@ def card_command(config: CardConfig) -> None:
     recorded = read_whole(storage, f"{ENVIRONMENT}/{PLAN_COUNTS}", policy)
     counted = read_text_counts(recorded) if recorded else {}
     text = card(store.spec, store.seal, quality, license_note(existing), counted)
-    tell("\n".join(escape_control(line) for line in text.splitlines()))
+    if config.html is not None:
+        write_page(config.html, store_page(config.store, quality, license_note(existing)))
+    else:
+        tell("\n".join(escape_control(line) for line in text.splitlines()))
     if config.write:
         retry(lambda: storage.write(README, text.encode()), f"{storage.url}/{README}", policy)
         retry(storage.flush, storage.url, policy)

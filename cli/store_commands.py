@@ -2,13 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
+from caskd.cli.store_pages import check_new_page, example_page, store_page, write_page
 from caskd.store.errors import IncompleteError, UsageError
 from caskd.store.inspect import diff_lines, diff_stores, info_text, store_info, watch
-from caskd.store.io import bytes_text, check_room, counted, files, tell
+from caskd.store.io import bytes_text, counted, tell
 from caskd.store.read import TeacherStore
 from caskd.store.storage import clean_url, is_remote
 from caskd.store.verify import repair_lines, repair_store, verify_store
@@ -25,6 +25,8 @@ class InfoConfig:
     """Print one JSON object instead of text."""
     watch: bool = False
     """Show the progress of a capture until the store is sealed; works on any machine."""
+    html: str | None = None
+    """Write a page to this new HTML file instead of text; the page loads nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ShowConfig:
     json: bool = False
     """Print one JSON object instead of text."""
     html: str | None = None
-    """Write the table to this HTML file instead; the page runs no script and loads nothing."""
+    """Write a page to this new HTML file instead of text; the page loads nothing."""
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,27 @@ class DiffConfig:
 
 def info_command(config: InfoConfig) -> None:
     """Run `caskd store info`."""
+    check_new_page(config.html)
     if config.watch:
         watch(TeacherStore.open(config.store, allow_unsealed=True))
+    if config.html is not None:
+        write_page(config.html, store_page(config.store))
+        return
     info = store_info(config.store)
     tell(json.dumps(info, indent=1) if config.json else info_text(info))
 
 
 def show_command(config: ShowConfig) -> None:
     """Run `caskd store show`."""
-    from caskd.store.inspect import example_html, example_json, example_view
+    from caskd.store.inspect import example_json, example_view
 
+    check_new_page(config.html)
     store = TeacherStore.open(config.store, allow_unsealed=True)
     if config.json:
         tell(json.dumps(example_json(store, config.example), indent=1))
         return
     if config.html is not None:
-        page = Path(config.html)
-        if page.exists():
-            raise UsageError(
-                f"--html {page}: file already exists; expected a new file; pass another one or "
-                "remove it"
-            )
-        check_room(page, "--html")
-        files.replace_file(page, example_html(store, config.example).encode())
-        tell(f"wrote {page}")
+        write_page(config.html, example_page(store, config.example))
         return
     from rich.console import Console
 

@@ -90,6 +90,8 @@ def read_words(
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
+            if re.match(r"-[^\d.]", word):  # tyro takes it for a flag, and misses a positional
+                raise UsageError(_unknown_flag(word, flags, prog))
             free.append(word)
             continue
         flag, equals, value = word.partition("=")

@@ -1,7 +1,8 @@
 """`caskd demo`: runs every command once, on a generated corpus with a bundled teacher.
 
 Each step is an ordinary `caskd` command line. The demo prints it and runs it through the table of
-`caskd.cli.main`. Training runs in its own process, because DeepSpeed supports one run per process.
+`caskd.cli.main`. The students train at the same time, each in its own process: DeepSpeed supports
+one run per process, and each uses one core.
 
 `demo.json` in the output folder holds the settings, so that the same command resumes after a kill:
 each step resumes by itself, and a student that was exported is not trained again.
@@ -11,16 +12,16 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from caskd.cli.demo.bar import DemoBar
 from caskd.cli.demo.demo_models import TEACHER, write_student
 from caskd.cli.demo.demo_tasks import TASKS, write_corpus
+from caskd.cli.demo.own_process import run_together
+from caskd.cli.demo.words import WORDS, closing
 from caskd.cli.main import run_command
 from caskd.store.errors import UsageError
 from caskd.store.io import CLAIM, check_room, claimed, files, read_json_object, tell
@@ -36,23 +37,12 @@ _NUM_BYTES = 50 << 20
 """The demo writes about that much."""
 OBJECTIVES = ("xent", "cat-xent")
 SETTINGS = "demo.json"
-WORDS = {
-    "train": (
-        "keep: the share of tokens that count in the loss. xent keeps all; cat-xent only those "
-        "whose label the student or the teacher would choose."
-    ),
-    "predict": (
-        "log-probabilities: a model gives one to each token of its answer. Their average is its "
-        "confidence."
-    ),
-    "eval": (
-        "deferral: a question on which the small model is not confident goes to the large one. "
-        "AUDC: the area under quality against the share of deferred questions; 1 is best. random "
-        "and oracle: the same where chance, or the right answers, choose them. APGR: how much of "
-        "the gap between both models the cascade closes, on average."
-    ),
-}
-"""What a command's words mean, printed before it runs for the first time."""
+EXPECTED_SECONDS = {
+    "prepare": 5.0, "precompute": 20.0, "store info": 0.5, "store verify": 0.5, "store show": 0.5,
+    "train": 70.0, "export xent": 1.0, "export cat-xent": 1.0,
+    "predict xent": 3.0, "predict cat-xent": 3.0, "predict teacher": 6.0, "eval": 10.0,
+}  # fmt: skip
+"""Of each stage on 2 cores, for the first forecast of the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +90,15 @@ def run_demo(
     _check_out(out, settings)
     with claimed(out, "--out"):
         _check_out(out, settings)  # again: another demo may have begun before this one held it
-        stages = Stages(device)
-        _run_all(stages, out, seed, num_train=num_train, num_test=num_test, steps=steps)
+        with DemoBar(EXPECTED_SECONDS) as bar:
+            stages = Stages(device, bar)
+            try:
+                _run_all(stages, out, seed, num_train=num_train, num_test=num_test, steps=steps)
+            except KeyboardInterrupt:
+                tell("\nThe demo is stopped. Its work so far is kept; the same command goes on.")
+                raise
+        summary = read_json_object(out / "report" / "summary.json")
+        tell(closing(out, stages.seconds, summary))
 
 
 def _check_out(out: Path, settings: dict[str, int]) -> None:
@@ -136,6 +133,10 @@ def _run_all(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from caskd.models import pick_device
+
+    # transformers imports DeepSpeed, which otherwise guesses the accelerator and prints a warning.
+    os.environ.setdefault("DS_ACCELERATOR", pick_device(stages.device).type)
     disable_progress_bar()  # the demo's models load at once
     torch.set_num_threads(NUM_THREADS)
     tell(f"{len(TASKS)} procedural tasks: {', '.join(TASKS)}")
@@ -147,16 +148,14 @@ def _run_all(
         files.replace_file(out / SETTINGS, json.dumps(settings).encode())
         _prepare(out, seed, num_train, num_test)
         files.replace_file(out / SETTINGS, json.dumps({**settings, "prepared": 1}).encode())
-    stages.done("corpus, teacher and student")
+    stages.done("prepare")
     _capture(stages, out)
-    for objective in OBJECTIVES:
-        _train(stages, out, seed, steps, objective)
+    _train(stages, out, seed, steps)
     for name in (*OBJECTIVES, "teacher"):
         _predict(stages, out, name)
     cat_xent, xent, teacher = (_predictions(out, name) for name in ("cat-xent", "xent", "teacher"))
     report = str(out / "report")
     stages.run("eval", "--small", cat_xent, "--small", xent, "--large", teacher, "--out", report)
-    tell(closing(out, stages.seconds, read_json_object(out / "report" / "summary.json")))
 
 
 class Stages:
@@ -164,10 +163,12 @@ class Stages:
 
     Args:
         device: of the models that they run.
+        bar: shows the progress.
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str, bar: DemoBar) -> None:
         self.device = device
+        self.bar = bar
         self.seconds: dict[str, float] = {}
         self._started = time.monotonic()
         self._explained: set[str] = set()
@@ -183,25 +184,49 @@ class Stages:
         self.seconds[stage] = now - self._started
         self._started = now
 
-    def run(self, command: str, *args: str, stage: str = "", own_process: bool = False) -> None:
-        """Print a command line and run it, in this or in its own process."""
+    def run(self, command: str, *args: str, stage: str = "") -> None:
+        """Print a command line and run it.
+
+        Args:
+            command: name of the command.
+            args: its arguments.
+            stage: its name among the durations; that of the command by default.
+        """
+        self._begin(command, stage or command, [args])
+        self._ended(run_command(command, args), stage or command)
+
+    def train(self, runs: Mapping[Path, Sequence[str]]) -> None:
+        """Print the command lines of training runs, and run them at the same time.
+
+        Args:
+            runs: folder of a run -> the arguments of `caskd train`.
+        """
+
+        def watch() -> None:
+            parts, notes = zip(*map(_training_progress, runs), strict=True)
+            note = f"loss {', '.join(filter(None, notes))}" if any(notes) else ""
+            self.bar.report("train", sum(parts) / len(parts), note)
+
+        self._begin("train", "train", list(runs.values()))
+        self._ended(_train_together(list(runs.values()), self.device, watch), "train")
+
+    def _begin(self, command: str, stage: str, lines: Sequence[Sequence[str]]) -> None:
+        self.bar.begin(stage)
         if command in WORDS and command not in self._explained:
             self._explained.add(command)
             tell(f"\n{WORDS[command]}", flush=True)
-        tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
-        if own_process:
-            code = _in_own_process(command, args, visible_gpus(self.device))
-        else:
-            code = run_command(command, args)
+        for args in lines:
+            tell(f"\n$ caskd {command} {shlex.join(args)}", flush=True)
+
+    def _ended(self, code: int, stage: str) -> None:
         if code:
             raise SystemExit(code)
-        self.done(stage or command)
+        self.done(stage)
 
 
-def _in_own_process(command: str, args: Sequence[str], gpus: dict[str, str]) -> int:
-    words = [sys.executable, "-m", "caskd.cli", *command.split(), *args]
-    env = {**os.environ, **gpus, "OMP_NUM_THREADS": str(NUM_THREADS)}
-    return subprocess.run(words, env=env, check=False).returncode
+def _train_together(lines: Sequence[Sequence[str]], device: str, watch: Callable[[], None]) -> int:
+    more = {**visible_gpus(device), "OMP_NUM_THREADS": str(NUM_THREADS)}
+    return run_together([["train", *args] for args in lines], more, watch)
 
 
 def visible_gpus(device: str) -> dict[str, str]:
@@ -237,20 +262,39 @@ def _capture(stages: Stages, out: Path) -> None:
     stages.run("store show", store, "--example", "3")
 
 
-def _train(stages: Stages, out: Path, seed: int, steps: int, objective: str) -> None:
-    run, model = out / "runs" / objective, out / "models" / objective
-    if model.exists():  # it appears whole, and last
-        tell(f"\n{model}: trained and exported before")
-        return
-    resume = ["--resume"] if (run / "config.json").exists() else []
-    stages.run(
-        "train", "--store", str(out / "store"), "--student", str(out / "models" / "student"),
-        "--out", str(run), "--objective", objective, "--steps", str(steps),
-        "--global-batch-size", "64", "--micro-batch-size", "64", "--lr", "6e-3",
-        "--warmup-steps", str(steps // 6),
-        "--seed", str(seed), *resume, stage=f"train {objective}", own_process=True,
-    )  # fmt: skip
-    stages.run("export", str(run), str(model), stage=f"export {objective}")
+def _train(stages: Stages, out: Path, seed: int, steps: int) -> None:
+    """Train and export the students that are not there yet: they appear whole, and last."""
+    names = [name for name in OBJECTIVES if not (out / "models" / name).exists()]
+    if len(names) < len(OBJECTIVES):
+        tell(f"\nalready exported: {', '.join(x for x in OBJECTIVES if x not in names)}")
+    if names:
+        folders = [out / "runs" / name for name in names]
+        stages.train({
+            run: [
+                "--store", str(out / "store"), "--student", str(out / "models" / "student"),
+                "--out", str(run), "--objective", name, "--steps", str(steps),
+                "--global-batch-size", "64", "--micro-batch-size", "64", "--lr", "6e-3",
+                "--warmup-steps", str(steps // 6), "--seed", str(seed),
+                *(["--resume"] if (run / "config.json").exists() else []),
+            ]
+            for name, run in zip(names, folders, strict=True)
+        })  # fmt: skip
+    for name in names:
+        model = str(out / "models" / name)
+        stages.run("export", str(out / "runs" / name), model, stage=f"export {name}")
+
+
+def _training_progress(run: Path) -> tuple[float, str]:
+    """Finished share of a training run, and its name with its last loss."""
+    from caskd.train.status import run_status
+
+    try:
+        facts = run_status(run)
+    except UsageError:  # it has not begun
+        return 0.0, ""
+    if facts["loss"] is None:
+        return 0.0, ""
+    return facts["step"] / facts["steps"], f"{run.name} {facts['loss']:.2f}"
 
 
 def _predict(stages: Stages, out: Path, name: str) -> None:
@@ -263,49 +307,3 @@ def _predict(stages: Stages, out: Path, name: str) -> None:
 
 def _predictions(out: Path, name: str) -> str:
     return str(out / "predictions" / f"{name}.parquet")
-
-
-def closing(out: Path, seconds: dict[str, float], summary: Mapping[str, Any]) -> str:
-    """Final output: durations, paths, the result in a sentence, and commands for own data.
-
-    Args:
-        out: folder of the demo.
-        seconds: by stage.
-        summary: content of the report's summary.json.
-    """
-    width = max(map(len, seconds))
-    times = [f"  {stage.ljust(width)}  {spent:6.1f} s" for stage, spent in seconds.items()]
-    return "\n".join(
-        [
-            "",
-            *times,
-            f"  {'total'.ljust(width)}  {sum(seconds.values()):6.1f} s",
-            "",
-            f"the report        {out / 'report' / 'index.html'}",
-            f"the store         {out / 'store'}",
-            f"the models        {out / 'models'}",
-            f"training metrics  {out / 'runs'}",
-            "",
-            result(summary),
-            f"The picture: {out / 'report' / 'deferral_curve.png'}",
-            "",
-            "The same with your own data (prompt and response, or messages) and models:",
-            "",
-            "  caskd init my-project --data train.jsonl --teacher BIG_MODEL --student SMALL_MODEL",
-            "  sh my-project/run.sh",
-            "  caskd status my-project/run --watch    # from another terminal",
-        ]
-    )
-
-
-def result(summary: Mapping[str, Any]) -> str:
-    """The result of the demo in a sentence."""
-    first, second = summary["smalls"][:2]
-    figures, other = first["all"], second["all"]
-    return (
-        f"With 30 % of the questions deferred to the teacher, the cascade of {first['name']} "
-        f"answers {figures['quality_at_30']:.0%} correctly, and that of {second['name']} "
-        f"{other['quality_at_30']:.0%}; alone the students answer "
-        f"{figures['quality_small']:.0%} and {other['quality_small']:.0%}, "
-        f"the teacher {figures['quality_large']:.0%}."
-    )

@@ -10,6 +10,13 @@ from caskd.cli import config_file
 from caskd.cli.help.fields import Option, options_of
 from caskd.store.io import tell
 
+_ZSH_BEFORE = "#compdef caskd\nautoload -U +X bashcompinit && bashcompinit\n"
+# zsh runs the file when a command line is completed for the first time, and expects the words then.
+_ZSH_AFTER = """
+if [ "${funcstack[1]}" = _caskd ]; then
+    _bash_complete -o filenames -F _caskd
+fi"""
+
 
 @dataclass(frozen=True)
 class CompletionConfig:
@@ -27,8 +34,10 @@ def completion_command(config: CompletionConfig) -> None:
     if config.shell == "fish":
         tell(fish_script(options, {name: row.help for name, row in COMMANDS.items()}))
         return
-    zsh = "#compdef caskd\nautoload -U +X bashcompinit && bashcompinit\n"
-    tell((zsh if config.shell == "zsh" else "") + bash_script(options))
+    script = bash_script(options)
+    if config.shell == "zsh":
+        script = f"{_ZSH_BEFORE}{script}{_ZSH_AFTER}"
+    tell(script)
 
 
 def bash_script(options: dict[str, list[Option]]) -> str:
@@ -63,6 +72,7 @@ def bash_script(options: dict[str, list[Option]]) -> str:
         [
             "# Completion of caskd, written by caskd completion.",
             "_caskd_words() {",
+            "    compopt +o filenames 2> /dev/null  # a folder named store is not this word",
             '    COMPREPLY=($(compgen -W "$1" -- "$_caskd_now"))',
             "}",
             "_caskd() {",

@@ -106,9 +106,14 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "store info": (
         "caskd store info my-store",
         "caskd store info my-store --watch",
+        "caskd store info my-store --html my-store.html",
         "caskd store info s3://bucket/my-store --json",
     ),
     "store show": ("caskd store show my-store --example 3",),
+    "store card": (
+        "caskd store card my-store --write",
+        "caskd store card my-store --html my-store.html",
+    ),
     "store verify": ("caskd store verify my-store --full",),
     "store audit": ("caskd store audit my-store --student my-student",),
     "store push": ("caskd store push my-store s3://bucket/my-store",),

@@ -14,7 +14,7 @@ import tyro
 
 from caskd.cli.project.values import FILES, Project, script, tables, toml_text
 from caskd.store.errors import UsageError
-from caskd.store.io import check_room, counted, escape_control, files, tell
+from caskd.store.io import check_room, claimed, counted, escape_control, files, tell
 
 _SYSTEM = ("system", "developer")
 HELD_OUT_SHARE, MOST_HELD_OUT = 0.1, 1_000
@@ -49,9 +49,16 @@ def init_command(config: InitConfig) -> None:
     Raises:
         UsageError: a file is already there, or the data or a model cannot be used.
     """
-    folder = config.dir
-    _check_new(folder, config)
-    check_room(folder / FILES.config, "DIR")
+    _check_new(config.dir, config)
+    if config.test:
+        _check_test(config)
+    check_room(config.dir / FILES.config, "DIR")
+    with claimed(config.dir, "DIR"):
+        _check_new(config.dir, config)  # again: another may have written before this one held it
+        _write(config.dir, config)
+
+
+def _write(folder: Path, config: InitConfig) -> None:
     facts, shares_vocabulary = _survey(config)
     kind = facts["identity"]["text"]["kind"]
     if kind == "text" and not config.test:
@@ -60,7 +67,6 @@ def init_command(config: InitConfig) -> None:
             "response, or messages; pass --test FILE with these columns"
         )
     if config.test:
-        _check_readable(config.test)
         data, test, num_held_out = config.data, config.test, 0
     else:
         data, test = (FILES.train,), (FILES.test,)
@@ -102,13 +108,23 @@ def _check_new(folder: Path, config: InitConfig) -> None:
             )
 
 
-def _check_readable(names: tuple[str, ...]) -> None:
-    """Read the first record of the test files."""
-    from caskd.store.corpus import read_records
+def _check_test(config: InitConfig) -> None:
+    """Read the first record of the test files, and find its question and answer."""
+    from caskd.store.corpus import Columns, decide_columns, read_records
 
-    if next(iter(read_records(names)), None) is None:
+    names = " ".join(config.test)
+    first = next(iter(read_records(config.test)), None)
+    if first is None:
+        raise UsageError(f"--test {names}: no records; expected one or more; check the files")
+    columns = Columns(config.prompt_column, config.response_column, config.messages_column)
+    try:
+        kind = decide_columns(first, columns).kind
+    except UsageError as error:
+        raise UsageError(f"--test {str(error).removeprefix('--data: ')}") from None
+    if kind == "text":
         raise UsageError(
-            f"--test {' '.join(names)}: no records; expected one or more; check the files"
+            f"--test {names}: holds plain text; expected prompt and response, or messages; pass "
+            "--prompt-column and --response-column"
         )
 
 

@@ -33,6 +33,7 @@ def stage(folder: Path) -> None:
     pages = folder / "pages"
     for name in FRONT:
         copy(ROOT / name, pages)
+    shutil.copyfile(CONFIG.with_name("extra.css"), pages / "extra.css")
     docs = ROOT / "docs"
     for path in sorted(docs.rglob("*")):
         place = path.relative_to(docs)

@@ -7,8 +7,8 @@ from caskd.eval.report.differences import (
     difference_row,
 )
 from caskd.eval.report.folder import CASCADE, FORMAT, check_folder, check_not_a_file, write_files
-from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names
-from caskd.eval.report.page import Heads, Picture, Section, table
+from caskd.eval.report.layout import Part, Plot, Report, build_files, file_names, picture_of
+from caskd.eval.report.page import Heads, Picture, Section, html_bytes, table
 from caskd.eval.report.plot_style import (
     PAPER,
     arm_lines,
@@ -44,9 +44,11 @@ __all__ = [
     "difference_row",
     "dress",
     "file_names",
+    "html_bytes",
     "in_percent",
     "legend_below",
     "panels",
+    "picture_of",
     "png_bytes",
     "questions_line",
     "table",

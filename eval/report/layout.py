@@ -58,9 +58,9 @@ def build_files(
         for name, spec in part.plots.items():
             figure = spec.draw(analysis)
             if figure is not None:
-                files[f"{name}.png"], svg = png_bytes(figure), svg_bytes(figure)
-                files[f"{name}.svg"] = svg
-                pictures[name] = Picture(spec.alt, svg, on_dark(svg))
+                files[f"{name}.png"] = png_bytes(figure)
+                pictures[name] = picture_of(figure, spec.alt)
+                files[f"{name}.svg"] = pictures[name].light_svg
         for name, rows in part.tables.items():
             content = csv_bytes(rows(analysis))
             if content:
@@ -69,6 +69,12 @@ def build_files(
     sections = [section for section in built if section is not None]
     files["index.html"] = html_bytes(title, sections, summary["caskd_version"])
     return files
+
+
+def picture_of(figure: Figure, alt: str) -> Picture:
+    """The figure for a page, in light and dark."""
+    svg = svg_bytes(figure)
+    return Picture(alt, svg, on_dark(svg))
 
 
 def file_names(parts: Sequence[Part]) -> set[str]:

@@ -13,6 +13,10 @@ from jinja2 import Environment, Template
 from caskd.eval.report.terms import explained, explained_head
 from caskd.eval.study import ALL_TASKS
 
+REPORT_FOOT = (
+    "summary.json and the CSV files beside this page hold every number, the PNG and SVG files "
+    "every figure."
+)
 Heads = Mapping[str, tuple[str, str]]
 """Key of a row -> heading and format of its column: `text`, `long`, or a format of numbers."""
 
@@ -93,14 +97,33 @@ class Section:
     slider: Slider | None = None
     pictures: Sequence[Picture] = field(default=())
     tables: Sequence[Table] = field(default=())
+    commands: Sequence[str] = field(default=())
+    """Command lines to copy."""
     terms: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = field(default=())
 
 
-def html_bytes(title: str, sections: Sequence[Section], version: str) -> bytes:
-    """Render the page; every text in it is escaped, and its one script sorts and slides."""
+def html_bytes(
+    title: str,
+    sections: Sequence[Section],
+    version: str,
+    *,
+    window: str = "Cascade report",
+    foot: str = REPORT_FOOT,
+) -> bytes:
+    """Render the page; every text in it is escaped, and its one script sorts and slides.
+
+    Args:
+        title: heading of the page.
+        sections: its content.
+        version: of caskd.
+        window: title of the browser's window.
+        foot: last sentence of the page.
+    """
     template = _template()
-    return template.render(title=title, sections=sections, version=version).encode()
+    return template.render(
+        title=title, sections=sections, version=version, window=window, foot=foot
+    ).encode()
 
 
 @cache

@@ -82,8 +82,8 @@ def _label_is_argmax(store: TeacherStore) -> dict[str, Any] | None:
     return {"share": float((ranks == 0).mean()), "num_rows": len(ranks)}
 
 
-def info_text(info: dict[str, Any]) -> str:
-    """`store_info` as a table for a terminal."""
+def info_rows(info: dict[str, Any]) -> dict[str, str]:
+    """The main facts of `store_info` in words, by name; those that are empty are left out."""
     state = "sealed"
     shards = counted(info["num_shards"], "shard")
     if not info["sealed"]:
@@ -118,7 +118,12 @@ def info_text(info: dict[str, Any]) -> str:
         rows.append(
             ("failed", f"{shards_text(info['failed_shards'])}; caskd precompute retries them")
         )
-    lines = [f"{name:<9} {escape_control(value)}" for name, value in rows if value]
+    return {name: value for name, value in rows if value}
+
+
+def info_text(info: dict[str, Any]) -> str:
+    """`store_info` as a table for a terminal."""
+    lines = [f"{name:<9} {escape_control(value)}" for name, value in info_rows(info).items()]
     lines.append("fields    name, type, bytes per row")
     for name, array in info["fields"].items():
         kind = array["dtype"] + (f" x {array['cells']}" if array["cells"] > 1 else "")

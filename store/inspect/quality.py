@@ -67,14 +67,19 @@ class TeacherQuality:
             figures["mean tail mass (probability outside the top-k)"] = f"{self.mean_tail_mass:.5f}"
         return figures
 
-    def histogram(self) -> str:
-        """Histogram of the label's rank in the teacher's order, as a Markdown code block."""
-        if not self.ranks:
-            return "Rank of the label: not known, because capture.argmax is unknown."
+    def rank_names(self) -> list[str]:
+        """Labels of the bins in `ranks`."""
         names = rank_names(len(self.ranks))
         if self.rank_limit is not None:
             last = int(rank_bins(np.array([self.rank_limit], np.uint32))[0])
             names[last:] = [f"{1 << last >> 1} or more" for _ in names[last:]]
+        return names
+
+    def histogram(self) -> str:
+        """Histogram of the label's rank in the teacher's order, as a Markdown code block."""
+        if not self.ranks:
+            return "Rank of the label: not known, because capture.argmax is unknown."
+        names = self.rank_names()
         width, most = max(map(len, names)), max(self.ranks)
         lines = [
             f"    {name:>{width}}  {count / self.num_rows:7.2%}  " + "#" * (WIDTH * count // most)

@@ -1,6 +1,5 @@
-"""One example of a store as text, JSON or HTML, token by token; needs no tokenizer."""
+"""One example of a store as text or JSON, token by token; needs no tokenizer."""
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,28 +90,6 @@ def _choices(batch: StoreBatch, n: int, num_shown: int) -> tuple[Array, Array]:
     with np.errstate(over="ignore", invalid="ignore"):
         probabilities = np.exp(batch.column("topk_logits")[n] - batch.column("logsumexp")[n])
     return batch.column("topk_ids")[n, :num_shown], probabilities[:num_shown]
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="UTF-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>caskd store show</title>
-<style>{stylesheet} body {{ color: {foreground}; background-color: {background}; }}</style>
-</head>
-<body><pre>{code}</pre></body>
-</html>
-"""
-
-
-def example_html(store: TeacherStore, example: int) -> str:
-    """`example_view` as a self-contained page: store content is escaped and nothing runs."""
-    from rich.console import Console
-
-    console = Console(record=True, file=io.StringIO(), width=120, force_terminal=False)
-    console.print(example_view(store, example))
-    return console.export_html(code_format=_PAGE)
 
 
 def example_view(store: TeacherStore, example: int) -> "Group":

@@ -60,7 +60,7 @@ def card(
             | _import_rows(spec, text_counts)
         ),
         "## Origin",
-        _table(_origin(spec)),
+        _table(origin(spec)),
     ]
     if quality is not None:
         sections += ["## Teacher quality", _table(quality.rows()), quality.histogram()]
@@ -184,7 +184,8 @@ def read_text_counts(data: bytes) -> dict[str, int]:
     return dict(counts) if counts and untrusted_json.is_counts(counts) else {}
 
 
-def _origin(spec: StoreSpec) -> dict[str, str]:
+def origin(spec: StoreSpec) -> dict[str, str]:
+    """Teacher, text, corpus and vocabulary of a store in words, by name."""
     teacher, text = spec.identity["teacher"], spec.identity["text"]
     capture, corpus = spec.identity["capture"], spec.identity.get("corpus", {})
     eos = "EOS appended" if text["eos"] else "no EOS"

@@ -2,7 +2,14 @@
 
 from caskd.store.io import descriptors, faults, files
 from caskd.store.io.claim import CLAIM, claimed
-from caskd.store.io.console import SECONDS_BETWEEN_LINES, Progress, progress, rate_text, tell
+from caskd.store.io.console import (
+    SECONDS_BETWEEN_LINES,
+    Progress,
+    progress,
+    progress_to,
+    rate_text,
+    tell,
+)
 from caskd.store.io.disk import CACHE_VARIABLE, cache_folder, check_room
 from caskd.store.io.mixups import DATA_ENDINGS, is_predictions, refuse_mixup, refuse_occupied
 from caskd.store.io.printable import (
@@ -56,6 +63,7 @@ __all__ = [
     "parse_json",
     "plot_label",
     "progress",
+    "progress_to",
     "rate_text",
     "read_json",
     "read_json_object",

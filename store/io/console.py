@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Protocol, TextIO
 
 from caskd.store.io.printable import escape_control
@@ -34,6 +35,30 @@ def rate_text(rate: float, unit: str) -> str:
     if 0 < rate < 1:
         return f"{1 / rate:,.1f} s a {unit.removesuffix('s')}"
     return f"{rate:,.1f} {unit}/s"
+
+
+Report = Callable[[str, float, str], None]
+_report: ContextVar[Report | None] = ContextVar("report", default=None)
+
+
+@contextmanager
+def progress_to(report: Report) -> Iterator[None]:
+    """Show no bar of a task: call `report(label, finished fraction, note)` at each advance."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+class _Reported:
+    def __init__(self, report: Report, label: str, total: int, done: int) -> None:
+        self._report, self._label, self._total, self._done = report, label, total, done
+        self.advance(0)
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._done += amount
+        self._report(self._label, self._done / max(self._total, 1), note)
 
 
 class _Lines:
@@ -95,6 +120,10 @@ def progress(
     label: str, total: int, unit: str, *, done: int = 0, quiet: bool = False
 ) -> Iterator[Progress]:
     """Show the progress of `total` units, `done` of them finished before; `quiet` shows nothing."""
+    report = _report.get()
+    if report is not None and not quiet:
+        yield _Reported(report, label, total, done)
+        return
     if not quiet and sys.stderr.isatty():
         bar = _Bar(label, total, unit, done)
         try:

@@ -13,7 +13,8 @@ from helpers.captures import sealed_files
 from helpers.warm import WarmProcess
 
 from caskd.cli.demo import runner
-from caskd.cli.demo.runner import NUM_THREADS, Stages, result, run_demo, visible_gpus
+from caskd.cli.demo.runner import NUM_THREADS, Stages, run_demo, visible_gpus
+from caskd.cli.demo.words import result
 from caskd.cli.main import main
 from caskd.store import TeacherStore, verify_store
 
@@ -71,7 +72,7 @@ def test_it_prints_commands_paths_and_times(finished_demo: tuple[Path, str]) -> 
     out, printed = finished_demo
     typed = [line.split()[2] for line in printed.splitlines() if line.startswith("$ caskd ")]
     assert typed == [
-        "precompute", "store", "store", "store", "train", "export", "train", "export",
+        "precompute", "store", "store", "store", "train", "train", "export", "export",
         "predict", "predict", "predict", "eval",
     ]  # fmt: skip
     assert str(out / "report" / "index.html") in printed
@@ -82,7 +83,7 @@ def test_it_prints_commands_paths_and_times(finished_demo: tuple[Path, str]) -> 
     assert str(out / "report" / "deferral_curve.png") in end
     typed = [line.strip() for line in end.splitlines() if line.startswith("  caskd ")]
     assert "caskd init my-project --data train.jsonl --teacher BIG_MODEL" in typed[0]
-    assert "train cat-xent" in printed
+    assert "--objective cat-xent" in printed
 
 
 def test_the_result_names_the_figures_of_the_summary() -> None:
@@ -167,17 +168,19 @@ def test_a_killed_demo_goes_on(
     run = Stages.run
 
     def counted(self: Stages, command: str, *args: str, **options: Any) -> None:
-        if stage in ("prepare", "capture") and command == "train":
-            raise KeyboardInterrupt  # what follows is tried by the other stages
         done.append(command)
         run(self, command, *args, **options)
 
-    def warm(command: str, args: Sequence[str], gpus: dict[str, str]) -> int:
-        words = ["-m", "caskd.cli", *command.split(), *args]
-        return WarmProcess(words, {**gpus, "OMP_NUM_THREADS": str(NUM_THREADS)}).wait()
+    def warm(lines: Sequence[Sequence[str]], device: str, _: object) -> int:
+        if stage in ("prepare", "capture"):
+            raise KeyboardInterrupt  # what follows is tried by the other stages
+        done.extend("train" for _ in lines)
+        more = {**visible_gpus(device), "OMP_NUM_THREADS": str(NUM_THREADS)}
+        started = [WarmProcess(["-m", "caskd.cli", "train", *args], more) for args in lines]
+        return max(process.wait() for process in started)
 
     monkeypatch.setattr(Stages, "run", counted)
-    monkeypatch.setattr(runner, "_in_own_process", warm)  # the whole demo above starts real ones
+    monkeypatch.setattr(runner, "_train_together", warm)  # the whole demo above starts real ones
     with contextlib.suppress(KeyboardInterrupt):
         run_demo(out, 0, num_train=NUM_TRAIN, num_test=NUM_TEST, steps=STEPS)
     if stage in ("prepare", "capture"):

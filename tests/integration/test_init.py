@@ -89,6 +89,37 @@ def test_too_few_prompts_ask_for_a_test_file(
     assert not (tmp_path / "own" / "train.jsonl").exists()
 
 
+def test_test_data_without_the_columns_is_refused(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words(project)
+    line[1] = str(tmp_path / "own")
+    for text, fact in (('{"question": "a", "answer": "b"}', "'prompt'"), ('{"text": "a"}', "text")):
+        (tmp_path / "test.jsonl").write_text(text)
+        assert main([*line, "--test", str(tmp_path / "test.jsonl")]) == 2
+        said = capsys.readouterr().err
+        assert "caskd: --test " in said
+        assert fact in said
+    assert not (tmp_path / "own").exists()
+
+
+def test_another_init_in_the_folder_is_refused(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = words(project)
+    line[1] = str(tmp_path)
+    lock = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    code = f"{lock}print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".claim")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert main(line) == 2
+        other.kill()
+    assert "in use by another caskd process" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {".claim"}
+
+
 def test_the_commands_of_the_script_run_in_order(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,15 @@
-"""The report in a real browser, wide and narrow, light and dark: errors, overflow, the slider."""
+"""Pages in a real browser, wide and narrow, light and dark: errors, overflow, the slider."""
 
 import re
 
 import pytest
+from helpers import stores
 from helpers.browser import browser, find_browser
 from helpers.outcome_tables import COST, COUNT, LARGE, SCORE, SMALL, config
 
+from caskd.cli.store_pages import store_page
 from caskd.eval.evaluate import evaluate
+from caskd.store.inspect import measure_quality
 
 pytestmark = [
     pytest.mark.browser,
@@ -60,6 +63,18 @@ def test_nothing_fails_and_nothing_overflows(page, report, width, scheme, tmp_pa
     )
     page.screenshot(tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_the_page_of_a_store(page, tmp_path, width, scheme):
+    store = stores.make_store(tmp_path / "s")
+    file = tmp_path / "card.html"
+    file.write_bytes(store_page(str(store.root), measure_quality(store), HOSTILE))
+    page.open(file.as_uri(), width=width, scheme=scheme)
+    assert page.problems == []
+    assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    assert page.run("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    assert page.run("document.querySelectorAll('img[src=x]').length") == 0
 
 
 @pytest.mark.parametrize("width", [1400, 390])

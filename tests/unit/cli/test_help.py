@@ -128,6 +128,23 @@ def test_other_shells_get_every_flag(shell, capsys):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_completes_commands_flags_and_values(capsys, tmp_path):
+    assert main(["completion", "fish"]) == 0
+    (tmp_path / "caskd.fish").write_text(capsys.readouterr().out)
+    for typed, expected in (
+        ("caskd store sho", ["show"]),
+        ("caskd train --obj", ["--objective"]),
+        ("caskd completion z", ["zsh"]),
+    ):
+        code = f"source caskd.fish; complete -C '{typed}'"
+        done = subprocess.run(
+            ["fish", "--no-config", "-c", code],
+            capture_output=True, text=True, check=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert [line.split("\t")[0] for line in done.stdout.splitlines()] == expected
+
+
 def test_completion_and_help_import_no_torch():
     code = "import sys; from caskd.cli.main import main; main(['completion', 'bash'])"
     code += "; assert not {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()"

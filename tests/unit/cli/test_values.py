@@ -42,6 +42,8 @@ def refused(capsys, words):
         (["predict", "--model"], ("--model", "no value")),
         (["predict", "--model", "m"], ("--data and --out", "missing")),
         (["store", "show"], ("STORE", "missing")),
+        (["status", "-x"], ("-x: no such flag of caskd status", "--help")),
+        ([*TRAIN, "-lr", "1"], ("-lr: no such flag", "--help")),
         (["store", "show", "a", "b"], ("'b'", "STORE")),
         (["store", "show", "a", "--example", "x"], ("--example x", "whole number")),
     ],

@@ -85,7 +85,7 @@ def page(text):
     table = Table([Cell(text, "text")], [Row([Cell(text, "long"), Cell(text, "", text)])], text)
     section = Section(
         text, text, [text], [text], [text], Slider(f"[{text}]", text, [text, text]), [picture],
-        [table], {text: text}, [text],
+        [table], [text], {text: text}, [text],
     )  # fmt: skip
     return html_bytes(text, [section], text)
 

@@ -11,6 +11,7 @@ from helpers import sampled_stores, stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caskd.cli.store_pages import example_page
 from caskd.store.cells import fit_orders
 from caskd.store.errors import CorruptError, UsageError
 from caskd.store.format import FIELD_DTYPES, ROW_ENCODINGS, SAMPLED, layout
@@ -18,7 +19,6 @@ from caskd.store.format.codecs import decode_chunk, encode_chunk
 from caskd.store.inspect import (
     card,
     diff_stores,
-    example_html,
     example_json,
     info_text,
     measure_quality,
@@ -161,7 +161,7 @@ def test_info_show_card_and_quality_say_what_it_is(tmp_path: Path) -> None:
     assert first["choices"][0]["id"] == batch.column("sampled_ids")[0, 0]
     assert first["choices"][0]["probability"] == batch.column("sampled_counts")[0, 0] / 20
     assert first["tail_mass"] is None
-    assert "distinct ids" in example_html(store, 0)
+    assert b"distinct ids" in example_page(store, 0)
     quality = measure_quality(store)
     assert quality.mean_tail_mass is None
     text = card(store.spec, store.seal, quality)
