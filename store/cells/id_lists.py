@@ -100,12 +100,12 @@ class IdLists:
         """
         head, lists = from_sorted_steps(common_steps)[0], from_sorted_steps(list_steps)
         if max(int(head.max()), int(lists.max())) >= vocab_size:
-            raise CorruptError("topk_id_lists or topk_id_common lead beyond the vocabulary")
+            raise CorruptError("the lists of ids or their common order lead beyond the vocabulary")
         rest = np.ones(vocab_size, np.bool_)
         rest[head] = False
         common = np.concatenate([head, np.flatnonzero(rest).astype(np.uint32)])
         if len(common) != vocab_size:
-            raise CorruptError("topk_id_common holds an id twice")
+            raise CorruptError("the common order of the lists of ids holds an id twice")
         return cls(lists, common)
 
 
@@ -231,8 +231,9 @@ class ListPlaces:
 
 
 def ids_of_places(
-    places: npt.NDArray[Any], group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...]
-) -> Ids:
+    places: npt.NDArray[Any], group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...],
+    names: tuple[str, str] = ("topk_id_places", "topk_id_list"),
+) -> Ids:  # fmt: skip
     """Ids [k, N] of places [k, N].
 
     Args:
@@ -240,6 +241,7 @@ def ids_of_places(
         group: list of each row [N].
         table: `IdLists.table`.
         shape: C, M.
+        names: of the arrays that hold the places and the lists of rows.
 
     Raises:
         CorruptError: a place or list that does not exist.
@@ -247,19 +249,22 @@ def ids_of_places(
     num_lists, length = shape
     behind = num_lists * length
     if len(group) and int(group.max()) >= num_lists:
-        raise CorruptError(f"topk_id_list holds {int(group.max())}; expected below {num_lists}")
-    check_places(places, table, shape)
-    starts = group.astype(np.uint32) * np.uint32(length)
-    index = (places >= length).astype(np.uint32)  # arithmetic is faster than where() here
-    np.negative(index, out=index)
-    np.bitwise_and(index, np.uint32(behind - length) - starts, out=index)
-    np.add(index, starts, out=index)
-    np.add(index, places, out=index)
+        raise CorruptError(f"{names[1]} holds {int(group.max())}; expected below {num_lists}")
+    check_places(places, table, shape, names[0])
+    starts = group.astype(np.int32) * np.int32(length)
+    index = places.astype(np.int32)
+    far = np.subtract(np.int32(length - 1), index)  # below 0 behind the list
+    np.right_shift(far, 31, out=far)  # all bits there: arithmetic is faster than where()
+    np.bitwise_and(far, np.int32(behind - length) - starts, out=far)
+    index += far
+    index += starts
     # Indices of numpy's own type: take() would convert others more slowly.
     return table.take(index.astype(np.intp), mode="wrap")
 
 
-def check_places(places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...]) -> None:
+def check_places(
+    places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...], name: str = "topk_id_places"
+) -> None:
     """Check that every place exists in a list or in the common order.
 
     Raises:
@@ -267,7 +272,7 @@ def check_places(places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...]) -
     """
     most = num_places(table, shape)
     if places.size and int(places.max()) >= most:
-        raise CorruptError(f"topk_id_places lead to {int(places.max()):,}, beyond the vocabulary")
+        raise CorruptError(f"{name} lead to {int(places.max()):,}, beyond the vocabulary")
 
 
 def num_places(table: Ids, shape: tuple[int, ...]) -> int:

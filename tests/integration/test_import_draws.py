@@ -40,7 +40,7 @@ def record(tokens: np.ndarray, *, num: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("encoding", ["exact", pytest.param("compact", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("encoding", ["exact", pytest.param("fitted2", marks=pytest.mark.slow)])
 def test_a_row_has_the_draws_of_its_own_token(
     tmp_path: Path, imported: Callable[..., int], encoding: str
 ) -> None:

@@ -48,7 +48,10 @@ def decoded(stored: dict[str, np.ndarray], vocab: int = V) -> dict[str, np.ndarr
     parts = []
     for start in range(0, SHARD_ROWS, 512):
         tables = {"topk_id_lists", "topk_id_common"}
-        part = {n: v if n in tables else v[start : start + 512] for n, v in stored.items()}
+        rows = slice(start, start + 512)
+        part = {  # by rank, as chunks come from disk
+            n: v if n in tables else np.asfortranarray(v[rows]) for n, v in stored.items()
+        }
         part["topk_id_table"], part["topk_codes"] = table, np.empty((K, 512), np.uint16)
         FITTED.decode("topk_codes", part, None, part["topk_codes"])
         fields = {name: part[name] for name in ("num_kept", "argmax", "label_rank", "logsumexp")}
@@ -81,7 +84,7 @@ def distribution(rows: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 40.0])
 def test_ids_are_exact_and_probabilities_close(scale: float) -> None:
     rows = toy_rows(0, scale)
-    back = decoded(FITTED.encode(rows, None, V))
+    back = decoded(FITTED.encode(rows, V))
     for name in ("num_kept", "argmax", "label_rank"):
         np.testing.assert_array_equal(back[name], rows[name])
     np.testing.assert_array_equal(back["topk_ids"][:, 0], rows["topk_ids"][:, 0])
@@ -97,7 +100,7 @@ def test_ids_are_exact_and_probabilities_close(scale: float) -> None:
 
 
 def test_cells_behind_the_first_stand_by_value_and_then_by_id() -> None:
-    back = decoded(FITTED.encode(toy_rows(1), None, V))
+    back = decoded(FITTED.encode(toy_rows(1), V))
     ids, logits, kept = back["topk_ids"], back["topk_logits"], back["num_kept"]
     cells = np.arange(K) < kept[:, None]
     falling = logits[:, 1:-1] > logits[:, 2:]
@@ -109,7 +112,7 @@ def test_cells_behind_the_first_stand_by_value_and_then_by_id() -> None:
 
 def test_the_label_is_close_inside_the_cells_and_exact_outside() -> None:
     rows = toy_rows(2)
-    back = decoded(FITTED.encode(rows, None, V))
+    back = decoded(FITTED.encode(rows, V))
     known = rows["num_kept"] > 0
     error = np.abs(
         (back["label_logit"].astype(np.float64) - back["logsumexp"])
@@ -123,7 +126,7 @@ def test_the_label_is_close_inside_the_cells_and_exact_outside() -> None:
 
 
 def test_filler_comes_back_as_filler() -> None:
-    back = decoded(FITTED.encode(toy_rows(3), None, V))
+    back = decoded(FITTED.encode(toy_rows(3), V))
     for name, values in back.items():
         assert (values[-40:] == (-np.inf if name == "topk_logits" else 0)).all(), name
 
@@ -157,7 +160,7 @@ def test_numbers_of_runs_are_those_that_one_cell_after_another_gives(dtype: type
 
 def test_the_first_cell_is_stored_as_the_argmax_alone() -> None:
     rows = toy_rows(5)
-    stored = FITTED.encode(rows, None, V)
+    stored = FITTED.encode(rows, V)
     behind = np.maximum(rows["num_kept"].astype(int) - 1, 0)
     for start in range(0, SHARD_ROWS, 512):
         chunk = stored["topk_id_places"][start : start + 512].T.reshape(-1)
@@ -172,16 +175,16 @@ def test_places_beyond_16_bits_come_back() -> None:
     vocab, rows = 70_000, toy_rows(6)
     rows["topk_ids"][:, 1:] += np.uint32(vocab - V)
     rows["topk_ids"][~(np.arange(K) < rows["num_kept"][:, None])] = 0
-    back = decoded(FITTED.encode(rows, None, vocab), vocab)
+    back = decoded(FITTED.encode(rows, vocab), vocab)
     np.testing.assert_array_equal(
         np.sort(back["topk_ids"], axis=1), np.sort(rows["topk_ids"], axis=1)
     )
 
 
-def test_no_new_store_has_the_predecessor() -> None:
-    assert "fitted2" in written_encodings("topk")
-    assert "fitted" not in written_encodings()
-    assert "fitted2" not in written_encodings("sampled")
+def test_new_stores_of_every_kind_have_the_fitted_or_the_exact_encoding() -> None:
+    assert written_encodings() == ["fitted2", "exact"]
+    kinds = {kind for kind, _ in ROW_ENCODINGS}
+    assert {(kind, name) for kind in kinds for name in written_encodings()} <= {*ROW_ENCODINGS}
 
 
 @pytest.mark.parametrize("chain", ["octaves", "ranks"])
@@ -223,7 +226,7 @@ def test_tables_that_name_no_id_are_refused() -> None:
     far[0][0, 3] = V
     twice[1][0, 0] = twice[1][0, 1]
     for steps in (far, twice):
-        with pytest.raises(CorruptError, match="topk_id"):
+        with pytest.raises(CorruptError, match="lists of ids"):
             IdLists.from_stored(*steps, V)
 
 
@@ -232,15 +235,63 @@ def test_tables_that_name_no_id_are_refused() -> None:
     [("topk_id_places", 2**31), ("topk_id_list", 200), ("topk_logit_steps", 65535)],
 )
 def test_values_that_lead_nowhere_are_refused(name: str, value: int) -> None:
-    stored = FITTED.encode(toy_rows(4), None, V)
+    stored = FITTED.encode(toy_rows(4), V)
     stored[name] = stored[name].copy()
     stored[name][0] = value
     with pytest.raises(CorruptError, match=name):
         decoded(stored)
 
 
+@pytest.mark.parametrize(("cell", "value"), [((0, 1), 65_530), ((5, 3), 65_535), ((9, 23), 64_700)])
+def test_steps_that_leave_16_bits_and_come_back_are_refused(
+    cell: tuple[int, int], value: int
+) -> None:
+    """The sum of the steps is again a code, or the one before it."""
+    rows = stores.row_fields(np.random.default_rng(0).normal(0, 3, (SHARD_ROWS, V)).astype("f4"),
+                             np.zeros(SHARD_ROWS, int), K)  # fmt: skip
+    stored = FITTED.encode(rows, V)
+    steps = stored["topk_logit_steps"].copy()
+    before = int(steps[cell[0], : cell[1]].sum())
+    steps[cell] = value
+    assert (before + value) % 65_536 < 4096
+    with pytest.raises(CorruptError, match="topk_logit_steps lead beyond 4,095"):
+        decoded({**stored, "topk_logit_steps": steps})
+
+
+@pytest.mark.parametrize("vocab", [V, 60_000])
+def test_places_of_a_run_that_leave_16_bits_are_refused(vocab: int) -> None:
+    rows = toy_rows(0, 0.0)  # equal logits: one run of all cells behind the first
+    stored = FITTED.encode(rows, vocab)
+    stored["topk_id_places"] = np.full_like(stored["topk_id_places"], vocab - 1)
+    with pytest.raises(CorruptError, match="topk_id_places lead to"):
+        decoded(stored, vocab)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("topk_id_places", "topk_ids"), ("topk_logit_steps", "topk_logits"),
+        ("topk_id_list", "topk_ids"), ("argmax", "topk_ids"), ("label_rest", "label_logit"),
+        ("label_rank", "label_logit"), ("tail_steps", "tail_mass"), ("num_kept", "topk_ids"),
+        ("logsumexp", "topk_logits"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("axis", [0, 1])
+def test_arrays_moved_by_one_row_or_cell_give_other_rows(name: str, field: str, axis: int) -> None:
+    stored = FITTED.encode(toy_rows(7), V)
+    wanted = decoded(stored)
+    if axis >= stored[name].ndim:
+        return
+    moved = {**stored, name: np.roll(stored[name], 1, axis=axis)}
+    try:
+        found = decoded(moved)
+    except CorruptError:
+        return
+    assert (found[field] != wanted[field]).any(axis=-1).mean() > 0.05
+
+
 def test_tail_steps_that_lead_nowhere_are_refused() -> None:
-    stored = FITTED.encode(toy_rows(4), None, V)
+    stored = FITTED.encode(toy_rows(4), V)
     for value in (-5000, 5000):
         stored["tail_steps"][0] = value
         with pytest.raises(CorruptError, match="tail_steps"):
