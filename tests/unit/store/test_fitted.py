@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import stores
+from helpers.fitted_rows import FITTED, SHARD_ROWS, K, V, decoded, toy_rows
 
 from caskd.store.cells import (
     IdLists,
@@ -22,47 +23,6 @@ from caskd.store.format import ROW_ENCODINGS, layout, written_encodings
 from caskd.store.format.codecs import Chain, chain_metadata, decode_chunk, encode_chunk
 from caskd.store.read import StoreBatch, TeacherStore
 from caskd.store.verify import verify_store
-
-V, K, SHARD_ROWS = 700, 24, 1024
-FITTED = ROW_ENCODINGS["topk", "fitted2"]
-
-
-def toy_rows(seed: int, scale: float = 3.0) -> dict[str, np.ndarray]:
-    """One shard of rows with 1 to k cells; the last 40 are filler."""
-    rng = np.random.default_rng(seed)
-    groups = rng.standard_normal((4, V)) * 3
-    noise = rng.standard_t(3, (SHARD_ROWS, V))
-    logits = ((groups[rng.integers(0, 4, SHARD_ROWS)] + noise) * scale / 3).astype(np.float32)
-    any_id = rng.integers(0, V, SHARD_ROWS)
-    labels = np.where(rng.random(SHARD_ROWS) < 0.5, logits.argmax(1), any_id)
-    rows = stores.cut_rows(stores.row_fields(logits, labels, K))
-    for name, values in rows.items():
-        values[-40:] = -np.inf if name == "topk_logits" else 0
-    return rows
-
-
-def decoded(stored: dict[str, np.ndarray], vocab: int = V) -> dict[str, np.ndarray]:
-    """The row fields of one shard, chunk by chunk, with no help from a store."""
-    table = np.empty(IdLists.table_size(stored["topk_id_lists"].shape, vocab), np.uint32)
-    FITTED.decode("topk_id_table", stored, None, table)
-    parts = []
-    for start in range(0, SHARD_ROWS, 512):
-        tables = {"topk_id_lists", "topk_id_common"}
-        rows = slice(start, start + 512)
-        part = {  # by rank, as chunks come from disk
-            n: v if n in tables else np.asfortranarray(v[rows]) for n, v in stored.items()
-        }
-        part["topk_id_table"], part["topk_codes"] = table, np.empty((K, 512), np.uint16)
-        FITTED.decode("topk_codes", part, None, part["topk_codes"])
-        fields = {name: part[name] for name in ("num_kept", "argmax", "label_rank", "logsumexp")}
-        for name, dtype in (("topk_ids", "u4"), ("topk_logits", "f4")):
-            fields[name] = np.empty((512, K), dtype)
-            FITTED.decode(name, part, None, fields[name])
-        for name in ("label_logit", "tail_mass"):
-            fields[name] = np.empty(512, "f4")
-            FITTED.decode(name, part, None, fields[name])
-        parts.append(fields)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def log_p(rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -228,74 +188,6 @@ def test_tables_that_name_no_id_are_refused() -> None:
     for steps in (far, twice):
         with pytest.raises(CorruptError, match="lists of ids"):
             IdLists.from_stored(*steps, V)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("topk_id_places", 2**31), ("topk_id_list", 200), ("topk_logit_steps", 65535)],
-)
-def test_values_that_lead_nowhere_are_refused(name: str, value: int) -> None:
-    stored = FITTED.encode(toy_rows(4), V)
-    stored[name] = stored[name].copy()
-    stored[name][0] = value
-    with pytest.raises(CorruptError, match=name):
-        decoded(stored)
-
-
-@pytest.mark.parametrize(("cell", "value"), [((0, 1), 65_530), ((5, 3), 65_535), ((9, 23), 64_700)])
-def test_steps_that_leave_16_bits_and_come_back_are_refused(
-    cell: tuple[int, int], value: int
-) -> None:
-    """The sum of the steps is again a code, or the one before it."""
-    rows = stores.row_fields(np.random.default_rng(0).normal(0, 3, (SHARD_ROWS, V)).astype("f4"),
-                             np.zeros(SHARD_ROWS, int), K)  # fmt: skip
-    stored = FITTED.encode(rows, V)
-    steps = stored["topk_logit_steps"].copy()
-    before = int(steps[cell[0], : cell[1]].sum())
-    steps[cell] = value
-    assert (before + value) % 65_536 < 4096
-    with pytest.raises(CorruptError, match="topk_logit_steps lead beyond 4,095"):
-        decoded({**stored, "topk_logit_steps": steps})
-
-
-@pytest.mark.parametrize("vocab", [V, 60_000])
-def test_places_of_a_run_that_leave_16_bits_are_refused(vocab: int) -> None:
-    rows = toy_rows(0, 0.0)  # equal logits: one run of all cells behind the first
-    stored = FITTED.encode(rows, vocab)
-    stored["topk_id_places"] = np.full_like(stored["topk_id_places"], vocab - 1)
-    with pytest.raises(CorruptError, match="topk_id_places lead to"):
-        decoded(stored, vocab)
-
-
-@pytest.mark.parametrize(
-    ("name", "field"),
-    [
-        ("topk_id_places", "topk_ids"), ("topk_logit_steps", "topk_logits"),
-        ("topk_id_list", "topk_ids"), ("argmax", "topk_ids"), ("label_rest", "label_logit"),
-        ("label_rank", "label_logit"), ("tail_steps", "tail_mass"), ("num_kept", "topk_ids"),
-        ("logsumexp", "topk_logits"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("axis", [0, 1])
-def test_arrays_moved_by_one_row_or_cell_give_other_rows(name: str, field: str, axis: int) -> None:
-    stored = FITTED.encode(toy_rows(7), V)
-    wanted = decoded(stored)
-    if axis >= stored[name].ndim:
-        return
-    moved = {**stored, name: np.roll(stored[name], 1, axis=axis)}
-    try:
-        found = decoded(moved)
-    except CorruptError:
-        return
-    assert (found[field] != wanted[field]).any(axis=-1).mean() > 0.05
-
-
-def test_tail_steps_that_lead_nowhere_are_refused() -> None:
-    stored = FITTED.encode(toy_rows(4), V)
-    for value in (-5000, 5000):
-        stored["tail_steps"][0] = value
-        with pytest.raises(CorruptError, match="tail_steps"):
-            decoded(stored)
 
 
 def same(ours: StoreBatch, theirs: StoreBatch) -> bool:
