@@ -33,6 +33,7 @@ def measure(name: str, rows: StoredRows, encoding: str, shard_rows: int) -> dict
         path = Path(folder) / "store"
         store = write_store(path, rows, encoding, shard_rows=shard_rows)
         info, num_rows = store_info(path), rows.num_rows
+        sizes = store.seal["bytes"]
         for field in CELLS:
             found = np.concatenate([batch.column(field) for batch in batches(store, (field,))])
             assert np.array_equal(found, rows.fields[field]), field
@@ -41,7 +42,6 @@ def measure(name: str, rows: StoredRows, encoding: str, shard_rows: int) -> dict
             pass
         seconds = time.process_time() - started
     fields = {f"{name}_bytes": f["bytes_per_row"] for name, f in info["fields"].items()}
-    sizes = store.seal["bytes"]
     orders = sizes.get(layout.ID_ORDER.name, 0) / num_rows
     return {
         "store": name,

@@ -133,7 +133,7 @@ class OldWriter(StoreWriter):
         if not self.spec.row_encoding.uses_id_orders or self.is_complete(commit_record.PILOT):
             return None
         counts = self._index.row_count
-        chosen = pilot_examples(counts, min(self.spec.num_rows, 256))
+        chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
         starts = np.concatenate([[0], np.cumsum(counts[chosen])])
         return ShardWork(-1, self._examples(chosen, starts))
 
@@ -151,6 +151,11 @@ class OldWriter(StoreWriter):
         orders = self._store.id_order
         assert orders is not None
         return encoded(self.spec.kind, rows, orders)
+
+
+def pilot_rows(num_rows: int) -> int:
+    """1/128 of the rows, of a small store 1/32; at least 256 and at most 32,768."""
+    return min(num_rows, 1 << 15, max(256, min(1 << 11, num_rows // 32), num_rows // 128))
 
 
 def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArray[np.int64]:
