@@ -110,7 +110,7 @@ class IdLists:
 
 
 def fit_lists(
-    ids: Ids, num_kept: npt.NDArray[Any], vocab_size: int, shape: ListShape
+    ids: Ids, num_kept: npt.NDArray[Any], vocab_size: int, shape: ListShape, own: ListShape
 ) -> tuple[IdLists, npt.NDArray[np.uint8]]:
     """Lists for these rows, and the list of each row [N].
 
@@ -119,6 +119,8 @@ def fit_lists(
         num_kept: [N]; cells from there on are padding.
         vocab_size: V.
         shape: of the lists.
+        own: of the part that is fitted, at most `shape`: that of a shard without filler. The rest
+            costs next to nothing, where longer lists of a few rows would cost more than they save.
     """
     cells = kept_cells(num_kept, ids.shape[1])
     counts = np.bincount(ids[cells], minlength=vocab_size)
@@ -127,15 +129,18 @@ def fit_lists(
     common = np.concatenate([head, np.sort(common[shape.common :])])
     places = _inverse(common)
     group = np.zeros(len(ids), np.uint8)
-    if shape.num_lists > 1:
+    if own.num_lists > 1:
         last = min(vocab_size, _FIT_SYMBOLS)
         share = np.append(counts[common[:last]], counts[common[last:]].sum()) + _UNSEEN
         symbols = _symbols(places, ids, cells, last)
-        group = _fit_groups(symbols, share / share.sum(), shape.num_lists)
+        group = _fit_groups(symbols, share / share.sum(), own.num_lists)
     last = min(vocab_size, _MOST_SYMBOLS)
     symbols = _symbols(places, ids, cells, last)
-    every = _counts(symbols, group, shape, last)
-    lists = np.stack([_longest(one[:last], shape.length) for one in every])
+    lists = np.tile(np.arange(shape.length, dtype=np.uint32), (shape.num_lists, 1))
+    for one, counted in zip(lists, _counts(symbols, group, own, last), strict=False):
+        one[: own.length] = first = _longest(counted[:last], own.length)
+        others = np.setdiff1d(np.arange(shape.length, dtype=np.uint32), first)
+        one[own.length :] = others[: shape.length - own.length]
     lists = from_sorted_steps(sorted_steps(lists))
     return IdLists(lists, common), group
 

@@ -91,10 +91,20 @@ class FittedDraws(RowEncoding):
         """Shape of the table of a shard."""
         return (IdLists.table_size(tables[_LISTS], vocab_size),)
 
+    def _fitted(
+        self, rows: Mapping[str, Array], vocab_size: int
+    ) -> tuple[ListPlaces, dict[str, Array]]:
+        """The lists of a shard, and the arrays on disk that hold them and each row's list."""
+        ids, num_kept = rows["sampled_ids"], rows["num_kept"]
+        shape = self.list_shape(len(num_kept), vocab_size)
+        own = self.list_shape(int(np.count_nonzero(num_kept)), vocab_size)
+        lists, group = fit_lists(ids, num_kept, vocab_size, shape, own)
+        tables = dict(zip((_LISTS, _COMMON), lists.stored(shape), strict=True))
+        return ListPlaces(lists), {**tables, _LIST: group}
+
     def encode(self, rows: Mapping[str, Array], vocab_size: int) -> dict[str, Array]:
         """The arrays on disk of a shard."""
-        shape = self.list_shape(len(rows["num_kept"]), vocab_size)
-        places, stored = _fitted_places(rows, shape, vocab_size)
+        places, stored = self._fitted(rows, vocab_size)
         steps, counts = np.zeros_like(rows["sampled_ids"]), np.zeros_like(rows["sampled_counts"])
         for block, cells in _blocks(rows["num_kept"], steps.shape):
             steps[block], counts[block] = packed_draws(
@@ -144,8 +154,7 @@ class FittedHeadDraws(FittedDraws):
 
     def encode(self, rows: Mapping[str, Array], vocab_size: int) -> dict[str, Array]:
         """The arrays on disk of a shard."""
-        shape = self.list_shape(len(rows["num_kept"]), vocab_size)
-        places, stored = _fitted_places(rows, shape, vocab_size)
+        places, stored = self._fitted(rows, vocab_size)
         ids, counts = rows["sampled_ids"], rows["sampled_counts"]
         heads, steps, packed = np.zeros_like(ids), np.zeros_like(ids), np.zeros_like(counts)
         values = np.zeros(ids.shape[::-1], np.uint16)
@@ -177,16 +186,6 @@ class FittedHeadDraws(FittedDraws):
             super().decode(name, stored, id_orders, out)
         else:
             _decode_head_draws(name, stored, out)
-
-
-def _fitted_places(
-    rows: Mapping[str, Array], shape: ListShape, vocab_size: int
-) -> tuple[ListPlaces, dict[str, Array]]:
-    """The lists of a shard, and the arrays on disk that hold them and each row's list."""
-    ids = rows["sampled_ids"]
-    lists, group = fit_lists(ids, rows["num_kept"], vocab_size, shape)
-    tables = dict(zip((_LISTS, _COMMON), lists.stored(shape), strict=True))
-    return ListPlaces(lists), {**tables, "sampled_id_list": group}
 
 
 def _blocks(num_kept: Array, shape: tuple[int, ...]) -> list[tuple[slice, npt.NDArray[np.bool_]]]:

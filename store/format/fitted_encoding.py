@@ -120,7 +120,8 @@ class FittedTopK(RowEncoding):
         ids, num_kept, lse = rows["topk_ids"], rows["num_kept"], rows["logsumexp"]
         num_rows, top_k = ids.shape
         shape = ListShape.of(num_rows, vocab_size)
-        lists, group = fit_lists(ids, num_kept, vocab_size, shape)
+        own = ListShape.of(int(np.count_nonzero(num_kept)), vocab_size)
+        lists, group = fit_lists(ids, num_kept, vocab_size, shape, own)
         list_steps, common_steps = lists.stored(shape)
         listed = ListPlaces(lists)
         places = np.zeros((top_k, num_rows), np.uint32)

@@ -14,6 +14,7 @@ from caskd.store.cells import (
     ListShape,
     fit_lists,
     from_front,
+    ids_of_places,
     octaves,
     run_sums,
     to_front,
@@ -166,7 +167,7 @@ def test_lists_hold_the_frequent_ids_of_groups() -> None:
     group = np.arange(2000) % 2
     ids = np.stack([rng.permutation(20) + 300 * g for g in group]).astype(np.uint32)
     shape = ListShape(2, 20, 100)
-    lists, chosen = fit_lists(ids, np.full(2000, 20), V, shape)
+    lists, chosen = fit_lists(ids, np.full(2000, 20), V, shape, shape)
     assert (chosen[group == 0] == chosen[0]).all()
     assert (chosen[group == 1] == chosen[1]).all()
     assert chosen[0] != chosen[1]
@@ -178,10 +179,21 @@ def test_lists_hold_the_frequent_ids_of_groups() -> None:
     np.testing.assert_array_equal(np.sort(again.common), np.arange(V))
 
 
+def test_lists_of_a_shard_of_filler_are_as_short_as_its_rows_need() -> None:
+    ids = np.arange(200, dtype=np.uint32).reshape(10, 20)[::-1] + np.uint32(300)
+    lists, group = fit_lists(ids, np.full(10, 20), V, ListShape(4, 64, 256), ListShape(1, 16, 40))
+    assert not group.any()
+    np.testing.assert_array_equal(lists.lists[1:], np.tile(np.arange(64), (3, 1)))
+    assert sorted(lists.lists[0].tolist()) == list(range(64))  # each position once
+    places = ListPlaces(lists).of(ids, group)
+    table, shape = lists.table(), lists.lists.shape
+    np.testing.assert_array_equal(ids_of_places(places.T, group, table, shape).T, ids)
+
+
 def test_tables_that_name_no_id_are_refused() -> None:
     shape = ListShape(2, 20, 100)
     ids = np.arange(200, dtype=np.uint32).reshape(10, 20)
-    lists, _ = fit_lists(ids, np.full(10, 20), V, shape)
+    lists, _ = fit_lists(ids, np.full(10, 20), V, shape, shape)
     far, twice = lists.stored(shape), lists.stored(shape)
     far[0][0, 3] = V
     twice[1][0, 0] = twice[1][0, 1]
