@@ -132,8 +132,9 @@ def fit_lists(
     if own.num_lists > 1:
         last = min(vocab_size, _FIT_SYMBOLS)
         share = np.append(counts[common[:last]], counts[common[last:]].sum()) + _UNSEEN
-        symbols = _symbols(places, ids, cells, last)
-        group = _fit_groups(symbols, share / share.sum(), own.num_lists)
+        used = np.flatnonzero(num_kept)
+        symbols = _symbols(places, ids[used], cells[used], last)
+        group[used] = _fit_groups(symbols, share / share.sum(), own.num_lists)
     last = min(vocab_size, _MOST_SYMBOLS)
     symbols = _symbols(places, ids, cells, last)
     lists = np.tile(np.arange(shape.length, dtype=np.uint32), (shape.num_lists, 1))
