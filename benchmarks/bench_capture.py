@@ -9,9 +9,8 @@ turn; figures are medians over rounds, ratios medians of the rounds' ratios. Wit
 share one process and one copy of the weights, of which a GPU may not hold four; what a batch of
 each corpus takes is then shown by part, too (`value`, the host waiting for the GPU after each).
 
-The capture is the real `precompute` into a compact store, encoding and writing included; its clock
-starts once the model is loaded. The pilot, which a store has once (1/128 of its rows), is committed
-beforehand. Arms see the same examples in the same batches. The text is this repository's
+The capture is the real `precompute`, encoding and writing included; its clock starts once the model
+is loaded. Arms see the same examples in the same batches. The text is this repository's
 documentation. Writes benchmarks/results/capture.csv.
 
 The capture runs through the interface of teacher backends; the bare arms and the parts of a batch
@@ -46,14 +45,10 @@ from store_rows import RESULTS, setting, write_table
 from caskd.models import SplitModel, pad, padded_batches, peak_process_bytes, pick_device
 from caskd.precompute import PrecomputeConfig, plan, precompute
 from caskd.precompute.checkpoints import find_checkpoint, load_model
-from caskd.precompute.planning.identity import check_job
 from caskd.precompute.planning.probe import encoded_bytes
 from caskd.precompute.teacher import find_teacher
 from caskd.precompute.teacher.transformers_source import TransformersSource
-from caskd.precompute.workers.scheduling import WorkerInfo
-from caskd.precompute.workers.worker import Worker
 from caskd.store.corpus import logit_positions
-from caskd.store.read import TeacherStore
 from caskd.store.write import ShardExample, StoreWriter
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +157,7 @@ class Bare:
 
 
 def capture(config: PrecomputeConfig) -> float:
-    """The real thing, from a store that is planned and has its pilot.
+    """The real thing, from a store that is planned.
 
     Returns seconds for all shards of a copy of that store, as the capture itself records them.
     """
@@ -181,33 +176,11 @@ def capture_seconds(store: Path) -> float:
 
 
 def prepare(configs: dict[str, PrecomputeConfig]) -> dict[str, tuple[int, int]]:
-    """Plan each corpus' store and commit its pilot; gives its rows and tokens."""
+    """Plan each corpus' store; gives its rows and tokens."""
     sizes = {}
     for kind, config in configs.items():
         with quiet():
             spec = plan(config)
-        sizes[kind] = (spec.num_rows, spec.num_tokens)
-        whole = config.store + "-whole"
-        shutil.copytree(config.store, whole)
-        with quiet():
-            precompute(replace(config, store=whole))
-        rows = TeacherStore.open(whole)
-        columns = rows.read(range(len(rows)))
-        StoreWriter(config.store).commit_pilot(
-            {"topk_ids": columns.topk_ids, "num_kept": columns.num_kept}
-        )
-    return sizes
-
-
-def prepare_pilots(configs: dict[str, PrecomputeConfig]) -> dict[str, tuple[int, int]]:
-    """The same, with the pilot that a capture itself would take: without a whole one."""
-    sizes = {}
-    for kind, config in configs.items():
-        with quiet():
-            spec = plan(config)
-            job, writer = check_job(config), StoreWriter(config.store)
-            with Worker(config, job, writer, WorkerInfo(0, 1)) as worker:
-                worker.run_pilot(quiet=True)
         sizes[kind] = (spec.num_rows, spec.num_tokens)
         print(f"{kind}: {spec.num_rows:,} rows of {spec.num_tokens:,} tokens", flush=True)
     return sizes
@@ -317,7 +290,7 @@ def measure_attention(
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
-        prepare_pilots(others)
+        prepare(others)
         forget_peak(device)
         for turn in range(-1, rounds):
             for kind, config in others.items():
@@ -487,7 +460,7 @@ def main() -> None:
         }  # fmt: skip
         if args.one_process:
             with one_copy(configs["prompt-heavy"], random_weights=args.random_weights) as model:
-                sizes = prepare_pilots(configs)
+                sizes = prepare(configs)
                 for seconds, peaks in measure_together(configs, args.rounds, args.skip):
                     table = table_of(seconds, peaks, sizes)
                     write_table("capture", table, columns, args.out)

@@ -86,8 +86,8 @@ class Counted:
     """Rows that the teacher computed, and an action behind the first commits.
 
     A row is a token of a prompt or a response with its log-probabilities. A store holds those of
-    responses alone; its first 256 are computed twice, for the pilot. Rows of the fingerprint and of
-    the test of an engine have prompts of their own, and count as checks, too.
+    responses alone. Rows of the fingerprint and of the test of an engine have prompts of their own,
+    and count as checks, too.
     """
 
     def __init__(self, store: Path, options: Any, action: Callable[[], None] | None) -> None:

@@ -68,7 +68,7 @@ def lay_out(num: int, path: str) -> None:
     vocab = [b"t%d" % n for n in range(49_152)]
     stats = CorpusStats(len(vocab))
     kept = {"kind": "topk", "top_k": 64, "min_mass": 1.0}
-    identity = bare_identity(kept, vocab, num, "compact")
+    identity = bare_identity(kept, vocab, num, "fitted2")
     examples = stats.observe(made_up(num), skip_duplicates=False)
     plan_store(path, identity, examples, shard_rows=65_536, vocab=vocab)
     stats.facts()

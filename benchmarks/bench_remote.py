@@ -32,6 +32,7 @@ import numpy as np
 
 from caskd.store import TeacherStore
 from caskd.store.corpus import TokenizedExample, vocab_digest
+from caskd.store.format import DEFAULT_ENCODING
 from caskd.store.read.shard_cache import ShardCache
 from caskd.store.write import ShardWork, StoreWriter, plan_store
 from caskd.train.data.order import WINDOW_BLOCKS, ExampleOrder, blocks_of
@@ -60,7 +61,7 @@ def make_rows(num_rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def make_store(path: Path, num_shards: int, shard_rows: int) -> None:
-    """Write a sealed compact store of full shards."""
+    """Write a sealed store of full shards."""
     rng = np.random.default_rng(0)
     vocab = [f"t{i}".encode() for i in range(VOCAB_SIZE)]
     identity = {
@@ -78,7 +79,7 @@ def make_store(path: Path, num_shards: int, shard_rows: int) -> None:
             "logits_dtype": "float32", "attention": "eager", "quantization": None,
             "temperature": 1.0,
         },
-        "encoding": "compact",
+        "encoding": DEFAULT_ENCODING,
     }  # fmt: skip
     mask = np.repeat([0, 1], ROWS_PER_EXAMPLE).astype(np.uint8)
     examples = (
@@ -89,9 +90,6 @@ def make_store(path: Path, num_shards: int, shard_rows: int) -> None:
     )
     plan_store(path, identity, examples, shard_rows=shard_rows, vocab=vocab)
     writer = StoreWriter(path)
-    pilot = writer.pilot()
-    if pilot is not None:
-        writer.commit_pilot(make_rows(pilot.num_rows, rng))
     rows = make_rows(shard_rows, rng)
     for shard in writer.missing_shards():
         work: ShardWork = writer.shard(shard)

@@ -40,6 +40,7 @@ from torch.nn import functional as F
 
 from caskd.precompute.rows import targets_of
 from caskd.store.corpus import TokenizedExample
+from caskd.store.format import DEFAULT_ENCODING
 from caskd.store.read import TeacherStore
 from caskd.store.write import ShardWork, StoreWriter, plan_store
 from caskd.train.data import fields_to_read, teacher_rows
@@ -60,7 +61,6 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "labels": None,
 }
 """Arm -> what its store keeps; None where there is no store."""
-ENCODINGS = {"topk": "fitted2", "sampled": "compact", "head_sampled": "compact"}
 FIGURES = ("nll", "kl", "ece", "audc")
 REPLICATES = 1000
 
@@ -119,8 +119,7 @@ def store_of(shared: Setting, arm: str, seed: int) -> TeacherStore:
         examples.append(TokenizedExample(tokens, mask, "ok", n, "text"))
     rows = sum(int(example.is_response.sum()) for example in examples)
     draws = {} if kept["kind"] == "topk" else {"sample_seed": seed}
-    encoding = ENCODINGS[kept["kind"]]
-    made = bare_identity({**kept, **draws}, vocab, len(examples), encoding)
+    made = bare_identity({**kept, **draws}, vocab, len(examples), DEFAULT_ENCODING)
     plan_store(path, made, examples, shard_rows=-(-rows // 512) * 512, vocab=vocab)
     writer = StoreWriter(path)
 
@@ -136,9 +135,6 @@ def store_of(shared: Setting, arm: str, seed: int) -> TeacherStore:
                 found[name][example.row_start : example.row_start + len(own)] = values
         return found
 
-    pilot = writer.pilot()
-    if pilot is not None:
-        writer.commit_pilot(fields(pilot, pilot.num_rows))
     for shard in writer.missing_shards():
         work = writer.shard(shard)
         writer.commit(work, fields(work, writer.spec.shard_rows))
@@ -149,8 +145,8 @@ def store_of(shared: Setting, arm: str, seed: int) -> TeacherStore:
 def bytes_per_row(store: TeacherStore) -> float:
     """Bytes of the row arrays, with the tables of ids, per row."""
     sizes = store.seal["bytes"]
-    names = [*(array.name for array in store.spec.row_layouts()), "id_order"]
-    return round(sum(sizes.get(name, 0) for name in names) / store.spec.num_rows, 2)
+    names = [array.name for array in store.spec.row_layouts()]
+    return round(sum(sizes[name] for name in names) / store.spec.num_rows, 2)
 
 
 def train_one(shared: Setting, arm: str, seed: int) -> dict[str, np.ndarray]:

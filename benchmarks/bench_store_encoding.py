@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 from rival_encodings import RIVALS
-from store_rows import StoredRows, read_rows, setting, write_store, write_table
+from store_rows import StoredRows, encoded, fit_orders, read_rows, setting, write_store, write_table
 
-from caskd.store.cells import fit_orders
 from caskd.store.format import ROW_ENCODINGS, encode_shards, layout
 from caskd.store.read import TeacherStore
 
@@ -115,7 +114,7 @@ def rate(work: Callable[[], object], num_rows: int, rounds: int) -> int:
 def array_bytes(fields: dict[str, np.ndarray], orders: np.ndarray | None) -> dict[str, int]:
     """Bytes of the row arrays of these rows alone, in shards of their own."""
     encoding = ROW_ENCODINGS["topk", "exact" if orders is None else "compact"]
-    stored = encoding.encode(fields, orders)
+    stored = fields if orders is None else encoded("topk", fields, orders)
     arrays = encoding.layouts(fields["topk_ids"].shape[1], 512, SHARD_ROWS)
     return {a.name: sum(map(len, encode_shards(a, stored[a.name]))) for a in arrays}
 

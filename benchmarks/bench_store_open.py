@@ -54,7 +54,7 @@ def spec_of(num_rows: int, rows_per_example: int) -> StoreSpec:
             "logits_dtype": "float32", "attention": "sdpa", "quantization": None,
             "temperature": 1.0,
         },
-        "encoding": "compact",
+        "encoding": "fitted2",
     }  # fmt: skip
     return StoreSpec(
         identity=identity,

@@ -6,6 +6,7 @@ Legend: E examples, T tokens, N rows, k cells per row, V vocabulary.
 import csv
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,25 @@ from typing import Any
 import numpy as np
 from hardware import hardware
 
-from caskd.store.corpus import TokenizedExample, vocab_digest
-from caskd.store.format import TOPK
-from caskd.store.read import TeacherStore
-from caskd.store.write import StoreWriter, plan_store
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+from helpers.compact_stores import OldWriter, encoded, fit_orders
+
+from caskd.store.corpus import TokenizedExample, vocab_digest
+from caskd.store.read import TeacherStore
+from caskd.store.write import plan_store
+
+__all__ = [
+    "RESULTS",
+    "StoredRows",
+    "bare_identity",
+    "encoded",
+    "fit_orders",
+    "read_rows",
+    "setting",
+    "write_store",
+    "write_table",
+]
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -44,7 +59,7 @@ class StoredRows:
 
 
 def read_rows(stores: Sequence[str]) -> StoredRows:
-    """Read every example with rows; the stores must share a vocabulary and k."""
+    """Read every example with rows; the stores must share a vocabulary, kind and k."""
     examples: list[TokenizedExample] = []
     counts: list[np.ndarray] = []
     parts: list[dict[str, np.ndarray]] = []
@@ -58,8 +73,8 @@ def read_rows(stores: Sequence[str]) -> StoredRows:
             tokens, mask = batch.token_ids[span], batch.is_response[span]
             examples.append(TokenizedExample(tokens, mask, "ok", len(examples), task))
         counts.append(store.row_counts()[chosen])
-        parts.append({name: batch.column(name) for name in TOPK.fields})
-    fields = {name: np.concatenate([part[name] for part in parts]) for name in TOPK.fields}
+        parts.append({name: batch.column(name) for name in store.row_fields})
+    fields = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return StoredRows(
         examples, np.concatenate(counts), fields, store.vocab, dict(store.spec.identity)
     )
@@ -73,7 +88,7 @@ def write_store(
     starts = np.cumsum(rows.row_counts) - rows.row_counts
     identity = {**rows.identity, "encoding": encoding}
     plan_store(path, identity, examples, shard_rows=shard_rows, vocab=rows.vocab)
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         writer.commit_pilot(_shard(rows, pilot, starts, pilot.num_rows))
@@ -94,7 +109,8 @@ def _shard(rows: StoredRows, work: Any, starts: np.ndarray, length: int) -> dict
         for name, values in rows.fields.items():
             stop = example.row_start + example.row_count
             shard[name][example.row_start : stop] = values[source : source + example.row_count]
-    shard["topk_logits"][shard["num_kept"] == 0] = -np.inf
+    for name in {"topk_logits", "head_logits"} & {*shard}:
+        shard[name][shard["num_kept"] == 0] = -np.inf
     return shard
 
 

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Literal
 
 from caskd.store.corpus import Columns
 from caskd.store.errors import UsageError
-from caskd.store.format import HEAD_SAMPLED, SAMPLED, TOPK, RowKind, layout, written_encodings
+from caskd.store.format import (
+    DEFAULT_ENCODING,
+    HEAD_SAMPLED,
+    SAMPLED,
+    TOPK,
+    RowKind,
+    StoreSpec,
+    layout,
+    written_encodings,
+)
 
 MAX_TOP_K = 65_535  # num_kept is uint16
 DEFAULT_TOP_K = 64
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
     EncodingName = str
 else:
     EncodingName = Literal[tuple(written_encodings())]
-    """Names of the table, as `--encoding` lists them; not every one is for both kinds of rows."""
+    """Names of the table, as `--encoding` lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +60,9 @@ class PrecomputeConfig:
     sample_seed: int = 0
     """Seed of the samples. They depend on the seed and the row only, not on batches or workers."""
 
-    encoding: EncodingName = "compact"
-    """Row encoding: compact rounds logits (mean KL at most 1e-5); fitted2 too, and the label
-    within 0.004 nat, in a sixth fewer bytes (format 2, top-k only, slower to read and write); exact
-    keeps every bit."""
+    encoding: EncodingName | None = None
+    """Row encoding: fitted2 (the default) rounds the log-probabilities of a top-k (mean KL at most
+    1e-5, the label within 0.004 nat); exact keeps every bit. An existing store keeps its own."""
 
     shard_rows: int | None = None
     """Response tokens per shard, the unit of work; 65,536 by default, or as planned. A stopped run
@@ -246,7 +254,7 @@ def check_numbers(config: PrecomputeConfig) -> None:
                 f"--{name.replace('_', '-')} {value}: expected {expected}; pass another number"
             )
     _check_kind(config)
-    _check_encoding(config)
+    check_encoding(config.encoding)
     if config.min_mass is not None and not 0.0 < config.min_mass <= 1.0:
         raise UsageError(
             f"--min-mass {config.min_mass}: expected a probability above 0 and at most 1; "
@@ -270,19 +278,24 @@ def check_numbers(config: PrecomputeConfig) -> None:
     layout.chunk_rows_for(config.planned_shard_rows)
 
 
-def _check_encoding(config: PrecomputeConfig) -> None:
-    """Refuse an encoding that the kind of rows does not have.
+def check_encoding(name: str | None) -> None:
+    """Refuse an encoding that no new store may have.
 
     Raises:
-        UsageError: there is no such encoding for these rows.
+        UsageError: an unknown name, or one of earlier versions.
     """
-    kind = config.row_kind.name
-    names = written_encodings(kind)
-    if config.encoding not in names:
+    names = written_encodings()
+    if name is not None and name not in names:
         raise UsageError(
-            f"--encoding {config.encoding}: not an encoding of {kind} rows; expected "
-            f"{' or '.join(names)}; pass --encoding {names[0]}"
+            f"--encoding {name}: not an encoding of new stores; expected {' or '.join(names)}; "
+            "omit --encoding"
         )
+
+
+def encoding_of(name: str | None, existing: StoreSpec | None) -> str:
+    """The encoding of a store: as passed, else as planned, else the default."""
+    planned = DEFAULT_ENCODING if existing is None else existing.encoding
+    return planned if name is None else name
 
 
 def _check_kind(config: PrecomputeConfig) -> None:

@@ -44,9 +44,9 @@ class ImportConfig:
     """Keep the last row of an example that ends in the pad token, as the row of EOS; by default it
     is dropped. Only where both are one token."""
 
-    encoding: EncodingName = "compact"
-    """Row encoding, as of caskd precompute: compact and fitted2 round log-probabilities (mean KL at
-    most 1e-5); exact keeps every bit of the source."""
+    encoding: EncodingName | None = None
+    """Row encoding, as of caskd precompute: fitted2 (the default) rounds log-probabilities, mean KL
+    at most 1e-5; exact keeps every bit of the source."""
 
     shard_rows: int = DEFAULT_SHARD_ROWS
     """Response tokens per shard. A stopped import loses at most one shard."""

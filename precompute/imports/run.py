@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from caskd.models import open_tokenizer
+from caskd.precompute.config import check_encoding, encoding_of
 from caskd.precompute.import_config import ImportConfig
 from caskd.precompute.imports.draws import draw_fields
 from caskd.precompute.imports.examples import ForeignExample, clean_cells, row_counts, row_fields
@@ -25,10 +26,10 @@ from caskd.store.corpus import (
     vocabulary_identity,
 )
 from caskd.store.errors import IdentityError, UsageError
-from caskd.store.format import SAMPLED, TOPK, StoreSpec, written_encodings
+from caskd.store.format import SAMPLED, TOPK, StoreSpec
 from caskd.store.io import progress, tell
 from caskd.store.read import TeacherStore
-from caskd.store.write import ShardWork, StoreWriter, find_store, plan_store
+from caskd.store.write import ShardWork, StoreWriter, check_fillable, find_store, plan_store
 
 _MAX_LOST, _FULL = 0.01, 1e-3
 
@@ -75,11 +76,12 @@ def import_rows(config: ImportConfig) -> TeacherStore | None:
         UsageError: an option or the source is invalid.
         IdentityError: the store exists and has another identity.
     """
+    check_encoding(config.encoding)
     refuse_pickles(config.source)
     tokenizer = open_tokenizer(config.tokenizer, "--tokenizer")
     vocab = token_bytes(tokenizer)
     vocabulary = vocabulary_identity(tokenizer, vocab)
-    _check_existing(config, vocabulary)
+    encoding = _check_existing(config, vocabulary)
     reading = Reading.of(tokenizer, pad_is_eos=config.pad_is_eos)
     source = FORMATS[config.format](config.source, reading)
     if config.from_messages:
@@ -88,9 +90,9 @@ def import_rows(config: ImportConfig) -> TeacherStore | None:
     with Spool.beside(config.store) as spool:
         survey = read_source(source, spool, len(vocab), vocabulary["eos_id"])
         _check_rows(config, survey)
-        _check_encoding(config, SAMPLED.name if survey.num_draws else TOPK.name)
         has_tail = source.has_tail and survey.num_full < survey.num_rows
         identity = _identity(config, survey, source, has_tail, vocabulary, spool)
+        identity["encoding"] = encoding
         lines = report_lines(config, vars(survey), has_tail=has_tail)
         tell("\n".join(lines))
         if config.dry_run:
@@ -110,27 +112,33 @@ def import_rows(config: ImportConfig) -> TeacherStore | None:
     return store
 
 
-def _check_existing(config: ImportConfig, vocabulary: dict[str, Any]) -> None:
+def _check_existing(config: ImportConfig, vocabulary: dict[str, Any]) -> str:
     """Refuse an existing store of something else before the source is read.
+
+    Returns:
+        The store's encoding.
 
     Raises:
         IdentityError: names the first field that differs.
     """
     existing = find_store(config.store)
+    encoding = encoding_of(config.encoding, existing)
     if existing is None:
-        return
+        return encoding
+    check_fillable(existing, config.store)
     identity = existing.identity
     for name, there, here in (
         ("capture.imported_from", identity["capture"].get("imported_from"), config.format),
         ("teacher.name", identity["teacher"]["name"], config.teacher_name),
         ("vocabulary.digest", identity["vocabulary"]["digest"], vocabulary["digest"]),
-        ("encoding", identity["encoding"], config.encoding),
+        ("encoding", identity["encoding"], encoding),
     ):
         if there != here:
             raise IdentityError(
                 f"{config.store}: holds another capture; {name} is {there} there, but {here} "
                 "here; pass the same inputs, or another --store"
             )
+    return encoding
 
 
 def read_source(source: Source, spool: Spool, vocab_size: int, eos_id: int | None) -> Survey:
@@ -173,15 +181,6 @@ def _check_tokens(example: ForeignExample, vocab_size: int) -> None:
         raise UsageError(
             f"--tokenizer: has {vocab_size:,} ids, but the source has the token id {largest:,}; "
             "expected the tokenizer of the source; pass the teacher's"
-        )
-
-
-def _check_encoding(config: ImportConfig, kind: str) -> None:
-    names = written_encodings(kind)
-    if config.encoding not in names:
-        raise UsageError(
-            f"--encoding {config.encoding}: not an encoding of {kind} rows, which {config.source} "
-            f"holds; expected {' or '.join(names)}; omit --encoding"
         )
 
 
@@ -234,7 +233,6 @@ def _identity(
             "values": "log-probs",
             "imported_from": config.format,
         },
-        "encoding": config.encoding,
     }
 
 
@@ -285,9 +283,6 @@ def _fill(config: ImportConfig, spec: StoreSpec, spool: Spool, *, has_tail: bool
                 lost.append(example.index)
         return rows, lost, counts
 
-    pilot = writer.pilot()
-    if pilot is not None:
-        writer.commit_pilot(rows_of(pilot, pilot.num_rows)[0])
     missing: Sequence[int] = writer.missing_shards()
     with progress("import", len(missing), "shards") as bar:
         for shard in missing:

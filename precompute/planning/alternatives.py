@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from caskd.precompute.rows import Columns, Fields, Numbers, Targets, targets_from
-from caskd.store.format import ROW_ENCODINGS, StoreSpec
+from caskd.store.format import StoreSpec
 from caskd.store.write import ShardExample
 
 _TOPK = {"kind": "topk", "min_mass": 1.0}
@@ -88,9 +88,8 @@ def of_flags(columns: Fields, flags: str) -> Fields:
 
 
 def alternative_spec(spec: StoreSpec, capture: Mapping[str, Any]) -> StoreSpec:
-    """The spec of the same store with other targets, in the plan's encoding where they have it."""
-    encoding = spec.encoding if (capture["kind"], spec.encoding) in ROW_ENCODINGS else "compact"
-    return replace(spec, identity={**spec.identity, "capture": capture, "encoding": encoding})
+    """The spec of the same store with other targets, in the plan's encoding."""
+    return replace(spec, identity={**spec.identity, "capture": capture})
 
 
 def alternative_lines(found: Sequence[Mapping[str, Any]], num_rows: int) -> list[str]:

@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.models import padded_batches
-from caskd.store.format import StoreSpec, layout
+from caskd.store.format import StoreSpec
 from caskd.store.spacing import thin
-from caskd.store.write import pilot_rows
 
 # Measured bytes, lowest and highest over corpora, vocabularies and teacher dtypes
-# (benchmarks/results/store_encoding.csv), with a margin: per row beside the cells. The
-# bytes of a cell depend on the encoding (RowEncoding.cell_bytes).
-COLUMN_BYTES = (8.0, 16.0)
-ORDER_BYTES = (15_000, 45_000)  # of one order of ids
+# (benchmarks/results/store_fitted.csv and store_encoding.csv), with a margin: per row beside the
+# cells. The bytes of a cell depend on the encoding (RowEncoding.cell_bytes).
+COLUMN_BYTES = (4.0, 16.0)
 SMALLEST_MASS_SHARE = 0.3  # smallest share of the cells that --min-mass may leave
 MAX_SHARDS = 64  # of a larger store, a sample of this many
 NUM_STRATA = 6
@@ -98,18 +96,13 @@ def forward_seconds(strata: Sequence[Stratum], seconds_per_token: Sequence[float
     return sum(stratum.num_tokens * seconds for stratum, seconds in pairs)
 
 
-def capture_seconds(forward: float, encoding: float, pilot_share: float) -> float:
+def capture_seconds(forward: float, encoding: float) -> float:
     """Seconds of a capture on one device, without loading the teacher.
 
     Rows are encoded in the background while the teacher computes the next shard, so the slower of
-    the two sets the pace. The pilot's forward passes come first.
+    the two sets the pace.
     """
-    return max(forward, encoding) + forward * pilot_share
-
-
-def pilot_share(spec: StoreSpec) -> float:
-    """Rows of the pilot over all rows; the teacher computes the pilot's rows twice."""
-    return pilot_rows(spec.num_rows) / spec.num_rows if spec.row_encoding.uses_id_orders else 0.0
+    return max(forward, encoding)
 
 
 def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
@@ -119,12 +112,11 @@ def bytes_bracket(spec: StoreSpec, plan_bytes: int) -> tuple[int, int]:
         spec: the store's.
         plan_bytes: bytes that the plan wrote, which are exact.
     """
-    orders = layout.num_orders(spec.num_rows) if spec.row_encoding.uses_id_orders else 0
     min_mass = spec.identity["capture"].get("min_mass", 1.0)  # sampled stores have no min_mass
     ends = []
     for end, share in enumerate((SMALLEST_MASS_SHARE if min_mass < 1 else 1.0, 1.0)):
         row = COLUMN_BYTES[end] + share * spec.num_cells * spec.row_encoding.cell_bytes[end]
-        ends.append(int(plan_bytes + orders * ORDER_BYTES[end] + row * spec.num_rows))
+        ends.append(int(plan_bytes + row * spec.num_rows))
     return ends[0], ends[1]
 
 

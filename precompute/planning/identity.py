@@ -6,7 +6,7 @@ from typing import Any
 
 from caskd.models import check_device_name, check_template
 from caskd.precompute.backend_flags import check_backend
-from caskd.precompute.config import PrecomputeConfig, check_numbers
+from caskd.precompute.config import PrecomputeConfig, check_numbers, encoding_of
 from caskd.precompute.planning.policies import check_planned_flags
 from caskd.precompute.teacher import TeacherSource, find_teacher
 from caskd.store.corpus import (
@@ -30,7 +30,7 @@ from caskd.store.errors import IdentityError, UsageError
 from caskd.store.fingerprint import FINGERPRINT
 from caskd.store.format import SPECIAL_TOKEN_FIELDS, TOPK, StoreSpec, check_identity
 from caskd.store.io import parse_json
-from caskd.store.write import find_store
+from caskd.store.write import check_fillable, find_store
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def check_job(config: PrecomputeConfig) -> Job:
     existing = find_store(config.store)
     if existing is not None:
         _check_rule(existing, config.store)
+        check_fillable(existing, config.store)
     ignored: dict[str, None] = {}
     digest, num_records = corpus_digest(corpus_records(config), columns, ignored)
     identity: dict[str, Any] = {
@@ -87,7 +88,7 @@ def check_job(config: PrecomputeConfig) -> Job:
         },
         "corpus": {"digest": digest, "num_records": num_records},
         "capture": {**targets(config), **source.capture()},
-        "encoding": config.encoding,
+        "encoding": encoding_of(config.encoding, existing),
     }
     if existing is not None:
         # Stores of older versions lack these ids, which their tokenizer digest covers.

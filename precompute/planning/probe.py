@@ -1,10 +1,11 @@
 """`caskd plan --probe`: run the teacher on a few batches; measure time, memory and bytes.
 
-Legend: R rows, k cells per row, C orders of ids, V vocabulary.
+Legend: R rows, k cells per row, V vocabulary.
 """
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,18 +29,11 @@ from caskd.precompute.planning.alternatives import (
 from caskd.precompute.planning.forecast import PlannedBatch, Stratum
 from caskd.precompute.rows import Fields
 from caskd.precompute.teacher import LocalTeacher, Teacher, TeacherSource
-from caskd.store.cells import fit_orders
 from caskd.store.errors import UsageError
-from caskd.store.format import (
-    StoreSpec,
-    encode_shards,
-    encode_whole,
-    layout,
-)
+from caskd.store.format import StoreSpec, encode_shards
 from caskd.store.io import Progress, progress
 from caskd.store.read import TeacherStore
-from caskd.store.spacing import thin
-from caskd.store.write import ShardExample, pilot_rows
+from caskd.store.write import ShardExample
 
 PROBE_SECONDS = 60.0
 PROBE_ROWS = 1 << 15
@@ -79,9 +73,8 @@ def run_probe(
     sizes, encode_seconds = encoded_bytes(spec, measured.rows)
     forward = forecast.forward_seconds(strata, measured.seconds_per_token)
     encoding = encode_seconds * spec.num_rows
-    seconds = forecast.capture_seconds(forward, encoding, forecast.pilot_share(spec))
-    per_row = {name: n for name, n in sizes.items() if name != "id_order"}
-    total = plan_bytes + sizes.get("id_order", 0) + sum(per_row.values()) * spec.num_rows
+    seconds = forecast.capture_seconds(forward, encoding)
+    total = plan_bytes + sum(sizes.values()) * spec.num_rows
     return {
         "num_rows": len(measured.rows["num_kept"]),
         "batch_tokens": measured.batch_tokens,
@@ -93,7 +86,7 @@ def run_probe(
         "memory_of": measured.memory[0],
         "memory_bytes": measured.memory[1],
         "bytes": int(total),
-        "bytes_per_row": {name: round(n, 3) for name, n in sorted(per_row.items())},
+        "bytes_per_row": {name: round(n, 3) for name, n in sorted(sizes.items())},
         "break_even": forecast.break_even(seconds, forward),
         "alternatives": alternative_sizes(spec, measured.others),
     }
@@ -157,7 +150,7 @@ def _other_rows(
 
 
 def alternative_sizes(spec: StoreSpec, rows: Fields) -> list[dict[str, Any]]:
-    """Bytes per row of each of `ALTERNATIVES`, tables and orders of ids included.
+    """Bytes per row of each of `ALTERNATIVES`, tables included.
 
     Args:
         spec: the planned store's.
@@ -170,11 +163,10 @@ def alternative_sizes(spec: StoreSpec, rows: Fields) -> list[dict[str, Any]]:
             continue
         other = alternative_spec(spec, capture)
         sizes, _ = encoded_bytes(other, own)
-        per_row = sum(size for name, size in sizes.items() if name != "id_order")
-        per_row += sizes.get("id_order", 0) / spec.num_rows
         found.append({
-            "flags": flags, "bytes_per_row": round(per_row, 2), "encoding": other.encoding,
-            "mean_cells": round(mean_cells(own), 2), "num_rows": len(own["num_kept"]),
+            "flags": flags, "bytes_per_row": round(sum(sizes.values()), 2),
+            "encoding": other.encoding, "mean_cells": round(mean_cells(own), 2),
+            "num_rows": len(own["num_kept"]),
         })  # fmt: skip
     return found
 
@@ -250,30 +242,19 @@ def _shard_examples(store: TeacherStore, batch: PlannedBatch) -> list[ShardExamp
 def encoded_bytes(spec: StoreSpec, rows: Fields) -> tuple[dict[str, float], float]:
     """Encode rows as the store would; measure bytes per row of each array, and seconds per row.
 
-    `id_order`, which a store holds once, is in bytes of the whole array. Its orders are fitted to
-    some of the rows and encode the others, as the pilot's orders do in a capture.
+    Fewer rows than a shard has are encoded as a smaller shard, which takes a few bytes more.
     """
-    encoding, ids = spec.row_encoding, spec.row_kind.id_field
-    num_rows, orders, sizes = len(rows["num_kept"]), None, {}
-    pilot = np.zeros(num_rows, np.bool_)
-    if encoding.uses_id_orders:
-        amount = max(1, min(pilot_rows(spec.num_rows), num_rows // 2))
-        pilot[thin(num_rows, amount, rounding="down")] = True
-        orders = fit_orders(
-            rows[ids][pilot], rows["num_kept"][pilot], spec.vocab_size,
-            layout.num_orders(spec.num_rows),
-        )  # fmt: skip
-        whole = encode_whole(layout.ID_ORDER, orders.reshape(-1))
-        sizes["id_order"] = float(sum(map(len, whole.values())))
-    others = np.flatnonzero(~pilot) if not pilot.all() else np.arange(num_rows)
-    if len(others) > spec.chunk_rows:
-        others = others[: len(others) - len(others) % spec.chunk_rows]
-    began = time.monotonic()
-    part = {name: values[others] for name, values in rows.items()}
-    stored = encoding.encode(part, orders, spec.vocab_size)
-    chunk = min(len(others), spec.chunk_rows)
-    arrays = encoding.layouts(spec.num_cells, chunk, len(others))
-    for array in (*arrays, *encoding.tables(spec.vocab_size, len(others))):
-        files = encode_shards(array, stored[array.name])
-        sizes[array.name] = sum(map(len, files)) / len(others)
-    return sizes, (time.monotonic() - began) / len(others)
+    encoding, num_rows = spec.row_encoding, len(rows["num_kept"])
+    shard = min(num_rows, spec.shard_rows)
+    chunk = min(shard, spec.chunk_rows)
+    shard -= shard % chunk
+    layouts = encoding.layouts(spec.num_cells, chunk, shard)
+    sizes: Counter[str] = Counter()
+    began, last = time.monotonic(), num_rows - num_rows % shard
+    for start in range(0, last, shard):
+        part = {name: values[start : start + shard] for name, values in rows.items()}
+        stored = encoding.encode(part, spec.vocab_size)
+        for array in (*layouts, *encoding.tables(spec.vocab_size, shard)):
+            sizes[array.name] += sum(map(len, encode_shards(array, stored[array.name])))
+    seconds = time.monotonic() - began
+    return {name: size / last for name, size in sizes.items()}, seconds / last

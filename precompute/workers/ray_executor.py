@@ -48,11 +48,9 @@ def fill_on_ray(config: PrecomputeConfig, writer: StoreWriter) -> WorkerStats:
             pool.managed(),
             progress("capture", num_rows, "rows", done=pending.rows_done) as bar,
         ):
-            if not pending.shards and writer.needs_pilot:
-                pool.start_for_pilot()
             while True:
                 pool.assign_shards()
-                if pool.computing or pending.shards or (pool.calls and writer.needs_pilot):
+                if pool.computing or pending.shards:
                     for call in ray.wait(list(pool.calls), num_returns=1)[0]:
                         pool.handle_result(call, bar)
                 else:
@@ -68,11 +66,10 @@ class CaptureActor:
         self.config, self.info = config, info
 
     def start(self) -> None:
-        """Check the identity, load the teacher and run the pilot, before any shard is assigned."""
+        """Check the identity and load the teacher, before any shard is assigned."""
         job = check_job(self.config)
         worker = Worker(self.config, job, StoreWriter(self.config.store), self.info)
         self.worker = worker.__enter__()
-        self.worker.run_pilot(quiet=True)
 
     def fill(self, shard: int) -> str | None:
         """Compute a shard and write it in the background; returns the error if it failed."""
@@ -145,10 +142,6 @@ class ActorPool:
             elif slot.actor is not None and slot.rank not in busy:
                 slot.shard = self.pending.take()
                 self.calls[slot.actor.fill.remote(slot.shard)] = slot
-
-    def start_for_pilot(self) -> None:
-        """Start one actor, which restores the pilot of a store whose shards are all committed."""
-        self._start_actor(self.slots[0])
 
     def _start_actor(self, slot: WorkerSlot) -> None:
         info = WorkerInfo(slot.rank, self.config.num_workers)

@@ -65,7 +65,7 @@ def _capture(config: PrecomputeConfig, info: WorkerInfo, stop: StopSignals) -> T
             tell(f"{config.store}: already sealed, nothing to do; next: {_next_command(config)}")
         return TeacherStore.open(config.store)
     begin, stats = time.monotonic(), WorkerStats()
-    if writer.missing_shards() or writer.needs_pilot:
+    if writer.missing_shards():
         if config.executor == "ray":
             stats = fill_on_ray(config, writer)
         else:
@@ -116,7 +116,6 @@ def _fill_here(
     """Fill shards in this process until no shard of the store is pending."""
     failed_in_a_row = 0
     with Worker(config, job, writer, info) as worker:
-        worker.run_pilot(quiet=not info.prints)
         pending = PendingShards(writer)
         progress_bar = progress(
             "capture", writer.spec.num_rows, "rows", done=pending.rows_done, quiet=not info.prints

@@ -24,8 +24,8 @@ from caskd.precompute.teacher import Teacher
 from caskd.precompute.workers.fill import TokenBudget, start_shard
 from caskd.precompute.workers.scheduling import WorkerInfo
 from caskd.store.commits import commit_record
-from caskd.store.errors import CaskdError, CorruptError, IdentityError, LostTeacherError, reason
-from caskd.store.io import progress, tell
+from caskd.store.errors import CaskdError, IdentityError, LostTeacherError, reason
+from caskd.store.io import tell
 from caskd.store.write import ShardWork, StoreWriter
 
 Report = Callable[[int], None]
@@ -74,33 +74,6 @@ class Worker:
 
     def __exit__(self, *failure: Any) -> None:
         self._open.__exit__(*failure)
-
-    def run_pilot(self, *, quiet: bool = False) -> None:
-        """Compute and commit the pilot rows, if the encoding needs them to find frequent ids.
-
-        Workers that start together all compute them; the first commit counts, the others are
-        dropped. Whoever is overtaken moves the winner's files before anything reads them. A pilot
-        whose files are lost is restored.
-
-        Raises:
-            CorruptError: the lost files were others than those that this run computes.
-        """
-        work = self.writer.pilot()
-        if work is None:
-            return
-        rows = self.targets.filler(work.num_rows)
-        with progress("pilot", work.num_rows, "rows", quiet=quiet) as bar:
-            finish = self._start(work, rows, commit_record.PILOT, bar.advance)
-            if finish is not None:
-                finish()
-                self.writer.commit_pilot(rows)
-        if self.writer.needs_pilot:
-            raise CorruptError(
-                f"{self.config.store}: files of its pilot are lost, and this run computes others; "
-                "expected equal bytes: run it where the pilot was made, with the same flags. Or "
-                f"remove {commit_record.record_name(commit_record.PILOT)} and run caskd store "
-                "repair, which discards every shard, then run this command again"
-            )
 
     def fill(self, shard: int, report: Report) -> bool:
         """Compute a shard; wait for its last batches, and write it, in the background.

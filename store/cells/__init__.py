@@ -1,5 +1,6 @@
-"""How the cells of rows become small numbers: orders and lists of ids, octaves of ranks."""
+"""How the cells of rows become small numbers: lists and orders of ids, octaves of ranks, codes."""
 
+from caskd.store.cells.draws import draw_cells, from_cells, packed_draws, to_cells
 from caskd.store.cells.id_lists import (
     IdLists,
     ListPlaces,
@@ -9,32 +10,39 @@ from caskd.store.cells.id_lists import (
     ids_of_places,
     num_places,
 )
-from caskd.store.cells.id_orders import (
-    IdPositions,
-    all_kept,
-    blank,
-    decode_ids,
-    fit_orders,
-    kept_cells,
+from caskd.store.cells.id_orders import all_kept, blank, decode_ids, kept_cells
+from caskd.store.cells.log_probabilities import (
+    MAX_CODE,
+    log_probability_codes,
+    log_probability_table,
+    rounded_mass,
+    sum_of_steps,
 )
 from caskd.store.cells.octaves import from_front, octaves, run_sums, to_front
 
 __all__ = [
+    "MAX_CODE",
     "IdLists",
-    "IdPositions",
     "ListPlaces",
     "ListShape",
     "all_kept",
     "blank",
     "check_places",
     "decode_ids",
+    "draw_cells",
     "fit_lists",
-    "fit_orders",
+    "from_cells",
     "from_front",
     "ids_of_places",
     "kept_cells",
+    "log_probability_codes",
+    "log_probability_table",
     "num_places",
     "octaves",
+    "packed_draws",
+    "rounded_mass",
     "run_sums",
+    "sum_of_steps",
+    "to_cells",
     "to_front",
 ]

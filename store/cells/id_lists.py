@@ -100,17 +100,17 @@ class IdLists:
         """
         head, lists = from_sorted_steps(common_steps)[0], from_sorted_steps(list_steps)
         if max(int(head.max()), int(lists.max())) >= vocab_size:
-            raise CorruptError("topk_id_lists or topk_id_common lead beyond the vocabulary")
+            raise CorruptError("the lists of ids or their common order lead beyond the vocabulary")
         rest = np.ones(vocab_size, np.bool_)
         rest[head] = False
         common = np.concatenate([head, np.flatnonzero(rest).astype(np.uint32)])
         if len(common) != vocab_size:
-            raise CorruptError("topk_id_common holds an id twice")
+            raise CorruptError("the common order of the lists of ids holds an id twice")
         return cls(lists, common)
 
 
 def fit_lists(
-    ids: Ids, num_kept: npt.NDArray[Any], vocab_size: int, shape: ListShape
+    ids: Ids, num_kept: npt.NDArray[Any], vocab_size: int, shape: ListShape, own: ListShape
 ) -> tuple[IdLists, npt.NDArray[np.uint8]]:
     """Lists for these rows, and the list of each row [N].
 
@@ -119,6 +119,8 @@ def fit_lists(
         num_kept: [N]; cells from there on are padding.
         vocab_size: V.
         shape: of the lists.
+        own: of the part that is fitted, at most `shape`: that of a shard without filler. The rest
+            costs next to nothing, where longer lists of a few rows would cost more than they save.
     """
     cells = kept_cells(num_kept, ids.shape[1])
     counts = np.bincount(ids[cells], minlength=vocab_size)
@@ -127,15 +129,19 @@ def fit_lists(
     common = np.concatenate([head, np.sort(common[shape.common :])])
     places = _inverse(common)
     group = np.zeros(len(ids), np.uint8)
-    if shape.num_lists > 1:
+    if own.num_lists > 1:
         last = min(vocab_size, _FIT_SYMBOLS)
         share = np.append(counts[common[:last]], counts[common[last:]].sum()) + _UNSEEN
-        symbols = _symbols(places, ids, cells, last)
-        group = _fit_groups(symbols, share / share.sum(), shape.num_lists)
+        used = np.flatnonzero(num_kept)
+        symbols = _symbols(places, ids[used], cells[used], last)
+        group[used] = _fit_groups(symbols, share / share.sum(), own.num_lists)
     last = min(vocab_size, _MOST_SYMBOLS)
     symbols = _symbols(places, ids, cells, last)
-    every = _counts(symbols, group, shape, last)
-    lists = np.stack([_longest(one[:last], shape.length) for one in every])
+    lists = np.tile(np.arange(shape.length, dtype=np.uint32), (shape.num_lists, 1))
+    for one, counted in zip(lists, _counts(symbols, group, own, last), strict=False):
+        one[: own.length] = first = _longest(counted[:last], own.length)
+        others = np.setdiff1d(np.arange(shape.length, dtype=np.uint32), first)
+        one[own.length :] = others[: shape.length - own.length]
     lists = from_sorted_steps(sorted_steps(lists))
     return IdLists(lists, common), group
 
@@ -231,8 +237,9 @@ class ListPlaces:
 
 
 def ids_of_places(
-    places: npt.NDArray[Any], group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...]
-) -> Ids:
+    places: npt.NDArray[Any], group: npt.NDArray[np.uint8], table: Ids, shape: tuple[int, ...],
+    names: tuple[str, str] = ("topk_id_places", "topk_id_list"),
+) -> Ids:  # fmt: skip
     """Ids [k, N] of places [k, N].
 
     Args:
@@ -240,6 +247,7 @@ def ids_of_places(
         group: list of each row [N].
         table: `IdLists.table`.
         shape: C, M.
+        names: of the arrays that hold the places and the lists of rows.
 
     Raises:
         CorruptError: a place or list that does not exist.
@@ -247,19 +255,22 @@ def ids_of_places(
     num_lists, length = shape
     behind = num_lists * length
     if len(group) and int(group.max()) >= num_lists:
-        raise CorruptError(f"topk_id_list holds {int(group.max())}; expected below {num_lists}")
-    check_places(places, table, shape)
-    starts = group.astype(np.uint32) * np.uint32(length)
-    index = (places >= length).astype(np.uint32)  # arithmetic is faster than where() here
-    np.negative(index, out=index)
-    np.bitwise_and(index, np.uint32(behind - length) - starts, out=index)
-    np.add(index, starts, out=index)
-    np.add(index, places, out=index)
+        raise CorruptError(f"{names[1]} holds {int(group.max())}; expected below {num_lists}")
+    check_places(places, table, shape, names[0])
+    starts = group.astype(np.int32) * np.int32(length)
+    index = places.astype(np.int32)
+    far = np.subtract(np.int32(length - 1), index)  # below 0 behind the list
+    np.right_shift(far, 31, out=far)  # all bits there: arithmetic is faster than where()
+    np.bitwise_and(far, np.int32(behind - length) - starts, out=far)
+    index += far
+    index += starts
     # Indices of numpy's own type: take() would convert others more slowly.
     return table.take(index.astype(np.intp), mode="wrap")
 
 
-def check_places(places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...]) -> None:
+def check_places(
+    places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...], name: str = "topk_id_places"
+) -> None:
     """Check that every place exists in a list or in the common order.
 
     Raises:
@@ -267,7 +278,7 @@ def check_places(places: npt.NDArray[Any], table: Ids, shape: tuple[int, ...]) -
     """
     most = num_places(table, shape)
     if places.size and int(places.max()) >= most:
-        raise CorruptError(f"topk_id_places lead to {int(places.max()):,}, beyond the vocabulary")
+        raise CorruptError(f"{name} lead to {int(places.max()):,}, beyond the vocabulary")
 
 
 def num_places(table: Ids, shape: tuple[int, ...]) -> int:

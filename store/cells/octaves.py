@@ -84,12 +84,13 @@ def run_sums(steps: npt.NDArray[Any], tied: npt.NDArray[np.bool_]) -> npt.NDArra
         steps: [m, n]: the first number of each run, then differences less 1; overwritten.
         tied: [m, n], whether a cell goes on with the run of the cell before it.
     """
-    going = tied.astype(steps.dtype)
+    going, both, add = tied.astype(steps.dtype), np.bitwise_and, np.add
     np.add(steps, going, out=steps)
     np.negative(going, out=going)  # all bits where a run goes on
-    lines, runs = list(steps), list(going)
-    before = np.empty(steps.shape[1:], steps.dtype)
-    for line in range(1, len(lines)):
-        np.bitwise_and(lines[line - 1], runs[line], out=before)
-        np.add(lines[line], before, out=lines[line])
+    before, last = np.empty(steps.shape[1:], steps.dtype), None
+    for line, run in zip(steps, going, strict=True):  # short calls: positional, no lookups
+        if last is not None:
+            both(last, run, before)
+            add(line, before, line)
+        last = line
     return steps

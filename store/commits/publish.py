@@ -1,6 +1,6 @@
 """Publishing a unit: stage and sync its files, create its record exclusively, move the files.
 
-A unit is the plan, the pilot or a shard. Any number of workers may write the same unit, die at any
+A unit is the plan or a shard. Any number of workers may write the same unit, die at any
 step, or continue late. The first record that is created wins, and any worker may finish moving its
 files. Only files that a record names enter data.zarr.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from caskd.store.commits.commit_record import (
-    PILOT,
     PLAN,
     CommitRecord,
     FileRecord,
@@ -113,7 +112,7 @@ def publish(root: Path, folder: Path, record: CommitRecord) -> bool:
     Returns:
         False if another worker committed this unit with other content.
     """
-    kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
+    kind = "plan" if record.unit == PLAN else "shard"
     files.fsync_directory(folder)
     faults.point(f"{kind}.staged")
     _rename_to_digest(root, folder, record)
@@ -172,7 +171,7 @@ def roll_forward(root: Path, record: CommitRecord) -> None:
             size.
     """
     staged = root / STAGING / record.digest
-    kind = record.unit if record.unit in (PLAN, PILOT) else "shard"
+    kind = "plan" if record.unit == PLAN else "shard"
     if not files.is_folder(staged) or files.is_link(root / STAGING):
         for item in record.file_records:
             check_size(root, record.unit, item)

@@ -15,7 +15,7 @@ from caskd.store.format.names import (
     STORE_JSON,
     canonical_json,
 )
-from caskd.store.format.row_encodings import ROW_ENCODINGS, written_encodings
+from caskd.store.format.row_encodings import DEFAULT_ENCODING, ROW_ENCODINGS, written_encodings
 from caskd.store.format.rows import (
     FIELD_DTYPES,
     HEAD_SAMPLED,
@@ -39,6 +39,7 @@ from caskd.store.format.versions import needed_version, unknown_fields, unusual_
 __all__ = [
     "COMMITS",
     "DATA",
+    "DEFAULT_ENCODING",
     "DIGEST_LIST",
     "ENVIRONMENT",
     "FIELD_DTYPES",

@@ -8,7 +8,7 @@ Legend: N rows of a chunk, k cells per row, V vocabulary, C lists of M ids.
   equal stored log-probability, the first cell aside, are stored by ascending place: the first
   place, then the differences less 1. Cells stand by rank, then by row: a reader adds the
   differences of all rows at once.
-* Log-probabilities are quantised as in the compact encoding, with b = 1/2 nat.
+* Log-probabilities are quantised with steps of up to 1/2 nat (see log_probabilities.py).
 * `tail_mass` is quantised in the same way, and stored as the difference from the code of 1 minus
   the sum of the decoded cells. That sum is one of integers, so that a reader finds the same code.
 * `logsumexp` is rounded to 1/16. `topk_logits` and `label_logit` move with it, so that
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from caskd.store.cells import (
+    MAX_CODE,
     IdLists,
     ListPlaces,
     ListShape,
@@ -34,27 +35,24 @@ from caskd.store.cells import (
     from_front,
     ids_of_places,
     kept_cells,
+    log_probability_codes,
+    log_probability_table,
     num_places,
     octaves,
     run_sums,
+    sum_of_steps,
     to_front,
 )
 from caskd.store.errors import CorruptError
 from caskd.store.format.codecs import Array
 from caskd.store.format.layout import CELL_CHUNK, ArrayLayout
 from caskd.store.format.rows import TOPK, Derived, RowArray, RowEncoding
-from caskd.store.format.topk_encoding import (
-    MAX_CODE,
-    log_probability_codes,
-    log_probability_table,
-    running_sum,
-)
 
 MAX_STEP = 1 / 2
 LSE_STEPS = 16  # of logsumexp, per nat
 LABEL_STEPS = 128  # of the label's difference from its cell, per nat
 _ONE = 1 << 31
-_LOG_P = log_probability_table(MAX_STEP).astype(np.float32)
+LOG_P = log_probability_table(MAX_STEP).astype(np.float32)
 _MASS = np.rint(np.exp(log_probability_table(MAX_STEP)) * _ONE).astype(np.uint32)  # of each code
 _RISING = _MASS[::-1].astype(np.int64)
 _CODE_BITS = 12
@@ -117,14 +115,13 @@ class FittedTopK(RowEncoding):
             return num_cells, chunk_rows
         return (IdLists.table_size(tables["topk_id_lists"], vocab_size),)
 
-    def encode(
-        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
-    ) -> dict[str, Array]:
+    def encode(self, rows: Mapping[str, Array], vocab_size: int) -> dict[str, Array]:
         """The arrays on disk of a shard."""
         ids, num_kept, lse = rows["topk_ids"], rows["num_kept"], rows["logsumexp"]
         num_rows, top_k = ids.shape
         shape = ListShape.of(num_rows, vocab_size)
-        lists, group = fit_lists(ids, num_kept, vocab_size, shape)
+        own = ListShape.of(int(np.count_nonzero(num_kept)), vocab_size)
+        lists, group = fit_lists(ids, num_kept, vocab_size, shape, own)
         list_steps, common_steps = lists.stored(shape)
         listed = ListPlaces(lists)
         places = np.zeros((top_k, num_rows), np.uint32)
@@ -134,12 +131,11 @@ class FittedTopK(RowEncoding):
             block = slice(start, start + CELL_CHUNK)
             cells = kept_cells(num_kept[block], top_k)
             log_p = rows["topk_logits"][block] - lse[block, None]
-            codes = log_probability_codes(log_p, MAX_STEP)
-            codes = np.maximum.accumulate(codes, axis=1)
+            codes, differences = value_steps(log_p, cells)
             part = listed.of(ids[block], group[block])
             tied = _tied_steps(part, codes, cells)[:, 1:]
             places[:-1, block] = to_front(tied.T, cells.T[1:], [(0, top_k - 1)])
-            steps[:, block] = to_front(_differences(codes, cells), cells.T, octaves(top_k))
+            steps[:, block] = to_front(differences, cells.T, octaves(top_k))
             label = rows["label_logit"][block] - lse[block]
             rest[block] = _label_rest(label, rows["label_rank"][block], codes, num_kept[block])
             tail[block] = _tail_steps(rows["tail_mass"][block], codes, num_kept[block])
@@ -172,12 +168,6 @@ class OldFittedTopK(FittedTopK):
         *FittedTopK.cell_arrays[1:],
     )
 
-    def encode(
-        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
-    ) -> dict[str, Array]:
-        """Never called: no store is planned with it."""
-        raise AssertionError(self.name)
-
     def decode(
         self, name: str, stored: Mapping[str, Array], id_orders: Array | None, out: Array
     ) -> None:
@@ -191,12 +181,13 @@ class OldFittedTopK(FittedTopK):
         _put_ids(places.T[1:], stored, out)
 
 
-def _differences(codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
-    """Differences [k, N] between the codes of neighbouring ranks; 0 in padding."""
+def value_steps(log_p: Array, cells: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Codes [N, k] of log-probabilities [N, k], and their differences [k, N]; 0 in padding."""
+    codes = np.maximum.accumulate(log_probability_codes(log_p, MAX_STEP), axis=1)
     steps = np.array(codes.T, order="C")  # a copy, also of one row
     steps[1:] -= steps[:-1].copy()
     steps[~cells.T] = 0
-    return steps
+    return codes, steps
 
 
 def _tied_steps(places: Array, codes: Array, cells: npt.NDArray[np.bool_]) -> Array:
@@ -223,12 +214,13 @@ def _label_cell(rank: Array, codes: Array, num_kept: Array) -> tuple[Array, Arra
     """Log-probability [N] of the label's cell, and whether it has one; codes [k, N]."""
     inside = rank < num_kept
     own = np.where(inside, rank, 0).astype(np.intp)
-    return _LOG_P.take(codes[own, np.arange(len(own))]), inside
+    return LOG_P.take(codes[own, np.arange(len(own))]), inside
 
 
 def _tail_base(codes: Array, num_kept: Array) -> Array:
     """The code [N] of 1 minus the sum of the decoded cells; codes [k, N]."""
-    mass = _MASS.take(codes)
+    # Indices of numpy's own type: take() would convert others more slowly.
+    mass = _MASS.take(codes.astype(np.intp), mode="wrap")
     blank(mass.T, num_kept, 0)
     # The sum of rounded cells stays far below 2, so it fits 32 bits, which add up fastest.
     total = mass.sum(axis=0, dtype=np.uint32).astype(np.int64)
@@ -250,13 +242,15 @@ def _decode_codes(stored: Mapping[str, Array], out: Array) -> None:
     steps, num_kept = stored["topk_logit_steps"].T, stored["num_kept"]
     if not all_kept(num_kept, len(steps)):
         steps = from_front(steps, kept_cells(num_kept, len(steps)).T, octaves(len(steps)))
-    running_sum(steps, out)
-    if out.size and int(out.max()) > MAX_CODE:
-        raise CorruptError(f"topk_logit_steps lead beyond {MAX_CODE:,}; run caskd store verify")
+    sum_of_steps(steps, out, "topk_logit_steps")
 
 
 def _decode_table(stored: Mapping[str, Array], out: Array) -> None:
-    lists, common = stored["topk_id_lists"], stored["topk_id_common"]
+    decode_table(stored["topk_id_lists"], stored["topk_id_common"], out)
+
+
+def decode_table(lists: Array, common: Array, out: Array) -> None:
+    """The ids of all lists of a shard, then its common order, into `out` [C M + V]."""
     vocab_size = len(out) - IdLists.table_size(lists.shape, 0)
     out[:] = IdLists.from_stored(lists, common, vocab_size).table()
 
@@ -277,7 +271,8 @@ def _put_ids(steps: Array, stored: Mapping[str, Array], out: Array) -> None:
     most = num_places(table, shape)
     tied = np.zeros(steps.shape, np.bool_)
     np.equal(codes[2:], codes[1:-1], out=tied[1:])
-    places = run_sums(steps.astype(np.uint16 if most <= 1 << 16 else np.uint32), tied)
+    wide = len(steps) * most >= 1 << 32  # of a hostile store: no sum leaves its bits and comes back
+    places = run_sums(steps.astype(np.uint64 if wide else np.uint32), tied)
     blank(places.T, num_kept - (num_kept > 0), 0)
     ids = ids_of_places(places, stored["topk_id_list"], table, shape)
     out[:, 0] = stored["argmax"]
@@ -302,7 +297,7 @@ def _put_in_order(ids: Array, codes: Array, num_kept: Array, vocab_size: int, ou
 def _decode_logits(stored: Mapping[str, Array], out: Array) -> None:
     # Contiguous indices of numpy's own index type: take() would convert others more slowly.
     codes = stored["topk_codes"].T.astype(np.intp, order="C")
-    _LOG_P.take(codes, out=out, mode="wrap")
+    LOG_P.take(codes, out=out, mode="wrap")
     out += stored["logsumexp"][:, None]
     blank(out, stored["num_kept"], -np.inf)
 
@@ -318,7 +313,7 @@ def _decode_tail(stored: Mapping[str, Array], out: Array) -> None:
     own = stored["tail_steps"] + np.where(num_kept > 0, _tail_base(codes, num_kept), MAX_CODE)
     if own.size and (int(own.min()) < 0 or int(own.max()) > MAX_CODE):
         raise CorruptError("tail_steps lead to no code; run caskd store verify")
-    out[:] = np.exp(_LOG_P.take(own))
+    out[:] = np.exp(LOG_P.take(own))
 
 
 _DECODERS = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
+from caskd.store.errors import CorruptError
 from caskd.store.format.codecs import Array, Chain
 from caskd.store.format.layout import COLUMN_CHUNK, ArrayLayout
 
@@ -186,10 +187,10 @@ class RowEncoding(ABC):
         sources: for each field that `decode` computes, the arrays that it reads: on disk, tables
             or derived. Any other field is the array of its name.
         derived: intermediate arrays that `decode` computes too, by name.
-        uses_id_orders: whether ids are stored as positions in `id_order`, which a pilot fits.
+        uses_id_orders: whether ids are stored as positions in `id_order`, as earlier versions did.
         exact: whether every value comes back with the bits that the teacher computed.
         cell_bytes: bytes per cell on disk, smallest and largest of real stores.
-        is_written: whether a new store may have it; others are only read.
+        is_written: whether a new store may have it; others are only read, and encode nothing.
     """
 
     kind: RowKind
@@ -200,19 +201,16 @@ class RowEncoding(ABC):
     uses_id_orders: bool = False
     exact: bool = True
     is_written: bool = True
-    cell_bytes: tuple[float, float]
+    cell_bytes: tuple[float, float] = (0.0, 0.0)
 
-    @abstractmethod
-    def encode(
-        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
-    ) -> dict[str, Array]:
+    def encode(self, rows: Mapping[str, Array], vocab_size: int) -> dict[str, Array]:
         """The arrays on disk of a shard, by name.
 
         Args:
             rows: every field of the kind, [N] or [N, k].
-            id_orders: orders of ids [C, V]; None where the encoding uses none.
             vocab_size: V.
         """
+        raise AssertionError(self.name)
 
     @abstractmethod
     def decode(
@@ -268,3 +266,13 @@ class RowEncoding(ABC):
             sources = derived.sources if derived else self.sources.get(name)
             found |= {name} if sources is None else {*self.arrays_behind(sources)}
         return sorted(found)
+
+
+def check_heads(num_head: Array, num_kept: Array) -> None:
+    """Check that no row of draws with a head has more cells in the head than in all.
+
+    Raises:
+        CorruptError: a row has.
+    """
+    if (num_head > num_kept).any():
+        raise CorruptError("num_head exceeds num_kept; run caskd store verify")

@@ -36,7 +36,7 @@ PRIMITIVES = (
 )
 POINTS = (
     *PRIMITIVES,
-    *(f"{kind}.{step}" for kind in ("plan", "pilot", "shard") for step in _PROTOCOL),
+    *(f"{kind}.{step}" for kind in ("plan", "shard") for step in _PROTOCOL),
     "seal.checked",
     "seal.digests",
     "seal.card",

@@ -60,6 +60,7 @@ class StoreArrays:
         self._number = next(_numbers)
         weakref.finalize(self, OPEN_FILES.drop_store, self._number).atexit = False
         self._caches: dict[str, ChunkCache] = {}
+        self._chunk_shapes: dict[str, tuple[tuple[int, ...], str]] = {}
         self._gathering = threading.Lock()  # no chunk may be evicted while it is copied
 
     @property
@@ -90,22 +91,24 @@ class StoreArrays:
 
     def gather_fields(self, names: Sequence[str], starts: Array, counts: Array) -> dict[str, Array]:
         """`gather` for several fields of one axis."""
-        pieces: dict[int, Pieces] = {}
+        pieces: dict[int, Pieces] = {}  # by chunk size, how the runs are cut
+        total, found = int(counts.sum()), {}
         with self._gathering, self._watched():
-            return {name: self._gather(name, starts, counts, pieces) for name in names}
-
-    def _gather(self, name: str, starts: Array, counts: Array, pieces: dict[int, Pieces]) -> Array:
-        """Gather one field; `pieces` caches, by chunk size, how the runs are cut."""
-        shape, dtype = self._chunk_of(name)
-        if shape[0] not in pieces:
-            pieces[shape[0]] = split_at_chunks(starts, counts, shape[0])
-        found = np.empty((int(counts.sum()), *shape[1:]), dtype)
-        cache, at = self._cache(name), 0
-        for group in pieces[shape[0]].groups(cache.slots):
-            stop = at + int(group.counts.sum())
-            cache.take(group, found[at:stop])
-            at = stop
+            for name in names:
+                shape, dtype = self._chunk_of(name)
+                if shape[0] not in pieces:
+                    pieces[shape[0]] = split_at_chunks(starts, counts, shape[0])
+                found[name] = np.empty((total, *shape[1:]), dtype)
+                self._gather(name, pieces[shape[0]], found[name])
         return found
+
+    def _gather(self, name: str, pieces: Pieces, out: Array) -> None:
+        """Copy pieces of one field into `out`."""
+        cache, at = self._cache(name), 0
+        for group in pieces.groups(cache.slots):
+            stop = at + int(group.counts.sum())
+            cache.take(group, out[at:stop])
+            at = stop
 
     def prefetch(
         self, chosen: npt.NDArray[np.int64], index: ExampleIndex, fields: Sequence[str]
@@ -114,6 +117,11 @@ class StoreArrays:
 
     def _chunk_of(self, name: str) -> tuple[tuple[int, ...], str]:
         """Shape and dtype of a field's chunk."""
+        if name not in self._chunk_shapes:
+            self._chunk_shapes[name] = self._find_chunk(name)
+        return self._chunk_shapes[name]
+
+    def _find_chunk(self, name: str) -> tuple[tuple[int, ...], str]:
         if name in self._layouts:
             array = self._layouts[name]
             return array.shape(array.chunk), array.dtype

@@ -39,11 +39,12 @@ class ChunkCache:
 
     def take(self, pieces: "Pieces", out: Array) -> None:
         """Copy pieces of at most `slots` different chunks into `out`, one after another."""
+        if len(pieces.which) == 1:
+            first = self._slot(pieces.chunks[0]) * self.chunk + int(pieces.starts[0])
+            out[:] = self._flat[first : first + len(out)]
+            return
         slots = np.array([self._slot(chunk) for chunk in pieces.chunks])
         firsts = slots[pieces.which] * self.chunk + pieces.starts
-        if len(firsts) == 1:
-            out[:] = self._flat[firsts[0] : firsts[0] + len(out)]
-            return
         before = np.cumsum(pieces.counts) - pieces.counts
         indices = np.repeat(firsts - before, pieces.counts)
         indices += np.arange(len(out))
@@ -97,6 +98,8 @@ def split_at_chunks(starts: Array, counts: Array, chunk: int) -> Pieces:
         counts: entries of each run, 0 allowed.
         chunk: entries of a chunk.
     """
+    if len(starts) == 1 and counts[0] > 0:
+        return _split_one(int(starts[0]), int(counts[0]), chunk)
     starts, counts = starts[counts > 0], counts[counts > 0].astype(np.int64)
     ends = starts + counts
     joined = np.flatnonzero(starts[1:] == ends[:-1])
@@ -109,3 +112,13 @@ def split_at_chunks(starts: Array, counts: Array, chunk: int) -> Pieces:
     stops = np.minimum(np.repeat(ends, num_pieces) - chunks * chunk, chunk)
     different, which = np.unique(chunks, return_inverse=True)
     return Pieces(different.tolist(), which, inside, stops - inside)
+
+
+def _split_one(start: int, count: int, chunk: int) -> Pieces:
+    """`split_at_chunks` of one run, which is what a read of one example needs."""
+    first, last = start // chunk, (start + count - 1) // chunk
+    borders = [start, *range((first + 1) * chunk, (last + 1) * chunk, chunk), start + count]
+    begins = np.array(borders[:-1])
+    which = np.arange(last - first + 1)
+    chunks = list(range(first, last + 1))
+    return Pieces(chunks, which, begins - (first + which) * chunk, np.diff(borders))

@@ -1,11 +1,10 @@
 """Plan an empty store and write its shards."""
 
-from caskd.store.write.planner import find_store, plan_store, read_spec
+from caskd.store.write.planner import check_fillable, find_store, plan_store, read_spec
 from caskd.store.write.writer import (
     ShardExample,
     ShardWork,
     StoreWriter,
-    pilot_rows,
     record_text_counts,
 )
 
@@ -13,8 +12,8 @@ __all__ = [
     "ShardExample",
     "ShardWork",
     "StoreWriter",
+    "check_fillable",
     "find_store",
-    "pilot_rows",
     "plan_store",
     "read_spec",
     "record_text_counts",

@@ -15,7 +15,7 @@ import numpy as np
 
 from caskd.store.commits import CommitRecord, commit_record, publish
 from caskd.store.corpus import TokenizedExample
-from caskd.store.errors import CaskdError, CorruptError, UsageError
+from caskd.store.errors import CaskdError, CorruptError, IdentityError, UsageError
 from caskd.store.format import (
     COMMITS,
     DATA,
@@ -28,6 +28,7 @@ from caskd.store.format import (
     layout,
     needed_version,
     untrusted_json,
+    written_encodings,
 )
 from caskd.store.io import files, refuse_mixup
 from caskd.store.write.geometry import Axis, Geometry
@@ -69,6 +70,23 @@ def find_store(path: str | Path) -> StoreSpec | None:
             "pass another --store"
         )
     return None
+
+
+def check_fillable(spec: StoreSpec, path: str | Path) -> None:
+    """Check that missing shards of a planned store can be written.
+
+    Raises:
+        IdentityError: shards are missing, and no new shard may have the store's encoding.
+    """
+    shards = set(map(commit_record.shard_unit, range(spec.num_shards)))
+    missing = shards - set(commit_record.committed_units(Path(path)))
+    if missing and not spec.row_encoding.is_written:
+        raise IdentityError(
+            f"{path}: {len(missing)} of {spec.num_shards} shards are missing, and its encoding is "
+            f"{spec.encoding}, which this caskd reads but does not write; expected "
+            f"{' or '.join(written_encodings())}; pass another --store for a new capture, or "
+            "complete it with the caskd that planned it"
+        )
 
 
 def read_spec(root: Path, where: str) -> StoreSpec:

@@ -1,4 +1,4 @@
-"""StoreWriter: commits the pilot and the shards of a planned store, in any sequence, and seals it.
+"""StoreWriter: commits the shards of a planned store, in any sequence, and seals it.
 
 Legend: R rows of a shard, k cells per row.
 
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from caskd.store.cells import fit_orders
 from caskd.store.commits import commit_record, publish, write_seal
 from caskd.store.errors import IncompleteError, StoreNotFoundError
 from caskd.store.format import (
@@ -31,13 +30,10 @@ from caskd.store.format import (
     StoreSpec,
     canonical_json,
     encode_shards,
-    encode_whole,
-    layout,
 )
 from caskd.store.inspect import PLAN_COUNTS, card, text_counts
 from caskd.store.io import files
 from caskd.store.read import StoreArrays, TeacherStore
-from caskd.store.spacing import thin
 from caskd.store.write.planner import find_store
 
 
@@ -101,12 +97,6 @@ class StoreWriter:
         """Whether `unit` is committed and all its files exist; moves those still in staging."""
         return publish.is_complete(self.root, unit)
 
-    @property
-    def needs_pilot(self) -> bool:
-        """Whether the encoding uses a pilot that is not committed, or whose files are lost."""
-        encoding = self.spec.row_encoding
-        return encoding.uses_id_orders and not self.is_complete(commit_record.PILOT)
-
     def _complete(self, unit: str) -> bool:
         if not commit_record.is_committed(self.root, unit):
             return False
@@ -116,32 +106,6 @@ class StoreWriter:
     @cached_property
     def _index(self) -> ExampleIndex:
         return self._store.index
-
-    def pilot(self) -> ShardWork | None:
-        """A few examples, spread over the corpus, whose rows the orders of ids are fitted to.
-
-        Returns:
-            None if the encoding uses no orders, or the pilot is complete already.
-        """
-        if not self.needs_pilot:
-            return None
-        counts = self._index.row_count
-        chosen = pilot_examples(counts, pilot_rows(self.spec.num_rows))
-        starts = np.concatenate([[0], np.cumsum(counts[chosen])])
-        return ShardWork(-1, self._examples(chosen, starts))
-
-    def commit_pilot(self, rows: Mapping[str, Array]) -> bool:
-        """Fit the orders of ids to the pilot's rows and commit them.
-
-        Returns:
-            False if another worker committed different orders; theirs stay.
-        """
-        num_orders = layout.num_orders(self.spec.num_rows)
-        ids = rows[self.spec.row_kind.id_field]
-        orders = fit_orders(ids, rows["num_kept"], self.spec.vocab_size, num_orders)
-        contents = encode_whole(layout.ID_ORDER, orders.reshape(-1))
-        facts = {"num_rows": 0, "statuses": {}}
-        return publish.commit(self.root, commit_record.PILOT, contents, facts)
 
     def shard(self, shard: int) -> ShardWork:
         """The examples whose rows are in `shard`."""
@@ -181,10 +145,8 @@ class StoreWriter:
         Returns:
             False if another worker committed this shard with other content; theirs stays.
 
-        Raises:
-            IncompleteError: the encoding uses orders of ids, and the pilot is not committed.
         """
-        stored = self.spec.row_encoding.encode(rows, self._store.id_order, self.spec.vocab_size)
+        stored = self._encoded(rows)
         contents = {
             array.key(work.shard): encode_shards(array, stored[array.name])[0]
             for array in self.layouts
@@ -201,6 +163,9 @@ class StoreWriter:
         if counts and self.spec.format_version > 1:
             facts["counts"] = dict(counts)
         return publish.commit(self.root, commit_record.shard_unit(work.shard), contents, facts)
+
+    def _encoded(self, rows: Mapping[str, Array]) -> dict[str, Array]:
+        return self.spec.row_encoding.encode(rows, self.spec.vocab_size)
 
     def _status_of(self, example: int) -> str:
         return STATUSES[self._index.status[example]]
@@ -224,7 +189,7 @@ class StoreWriter:
         """Write the totals and the digest over all commits; a second call changes nothing.
 
         Raises:
-            IncompleteError: a shard is not committed yet, or the pilot's files are lost.
+            IncompleteError: a shard is not committed yet.
             CorruptError: a committed file is missing or differs from its record.
         """
         missing = self.missing_shards()
@@ -232,11 +197,6 @@ class StoreWriter:
             raise IncompleteError(
                 f"{self.root}: {len(missing)} of {self.spec.num_shards} shards are not committed; "
                 "run caskd precompute again to fill them"
-            )
-        if self.needs_pilot:
-            raise IncompleteError(
-                f"{self.root}: the pilot, which every shard depends on, is not complete. "
-                "Run caskd precompute again to restore it."
             )
         counted = text_counts(self.root)
         return write_seal(
@@ -249,22 +209,3 @@ def record_text_counts(root: Path, counts: Mapping[str, int]) -> None:
     path = root / ENVIRONMENT / PLAN_COUNTS
     files.replace_file(path, canonical_json({"text": dict(counts)}), root / STAGING)
     publish.sweep(root)
-
-
-PILOT_SHARE, MAX_PILOT_ROWS = 1 / 128, 1 << 15
-MIN_PILOT_ROWS, SMALL_PILOT_SHARE, SMALL_PILOT_ROWS = 256, 1 / 32, 1 << 11
-
-
-def pilot_rows(num_rows: int) -> int:
-    """Rows of the pilot: enough to rank ids, few compared with the capture."""
-    small = min(SMALL_PILOT_ROWS, int(num_rows * SMALL_PILOT_SHARE))
-    wanted = max(MIN_PILOT_ROWS, small, int(num_rows * PILOT_SHARE))
-    return min(num_rows, MAX_PILOT_ROWS, wanted)
-
-
-def pilot_examples(row_counts: npt.NDArray[np.int32], target: int) -> npt.NDArray[np.int64]:
-    """Examples spread evenly over the corpus that together have about `target` rows."""
-    with_rows = np.flatnonzero(row_counts)
-    mean = row_counts[with_rows].mean()
-    amount = int(np.clip(np.ceil(target / mean), 1, len(with_rows)))
-    return with_rows[thin(len(with_rows), amount)]

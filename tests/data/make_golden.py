@@ -7,8 +7,9 @@ store holds the examples of the exact one many times over, since only a store of
 has several orders of ids. The sampled store holds draws for the examples of the exact one, the head
 store its likeliest ids and draws of the others. The
 fitted stores have rows of unequal length, in two shards with four lists of ids each; that of the
-encoding `fitted` was written by a version that still wrote it. Those of version 2 from a server or
-an import hold the same teacher as such a source would give it.
+encoding `fitted` was written by a version that still wrote it. Stores of draws in the fitted
+encoding have two shards with two or four lists each. Those of version 2 from a server or an import
+hold the same teacher as such a source would give it.
 """
 
 import hashlib
@@ -20,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 from helpers import format2_stores, head_stores, sampled_stores, stores
+from helpers.compact_stores import OldWriter
 
 from caskd.store.read import TeacherStore
-from caskd.store.write import ShardWork, StoreWriter, plan_store
+from caskd.store.write import ShardWork, plan_store
 
 HERE = Path(__file__).parent
 NUM_EXAMPLES, TOP_K = 4, 2
@@ -50,7 +52,7 @@ def write(encoding: str) -> TeacherStore:
     examples = stores.examples(NUM_EXAMPLES) * REPEATS[encoding]
     identity = stores.identity(TOP_K, encoding)
     plan_store(path, identity, examples, shard_rows=shard_rows, vocab=stores.VOCAB)
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         writer.commit_pilot(rows_of(pilot, pilot.num_rows))
@@ -65,14 +67,18 @@ def write_sampled() -> TeacherStore:
     """The golden store of draws, in place of what is there."""
     path = HERE / "golden-v1-sampled"
     shutil.rmtree(path, ignore_errors=True)
-    return sampled_stores.make_store(path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"])
+    return sampled_stores.make_store(
+        path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"], encoding="compact"
+    )
 
 
 def write_head() -> TeacherStore:
     """The golden store of draws with a head, in place of what is there."""
     path = HERE / "golden-v2-head"
     shutil.rmtree(path, ignore_errors=True)
-    return head_stores.make_store(path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"])
+    return head_stores.make_store(
+        path, num=NUM_EXAMPLES, shard_rows=SHARD_ROWS["exact"], encoding="compact"
+    )
 
 
 def write_fitted() -> TeacherStore:
@@ -82,6 +88,15 @@ def write_fitted() -> TeacherStore:
     return stores.make_store(
         path, num=250, shard_rows=1024, top_k=8, encoding="fitted2", ragged=True
     )
+
+
+def write_fitted_draws(with_head: bool) -> TeacherStore:
+    """A golden store of draws in the fitted encoding, in place of what is there."""
+    path = HERE / ("golden-v2-fitted2-head" if with_head else "golden-v2-fitted2-draws")
+    shutil.rmtree(path, ignore_errors=True)
+    if with_head:
+        return head_stores.make_store(path, num=250, shard_rows=1024, encoding="fitted2")
+    return sampled_stores.make_store(path, num=400, shard_rows=2048, encoding="fitted2")
 
 
 def known_values(store: TeacherStore) -> dict[str, object]:
@@ -111,6 +126,8 @@ if __name__ == "__main__":
         "golden-v1-compact": lambda: write("compact"),
         "golden-v2-fitted2": write_fitted,
         "golden-v2-head": write_head,
+        "golden-v2-fitted2-draws": partial(write_fitted_draws, with_head=False),
+        "golden-v2-fitted2-head": partial(write_fitted_draws, with_head=True),
         **{f"golden-v2-{kind}": partial(write_format2, kind) for kind in format2_stores.KINDS},
     }
     for name in sys.argv[1:] or every:

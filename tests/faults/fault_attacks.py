@@ -13,17 +13,20 @@ from fault_value_attacks import Attack, value_attacks
 from helpers import head_stores, sampled_stores
 
 STORE, PLAN, SHARD, SEAL = "store.json", "commits/plan.json", "commits/00000.json", "seal.json"
+DRAWS = ("sampled", "head", "fitted draws", "fitted head")
 LIST, ARGMAX = "commits/commits.sha256", "data.zarr/argmax/zarr.json"
 
 
 def sound_stores(where: Path) -> dict[str, dict[str, bytes]]:
     """Files of a valid topk store in each encoding, and of draws without and with a head."""
-    sampled_stores.make_store(where / "sampled")
-    head_stores.make_store(where / "head")
+    sampled_stores.make_store(where / "sampled", encoding="compact")
+    head_stores.make_store(where / "head", encoding="compact")
+    sampled_stores.make_store(where / "fitted draws", encoding="fitted2")
+    head_stores.make_store(where / "fitted head", encoding="fitted2")
     paths = [make(where / encoding, encoding) for encoding in ("compact", "exact", "fitted2")]
     return {
         path.name: {name: data for name, data in everything(path).items() if not name.endswith("/")}
-        for path in (*paths, where / "sampled", where / "head")
+        for path in (*paths, *(where / name for name in DRAWS))
     }
 
 

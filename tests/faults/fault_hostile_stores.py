@@ -24,6 +24,13 @@ from caskd.store.commits import FileRecord
 from caskd.store.format import ROW_ENCODINGS, canonical_json, encode_shards, layout
 
 DEEP = 200_000
+_WITH_HEAD = head_stores.HEAD + head_stores.NUM_SAMPLES
+_DRAWS = {
+    "sampled": ("sampled", "compact", NUM_SAMPLES),
+    "head": ("head_sampled", "compact", _WITH_HEAD),
+    "fitted draws": ("sampled", "fitted2", NUM_SAMPLES),
+    "fitted head": ("head_sampled", "fitted2", _WITH_HEAD),
+}
 
 
 @dataclass
@@ -31,7 +38,7 @@ class HostileStore:
     """A store to be written: its files, and actions on the folder afterwards."""
 
     files: dict[str, bytes]
-    encoding: str = "compact"  # or `exact`, `fitted2`; or `sampled`, `head`: compact draws
+    encoding: str = "compact"  # or `exact`, `fitted2`; or a name of `_DRAWS`
     fits: bool = True  # whether digests are updated
     after: list[Callable[[Path], None]] = field(default_factory=list)
 
@@ -43,14 +50,9 @@ class HostileStore:
 
     def layout(self, name: str) -> layout.ArrayLayout:
         """The layout of an array of this store."""
-        if self.encoding == "sampled":
-            rows = ROW_ENCODINGS["sampled", "compact"].layouts(NUM_SAMPLES, 32, 32)
-        elif self.encoding == "head":
-            num_cells = head_stores.HEAD + head_stores.NUM_SAMPLES
-            rows = ROW_ENCODINGS["head_sampled", "compact"].layouts(num_cells, 32, 32)
-        else:
-            rows = ROW_ENCODINGS["topk", self.encoding].layouts(4, 32, 32)
-            rows += ROW_ENCODINGS["topk", self.encoding].tables(len(VOCAB), 32)
+        kind, name_of_encoding, num_cells = _DRAWS.get(self.encoding, ("topk", self.encoding, 4))
+        encoding = ROW_ENCODINGS[kind, name_of_encoding]
+        rows = encoding.layouts(num_cells, 32, 32) + encoding.tables(len(VOCAB), 32)
         fixed = (*layout.TOKEN_LAYOUTS, *layout.EXAMPLE_LAYOUTS, *layout.VOCAB_LAYOUTS)
         return next(a for a in (*fixed, layout.ID_ORDER, *rows) if a.name == name)
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from helpers import stores
+from helpers.compact_stores import OldWriter
 
 from caskd.store.errors import CaskdError, IdentityError
+from caskd.store.format import DEFAULT_ENCODING
 from caskd.store.io import faults
-from caskd.store.write import ShardWork, StoreWriter, plan_store
+from caskd.store.write import ShardWork, plan_store
 
 OTHER_IDENTITY, NEVER_REACHED, REFUSED, BROKEN = 96, 97, 98, 99
 SHARD_ROWS = 32
@@ -51,7 +53,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
 
 
-def plan(path: Path, encoding: str = "compact", top_k: int = 4) -> None:
+def plan(path: Path, encoding: str = DEFAULT_ENCODING, top_k: int = 4) -> None:
     """Plan the small store that all fault tests use."""
     plan_store(
         path,
@@ -149,10 +151,12 @@ def go_on(child: int) -> None:
     os.kill(child, signal.SIGCONT)
 
 
-def work(path: Path, rng: random.Random, noise: float = 0.0, encoding: str = "compact") -> None:
+def work(
+    path: Path, rng: random.Random, noise: float = 0.0, encoding: str = DEFAULT_ENCODING
+) -> None:
     """One of several workers: plan, fill shards in random sequence, seal when all are committed."""
     plan(path, encoding)
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         writer.commit_pilot(stores.shard_rows_of(pilot, pilot.num_rows, writer.spec.top_k))

@@ -21,8 +21,9 @@ from fault_jobs import (
     stopped,
     work,
 )
+from helpers.stores import VOCAB
 
-from caskd.store.format import ROW_ENCODINGS
+from caskd.store.format import DEFAULT_ENCODING, ROW_ENCODINGS
 from caskd.store.io.faults import Fault, Hook
 from caskd.store.verify import verify_store
 
@@ -104,7 +105,7 @@ def _problems(
 ) -> list[str]:
     records = sorted(n for n in alone[0] if n.startswith("commits/0"))
     problems = []
-    if (won["plan.won"], won["pilot.won"], won["shard.won"]) != (1, 1, len(records)):
+    if (won["plan.won"], won["shard.won"]) != (1, len(records)):
         problems.append(f"decisions: {dict(won)}")
     if not noisy and found != alone[0]:
         problems.append("equal workers left another store than one alone")
@@ -120,7 +121,9 @@ def _problems(
 
 
 def _of_rows(name: str) -> bool:
-    rows = ROW_ENCODINGS["topk", "compact"].layouts(4, SHARD_ROWS, SHARD_ROWS)
+    encoding = ROW_ENCODINGS["topk", DEFAULT_ENCODING]
+    rows = encoding.layouts(4, SHARD_ROWS, SHARD_ROWS)
+    rows += encoding.tables(len(VOCAB), SHARD_ROWS)
     return name.split("/")[1] in {array.name for array in rows}
 
 
@@ -158,7 +161,7 @@ def _without_staging(path: Path) -> dict[str, bytes]:
 def latecomers(where: Path) -> Tally:
     """Stop a worker at each step, let another one finish and seal, then continue the first."""
     tally = Tally()
-    for step in ("shard.staged", "shard.published", "pilot.staged", "plan.staged", "file.link"):
+    for step in ("shard.staged", "shard.published", "plan.staged", "file.link"):
         for noise in (0.0, NOISE):
             path = where / f"late-{step}-{noise}"
             late = start(partial(work, path, random.Random(1), noise), Fault(f"{step}:1:stop"))

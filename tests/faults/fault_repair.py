@@ -12,8 +12,8 @@ from caskd.store.verify import repair_store, verify_store
 def repairs(where: Path, count: int, seed: int = 0) -> Tally:
     """Damage a sealed store in `count` ways, and remove every file once; repair, rerun, compare."""
     tally, rng = Tally(), random.Random(seed)
-    path = make(where / "whole", "compact")
-    stale = everything(make(where / "stale", "compact", noise=1e-3))
+    path = make(where / "whole", "fitted2")
+    stale = everything(make(where / "stale", "fitted2", noise=1e-3))
     wanted = everything(path)
     files = {
         name: data

@@ -37,7 +37,7 @@ def test_repair_takes_out_what_is_bad_and_a_rerun_gives_the_same_bytes(where: Pa
 
 
 def test_repair_follows_no_link_and_removes_strays(where: Path) -> None:
-    path = fault_damage.make(where / "store", "compact")
+    path = fault_damage.make(where / "store", "fitted2")
     wanted = fault_jobs.everything(path)
     outside = where / "outside"
     (path / "data.zarr" / "argmax" / "c").rename(outside)

@@ -19,7 +19,7 @@ def test_a_fault_that_cannot_be_is_refused(text: str) -> None:
 def test_every_point_is_reached_by_a_job_or_by_a_race() -> None:
     with fault_jobs.folder() as where:
         reached = fault_jobs.arrivals(where)
-    assert {*faults.POINTS} - {*reached} == {"plan.lost", "pilot.lost", "shard.lost"}
+    assert {*faults.POINTS} - {*reached} == {"plan.lost", "shard.lost"}
     assert {*reached} <= {*faults.POINTS}
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from caskd.store.read import TeacherStore
-from caskd.store.write import ShardWork, StoreWriter, plan_store
+from caskd.store.write import ShardWork, plan_store
 from helpers import sampled_stores, stores
+from helpers.compact_stores import OldWriter
 
 SERVED = {
     "engine": "server", "engine_version": "vllm 0.32", "values": "log-probs", "rank": "capped",
@@ -80,7 +81,7 @@ def make_store(
     )
     identity = {**plain, "capture": {**plain["capture"], **KINDS[kind]}}
     plan_store(path, identity, stores.examples(num), shard_rows=shard_rows, vocab=stores.VOCAB)
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         assert writer.commit_pilot(rows_of(pilot, pilot.num_rows, kind, cells))

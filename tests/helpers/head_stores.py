@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from caskd.store.format import DEFAULT_ENCODING
 from caskd.store.read import TeacherStore
-from caskd.store.write import ShardWork, StoreWriter, plan_store
+from caskd.store.write import ShardWork, plan_store
 from helpers import stores
+from helpers.compact_stores import OldWriter
 
 HEAD, NUM_SAMPLES = 3, 20
 CELLS = ("sampled_ids", "sampled_counts", "head_logits")
 
 
-def identity(encoding: str = "compact") -> dict[str, Any]:
+def identity(encoding: str = DEFAULT_ENCODING) -> dict[str, Any]:
     """A complete identity over stores.VOCAB."""
     made = stores.identity(encoding=encoding)
     rest = {k: v for k, v in made["capture"].items() if k not in ("kind", "top_k", "min_mass")}
@@ -59,12 +61,12 @@ def rows_of(work: ShardWork, num_rows: int) -> dict[str, np.ndarray]:
 
 
 def make_store(
-    path: Path, *, num: int = 20, shard_rows: int = 32, encoding: str = "compact"
+    path: Path, *, num: int = 20, shard_rows: int = 32, encoding: str = DEFAULT_ENCODING
 ) -> TeacherStore:
     """Plan, fill and seal a store."""
     examples = stores.examples(num)
     plan_store(path, identity(encoding), examples, shard_rows=shard_rows, vocab=stores.VOCAB)
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         assert writer.commit_pilot(rows_of(pilot, pilot.num_rows))

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from caskd.store.format import DEFAULT_ENCODING
 from caskd.store.read import TeacherStore
-from caskd.store.write import ShardWork, StoreWriter, plan_store
+from caskd.store.write import ShardWork, plan_store
 from helpers import stores
+from helpers.compact_stores import OldWriter
 
 NUM_SAMPLES = 20
 
 
-def identity(num_samples: int = NUM_SAMPLES, encoding: str = "compact") -> dict[str, Any]:
+def identity(num_samples: int = NUM_SAMPLES, encoding: str = DEFAULT_ENCODING) -> dict[str, Any]:
     """A complete identity of a sampled store over stores.VOCAB."""
     made = stores.identity(encoding=encoding)
     rest = {k: v for k, v in made["capture"].items() if k not in ("kind", "top_k", "min_mass")}
@@ -62,12 +64,12 @@ def make_store(
     num: int = 20,
     shard_rows: int = 32,
     num_samples: int = NUM_SAMPLES,
-    encoding: str = "compact",
+    encoding: str = DEFAULT_ENCODING,
 ) -> TeacherStore:
     """Plan, fill and seal a store."""
     made = identity(num_samples, encoding)
     plan_store(path, made, stores.examples(num), shard_rows=shard_rows, vocab=stores.VOCAB)
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         assert writer.commit_pilot(rows_of(pilot, pilot.num_rows, num_samples))

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 
 from caskd.store.corpus import TokenizedExample, vocab_digest
+from caskd.store.format import DEFAULT_ENCODING
 from caskd.store.read import TeacherStore
-from caskd.store.write import ShardWork, StoreWriter, plan_store
+from caskd.store.write import ShardWork, plan_store
+from helpers.compact_stores import OldWriter
 
 VOCAB = [b"<pad>", b"<s>", b"</s>", b"\x1b[31m", *(bytes([c]) for c in range(97, 123))]
 
 
-def identity(top_k: int = 4, encoding: str = "compact", **capture: Any) -> dict[str, Any]:
+def identity(top_k: int = 4, encoding: str = DEFAULT_ENCODING, **capture: Any) -> dict[str, Any]:
     """A complete identity for a store over VOCAB."""
     return {
         "teacher": {"name": "toy", "revision": None, "weights_digest": "00", "adapter": None},
@@ -113,9 +115,9 @@ def cut_rows(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def fill(path: Path, *, only: list[int] | None = None, ragged: bool = False) -> StoreWriter:
+def fill(path: Path, *, only: list[int] | None = None, ragged: bool = False) -> OldWriter:
     """Commit the missing shards of a planned store (or some of them)."""
-    writer = StoreWriter(path)
+    writer = OldWriter(path)
     pilot = writer.pilot()
     if pilot is not None:
         committed = writer.commit_pilot(shard_rows_of(pilot, pilot.num_rows, writer.spec.top_k))
@@ -136,7 +138,7 @@ def make_store(
     seed: int = 0,
     shard_rows: int = 32,
     top_k: int = 4,
-    encoding: str = "compact",
+    encoding: str = DEFAULT_ENCODING,
     ragged: bool = False,
 ) -> TeacherStore:
     """Plan, fill and seal a store; `ragged` gives its rows unequal numbers of cells."""

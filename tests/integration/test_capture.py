@@ -212,18 +212,23 @@ def test_a_teacher_with_nan_leaves_rows_without_teacher(teacher, tmp_path, capsy
     assert kept.tolist() == [*[True] * 3, *[False] * 4, *[False] * 3]
 
 
-def test_the_compact_encoding_keeps_ids_and_order(teacher, tmp_path):
-    """Rounding touches the kept logits and the tail only; how far is the encoding's own test."""
+def test_the_default_encoding_keeps_ids_and_probabilities(teacher, tmp_path):
+    """Rounding touches probabilities only; how far is the encoding's own test."""
     stores = {}
-    for encoding in ("exact", "compact"):
-        (tmp_path / encoding).mkdir()
-        config = config_for(teacher, tmp_path / encoding, encoding=encoding, deterministic=True)
-        stores[encoding] = precompute(config).read(range(len(RECORDS)))
-    exact, compact = stores["exact"], stores["compact"]
-    for name in ("topk_ids", "num_kept", "logsumexp", "label_logit", "argmax", "label_rank"):
-        np.testing.assert_array_equal(getattr(compact, name), getattr(exact, name))
-    np.testing.assert_allclose(
-        np.exp(compact.topk_logits - compact.logsumexp[:, None]),
-        np.exp(exact.topk_logits - exact.logsumexp[:, None]),
-        atol=2e-3,
-    )
+    for encoding in ("exact", None):
+        (tmp_path / str(encoding)).mkdir()
+        config = config_for(
+            teacher, tmp_path / str(encoding), encoding=encoding, deterministic=True
+        )
+        stores[encoding] = precompute(config)
+    assert (stores[None].spec.encoding, stores[None].spec.format_version) == ("fitted2", 2)
+    exact, fitted = (store.read(range(len(RECORDS))) for store in stores.values())
+    for name in ("num_kept", "argmax", "label_rank"):
+        np.testing.assert_array_equal(getattr(fitted, name), getattr(exact, name))
+    rows = []
+    for batch in (exact, fitted):
+        key = np.argsort(batch.topk_ids, axis=1)
+        p = np.exp(batch.topk_logits - batch.logsumexp[:, None])
+        rows.append([np.take_along_axis(values, key, axis=1) for values in (batch.topk_ids, p)])
+    np.testing.assert_array_equal(rows[0][0], rows[1][0])
+    np.testing.assert_allclose(rows[0][1], rows[1][1], atol=2e-3)

@@ -93,7 +93,7 @@ class Workers:
 def test_random_kills_leave_the_bytes_of_an_uninterrupted_run(tmp_path):
     teacher = save_tiny(tmp_path / "big")
     records = ragged_records(50, seed=4)
-    shared = {"shard_rows": 32, "token_budget": 64, "deterministic": True, "encoding": "compact"}
+    shared = {"shard_rows": 32, "token_budget": 64, "deterministic": True, "encoding": "fitted2"}
 
     whole = config_for(teacher, tmp_path, records, **shared)
     store = precompute(whole)

@@ -41,7 +41,7 @@ def wait_for(what, child, log):
 @pytest.mark.parametrize(
     ("number", "encoding", "code"),
     [
-        (signal.SIGTERM, "compact", 143),
+        (signal.SIGTERM, "fitted2", 143),
         (signal.SIGINT, "exact", 130),
         (signal.SIGHUP, "exact", 129),
         (signal.SIGKILL, "fitted2", -signal.SIGKILL),

@@ -7,13 +7,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers import foreign, stores
+from helpers.compact_stores import OldWriter
 from helpers.format2_stores import make_store
 from helpers.tiny import tiny_tokenizer
 
 from caskd.cli.main import main
 from caskd.store import TeacherStore
 from caskd.store.corpus import TokenizedExample, token_bytes, vocabulary_identity
-from caskd.store.write import StoreWriter, plan_store
+from caskd.store.write import plan_store
 
 FORMATS = {"distillkit": "distillkit", "axolotl": "axolotl", "parquet": "dataset"}
 
@@ -31,7 +32,7 @@ def prompts_and_rows(root: Path, encoding: str = "exact") -> TeacherStore:
         mask[5:6] = n % 2  # context between two replies
         examples.append(TokenizedExample(tokens.astype(np.uint32), mask, "ok", n, f"t{n % 2}"))
     plan_store(root, identity, examples, shard_rows=64, vocab=vocab)
-    writer = StoreWriter(root)
+    writer = OldWriter(root)
     for pilot in filter(None, [writer.pilot()]):
         writer.commit_pilot(_rows(pilot, pilot.num_rows))
     work = writer.shard(0)

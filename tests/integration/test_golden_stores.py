@@ -17,7 +17,9 @@ from caskd.store.verify import verify_store
 DATA = Path(__file__).parents[1] / "data"
 EXACT, COMPACT = DATA / "golden-v1-exact", DATA / "golden-v1-compact"
 SAMPLED = DATA / "golden-v1-sampled"
-KINDS = ("fitted", "fitted2", "served", "imported", "draws", "head")
+KINDS = (
+    "fitted", "fitted2", "fitted2-draws", "fitted2-head", "served", "imported", "draws", "head",
+)  # fmt: skip
 VERSION_2 = [DATA / f"golden-v2-{kind}" for kind in KINDS]
 KNOWN = json.loads((DATA / "golden-v1.json").read_text(encoding="utf-8"))
 KNOWN_DRAWS = json.loads((DATA / "golden-v1-sampled.json").read_text(encoding="utf-8"))
@@ -71,12 +73,23 @@ def test_the_compact_golden_store_holds_the_same_rows_again_and_again() -> None:
             np.testing.assert_array_equal(values, known, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["fitted", "fitted2"])
-def test_a_fitted_golden_store_is_of_format_2_with_lists_in_each_shard(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "lists", "number"),
+    [
+        ("fitted", "topk_id_lists", 4),
+        ("fitted2", "topk_id_lists", 4),
+        ("fitted2-draws", "sampled_id_lists", 2),
+        ("fitted2-head", "sampled_id_lists", 4),
+    ],
+)
+def test_a_fitted_golden_store_is_of_format_2_with_lists_in_each_shard(
+    kind: str, lists: str, number: int
+) -> None:
     store = TeacherStore.open(DATA / f"golden-v2-{kind}")
-    assert store.spec.encoding == kind
+    assert store.spec.encoding == kind.partition("-")[0]
     assert (store.spec.format_version, store.spec.num_shards) == (2, 2)
-    assert {array.name: array.shard for array in store.spec.row_layouts()}["topk_id_lists"] == 4
+    assert {array.name: array.shard for array in store.spec.row_layouts()}[lists] == number
+    assert not (store.root / "commits" / "pilot.json").exists()
 
 
 def test_a_newer_format_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_store_dataset_reads_it(root: Path) -> None:
         (["--sample", "5", "--head", "0"], "--head 0: expected 1 to"),
         (["--sample", "5", "--head", "5000"], "--head 5000: leaves none of the"),
         (["--sample", "5", "--head", "3", "--top-k", "8"], "--sample 5 and --top-k 8"),
-        (["--sample", "5", "--head", "3", "--encoding", "fitted2"], "--encoding fitted2"),
+        (["--sample", "5", "--head", "3", "--encoding", "compact"], "--encoding compact"),
     ],
 )
 def test_mistakes_are_one_line(

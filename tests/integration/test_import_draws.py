@@ -40,7 +40,7 @@ def record(tokens: np.ndarray, *, num: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("encoding", ["exact", pytest.param("compact", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("encoding", ["exact", pytest.param("fitted2", marks=pytest.mark.slow)])
 def test_a_row_has_the_draws_of_its_own_token(
     tmp_path: Path, imported: Callable[..., int], encoding: str
 ) -> None:
@@ -160,8 +160,8 @@ def test_mistakes_are_one_line(
     imported: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = record(foreign.examples(1)[0], num=2)
-    assert imported([good], "--encoding", "fitted2") == 2
-    assert "fitted2: not an encoding of sampled rows" in capsys.readouterr().err
+    assert imported([good], "--encoding", "compact") == 2
+    assert "--encoding compact: expected one of fitted2, exact" in capsys.readouterr().err
     outside = {**good, "sampled_ids": [[60], [4]], "sampled_counts": [[20], [20]]}
     assert imported([outside]) == 2
     err = capsys.readouterr().err

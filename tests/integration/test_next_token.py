@@ -89,7 +89,7 @@ def test_the_teacher_as_its_own_student_repeats_the_store(root, store):
     teacher, rows = store_rows(store, None), student_rows(load(root / "teacher"), store, None)
     assert 0 < teacher.right.mean() < 1
     np.testing.assert_array_equal(rows.right, teacher.right)
-    np.testing.assert_allclose(rows.label_logprob, teacher.label_logprob, atol=2e-3)
+    np.testing.assert_allclose(rows.label_logprob, teacher.label_logprob, atol=5e-3)  # 2^-8
     curve = deferral_curve(-rows.best_logprob, rows.right, teacher.right)
     np.testing.assert_allclose(curve.quality, teacher.right.mean(), atol=1e-12)
 

@@ -91,7 +91,7 @@ def rows_of(store):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"token_budget": 1}, {"token_budget": 5000}, {"shard_rows": 512}, {"encoding": "compact"}],
+    [{"token_budget": 1}, {"token_budget": 5000}, {"shard_rows": 512}, {"encoding": "fitted2"}],
     ids=str,
 )
 def test_draws_are_the_same_whatever_the_batch_shard_or_encoding(store, teacher, tmp_path, changes):
@@ -121,9 +121,9 @@ def test_another_seed_draws_others_and_is_another_store(store, teacher, tmp_path
 
 def test_a_run_that_stopped_goes_on_to_the_same_bytes(teacher, tmp_path, monkeypatch):
     whole = precompute(
-        sampled_config(teacher, tmp_path / "a", deterministic=True, encoding="compact")
+        sampled_config(teacher, tmp_path / "a", deterministic=True, encoding="fitted2")
     )
-    config = sampled_config(teacher, tmp_path / "b", deterministic=True, encoding="compact")
+    config = sampled_config(teacher, tmp_path / "b", deterministic=True, encoding="fitted2")
     from caskd.precompute.workers import run
 
     commits = []

@@ -148,8 +148,9 @@ def doors(room: str) -> Iterable[Path]:
 
 
 def choices(config: type, field: str) -> tuple[str, ...]:
-    """The values of a flag that takes one of a few."""
-    return get_args(get_type_hints(config)[field])
+    """The values of a flag that takes one of a few, and perhaps none."""
+    found = get_args(get_type_hints(config)[field])
+    return get_args(found[0]) if type(None) in found else found
 
 
 def test_folders_of_the_store_import_those_above_them_in_the_list() -> None:

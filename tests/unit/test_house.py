@@ -300,11 +300,12 @@ def test_tests_of_the_store_load_nothing_heavy() -> None:
 
 def test_the_encoding_flag_offers_every_encoding() -> None:
     from caskd.precompute.config import PrecomputeConfig
-    from caskd.store.format import ROW_KINDS, written_encodings
+    from caskd.store.format import DEFAULT_ENCODING, ROW_ENCODINGS, ROW_KINDS, written_encodings
 
-    offered = get_args(get_type_hints(PrecomputeConfig)["encoding"])
-    assert offered == tuple(written_encodings()) == ("compact", "exact", "fitted2")
-    assert all(PrecomputeConfig.encoding in written_encodings(kind) for kind in ROW_KINDS)
+    offered = get_args(get_args(get_type_hints(PrecomputeConfig)["encoding"])[0])
+    assert offered == tuple(written_encodings()) == ("fitted2", "exact")
+    assert DEFAULT_ENCODING in offered
+    assert all((kind, name) in ROW_ENCODINGS for kind in ROW_KINDS for name in offered)
 
 
 def test_the_help_of_each_command_loads_nothing_heavy() -> None:

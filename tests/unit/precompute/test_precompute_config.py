@@ -6,12 +6,12 @@ import pytest
 
 from caskd.precompute import config
 from caskd.store.errors import UsageError
-from caskd.store.format import ROW_ENCODINGS
 
 
-def test_an_encoding_of_another_kind_of_rows_is_refused(monkeypatch):
-    monkeypatch.delitem(ROW_ENCODINGS, ("sampled", "exact"))
+@pytest.mark.parametrize("name", ["compact", "fitted", "none"])
+def test_an_encoding_that_no_new_store_has_is_refused(name):
     options = config.PrecomputeConfig(teacher="t", data=("d",), store="s", encoding="exact")
     config.check_numbers(options)
-    with pytest.raises(UsageError, match=r"--encoding exact: .*sampled.*--encoding compact"):
-        config.check_numbers(replace(options, sample=5))
+    config.check_numbers(replace(options, sample=5, encoding=None))
+    with pytest.raises(UsageError, match=rf"--encoding {name}: .*fitted2 or exact; omit --enc"):
+        config.check_numbers(replace(options, encoding=name))

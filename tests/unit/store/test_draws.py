@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import zarr
 from helpers import sampled_stores, stores
+from helpers.compact_stores import encoded, fit_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caskd.cli.store_pages import example_page
-from caskd.store.cells import fit_orders
+from caskd.store.cells import IdLists
 from caskd.store.errors import CorruptError, UsageError
 from caskd.store.format import FIELD_DTYPES, ROW_ENCODINGS, SAMPLED, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
@@ -29,6 +30,7 @@ from caskd.store.verify.rows import row_problems
 
 V = 300
 COMPACT = ROW_ENCODINGS["sampled", "compact"]
+FITTED = ROW_ENCODINGS["sampled", "fitted2"]
 
 
 def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
@@ -57,7 +59,7 @@ def drawn(seed: int, num_rows: int, num_samples: int) -> dict[str, np.ndarray]:
 def test_draws_come_back_as_they_were(seed: int, num_samples: int, num_orders: int) -> None:
     rows = drawn(seed, 1024, num_samples)
     orders = fit_orders(rows["sampled_ids"], rows["num_kept"], V, num_orders)
-    stored = COMPACT.encode(rows, orders, V)
+    stored = encoded("sampled", rows, orders)
     for start in (0, 512):
         chunk = {name: values[start : start + 512] for name, values in stored.items()}
         for name in ("sampled_ids", "sampled_counts"):
@@ -65,6 +67,53 @@ def test_draws_come_back_as_they_were(seed: int, num_samples: int, num_orders: i
             found = np.empty_like(wanted)
             COMPACT.decode(name, chunk, orders, found)
             np.testing.assert_array_equal(found, wanted)
+
+
+def decoded(stored: dict[str, np.ndarray], k: int) -> dict[str, np.ndarray]:
+    """The draws of a shard of the fitted encoding, chunk by chunk, with no help from a store."""
+    lists = stored["sampled_id_lists"]
+    table = np.empty(IdLists.table_size(lists.shape, V), np.uint32)
+    FITTED.decode("sampled_id_table", stored, None, table)
+    parts: dict[str, list[np.ndarray]] = {"sampled_ids": [], "sampled_counts": []}
+    tables = {"sampled_id_lists", "sampled_id_common"}
+    for start in range(0, len(stored["num_kept"]), 512):
+        rows = slice(start, start + 512)
+        chunk = {n: v if n in tables else v[rows] for n, v in stored.items()}
+        for name, found in parts.items():
+            out = np.empty((len(chunk["num_kept"]), k), FIELD_DTYPES[name])
+            FITTED.decode(name, {**chunk, "sampled_id_table": table}, None, out)
+            found.append(out)
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6), num_samples=st.sampled_from([1, 2, 50, 200]))
+def test_fitted_draws_come_back_as_they_were(seed: int, num_samples: int) -> None:
+    rows = drawn(seed, 1024, num_samples)
+    found = decoded(FITTED.encode(rows, V), num_samples)
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, rows[name])
+
+
+@pytest.mark.parametrize("name", ["sampled_place_steps", "sampled_id_list"])
+def test_places_and_lists_that_do_not_exist_are_refused(name: str) -> None:
+    stored = FITTED.encode(drawn(0, 512, 8), V)
+    stored[name] = stored[name].copy()
+    stored[name].reshape(-1)[:3] = 2**32 - 1 if name == "sampled_place_steps" else 99
+    with pytest.raises(CorruptError, match=name):
+        decoded(stored, 8)
+
+
+@pytest.mark.parametrize("name", ["sampled_place_steps", "sampled_place_counts", "num_kept"])
+def test_draws_of_the_next_cell_or_row_are_other_draws(name: str) -> None:
+    rows = drawn(0, 1024, 20)
+    stored = FITTED.encode(rows, V)
+    moved = np.roll(stored[name].reshape(-1), 1).reshape(stored[name].shape)
+    try:
+        found = decoded({**stored, name: moved}, 20)
+    except CorruptError:
+        return
+    assert any(not np.array_equal(found[field], rows[field]) for field in found)
 
 
 @pytest.mark.parametrize("used", [0, 1, 700, 1000])
@@ -80,14 +129,14 @@ def test_zeros_behind_cost_nothing_and_any_pcodec_reads_a_ragged_chunk(used: int
 def test_positions_beyond_the_vocabulary_are_damage() -> None:
     rows = drawn(0, 64, 8)
     orders = fit_orders(rows["sampled_ids"], rows["num_kept"], V, 1)
-    stored = COMPACT.encode(rows, orders, V)
+    stored = encoded("sampled", rows, orders)
     stored["sampled_place_steps"].reshape(-1)[:3] = V - 1
     with pytest.raises(CorruptError, match=f"sampled_place_steps .*at most {V - 1}"):
         COMPACT.decode("sampled_ids", stored, orders, np.empty_like(rows["sampled_ids"]))
 
 
 @pytest.mark.parametrize("num_samples", [1, 20])
-@pytest.mark.parametrize("encoding", ["exact", "compact"])
+@pytest.mark.parametrize("encoding", ["exact", "compact", "fitted2"])
 def test_a_store_holds_the_draws_of_each_row(
     tmp_path: Path, encoding: str, num_samples: int
 ) -> None:
@@ -167,13 +216,13 @@ def test_info_show_card_and_quality_say_what_it_is(tmp_path: Path) -> None:
     text = card(store.spec, store.seal, quality)
     assert "20 draws from all 30 tokens" in text
     assert "tail mass" not in text
-    plain = stores.make_store(tmp_path / "t")
+    plain = stores.make_store(tmp_path / "t", encoding="exact")
     assert quality.perplexity == pytest.approx(measure_quality(plain).perplexity, rel=1e-6)
 
 
 def test_diff_compares_what_two_kinds_share(tmp_path: Path) -> None:
     sampled_stores.make_store(tmp_path / "s")
-    stores.make_store(tmp_path / "t")
+    stores.make_store(tmp_path / "t", encoding="exact")
     found = diff_stores(tmp_path / "s", tmp_path / "t")
     assert ("capture.kind", "sampled", "topk") in found.identity
     assert {*found.rows} == {"num_kept"}

@@ -1,4 +1,4 @@
-"""The compact encoding of top-k rows: exact ids, a small KL, close probabilities."""
+"""The compact encoding of earlier versions: top-k rows come back with exact ids, a small KL."""
 
 import struct
 from pathlib import Path
@@ -7,15 +7,13 @@ import google_crc32c
 import numpy as np
 import pytest
 from helpers import stores
+from helpers.compact_stores import encoded, fit_orders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caskd.store.cells import IdPositions, fit_orders, kept_cells
 from caskd.store.errors import CorruptError
 from caskd.store.format import ROW_ENCODINGS, ShardFile, layout
 from caskd.store.format.codecs import decode_chunk, encode_chunk
-from caskd.store.write import pilot_rows
-from caskd.store.write.writer import pilot_examples
 
 V, K = 500, 64
 
@@ -33,7 +31,7 @@ def round_trip(rows: dict[str, np.ndarray], num_orders: int = 3) -> dict[str, np
     assert orders.shape == (num_orders, V)
     np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(V), (num_orders, 1)))
     encoding = ROW_ENCODINGS["topk", "compact"]
-    stored = encoding.encode(rows, orders, V)
+    stored = encoded("topk", rows, orders)
     dtypes = {name: str(values.dtype) for name, values in stored.items() if name not in rows}
     assert dtypes == {
         "topk_logit_steps": "uint16", "topk_id_codes": "uint32", "topk_id_order": "uint8",
@@ -106,38 +104,20 @@ def test_a_chunk_says_when_it_is_not_what_was_written(chain: str) -> None:
         decode_chunk(chain, data[:3], "uint32", (32, 8))
 
 
-def test_one_order_is_that_of_frequency_with_ties_to_the_lowest_id() -> None:
-    ids = np.array([[7, 3], [7, 5], [9, 3], [7, 0]], np.uint32)
-    order = fit_orders(ids, np.array([2, 2, 2, 1], np.uint16), 10, 1)[0]
-    assert order.tolist() == [7, 3, 5, 9, 0, 1, 2, 4, 6, 8]
-
-
-def test_rows_of_different_kinds_get_orders_of_their_own() -> None:
-    rng = np.random.default_rng(0)
-    kind = np.arange(400) % 4
-    ids = (np.argsort(rng.random((400, V // 4)), axis=1)[:, :K] * 4 + kind[:, None]).astype(
-        np.uint32
-    )
-    kept = np.full(400, K, np.uint16)
-    orders = fit_orders(ids, kept, V, 4)
-    np.testing.assert_array_equal(orders, fit_orders(ids, kept, V, 4))
-    cells = np.ones(ids.shape, bool)
-    codes, chosen = IdPositions(orders).encode(ids, cells)
-    alone, _ = IdPositions(fit_orders(ids, kept, V, 1)).encode(ids, cells)
-    assert len(set(chosen.tolist())) > 1
-    assert codes.mean() < 0.6 * alone.mean()
-
-
-def test_the_pilot_is_small_and_spread_over_the_corpus() -> None:
-    sizes = (10, 1000, 40_000, 10**5, 10**6, 10**9)
-    assert [pilot_rows(n) for n in sizes] == [10, 256, 1250, 2048, 7812, 1 << 15]
-    counts = np.full(10_000, 20, np.int32)
-    counts[::3] = 0
-    chosen = pilot_examples(counts, 1000)
-    assert (counts[chosen] > 0).all()
-    assert 900 <= counts[chosen].sum() <= 1100
-    assert chosen[0] < 100
-    assert chosen[-1] > 9_900
+@pytest.mark.parametrize("value", [65_535, 60_000, 4096])
+@pytest.mark.parametrize("cell", [(0, 0), (3, 7), (63, 5)])
+def test_steps_that_lead_beyond_the_codes_are_refused(value: int, cell: tuple[int, int]) -> None:
+    """Also where the sum leaves its 16 bits and comes back among the codes."""
+    _, rows = rows_of(0, 2.0)
+    orders = fit_orders(rows["topk_ids"], rows["num_kept"], V, 1)
+    stored = encoded("topk", rows, orders)
+    steps = np.ascontiguousarray(stored["topk_logit_steps"].T)
+    steps[cell[1], cell[0]] = value
+    with pytest.raises(CorruptError, match=r"topk_logit_steps lead beyond 4,095"):
+        ROW_ENCODINGS["topk", "compact"].decode(
+            "topk_logits", {**stored, "topk_logit_steps": steps.T}, orders,
+            np.empty((64, K), np.float32),
+        )  # fmt: skip
 
 
 def test_small_stores_have_few_orders_of_ids() -> None:
@@ -152,17 +132,6 @@ def test_shard_rows_that_do_not_divide_are_refused_with_one_that_does() -> None:
         ValueError, match=r"--shard-rows\b.* 1000\b.*multiple of 512.*--shard-rows 1024"
     ):
         layout.chunk_rows_for(1000)
-
-
-def test_a_row_without_cells_has_order_and_positions_0() -> None:
-    rng = np.random.default_rng(3)
-    ids = rng.integers(0, V, (6, 4)).astype(np.uint32)
-    cells = kept_cells(np.array([4, 0, 2, 0, 1, 4]), 4)
-    # Every id is cheapest in the last order, so a row with cells never chooses order 0.
-    orders = np.stack([np.arange(V)[::-1], np.arange(V)[::-1], np.arange(V)]).astype(np.uint32)
-    codes, chosen = IdPositions(orders).encode(ids % 200, cells)
-    assert chosen.tolist() == [2, 0, 2, 0, 2, 2]
-    np.testing.assert_array_equal(codes, np.where(cells, ids % 200, 0))
 
 
 def test_an_index_entry_larger_than_any_encoded_chunk_is_refused(tmp_path: Path) -> None:

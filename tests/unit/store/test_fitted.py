@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import stores
+from helpers.fitted_rows import FITTED, SHARD_ROWS, K, V, decoded, toy_rows
 
 from caskd.store.cells import (
     IdLists,
@@ -13,6 +14,7 @@ from caskd.store.cells import (
     ListShape,
     fit_lists,
     from_front,
+    ids_of_places,
     octaves,
     run_sums,
     to_front,
@@ -22,44 +24,6 @@ from caskd.store.format import ROW_ENCODINGS, layout, written_encodings
 from caskd.store.format.codecs import Chain, chain_metadata, decode_chunk, encode_chunk
 from caskd.store.read import StoreBatch, TeacherStore
 from caskd.store.verify import verify_store
-
-V, K, SHARD_ROWS = 700, 24, 1024
-FITTED = ROW_ENCODINGS["topk", "fitted2"]
-
-
-def toy_rows(seed: int, scale: float = 3.0) -> dict[str, np.ndarray]:
-    """One shard of rows with 1 to k cells; the last 40 are filler."""
-    rng = np.random.default_rng(seed)
-    groups = rng.standard_normal((4, V)) * 3
-    noise = rng.standard_t(3, (SHARD_ROWS, V))
-    logits = ((groups[rng.integers(0, 4, SHARD_ROWS)] + noise) * scale / 3).astype(np.float32)
-    any_id = rng.integers(0, V, SHARD_ROWS)
-    labels = np.where(rng.random(SHARD_ROWS) < 0.5, logits.argmax(1), any_id)
-    rows = stores.cut_rows(stores.row_fields(logits, labels, K))
-    for name, values in rows.items():
-        values[-40:] = -np.inf if name == "topk_logits" else 0
-    return rows
-
-
-def decoded(stored: dict[str, np.ndarray], vocab: int = V) -> dict[str, np.ndarray]:
-    """The row fields of one shard, chunk by chunk, with no help from a store."""
-    table = np.empty(IdLists.table_size(stored["topk_id_lists"].shape, vocab), np.uint32)
-    FITTED.decode("topk_id_table", stored, None, table)
-    parts = []
-    for start in range(0, SHARD_ROWS, 512):
-        tables = {"topk_id_lists", "topk_id_common"}
-        part = {n: v if n in tables else v[start : start + 512] for n, v in stored.items()}
-        part["topk_id_table"], part["topk_codes"] = table, np.empty((K, 512), np.uint16)
-        FITTED.decode("topk_codes", part, None, part["topk_codes"])
-        fields = {name: part[name] for name in ("num_kept", "argmax", "label_rank", "logsumexp")}
-        for name, dtype in (("topk_ids", "u4"), ("topk_logits", "f4")):
-            fields[name] = np.empty((512, K), dtype)
-            FITTED.decode(name, part, None, fields[name])
-        for name in ("label_logit", "tail_mass"):
-            fields[name] = np.empty(512, "f4")
-            FITTED.decode(name, part, None, fields[name])
-        parts.append(fields)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def log_p(rows: dict[str, np.ndarray]) -> np.ndarray:
@@ -81,7 +45,7 @@ def distribution(rows: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 40.0])
 def test_ids_are_exact_and_probabilities_close(scale: float) -> None:
     rows = toy_rows(0, scale)
-    back = decoded(FITTED.encode(rows, None, V))
+    back = decoded(FITTED.encode(rows, V))
     for name in ("num_kept", "argmax", "label_rank"):
         np.testing.assert_array_equal(back[name], rows[name])
     np.testing.assert_array_equal(back["topk_ids"][:, 0], rows["topk_ids"][:, 0])
@@ -97,7 +61,7 @@ def test_ids_are_exact_and_probabilities_close(scale: float) -> None:
 
 
 def test_cells_behind_the_first_stand_by_value_and_then_by_id() -> None:
-    back = decoded(FITTED.encode(toy_rows(1), None, V))
+    back = decoded(FITTED.encode(toy_rows(1), V))
     ids, logits, kept = back["topk_ids"], back["topk_logits"], back["num_kept"]
     cells = np.arange(K) < kept[:, None]
     falling = logits[:, 1:-1] > logits[:, 2:]
@@ -109,7 +73,7 @@ def test_cells_behind_the_first_stand_by_value_and_then_by_id() -> None:
 
 def test_the_label_is_close_inside_the_cells_and_exact_outside() -> None:
     rows = toy_rows(2)
-    back = decoded(FITTED.encode(rows, None, V))
+    back = decoded(FITTED.encode(rows, V))
     known = rows["num_kept"] > 0
     error = np.abs(
         (back["label_logit"].astype(np.float64) - back["logsumexp"])
@@ -123,7 +87,7 @@ def test_the_label_is_close_inside_the_cells_and_exact_outside() -> None:
 
 
 def test_filler_comes_back_as_filler() -> None:
-    back = decoded(FITTED.encode(toy_rows(3), None, V))
+    back = decoded(FITTED.encode(toy_rows(3), V))
     for name, values in back.items():
         assert (values[-40:] == (-np.inf if name == "topk_logits" else 0)).all(), name
 
@@ -157,7 +121,7 @@ def test_numbers_of_runs_are_those_that_one_cell_after_another_gives(dtype: type
 
 def test_the_first_cell_is_stored_as_the_argmax_alone() -> None:
     rows = toy_rows(5)
-    stored = FITTED.encode(rows, None, V)
+    stored = FITTED.encode(rows, V)
     behind = np.maximum(rows["num_kept"].astype(int) - 1, 0)
     for start in range(0, SHARD_ROWS, 512):
         chunk = stored["topk_id_places"][start : start + 512].T.reshape(-1)
@@ -172,16 +136,16 @@ def test_places_beyond_16_bits_come_back() -> None:
     vocab, rows = 70_000, toy_rows(6)
     rows["topk_ids"][:, 1:] += np.uint32(vocab - V)
     rows["topk_ids"][~(np.arange(K) < rows["num_kept"][:, None])] = 0
-    back = decoded(FITTED.encode(rows, None, vocab), vocab)
+    back = decoded(FITTED.encode(rows, vocab), vocab)
     np.testing.assert_array_equal(
         np.sort(back["topk_ids"], axis=1), np.sort(rows["topk_ids"], axis=1)
     )
 
 
-def test_no_new_store_has_the_predecessor() -> None:
-    assert "fitted2" in written_encodings("topk")
-    assert "fitted" not in written_encodings()
-    assert "fitted2" not in written_encodings("sampled")
+def test_new_stores_of_every_kind_have_the_fitted_or_the_exact_encoding() -> None:
+    assert written_encodings() == ["fitted2", "exact"]
+    kinds = {kind for kind, _ in ROW_ENCODINGS}
+    assert {(kind, name) for kind in kinds for name in written_encodings()} <= {*ROW_ENCODINGS}
 
 
 @pytest.mark.parametrize("chain", ["octaves", "ranks"])
@@ -203,7 +167,7 @@ def test_lists_hold_the_frequent_ids_of_groups() -> None:
     group = np.arange(2000) % 2
     ids = np.stack([rng.permutation(20) + 300 * g for g in group]).astype(np.uint32)
     shape = ListShape(2, 20, 100)
-    lists, chosen = fit_lists(ids, np.full(2000, 20), V, shape)
+    lists, chosen = fit_lists(ids, np.full(2000, 20), V, shape, shape)
     assert (chosen[group == 0] == chosen[0]).all()
     assert (chosen[group == 1] == chosen[1]).all()
     assert chosen[0] != chosen[1]
@@ -215,36 +179,27 @@ def test_lists_hold_the_frequent_ids_of_groups() -> None:
     np.testing.assert_array_equal(np.sort(again.common), np.arange(V))
 
 
+def test_lists_of_a_shard_of_filler_are_as_short_as_its_rows_need() -> None:
+    ids = np.arange(200, dtype=np.uint32).reshape(10, 20)[::-1] + np.uint32(300)
+    lists, group = fit_lists(ids, np.full(10, 20), V, ListShape(4, 64, 256), ListShape(1, 16, 40))
+    assert not group.any()
+    np.testing.assert_array_equal(lists.lists[1:], np.tile(np.arange(64), (3, 1)))
+    assert sorted(lists.lists[0].tolist()) == list(range(64))  # each position once
+    places = ListPlaces(lists).of(ids, group)
+    table, shape = lists.table(), lists.lists.shape
+    np.testing.assert_array_equal(ids_of_places(places.T, group, table, shape).T, ids)
+
+
 def test_tables_that_name_no_id_are_refused() -> None:
     shape = ListShape(2, 20, 100)
     ids = np.arange(200, dtype=np.uint32).reshape(10, 20)
-    lists, _ = fit_lists(ids, np.full(10, 20), V, shape)
+    lists, _ = fit_lists(ids, np.full(10, 20), V, shape, shape)
     far, twice = lists.stored(shape), lists.stored(shape)
     far[0][0, 3] = V
     twice[1][0, 0] = twice[1][0, 1]
     for steps in (far, twice):
-        with pytest.raises(CorruptError, match="topk_id"):
+        with pytest.raises(CorruptError, match="lists of ids"):
             IdLists.from_stored(*steps, V)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("topk_id_places", 2**31), ("topk_id_list", 200), ("topk_logit_steps", 65535)],
-)
-def test_values_that_lead_nowhere_are_refused(name: str, value: int) -> None:
-    stored = FITTED.encode(toy_rows(4), None, V)
-    stored[name] = stored[name].copy()
-    stored[name][0] = value
-    with pytest.raises(CorruptError, match=name):
-        decoded(stored)
-
-
-def test_tail_steps_that_lead_nowhere_are_refused() -> None:
-    stored = FITTED.encode(toy_rows(4), None, V)
-    for value in (-5000, 5000):
-        stored["tail_steps"][0] = value
-        with pytest.raises(CorruptError, match="tail_steps"):
-            decoded(stored)
 
 
 def same(ours: StoreBatch, theirs: StoreBatch) -> bool:

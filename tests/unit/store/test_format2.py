@@ -45,7 +45,7 @@ def test_such_a_store_is_version_2_and_verifies(found: dict[str, Any], kind: str
     assert found["ordinary"].spec.format_version == 1
 
 
-@pytest.mark.parametrize("encoding", ["compact", "exact"])
+@pytest.mark.parametrize("encoding", ["compact", "exact", "fitted2"])
 def test_every_encoding_takes_them(tmp_path: Path, kind: str, encoding: str) -> None:
     store = make_store(tmp_path / "s", kind, encoding=encoding)
     assert not verify_store(store.root, full=True).problems

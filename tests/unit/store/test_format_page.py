@@ -30,7 +30,7 @@ def test_the_reader_on_the_page_reads_a_store(
     tmp_path: Path, num_orders: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "num_orders", lambda _: num_orders)
-    store = stores.make_store(tmp_path / "s")
+    store = stores.make_store(tmp_path / "s", encoding="compact")
     assert store.id_order is not None
     assert len(store.id_order) == num_orders
     read_example = reader("read_example")
@@ -48,11 +48,18 @@ def test_the_reader_on_the_page_reads_a_store(
             np.testing.assert_allclose(theirs, ours, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("read_draws", "compact"), ("read_fitted_draws", "fitted2")]
+)
 @pytest.mark.parametrize("shard_rows", [32, 1024])
 @pytest.mark.slow
-def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_rows: int) -> None:
-    store = sampled_stores.make_store(tmp_path / "s", num=120, shard_rows=shard_rows)
-    read_draws = reader("read_draws")
+def test_the_reader_of_draws_on_the_page_reads_a_store(
+    tmp_path: Path, shard_rows: int, name: str, encoding: str
+) -> None:
+    store = sampled_stores.make_store(
+        tmp_path / "s", num=120, shard_rows=shard_rows, encoding=encoding
+    )
+    read_draws = reader(name)
     for example in np.flatnonzero(store.row_counts())[::3]:  # the page reads slowly
         ids, shares = read_draws(store.root, example)
         batch = store.read([example])
@@ -65,10 +72,15 @@ def test_the_reader_of_draws_on_the_page_reads_a_store(tmp_path: Path, shard_row
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding"), [("read_head_draws", "compact"), ("read_fitted_head_draws", "fitted2")]
+)
 @pytest.mark.parametrize("shard_rows", [32, 1024])
-def test_the_reader_of_head_and_draws_on_the_page(tmp_path: Path, shard_rows: int) -> None:
-    store = head_stores.make_store(tmp_path / "s", num=16, shard_rows=shard_rows)
-    read_head_draws = reader("read_head_draws")
+def test_the_reader_of_head_and_draws_on_the_page(
+    tmp_path: Path, shard_rows: int, name: str, encoding: str
+) -> None:
+    store = head_stores.make_store(tmp_path / "s", num=16, shard_rows=shard_rows, encoding=encoding)
+    read_head_draws = reader(name)
     for example in np.flatnonzero(store.row_counts()):
         batch = store.read([example])
         own_ids, counts = batch.column("sampled_ids"), batch.column("sampled_counts")

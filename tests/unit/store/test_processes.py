@@ -238,7 +238,7 @@ def test_a_store_that_is_moved_during_a_capture(tmp_path: Path) -> None:
     writer = StoreWriter(path)
     work = writer.shard(1)
     rows = shard_rows_of(work, writer.spec.shard_rows, writer.spec.top_k)
-    len(writer._index.row_count), writer._store.id_order  # read before
+    len(writer._index.row_count)  # read before
     path.rename(tmp_path / "moved")
     with pytest.raises(StoreWriteError, match="moved or removed during this run"):
         writer.commit(work, rows)

@@ -11,10 +11,11 @@ from helpers import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caskd.store.cells import MAX_CODE
 from caskd.store.corpus import joined_row_positions, logit_positions, row_labels
 from caskd.store.corpus.alignment import row_positions
 from caskd.store.errors import CorruptError
-from caskd.store.format import TOPK, topk_encoding
+from caskd.store.format import TOPK, compact_encoding
 from caskd.store.read import TeacherStore, arrays
 from caskd.store.read.chunk_cache import ChunkCache, Pieces, split_at_chunks
 
@@ -142,12 +143,13 @@ def test_the_cache_decodes_a_chunk_once_until_others_push_it_out() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 4, 512])
 def test_four_sums_at_a_time_are_what_one_at_a_time_gives(rows: int) -> None:
     rng = np.random.default_rng(rows)
-    steps = rng.integers(0, topk_encoding.MAX_CODE // 64, (64, rows)).astype(np.uint16).T
+    steps = rng.integers(0, MAX_CODE // 64, (64, rows)).astype(np.uint16).T
     kept = rng.integers(0, 65, rows).astype(np.uint16)
     logsumexp = rng.normal(size=rows).astype(np.float32)
     found = np.empty((rows, 64), np.float32)
-    topk_encoding.decode_logits(steps, kept, logsumexp, found)
-    table = topk_encoding.LOG_PROBABILITIES[steps.cumsum(1)] + logsumexp[:, None]
+    stored = {"steps": steps, "logsumexp": logsumexp}
+    compact_encoding.decode_logits(stored, "steps", kept, found)
+    table = compact_encoding.LOG_PROBABILITIES[steps.cumsum(1)] + logsumexp[:, None]
     wanted = np.where(np.arange(64) < kept[:, None], table, -np.inf)
     np.testing.assert_array_equal(found, wanted)
 

@@ -59,10 +59,7 @@ class HalfPrecision(RowEncoding):
     exact = False
     cell_bytes = (2.0, 3.0)
 
-    def encode(
-        self, rows: Mapping[str, Array], id_orders: Array | None, vocab_size: int
-    ) -> dict[str, Array]:
-        assert id_orders is None
+    def encode(self, rows: Mapping[str, Array], vocab_size: int) -> dict[str, Array]:
         kept = {name: values for name, values in rows.items() if name != "topk_logits"}
         return {**kept, "topk_logit_halves": rows["topk_logits"].astype(np.float16).view(np.uint16)}
 

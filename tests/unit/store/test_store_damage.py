@@ -147,7 +147,7 @@ def test_every_missing_truncated_or_changed_file_is_noticed(store: TeacherStore)
     assert verify_store(store.root, full=True).ok
 
 
-@pytest.mark.parametrize("field", ["topk_id_codes", "label_rank"])
+@pytest.mark.parametrize("field", ["topk_id_places", "label_rank"])
 def test_reading_changed_bytes_raises(store: TeacherStore, field: str) -> None:
     file = next((store.root / "data.zarr" / field / "c").rglob("0"))
     while file.is_dir():

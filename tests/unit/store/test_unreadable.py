@@ -248,7 +248,7 @@ def test_a_repair_keeps_a_commit_whose_files_are_still_in_staging(tmp_path: Path
 
     path = tmp_path / "store"
     plan_store(path, identity(), examples(), shard_rows=32, vocab=VOCAB)
-    for step in ("pilot.won:1:EIO", "shard.won:1:EIO", "shard.moving:4:EIO"):
+    for step in ("shard.won:1:EIO", "shard.moving:4:EIO"):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(faults, "hook", faults.Fault(step))
             with pytest.raises(OSError, match="Input/output error"):
