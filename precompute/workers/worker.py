@@ -97,9 +97,10 @@ class Worker:
         if self.writer.needs_pilot:
             raise CorruptError(
                 f"{self.config.store}: files of its pilot are lost, and this run computes others; "
-                "expected equal bytes: run it where the pilot was made, with the same flags. Or "
+                "expected equal bytes",
+                cure="run it where the pilot was made, with the same flags; or "
                 f"remove {commit_record.record_name(commit_record.PILOT)} and run caskd store "
-                "repair, which discards every shard, then run this command again"
+                "repair, which discards every shard, then run this command again",
             )
 
     def fill(self, shard: int, report: Report) -> bool:
@@ -178,7 +179,7 @@ class ShardFailedError(Exception):
     """A shard could not be computed; `__cause__` is the error."""
 
     def __init__(self, shard: int, error: Exception) -> None:
-        self.shard, self.reason = shard, error_line(error)
+        self.shard, self.reason = shard, type_and_message(error)
         super().__init__(self.reason)
 
 
@@ -192,7 +193,7 @@ def print_failure(failure: ShardFailedError) -> None:
     )
 
 
-def error_line(error: BaseException) -> str:
+def type_and_message(error: BaseException) -> str:
     """Type and message of an exception on one line."""
     return f"{type(error).__name__}: {reason(error, 300)}"
 

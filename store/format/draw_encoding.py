@@ -150,7 +150,7 @@ class CompactHeadDraws(RowEncoding):
             return
         num_kept, chosen = stored["num_kept"], stored["sampled_id_order"]
         if (num_head > num_kept).any():
-            raise CorruptError("num_head exceeds num_kept; run caskd store verify")
+            raise CorruptError("num_head exceeds num_kept", cure="run caskd store verify")
         cells, head = _cells_and_head(num_kept, num_head, out)
         num_drawn = num_kept - num_head
         ids, counts = decode_draws(
@@ -219,7 +219,8 @@ def decode_draws(
     if positions.size and int(positions.max()) >= vocab_size:
         raise CorruptError(
             f"sampled_place_steps lead to {int(positions.max()):,}; expected at most "
-            f"{vocab_size - 1:,}; run caskd store verify"
+            f"{vocab_size - 1:,}",
+            cure="run caskd store verify",
         )
     ids = orders.reshape(-1).take(positions + chosen.astype(np.int64)[:, None] * vocab_size)
     counts = _from_front(packed_counts, cells, np.uint64)

@@ -252,7 +252,9 @@ def _decode_codes(stored: Mapping[str, Array], out: Array) -> None:
         steps = from_front(steps, kept_cells(num_kept, len(steps)).T, octaves(len(steps)))
     running_sum(steps, out)
     if out.size and int(out.max()) > MAX_CODE:
-        raise CorruptError(f"topk_logit_steps lead beyond {MAX_CODE:,}; run caskd store verify")
+        raise CorruptError(
+            f"topk_logit_steps lead beyond {MAX_CODE:,}", cure="run caskd store verify"
+        )
 
 
 def _decode_table(stored: Mapping[str, Array], out: Array) -> None:
@@ -317,7 +319,7 @@ def _decode_tail(stored: Mapping[str, Array], out: Array) -> None:
     codes, num_kept = stored["topk_codes"], stored["num_kept"]
     own = stored["tail_steps"] + np.where(num_kept > 0, _tail_base(codes, num_kept), MAX_CODE)
     if own.size and (int(own.min()) < 0 or int(own.max()) > MAX_CODE):
-        raise CorruptError("tail_steps lead to no code; run caskd store verify")
+        raise CorruptError("tail_steps lead to no code", cure="run caskd store verify")
     out[:] = np.exp(_LOG_P.take(own))
 
 

@@ -77,7 +77,8 @@ class ShareKeeper:
             except (AttributeError, KeyError, TypeError, ValueError, IndexError):
                 raise CorruptError(
                     "state.json: its counts of delegation scores are damaged; expected cells and "
-                    "num_rows; resume from an earlier checkpoint"
+                    "num_rows",
+                    cure="resume from an earlier checkpoint",
                 ) from None
             self._check_marks(found)
 
