@@ -57,7 +57,6 @@ from caskd.models.opening import (
     quantization_of,
     rank_parameters,
     read_adapter_settings,
-    refuse_gguf,
 )
 from caskd.models.parameters import ParameterCount, count_parameters
 from caskd.models.small_copies import check_class
@@ -123,7 +122,6 @@ __all__ = [
     "quantization_of",
     "rank_parameters",
     "read_adapter_settings",
-    "refuse_gguf",
     "run_model",
     "stop_ids",
     "to_device",

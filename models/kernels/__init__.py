@@ -4,7 +4,6 @@ from caskd.models.kernels.blocks import (
     CANDIDATES,
     Block,
     candidates,
-    default_block,
     shared_bytes,
     shared_limit,
 )
@@ -15,7 +14,6 @@ __all__ = [
     "Block",
     "block_for",
     "candidates",
-    "default_block",
     "shared_bytes",
     "shared_limit",
     "write_measured",

@@ -30,7 +30,7 @@ from caskd.train.data.span_batches import (
     span_examples,
     span_fields,
 )
-from caskd.train.data.spans import Spans, Vocabulary, align_tokens
+from caskd.train.data.spans import Spans, align_tokens
 from caskd.train.data.store_mix import StoreMix, many_epochs
 from caskd.train.data.student_tokens import (
     AlignedExample,
@@ -56,7 +56,6 @@ __all__ = [
     "StepBatch",
     "StoreMix",
     "StudentTokens",
-    "Vocabulary",
     "WeighedRows",
     "accumulation_steps",
     "align_tokens",

@@ -1,6 +1,6 @@
 """Delegation in training: which rows teach the CALL token, its loss, and its column."""
 
-from caskd.train.delegation.call_column import add_call_column, add_call_token, share_keeper
+from caskd.train.delegation.call_column import add_call_column, share_keeper
 from caskd.train.delegation.call_loss import CallTerms, Delegation, call_terms
 from caskd.train.delegation.choice import (
     CELLS,
@@ -26,7 +26,6 @@ __all__ = [
     "ShareKeeper",
     "Threshold",
     "add_call_column",
-    "add_call_token",
     "call_terms",
     "cells_of",
     "chosen_rows",
