@@ -201,7 +201,8 @@ class RunPlan:
             f"lr {config.lr:g} {config.schedule}"
         )
         if self.initial is not None:
-            yield f"start        from the weights of {self.initial.recorded[:-52]}"
+            start = self.initial
+            yield f"start        from the weights of {start.name} sha256:{start.digest[:12]}"
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         if self.spans is not None and self.tokens is not None:
