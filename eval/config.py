@@ -121,8 +121,8 @@ class PredictConfig:
     """The large model's token is kept if the small model gives it at least this probability (rsd).
     Default: 0.01."""
     call_threshold: float | None = None
-    """The large model chooses a token if the log-odds of the small model's CALL token are at least
-    this many nats (call)."""
+    """The large model chooses a token if the score of the small model's CALL token is at least this
+    many nats (call)."""
     call_budget: float | None = None
     """In place of --call-threshold: the share of tokens to give to the large model. The threshold
     is measured on the small model's answers to up to 32 prompts of --data, before the first
@@ -144,7 +144,8 @@ class EvalConfig:
     """Predictions of the large model on the same examples."""
     token_cascade: tuple[str, ...] = ()
     """Predictions of a token cascade (caskd predict --large) on the same examples, FILE or
-    NAME=FILE: one point beside the curves; repeat the flag."""
+    NAME=FILE: one point beside the curves; repeat the flag. With --next-token: of the rule spec,
+    for the acceptance in its own texts."""
     outcomes: tuple[str, ...] = ()
     """Outcome table instead of predictions: JSONL, CSV, Parquet or Arrow; repeat the flag. Columns:
     example_id, model, quality, and where known score or confidence, cost, latency_ms,

@@ -9,7 +9,8 @@ from caskd.store.io import value_text
 
 CALL_TOKEN = "<CALL>"
 """Token with which a student trained with --delegate asks for the large model: the last of its
-vocabulary, which is otherwise the teacher's. Its id is `call_token_id` in config.json."""
+vocabulary, which is otherwise the teacher's. config.json has its id as `call_token_id`, and the
+rule that trained it as `call_token_rule`."""
 
 
 def call_id(config: Any, tokenizer: Any, flag: str) -> int | None:

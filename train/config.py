@@ -67,9 +67,14 @@ class TrainConfig:
     """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     mask: MaskName | None = None
     """Rows that count, in place of the objective's mask. reachable: those to whose label the
-    student gives at least --p-th before its first step."""
+    student gives at least --p-th before its first step; learnable: those where a --reference came
+    closest to the teacher since."""
     p_th: float | None = None
     """With --mask reachable: least probability of a label. Default: 0.01."""
+    reference: Path | None = None
+    """With --mask learnable: finished run of such a student on the same stores, without a mask."""
+    mask_share: float | None = None
+    """With --mask learnable: share of the rows to keep. Default: 0.4."""
     w: float | None = None
     """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
     dist, 0 for alm."""
@@ -320,7 +325,9 @@ def _check_further_terms(config: TrainConfig) -> None:
         delegate=config.delegate,
     )
     given = resolve_objective(config.objective)
-    wrong = wrong or mask_contradiction(config.mask, config.p_th, given, config.delegate)
+    wrong = wrong or mask_contradiction(
+        config.mask, config.p_th, config.mask_share, config.reference, given, config.delegate
+    )
     if wrong is not None:
         raise UsageError(wrong)
 

@@ -56,6 +56,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "token_entropies": Bounds(-ROUNDING, _LARGEST, "a finite entropy, 0 or more"),
     "hidden": _FINITE,
     **dict.fromkeys(CASCADE_COUNTS, _COUNT),
+    "expected_acceptance": Bounds(-ROUNDING, 1.0 + ROUNDING, "a probability from 0 to 1"),
 }
 
 

@@ -63,6 +63,7 @@ OPTIONAL = pa.schema(
         ("finish_reason", pa.string()),  # of a served answer: stop, length or content_filter
         # Of a token cascade: tokens that each model chose, drafts, forward passes, positions.
         *((name, pa.int32()) for name in CASCADE_COUNTS),
+        ("expected_acceptance", pa.float64()),  # of drawn drafts, for the rule spec
     ]
 )
 """Optional columns; null for an example without a value."""

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from caskd.eval.answers import CASCADE_COUNTS, TOKEN_CASCADE, Predictions, digest
 from caskd.eval.config import PredictConfig
 from caskd.eval.inference.requests import EvalExample
+from caskd.eval.tasks import Task
 from caskd.models.decoding import (
     TOKEN_RULES,
     LoadedModel,
@@ -32,7 +35,7 @@ _BOUNDS = {
     "alpha": (0.0, 1.0, "a cost from 0 to 1"),
     "threshold": (0.0, math.inf, "nats, 0 or more"),
     "p_th": (0.0, math.inf, "a probability, 0 or more (above 1 no token passes)"),
-    "call_threshold": (-math.inf, math.inf, "log-odds in nats"),
+    "call_threshold": (-math.inf, math.inf, "finite nats"),
 }
 _ROUTER_BOUNDS = (0.0, 1.0, "a probability from 0 to 1")
 _CALIBRATION_PROMPTS = 32
@@ -231,18 +234,32 @@ def calibrated(
     cascade: TokenCascade,
     flags: RuleFlags,
     requests: Sequence[EvalExample],
+    tasks: Mapping[str, Task],
     max_new_tokens: int,
 ) -> tuple[TokenCascade, RuleFlags]:
     """Measure the number of a rule for its budget; the same two where it is given.
 
     The small model alone answers the prompts whose digests come first, so that the number depends
     on neither the order of the data nor batches, workers and kills.
+
+    Raises:
+        UsageError: the small model's scores are not finite.
     """
     if flags.budget is None:
         return cascade, flags
-    prompts = {digest(json.dumps(one.prompt).encode()): one.prompt for one in requests}
+    prompts = {digest(json.dumps(one.prompt).encode()): one for one in requests}
     chosen = [prompts[name] for name in sorted(prompts)[:_CALIBRATION_PROMPTS]]
-    found = [s for one in chosen for s in cascade.own_scores(one, max_new_tokens)]
+    found = [
+        score
+        for one in chosen
+        for score in cascade.own_scores(one.prompt, max_new_tokens, tasks[one.task].stop)
+    ]
+    if strange := sum(not math.isfinite(score) for score in found):
+        raise UsageError(
+            f"--call-budget {flags.budget:g}: the score of the small model's CALL token is not "
+            f"finite at {strange:,} of {len(found):,} tokens; expected finite scores; pass another "
+            "--model"
+        )
     setting = budget_threshold(found, flags.budget)
     counts = {"prompts": len(chosen), "tokens": len(found)}
     return cascade.with_setting(setting), replace(flags, setting=setting, calibration=counts)
@@ -297,6 +314,10 @@ def cascade_lines(
         f"{totals['num_large_forwards']:,} large; positions computed: "
         f"{totals['num_small_computed']:,} small, {totals['num_large_computed']:,} large"
     ]
+    if "expected_acceptance" in written.columns.column_names:
+        weights = written.numbers("output_tokens")
+        mean = np.average(written.numbers("expected_acceptance"), weights=weights)
+        lines.append(f"a token drawn by the small model is accepted by the large one: {mean:.4f}")
     if flags.router is not None:
         share = flags.fields["router"]["offline_share"]
         offline = "unknown for this threshold" if share is None else f"{share:.1%}"

@@ -95,7 +95,7 @@ def _local(config: PredictConfig, flags: RuleFlags | None) -> Ready:
     if cascade is None or flags is None:
         return Ready(requests, tasks, metadata, _each(rows), lambda written: [])
     check_rolls_back(config, cascade, requests)
-    cascade, flags = calibrated(cascade, flags, requests, config.max_new_tokens)
+    cascade, flags = calibrated(cascade, flags, requests, tasks, config.max_new_tokens)
     metadata |= cascade_metadata(loaded, cascade, flags)
     rows = partial(_cascade_rows, cascade, config, tasks)
     lines = partial(cascade_lines, cascade=cascade, requests=requests, flags=flags)

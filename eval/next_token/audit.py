@@ -36,14 +36,13 @@ def store_audit_command(config: StoreAuditConfig) -> dict[str, Any]:
             label log-probabilities.
         IdentityError: the student's vocabulary is not the store's.
     """
-    from caskd.eval.next_token.teacher_forcing import check_teacher, store_rows, student_rows
+    from caskd.eval.next_token.teacher_forcing import store_rows, student_rows
     from caskd.models.decoding import load_for_decoding
 
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")
     store = TeacherStore.open(config.store)
-    check_teacher(store, f"{config.store}")
-    teacher = store_rows(store, config.limit)
+    teacher = store_rows(store, config.limit, config.store)
     loaded = load_for_decoding(config.student, "--student", device=config.device)
     student = student_rows(loaded, store, config.limit)
     found = {

@@ -32,22 +32,22 @@ FloatArray = npt.NDArray[np.float64]
 
 _TILE_BYTES = 64 << 20
 
-TOKEN_RULES: "Mapping[str, Callable[[ForcedRows], FloatArray]]" = {
+OFFLINE_RULES: "Mapping[str, Callable[[ForcedRows], FloatArray]]" = {
     "log-probability": lambda rows: -rows.best_logprob,
     "margin": lambda rows: -rows.margin,
     "entropy": lambda rows: rows.entropy,
-    "call": lambda rows: rows.call_log_odds,
+    "call": lambda rows: rows.call_score,
     "router": lambda rows: rows.routed,
 }
 """Deferral rules of next tokens: scores [N] by name; the first is the main rule. `call` is for
 students with a CALL token, `router` for those with a fitted router."""
-MAIN_RULE = next(iter(TOKEN_RULES))
+MAIN_RULE = next(iter(OFFLINE_RULES))
 
 
 def rules_of(rows: "ForcedRows") -> list[str]:
     """Names of the rules that a student's rows have a score for."""
-    lacking = {"call": rows.call_log_odds, "router": rows.routed}
-    return [name for name in TOKEN_RULES if not np.isnan(lacking.get(name, 0.0)).any()]
+    lacking = {"call": rows.call_score, "router": rows.routed}
+    return [name for name in OFFLINE_RULES if not np.isnan(lacking.get(name, 0.0)).any()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ class StudentResult:
 
     def figures(self, rule: str = MAIN_RULE) -> dict[str, Any]:
         """Curve figures of one rule, and its AUROC."""
-        score = TOKEN_RULES[rule](self.rows)
+        score = OFFLINE_RULES[rule](self.rows)
         return {**curve_figures(self.curves[rule]), "auroc": auroc(score, self.rows.right)}
 
     @property
@@ -103,7 +103,7 @@ def measure_student(
         teacher: the teacher's predictions of the same rows.
         task_names: names of the tasks that `teacher.tasks` indexes.
     """
-    score = TOKEN_RULES[MAIN_RULE](rows)
+    score = OFFLINE_RULES[MAIN_RULE](rows)
     present = np.unique(teacher.tasks)
     parts = (
         {task_names[task]: teacher.tasks == task for task in present} if len(present) > 1 else {}
@@ -114,7 +114,7 @@ def measure_student(
         identity=identity,
         rows=rows,
         curves={
-            name: deferral_curve(TOKEN_RULES[name](rows), rows.right, teacher.right)
+            name: deferral_curve(OFFLINE_RULES[name](rows), rows.right, teacher.right)
             for name in rules_of(rows)
         },
         tasks={

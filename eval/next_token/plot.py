@@ -6,12 +6,12 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from caskd.eval.next_token.measure import TOKEN_RULES, StudentResult
+from caskd.eval.next_token.measure import OFFLINE_RULES, StudentResult
 from caskd.eval.report import PAPER, arm_lines, dress, in_percent, legend_below, panels
 from caskd.store.spacing import thin
 
 MAX_POINTS = 1001
-_DASHES = dict(zip(TOKEN_RULES, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), strict=True))
+_DASHES = dict(zip(OFFLINE_RULES, ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))), strict=True))
 
 
 def next_token_figure(results: Sequence[StudentResult]) -> Figure:

@@ -1,6 +1,7 @@
 """`caskd eval --next-token`: the files of a report on next tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from caskd.eval.next_token.measure import (
     differences,
     measure_student,
 )
+from caskd.eval.next_token.own_texts import own_acceptance, own_lines
 from caskd.eval.next_token.plot import next_token_figure
 from caskd.eval.next_token.routed import check_router_flags, rows_of, share_rows, unseen_rows
 from caskd.eval.next_token.table_rows import (
@@ -56,6 +58,11 @@ if TYPE_CHECKING:
     from caskd.models.decoding import TokenRouter
 
 FORMAT_VERSION = 1
+_READ = (
+    "next_token", "student", "out", "limit", "router", "teacher_parameters", "accept_imported",
+    "token_cascade",
+)  # fmt: skip
+"""Fields of the config that this report reads."""
 _STUDENTS: Heads = {
     "student": ("student", "text"), "task": ("task", "text"), "num_examples": ("rows", ",d"),
     "quality_small": ("student", ".4f"), "quality_large": ("teacher", ".4f"),
@@ -91,18 +98,21 @@ def next_token_report(config: EvalConfig) -> Report:
     check_folder(Path(config.out))
     assert config.next_token is not None, "evaluate() checks it"
     store = TeacherStore.open(config.next_token)
-    check_teacher(store)
+    check_teacher(store, f"--next-token {config.next_token}")
     accept = None if config.accept_imported else "--accept-imported"
     check_imported(store.spec, f"--next-token {config.next_token}", accept)
     router = None if config.router is None else open_router(config.router, _flag(config))
     teacher = store_rows(store, config.limit)
-    results = [
-        _measure(*student, store, teacher, config, router) for student in _labeled(config.student)
-    ]
+    students = _labeled(config.student)
+    folders = [folder for _, _, folder in students]
+    own = own_acceptance(config.token_cascade, folders, store.spec.identity["teacher"])
+    results = [_measure(*student, store, teacher, config, router) for student in students]
     if router is not None:
         teacher = rows_of(teacher, unseen_rows(router, teacher, _flag(config)))
     found = differences(results)
     summary = _summary(store, teacher, results, found)
+    for index, figures in own.items():
+        summary["students"][index]["own_texts"] = figures
     if router is not None:
         names = ("label", "threshold", "recall_target", "student", "store", "digest")
         summary["router"] = {name: router.description[name] for name in names}
@@ -123,10 +133,15 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
         )
-    if config.small or config.large or config.token_cascade or config.outcomes:
+    others = [
+        f"--{field.name.replace('_', '-')}"
+        for field in fields(EvalConfig)
+        if field.name not in _READ and getattr(config, field.name) != field.default
+    ]
+    if others:
         raise UsageError(
-            "--next-token: was given with --small, --large, --token-cascade or --outcomes; "
-            "expected --student only; omit those, or omit --next-token"
+            f"--next-token: was given with {', '.join(others)}, of the measures of answers; "
+            "expected --student without them; omit those, or omit --next-token"
         )
     if config.limit is not None and config.limit < 1:
         raise UsageError(f"--limit {config.limit}: expected 1 or more; pass another number")
@@ -232,6 +247,7 @@ def _overview(analysis: NextTokenAnalysis, pictures: Mapping[str, Picture]) -> S
         bullets=[
             *_difference_lines(analysis),
             *(f"{result.label}: {_acceptance_text(result)}" for result in analysis.results),
+            *own_lines(summary),
         ],
         pictures=[pictures["next_token"]],
         tables=[table(_STUDENTS, student_rows(analysis), "Accuracy of the cascade")],
@@ -315,6 +331,7 @@ def _lines(analysis: NextTokenAnalysis) -> Iterator[str]:
             f"{curve.random_audc:.4f}, oracle {curve.oracle_audc:.4f}"
         )
         yield f"{result.label}: {_acceptance_text(result)}"
+    yield from own_lines(summary)
     yield from _difference_lines(analysis)
     for warning in summary["warnings"]:
         yield f"Warning: {warning}"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from caskd.eval.config import EvalConfig
 from caskd.eval.curves import deferral_curve
-from caskd.eval.next_token.measure import TOKEN_RULES, StudentResult
+from caskd.eval.next_token.measure import OFFLINE_RULES, StudentResult
 from caskd.store.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def share_rows(
     ones = np.ones_like(kept)
     own = result.identity.get("num_active_parameters", result.identity["num_parameters"])
     for rule, curve in result.curves.items():
-        curves = (curve, deferral_curve(TOKEN_RULES[rule](result.rows), kept, ones))
+        curves = (curve, deferral_curve(OFFLINE_RULES[rule](result.rows), kept, ones))
         extra = router.num_parameters if rule == "router" and router is not None else 0
         points = [(rule, share) for share in _SHARES]
         if rule == "router" and router is not None:

@@ -33,7 +33,7 @@ def router_fit_command(config: RouterFitConfig) -> "TokenRouter":
     _check_flags(config)
     out = Path(config.out)
     store = TeacherStore.open(config.store)
-    check_teacher(store)
+    check_teacher(store, f"--store {config.store}")
     loaded = load_for_decoding(config.student, "--student")
     if loaded.identity["weights_digest"] is None:
         raise UsageError(

@@ -76,7 +76,7 @@ def router_rows(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> 
         UsageError: the student cannot read the store, its store has no row, or its values are not
             finite.
     """
-    teacher = read_store_rows(store, limit)
+    teacher = read_store_rows(store, limit, f"--store {store.name}")
     forced = open_forced(loaded, store, limit)
     flag = f"--student {loaded.identity['name']}"
     reader = router_reader(loaded, int(forced.split.weight.shape[1]), flag)

@@ -26,7 +26,7 @@ from caskd.models import (
     masked_groups,
     padded_batches,
 )
-from caskd.models.decoding import LoadedModel, RouterScorer
+from caskd.models.decoding import LoadedModel, RouterScorer, call_score, without_call
 from caskd.store import StoreBatch, TeacherStore
 from caskd.store.errors import UsageError
 from caskd.store.format import TOPK
@@ -64,8 +64,13 @@ class ForcedRows:
     choice_ratio: FloatArray
     """The teacher's probability of the most likely token, over that of the teacher's own choice;
     0 outside of the stored top-k."""
+    call_score: FloatArray
+    """`call_score` of the CALL token, by which the rule `call` ranks; nan without the token."""
     routed: FloatArray
     """A router's probability that the teacher should choose; nan without a router."""
+
+
+_BEST = [field.name for field in fields(ForcedRows)].index("best_logprob")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +91,16 @@ class StoreRows:
     """Names the question of each row in every store of the same tokenizer."""
 
 
-def check_teacher(store: TeacherStore, flag: str | None = None) -> None:
+def check_teacher(store: TeacherStore, flag: str) -> None:
     """Refuse a store from which the teacher's accuracy or its label log-probabilities are unknown.
 
     Args:
         store: to read.
-        flag: how the user named it, for errors; as --next-token by default.
+        flag: how the user named it, for errors.
 
     Raises:
         UsageError: names the store's kind or its capture field.
     """
-    flag = flag or f"--next-token {store.name}"
     if store.spec.kind != TOPK.name:
         raise UsageError(
             f"{flag}: a store of kind {store.spec.kind!r} does not hold the "
@@ -113,23 +117,24 @@ def check_teacher(store: TeacherStore, flag: str | None = None) -> None:
             )
 
 
-def store_rows(store: TeacherStore, limit: int | None) -> StoreRows:
+def store_rows(store: TeacherStore, limit: int | None, flag: str | None = None) -> StoreRows:
     """The teacher's values of every row with a finite teacher.
 
     Args:
         store: with a top-k.
         limit: number of examples to read, from the first; all by default.
+        flag: how the user named the store, for errors; as --next-token by default.
 
     Raises:
         UsageError: the store holds sampled tokens, from which the teacher's most likely token is
             not known, its capture lacks that token or some labels, or it holds no row.
     """
-    check_teacher(store)
+    flag = flag or f"--next-token {store.name}"
+    check_teacher(store, flag)
     chosen = _with_rows(store, limit)
     if not chosen.size:
         raise UsageError(
-            f"--next-token {store.name}: no example has a row; expected at least one; pass a "
-            "store with responses"
+            f"{flag}: no example has a row; expected at least one; pass a store with responses"
         )
     batch = store.read(chosen, fields=_FIELDS)
     known = batch.column("num_kept") > 0  # 0: the teacher was not finite
@@ -185,7 +190,7 @@ def student_rows(
     values = np.empty((len(fields(ForcedRows)), forced.num_rows))
     known = np.empty(forced.num_rows, dtype=bool)
     for rows, batch in forced.batches():
-        values[:, rows] = row_values(forced.split, batch, forced.groups, loaded.call_id, router)
+        values[:, rows] = row_values(forced, batch, loaded, router)
         known[rows] = batch.column("num_kept") > 0
     return ForcedRows(*values[:, known])
 
@@ -244,23 +249,24 @@ def open_forced(loaded: LoadedModel, store: TeacherStore, limit: int | None) -> 
 
 @torch.inference_mode()
 def row_values(
-    split: SplitModel,
+    forced: ForcedStudent,
     batch: StoreBatch,
-    groups: BatchGroups,
-    call_id: int | None = None,
+    loaded: LoadedModel,
     router: RouterScorer | None = None,
 ) -> FloatArray:
-    """Values [10, N] of the fields of `ForcedRows` for the rows of some examples."""
-    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(split.device)
-    ids, kept = (part.to(split.device) for part in teacher_kept(batch))
+    """Values [11, N] of the fields of `ForcedRows` for the rows of some examples."""
+    device = forced.split.device
+    labels = torch.from_numpy(batch.labels.astype(np.int64)).to(device)
+    ids, kept = (part.to(device) for part in teacher_kept(batch))
     tiles = []
-    for part, hidden, whole in forced_tiles(split, batch, groups):
-        logits, call = _without_call(whole, call_id)
+    for part, hidden, whole in forced_tiles(forced.split, batch, forced.groups):
+        logits, call = _without_call(whole, loaded.call_id)
         values = _tile_values(logits, labels[part])
         bounds = draft_acceptance(logits, ids[part], kept[part])
         ratio = choice_ratio(logits.argmax(dim=-1), ids[part], kept[part])
+        score = call_score(loaded.call_rule, call, values[_BEST])
         routed = torch.full_like(call, torch.nan) if router is None else router(hidden, whole)
-        last = torch.stack((*bounds, call, ratio, routed)).to(values.dtype)
+        last = torch.stack((*bounds, call, ratio, score, routed)).to(values.dtype)
         tiles.append(torch.cat((values, last)).cpu())
     return np.asarray(torch.cat(tiles, dim=1).double().numpy())
 
@@ -284,9 +290,7 @@ def _without_call(logits: Tensor, call_id: int | None) -> tuple[Tensor, Tensor]:
     """Logits [n, V] with -inf for the CALL token, and its log-odds [n]; nan without the token."""
     if call_id is None:
         return logits, torch.full_like(logits[:, 0], torch.nan)
-    at_call = logits[:, call_id].clone()
-    others = logits.index_fill(1, torch.tensor([call_id], device=logits.device), -torch.inf)
-    return others, at_call - others.logsumexp(dim=-1)
+    return without_call(logits, call_id)
 
 
 def _tile_values(logits: Tensor, labels: Tensor) -> Tensor:

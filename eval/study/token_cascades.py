@@ -137,6 +137,6 @@ def _parameters(cascade: Predictions) -> dict[str, int]:
 
 
 def _rule_text(described: Mapping[str, Any]) -> str:
-    names = ("alpha", "threshold", "p_th", "gamma")
+    names = ("alpha", "threshold", "call_threshold", "p_th", "gamma")
     numbers = [f"{name}={value_text(described[name])}" for name in names if name in described]
     return strip_control(" ".join([str(described.get("rule")), *numbers]))

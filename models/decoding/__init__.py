@@ -1,6 +1,7 @@
 """Decoding: a model opened with its tokenizer, greedy answers of a batch, and token cascades."""
 
 from caskd.models.decoding.acceptance import acceptance_bounds
+from caskd.models.decoding.call_token import call_score, without_call
 from caskd.models.decoding.greedy import (
     Answer,
     answer_end,
@@ -14,6 +15,7 @@ from caskd.models.decoding.loaded_model import (
     max_positions_of,
     model_identity,
 )
+from caskd.models.decoding.pair_checks import check_caches, check_pair
 from caskd.models.decoding.responses import Sampling, drawn_tokens, respond
 from caskd.models.decoding.sampled_tokens import (
     accept_or_redraw,
@@ -23,12 +25,7 @@ from caskd.models.decoding.sampled_tokens import (
     uniforms_at,
 )
 from caskd.models.decoding.stop_texts import StopTexts, check_stop_texts
-from caskd.models.decoding.token_cascade import (
-    TokenCascade,
-    TokenCascadeAnswer,
-    check_caches,
-    check_pair,
-)
+from caskd.models.decoding.token_cascade import ForcedTokens, TokenCascade, TokenCascadeAnswer
 from caskd.models.decoding.token_router import (
     DESCRIPTION,
     WEIGHTS,
@@ -47,6 +44,7 @@ __all__ = [
     "TOKEN_RULES",
     "WEIGHTS",
     "Answer",
+    "ForcedTokens",
     "LoadedModel",
     "RouterNetwork",
     "RouterReader",
@@ -59,6 +57,7 @@ __all__ = [
     "accept_or_redraw",
     "acceptance_bounds",
     "answer_end",
+    "call_score",
     "check_caches",
     "check_pair",
     "check_stop_texts",
@@ -77,4 +76,5 @@ __all__ = [
     "student_identity",
     "target_distribution",
     "uniforms_at",
+    "without_call",
 ]

@@ -38,6 +38,8 @@ class LoadedModel:
     call_id: int | None = None
     """Id of its CALL token, the last of its vocabulary, which no answer contains; None: it has
     none."""
+    call_rule: str | None = None
+    """The `--delegate` rule that trained the token; None where config.json does not name it."""
 
     @property
     def max_positions(self) -> int | None:
@@ -95,7 +97,8 @@ def load_for_decoding(
     identity = model_identity(source, model, tokenizer)
     name = f"{identity['name']} ({type(model).__name__})"
     groups = decoding_groups(model, ends, f"{flag} {source}", name)
-    return LoadedModel(model, tokenizer, ends, identity, groups, call)
+    rule = getattr(model.config, "call_token_rule", None)
+    return LoadedModel(model, tokenizer, ends, identity, groups, call, rule)
 
 
 def model_identity(source: str, model: Any, tokenizer: Any) -> dict[str, Any]:

@@ -9,22 +9,21 @@ text only where it chooses a token.
 Legend: N positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from caskd.models.decoding.cached_model import CachedModel, Score, check_roll_back
+from caskd.models.decoding.cached_model import CachedModel, Score
+from caskd.models.decoding.call_token import call_score, without_call
 from caskd.models.decoding.loaded_model import LoadedModel
 from caskd.models.decoding.responses import Sampling
 from caskd.models.decoding.sampled_tokens import draw, emit, uniforms_at
 from caskd.models.decoding.stop_texts import StopTexts
 from caskd.models.decoding.token_router import RouterScorer, vocabulary_of
-from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides
-from caskd.store.corpus import vocab_digest
-from caskd.store.errors import IdentityError
+from caskd.models.decoding.token_rules import TOKEN_RULES, large_decides, total_variation
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,23 @@ class TokenCascadeAnswer:
     num_small_computed: int
     """Positions that the small model computed: prompt, answer and rejected drafts."""
     num_large_computed: int
+    expected_acceptance: float | None
+    """Mean probability over the tokens that speculative sampling accepts a token drawn from the
+    small model in their place, for the rule `spec`; None for other rules."""
+
+
+@dataclass(frozen=True)
+class ForcedTokens:
+    """What a cascade decides at each token of a text that is given."""
+
+    token_ids: list[int]
+    """Tokens that it would choose."""
+    by_large: list[bool]
+    """Whether the large model chooses."""
+    acceptance: list[float]
+    """As `TokenCascadeAnswer.expected_acceptance`, for each token and any rule."""
+    scores: list[float] | None
+    """What the rule reads besides the probabilities; None if it reads nothing else."""
 
 
 class TokenCascade:
@@ -104,7 +120,7 @@ class TokenCascade:
         """What the rule reads of the small model besides its probabilities."""
         if self._rule.score == "call":
             assert self.small.call_id is not None, "callers refuse a model without a CALL token"
-            return partial(_call_log_odds, self.small.call_id)
+            return partial(_call_scores, self.small.call_id, self.small.call_rule)
         if self._rule.score == "router":
             assert self._router is not None, "callers open the router of this rule"
             return self._router
@@ -125,6 +141,7 @@ class TokenCascade:
         stops = StopTexts(self.small.tokenizer, stop)
         new: list[int] = []
         logprobs: list[float] = []
+        accepted_mass = 0.0
         num_large = num_drafted = num_accepted = 0
         self._small.restart()
         self._large.restart()
@@ -134,13 +151,13 @@ class TokenCascade:
             most = min(self._gamma, max_new_tokens - len(new))
             uniform = self._uniforms(key, len(new), most)
             drafted, q = self._draft(text, most, uniform)
-            by_large, chosen, step_logprobs = self._decide(text, drafted, q, uniform)
             num_drafted += len(drafted) if self.drafts else 0
-            for draft, token, is_large, logprob in zip(
-                drafted, chosen, by_large, step_logprobs, strict=True
+            for draft, (is_large, token, logprob, acceptance) in zip(
+                drafted, self._decide(text, drafted, q, uniform), strict=True
             ):
                 new.append(token)
                 logprobs.append(logprob)
+                accepted_mass += acceptance
                 num_large += is_large
                 num_accepted += self.drafts and token == draft
                 done = token in self.small.stop_ids or stops.complete(new)
@@ -161,18 +178,24 @@ class TokenCascade:
             num_large_forwards=self._large.num_forwards,
             num_small_computed=self._small.num_computed,
             num_large_computed=self._large.num_computed,
+            expected_acceptance=accepted_mass / len(new) if self.rule == "spec" else None,
         )
 
     @torch.inference_mode()
-    def own_scores(self, prompt: Sequence[int], max_new_tokens: int) -> list[float]:
+    def own_scores(
+        self, prompt: Sequence[int], max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> list[float]:
         """The score that the rule reads, at each token of the small model's own answer."""
+        stops = StopTexts(self.small.tokenizer, stop)
         new: list[int] = []
         found: list[float] = []
         self._small.restart()
-        while len(new) < max_new_tokens and not (new and new[-1] in self.small.stop_ids):
+        done = False
+        while not done and len(new) < max_new_tokens:
             new.append(int(self._small.logits([*prompt, *new], 1).argmax()))
             assert self._small.scores is not None
             found += self._small.scores.tolist()
+            done = new[-1] in self.small.stop_ids or stops.complete(new)
         return found
 
     def with_setting(self, setting: float) -> "TokenCascade":
@@ -188,20 +211,35 @@ class TokenCascade:
         )
 
     @torch.inference_mode()
-    def num_flips(self, prompt: Sequence[int], token_ids: Sequence[int]) -> int:
-        """Tokens of an answer that one forward pass of each model over the answer would replace.
+    def forced(self, prompt: Sequence[int], token_ids: Sequence[int]) -> ForcedTokens:
+        """Likeliest tokens along a text, from one forward pass of each model over it.
 
-        In exact arithmetic there are none. Rounding depends on how many tokens a pass computes, so
-        that close decisions depend on gamma.
+        Args:
+            prompt: token ids.
+            token_ids: of the text behind it, one or more.
         """
         text = [*prompt, *token_ids]
         self._small.restart()
         self._large.restart()
         q = self._small.probabilities(text[:-1], len(token_ids))
         p = self._large.probabilities(text[:-1], len(token_ids))
-        by_large = large_decides(self._rule, self._setting, q, p, self._small.scores)
-        chosen = torch.where(by_large, p.argmax(dim=-1), q.argmax(dim=-1))
-        return sum(a != b for a, b in zip(chosen.tolist(), token_ids, strict=True))
+        scores = self._small.scores
+        by_large = large_decides(self._rule, self._setting, q, p, scores)
+        return ForcedTokens(
+            token_ids=torch.where(by_large, p.argmax(dim=-1), q.argmax(dim=-1)).tolist(),
+            by_large=by_large.tolist(),
+            acceptance=(1.0 - total_variation(q, p)).tolist(),
+            scores=None if scores is None else scores.tolist(),
+        )
+
+    def num_flips(self, prompt: Sequence[int], token_ids: Sequence[int]) -> int:
+        """Tokens of an answer that one forward pass of each model over the answer would replace.
+
+        In exact arithmetic there are none. Rounding depends on how many tokens a pass computes, so
+        that close decisions depend on gamma.
+        """
+        chosen = self.forced(prompt, token_ids).token_ids
+        return sum(a != b for a, b in zip(chosen, token_ids, strict=True))
 
     def _uniforms(self, key: str, start: int, num: int) -> Tensor | None:
         """Numbers [num] of the tokens from `start` on; None for the likeliest tokens."""
@@ -228,8 +266,9 @@ class TokenCascade:
 
     def _decide(
         self, text: Sequence[int], drafted: Sequence[int], small: Tensor, uniform: Tensor | None
-    ) -> tuple[list[bool], list[int], list[float]]:
-        """For each drafted token: whether the large model decides, the token, its log-prob."""
+    ) -> Iterator[tuple[bool, int, float, float]]:
+        """For each drafted token: whether the large model decides, the token, its log-prob, and the
+        acceptance of a token drawn in its place."""
         q = small.softmax(dim=-1)
         large, p = small, q
         # Only the scores of the last pass are there: a rule that reads them drafts nothing.
@@ -251,7 +290,9 @@ class TokenCascade:
             )
             by_large = was_refused == small_proposes
             logprobs = torch.where(by_large[:, None], p, q).gather(-1, chosen[:, None])[:, 0]
-        return by_large.tolist(), chosen.tolist(), logprobs.log().tolist()
+        acceptance = 1.0 - total_variation(q, p)
+        columns = by_large, chosen, logprobs.log(), acceptance
+        return zip(*(column.tolist() for column in columns), strict=True)
 
     def _heated(self, logits: Tensor) -> Tensor:
         """Probabilities [N, V] in float64 that tokens are drawn from."""
@@ -259,60 +300,7 @@ class TokenCascade:
         return (logits.double() / self._sampling.temperature).softmax(dim=-1)
 
 
-def _call_log_odds(call_id: int, _states: Tensor | None, logits: Tensor) -> Tensor:
-    """Log-odds [N] of the CALL token: its logit less the log-sum-exp of the ids before it."""
-    return logits[:, call_id] - logits[:, :call_id].logsumexp(dim=-1)
-
-
-def check_pair(
-    small: LoadedModel, large: LoadedModel, flag: str, *, own_templates: bool = True
-) -> None:
-    """Refuse two models that cannot continue one text.
-
-    Args:
-        small: the small model.
-        large: the large model.
-        flag: the option that named the large model and its value, for errors.
-        own_templates: whether prompts are rendered by the models' own chat templates.
-
-    Raises:
-        IdentityError: their vocabularies, ends of answers or chat templates differ.
-    """
-    name = small.identity["name"]
-    sizes = [len(vocabulary_of(model)) for model in (small, large)]
-    digests = [vocab_digest(vocabulary_of(model)) for model in (small, large)]
-    if digests[0] != digests[1]:
-        raise IdentityError(
-            f"{flag}: its vocabulary ({sizes[1]:,} tokens, digest {digests[1][:12]}) differs from "
-            f"that of --model {name} ({sizes[0]:,} tokens, digest {digests[0][:12]}); expected two "
-            "models with one vocabulary; pass another model"
-        )
-    ends = [sorted(model.stop_ids) for model in (small, large)]
-    if ends[0] != ends[1]:
-        raise IdentityError(
-            f"{flag}: its answers end at ids {ends[1]}, those of --model {name} at {ends[0]}; "
-            "expected the same end-of-sequence ids; correct eos_token_id in generation_config.json "
-            "of one of them"
-        )
-    templates = [model.identity["template_digest"] for model in (small, large)]
-    if own_templates and templates[0] != templates[1]:
-        shown = [str(digest)[:12] if digest else "none" for digest in templates]
-        raise IdentityError(
-            f"{flag}: its chat template (digest {shown[1]}) differs from that of --model {name} "
-            f"({shown[0]}); expected one template; pass --chat-template FILE for both"
-        )
-
-
-def check_caches(cascade: TokenCascade, flags: Sequence[str], longest: int) -> None:
-    """Refuse a cascade in which the cache of a model does not roll back exactly.
-
-    Args:
-        cascade: the two models.
-        flags: the options that named the small and the large model, and their values.
-        longest: tokens of the longest text that will be decoded.
-
-    Raises:
-        UsageError: a cache does not.
-    """
-    for loaded, flag in zip((cascade.small, cascade.large), flags, strict=True):
-        check_roll_back(loaded, flag, longest)
+def _call_scores(call_id: int, rule: str | None, _states: Tensor | None, logits: Tensor) -> Tensor:
+    """`call_score` [N] of logits with all columns of the head."""
+    others, log_odds = without_call(logits, call_id)
+    return call_score(rule, log_odds, others.log_softmax(dim=-1).amax(dim=-1))

@@ -246,6 +246,8 @@ def open_router(folder: str, flag: str) -> TokenRouter:
     try:
         described = read_json_object(path / DESCRIPTION)
         content = read_regular(path / WEIGHTS, _MOST_BYTES)
+    except FileNotFoundError as error:
+        raise _strange(flag, f"has no {Path(error.filename).name}") from None
     except (OSError, StrangeFileError) as error:
         raise _strange(flag, str(error)) from None
     if described.get("format") != FORMAT or described.get("version") != VERSION:

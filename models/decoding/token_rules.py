@@ -33,8 +33,8 @@ class TokenRule:
     """Whether the rule reads p; if not, `refused` is also called with q in its place."""
     proposer: Literal["small", "large"] = "small"
     score: Literal["call", "router"] | None = None
-    """What `refused` gets [N, 1] in place of q: log-odds of the small model's CALL token, or a
-    router's probability that the large model should choose."""
+    """What `refused` gets [N, 1] in place of q: `call_score` of the small model, or a router's
+    probability that the large model should choose."""
 
 
 def _always(q: Tensor, _p: Tensor, _setting: float) -> Tensor:

@@ -11,7 +11,7 @@ from helpers.tiny import ragged_records, save_tiny, write_jsonl
 TOP_K = 8
 
 
-def capture(root: Path, *, num: int = 40, teacher: str = "teacher") -> Path:
+def capture(root: Path, *, num: int = 40, teacher: str = "teacher", top_k: int = TOP_K) -> Path:
     """ROOT/store, captured from ROOT/teacher, with ROOT/student beside; unequal lengths."""
     save_tiny(root / teacher, seed=0)
     save_tiny(root / "student", seed=1)
@@ -21,7 +21,7 @@ def capture(root: Path, *, num: int = 40, teacher: str = "teacher") -> Path:
             teacher=str(root / teacher),
             data=(str(root / "data.jsonl"),),
             store=str(root / "store"),
-            top_k=TOP_K,
+            top_k=top_k,
             shard_rows=64,
             dtype="float32",
             device="cpu",

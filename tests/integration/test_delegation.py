@@ -101,7 +101,9 @@ def test_two_micro_batches_are_as_one(root):
 def test_any_program_can_open_the_export_and_emits_the_token(exported):
     model = AutoModelForCausalLM.from_pretrained(exported)
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    call = json.loads((exported / "config.json").read_text())["call_token_id"]
+    described = json.loads((exported / "config.json").read_text())
+    call = described["call_token_id"]
+    assert described["call_token_rule"] == "random"
     assert tokenizer.convert_tokens_to_ids("<CALL>") == call == len(tokenizer) - 1
     assert model.get_output_embeddings().weight.shape[0] == call + 1
     assert f"(id {call}) asks a larger model" in (exported / "README.md").read_text()

@@ -16,7 +16,7 @@ from caskd.store import TeacherStore
 from caskd.store.errors import CorruptError, IdentityError, UsageError
 from caskd.train import train
 from caskd.train.checkpoint import CHECKPOINTS, checkpoint_path
-from caskd.train.data import reachable
+from caskd.train.data import student_mask
 from caskd.train.run.plan import plan_run
 
 P_TH = 0.02
@@ -60,7 +60,7 @@ def test_the_mask_is_that_of_a_dense_computation_and_counts_in_every_step(root, 
     expected = dense_mask(root)
     plan = plan_run(options(root, root / "nowhere"))
     made = {"mask": "reachable", "p_th": P_TH, "stores": plan.store.digest}
-    mask = reachable.read_mask(whole, plan.store, made)
+    mask = student_mask.read_mask(whole, plan.store, made)
     assert np.array_equal(mask.kept, np.concatenate(expected))
     assert 0.1 < mask.fraction < 0.9
     for step, line in enumerate(read_metrics(whole)):
@@ -84,7 +84,7 @@ def test_resuming_reads_the_mask_and_is_bitwise(root, whole, tmp_path, monkeypat
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(checkpoint_path(run, 6))
-    monkeypatch.setattr("caskd.train.run.start.measured_mask", None)
+    monkeypatch.setattr("caskd.train.run.start.row_scores", None)
     with pytest.raises(IdentityError, match=r"--p-th 0\.5.*0\.02"):
         train(options(root, run, p_th=0.5, resume=True))
     train(options(root, run, resume=True))
@@ -105,20 +105,19 @@ def test_rows_of_all_ranks_come_together_at_their_places(root):
     store = plan_run(options(root, root / "nowhere")).store
     labels = store.read(np.arange(len(store.row_counts())), ()).labels
 
-    def evaluate(batch):
-        stats = torch.zeros(len(batch.labels), len(reachable.ROW_STATS))
-        stats[:, reachable.ROW_STATS.index("nll")] = (batch.labels >= 20) * 9.0
-        return stats
+    def score(batch):
+        return (batch.labels >= 20) * 9.0 + 1.0
 
-    parts = []
-    for rank in range(3):
-        mask = reachable.measured_mask(
-            store, P_TH, evaluate=evaluate, sum_over_ranks=lambda part: part, batch_size=3,
+    parts = [
+        student_mask.row_scores(
+            store, score, fields=("num_kept",), sum_over_ranks=lambda part: part, batch_size=3,
             pad_id=0, rank=rank, world_size=3, device=torch.device("cpu"),
-        )  # fmt: skip
-        parts.append(mask.kept)
-    assert np.array_equal(np.logical_or.reduce(parts), labels < 20)
-    assert sum(part.sum() for part in parts) == (labels < 20).sum()
+        )
+        for rank in range(3)
+    ]  # fmt: skip
+    assert all((part > 0).any() for part in parts)
+    assert np.array_equal(sum(parts), np.where(labels < 20, 1.0, 10.0))
+    assert np.array_equal(student_mask.reachable_rows(sum(parts), P_TH), labels < 20)
 
 
 @pytest.mark.nightly
@@ -150,6 +149,7 @@ def test_two_ranks_equal_one(root, whole, tmp_path):
         ({"objective": "random-xent", "keep_fraction_from": "x"}, r"--mask reachable.*random"),
         ({"objective": "alm"}, r"--mask reachable.*spans"),
         ({"objective": "xent", "delegate": "l2d"}, r"--mask reachable.*l2d"),
+        ({"objective": "xent", "delegate": "ova"}, r"--mask reachable.*ova"),
     ],
 )
 def test_options_without_a_meaning_are_refused(tmp_path, changes, named):

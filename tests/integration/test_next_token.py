@@ -12,7 +12,9 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caskd.cli.main import main
+from caskd.eval.config import RouterFitConfig
 from caskd.eval.curves import deferral_curve
+from caskd.eval.next_token import router_fit_command
 from caskd.eval.next_token.measure import example_replicates
 from caskd.eval.next_token.teacher_forcing import (
     _tile_values,
@@ -221,6 +223,9 @@ def test_a_store_of_draws_is_refused(root, tmp_path):
     precompute(PrecomputeConfig(**options, store=str(drawn), sample=4, device="cpu"))
     with pytest.raises(UsageError, match=r"kind 'sampled'.*expected kind 'topk'"):
         store_rows(TeacherStore.open(drawn), None)
+    asked = {"store": str(drawn), "student": str(root / "student"), "out": str(tmp_path / "router")}
+    with pytest.raises(UsageError, match=r"^--store .*drawn: a store of kind 'sampled'"):
+        router_fit_command(RouterFitConfig(label="gap", **asked))
 
 
 def test_an_unknown_treatment_of_logits_is_noticed(root, store):
@@ -248,7 +253,11 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
         ),
         (
             ["--next-token", "STORE", "--student", "S", "--large", "x"],
-            "--next-token: was given with --small, --large",
+            "--next-token: was given with --large",
+        ),
+        (
+            ["--next-token", "STORE", "--student", "S", "--calibration", "0.3", "--rule", "sum"],
+            "--next-token: was given with --rule, --calibration",
         ),
         (
             ["--next-token", "STORE", "--student", "S", "--limit", "0"],

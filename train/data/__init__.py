@@ -14,7 +14,6 @@ from caskd.train.data.order import stream_positions
 from caskd.train.data.packing import keeps_examples_apart
 from caskd.train.data.prefetch import Prefetcher
 from caskd.train.data.random_mask import RandomMask, read_fractions
-from caskd.train.data.reachable import ReachableMask, measured_mask, read_mask, write_mask
 from caskd.train.data.row_weights import (
     RowWeights,
     WeighedRows,
@@ -32,6 +31,17 @@ from caskd.train.data.span_batches import (
 )
 from caskd.train.data.spans import Spans, align_tokens
 from caskd.train.data.store_mix import StoreMix, many_epochs
+from caskd.train.data.student_mask import (
+    StudentMask,
+    label_nll,
+    learnable_gain,
+    learnable_rows,
+    mask_of,
+    reachable_rows,
+    read_mask,
+    row_scores,
+    write_mask,
+)
 from caskd.train.data.student_tokens import (
     AlignedExample,
     LeftOut,
@@ -48,13 +58,13 @@ __all__ = [
     "MixedOrder",
     "Prefetcher",
     "RandomMask",
-    "ReachableMask",
     "RowWeights",
     "SpanExample",
     "SpanReader",
     "Spans",
     "StepBatch",
     "StoreMix",
+    "StudentMask",
     "StudentTokens",
     "WeighedRows",
     "accumulation_steps",
@@ -66,13 +76,18 @@ __all__ = [
     "collate_spans",
     "fields_to_read",
     "keeps_examples_apart",
+    "label_nll",
+    "learnable_gain",
+    "learnable_rows",
     "many_epochs",
     "mapped_shares",
-    "measured_mask",
+    "mask_of",
     "own_vocabulary",
+    "reachable_rows",
     "read_fractions",
     "read_mask",
     "read_spans",
+    "row_scores",
     "shares",
     "span_examples",
     "span_fields",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from caskd.models.decoding import call_score
 from caskd.train.delegation.choice import Threshold
 from caskd.train.objectives import LEARNS_TO_DEFER, DelegateRule
 
@@ -43,9 +44,7 @@ class Delegation:
             log_odds: [N] z_c - lse.
             confidence: [N] log-probability of the student's likeliest token.
         """
-        # The column's logit is the largest; or the teacher is more likely right than that token.
-        own = log_odds if self.rule == "l2d" else logsigmoid(log_odds)
-        return own >= confidence
+        return call_score(self.rule, log_odds, confidence) >= 0
 
 
 @dataclass(frozen=True, eq=False)

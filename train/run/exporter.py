@@ -203,6 +203,8 @@ def consolidated_model(checkpoint: Path, state: RunState) -> tuple[Any, Any]:
     lora = lora_options(state.config)
     wrapped = None if lora is None else add_adapters(model, lora, str(state.config["student"]))
     load_weights(checkpoint, model)  # tied weights are stored once
+    if (rule := state.config.get("delegate")) is not None:
+        model.config.call_token_rule = rule
     return model.eval(), wrapped
 
 

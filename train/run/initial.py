@@ -1,4 +1,4 @@
-"""`--init-from`: the weights of another run, with which a new run starts."""
+"""Weights of other runs: `--init-from`, with which a run starts, and `--reference` of a mask."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caskd.models import open_config
+from caskd.models import call_id, check_class, check_vocabulary, open_config, open_tokenizer
 from caskd.store.errors import UsageError
 from caskd.store.io import read_json_object, value_text
 from caskd.train.checkpoint import (
@@ -16,16 +16,18 @@ from caskd.train.checkpoint import (
     STATE,
     STUDENT,
     WEIGHTS,
+    RunState,
     find_checkpoint,
     read_state,
     step_of,
     verify,
 )
 from caskd.train.config import TrainConfig
-from caskd.train.data import RandomMask, RowWeights
+from caskd.train.data import RandomMask, RowWeights, StoreMix
+from caskd.train.mask_options import check_mask_fields
 from caskd.train.run.out_folder import is_first_rank
 
-FLAG = "--init-from"
+FLAG, REFERENCE = "--init-from", "--reference"
 _ADAPTERS = ("lora_rank", "lora_alpha", "lora_targets")
 _OF_NO_MODEL = frozenset({"_name_or_path", "transformers_version", "dtype", "use_cache"})
 """Fields of a config that do not change what the weights compute."""
@@ -50,6 +52,11 @@ class InitialWeights:
         """How the new run's files name it."""
         return f"{self.name} sha256:{self.digest}"
 
+    @property
+    def shown(self) -> str:
+        """The recorded name with the first digits of the digest."""
+        return f"{self.name} sha256:{self.digest[:12]}"
+
 
 def initial_weights(config: TrainConfig) -> InitialWeights | None:
     """Find and check the checkpoint of `--init-from`; None without the flag.
@@ -60,17 +67,54 @@ def initial_weights(config: TrainConfig) -> InitialWeights | None:
     """
     if config.init_from is None:
         return None
-    checkpoint = find_checkpoint(config.init_from)
-    verify(checkpoint, only=(STATE, f"{STUDENT}/"))
-    state = read_state(checkpoint)
-    if checkpoint != config.init_from and state.step < state.config["steps"]:
-        raise UsageError(
-            f"{FLAG} {config.init_from}: the run is not finished (step {state.step:,} of "
-            f"{state.config['steps']:,}); expected a finished run; continue it with caskd train "
-            f"--resume, or pass {checkpoint} to start from those weights"
-        )
+    checkpoint, state = _finished(FLAG, config.init_from)
     _check_student(config, checkpoint)
     _check_adapters(config, state.config)
+    return _verified(checkpoint)
+
+
+def reference_weights(config: TrainConfig, store: StoreMix) -> InitialWeights | None:
+    """Find and check the checkpoint of `--reference`; None without the flag.
+
+    Raises:
+        UsageError: a store lacks what the mask reads; or it is no run, is not finished, or takes
+            shorter texts.
+        IdentityError: it reads another vocabulary than the stores'.
+        CorruptError: the checkpoint is damaged.
+    """
+    if config.reference is None:
+        return None
+    check_mask_fields(config.mask, store.stores)
+    checkpoint, _ = _finished(REFERENCE, config.reference)
+    flag = f"{REFERENCE} {config.reference}"
+    student = open_config(checkpoint / STUDENT, REFERENCE)
+    tokenizer = open_tokenizer(checkpoint / STUDENT, REFERENCE)
+    if call_id(student, tokenizer, flag) is not None:
+        raise UsageError(
+            f"{flag}: was trained with --delegate, on other losses; expected a run without a CALL "
+            "token; pass the run of the same student and objective alone"
+        )
+    check_vocabulary(tokenizer, store.spec, flag)
+    check_class(student, flag, int(store.token_counts().max()))
+    return _verified(checkpoint)
+
+
+def _finished(flag: str, run: Path) -> tuple[Path, RunState]:
+    """The last checkpoint of a finished run, or the very one that `run` names."""
+    checkpoint = find_checkpoint(run)
+    verify(checkpoint, only=(STATE, f"{STUDENT}/"))
+    state = read_state(checkpoint)
+    if checkpoint != run and state.step < state.config["steps"]:
+        raise UsageError(
+            f"{flag} {run}: the run is not finished (step {state.step:,} of "
+            f"{state.config['steps']:,}); expected a finished run; continue it with caskd train "
+            f"--resume, or pass {checkpoint} for those weights"
+        )
+    return checkpoint, state
+
+
+def _verified(checkpoint: Path) -> InitialWeights:
+    """A checkpoint whose weights are whole, under its recorded name."""
     if is_first_rank():  # the other ranks wait for this one
         verify(checkpoint, only=(f"{WEIGHTS}/",))
     run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint
@@ -114,6 +158,7 @@ def recorded_options(
     config: TrainConfig,
     mask: RandomMask | None,
     initial: InitialWeights | None,
+    reference: InitialWeights | None,
     row_weights: RowWeights | None,
 ) -> dict[str, Any]:
     """The options as a run records them, with other runs as digests: they may move or continue."""
@@ -121,6 +166,8 @@ def recorded_options(
     options["row_weights"] = None if row_weights is None else row_weights.name
     if initial is not None:
         options["init_from"] = initial.recorded
+    if reference is not None:
+        options["reference"] = reference.recorded
     if mask is not None:
         options["keep_fraction_from"] = f"sha256:{mask.digest}"
     return options

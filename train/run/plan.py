@@ -44,12 +44,13 @@ from caskd.train.model import (
     teacher_text,
 )
 from caskd.train.objectives import Objective, Tail, resolve_objective, resolve_tail
-from caskd.train.run.initial import InitialWeights, initial_weights, recorded_options
-from caskd.train.run.out_folder import (
-    check_unused,
-    is_first_rank,
-    resumed,
+from caskd.train.run.initial import (
+    InitialWeights,
+    initial_weights,
+    recorded_options,
+    reference_weights,
 )
+from caskd.train.run.out_folder import check_unused, is_first_rank, resumed
 from caskd.train.run.schedule import widest_read
 from caskd.train.run.span_run import check_row_terms, tokens_of_run
 from caskd.train.run.trackers import check_trackers
@@ -79,6 +80,7 @@ class RunPlan:
         checkpoint: to resume from; None with --resume if the run starts anew.
         done: position and identity of that checkpoint.
         initial: weights of another run to start with.
+        reference: weights of the run of --reference.
         keeper: share of delegated rows; None without --delegate.
         row_weights: the caller's rule of row weights; None without one.
     """
@@ -101,6 +103,7 @@ class RunPlan:
     checkpoint: Path | None
     done: RunState | None
     initial: InitialWeights | None
+    reference: InitialWeights | None
     keeper: ShareKeeper | None
     row_weights: RowWeights | None
 
@@ -141,7 +144,8 @@ class RunPlan:
     @property
     def options(self) -> dict[str, Any]:
         """The options as the run's files record them."""
-        return recorded_options(self.config, self.mask, self.initial, self.row_weights)
+        found = self.mask, self.initial, self.reference, self.row_weights
+        return recorded_options(self.config, *found)
 
     @property
     def store_records(self) -> list[dict[str, Any]]:
@@ -200,9 +204,8 @@ class RunPlan:
             f"engine       ZeRO {config.zero_stage}, {config.dtype}, {config.optimizer}, "
             f"lr {config.lr:g} {config.schedule}"
         )
-        if self.initial is not None:
-            start = self.initial
-            yield f"start        from the weights of {start.name} sha256:{start.digest[:12]}"
+        runs = {"start        from the weights of": self.initial, "reference   ": self.reference}
+        yield from (f"{name} {run.shown}" for name, run in runs.items() if run is not None)
         if self.lora is not None:
             yield f"adapters     rank {self.lora.rank}, alpha {self.lora.alpha:g}"
         if self.spans is not None and self.tokens is not None:
@@ -273,10 +276,11 @@ def plan_run(config: TrainConfig, row_weights: RowWeights | None = None) -> RunP
     order = store.order(config.seed)
     checkpoint = done = None
     initial = initial_weights(config)
+    reference = reference_weights(config, store)
     if config.resume:
         checkpoint, done = resumed(
             config.out,
-            recorded_options(config, mask, initial, row_weights),
+            recorded_options(config, mask, initial, reference, row_weights),
             _store_records(store),
             store.digest,
         )
@@ -320,6 +324,7 @@ def plan_run(config: TrainConfig, row_weights: RowWeights | None = None) -> RunP
         checkpoint=checkpoint,
         done=done,
         initial=initial,
+        reference=reference,
         keeper=share_keeper(  # adds the CALL token, after `text`
             config,
             store.stores,

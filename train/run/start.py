@@ -1,29 +1,42 @@
 """Start a planned run: its engine, new or restored, its reader, and the loss of each step."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from caskd.models import SplitModel, masked_groups
 from caskd.store.io import tell
 from caskd.train.checkpoint import (
     load_checkpoint,
     load_weights,
+    read_state,
     repeat_bit_for_bit,
     seed_everything,
 )
 from caskd.train.data import (
     BatchReader,
-    ReachableMask,
+    MicroBatch,
     SpanReader,
+    StudentMask,
     fields_to_read,
     keeps_examples_apart,
-    measured_mask,
+    label_nll,
+    learnable_gain,
+    learnable_rows,
+    mask_of,
+    reachable_rows,
     read_mask,
+    row_scores,
     span_fields,
     write_mask,
 )
 from caskd.train.delegation import DelegateReader, add_call_column, delegate_fields
 from caskd.train.engine import Ranks, TrainEngine
-from caskd.train.mask_options import P_TH
+from caskd.train.mask_options import MASK_SHARE, P_TH
 from caskd.train.model import (
     LossOptions,
     StudentWithLoss,
@@ -32,7 +45,9 @@ from caskd.train.model import (
     recompute_activations,
     student_groups,
 )
-from caskd.train.objectives import Objective
+from caskd.train.objectives import OBJECTIVES, Objective
+from caskd.train.run.exporter import consolidated_model
+from caskd.train.run.initial import REFERENCE
 from caskd.train.run.plan import RunPlan
 from caskd.train.run.schedule import objective_at, widest_read
 
@@ -77,7 +92,7 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     return engine
 
 
-def mask_of_student(plan: RunPlan, engine: TrainEngine) -> ReachableMask | None:
+def mask_of_student(plan: RunPlan, engine: TrainEngine) -> StudentMask | None:
     """The mask of --mask: computed before the first step, else read from --out; None without it.
 
     Raises:
@@ -87,13 +102,17 @@ def mask_of_student(plan: RunPlan, engine: TrainEngine) -> ReachableMask | None:
     if config.mask is None:
         return None
     p_th = P_TH if config.p_th is None else config.p_th
-    made_from = {"mask": config.mask, "p_th": p_th, "stores": plan.store.digest}
+    share = MASK_SHARE if config.mask_share is None else config.mask_share
+    made_from: dict[str, Any] = {"mask": config.mask, "stores": plan.store.digest}
+    if plan.reference is None:
+        made_from |= {"p_th": p_th}
+    else:
+        made_from |= {"share": share, "reference": plan.reference.recorded}
     if plan.checkpoint is not None:
         return read_mask(config.out, plan.store, made_from)
-    mask = measured_mask(
+    measured = partial(
+        row_scores,
         plan.store,
-        p_th,
-        evaluate=engine.evaluate,
         sum_over_ranks=engine.sum_over_ranks,
         batch_size=config.micro_batch_size,
         pad_id=pad_id(plan),
@@ -101,14 +120,40 @@ def mask_of_student(plan: RunPlan, engine: TrainEngine) -> ReachableMask | None:
         world_size=ranks.world_size,
         device=ranks.device,
     )
+    if plan.reference is None:
+        nll = measured(lambda batch: label_nll(engine.evaluate(batch)), fields=("num_kept",))
+        kept, rule = reachable_rows(nll, p_th), f"p_S(label) >= {p_th:g}"
+    else:
+        names = fields_to_read(OBJECTIVES["dist"], plan.store.spec.kind)
+        gain = measured(_learnable_gain(plan, engine), fields=names)
+        kept, rule = learnable_rows(gain, share), "largest KL_S - KL_R"
+    mask = mask_of(plan.store, kept)
     if ranks.rank == 0:
         write_mask(config.out, mask, made_from)
-        tell(f"mask         keeps {mask.fraction:.1%} of the rows: p_S(label) >= {p_th:g}")
+        tell(f"mask         keeps {mask.fraction:.1%} of the rows: {rule}")
     return mask
 
 
+def _learnable_gain(plan: RunPlan, engine: TrainEngine) -> Callable[[MicroBatch], Tensor]:
+    """`learnable_gain` of a batch; the reference is a whole model on each rank."""
+    assert plan.reference is not None, "the mask has a reference"
+    checkpoint, ranks = plan.reference.checkpoint, engine.ranks
+    model, _ = consolidated_model(checkpoint, read_state(checkpoint))
+    flag = f"{REFERENCE} {plan.config.reference}"
+    groups = masked_groups(SplitModel(model, flag), flag, (lambda _: None) if ranks.rank else None)
+    reference = StudentWithLoss(model, LossOptions(plan.objective, plan.tail), groups=groups)
+    reference.to(ranks.device, next(engine.module.parameters()).dtype).eval()
+
+    @torch.no_grad()
+    def gain(batch: MicroBatch) -> Tensor:
+        theirs = reference(batch.to(ranks.device))
+        return learnable_gain(engine.evaluate(batch), theirs)
+
+    return gain
+
+
 def batch_reader(
-    plan: RunPlan, ranks: Ranks, *, packed: bool = False, mask: ReachableMask | None = None
+    plan: RunPlan, ranks: Ranks, *, packed: bool = False, mask: StudentMask | None = None
 ) -> BatchReader | SpanReader:
     """The reader of this rank's batches.
 

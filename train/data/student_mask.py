@@ -1,8 +1,15 @@
-"""`--mask reachable`: rows whose label the initial student finds likely enough to learn from.
+"""`--mask`: rows chosen by the initial student, before its first step.
 
-Row i counts where p_S(y_i) >= p_th, with the student before its first step: the filter of reverse
-speculative decoding (RSD, arXiv 2509.22230) on texts that exist. The mask is computed once and
-kept beside the run, so that a resumed run has the same bits without another forward pass.
+`reachable`: row i counts where p_S(y_i) >= p_th, the filter of reverse speculative decoding (RSD,
+arXiv 2509.22230) on texts that exist.
+
+`learnable`: with KL the divergence from the teacher's stored distribution, and R a reference that
+was trained on it, the rows with the largest KL_S - KL_R count: the student is far from the teacher
+there, and a model of its kind can come close (AdaSPEC, arXiv 2510.19779, which compares the student
+of each step, in each batch).
+
+The mask is computed once and kept beside the run, so that a resumed run has the same bits without
+another forward pass.
 
 Legend: R rows of all stores, N rows of a batch.
 """
@@ -10,8 +17,8 @@ Legend: R rows of all stores, N rows of a batch.
 import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +36,13 @@ from caskd.train.data.store_mix import StoreMix
 from caskd.train.loss import ROW_STATS
 
 MASK_FILE, BITS_FILE = "mask.json", "mask.bits"
-_NLL = ROW_STATS.index("nll")
+_NLL, _KL, _DISTILLED = (ROW_STATS.index(name) for name in ("nll", "kl", "distilled"))
 _SUMMED = 1 << 22
 _MOST_BYTES = 16 << 30
 
 
 @dataclass(frozen=True, eq=False)
-class ReachableMask:
+class StudentMask:
     """Which rows of a mix of stores count.
 
     Attributes:
@@ -62,24 +69,24 @@ class ReachableMask:
         return kept
 
 
-def measured_mask(
+def row_scores(
     store: StoreMix,
-    p_th: float,
+    score: Callable[[MicroBatch], Tensor],
     *,
-    evaluate: Callable[[MicroBatch], Tensor],
+    fields: Sequence[str],
     sum_over_ranks: Callable[[Tensor], Tensor],
     batch_size: int,
     pad_id: int,
     rank: int,
     world_size: int,
     device: torch.device,
-) -> ReachableMask:
-    """Compute the mask with one forward pass over all examples. Every rank must call it.
+) -> npt.NDArray[np.float32]:
+    """A score [R] of every row, from one pass over all examples. Every rank must call it.
 
     Args:
         store: all stores.
-        p_th: least probability of a label.
-        evaluate: `row_stats` of a micro-batch.
+        score: scores [N] of a micro-batch.
+        fields: of the rows that it reads.
         sum_over_ranks: element-wise sum of a tensor, on CPU.
         batch_size: examples of a forward pass on each rank.
         pad_id: of the student's tokenizer.
@@ -90,7 +97,6 @@ def measured_mask(
     counts = store.row_counts().astype(np.int64)
     starts = np.cumsum(counts) - counts
     mine = torch.zeros(int(counts.sum()), dtype=torch.float32)
-    limit = -math.log(p_th) if p_th > 0 else math.inf
     examples = np.flatnonzero(counts).astype(np.int64)
     ordered = examples[longest_first(store.token_counts()[examples].astype(np.int64))]
     for start in range(0, len(ordered), batch_size * world_size):
@@ -98,16 +104,50 @@ def measured_mask(
         own = together[rank::world_size]
         # All ranks run the student equally often, because ZeRO stage 3 gathers its weights.
         chosen = own if len(own) else together[:1]
-        batch = replace(collate(store.read(chosen, ("num_kept",)), pad_id), teacher=None)
-        kept = (evaluate(batch)[:, _NLL] <= limit).float().cpu()
+        found = score(collate(store.read(chosen, fields), pad_id)).float().cpu()
         if len(own):
             rows = [np.arange(starts[one], starts[one] + counts[one]) for one in own]
-            mine[torch.from_numpy(np.concatenate(rows))] = kept
+            mine[torch.from_numpy(np.concatenate(rows))] = found
     summed = [sum_over_ranks(part.to(device)) for part in torch.split(mine, _SUMMED)]
-    return ReachableMask((torch.cat(summed) > 0).numpy(), starts)
+    return np.asarray(torch.cat(summed).float().numpy())
 
 
-def write_mask(out: Path, mask: ReachableMask, made_from: dict[str, Any]) -> None:
+def label_nll(stats: Tensor) -> Tensor:
+    """Negative log-likelihood [N] of the labels, from `row_stats`."""
+    return stats[:, _NLL]
+
+
+def learnable_gain(student: Tensor, reference: Tensor) -> Tensor:
+    """KL_S - KL_R [N] in nats, from `row_stats` of both; -inf without a teacher row."""
+    gain = student[:, _KL] - reference[:, _KL]
+    known = (student[:, _DISTILLED] > 0) & ~gain.isnan()
+    return torch.where(known, gain, -math.inf)
+
+
+def reachable_rows(nll: npt.NDArray[np.float32], p_th: float) -> npt.NDArray[np.bool_]:
+    """Mask [R] of the rows whose label has at least the probability `p_th`."""
+    return np.asarray(nll <= (-math.log(p_th) if p_th > 0 else math.inf))
+
+
+def learnable_rows(gain: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.bool_]:
+    """Mask [R] of the largest gains, a share of those above -inf; of equal ones the first."""
+    known = gain[gain > -np.inf]
+    if not known.size:
+        return np.zeros(len(gain), dtype=bool)
+    num = max(1, round(share * known.size))
+    least = np.partition(known, known.size - num)[known.size - num]
+    kept = np.asarray(gain > least)
+    kept[np.flatnonzero(gain == least)[: num - np.count_nonzero(kept)]] = True
+    return kept
+
+
+def mask_of(store: StoreMix, kept: npt.NDArray[np.bool_]) -> StudentMask:
+    """The mask of a mix of stores, from one bool a row [R]."""
+    counts = store.row_counts().astype(np.int64)
+    return StudentMask(kept, np.cumsum(counts) - counts)
+
+
+def write_mask(out: Path, mask: StudentMask, made_from: dict[str, Any]) -> None:
     """Keep a mask under a run's folder; the description last, which makes it complete."""
     content = np.packbits(mask.kept).tobytes()
     described = {
@@ -120,7 +160,7 @@ def write_mask(out: Path, mask: ReachableMask, made_from: dict[str, Any]) -> Non
     files.replace_file(out / MASK_FILE, (json.dumps(described, indent=1) + "\n").encode())
 
 
-def read_mask(out: Path, store: StoreMix, made_from: dict[str, Any]) -> ReachableMask:
+def read_mask(out: Path, store: StoreMix, made_from: dict[str, Any]) -> StudentMask:
     """The mask that `write_mask` kept.
 
     Raises:
@@ -131,14 +171,13 @@ def read_mask(out: Path, store: StoreMix, made_from: dict[str, Any]) -> Reachabl
         content = read_regular(out / BITS_FILE, _MOST_BYTES)
     except (OSError, ValueError, StrangeFileError) as error:
         raise _strange(out, str(error)) from None
-    counts = store.row_counts().astype(np.int64)
-    num_rows = int(counts.sum())
+    num_rows = int(store.row_counts().sum(dtype=np.int64))
     expected = {**made_from, "num_rows": num_rows, "sha256": hashlib.sha256(content).hexdigest()}
     for name, value in expected.items():
         if described.get(name) != value:
             raise _strange(out, f"{name} is {described.get(name)!r}, not {value!r}")
     kept = np.unpackbits(np.frombuffer(content, np.uint8), count=num_rows).astype(bool)
-    return ReachableMask(kept, np.cumsum(counts) - counts)
+    return mask_of(store, kept)
 
 
 def _strange(out: Path, problem: str) -> CorruptError:
