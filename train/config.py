@@ -302,10 +302,12 @@ def _check_weights(config: TrainConfig) -> None:
         if contradiction is not None:
             raise UsageError(contradiction)
     never_masks = config.mask_from_step >= config.steps
-    if never_masks and config.mask_from_step and OBJECTIVES[name].rule != "all":
+    mask = f"--mask {config.mask}" if config.mask else f"--objective {name}"
+    has_mask = config.mask is not None or OBJECTIVES[name].rule != "all"
+    if never_masks and config.mask_from_step and has_mask:
         raise UsageError(
-            f"--mask-from-step is {config.mask_from_step}, but --steps is {config.steps}, so that "
-            f"--objective {name} would never apply its mask; expected fewer than --steps"
+            f"--mask-from-step {config.mask_from_step}: is not below --steps {config.steps}, so "
+            f"that {mask} would never apply its mask; expected fewer; pass a smaller number"
         )
 
 

@@ -69,7 +69,7 @@ def mask_contradiction(
 
 def masked_by_student(objective: Objective, mask: MaskName | None) -> Objective:
     """The objective, whose rule a mask by the initial student replaces."""
-    return objective if mask is None else replace(objective, rule="random")
+    return objective if mask is None else replace(objective, rule="given")
 
 
 def check_mask_fields(mask: MaskName | None, stores: "Sequence[TeacherStore]") -> None:

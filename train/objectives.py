@@ -20,8 +20,8 @@ from caskd.store.format import ROW_KINDS
 MaskRule = Literal["all", "either", "teacher", "student"]
 """Rules that `caskd.train.loss.keep_mask` applies."""
 
-AnyRule = MaskRule | Literal["random"]
-"""`random`: the caller passes the mask. It is the control of the rules that read a model."""
+AnyRule = MaskRule | Literal["given"]
+"""`given`: the caller passes the mask, such as that of a random-* objective or of --mask."""
 
 Tail = Literal["bucket", "renormalise", "drop", "none"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
@@ -103,7 +103,7 @@ class Objective:
     @property
     def needs_keep(self) -> bool:
         """Whether the caller must pass the mask."""
-        return self.rule == "random"
+        return self.rule == "given"
 
 
 OBJECTIVES = MappingProxyType(
@@ -116,8 +116,8 @@ OBJECTIVES = MappingProxyType(
         "cat-xent-s": Objective("student", 1.0),
         "cat-dist-l": Objective("teacher", 0.5),
         "cat-dist-s": Objective("student", 0.5),
-        "random-xent": Objective("random", 1.0),
-        "random-dist": Objective("random", 0.5),
+        "random-xent": Objective("given", 1.0),
+        "random-dist": Objective("given", 0.5),
         "alm": Objective("all", 0.0, matches_spans=True),
         "cat-alm": Objective("either", 0.0, matches_spans=True),
     }

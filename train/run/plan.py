@@ -177,7 +177,8 @@ class RunPlan:
             f"in {counted(order.num_blocks, 'shard')}"
         )
         tail = "" if self.tokens is not None else f", tail {self.tail}"
-        rule = config.mask or self.objective.rule
+        own = "random" if self.objective.needs_keep else self.objective.rule
+        rule = config.mask or own
         yield (
             f"objective    {config.objective}: mask {rule}, label weight {self.objective.w:g}{tail}"
         )
