@@ -61,7 +61,9 @@ def _cells(name: str, model: ServedModel) -> Line:
     for k in CELLS:
         try:
             model.score([0] * 4, 1, k)
-        except RequestRefusedError:
+        except RequestRefusedError as refused:
+            if refused.status not in (400, 422):  # not about the number
+                raise
             continue
         enough = k >= WANTED_CELLS
         text = f"gives {k} or more log-probabilities a token"

@@ -68,12 +68,21 @@ class VllmApi:
 
 
 class SglangApi:
-    """SGLang's own endpoint."""
+    """SGLang's own endpoint.
+
+    Its rows begin with the token at `logprob_start_len`, which has none itself, and it names the
+    last id of the model's columns, and any beyond, as 0 (its processing of logprob results).
+
+    Args:
+        http: the server.
+        version: of SGLang.
+        num_columns: of the model's logits.
+    """
 
     kind = "sglang"
 
-    def __init__(self, http: HttpServer, version: str | None) -> None:
-        self.http, self.version = http, version
+    def __init__(self, http: HttpServer, version: str | None, num_columns: int) -> None:
+        self.http, self.version, self.num_columns = http, version, num_columns
 
     def cells(self, tokens: Sequence[int], first: int, k: int) -> list[Cells]:
         """As in `PromptApi`."""
@@ -91,21 +100,29 @@ class SglangApi:
             sent = list(tokens)[first - 1 :]
             if len(own) != len(sent) or len(tops) != len(sent):
                 raise _wrong_rows(own, len(sent))
-            _check_ids([entry[1] for entry in own], sent)
+            named = [token if token < self.num_columns - 1 else 0 for token in sent]
+            found_ids = [entry[1] for entry in own]
+            _check_ids(found_ids if found_ids != named else sent, sent)
+            short = [len(top) for top in tops[1:] if len(top) != k]
+            if short:
+                raise TeacherError(
+                    f"server: a row has {short[0]} most likely tokens; expected {k}; check the "
+                    "server's version"
+                )
             # The first entry is about the token before, which has no row.
-            return [_joined(*pair) for pair in zip(own[1:], tops[1:], strict=True)]
+            return [_joined(*row) for row in zip(sent[1:], own[1:], tops[1:], strict=True)]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise _no_answer(self.http, error) from error
 
 
-def _joined(own: Sequence[Any], top: Sequence[Sequence[Any]]) -> Cells:
+def _joined(label: int, own: Sequence[Any], top: Sequence[Sequence[Any]]) -> Cells:
     """The cells of one row, with its own token.
 
     Raises:
         TeacherError: the token's value differs in both places.
     """
     cells = {int(id_): _number(value) for value, id_, *_ in top}
-    value, label = _number(own[0]), int(own[1])
+    value = _number(own[0])
     if cells.setdefault(label, value) != value and value == value:
         raise TeacherError(
             f"server: token {label} has log-probability {value} and {cells[label]} in one answer; "
@@ -141,7 +158,9 @@ def _no_answer(http: HttpServer, error: Exception) -> TeacherError:
     )
 
 
-def open_api(http: HttpServer, served_model: str | None) -> tuple[PromptApi, int | None]:
+def open_api(
+    http: HttpServer, served_model: str | None, num_columns: int
+) -> tuple[PromptApi, int | None]:
     """Find out which server answers, and its limit of tokens (None: it names none).
 
     Raises:
@@ -155,7 +174,7 @@ def open_api(http: HttpServer, served_model: str | None) -> tuple[PromptApi, int
     models = listed.get("data", []) if isinstance(listed, dict) else []
     if isinstance(info, dict) and "model_path" in info:
         version = _version(answered(lambda: http.ask("/server_info")))
-        return SglangApi(http, version), _limit(models)
+        return SglangApi(http, version, num_columns), _limit(models)
     found = _chosen(models, served_model, http.url)
     version = _version(answered(lambda: http.ask("/version")))
     return VllmApi(http, str(found["id"]), version), _limit([found])

@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import select
 import socket
+import ssl
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +18,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from caskd.store.errors import CaskdError, UsageError, reason
-from caskd.store.io import escape_control, parse_json, tell
+from caskd.store.io import bytes_text, escape_control, parse_json, tell
 
 TOKEN_VARIABLE = "CASKD_SERVER_TOKEN"
 CONCURRENCY = 32
@@ -25,9 +28,13 @@ SAID_AFTER = 4
 """Failed attempts, 3.5 s after the first, behind which a line says that a request still waits."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
+"""The second one until an answer begins, and again until it is complete."""
+MOST_BYTES = 10**9
+"""Of one answer: 128k rows of 64 log-probabilities are 0.6 GB of JSON."""
 _AGAIN = frozenset({408, 425, 429, *range(500, 600)})
 """Status codes after which the same question may be asked again."""
 _MOST_TEXT = 300
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 
 
 class ServerError(CaskdError):
@@ -45,24 +52,49 @@ class RequestRefusedError(ServerError):
 
 
 def server_url(url: str) -> str:
-    """All of a server's URL before `/v1`.
+    """All of a server's URL before `/v1`, with its scheme in lower case.
 
     Raises:
         UsageError: not an http URL, or it holds a user name, a password or a query.
     """
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in url or "?" in url or "#" in url:
         raise UsageError(
-            f"--url {parts.scheme}://{parts.netloc.rpartition('@')[2]}: holds a user name, a "
-            f"query or a fragment; expected scheme, host, port and path alone; pass a token of "
-            f"access in {TOKEN_VARIABLE}"
+            f"--url {_without_secrets(url)}: holds a user name, a query or a fragment; expected "
+            f"scheme, host, port and path alone; pass a token of access in {TOKEN_VARIABLE}"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or an open bracket
+        usable = False
+    if not usable or re.search(r"[\s\x00-\x1f\x7f]", url):
         raise UsageError(
-            f"--url {url}: not a URL of a server; expected http:// or https:// and a host; "
-            "pass all before /v1, such as http://localhost:8000"
+            f"--url {escape_control(url)}: not a URL of a server; expected http:// or https://, a "
+            "host and a port below 65,536; pass all before /v1, such as http://localhost:8000"
         )
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _without_secrets(url: str) -> str:
+    """A URL without what stands before a host, and without its query."""
+    shown = re.sub(r"^([A-Za-z][A-Za-z+.-]*:/+)?.*@", r"\1", url, flags=re.DOTALL)
+    return escape_control(re.split("[?#]", shown)[0])
+
+
+def _token() -> str | None:
+    """The token of access; None where the environment has none.
+
+    Raises:
+        UsageError: it cannot be sent in a header.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not all("!" <= character <= "~" for character in token):
+        raise UsageError(
+            f"{TOKEN_VARIABLE}: holds a space, a line break or a letter that is not ASCII; "
+            "expected the token alone; set it again"
+        )
+    return token or None
 
 
 class HttpServer:
@@ -83,7 +115,7 @@ class HttpServer:
         self.interrupted = threading.Event()
         self._stopping = threading.Event()
         self._said = threading.Event()
-        self._token = os.environ.get(TOKEN_VARIABLE) or None
+        self._token = _token()
         self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._connected = False
         self._lock = threading.Lock()
@@ -106,6 +138,7 @@ class HttpServer:
                 super().connect()
                 server._note_connection(self)
 
+        Watched.__name__ = base.__name__  # errors name the class
         return Watched
 
     def _note_connection(self, connection: HTTPConnection) -> None:
@@ -133,6 +166,7 @@ class HttpServer:
             try:
                 status, data, retry_after = self._send(path, body)
             except (urllib3.exceptions.HTTPError, OSError) as error:
+                self._check_tls(error)
                 problem = self._clean(f"{type(error).__name__}: {reason(error)}")
             else:
                 if status == 200:
@@ -141,6 +175,8 @@ class HttpServer:
                         self._said.clear()
                         return found
                     except ValueError:
+                        if data.lstrip().startswith(b"<"):
+                            self._refuse_page(path)
                         problem = f"{len(data):,} bytes that are not whole JSON"
                 elif status in _AGAIN:
                     problem = f"status {status}: {self._text(data)}"
@@ -182,23 +218,82 @@ class HttpServer:
             body=data,
             headers=headers,
             redirect=False,
+            preload_content=False,
         )
+        try:
+            content = self._content(path, answer)
+        except BaseException:
+            answer.close()
+            raise
+        finally:
+            answer.release_conn()
         after = answer.headers.get("Retry-After", "")
-        return answer.status, answer.data, float(after) if after.isdigit() else 0.0
+        return answer.status, content, float(after) if after.isdigit() else 0.0
+
+    def _content(self, path: str, answer: Any) -> bytes:
+        """All of an answer.
+
+        Raises:
+            TimeoutError: it goes on for too long.
+            ServerError: it is too long.
+        """
+        end, parts, size = time.monotonic() + READ_SECONDS, [], 0
+        while part := answer.read1(1 << 20):
+            parts.append(part)
+            size += len(part)
+            if size > MOST_BYTES:
+                raise ServerError(
+                    f"--url {self.url}: {path} answers with more than {bytes_text(MOST_BYTES)}; "
+                    "expected the log-probabilities of one prompt; check --url, or pass a smaller "
+                    "--top-k or --max-length"
+                )
+            if time.monotonic() > end:
+                raise TimeoutError(f"{size:,} bytes of an answer after {READ_SECONDS:g} s")
+        return b"".join(parts)
+
+    def _check_tls(self, error: Exception) -> None:
+        """Raise for a certificate, or a protocol, that will be the same at the next attempt.
+
+        Raises:
+            ServerError: names what to set.
+        """
+        cause = error.args[0] if isinstance(error, urllib3.exceptions.SSLError) else None
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise ServerError(
+                f"--url {self.url}: its certificate is not trusted ({cause.verify_message}); "
+                "expected one of an authority that this machine knows, for this host; set "
+                "SSL_CERT_FILE to the authority's certificate, or check --url"
+            )
+        if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+            raise ServerError(
+                f"--url {self.url}: the server does not speak TLS ({cause.reason}); expected https "
+                "at this port; pass the http:// URL, which sends a token unencrypted"
+            )
 
     def _refuse(self, path: str, status: int, data: bytes) -> None:
         text = self._text(data)
         expected = "expected status 200; check --url and the server's version"
         if status in (401, 403):
             expected = f"expected a token that it accepts; set {TOKEN_VARIABLE}"
+        elif status == 404:
+            expected = "expected this path and model; run caskd doctor --url to see what it serves"
         elif 300 <= status < 400:
             expected = "expected no redirect, which a token must not follow; pass the final --url"
         raise RequestRefusedError(
             f"--url {self.url}: {path} answered status {status} ({text}); {expected}", status, text
         )
 
+    def _refuse_page(self, path: str) -> None:
+        raise RequestRefusedError(
+            f"--url {self.url}: {path} answered with a page for browsers; expected JSON; check "
+            "--url, and whether a login stands in front of the server",
+            200,
+            "",
+        )
+
     def _text(self, data: bytes) -> str:
-        return self._clean(" ".join(data.decode("utf-8", "replace").split())[:_MOST_TEXT])
+        """The beginning of an answer; the token is taken out before it could be cut in two."""
+        return self._clean(" ".join(data.decode("utf-8", "replace").split()))[:_MOST_TEXT]
 
     def _clean(self, text: str) -> str:
         """A server's text for a message: one line without the token."""
@@ -236,6 +331,6 @@ def answered(ask: Callable[[], Any]) -> Any | None:
     try:
         return ask()
     except RequestRefusedError as refused:
-        if refused.status in (401, 403) or refused.status < 400:
+        if refused.status in (401, 403) or 300 <= refused.status < 400:
             raise
         return None

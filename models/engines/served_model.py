@@ -26,6 +26,9 @@ _TEXTS = (
     "UPPER lower MiXeD 0123456789",
 )
 
+_ABOUT_THE_BODY = (400, 422)
+"""Status codes with which servers refuse a value of a request."""
+
 
 @dataclass(eq=False)
 class ServedModel:
@@ -66,7 +69,7 @@ class ServedModel:
             UsageError: no model of that name, or several without a name.
         """
         http = HttpServer(url, concurrency=concurrency)
-        api, limit = open_api(http, served_model)
+        api, limit = open_api(http, served_model, num_columns)
         return cls(http, api, num_ids, num_columns, limit)
 
     @property
@@ -115,10 +118,13 @@ class ServedModel:
 
         Raises:
             UsageError: names the server's own flag.
+            RequestRefusedError: the server refuses the request for another reason.
         """
         try:
             self.score([0] * 4, 1, k)
         except RequestRefusedError as refused:
+            if refused.status not in _ABOUT_THE_BODY:
+                raise
             raise UsageError(
                 f"--top-k {k}: the server at {self.http.url} refused {k} log-probabilities a token "
                 f"({refused.text}); expected a server that gives them; start it with "

@@ -99,9 +99,9 @@ def refuse_gguf(path: Path, subject: str) -> None:
     if file is not None:
         raise UsageError(
             f"{subject}: its weights are GGUF ({escape_control(file.name)}), which caskd does not "
-            "open; expected a folder with weights in safetensors; serve the GGUF file with vLLM "
-            "and pass --backend server with the folder of its tokenizer and config, or pass the "
-            "model before quantisation"
+            "open; expected a folder with weights in safetensors; serve the GGUF file (SGLang, or "
+            "vLLM with vllm-gguf-plugin) and pass --backend server with the folder of its "
+            "tokenizer and config, or pass the model before quantisation"
         )
 
 

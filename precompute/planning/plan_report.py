@@ -59,11 +59,12 @@ def _title(facts: Facts) -> str:
 
 
 def _runs_as(facts: Facts) -> str:
-    """The dtype that the teacher is loaded in, or the server that runs it."""
+    """The dtype that the teacher is loaded in, and what runs it, if this process does not."""
     capture = facts["identity"]["capture"]
     if capture.get("engine") == "server":
         return f"served by {capture['engine_version']}"
-    return str(facts["teacher"]["load_dtype"])
+    engine = f" in vllm {capture['engine_version']}" if capture.get("engine") == "vllm" else ""
+    return f"{facts['teacher']['load_dtype']}{engine}"
 
 
 def _corpus(facts: Facts) -> Iterator[tuple[str, str]]:

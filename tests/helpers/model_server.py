@@ -114,6 +114,8 @@ class ModelServer:
             values, ids = table[at].topk(k)
             own.append([float(table[at, tokens[at + 1]]), tokens[at + 1], None])
             tops.append([[float(v), int(i), None] for v, i in zip(values, ids, strict=True)])
+        for entry in own:  # SGLang clips the ids of pictures, and with them the last of all
+            entry[1] = entry[1] if entry[1] < table.shape[1] - 1 else 0
         if fault == "wrong_ids":
             own[-1][1] += 1
         if fault == "nan":

@@ -191,6 +191,7 @@ def test_a_worker_asks_again_at_its_start(
 ) -> None:
     config = vllm_config(teacher, tmp_path)
     assert main(["plan", *words_for(config)[1:]]) == 0
+    assert "vllm 0.32" in capsys.readouterr().out
     real = FakeRunner.compute_logits
     monkeypatch.setattr(FakeRunner, "compute_logits", lambda self, h: 1.05 * real(self, h))
     monkeypatch.setattr("caskd.precompute.teacher.vllm_teacher.TOLERANCE", {"float32": 99.0})

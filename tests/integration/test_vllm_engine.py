@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.captures import config_for, words_for
+from helpers.packed import save_packed
 from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
 from caskd.eval.answers import read_predictions
@@ -122,19 +123,46 @@ def test_a_probe_measures_the_engine(teacher: Path, tmp_path: Path) -> None:
     assert found["memory_bytes"] > 1 << 20
 
 
-def predicted(folder: Path, teacher: Path, backend: str) -> Any:
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_packed_weights_are_those_of_the_unpacked_model(tmp_path: Path, method: str) -> None:
+    whole = save_tiny(tmp_path / "whole", hidden=128, tie=False)
+    plain = save_packed(whole, tmp_path / "packed", method)
+    config = config_for(tmp_path / "packed", tmp_path, RECORDS, **options(dtype="bfloat16"))
+    run(words_for(config))
+    store = TeacherStore.open(config.store)
+    identity = store.spec.identity["capture"]
+    assert identity["quantization"] == {"method": method, "bits": 4}
+    ours = store.read(range(len(store)))
+    labels = []
+    for name, folder in (("plain", plain), ("unquantised", whole)):
+        place = tmp_path / f"of-{name}"
+        place.mkdir()
+        rows = precompute(config_for(folder, place, RECORDS, dtype="bfloat16")).read(
+            range(len(store))
+        )
+        labels.append(rows.column("label_logit") - rows.column("logsumexp"))
+    found = ours.column("label_logit") - ours.column("logsumexp")
+    apart = [np.abs(found - values).max() for values in labels]
+    assert apart[0] < 0.05 < apart[1]
+
+
+def predicted(folder: Path, teacher: Path, backend: str, *more: str) -> Any:
     """Columns of a predictions file, without times."""
     folder.mkdir()
     data = write_jsonl(folder / "data.jsonl", ragged_records(40, seed=5))
     out = folder / "out.parquet"
     words = ["predict", "--model", str(teacher), "--data", str(data), "--out", str(out)]
     words += ["--max-new-tokens", "24", "--task-metric", "chrf", "--stop", "e"]
-    run([*words, "--backend", backend])
+    run([*words, "--backend", backend, *more])
     return read_predictions(str(out)).columns.drop_columns(["seconds"])
 
 
-def test_answers_are_those_of_transformers(teacher: Path, tmp_path: Path) -> None:
-    ours = predicted(tmp_path / "vllm", teacher, "vllm")
+@pytest.mark.parametrize("tensor_parallel", ["1", "2"])
+def test_answers_are_those_of_transformers(
+    teacher: Path, tmp_path: Path, tensor_parallel: str
+) -> None:
+    more = ("--tensor-parallel", tensor_parallel)
+    ours = predicted(tmp_path / "vllm", teacher, "vllm", *more)
     plain = predicted(tmp_path / "plain", teacher, "transformers")
     rounded = ["token_logprobs", "token_margins", "token_entropies"]
     assert ours.drop_columns(rounded).equals(plain.drop_columns(rounded))

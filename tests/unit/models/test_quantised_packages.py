@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.captures import config_for
+from helpers.packed import save_packed
 from helpers.tiny import save_tiny, tiny_tokenizer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -116,6 +117,36 @@ def test_a_quantised_teacher_is_captured_as_transformers_computes_it(
         expected = torch.logsumexp(ours, dim=-1).numpy()
         np.testing.assert_allclose(rows.logsumexp, expected, rtol=bound, atol=bound)
         assert float((ours - theirs).abs().max()) > 1e-3
+
+
+@pytest.mark.timeout(1800)  # gptqmodel compiles its kernels at their first use
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_packed_weights_are_captured_as_the_model_that_they_are(
+    method: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("optimum")
+    pytest.importorskip("gptqmodel")
+    whole = save_tiny(tmp_path / "whole", hidden=64, tie=False)
+    plain = save_packed(whole, tmp_path / "packed", method)
+    records = [{"prompt": "ab", "response": "cdefgh"}, {"prompt": "x", "response": "yz 12"}]
+    stores = []
+    for name, folder in (("packed", tmp_path / "packed"), ("plain", plain), ("whole", whole)):
+        place = tmp_path / f"of-{name}"
+        place.mkdir()
+        stores.append(precompute(config_for(folder, place, records, dtype="float32")))
+    ours, theirs, unquantised = (store.read(range(len(store))) for store in stores)
+    identity = stores[0].spec.identity["capture"]
+    assert identity["quantization"] == {"method": method, "bits": 4}
+    for name in ("logsumexp", "label_logit"):
+        close = {"rtol": 0, "atol": 2e-3}
+        np.testing.assert_allclose(ours.column(name), theirs.column(name), **close)
+        assert np.abs(ours.column(name) - unquantised.column(name)).max() > 1e-2
+    counts = [
+        find_checkpoint(str(folder), "auto").weights for folder in (tmp_path / "packed", plain)
+    ]
+    assert counts[0] is not None
+    assert counts[1] is not None
+    assert counts[0].num_parameters == counts[1].num_parameters
 
 
 def test_gguf_is_refused_by_name(tmp_path: Path) -> None:
