@@ -112,6 +112,15 @@ def error_line(error: CaskdError) -> str:
     return f"{text.rstrip('.')}; {error.next_step}"
 
 
+def given_without(given: str, lacking: str) -> str:
+    """The message of an option, with its value, that needs another one beside it."""
+    flag = given.partition(" ")[0]
+    return (
+        f"{given}: was given without {lacking}; expected both or neither; add {lacking}, or omit "
+        f"{flag}"
+    )
+
+
 def reason(error: BaseException, limit: int = 200) -> str:
     """The text of a library's error on one line, at most `limit` characters; else its type."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

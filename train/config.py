@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 from caskd.train.mask_options import MaskName, mask_contradiction
 from caskd.train.objectives import (
     CONFIDENCE_WEIGHT,
@@ -243,51 +243,49 @@ def _without_directory(value: Any) -> Any:
 def _check_together(config: TrainConfig) -> None:
     """Refuse options that need, or contradict, another option."""
     decay_steps = config.decay_steps or 0
-    stage = f"--zero-stage is {config.zero_stage}"
+    every, best = config.eval_every, config.best_metric
+    evaluation = f"--eval-every {every}" if every else f"--best-metric {best}"
     needs_keep = resolve_objective(config.objective).needs_keep
     for is_wrong, message in (
         (
             config.warmup_steps + decay_steps > config.steps,
             f"--warmup-steps is {config.warmup_steps}"
             + (f" and --decay-steps {decay_steps}" if decay_steps else "")
-            + f"; expected at most --steps {config.steps}",
+            + f"; expected at most --steps {config.steps}; pass fewer",
         ),
         (
             config.decay_steps and config.schedule != "wsd",
-            f"--decay-steps needs --schedule wsd; got --schedule {config.schedule}",
+            given_without(f"--decay-steps {decay_steps}", "--schedule wsd"),
         ),
         (
             config.optimizer == "adafactor" and config.zero_stage > 0,
-            f"{stage}; --optimizer adafactor needs whole matrices, which stages 1 to 3 flatten; "
-            "pass --zero-stage 0",
+            f"--optimizer adafactor: --zero-stage {config.zero_stage} flattens its "
+            "matrices; expected stage 0; pass --zero-stage 0",
         ),
         (
             config.offload == "optimizer" and config.zero_stage == 0,
-            f"{stage}; --offload optimizer needs --zero-stage 1, 2 or 3",
+            given_without("--offload optimizer", "--zero-stage 1, 2 or 3"),
         ),
         (
-            config.eval_store is None and (config.eval_every or config.best_metric),
-            "--eval-every and --best-metric need --eval-store",
+            config.eval_store is None and (every or best),
+            given_without(evaluation, "--eval-store STORE"),
         ),
         (
             needs_keep and config.keep_fraction_from is None,
-            f"--objective {config.objective} needs --keep-fraction-from RUN, the run whose "
-            "keep_fraction it copies at each step",
+            given_without(f"--objective {config.objective}", "--keep-fraction-from RUN"),
         ),
         (
             not needs_keep and config.keep_fraction_from is not None,
-            "--keep-fraction-from needs --objective "
-            + " or ".join(name for name, value in OBJECTIVES.items() if value.needs_keep)
-            + f"; got --objective {config.objective}",
+            f"--keep-fraction-from {config.keep_fraction_from}: --objective {config.objective} "
+            "draws no random mask; expected random-xent or random-dist; omit one of the two",
         ),
         (
             config.match != MATCHES[0] and not OBJECTIVES[config.objective].matches_spans,
-            f"--match {config.match} needs --objective alm or cat-alm; got --objective "
-            f"{config.objective}",
+            given_without(f"--match {config.match}", "--objective alm or cat-alm"),
         ),
         (
             config.lora_rank is None and config.lora_alpha is not None,
-            "--lora-alpha needs --lora-rank",
+            given_without(f"--lora-alpha {config.lora_alpha}", "--lora-rank RANK"),
         ),
     ):
         if is_wrong:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 from caskd.train.objectives import LEARNS_TO_DEFER, DelegateRule, Objective
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def mask_contradiction(
         ("--reference", reference, "learnable"),
     ):
         if value is not None and mask != rule:
-            got = "" if mask is None else f"; got --mask {mask}"
-            return f"{flag} needs --mask {rule}{got}"
+            return given_without(f"{flag} {value}", f"--mask {rule}")
     if mask is None:
         return None
     if p_th is not None and not 0 <= p_th <= 1:
