@@ -64,7 +64,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "chat_template": "chat template",
         "task_column": "tasks and metrics",
         "stop": "answers",
-        "backend": "a server",
+        "backend": "another engine or a server",
         "dtype": "device",
         "worker": "workers",
         "limit": "answers",

@@ -164,7 +164,7 @@ def _open_served(
 ) -> Iterator[Answering]:
     asked: list[Any]
     if config.api == "chat":
-        arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
+        arguments = given_chat_options(arguments=config.template_arguments).get("arguments")
         given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
         asked, text = [{**conversation(r, columns), **given} for r in records], given
     else:
