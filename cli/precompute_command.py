@@ -1,6 +1,6 @@
 """`caskd precompute`: a capture, or with `--sample-responses` a corpus of the teacher's answers."""
 
-from caskd.precompute.command import PrecomputeCommand
+from caskd.precompute.command_config import PrecomputeCommand
 from caskd.store.errors import UsageError, given_without
 
 

@@ -59,7 +59,7 @@ from caskd.models.opening import (
     read_adapter_settings,
 )
 from caskd.models.parameters import ParameterCount, count_parameters
-from caskd.models.small_copies import check_class
+from caskd.models.shrunken_models import check_class
 from caskd.models.split_model import SplitModel, check_matrix, check_split
 from caskd.models.vocabulary import CALL_TOKEN, call_id, check_vocabulary, stop_ids
 

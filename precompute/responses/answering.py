@@ -16,7 +16,7 @@ from caskd.models.engines import (
     Question,
     ServedGenerator,
 )
-from caskd.precompute.command import PrecomputeCommand
+from caskd.precompute.command_config import PrecomputeCommand
 from caskd.precompute.responses.questions import answered, conversation
 from caskd.precompute.responses.writing import Answering, AnswersConfig, Response, sampling_of
 from caskd.store.corpus import (

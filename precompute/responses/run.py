@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from caskd.precompute.backend_flags import check_backend
-from caskd.precompute.command import PrecomputeCommand
+from caskd.precompute.command_config import PrecomputeCommand
 from caskd.precompute.config import check_numbers
 from caskd.precompute.responses.answering import open_answering
 from caskd.precompute.responses.writing import Target, check_answers, write_answers
