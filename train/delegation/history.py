@@ -31,7 +31,7 @@ def history_decay(num_rows: float) -> float:
     return min(HISTORY_DECAY, max(0.0, 1.0 - num_rows / ENOUGH_ROWS))
 
 
-class ShareKeeper:
+class DelegationShare:
     """Counts of the scores of all earlier steps, reduced over ranks; part of a checkpoint.
 
     Every rank adds the same reduced counts, so that all have the same threshold.
