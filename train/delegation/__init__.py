@@ -1,6 +1,6 @@
 """Delegation in training: which rows teach the CALL token, its loss, and its column."""
 
-from caskd.train.delegation.call_column import add_call_column, delegation_share
+from caskd.train.delegation.call_column import add_call_column, add_call_token, delegation_share
 from caskd.train.delegation.call_loss import CallTerms, Delegation, call_terms
 from caskd.train.delegation.choice import (
     CELLS,
@@ -26,6 +26,7 @@ __all__ = [
     "Marks",
     "Threshold",
     "add_call_column",
+    "add_call_token",
     "call_terms",
     "cells_of",
     "chosen_rows",
