@@ -4,6 +4,7 @@ from caskd.models.kernels.blocks import (
     CANDIDATES,
     Block,
     candidates,
+    default_block,
     shared_bytes,
     shared_limit,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "Block",
     "block_for",
     "candidates",
+    "default_block",
     "shared_bytes",
     "shared_limit",
     "write_measured",
