@@ -25,6 +25,7 @@ _MAX_BYTES = 1 << 20
 _MAX_DEPTH = 32
 # tomllib takes time and memory with the square of a dotted key's parts.
 _DEEP_KEY = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 _MAX_KEY, _MAX_VALUE = 100, 60
 
 
@@ -102,12 +103,11 @@ def with_file(
 
 @contextmanager
 def blamed(origin: Origin) -> Iterator[None]:
-    """Name the config file in the message of an error about a value that came from it."""
+    """Name the config file in the message of an error that names a flag whose value it gave."""
     try:
         yield
     except UsageError as error:
-        first = str(error).partition(" ")[0].rstrip(":")
-        if first in origin.flags:
+        if origin.flags & set(_FLAG.findall(str(error))):
             raise UsageError(f"{origin.where}: {error}") from None
         raise
 

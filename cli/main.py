@@ -52,7 +52,7 @@ COMMANDS: dict[str, Command] = {
         "tokenise a corpus, lay out its store and forecast the capture",
     ),
     "precompute": Command(
-        "caskd.precompute.command:PrecomputeCommand",
+        "caskd.precompute.command_config:PrecomputeCommand",
         "caskd.cli.precompute_command:precompute_command",
         "run the teacher over a corpus and write its outputs to a store",
     ),

@@ -1,7 +1,7 @@
 """`caskd precompute`: a capture, or with `--sample-responses` a corpus of the teacher's answers."""
 
-from caskd.precompute.command import PrecomputeCommand
-from caskd.store.errors import UsageError
+from caskd.precompute.command_config import PrecomputeCommand
+from caskd.store.errors import UsageError, given_without
 
 
 def precompute_command(config: PrecomputeCommand) -> None:
@@ -23,10 +23,7 @@ def precompute_command(config: PrecomputeCommand) -> None:
     }
     for flag, given in only_answers.items():
         if given:
-            raise UsageError(
-                f"{flag}: was given without --sample-responses; expected both or neither; omit "
-                f"{flag}, or pass --sample-responses FILE.jsonl"
-            )
+            raise UsageError(given_without(flag, "--sample-responses FILE.jsonl"))
     for flag, value in (("--teacher", config.teacher), ("--store", config.store)):
         if not value:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""`caskd store push | pull | ls | card`: commands that share stores."""
+"""`caskd store push | pull | ls | card | export`: commands that share stores."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +131,8 @@ def card_command(config: CardConfig) -> None:
     existing = (read_whole(storage, README, policy) or b"").decode(errors="replace")
     quality = measure_quality(store, quiet=False)
     recorded = read_whole(storage, f"{ENVIRONMENT}/{PLAN_COUNTS}", policy)
-    counted = read_text_counts(recorded) if recorded else {}
-    text = card(store.spec, store.seal, quality, license_note(existing), counted)
+    counts = read_text_counts(recorded) if recorded else {}
+    text = card(store.spec, store.seal, quality, license_note(existing), counts)
     if config.html is not None:
         write_page(config.html, store_page(config.store, quality, license_note(existing)))
     else:

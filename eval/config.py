@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-_NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --chain is given)")
+_SMALL = tyro.conf.arg(help_behavior_hint="(required, unless --next-token or --chain is given)")
+_LARGE = tyro.conf.arg(help_behavior_hint="(required, unless --next-token is given)")
 
 _MODEL_NEEDED = tyro.conf.arg(help_behavior_hint="(required, unless --backend server is given)")
 
@@ -136,11 +137,11 @@ class PredictConfig:
 class EvalConfig:
     """Measure cascades: one curve for each small model against the same large model."""
 
-    small: Annotated[tuple[str, ...], _NEEDED] = ()
+    small: Annotated[tuple[str, ...], _SMALL] = ()
     """Predictions of a small model (from `caskd predict`), FILE or NAME=FILE; repeat the flag to
     compare several. Files with the same NAME are training seeds of one arm, and intervals then
     cover seeds too: list the seeds of each arm in the same order."""
-    large: Annotated[str, _NEEDED] = ""
+    large: Annotated[str, _LARGE] = ""
     """Predictions of the large model on the same examples."""
     token_cascade: tuple[str, ...] = ()
     """Predictions of a token cascade (caskd predict --large) on the same examples, FILE or

@@ -57,10 +57,9 @@ from caskd.models.opening import (
     quantization_of,
     rank_parameters,
     read_adapter_settings,
-    refuse_gguf,
 )
 from caskd.models.parameters import ParameterCount, count_parameters
-from caskd.models.small_copies import check_class
+from caskd.models.shrunken_models import check_class
 from caskd.models.split_model import SplitModel, check_matrix, check_split
 from caskd.models.vocabulary import (
     CALL_TOKEN,
@@ -130,7 +129,6 @@ __all__ = [
     "quantization_of",
     "rank_parameters",
     "read_adapter_settings",
-    "refuse_gguf",
     "run_model",
     "stop_ids",
     "to_device",

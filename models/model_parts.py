@@ -95,7 +95,7 @@ def output_head(model: Any) -> nn.Module | None:
 
 
 def output_logits(output: Any) -> Tensor:
-    """The logits of a model's output, which may be a tuple."""
+    """The logits [B, L, V] of a model's output, which may be a tuple."""
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from caskd.store.corpus import Columns
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 from caskd.store.format import (
     DEFAULT_ENCODING,
     HEAD_SAMPLED,
@@ -316,7 +316,4 @@ def _check_kind(config: PrecomputeConfig) -> None:
             f"beside draws of the others; add --sample 50, or pass --top-k {config.head} instead"
         )
     if config.sample is None and config.sample_seed:
-        raise UsageError(
-            f"--sample-seed {config.sample_seed}: was given without --sample; expected both or "
-            "neither; add --sample 50"
-        )
+        raise UsageError(given_without(f"--sample-seed {config.sample_seed}", "--sample 50"))

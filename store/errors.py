@@ -4,15 +4,18 @@ Each message is one line: what was given, what was expected, what to run or chan
 the exit code of the command: 1 a check failed, 2 usage, 3 an identity mismatch.
 """
 
-import re
-
 
 class CaskdError(Exception):
     """Base of all errors that a user can fix; printed as one line without traceback."""
 
     exit_code = 2
     next_step = ""
-    """What to do about any error of this kind."""
+    """What to do about an error of this kind that has no `cure` of its own."""
+
+    def __init__(self, message: object = "", *, cure: str = "") -> None:
+        """Append to the message `cure`: what to do about this very error."""
+        self.cure = cure
+        super().__init__(f"{message}; {cure}" if cure else message)
 
 
 class UsageError(CaskdError, ValueError):
@@ -101,16 +104,21 @@ class IdentityError(StoreError):
     exit_code = 3
 
 
-_STEPS = "run|pass|copy|restore|remove|install|train|check|use"
-_NAMES_A_STEP = re.compile(rf"[;.:,] \w*\s?({_STEPS})\b", re.IGNORECASE)
-
-
 def error_line(error: CaskdError) -> str:
-    """The message on one line, with the next step of its kind where it names none itself."""
+    """The message on one line, with the next step of its kind where it has no cure."""
     text = str(error)
-    if not error.next_step or _NAMES_A_STEP.search(text):
+    if not error.next_step or error.cure:
         return text
     return f"{text.rstrip('.')}; {error.next_step}"
+
+
+def given_without(given: str, lacking: str) -> str:
+    """The message of an option, with its value, that needs another one beside it."""
+    flag = given.partition(" ")[0]
+    return (
+        f"{given}: was given without {lacking}; expected both or neither; add {lacking}, or omit "
+        f"{flag}"
+    )
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 from caskd.train.mask_options import MaskName, mask_contradiction
 from caskd.train.objectives import (
     CONFIDENCE_WEIGHT,
@@ -52,6 +52,30 @@ class TrainConfig:
     objective: ObjectiveName = "cat-dist"
     """Loss to minimise. Mask: -l by the teacher only, -s by the student only, random-* random. alm:
     match likelihoods of spans of text, for any tokenizer."""
+    w: float | None = None
+    """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
+    dist, 0 for alm."""
+    final_w: float | None = None
+    """Label weight of the last step, reached linearly from --w. Default: --w in every step."""
+    tail: Tail | None = None
+    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for stores of
+    samples, with or without a head: none."""
+    normalise: Normalise = "rows"
+    """Divide the loss of a step by its response tokens (rows) or, as the paper, by its examples."""
+    mask: MaskName | None = None
+    """Rows that count, in place of the objective's mask. reachable: those to whose label the
+    student gives at least --p-th before its first step; learnable: those where a --reference came
+    closest to the teacher since."""
+    p_th: float | None = None
+    """With --mask reachable: least probability of a label. Default: 0.01."""
+    reference: Path | None = None
+    """With --mask learnable: finished run of such a student on the same stores, without a mask."""
+    mask_share: float | None = None
+    """With --mask learnable: share of the rows to keep. Default: 0.4."""
+    mask_from_step: int = 0
+    """Number of first steps without the mask; the objective's mask applies afterwards."""
+    keep_fraction_from: Path | None = None
+    """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
     match: MatchName = "likelihood"
     """What alm and cat-alm match: the likelihood of each span of text; bytes-1to1 in spans of one
     token of both models the teacher's top-k, mapped to the student's tokens by their bytes."""
@@ -63,24 +87,6 @@ class TrainConfig:
     allow_other_bytes: float = 0.01
     """Share of the examples that may teach nothing, because the student's tokenizer changes the
     bytes of their replies; of at least 256 examples, in a smaller store too."""
-    keep_fraction_from: Path | None = None
-    """Run directory or metrics.jsonl whose keep_fraction a random-* mask copies at each step."""
-    mask: MaskName | None = None
-    """Rows that count, in place of the objective's mask. reachable: those to whose label the
-    student gives at least --p-th before its first step; learnable: those where a --reference came
-    closest to the teacher since."""
-    p_th: float | None = None
-    """With --mask reachable: least probability of a label. Default: 0.01."""
-    reference: Path | None = None
-    """With --mask learnable: finished run of such a student on the same stores, without a mask."""
-    mask_share: float | None = None
-    """With --mask learnable: share of the rows to keep. Default: 0.4."""
-    w: float | None = None
-    """Weight of the label term; the teacher term has 1 - w. Always 1 for xent; default 0.5 for
-    dist, 0 for alm."""
-    tail: Tail | None = None
-    """How to treat teacher mass outside the top-k, for dist. Default: bucket; for stores of
-    samples, with or without a head: none."""
     delegate: DelegateRule | None = None
     """Also train a CALL token, with which the student asks for the large model, on the rows with
     the highest score: loss, rho, gap, unacceptable, random; fact-*: only on tokens that --data
@@ -100,10 +106,6 @@ class TrainConfig:
     token_budget: int | None = None
     """Tokens per rank and forward, in place of --micro-batch-size; packs examples if possible. The
     plan tokenises every example for a student with another tokenizer."""
-    mask_from_step: int = 0
-    """Number of first steps without the mask; the objective's mask applies afterwards."""
-    final_w: float | None = None
-    """Label weight of the last step, reached linearly from --w. Default: --w in every step."""
     lr: float = 2e-5
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -124,12 +126,14 @@ class TrainConfig:
     """Keep optimizer state and float32 weights in host memory; needs --zero-stage 1 to 3."""
     dtype: Dtype | None = None
     """Dtype of forward and backward. Default: bfloat16 on CUDA, float32 on CPU."""
-    seed: int = 0
-    """Seed of the order of examples, of random-* masks and of dropout."""
-    save_every: int | None = None
-    """Steps between checkpoints. The last step is always saved."""
-    keep_checkpoints: int | None = None
-    """Number of newest checkpoints to keep, besides the best one. Default: keep all."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward; saves memory, takes a third more time."""
+    deterministic: bool = False
+    """Use deterministic GPU kernels, which are slower. CPU kernels are always deterministic."""
+    deepspeed_config: Path | None = None
+    """DeepSpeed JSON to merge into the configuration. A key that contradicts a flag is an error."""
+    timeout_minutes: float = 30.0
+    """Minutes that a rank waits for the others before the job fails."""
     eval_store: str | None = None
     """Sealed store to evaluate the student on, before the first step and after the last."""
     eval_every: int | None = None
@@ -143,29 +147,25 @@ class TrainConfig:
     """LoRA alpha; alpha / rank scales the adapters. Default: twice --lora-rank."""
     lora_targets: tuple[str, ...] = ("all-linear",)
     """Names of the modules that get adapters. Default: all linear modules but the head."""
+    seed: int = 0
+    """Seed of the order of examples, of random-* masks and of dropout."""
+    save_every: int | None = None
+    """Steps between checkpoints. The last step is always saved."""
+    keep_checkpoints: int | None = None
+    """Number of newest checkpoints to keep, besides the best one. Default: keep all."""
     resume: bool = False
     """Continue from the newest complete checkpoint in --out. If none was ever completed, start
     anew."""
     init_from: Path | None = None
     """Finished run (or one checkpoint) whose weights, and nothing else, a new run starts with."""
-    normalise: Normalise = "rows"
-    """Divide the loss of a step by its response tokens (rows) or, as the paper, by its examples."""
-    deepspeed_config: Path | None = None
-    """DeepSpeed JSON to merge into the configuration. A key that contradicts a flag is an error."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward; saves memory, takes a third more time."""
-    deterministic: bool = False
-    """Use deterministic GPU kernels, which are slower. CPU kernels are always deterministic."""
-    timeout_minutes: float = 30.0
-    """Minutes that a rank waits for the others before the job fails."""
-    tensorboard: bool = False
-    """Also write the metrics for TensorBoard, to OUT/tensorboard."""
-    wandb: str | None = None
-    """Weights & Biases project for the metrics; WANDB_MODE=offline keeps them in OUT."""
     accept_imported: bool = False
     """Train from stores that caskd import made of another program's rows; see their card."""
     dry_run: bool = False
     """Check the options, print every derived number and the memory of each ZeRO stage, and stop."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard, to OUT/tensorboard."""
+    wandb: str | None = None
+    """Weights & Biases project for the metrics; WANDB_MODE=offline keeps them in OUT."""
 
     def __post_init__(self) -> None:
         for name in ("store", "data"):  # a single one from Python code
@@ -243,51 +243,49 @@ def _without_directory(value: Any) -> Any:
 def _check_together(config: TrainConfig) -> None:
     """Refuse options that need, or contradict, another option."""
     decay_steps = config.decay_steps or 0
-    stage = f"--zero-stage is {config.zero_stage}"
+    every, best = config.eval_every, config.best_metric
+    evaluation = f"--eval-every {every}" if every else f"--best-metric {best}"
     needs_keep = resolve_objective(config.objective).needs_keep
     for is_wrong, message in (
         (
             config.warmup_steps + decay_steps > config.steps,
             f"--warmup-steps is {config.warmup_steps}"
             + (f" and --decay-steps {decay_steps}" if decay_steps else "")
-            + f"; expected at most --steps {config.steps}",
+            + f"; expected at most --steps {config.steps}; pass fewer",
         ),
         (
             config.decay_steps and config.schedule != "wsd",
-            f"--decay-steps needs --schedule wsd; got --schedule {config.schedule}",
+            given_without(f"--decay-steps {decay_steps}", "--schedule wsd"),
         ),
         (
             config.optimizer == "adafactor" and config.zero_stage > 0,
-            f"{stage}; --optimizer adafactor needs whole matrices, which stages 1 to 3 flatten; "
-            "pass --zero-stage 0",
+            f"--optimizer adafactor: --zero-stage {config.zero_stage} flattens its "
+            "matrices; expected stage 0; pass --zero-stage 0",
         ),
         (
             config.offload == "optimizer" and config.zero_stage == 0,
-            f"{stage}; --offload optimizer needs --zero-stage 1, 2 or 3",
+            given_without("--offload optimizer", "--zero-stage 1, 2 or 3"),
         ),
         (
-            config.eval_store is None and (config.eval_every or config.best_metric),
-            "--eval-every and --best-metric need --eval-store",
+            config.eval_store is None and (every or best),
+            given_without(evaluation, "--eval-store STORE"),
         ),
         (
             needs_keep and config.keep_fraction_from is None,
-            f"--objective {config.objective} needs --keep-fraction-from RUN, the run whose "
-            "keep_fraction it copies at each step",
+            given_without(f"--objective {config.objective}", "--keep-fraction-from RUN"),
         ),
         (
             not needs_keep and config.keep_fraction_from is not None,
-            "--keep-fraction-from needs --objective "
-            + " or ".join(name for name, value in OBJECTIVES.items() if value.needs_keep)
-            + f"; got --objective {config.objective}",
+            f"--keep-fraction-from {config.keep_fraction_from}: --objective {config.objective} "
+            "draws no random mask; expected random-xent or random-dist; omit one of the two",
         ),
         (
             config.match != MATCHES[0] and not OBJECTIVES[config.objective].matches_spans,
-            f"--match {config.match} needs --objective alm or cat-alm; got --objective "
-            f"{config.objective}",
+            given_without(f"--match {config.match}", "--objective alm or cat-alm"),
         ),
         (
             config.lora_rank is None and config.lora_alpha is not None,
-            "--lora-alpha needs --lora-rank",
+            given_without(f"--lora-alpha {config.lora_alpha}", "--lora-rank RANK"),
         ),
     ):
         if is_wrong:
@@ -302,10 +300,12 @@ def _check_weights(config: TrainConfig) -> None:
         if contradiction is not None:
             raise UsageError(contradiction)
     never_masks = config.mask_from_step >= config.steps
-    if never_masks and config.mask_from_step and OBJECTIVES[name].rule != "all":
+    mask = f"--mask {config.mask}" if config.mask else f"--objective {name}"
+    has_mask = config.mask is not None or OBJECTIVES[name].rule != "all"
+    if never_masks and config.mask_from_step and has_mask:
         raise UsageError(
-            f"--mask-from-step is {config.mask_from_step}, but --steps is {config.steps}, so that "
-            f"--objective {name} would never apply its mask; expected fewer than --steps"
+            f"--mask-from-step {config.mask_from_step}: is not below --steps {config.steps}, so "
+            f"that {mask} would never apply its mask; expected fewer; pass a smaller number"
         )
 
 

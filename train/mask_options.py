@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 from caskd.train.objectives import LEARNS_TO_DEFER, DelegateRule, Objective
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def mask_contradiction(
         ("--reference", reference, "learnable"),
     ):
         if value is not None and mask != rule:
-            got = "" if mask is None else f"; got --mask {mask}"
-            return f"{flag} needs --mask {rule}{got}"
+            return given_without(f"{flag} {value}", f"--mask {rule}")
     if mask is None:
         return None
     if p_th is not None and not 0 <= p_th <= 1:
@@ -69,7 +68,7 @@ def mask_contradiction(
 
 def masked_by_student(objective: Objective, mask: MaskName | None) -> Objective:
     """The objective, whose rule a mask by the initial student replaces."""
-    return objective if mask is None else replace(objective, rule="random")
+    return objective if mask is None else replace(objective, rule="given")
 
 
 def check_mask_fields(mask: MaskName | None, stores: "Sequence[TeacherStore]") -> None:

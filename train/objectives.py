@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 from caskd.store.format import ROW_KINDS
 
 MaskRule = Literal["all", "either", "teacher", "student"]
 """Rules that `caskd.train.loss.keep_mask` applies."""
 
-AnyRule = MaskRule | Literal["random"]
-"""`random`: the caller passes the mask. It is the control of the rules that read a model."""
+AnyRule = MaskRule | Literal["given"]
+"""`given`: the caller passes the mask, such as that of a random-* objective or of --mask."""
 
 Tail = Literal["bucket", "renormalise", "drop", "none"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
@@ -103,7 +103,7 @@ class Objective:
     @property
     def needs_keep(self) -> bool:
         """Whether the caller must pass the mask."""
-        return self.rule == "random"
+        return self.rule == "given"
 
 
 OBJECTIVES = MappingProxyType(
@@ -116,8 +116,8 @@ OBJECTIVES = MappingProxyType(
         "cat-xent-s": Objective("student", 1.0),
         "cat-dist-l": Objective("teacher", 0.5),
         "cat-dist-s": Objective("student", 0.5),
-        "random-xent": Objective("random", 1.0),
-        "random-dist": Objective("random", 0.5),
+        "random-xent": Objective("given", 1.0),
+        "random-dist": Objective("given", 0.5),
         "alm": Objective("all", 0.0, matches_spans=True),
         "cat-alm": Objective("either", 0.0, matches_spans=True),
     }
@@ -195,7 +195,8 @@ def delegate_contradiction(
 ) -> str | None:
     """What is wrong with the options of a run that trains a CALL token; None if nothing is."""
     if rule is None:
-        return None if share is None else "--delegate-share needs --delegate RULE"
+        given = f"--delegate-share {share}"
+        return None if share is None else given_without(given, "--delegate RULE")
     if share is not None and not 0 < share < 1:
         return (
             f"--delegate-share {share:g}: expected more than 0 and less than 1; pass a share in "
@@ -205,14 +206,11 @@ def delegate_contradiction(
         return f"--delegate {rule} reads no share; got --delegate-share {share:g}; omit it"
     if rule in LEARNS_TO_DEFER and objective != "xent":
         return (
-            f"--delegate {rule} is an objective over labels; expected --objective xent; got "
-            f"--objective {objective}"
+            f"--objective {objective}: --delegate {rule} is an objective over labels itself; "
+            "expected xent; pass --objective xent"
         )
     if OBJECTIVES[objective].matches_spans:
-        return (
-            f"--delegate {rule}: --objective {objective} matches spans of text; expected an "
-            "objective over tokens, and a student with the teacher's tokenizer"
-        )
+        return _not_over_tokens(f"--delegate {rule}", objective)
     if lora_rank is not None:
         return (
             f"--delegate {rule}: --lora-rank {lora_rank} freezes the head, which has the CALL "
@@ -226,6 +224,13 @@ def delegate_contradiction(
     return None
 
 
+def _not_over_tokens(given: str, objective: str) -> str:
+    return (
+        f"{given}: --objective {objective} matches spans of text; expected an objective over "
+        "tokens, and a student with the teacher's tokenizer; pass --objective xent or dist"
+    )
+
+
 def confidence_contradiction(
     rule: ConfidenceRule | None,
     weight: float | None,
@@ -235,17 +240,15 @@ def confidence_contradiction(
 ) -> str | None:
     """What is wrong with the options of a confidence term; None if nothing is."""
     if rule is None:
-        return None if weight is None else "--confidence-weight needs --confidence RULE"
+        given = f"--confidence-weight {weight}"
+        return None if weight is None else given_without(given, "--confidence RULE")
     if weight is not None and not 0 <= weight < 1:
         return (
             f"--confidence-weight {weight:g}: expected at least 0 and less than 1, the share of "
             "the confidence term in the loss; pass a weight in this range, or omit --confidence"
         )
     if OBJECTIVES[objective].matches_spans:
-        return (
-            f"--confidence {rule}: --objective {objective} matches spans of text; expected an "
-            "objective over tokens, and a student with the teacher's tokenizer"
-        )
+        return _not_over_tokens(f"--confidence {rule}", objective)
     if delegate is not None:
         return (
             f"--confidence {rule} does not combine with --delegate {delegate}, which replaces the "

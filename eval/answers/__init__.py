@@ -5,7 +5,6 @@ from caskd.eval.answers.checks import CASCADE_COUNTS, OUTCOMES, is_bounded
 from caskd.eval.answers.predictions_file import (
     SERVED,
     TOKEN_CASCADE,
-    TOKEN_FLOPS,
     WHOLE,
     Predictions,
     digest,
@@ -22,7 +21,6 @@ __all__ = [
     "OUTCOMES",
     "SERVED",
     "TOKEN_CASCADE",
-    "TOKEN_FLOPS",
     "WHOLE",
     "Predictions",
     "Ragged",

@@ -29,7 +29,7 @@ def build_asked(records: Sequence[Record], config: PredictConfig) -> list[EvalEx
     check_named(config, records)
     records = [with_response(record, config) for record in records]
     columns = choose_columns(config, records[0])
-    arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
+    arguments = given_chat_options(arguments=config.template_arguments).get("arguments")
     given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
     if config.api == "completions" and columns.kind == "messages":
         raise UsageError(

@@ -80,7 +80,7 @@ def _requests(
             described["tokenizer_digest"] = tokenizer_digest(tokenizer)
     if tokenizer is not None:
         return *build_requests(tokenizer, records, config), described
-    given = given_chat_options(None, config.template_arguments, False)
+    given = given_chat_options(arguments=config.template_arguments)
     return build_asked(records, config), ChatOptions(**given), described
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from caskd.eval.config import EvalConfig
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, given_without
 
 _NEED_ANSWERS = (
     "rule", "calibration_small", "calibration_large", "task_metric", "bleu", "data",
@@ -30,21 +30,16 @@ def check_flags(config: EvalConfig, small: Sequence[str]) -> None:
         )
     if not config.large:
         raise UsageError("--large: no large model; expected one; pass --large FILE")
-    if config.student or config.limit is not None:
-        raise UsageError(
-            "--student or --limit: was given without --next-token; expected both; "
-            "pass --next-token STORE, or omit --student and --limit"
-        )
-    if config.router is not None or config.teacher_parameters is not None:
-        raise UsageError(
-            "--router or --teacher-parameters: was given without --next-token; expected both; pass "
-            "--next-token STORE, or omit --router and --teacher-parameters"
-        )
-    if config.accept_imported:
-        raise UsageError(
-            "--accept-imported: was given without --next-token; expected both; pass --next-token "
-            "STORE, or omit --accept-imported"
-        )
+    of_next_tokens = {
+        f"--student {' '.join(config.student)}": bool(config.student),
+        f"--limit {config.limit}": config.limit is not None,
+        f"--router {config.router}": config.router is not None,
+        f"--teacher-parameters {config.teacher_parameters}": config.teacher_parameters is not None,
+        "--accept-imported": config.accept_imported,
+    }
+    for given, is_given in of_next_tokens.items():
+        if is_given:
+            raise UsageError(given_without(given, "--next-token STORE"))
     if bool(config.calibration_small) != (config.calibration_large is not None):
         raise UsageError(
             "--calibration-small and --calibration-large: only one was given; expected both or "

@@ -3,7 +3,6 @@
 from caskd.models.batching.layouts import (
     Arrange,
     Batch,
-    Lengths,
     Tokens,
     longest_first,
     num_in_batch,
@@ -18,7 +17,6 @@ __all__ = [
     "Arrange",
     "Batch",
     "LengthBorders",
-    "Lengths",
     "Tokens",
     "forget_lengths",
     "length_borders",

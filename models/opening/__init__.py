@@ -15,10 +15,8 @@ from caskd.models.opening.locating import (
     ADAPTER_WEIGHTS,
     check_openable,
     check_safetensors,
-    check_source,
     config_folder,
     locate,
-    refuse_gguf,
 )
 from caskd.models.opening.quantization import (
     check_quantization,
@@ -36,7 +34,6 @@ __all__ = [
     "check_openable",
     "check_quantization",
     "check_safetensors",
-    "check_source",
     "config_folder",
     "describe_quantization",
     "load_dtype_of",
@@ -50,5 +47,4 @@ __all__ = [
     "quantization_of",
     "rank_parameters",
     "read_adapter_settings",
-    "refuse_gguf",
 ]

@@ -25,7 +25,7 @@ from caskd.models.engines import (
     ServedAnswer,
     ServedGenerator,
 )
-from caskd.precompute.command import PrecomputeCommand
+from caskd.precompute.command_config import PrecomputeCommand
 from caskd.precompute.responses.questions import TEXT_DIFFERS, answered, conversation
 from caskd.precompute.responses.rereading import Rereading
 from caskd.precompute.responses.writing import Answering, AnswersConfig, Response, sampling_of
@@ -199,7 +199,7 @@ def _open_served(
     asked: list[Any]
     reread = None
     if config.api == "chat":
-        arguments = given_chat_options(None, config.template_arguments, False).get("arguments")
+        arguments = given_chat_options(arguments=config.template_arguments).get("arguments")
         given = {"chat_template_kwargs": parse_json(arguments)} if arguments else {}
         asked, text = [{**conversation(r, columns), **given} for r in records], given
     else:

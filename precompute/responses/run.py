@@ -1,10 +1,11 @@
 """`caskd precompute --sample-responses`: the teacher answers every record of a corpus."""
 
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from caskd.precompute.backend_flags import check_backend
-from caskd.precompute.command import PrecomputeCommand
+from caskd.precompute.command_config import PrecomputeCommand
 from caskd.precompute.config import check_numbers
 from caskd.precompute.responses.answering import open_answering
 from caskd.precompute.responses.writing import Target, check_answers, write_answers
@@ -12,6 +13,16 @@ from caskd.store.errors import UsageError
 from caskd.store.io import tell
 
 _FLAG = "--sample-responses"
+_READ = frozenset(
+    {
+        "teacher", "data", "prompt_column", "response_column", "messages_column", "text_column",
+        "task_column", "chat_template", "template_arguments", "train_template_tokens",
+        "on_bad_text", "dtype", "backend", "url", "served_model", "server_concurrency",
+        "tensor_parallel", "device", "token_budget", "worker", "num_workers", "sample_responses",
+        "temperature", "seed", "max_new_tokens", "api",
+    }
+)  # fmt: skip
+"""Fields of the config that answers read; the others are of a capture."""
 
 
 def sample_responses(config: PrecomputeCommand, file: str) -> None:
@@ -33,26 +44,17 @@ def sample_responses(config: PrecomputeCommand, file: str) -> None:
 
 
 def _check(config: PrecomputeCommand, target: Target) -> None:
-    """Refuse flags that answers do not have, before any work.
+    """Refuse flags that answers do not read, before any work.
 
     Raises:
         UsageError: names the flag and what to do.
     """
-    refused = {
-        "--store": bool(config.store),
-        "--sample": config.sample is not None,
-        "--head": config.head is not None,
-        "--top-k": config.top_k is not None,
-        "--min-mass": config.min_mass is not None,
-        "--adapter": config.adapter is not None,
-        "--attention": config.attention != "auto",
-        "--device-map": config.device_map is not None,
-        "--deterministic": config.deterministic,
-        "--dry-run": config.dry_run,
-        f"--executor {config.executor}": config.executor != "local",
-    }
-    for flag, given in refused.items():
-        if given:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name not in _READ and value != field.default:
+            name = field.name.replace("_", "-")
+            switch = f"--{name}" if value else f"--no-{name}"
+            flag = switch if isinstance(value, bool) else f"--{name} {value}"
             raise UsageError(
                 f"{_FLAG} and {flag}: both were given; expected one of them, answers are a corpus "
                 f"and no store; omit {flag}, and capture {target.out} afterwards"

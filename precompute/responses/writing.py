@@ -17,7 +17,7 @@ from caskd.precompute.responses.questions import (
 )
 from caskd.store.commits import FileParts, difference_text
 from caskd.store.corpus import Columns, Record, read_records, text_columns
-from caskd.store.errors import IdentityError, UsageError
+from caskd.store.errors import IdentityError, UsageError, given_without
 from caskd.store.io import check_room, files, parse_json, progress, read_json_object, tell
 
 DEFAULT_NEW_TOKENS = 512
@@ -110,10 +110,7 @@ def check_answers(config: AnswersConfig, target: Target) -> None:
             f"--temperature {heat:g}: expected a number above 0; omit it for the likeliest tokens"
         )
     if config.seed is not None and heat is None:
-        raise UsageError(
-            f"--seed {config.seed}: was given without --temperature; expected both or neither; add "
-            "--temperature 1"
-        )
+        raise UsageError(given_without(f"--seed {config.seed}", "--temperature 1"))
     if config.max_new_tokens is not None and config.max_new_tokens < 1:
         raise UsageError(
             f"--max-new-tokens {config.max_new_tokens}: expected 1 or more; pass another number"

@@ -62,11 +62,12 @@ class TorchPasses:
     """Whether the host may wait for results, as it does on a CPU anyway."""
 
     def prepared(self, logits: Tensor) -> Tensor:
-        """In float32."""
+        """The logits [N, V] in float32."""
         return logits.float()
 
     def maxima(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """NaN and Inf show in the maxima or in the minimum."""
+        """Maxima of the blocks [N, blocks], and whether each row is finite [N]: NaN and Inf show in
+        the maxima or in the minimum."""
         num_rows, num_ids = logits.shape
         num_whole = num_ids // BLOCK
         whole, rest = logits[:, : num_whole * BLOCK], logits[:, num_whole * BLOCK :]

@@ -68,11 +68,11 @@ class TritonPasses:
     """On a CUDA device."""
 
     def prepared(self, logits: Tensor) -> Tensor:
-        """As they are; columns of a wider product need no copy."""
+        """The logits [N, V] as they are; columns of a wider product need no copy."""
         return logits if logits.stride(1) == 1 else logits.contiguous()
 
     def maxima(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """One read."""
+        """Maxima of the blocks [N, blocks] and whether each row is finite [N], in one read."""
         num_rows, num_columns = logits.shape
         num_blocks = triton.cdiv(num_columns, BLOCK)
         block = block_for("maxima", logits.device, num_columns)

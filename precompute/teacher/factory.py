@@ -29,6 +29,7 @@ def find_teacher(config: PrecomputeConfig, backend: str | None = None) -> Teache
     backend = config.backend if backend is None else backend
     if backend not in _BACKENDS:
         raise UsageError(
-            f"teacher backend {backend!r} is unknown; choose one of {', '.join(_BACKENDS)}"
+            f"--backend {backend}: unknown; expected one of {', '.join(_BACKENDS)}; pass one of "
+            "these"
         )
     return _BACKENDS[backend](config)

@@ -21,6 +21,16 @@ class Teacher(Protocol):
     def rows(self, examples: Sequence[ShardExample]) -> Mapping[str, NDArray[Any]]:
         """Compute the row fields of all examples, concatenated in their order.
 
+        N counts the response tokens of all examples; k is `spec.num_cells`. Logits are in nats; a
+        teacher that knows only log-probabilities returns those, and its `capture()` has `values`
+        `log-probs`. A row whose logits have NaN or Inf has `num_kept` 0.
+
+        Returns:
+            the fields of the store's kind of rows (`RowKind.cells` [N, k], `RowKind.columns` [N],
+            in their dtypes); of top-k rows topk_ids uint32 and topk_logits float32 [N, k], by
+            falling logit; num_kept uint16, logsumexp, label_logit and tail_mass float32, argmax and
+            label_rank uint32, all [N].
+
         A teacher may return before it has computed them: reading a field then waits, so that the
         caller can hand in the next batch first.
 
@@ -53,7 +63,7 @@ class LocalTeacher(Teacher, Protocol):
     def rows_for(
         self, reduction: Reduction, examples: Sequence[ShardExample]
     ) -> Mapping[str, NDArray[Any]]:
-        """`rows` with other targets than those of the store."""
+        """`rows` reduced by `reduction`, which decides the fields and k, not by the store's own."""
 
 
 class TeacherSource(Protocol):

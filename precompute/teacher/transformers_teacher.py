@@ -30,7 +30,7 @@ from caskd.models import (
 )
 from caskd.precompute.checkpoints import FLAG, TransformersCheckpoint, load_model
 from caskd.precompute.rows import Columns, Reduction, Targets
-from caskd.precompute.teacher.copies import CopiedFields
+from caskd.precompute.teacher.host_transfer import CopiedFields
 from caskd.store.corpus import logit_positions, row_labels
 from caskd.store.errors import UsageError
 from caskd.store.write import ShardExample

@@ -21,8 +21,8 @@ from caskd.precompute.workers.worker import (
     Worker,
     WorkerStats,
     attempt_record,
-    error_line,
     print_failure,
+    type_and_message,
 )
 from caskd.store.errors import CaskdError, FailedShardsError
 from caskd.store.io import Progress, progress, tell
@@ -166,7 +166,7 @@ class ActorPool:
         except self.ray.exceptions.RayTaskError as failure:
             if not slot.starting:  # it could not write; another worker could not either
                 raise _original(failure) from None
-            error = error_line(failure.cause)
+            error = type_and_message(failure.cause)
         if slot.starting:
             self._handle_start(slot, error)
         elif error is not None:

@@ -151,7 +151,7 @@ class ShardFailedError(Exception):
     """A shard could not be computed; `__cause__` is the error."""
 
     def __init__(self, shard: int, error: Exception) -> None:
-        self.shard, self.reason = shard, error_line(error)
+        self.shard, self.reason = shard, type_and_message(error)
         super().__init__(self.reason)
 
 
@@ -165,7 +165,7 @@ def print_failure(failure: ShardFailedError) -> None:
     )
 
 
-def error_line(error: BaseException) -> str:
+def type_and_message(error: BaseException) -> str:
     """Type and message of an exception on one line."""
     return f"{type(error).__name__}: {reason(error, 300)}"
 

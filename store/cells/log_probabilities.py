@@ -82,4 +82,4 @@ def sum_of_steps(steps: Array, out: Array, name: str) -> None:
     # A sum that left its 16 bits is smaller than the sum before it, at least the first to do so.
     fell = bool((out[1:] < out[:-1]).any())
     if out.size and (fell or int(out[-1].max()) > MAX_CODE):
-        raise CorruptError(f"{name} lead beyond {MAX_CODE:,}; run caskd store verify")
+        raise CorruptError(f"{name} lead beyond {MAX_CODE:,}", cure="run caskd store verify")

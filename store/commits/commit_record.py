@@ -144,8 +144,8 @@ def check_size(root: Path, unit: str, item: FileRecord) -> None:
     if size != item.size:
         got = "missing" if size is None else f"{size:,} bytes"
         raise CorruptError(
-            f"{item.name}: {got}, but commit {unit} records {item.size:,} bytes; "
-            "run caskd store verify to see what else is damaged"
+            f"{item.name}: {got}, but commit {unit} records {item.size:,} bytes",
+            cure="run caskd store verify to see what else is damaged",
         )
 
 

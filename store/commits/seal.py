@@ -107,8 +107,8 @@ def _check_files(root: Path, spec: StoreSpec) -> None:
                     digest.update(block)
             if digest.hexdigest() != item.sha256:
                 raise CorruptError(
-                    f"{root}/{item.name}: its sha256 differs from commit {unit}; "
-                    f"run caskd store repair {root}, then the capture again"
+                    f"{root}/{item.name}: its sha256 differs from commit {unit}",
+                    cure=f"run caskd store repair {root}, then the capture again",
                 )
 
 

@@ -59,7 +59,9 @@ CHAT_FLAGS: Mapping[str, str] = MappingProxyType(
 
 
 def given_chat_options(
-    template_file: str | None, arguments: str | None, template_tokens: bool
+    template_file: str | None = None,
+    arguments: str | None = None,
+    template_tokens: bool = False,
 ) -> dict[str, Any]:
     """Fields of `ChatOptions` that the values of `CHAT_FLAGS` set; the others are absent.
 

@@ -6,7 +6,6 @@ from caskd.store.exchange.distillkit import (
     decode_ids,
     decode_values,
     encode_ids,
-    encode_values,
     parse_compression,
 )
 from caskd.store.exchange.export import (
@@ -27,7 +26,6 @@ __all__ = [
     "decode_ids",
     "decode_values",
     "encode_ids",
-    "encode_values",
     "export_store",
     "parse_compression",
 ]

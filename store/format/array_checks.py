@@ -66,7 +66,7 @@ def check_index(index: ExampleIndex, spec: StoreSpec, name: str) -> None:
     }
     wrong = next((text for text, holds in checks.items() if not holds), None)
     if wrong:
-        raise CorruptError(f"{name}: invalid example index: {wrong}; run caskd store verify")
+        raise CorruptError(f"{name}: invalid example index: {wrong}", cure="run caskd store verify")
 
 
 def check_vocab(offsets: Array, num_bytes: int, name: str) -> None:
@@ -77,7 +77,7 @@ def check_vocab(offsets: Array, num_bytes: int, name: str) -> None:
     """
     if offsets[0] != 0 or offsets[-1] != num_bytes or (np.diff(offsets) < 0).any():
         raise CorruptError(
-            f"{name}: vocab_offsets do not match vocab_bytes; run caskd store verify"
+            f"{name}: vocab_offsets do not match vocab_bytes", cure="run caskd store verify"
         )
 
 
@@ -90,5 +90,5 @@ def check_id_order(orders: Array, name: str) -> None:
     for order in orders:
         if not (np.bincount(order, minlength=len(order)) == 1).all():
             raise CorruptError(
-                f"{name}: id_order does not hold every id once; run caskd store verify"
+                f"{name}: id_order does not hold every id once", cure="run caskd store verify"
             )

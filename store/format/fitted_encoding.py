@@ -312,7 +312,7 @@ def _decode_tail(stored: Mapping[str, Array], out: Array) -> None:
     codes, num_kept = stored["topk_codes"], stored["num_kept"]
     own = stored["tail_steps"] + np.where(num_kept > 0, _tail_base(codes, num_kept), MAX_CODE)
     if own.size and (int(own.min()) < 0 or int(own.max()) > MAX_CODE):
-        raise CorruptError("tail_steps lead to no code; run caskd store verify")
+        raise CorruptError("tail_steps lead to no code", cure="run caskd store verify")
     out[:] = np.exp(LOG_P.take(own))
 
 

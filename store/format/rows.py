@@ -275,4 +275,4 @@ def check_heads(num_head: Array, num_kept: Array) -> None:
         CorruptError: a row has.
     """
     if (num_head > num_kept).any():
-        raise CorruptError("num_head exceeds num_kept; run caskd store verify")
+        raise CorruptError("num_head exceeds num_kept", cure="run caskd store verify")

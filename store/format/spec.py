@@ -180,13 +180,14 @@ class StoreSpec:
             if type(version) is not int or version not in VERSIONS:
                 raise UnsafeError(
                     f"{where}: format version is {value_text(version)}, but this caskd "
-                    f"reads version {' and '.join(map(str, VERSIONS))}. Install a caskd that reads "
-                    "it."
+                    f"reads version {' and '.join(map(str, VERSIONS))}",
+                    cure="install a caskd that reads it",
                 )
             if version > 1 and "optional_arrays" not in value:
                 raise UnsafeError(
                     f"{where}: format version is {version} without optional_arrays, but this caskd "
-                    "reads version 1, and version 2 with them. Copy the store again."
+                    "reads version 1, and version 2 with them",
+                    cure="copy the store again",
                 )
             optional = value["optional_arrays"] if version > 1 else []
         except (KeyError, TypeError) as error:

@@ -203,8 +203,8 @@ class StoreArrays:
             except (CorruptError, FileNotFoundError) as error:
                 first = shard * array.shard + number * array.chunk
                 raise CorruptError(
-                    f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost. "
-                    "Run caskd store verify to see what else is damaged."
+                    f"{self.name}/{array.key(shard)}: {error}; entries from {first:,} on are lost",
+                    cure="run caskd store verify to see what else is damaged",
                 ) from None
         return values
 

@@ -86,7 +86,8 @@ def assemble(
         example = chosen[wrong[0]]
         raise CorruptError(
             f"example {example}: {found[wrong[0]]} response tokens, but "
-            f"{index.row_count[example]} rows; run caskd store verify"
+            f"{index.row_count[example]} rows",
+            cure="run caskd store verify",
         )
     return StoreBatch(
         example_indices=chosen,

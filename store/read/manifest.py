@@ -142,7 +142,8 @@ def read_checked(storage: Storage, unit: str, item: FileRecord, policy: RetryPol
             return data
     raise CorruptError(
         f"{storage.url}/{item.name}: its bytes differ from commit {unit} in {READ_ATTEMPTS} "
-        "attempts; check the source with caskd store verify, then push it again"
+        "attempts",
+        cure="check the source with caskd store verify, then push it again",
     )
 
 

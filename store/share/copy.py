@@ -230,7 +230,9 @@ def _create(target: Storage, name: str, data: bytes, policy: RetryPolicy) -> Non
     if any(read_whole(target, name, policy) == data for _ in range(READ_ATTEMPTS)):
         return
     if created:
-        raise CorruptError(f"{where}: arrived damaged. Remove it, then run the same command again.")
+        raise CorruptError(
+            f"{where}: arrived damaged", cure="remove it, then run the same command again"
+        )
     raise IdentityError(_other_content(target, name))
 
 
@@ -256,8 +258,8 @@ def _send(
     absent = _in_threads(pending, lambda w: None if _holds(target, w[1], policy) else w, bar)
     if absent:
         raise CorruptError(
-            f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times; "
-            "check the network and the disk, then run the same command again"
+            f"{target.url}/{absent[0][1].name}: arrived damaged {ROUNDS} times",
+            cure="check the network and the disk, then run the same command again",
         )
     return num_sent
 
@@ -318,7 +320,9 @@ def _put_small(target: Storage, contents: dict[str, bytes], policy: RetryPolicy)
             retry(target.flush, target.url, policy)
             if not pending:
                 return
-    raise CorruptError(f"{target.url}/{pending[0]}: arrived damaged; run the same command again")
+    raise CorruptError(
+        f"{target.url}/{pending[0]}: arrived damaged", cure="run the same command again"
+    )
 
 
 def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
@@ -329,7 +333,9 @@ def _read_card(source: Storage, policy: RetryPolicy) -> bytes | None:
         if again == data:
             return data
         data = again
-    raise CorruptError(f"{source.url}/{README}: reads differently each time; check the network")
+    raise CorruptError(
+        f"{source.url}/{README}: reads differently each time", cure="check the network"
+    )
 
 
 def _check_totals(storage: DirectoryStorage, manifest: Manifest) -> None:

@@ -231,7 +231,8 @@ def _record_is_good(root: Path, unit: str, problem: str | None, proven: str | No
     if sealed and problem is not None:
         raise UnsafeError(
             f"{problem} Its bytes are those that were sealed, so this version of caskd cannot read "
-            "it; nothing was changed. Use the version that wrote the store."
+            "it; nothing was changed",
+            cure="use the version that wrote the store",
         )
     return sealed
 

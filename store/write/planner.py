@@ -145,8 +145,8 @@ def plan_store(
         if found is None:
             _remove_empty([root / STAGING])
             raise CorruptError(
-                f"{path}: files of its plan are lost, and these inputs give a different plan; "
-                "pass the inputs that the store was planned with, or another --store"
+                f"{path}: files of its plan are lost, and these inputs give a different plan",
+                cure="pass the inputs that the store was planned with, or another --store",
             )
     check_identity(found, identity, str(path))
     return found

@@ -161,9 +161,9 @@ def test_two_ranks_equal_one(root, whole, tmp_path):
         ({"reference": None}, r"--mask learnable: has no --reference"),
         ({"mask_share": 0.0}, r"--mask-share 0:"),
         ({"mask_share": float("nan")}, r"--mask-share nan:"),
-        ({"p_th": 0.1}, r"--p-th needs --mask reachable; got --mask learnable"),
-        ({"mask": None, "mask_share": None}, r"--reference needs --mask learnable"),
-        ({"mask": "reachable", "reference": None}, r"--mask-share needs --mask learnable"),
+        ({"p_th": 0.1}, r"--p-th 0.1.*--mask reachable"),
+        ({"mask": None, "mask_share": None}, r"--reference .*--mask learnable"),
+        ({"mask": "reachable", "reference": None}, r"--mask-share .*--mask learnable"),
         ({"objective": "alm"}, r"--mask learnable.*spans"),
     ],
 )

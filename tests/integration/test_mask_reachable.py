@@ -144,7 +144,7 @@ def test_two_ranks_equal_one(root, whole, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"mask": None}, "--p-th needs --mask"),
+        ({"mask": None}, "--p-th .*without --mask reachable"),
         ({"p_th": 1.5}, r"--p-th 1\.5"),
         ({"objective": "random-xent", "keep_fraction_from": "x"}, r"--mask reachable.*random"),
         ({"objective": "alm"}, r"--mask reachable.*spans"),

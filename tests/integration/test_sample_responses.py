@@ -147,7 +147,11 @@ def test_a_server_answers_alike(
     ("flags", "problem"),
     [
         (["--store", "s"], "--store"),
-        (["--top-k", "4"], "--top-k"),
+        (["--top-k", "4"], "--top-k 4"),
+        (["--max-length", "50"], "--max-length 50"),
+        (["--encoding", "exact"], "--encoding exact"),
+        (["--no-eos"], "--no-eos"),
+        (["--on-bad-chat", "skip"], "--on-bad-chat skip"),
         (["--seed", "3"], "--temperature"),
         (["--temperature", "0"], "--temperature 0"),
         (["--executor", "ray"], "--executor ray"),
@@ -167,7 +171,9 @@ def test_flags_without_a_meaning_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert main(line(teacher, data, tmp_path / "a.jsonl", *flags)) == 2
-    assert problem in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert problem in said
+    assert "{" not in said
 
 
 def test_a_capture_names_what_is_missing(

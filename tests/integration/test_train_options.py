@@ -238,10 +238,10 @@ def test_running_out_of_memory_ends_with_advice(
         ({"optimizer": "adafactor"}, "pass --zero-stage 0"),
         (
             {"offload": "optimizer", "zero_stage": 0},
-            "--offload optimizer .*--zero-stage 1, 2 or 3",
+            "--offload optimizer.*--zero-stage 1, 2 or 3",
         ),
-        ({"decay_steps": 2}, "--decay-steps .*--schedule wsd; got .*cosine"),
-        ({"eval_every": 2}, "need --eval-store"),
+        ({"decay_steps": 2}, "--decay-steps 2.*--schedule wsd"),
+        ({"eval_every": 2}, "--eval-every 2.*--eval-store"),
         ({"lora_alpha": 8.0}, "--lora-alpha .*--lora-rank"),
         ({"final_w": 1.5}, "--final-w 1.5: expected 0 .*to 1"),
         ({"keep_checkpoints": 0}, "--keep-checkpoints 0: expected at least 1"),

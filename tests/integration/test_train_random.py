@@ -171,8 +171,8 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep_fraction_from": None}, "--objective random-xent needs --keep-fraction-from RUN"),
-        ({"objective": "cat-xent"}, "--objective random-xent or random-dist; got --objective cat"),
+        ({"keep_fraction_from": None}, "--objective random-xent.*--keep-fraction-from RUN"),
+        ({"objective": "cat-xent"}, "--objective cat-xent .*random-xent or random-dist"),
     ],
 )
 def test_the_objective_and_its_source_go_together(

@@ -7,7 +7,7 @@ import torch
 from caskd.train.delegation import (
     CELLS,
     NOTHING,
-    ShareKeeper,
+    DelegationShare,
     Threshold,
     cells_of,
     chosen_rows,
@@ -37,29 +37,29 @@ def test_the_threshold_reaches_the_share_also_with_ties():
 
 
 def test_the_counts_of_a_run_survive_a_checkpoint_exactly():
-    keeper = ShareKeeper("loss", 0.15, VOCAB)
-    assert keeper.now().threshold == NOTHING
+    share = DelegationShare("loss", 0.15, VOCAB)
+    assert share.now().threshold == NOTHING
     for step in range(5):
         counts = np.random.default_rng(step).integers(0, 9, CELLS).tolist()
-        keeper.add(counts, 4 * CELLS + step, 900 + step)
-    again = ShareKeeper("loss", 0.15, VOCAB, keeper.to_json())
-    assert again.now() == keeper.now()
-    assert again.to_json() == keeper.to_json()
-    old = {name: keeper.to_json()[name] for name in ("cells", "num_rows")}
-    assert ShareKeeper("loss", 0.15, VOCAB, old).now().threshold != NOTHING
+        share.add(counts, 4 * CELLS + step, 900 + step)
+    again = DelegationShare("loss", 0.15, VOCAB, share.to_json())
+    assert again.now() == share.now()
+    assert again.to_json() == share.to_json()
+    old = {name: share.to_json()[name] for name in ("cells", "num_rows")}
+    assert DelegationShare("loss", 0.15, VOCAB, old).now().threshold != NOTHING
 
 
 def test_a_short_run_reaches_its_share_while_the_scores_fall():
     """From the first step, which delegates nothing, and with scores that fall by the step."""
     generator = torch.Generator().manual_seed(2)
-    keeper, delegated, rows = ShareKeeper("loss", 0.15, VOCAB), [], 2000
+    share, delegated, rows = DelegationShare("loss", 0.15, VOCAB), [], 2000
     for step in range(40):
         falling = 4 * 0.93**step + 2 * torch.randn(rows, generator=generator).abs()
         cells = cells_of(falling)
         uniform = torch.rand(rows, generator=generator)
-        chosen = chosen_rows(cells, uniform, keeper.now().threshold)
+        chosen = chosen_rows(cells, uniform, share.now().threshold)
         delegated.append(int(chosen.sum()))
-        keeper.add(np.bincount(cells, minlength=CELLS).tolist(), rows, delegated[-1])
+        share.add(np.bincount(cells, minlength=CELLS).tolist(), rows, delegated[-1])
     shares = np.array(delegated) / rows
     assert shares[0] == 0
     assert shares.mean() == pytest.approx(0.15, abs=0.01)
@@ -68,10 +68,10 @@ def test_a_short_run_reaches_its_share_while_the_scores_fall():
 
 
 def test_rows_that_a_rule_never_delegates_are_not_owed():
-    keeper = ShareKeeper("gap", 0.3, VOCAB)
+    share = DelegationShare("gap", 0.3, VOCAB)
     for _ in range(50):
-        keeper.add([0.0] * (CELLS - 1) + [10.0], 100, 10)
-    assert keeper.now().threshold == Threshold(0, 1.0)
+        share.add([0.0] * (CELLS - 1) + [10.0], 100, 10)
+    assert share.now().threshold == Threshold(0, 1.0)
     for _ in range(10):
-        keeper.add([0.0] * (CELLS - 1) + [100.0], 100, 60)
-    assert keeper.now().threshold.fraction < 0.6
+        share.add([0.0] * (CELLS - 1) + [100.0], 100, 60)
+    assert share.now().threshold.fraction < 0.6

@@ -294,7 +294,7 @@ def test_an_objective_outside_the_table_is_checked_too(case):
     for objective, message in (
         (Objective("all", 1.5), r"\bw\b.*1\.5.*from 0 .*to 1 "),
         (Objective("either", 0.5), r"rule='either', w=0\.5.*teacher rows.*None"),
-        (Objective("random", 1.0), r"rule='random', w=1\.0.*\bkeep\b.*None"),
+        (Objective("given", 1.0), r"rule='given', w=1\.0.*\bkeep\b.*None"),
     ):
         with pytest.raises(UsageError, match=message):
             cascade_aware_loss(*arguments, None, objective=objective)

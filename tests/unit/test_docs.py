@@ -28,8 +28,22 @@ FOLDERS = ("cli", "eval", "models", "precompute", "store", "train", "src", "test
            "examples", "docs")  # fmt: skip
 OTHER_TOOLS = {
     "--help", "--json", "--version", "--nproc-per-node", "--notes", "--dist", "--check", "--text",
-    "--teacher-dir", "--local_rank", "--config",
+    "--teacher-dir", "--local_rank", "--config", "--no-",
+    # scripts of this repository
+    "--toy", "--list", "--scale",
+    # containers and clusters
+    "--build-arg", "--gpus", "--ipc", "--rm", "--time", "--user", "--gpus-per-node", "--nodes",
+    "--ntasks-per-node", "--signal",
+    # launchers
+    "--hostfile", "--module", "--nnodes", "--rdzv-backend", "--rdzv-endpoint",
+    # servers of models
+    "--api-server-count", "--gpu-memory-utilization", "--max-logprobs", "--max-model-len",
+    "--max-num-batched-tokens", "--model-path", "--no-enable-prefix-caching",
+    "--pipeline-parallel-size", "--tensor-parallel-size", "--tp",
 }  # fmt: skip
+
+OWN_SCRIPTS = ("benchmarks", "examples")
+"""Their pages have the flags of their scripts."""
 
 NO_MODULES = {"caskd.toml", "caskd.fish"}
 """Names of files."""
@@ -114,22 +128,15 @@ def is_module(parts: list[str]) -> bool:
 
 
 @pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "docs/architecture.md",
-        "docs/decisions.md",
-        "docs/starting-values.md",
-        "docs/faq.md",
-    ],
+    "page", [page for page in PAGES if page.relative_to(ROOT).parts[0] not in OWN_SCRIPTS], ids=ids
 )
-def test_flags_exist(page: str) -> None:
+def test_flags_exist(page: Path) -> None:
     flags = {
         "--" + field.name.replace("_", "-")
         for command in COMMANDS.values()
         for field in dataclasses.fields(resolve(command.config))
     }
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", read(page)))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z_-]*", page.read_text(encoding="utf-8")))
     assert not {flag for flag in named - OTHER_TOOLS if flag.replace("--no-", "--") not in flags}
 
 

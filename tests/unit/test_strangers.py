@@ -27,17 +27,6 @@ def calls() -> Iterator[tuple[str, str, ast.Call]]:
                     yield path.relative_to(ROOT).as_posix(), ast.unparse(node.func), node
 
 
-def test_no_call_loads_code_of_a_checkpoint() -> None:
-    found = [
-        (file, {word.arg: ast.unparse(word.value) for word in node.keywords})
-        for file, name, node in calls()
-        if name.rpartition(".")[2] in ("from_pretrained", "from_config")
-    ]
-    assert len(found) >= 7
-    for file, words in found:
-        assert words.get("trust_remote_code") == "False", file
-
-
 def test_json_has_one_reader() -> None:
     parsers = ("json.load", "json.loads", "tomllib.load", "tomllib.loads")
     assert {file for file, name, _ in calls() if name in parsers} == OWN_JSON.keys()

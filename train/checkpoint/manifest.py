@@ -62,7 +62,7 @@ def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
         record = read_json_object(checkpoint / COMPLETE)["files"]
         expected = {name: (int(f["size"]), str(f["sha256"])) for name, f in record.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged; {REMEDY}") from None
+        raise CorruptError(f"{checkpoint}: its COMPLETE record is damaged", cure=REMEDY) from None
     found = {path.relative_to(checkpoint).as_posix(): path for path in _files(checkpoint)}
     prefixes = tuple(only)
     for name in sorted({*expected, *found}):
@@ -70,11 +70,12 @@ def verify(checkpoint: Path, only: Iterable[str] = ("",)) -> None:
             continue
         if name not in found or name not in expected:
             problem = "missing" if name in expected else "not part of the checkpoint"
-            raise CorruptError(f"{checkpoint}: {name} is {problem}; {REMEDY}")
+            raise CorruptError(f"{checkpoint}: {name} is {problem}", cure=REMEDY)
         size, digest = expected[name]
         if found[name].stat().st_size != size or _sha256(found[name]) != digest:
             raise CorruptError(
-                f"{checkpoint}: {name} differs from the bytes that were saved; {REMEDY}"
+                f"{checkpoint}: {name} differs from the bytes that were saved",
+                cure=REMEDY,
             )
 
 
@@ -163,7 +164,8 @@ def _files(checkpoint: Path) -> list[Path]:
         if outside or not (path.is_file() or path.is_dir()):
             raise UnsafeError(
                 f"{checkpoint}: {path.relative_to(checkpoint)} is a link out of the checkpoint, "
-                "a pipe or a device; expected regular files; put the file there in its place"
+                "a pipe or a device; expected regular files",
+                cure="put the file there in its place",
             )
         if path.is_file() and path.name != COMPLETE:
             found.append(path)

@@ -155,7 +155,8 @@ def load_weights(directory: Path, model: Any) -> None:
         different = sorted(tensors.keys() ^ saved.keys())[0]
         raise CorruptError(
             f"{directory}: weight {different} is missing in {WEIGHTS}/ or in the model of the "
-            f"config; {REMEDY}"
+            "config",
+            cure=REMEDY,
         )
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
@@ -188,7 +189,7 @@ def read_state(directory: Path) -> RunState:
         return RunState(**content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         check_readable(error, str(directory / STATE))
-        raise CorruptError(f"{directory}: {STATE} is missing or damaged; {REMEDY}") from None
+        raise CorruptError(f"{directory}: {STATE} is missing or damaged", cure=REMEDY) from None
 
 
 def check_resumable(state: RunState, *, config: Mapping[str, Any], store_digest: str) -> None:

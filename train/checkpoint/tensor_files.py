@@ -60,12 +60,12 @@ class SavedTensors(Mapping[str, Tensor]):
                 file: Any = safe_open(path, framework="pt")
             except (OSError, SafetensorError) as error:
                 check_readable(error, str(path))
-                raise CorruptError(f"{path}: not a safetensors file; {REMEDY}") from None
+                raise CorruptError(f"{path}: not a safetensors file", cure=REMEDY) from None
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._files:
-            raise CorruptError(f"{self._directory}: tensor {name} is missing; {REMEDY}")
+            raise CorruptError(f"{self._directory}: tensor {name} is missing", cure=REMEDY)
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 

@@ -29,7 +29,7 @@ from caskd.train.data.span_batches import (
     span_examples,
     span_fields,
 )
-from caskd.train.data.spans import Spans, Vocabulary, align_tokens
+from caskd.train.data.spans import Spans, align_tokens
 from caskd.train.data.store_mix import StoreMix, many_epochs
 from caskd.train.data.student_mask import (
     StudentMask,
@@ -66,7 +66,6 @@ __all__ = [
     "StoreMix",
     "StudentMask",
     "StudentTokens",
-    "Vocabulary",
     "WeighedRows",
     "accumulation_steps",
     "align_tokens",

@@ -183,5 +183,6 @@ def read_mask(out: Path, store: StoreMix, made_from: dict[str, Any]) -> StudentM
 def _strange(out: Path, problem: str) -> CorruptError:
     return CorruptError(
         f"--mask: {out / MASK_FILE} and {BITS_FILE}: {problem}; expected the mask with which the "
-        "run was started; restore both files, or train again with a new --out"
+        "run was started",
+        cure="restore both files, or train again with a new --out",
     )

@@ -1,6 +1,6 @@
 """Delegation in training: which rows teach the CALL token, its loss, and its column."""
 
-from caskd.train.delegation.call_column import add_call_column, add_call_token, share_keeper
+from caskd.train.delegation.call_column import add_call_column, add_call_token, delegation_share
 from caskd.train.delegation.call_loss import CallTerms, Delegation, call_terms
 from caskd.train.delegation.choice import (
     CELLS,
@@ -11,7 +11,7 @@ from caskd.train.delegation.choice import (
     chosen_rows,
     threshold_for,
 )
-from caskd.train.delegation.history import ShareKeeper
+from caskd.train.delegation.history import DelegationShare
 from caskd.train.delegation.marks import Marks, read_marks
 from caskd.train.delegation.row_source import DelegateReader, delegate_fields
 
@@ -22,8 +22,8 @@ __all__ = [
     "DelegateReader",
     "DelegateRows",
     "Delegation",
+    "DelegationShare",
     "Marks",
-    "ShareKeeper",
     "Threshold",
     "add_call_column",
     "add_call_token",
@@ -31,7 +31,7 @@ __all__ = [
     "cells_of",
     "chosen_rows",
     "delegate_fields",
+    "delegation_share",
     "read_marks",
-    "share_keeper",
     "threshold_for",
 ]

@@ -13,19 +13,19 @@ from caskd.store import StoreSpec, TeacherStore
 from caskd.store.corpus import vocab_size
 from caskd.store.errors import UsageError
 from caskd.train.config import TrainConfig
-from caskd.train.delegation.history import ShareKeeper
+from caskd.train.delegation.history import DelegationShare
 from caskd.train.delegation.marks import read_marks
 from caskd.train.objectives import DELEGATE_SHARE, FACTS, LEARNS_TO_DEFER, DelegateRule
 
 
-def share_keeper(
+def delegation_share(
     config: TrainConfig,
     stores: Sequence[TeacherStore],
     tokenizer: Any,
     *,
     one_vocabulary: bool,
     saved: Mapping[str, Any] | None,
-) -> ShareKeeper | None:
+) -> DelegationShare | None:
     """The share of delegated rows of a run, and the CALL token in the tokenizer.
 
     Args:
@@ -65,7 +65,7 @@ def share_keeper(
         marks = read_marks(stores, config.data)
     share = config.delegate_share or DELEGATE_SHARE
     column = add_call_token(tokenizer, config.student)
-    return ShareKeeper(rule, None if rule in LEARNS_TO_DEFER else share, column, saved, marks)
+    return DelegationShare(rule, None if rule in LEARNS_TO_DEFER else share, column, saved, marks)
 
 
 def _check_fields(rule: DelegateRule, name: str, spec: StoreSpec) -> None:

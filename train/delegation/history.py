@@ -31,7 +31,7 @@ def history_decay(num_rows: float) -> float:
     return min(HISTORY_DECAY, max(0.0, 1.0 - num_rows / ENOUGH_ROWS))
 
 
-class ShareKeeper:
+class DelegationShare:
     """Counts of the scores of all earlier steps, reduced over ranks; part of a checkpoint.
 
     Every rank adds the same reduced counts, so that all have the same threshold.
@@ -77,7 +77,8 @@ class ShareKeeper:
             except (AttributeError, KeyError, TypeError, ValueError, IndexError):
                 raise CorruptError(
                     "state.json: its counts of delegation scores are damaged; expected cells and "
-                    "num_rows; resume from an earlier checkpoint"
+                    "num_rows",
+                    cure="resume from an earlier checkpoint",
                 ) from None
             self._check_marks(found)
 

@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from caskd.store.io import tell
 from caskd.train.config import OptimizerName
 from caskd.train.data import MicroBatch
-from caskd.train.engine.copies import on_device
 from caskd.train.engine.deepspeed_check import (
     CPU_ATTRIBUTES,
     MODULE_ATTRIBUTES,
@@ -38,6 +37,7 @@ from caskd.train.engine.deepspeed_check import (
     check_attributes,
     engine_attributes,
 )
+from caskd.train.engine.device_transfer import on_device
 from caskd.train.engine.engine_state import EngineState
 from caskd.train.engine.optimizers import make_optimizer
 

@@ -189,7 +189,7 @@ def _own_rule(given: str | Objective, objective: Objective, keep: Tensor | None)
     """The mask rule that the loss applies; `all` where the caller passes the mask."""
     if keep is not None:
         return "all"
-    if objective.rule == "random":
+    if objective.rule == "given":
         raise UsageError(
             f"objective {given!r}: keep is None; expected a mask; pass the mask, [N] bool, or "
             "choose an objective that computes its own"

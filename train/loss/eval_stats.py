@@ -46,7 +46,7 @@ def row_stats(
     Args:
         hidden: [N, H].
         rows: with the teacher's distribution.
-        rule: of the mask in column `kept`. For `random` the column is nan: that mask is defined for
+        rule: of the mask in column `kept`. For `given` the column is nan: that mask is defined for
             training steps only.
         call_column: of the head, which is outside its softmax; None if it has none.
     """
@@ -80,7 +80,7 @@ def _tile_stats(
         distilled, teacher_argmax = targets.present.to(kl.dtype), rows.teacher.argmax
     is_kept = (
         torch.full_like(nll, torch.nan)
-        if rule == "random"
+        if rule == "given"
         else keep_mask(argmax, teacher_argmax, rows.labels, rule)
     )
     correct = argmax == rows.labels

@@ -102,7 +102,7 @@ class StudentWithLoss(nn.Module):
             whole_head = Head(weight, bias, softcap, scale)
             rows = LossRows(batch.labels, batch.teacher, None)
             # A mask over spans is no property of a row.
-            rule = objective.rule if batch.spans is None else "random"
+            rule = objective.rule if batch.spans is None else "given"
             delegation = self.options.delegation
             column = None if delegation is None else delegation.column
             return row_stats(hidden, whole_head, rows, rule, column)

@@ -48,6 +48,7 @@ from caskd.train.run.validation import best_step_of
 
 PROBE_TOKENS = 16
 RELOAD_TOLERANCE = 1e-5
+_CURE = "export with the version of transformers that trained the run"
 """Largest difference of a logit after a reload, relative to the largest logit."""
 MERGE_TOLERANCE = 1e-4
 """Largest change of a logit when adapters are merged in float32, relative to the largest logit."""
@@ -263,7 +264,8 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
             raise CorruptError(
                 f"{directory}: {len(changed)} weights of the reloaded model differ from the "
                 f"checkpoint's, the first {changed[0]}; expected equal ones; nothing was written: "
-                f"transformers changes weights of {type(model).__name__} when it opens them"
+                f"transformers changes weights of {type(model).__name__} when it opens them",
+                cure=_CURE,
             )
     ours, again = probe_logits(model), probe_logits(reloaded)
     difference = float((ours - again).abs().max())
@@ -272,7 +274,8 @@ def check_reload(model: Any, directory: Path, base: str | None = None) -> None:
     if difference > allowed:
         raise CorruptError(
             f"{directory}: the exported model's logits differ from the checkpoint's by "
-            f"{difference:.3g}; expected at most {allowed:.3g}; nothing was written"
+            f"{difference:.3g}; expected at most {allowed:.3g}; nothing was written",
+            cure=_CURE,
         )
 
 

@@ -39,16 +39,23 @@ class InitialWeights:
 
     Attributes:
         checkpoint: its directory.
-        recorded: how the new run's files name it: run, step and digest of the weights, no path.
+        name: run and step, no path.
+        digest: of the weights.
     """
 
     checkpoint: Path
-    recorded: str
+    name: str
+    digest: str
+
+    @property
+    def recorded(self) -> str:
+        """How the new run's files name it."""
+        return f"{self.name} sha256:{self.digest}"
 
     @property
     def shown(self) -> str:
         """The recorded name with the first digits of the digest."""
-        return self.recorded[:-52]
+        return f"{self.name} sha256:{self.digest[:12]}"
 
 
 def initial_weights(config: TrainConfig) -> InitialWeights | None:
@@ -112,7 +119,7 @@ def _verified(checkpoint: Path) -> InitialWeights:
         verify(checkpoint, only=(f"{WEIGHTS}/",))
     run = checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else checkpoint
     name = f"{run.resolve().name} step {step_of(checkpoint)}"
-    return InitialWeights(checkpoint, f"{name} sha256:{_digest(checkpoint)}")
+    return InitialWeights(checkpoint, name, _digest(checkpoint))
 
 
 def _check_student(config: TrainConfig, checkpoint: Path) -> None:

@@ -208,10 +208,10 @@ def train_step(
         knows_topk=plan.tokens is None and plan.tail != "none",
     )
     metrics: dict[str, Any] = {"step": batch.step + 1, **averages}
-    if plan.keeper is not None:
+    if plan.delegated is not None:
         num, loss, outside, *cells = totals[len(SUM_NAMES) :]
-        metrics |= delegation_metrics(named, num, loss, outside, plan.keeper.rule)
-        plan.keeper.add(cells, named["num_rows"], num)
+        metrics |= delegation_metrics(named, num, loss, outside, plan.delegated.rule)
+        plan.delegated.add(cells, named["num_rows"], num)
     if config.confidence is not None:
         metrics |= confidence_metrics(named)
     metrics["loss"] = finite_or_none(averages["loss"] or 0.0)

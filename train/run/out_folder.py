@@ -110,8 +110,8 @@ def checkpoint_to_resume(out: Path) -> Path | None:
         if last is not None:
             raise CorruptError(
                 f"{checkpoint_path(out, last)}: was completed, but it or its COMPLETE record is "
-                "missing, and no other checkpoint is complete; restore it, or train again with a "
-                "new --out"
+                "missing, and no other checkpoint is complete",
+                cure="restore it, or train again with a new --out",
             ) from None
         if recorded_run(out) is None:
             raise
@@ -195,6 +195,6 @@ def _last_save(out: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         check_readable(error, str(out / LAST_SAVE))
         raise CorruptError(
-            f"{out / LAST_SAVE}: cannot be read as the record of the newest checkpoint; remove it "
-            f"if {CHECKPOINTS}/ holds a complete checkpoint"
+            f"{out / LAST_SAVE}: cannot be read as the record of the newest checkpoint",
+            cure=f"remove it if {CHECKPOINTS}/ holds a complete checkpoint",
         ) from None

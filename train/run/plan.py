@@ -26,7 +26,7 @@ from caskd.train.data import (
     read_fractions,
     shares,
 )
-from caskd.train.delegation import ShareKeeper, share_keeper
+from caskd.train.delegation import DelegationShare, delegation_share
 from caskd.train.engine import Settings, engine_settings
 from caskd.train.mask_options import masked_by_student
 from caskd.train.model import (
@@ -81,7 +81,7 @@ class RunPlan:
         done: position and identity of that checkpoint.
         initial: weights of another run to start with.
         reference: weights of the run of --reference.
-        keeper: share of delegated rows; None without --delegate.
+        delegated: share of delegated rows; None without --delegate.
         row_weights: the caller's rule of row weights; None without one.
     """
 
@@ -104,7 +104,7 @@ class RunPlan:
     done: RunState | None
     initial: InitialWeights | None
     reference: InitialWeights | None
-    keeper: ShareKeeper | None
+    delegated: DelegationShare | None
     row_weights: RowWeights | None
 
     @property
@@ -165,7 +165,7 @@ class RunPlan:
             teacher=self.store.teacher,
             config=self.options,
             text=None if self.text is None else self.text.to_json(),
-            delegation=None if self.keeper is None else self.keeper.to_json(),
+            delegation=None if self.delegated is None else self.delegated.to_json(),
         )
 
     def summary(self) -> Iterator[str]:
@@ -177,7 +177,8 @@ class RunPlan:
             f"in {counted(order.num_blocks, 'shard')}"
         )
         tail = "" if self.tokens is not None else f", tail {self.tail}"
-        rule = config.mask or self.objective.rule
+        own = "random" if self.objective.needs_keep else self.objective.rule
+        rule = config.mask or own
         yield (
             f"objective    {config.objective}: mask {rule}, label weight {self.objective.w:g}{tail}"
         )
@@ -187,11 +188,11 @@ class RunPlan:
                 f"mask         keeps {kept.mean():.1%} of the rows at random, {kept.min():.1%} to "
                 f"{kept.max():.1%} per step (fractions {self.mask.digest[:12]})"
             )
-        if self.keeper is not None:
-            share = "" if self.keeper.share is None else f", {self.keeper.share:.1%} of the rows"
-            marks = self.keeper.marks
+        if (call := self.delegated) is not None:
+            share = "" if call.share is None else f", {call.share:.1%} of the rows"
+            marks = call.marks
             share += "" if marks is None else f", of {marks.share:.1%} marked"
-            yield f"delegation   {self.keeper.rule}{share}, CALL is id {self.keeper.column:,}"
+            yield f"delegation   {call.rule}{share}, CALL is id {call.column:,}"
         if (term := config.confidence_term) is not None:
             yield f"confidence   {term.rule}, weight {term.weight:g}"
         if self.row_weights is not None:
@@ -325,7 +326,7 @@ def plan_run(config: TrainConfig, row_weights: RowWeights | None = None) -> RunP
         done=done,
         initial=initial,
         reference=reference,
-        keeper=share_keeper(  # adds the CALL token, after `text`
+        delegated=delegation_share(  # adds the CALL token, after `text`
             config,
             store.stores,
             tokenizer,

@@ -60,8 +60,8 @@ def start_engine(plan: RunPlan, ranks: Ranks) -> TrainEngine:
     # Each rank has its own seed, also a rank that joins when a run is resumed.
     seed_everything(config.seed + ranks.rank + (plan.first_step << 20))
     model = load_student(config.student, plan.vocab_size)
-    if plan.keeper is not None:
-        add_call_column(model, plan.keeper.column, config.student)
+    if plan.delegated is not None:
+        add_call_column(model, plan.delegated.column, config.student)
     if plan.lora is not None:
         add_adapters(model, plan.lora, config.student)
     if plan.checkpoint is not None:
@@ -178,9 +178,9 @@ def batch_reader(
         return SpanReader(tokens=plan.tokens, row_fields=span_fields(widest), **common)
     kind, names = plan.store.spec.kind, fields_to_read(widest, plan.store.spec.kind)
     delegate = None
-    if plan.keeper is not None:
-        delegate = DelegateReader(plan.keeper.rule, config.seed, plan.keeper.marks)
-        names = tuple(dict.fromkeys((*names, *delegate_fields(plan.keeper.rule, kind))))
+    if plan.delegated is not None:
+        delegate = DelegateReader(plan.delegated.rule, config.seed, plan.delegated.marks)
+        names = tuple(dict.fromkeys((*names, *delegate_fields(plan.delegated.rule, kind))))
     if plan.row_weights is not None:
         names = tuple(dict.fromkeys((*names, *plan.row_weights.fields)))
     return BatchReader(row_fields=names, delegate=delegate, row_weights=plan.row_weights, **common)
@@ -205,7 +205,7 @@ def objective_of(plan: RunPlan, step: int) -> Objective:
 
 def loss_options(plan: RunPlan, step: int) -> LossOptions:
     """Options of the loss in one step."""
-    delegation = None if plan.keeper is None else plan.keeper.now()
+    delegation = None if plan.delegated is None else plan.delegated.now()
     confidence = plan.config.confidence_term
     return LossOptions(
         objective_of(plan, step), plan.tail, delegation, confidence, plan.row_weights

@@ -29,6 +29,8 @@ class EchoConfig:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise UsageError(f"--num-steps {self.num_steps}: expected 1 or more; pass more")
+        if self.quick and self.level == 1:
+            raise UsageError("--quick: was given with --level 1; expected one; omit the other")
 
 
 received: list[EchoConfig] = []
@@ -138,6 +140,20 @@ def test_an_error_about_a_flag_does_not_blame_the_file(
 ) -> None:
     assert run("[echo]\nnum_steps = 5", "r", "--num-steps", "0") == 2
     assert "c.toml" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "blamed"),
+    [
+        ("[echo]\nlevel = 1", ("--quick",), True),  # the message begins with the other flag
+        ("[echo]\nnote = 'x'", ("--quick", "--level=1"), False),
+    ],
+)
+def test_an_error_about_two_flags_blames_the_file_for_its_own(
+    run: Callable[..., int], capsys: pytest.CaptureFixture[str], text, words, blamed
+) -> None:
+    assert run(text, "r", *words) == 2
+    assert ("c.toml [echo]: --quick" in capsys.readouterr().err) == blamed
 
 
 @pytest.mark.parametrize("words", [["--config"], ["--config", "--out"], ["--config="]])

@@ -149,3 +149,8 @@ def test_completion_and_help_import_no_torch():
     code = "import sys; from caskd.cli.main import main; main(['completion', 'bash'])"
     code += "; assert not {'torch', 'transformers', 'deepspeed'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_each_section_of_train_is_one_run_of_fields():
+    titles = list(SECTIONS["train"].values())
+    assert len(titles) == len(set(titles))

@@ -1,5 +1,7 @@
 """A damaged or refused store: the line ends with what to do."""
 
+import pickle
+
 import pytest
 from helpers import stores
 
@@ -20,10 +22,19 @@ def test_a_line_without_a_step_gets_that_of_its_kind(error, step):
 
 
 def test_a_line_with_a_step_stays():
-    for error in (CorruptError("a: arrived damaged. Remove it"), UsageError("--x 1: expected 2")):
-        assert error_line(error) == str(error)
-    own = CorruptError("a: is missing; restore it")
-    assert error_line(own) == str(own)
+    assert error_line(UsageError("--x 1: expected 2")) == "--x 1: expected 2"
+    own = CorruptError("a: is missing", cure="restore it")
+    assert error_line(own) == str(own) == "a: is missing; restore it"
+
+
+@pytest.mark.parametrize("name", ["teacher, use A/seal.json", "a: train/seal.json", "a; run b"])
+def test_words_of_a_name_are_no_step(name):
+    assert "caskd store verify" in error_line(CorruptError(f"{name}: not a seal"))
+
+
+def test_an_error_keeps_its_step_between_processes():
+    error = pickle.loads(pickle.dumps(CorruptError("a: is missing", cure="restore it")))
+    assert error_line(error) == "a: is missing; restore it"
 
 
 def test_the_command_line_shows_it(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def test_the_values_follow_the_survey():
     assert plan["on-duplicate"] == "skip"
     assert plan["prompt-column"] == "question"
     assert "on-bad-chat" not in plan
-    assert train["objective"] == "cat-dist"
+    assert train["objective"] == "cat-xent"
     assert train["steps"] == 30  # 3 passes over 320 examples, 32 a step
     assert train["micro-batch-size"] == 8  # of 300 tokens, 4,096 a forward
     assert "teacher-tokenizer" not in train
@@ -73,9 +74,19 @@ def test_the_values_follow_the_survey():
 
 def test_a_student_with_other_tokens_gets_an_objective_for_it():
     train = parsed(replace(PROJECT, shares_vocabulary=False), survey())["train"]
-    assert train["objective"] == "cat-alm"
+    assert train["objective"] == "xent"
     assert train["teacher-tokenizer"] == PROJECT.teacher
     assert train["data"] == ["train.jsonl"]
+
+
+@pytest.mark.parametrize("shares_vocabulary", [True, False])
+def test_the_objective_is_the_one_that_the_page_of_starting_values_begins_with(shares_vocabulary):
+    train = parsed(replace(PROJECT, shares_vocabulary=shares_vocabulary), survey())["train"]
+    page = (Path(__file__).resolve().parents[3] / "docs/starting-values.md").read_text()
+    for_others = [line for line in page.splitlines() if "another tokenizer" in line]
+    rows = [line for line in page.splitlines() if line.startswith("| `--objective`")]
+    (row,) = rows if shares_vocabulary else for_others
+    assert row.split("|")[2].strip().startswith(f"`{train['objective']}`")
 
 
 @pytest.mark.parametrize(

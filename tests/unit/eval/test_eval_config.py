@@ -7,7 +7,6 @@ from caskd.eval import config
 from caskd.eval.metrics.metrics import METRICS
 from caskd.eval.rules import ROUTERS
 from caskd.eval.rules.fixed import DEFAULT_RULES, QUANTILE, RULES
-from caskd.eval.rules.scoring import _candidates
 
 
 def words_of_help(name: str, field: str) -> set[str]:
@@ -40,7 +39,6 @@ def test_the_help_of_task_metric_names_every_metric() -> None:
 def test_every_rule_is_computed_by_default() -> None:
     assert {*RULES, "quantile-0.4"} == set(DEFAULT_RULES)
     assert DEFAULT_RULES[0] == "average"
-    assert _candidates(can_fit=True) == [*DEFAULT_RULES, *ROUTERS]
 
 
 def test_only_p_ik_alone_has_a_confidence() -> None:

@@ -196,14 +196,14 @@ def test_an_empty_think_block_is_context_unless_asked_for(tokenizer):
 
 def test_template_arguments_reach_the_template(tokenizer):
     template = "{{ greeting }}" + TEMPLATES["chatml"]
-    chosen = given_chat_options(None, '{"greeting": "It is"}', False)
+    chosen = given_chat_options(arguments='{"greeting": "It is"}')
     record = {"messages": chat("What", "so")}
     assert tokenize(tokenizer, record, template, **chosen)[1].startswith("It is<")
     for wrong in ("x", "[]", '{"tools": []}'):
         with pytest.raises(UsageError, match="--template-arguments"):
-            given_chat_options(None, wrong, False)
+            given_chat_options(arguments=wrong)
     with pytest.raises(UsageError, match="--chat-template /none"):
-        given_chat_options("/none", None, False)
+        given_chat_options("/none")
 
 
 def test_an_assistant_that_starts_and_a_template_that_needs_a_query(tokenizer):

@@ -8,7 +8,7 @@ import torch
 from helpers.waits import no_waits
 
 from caskd.train.data import MicroBatch
-from caskd.train.engine import copies
+from caskd.train.engine import device_transfer
 from caskd.train.loss import TeacherRows
 
 
@@ -43,8 +43,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
     side, main = Stream("side", seen), Stream("main", seen)
     fake = SimpleNamespace(stream=lambda stream: stream, current_stream=lambda _: main)
-    monkeypatch.setattr(copies, "torch", SimpleNamespace(cuda=fake))
-    monkeypatch.setattr(copies, "copy_stream", lambda device: side)
+    monkeypatch.setattr(device_transfer, "torch", SimpleNamespace(cuda=fake))
+    monkeypatch.setattr(device_transfer, "copy_stream", lambda device: side)
     monkeypatch.setattr(MicroBatch, "to", lambda self, device: self)
     recorded = lambda tensor, stream: seen.append(f"kept for {stream.name}")  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "record_stream", recorded, raising=False)
@@ -53,7 +53,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_the_next_copy_begins_before_a_batch_is_computed(seen: list[Any]) -> None:
     with no_waits():
-        for number, _ in enumerate(copies.on_device(map(batch, range(3)), torch.device("cuda"))):
+        for number, _ in enumerate(
+            device_transfer.on_device(map(batch, range(3)), torch.device("cuda"))
+        ):
             seen.append(f"compute {number}")
     orders = [line for line in seen if line.startswith(("copy", "compute", "main"))]
     assert orders == [
@@ -68,7 +70,7 @@ def test_the_next_copy_begins_before_a_batch_is_computed(seen: list[Any]) -> Non
 
 
 def test_every_tensor_is_kept_for_the_computing_stream(seen: list[Any]) -> None:
-    list(copies.on_device([batch(0)], torch.device("cuda")))
+    list(device_transfer.on_device([batch(0)], torch.device("cuda")))
     assert seen.count("kept for main") == 4  # ids, index, labels, and the teacher's argmax
     assert "kept for side" not in seen
 
@@ -77,6 +79,6 @@ def test_every_tensor_is_kept_for_the_computing_stream(seen: list[Any]) -> None:
 def test_order_and_values_are_those_of_the_batches(seen: list[Any], num: int) -> None:
     given = [batch(number) for number in range(num)]
     for device in ("cuda", "cpu"):
-        got = list(copies.on_device(iter(given), torch.device(device)))
+        got = list(device_transfer.on_device(iter(given), torch.device(device)))
         assert len(got) == num
         assert all(one is other for one, other in zip(got, given, strict=True))

@@ -52,7 +52,7 @@ def test_each_statistic_is_its_definition() -> None:
     assert torch.equal(found["correct"].bool(), correct)
     assert rows.teacher is not None
     assert torch.equal(found["kept"].bool(), correct | (rows.teacher.argmax == rows.labels))
-    unasked = row_stats(hidden, head, rows, "random")[:, ROW_STATS.index("kept")]
+    unasked = row_stats(hidden, head, rows, "given")[:, ROW_STATS.index("kept")]
     assert bool(unasked.isnan().all())
     assert found["distilled"].tolist() == [0.0, *[1.0] * (N - 1)]
     for row in range(1, N):

@@ -1,11 +1,17 @@
 """Sums become averages, and the file has each step once."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from caskd.train.metrics import MetricsFile, confidence_metrics, step_metrics
+from caskd.train.data.student_tokens import LeftOut
+from caskd.train.loss.eval_stats import EvalMetrics
+from caskd.train.metrics import MetricsFile, confidence_metrics, delegation_metrics, step_metrics
+
+ROOT = Path(__file__).resolve().parents[3]
 
 SUMS = {
     "loss": 6.0,
@@ -66,3 +72,17 @@ def test_a_line_is_valid_json_or_it_is_not_written(tmp_path: Path) -> None:
     with MetricsFile(path, 0) as file, pytest.raises(ValueError, match="JSON"):
         file.write({"step": 1, "loss": float("nan")})
     assert path.read_text() == ""
+
+
+def test_the_page_of_metrics_has_every_key() -> None:
+    delegation = delegation_metrics(SUMS, 1.0, 1.0, 1.0, "unacceptable")
+    keys = {*step_metrics(SUMS), *confidence_metrics(SUMS), *delegation}
+    keys |= {field.name for field in fields(EvalMetrics)} | {reason.value for reason in LeftOut}
+    # What the loop, the log and the readers of spans add.
+    for module in ("run/loop", "run/run_log", "run/validation", "data/span_batches"):
+        source = (ROOT / "train" / f"{module}.py").read_text()
+        keys.update(re.findall(r'metrics\["(\w+)"\]', source))
+        keys.update(re.findall(r'"(\w*(?:seconds|per_second|mapped\w+))":', source))
+    assert {"stopped", "lr", "nats_per_byte", "data_seconds", "mapped_mass"} <= keys
+    page = (ROOT / "docs/metrics.md").read_text()
+    assert not [key for key in keys | {"step", "tasks"} if f"`{key}`" not in page]

@@ -31,7 +31,11 @@ REQUIRED = {"store": "s", "student": "m", "out": Path("o"), "steps": 3}
         ({"lr": 0.0}, r"--lr\b.* 0\.0\b.*expected more than 0"),
         ({"lr": -1e-3}, r"--lr\b.* -0\.001\b.*expected more than 0"),
         ({"lora_rank": 4, "lora_alpha": 0.0}, r"--lora-alpha\b.* 0\.0\b.*expected more than 0"),
-        ({"mask_from_step": 3}, r"--mask-from-step is 3, but --steps is 3"),
+        ({"mask_from_step": 3}, r"--mask-from-step 3.*--steps 3.*cat-dist"),
+        (
+            {"mask": "reachable", "objective": "xent", "mask_from_step": 3},
+            r"--mask-from-step 3.*--steps 3.*--mask reachable",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused(option: dict[str, Any], message: str) -> None:

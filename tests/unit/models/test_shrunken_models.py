@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from caskd.cli.main import main
-from caskd.models.small_copies import _copies, check_class
+from caskd.models.shrunken_models import _copies, check_class
 from caskd.precompute import precompute
 from caskd.store.errors import UsageError
 
