@@ -174,7 +174,8 @@ def _draws(
     if positions.size and int(positions.max()) >= vocab_size:
         raise CorruptError(
             f"sampled_place_steps lead to {int(positions.max()):,}; expected at most "
-            f"{vocab_size - 1:,}; run caskd store verify"
+            f"{vocab_size - 1:,}",
+            cure="run caskd store verify",
         )
     starts = stored["sampled_id_order"].astype(np.int64)[:, None] * vocab_size
     ids = id_orders.reshape(-1).take(positions + starts)
