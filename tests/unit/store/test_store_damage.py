@@ -202,7 +202,7 @@ def test_a_row_that_lies_is_found_by_full_verification(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "reads version 1"),
+        ({"format_version": 3}, "reads version 1 and 2"),
         ({"format": "other"}, "expected 'caskd-store'"),
         ({"geometry": {}}, "not a valid store.json"),
         ({"identity": []}, "not a valid store.json"),
