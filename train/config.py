@@ -281,7 +281,8 @@ def _check_together(config: TrainConfig) -> None:
         ),
         (
             config.match != MATCHES[0] and not OBJECTIVES[config.objective].matches_spans,
-            given_without(f"--match {config.match}", "--objective alm or cat-alm"),
+            f"--match {config.match}: --objective is {config.objective}; expected alm or cat-alm; "
+            "pass one of them, or omit --match",
         ),
         (
             config.lora_rank is None and config.lora_alpha is not None,

@@ -265,7 +265,7 @@ def test_an_unknown_treatment_of_logits_is_noticed(root, store):
         ),
         (["--next-token", "nowhere", "--student", "S"], "nowhere: no store.json"),
         (["--small", "x.parquet"], "pass --large FILE"),
-        (["--small", "x", "--large", "y", "--student", "S"], "pass --next-token STORE"),
+        (["--small", "x", "--large", "y", "--student", "S"], "add --next-token STORE"),
     ],
 )
 def test_mistakes_of_users(root, tmp_path, capsys, words, message):

@@ -84,7 +84,7 @@ def test_answers_are_a_corpus_of_which_unfinished_ones_are_left_out(
     for number, record in enumerate(found):
         ids = opened.read([number]).token_ids
         assert not len(ids) or (ids[-1] == end) == record["finished"]
-    assert opened.spec.format_version == 1
+    assert opened.spec.format_version == 2
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def expected(case, rule, objective, *, softcap, weights, shift=0, sign=1):
     mine, theirs = logp.argmax(1) == case.labels, case.teacher.argmax == case.labels
     keep = {
         "all": torch.ones_like(mine), "either": mine | theirs, "student": mine, "teacher": theirs,
-        "random": keep_of(case, objective),
+        "given": keep_of(case, objective),
     }[OBJECTIVES[objective].rule]  # fmt: skip
     w = OBJECTIVES[objective].w
     unsure = ~mine & theirs if rule == "cascade-gatekeeper" else ~mine

@@ -28,7 +28,7 @@ FOLDERS = ("cli", "eval", "models", "precompute", "store", "train", "src", "test
            "examples", "docs")  # fmt: skip
 OTHER_TOOLS = {
     "--help", "--json", "--version", "--nproc-per-node", "--notes", "--dist", "--check", "--text",
-    "--teacher-dir", "--local_rank", "--config", "--no-",
+    "--teacher-dir", "--local_rank", "--generation-config", "--config", "--no-",
     # scripts of this repository
     "--toy", "--list", "--scale",
     # containers and clusters

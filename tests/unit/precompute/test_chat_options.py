@@ -318,9 +318,9 @@ def test_a_store_with_refused_conversations_is_format_2(config_of, tmp_path, cap
     assert np.isfinite(store.read([0, 1, 2]).column("logsumexp")).all()
 
 
-def test_every_other_store_is_format_1(config_of, tmp_path):
+def test_every_other_exact_store_is_format_1(config_of, tmp_path):
     data = write_jsonl(tmp_path / "good.jsonl", [{"messages": chat("a", "b")}])
-    precompute(config_of(data=(str(data),)))
+    precompute(config_of(data=(str(data),), encoding="exact"))
     content = json.loads((tmp_path / "store" / "store.json").read_text())
     assert content["format_version"] == 1
     assert "optional_arrays" not in content
