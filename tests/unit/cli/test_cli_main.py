@@ -67,7 +67,11 @@ def test_an_integer_is_the_exit_code(run: Callable[..., int], value: object, cod
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsageError("got a"), 2), (CorruptError("got a", cure="run b"), 1), (IdentityError("got a"), 3)],
+    [
+        (UsageError("got a"), 2),
+        (CorruptError("got a", cure="run b"), 1),
+        (IdentityError("got a"), 3),
+    ],
 )
 def test_a_users_mistake_is_one_line(
     run: Callable[..., int], capsys: pytest.CaptureFixture[str], error: Exception, code: int
