@@ -272,7 +272,9 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results" / "token_cascades"
     parser.add_argument("--tables", type=Path, default=results)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "token-cascades.md")
-    parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "pictures" / "token-cascades.svg")
+    parser.add_argument(
+        "--figure", type=Path, default=ROOT / "docs" / "pictures" / "token-cascades.svg"
+    )
     args = parser.parse_args()
     pools = {pool: found for pool in ARMS if (found := measure(args.work, pool))}
     if not pools:

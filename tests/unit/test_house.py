@@ -335,6 +335,7 @@ def openings(path: Path) -> list[ast.Call]:
 def test_only_models_opens_checkpoints() -> None:
     users = {path for path in files(*ROOMS, "benchmarks") if openings(path)}
     assert {path.relative_to(ROOT).as_posix() for path in users} == {
+        "benchmarks/gguf_teacher.py",  # unpacks a GGUF file, which caskd does not open
         "models/opening/configs.py",
         "models/opening/weights.py",
     }
