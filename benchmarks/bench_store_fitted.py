@@ -179,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stores", nargs="+", help="sealed stores with encoding exact")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--table", default="store_fitted", help="name of the table in results/")
     parser.add_argument("--notes", default="", help="text of the notes column, e.g. shared machine")
     args = parser.parse_args()
     rows = read_rows(args.stores)
@@ -195,7 +196,7 @@ def main() -> None:
     for row in table:
         print({name: value for name, value in row.items() if value is not None})
     columns = {"vocab_size": len(rows.vocab), "k": rows.fields["topk_ids"].shape[1]}
-    write_table("store_fitted", table, columns | {"rounds": args.rounds} | setting(args.notes))
+    write_table(args.table, table, columns | {"rounds": args.rounds} | setting(args.notes))
 
 
 if __name__ == "__main__":
