@@ -326,9 +326,7 @@ def openings(path: Path) -> list[ast.Call]:
     # A quantiser is chosen by a config; it opens nothing.
     named = [node for node in named if "Quantizer" not in ast.unparse(node.value)]
     calls = [node for node in nodes if isinstance(node, ast.Call) and node.func in named]
-    assert len(calls) == len(named), (
-        f"{path.relative_to(ROOT)}: an opening is passed on, not called"
-    )
+    assert len(calls) == len(named), f"{path}: an opening is passed on, not called"
     return calls
 
 
