@@ -1,6 +1,13 @@
 """How the cells of rows become small numbers: lists and orders of ids, octaves of ranks, codes."""
 
-from caskd.store.cells.draws import draw_cells, from_cells, packed_draws, to_cells
+from caskd.store.cells.draws import (
+    draw_cells,
+    from_cells,
+    packed_draws,
+    places_of_steps,
+    put_behind_head,
+    to_cells,
+)
 from caskd.store.cells.id_lists import (
     IdLists,
     ListPlaces,
@@ -15,6 +22,7 @@ from caskd.store.cells.log_probabilities import (
     MAX_CODE,
     log_probability_codes,
     log_probability_table,
+    logits_of_codes,
     rounded_mass,
     sum_of_steps,
 )
@@ -37,9 +45,12 @@ __all__ = [
     "kept_cells",
     "log_probability_codes",
     "log_probability_table",
+    "logits_of_codes",
     "num_places",
     "octaves",
     "packed_draws",
+    "places_of_steps",
+    "put_behind_head",
     "rounded_mass",
     "run_sums",
     "sum_of_steps",

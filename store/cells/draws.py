@@ -65,3 +65,18 @@ def from_cells(packed: Array, cells: npt.NDArray[np.bool_], dtype: npt.DTypeLike
     values = np.zeros(packed.shape, dtype)
     values[cells] = packed.reshape(-1)[: np.count_nonzero(cells)]
     return values
+
+
+def places_of_steps(steps: Array, cells: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Places [N, k] of drawn cells from `packed_draws`' steps; padding is 0."""
+    places = np.cumsum(from_cells(steps, cells, np.int64), axis=1)
+    places[~cells] = 0
+    return places
+
+
+def put_behind_head(drawn: Array, num_head: Array, num_kept: Array, out: Array) -> None:
+    """Drawn cells [N, k] of rows into `out` [N, k], behind each row's head; 0 elsewhere."""
+    k = out.shape[1]
+    out[:] = 0
+    behind = kept_cells(num_kept, k) & ~kept_cells(num_head, k)
+    out[behind] = drawn[kept_cells(num_kept - num_head, k)]

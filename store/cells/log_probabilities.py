@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from caskd.store.cells.id_orders import blank
 from caskd.store.errors import CorruptError
 
 Array = npt.NDArray[Any]
@@ -83,3 +84,21 @@ def sum_of_steps(steps: Array, out: Array, name: str) -> None:
     fell = bool((out[1:] < out[:-1]).any())
     if out.size and (fell or int(out[-1].max()) > MAX_CODE):
         raise CorruptError(f"{name} lead beyond {MAX_CODE:,}", cure="run caskd store verify")
+
+
+def logits_of_codes(
+    codes: Array, table: npt.NDArray[np.float32], num_kept: Array, logsumexp: Array, out: Array
+) -> None:
+    """Logits [N, k] into `out`; padding is -inf.
+
+    Args:
+        codes: [k, N].
+        table: `log_probability_table`.
+        num_kept: [N].
+        logsumexp: [N].
+        out: float32 [N, k], overwritten.
+    """
+    # Contiguous indices of numpy's own index type: take() would convert others more slowly.
+    table.take(codes.T.astype(np.intp, order="C"), out=out, mode="wrap")
+    out += logsumexp[:, None]
+    blank(out, num_kept, -np.inf)

@@ -16,12 +16,14 @@ from types import MappingProxyType
 import numpy as np
 
 from caskd.store.cells import (
-    blank,
     decode_ids,
     draw_cells,
     from_cells,
     kept_cells,
     log_probability_table,
+    logits_of_codes,
+    places_of_steps,
+    put_behind_head,
     sum_of_steps,
 )
 from caskd.store.errors import CorruptError
@@ -136,13 +138,11 @@ class CompactHeadDraws(RowEncoding):
             return
         num_kept = stored["num_kept"]
         check_heads(num_head, num_kept)
-        head, drawn = kept_cells(num_head, out.shape[1]), num_kept - num_head
-        ids, counts = _draws(stored, drawn, id_orders)
-        values = ids if name == "sampled_ids" else counts
-        out[:] = 0
-        out[kept_cells(num_kept, out.shape[1]) & ~head] = values[kept_cells(drawn, out.shape[1])]
+        ids, counts = _draws(stored, num_kept - num_head, id_orders)
+        put_behind_head(ids if name == "sampled_ids" else counts, num_head, num_kept, out)
         if name == "sampled_ids":
             assert id_orders is not None
+            head = kept_cells(num_head, out.shape[1])
             codes = from_cells(stored["head_id_codes"], head, np.int64)
             starts = stored["sampled_id_order"].astype(np.int64)[:, None] * id_orders.shape[1]
             out[head] = id_orders.reshape(-1).take(codes + starts)[head]
@@ -152,10 +152,7 @@ def decode_logits(stored: Mapping[str, Array], name: str, num_kept: Array, out: 
     """Decode logits [N, k] into `out` from the array `name` of steps; padding is -inf."""
     codes = np.empty(out.shape[::-1], np.uint16)
     sum_of_steps(stored[name].T, codes, name)
-    # Contiguous indices of numpy's own index type: take() would convert others more slowly.
-    LOG_PROBABILITIES.take(codes.T.astype(np.intp, order="C"), out=out, mode="wrap")
-    out += stored["logsumexp"][:, None]
-    blank(out, num_kept, -np.inf)
+    logits_of_codes(codes, LOG_PROBABILITIES, num_kept, stored["logsumexp"], out)
 
 
 def _draws(
@@ -169,8 +166,7 @@ def _draws(
     assert id_orders is not None
     steps, vocab_size = stored["sampled_place_steps"], id_orders.shape[1]
     cells = kept_cells(num_drawn, steps.shape[1])
-    positions = np.cumsum(from_cells(steps, cells, np.int64), axis=1)
-    positions[~cells] = 0
+    positions = places_of_steps(steps, cells)
     if positions.size and int(positions.max()) >= vocab_size:
         raise CorruptError(
             f"sampled_place_steps lead to {int(positions.max()):,}; expected at most "

@@ -20,15 +20,17 @@ from caskd.store.cells import (
     IdLists,
     ListPlaces,
     ListShape,
-    blank,
     draw_cells,
     fit_lists,
     from_cells,
     from_front,
     ids_of_places,
     kept_cells,
+    logits_of_codes,
     octaves,
     packed_draws,
+    places_of_steps,
+    put_behind_head,
     rounded_mass,
     sum_of_steps,
     to_cells,
@@ -209,23 +211,19 @@ def _draws(stored: Mapping[str, Array], num_drawn: Array) -> tuple[Array, Array]
     """
     steps = stored["sampled_place_steps"]
     cells = kept_cells(num_drawn, steps.shape[1])
-    places = np.cumsum(from_cells(steps, cells, np.int64), axis=1)
-    places[~cells] = 0
+    places = places_of_steps(steps, cells)
     counts = from_cells(stored["sampled_place_counts"], cells, np.uint64)
     return draw_cells(_ids(places, "sampled_place_steps", stored), counts, cells)
 
 
 def _decode_head_draws(name: str, stored: Mapping[str, Array], out: Array) -> None:
     """Decode ids or counts [N, k] of rows with a head."""
-    num_kept, num_head, k = stored["num_kept"], stored["num_head"], out.shape[1]
+    num_kept, num_head = stored["num_kept"], stored["num_head"]
     check_heads(num_head, num_kept)
-    head, drawn = kept_cells(num_head, k), num_kept - num_head
-    ids, counts = _draws(stored, drawn)
-    out[:] = 0
-    out[kept_cells(num_kept, k) & ~head] = (ids if name == "sampled_ids" else counts)[
-        kept_cells(drawn, k)
-    ]
+    ids, counts = _draws(stored, num_kept - num_head)
+    put_behind_head(ids if name == "sampled_ids" else counts, num_head, num_kept, out)
     if name == "sampled_ids":
+        head = kept_cells(num_head, out.shape[1])
         places = from_cells(stored["head_id_places"], head, np.int64)
         out[head] = _ids(places, "head_id_places", stored)[head]
 
@@ -235,6 +233,4 @@ def _decode_logits(stored: Mapping[str, Array], out: Array) -> None:
     head = kept_cells(num_head, out.shape[1])
     steps = from_front(stored["head_logit_steps"].T, head.T, octaves(out.shape[1]))
     sum_of_steps(np.ascontiguousarray(steps), codes, "head_logit_steps")
-    LOG_P.take(codes.T.astype(np.intp, order="C"), out=out, mode="wrap")
-    out += stored["logsumexp"][:, None]
-    blank(out, num_head, -np.inf)
+    logits_of_codes(codes, LOG_P, num_head, stored["logsumexp"], out)

@@ -37,6 +37,7 @@ from caskd.store.cells import (
     kept_cells,
     log_probability_codes,
     log_probability_table,
+    logits_of_codes,
     num_places,
     octaves,
     run_sums,
@@ -295,11 +296,7 @@ def _put_in_order(ids: Array, codes: Array, num_kept: Array, vocab_size: int, ou
 
 
 def _decode_logits(stored: Mapping[str, Array], out: Array) -> None:
-    # Contiguous indices of numpy's own index type: take() would convert others more slowly.
-    codes = stored["topk_codes"].T.astype(np.intp, order="C")
-    LOG_P.take(codes, out=out, mode="wrap")
-    out += stored["logsumexp"][:, None]
-    blank(out, stored["num_kept"], -np.inf)
+    logits_of_codes(stored["topk_codes"], LOG_P, stored["num_kept"], stored["logsumexp"], out)
 
 
 def _decode_label(stored: Mapping[str, Array], out: Array) -> None:

@@ -144,7 +144,6 @@ class StoreWriter:
 
         Returns:
             False if another worker committed this shard with other content; theirs stays.
-
         """
         stored = self._encoded(rows)
         contents = {
