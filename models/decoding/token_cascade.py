@@ -268,7 +268,7 @@ class TokenCascade:
         self, text: Sequence[int], drafted: Sequence[int], small: Tensor, uniform: Tensor | None
     ) -> Iterator[tuple[bool, int, float, float]]:
         """For each drafted token: whether the large model decides, the token, its log-prob, and the
-        acceptance of a token drawn in its place."""
+        acceptance of a token drawn in its place, 0 for rules that do not report it."""
         q = small.softmax(dim=-1)
         large, p = small, q
         # Only the scores of the last pass are there: a rule that reads them drafts nothing.
@@ -290,7 +290,9 @@ class TokenCascade:
             )
             by_large = was_refused == small_proposes
             logprobs = torch.where(by_large[:, None], p, q).gather(-1, chosen[:, None])[:, 0]
-        acceptance = 1.0 - total_variation(q, p)
+        acceptance = torch.zeros_like(logprobs)
+        if self.rule == "spec":
+            acceptance = 1.0 - total_variation(q, p)
         columns = by_large, chosen, logprobs.log(), acceptance
         return zip(*(column.tolist() for column in columns), strict=True)
 
