@@ -4,6 +4,10 @@ Each message is one line: what was given, what was expected, what to run or chan
 the exit code of the command: 1 a check failed, 2 usage, 3 an identity mismatch.
 """
 
+from collections.abc import Collection
+from dataclasses import fields
+from typing import Any
+
 
 class CaskdError(Exception):
     """Base of all errors that a user can fix; printed as one line without traceback."""
@@ -119,6 +123,15 @@ def given_without(given: str, lacking: str) -> str:
         f"{given}: was given without {lacking}; expected both or neither; add {lacking}, or omit "
         f"{flag}"
     )
+
+
+def unread_flags(config: Any, read: Collection[str]) -> dict[str, Any]:
+    """Flag -> value of the fields of a config that were given, and that a command does not read."""
+    return {
+        f"--{field.name.replace('_', '-')}": getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in read and getattr(config, field.name) != field.default
+    }
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

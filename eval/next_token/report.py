@@ -1,7 +1,6 @@
 """`caskd eval --next-token`: the files of a report on next tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +48,7 @@ from caskd.eval.report import (
 )
 from caskd.eval.study import seed_warnings
 from caskd.store import TeacherStore
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, unread_flags
 from caskd.store.format import check_imported
 from caskd.store.io import strip_control, tell
 
@@ -133,12 +132,7 @@ def _check_flags(config: EvalConfig) -> None:
         raise UsageError(
             "--next-token: no student; expected at least one; pass --student DIR, once for each"
         )
-    others = [
-        f"--{field.name.replace('_', '-')}"
-        for field in fields(EvalConfig)
-        if field.name not in _READ and getattr(config, field.name) != field.default
-    ]
-    if others:
+    if others := unread_flags(config, _READ):
         raise UsageError(
             f"--next-token: was given with {', '.join(others)}, of the measures of answers; "
             "expected --student without them; omit those, or omit --next-token"

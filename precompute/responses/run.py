@@ -1,6 +1,5 @@
 """`caskd precompute --sample-responses`: the teacher answers every record of a corpus."""
 
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from caskd.precompute.command_config import PrecomputeCommand
 from caskd.precompute.config import check_numbers
 from caskd.precompute.responses.answering import open_answering
 from caskd.precompute.responses.writing import Target, check_answers, write_answers
-from caskd.store.errors import UsageError
+from caskd.store.errors import UsageError, unread_flags
 from caskd.store.io import tell
 
 _FLAG = "--sample-responses"
@@ -49,16 +48,13 @@ def _check(config: PrecomputeCommand, target: Target) -> None:
     Raises:
         UsageError: names the flag and what to do.
     """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name not in _READ and value != field.default:
-            name = field.name.replace("_", "-")
-            switch = f"--{name}" if value else f"--no-{name}"
-            flag = switch if isinstance(value, bool) else f"--{name} {value}"
-            raise UsageError(
-                f"{_FLAG} and {flag}: both were given; expected one of them, answers are a corpus "
-                f"and no store; omit {flag}, and capture {target.out} afterwards"
-            )
+    for name, value in unread_flags(config, _READ).items():
+        switch = name if value else name.replace("--", "--no-", 1)
+        flag = switch if isinstance(value, bool) else f"{name} {value}"
+        raise UsageError(
+            f"{_FLAG} and {flag}: both were given; expected one of them, answers are a corpus "
+            f"and no store; omit {flag}, and capture {target.out} afterwards"
+        )
     if not config.teacher and not (config.backend == "server" and config.api == "chat"):
         raise UsageError("--teacher: missing; expected a folder or a hub id; pass --teacher ID")
     _check_runner(config)

@@ -1,11 +1,13 @@
 """A tiny captured store and its models, for tests that train."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from caskd.precompute import PrecomputeConfig, precompute
 from caskd.train import TrainConfig
+from caskd.train.checkpoint import checkpoint_path
 from helpers.tiny import ragged_records, save_tiny, write_jsonl
 
 TOP_K = 8
@@ -28,6 +30,13 @@ def capture(root: Path, *, num: int = 40, teacher: str = "teacher", top_k: int =
         )
     )
     return root / "store"
+
+
+def copy_killed(whole: Path, run: Path, step: int) -> Path:
+    """A copy of a finished run, as if it had been killed before its checkpoint of `step`."""
+    shutil.copytree(whole, run)
+    shutil.rmtree(checkpoint_path(run, step))
+    return run
 
 
 def set_dropout(student: Path, probability: float) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.training import capture, config_for, read_metrics
+from helpers.training import capture, config_for, copy_killed, read_metrics
 from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
@@ -96,9 +96,7 @@ def test_the_mask_is_that_of_a_dense_computation_and_counts_in_every_step(root, 
 
 @pytest.mark.slow
 def test_resuming_reads_the_mask_and_is_bitwise(root, whole, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    shutil.rmtree(checkpoint_path(run, 4))
+    run = copy_killed(whole, tmp_path / "run", 4)
     monkeypatch.setattr("caskd.train.run.start.row_scores", None)
     with pytest.raises(IdentityError, match=r"--mask-share 0\.5.*0\.3"):
         train(options(root, run, mask_share=0.5, resume=True))
@@ -129,9 +127,7 @@ def test_a_store_without_the_tail_and_no_finished_run_are_refused(root, whole, t
         check_mask_fields("learnable", [store])
     with pytest.raises(UsageError, match=r"nowhere: found no such directory"):
         plan_run(options(root, tmp_path / "run", reference=root / "nowhere"))
-    unfinished = tmp_path / "unfinished"
-    shutil.copytree(whole, unfinished)
-    shutil.rmtree(checkpoint_path(unfinished, 4))
+    unfinished = copy_killed(whole, tmp_path / "unfinished", 4)
     with pytest.raises(UsageError, match=r"--reference .*not finished \(step 2 of 4\)"):
         plan_run(options(root, tmp_path / "run", reference=unfinished))
     assert not (tmp_path / "run").exists()

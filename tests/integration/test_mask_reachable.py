@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers.training import capture, config_for, read_metrics
+from helpers.training import capture, config_for, copy_killed, read_metrics
 from transformers import AutoModelForCausalLM
 
 from caskd.store import TeacherStore
@@ -81,9 +81,7 @@ def test_p_th_0_is_the_plain_objective_bit_for_bit(root, tmp_path):
 
 @pytest.mark.slow
 def test_resuming_reads_the_mask_and_is_bitwise(root, whole, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-    shutil.rmtree(checkpoint_path(run, 6))
+    run = copy_killed(whole, tmp_path / "run", 6)
     monkeypatch.setattr("caskd.train.run.start.row_scores", None)
     with pytest.raises(IdentityError, match=r"--p-th 0\.5.*0\.02"):
         train(options(root, run, p_th=0.5, resume=True))
